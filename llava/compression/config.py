@@ -1,0 +1,254 @@
+"""What to compress and how much: the one object that decides everything and travels with the checkpoint.
+
+Both readings of the method are options wherever the paper (arXiv 2602.18846) and its released code differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+V2V_SCORES = ("cls", "received", "random", "uniform")
+V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
+T2V_SCORES = ("attention", "random", "uniform")
+T2V_QUERIES = ("last", "text", "salient")
+T2V_POSITIONS = ("renumber", "original")
+
+
+def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(accepted)}.")
+
+
+def _require_count(field: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{field} is {value!r}; it must be a whole number of at least {minimum}.")
+
+
+@dataclass(frozen=True)
+class V2VConfig:
+    """Vision-to-vision merging, after the vision tower (paper section 3.1).
+
+    Attributes:
+        dominant: tokens kept as they are. Counts the CLS token where the tower has one (300 = CLS + 299 patches).
+        contextual: tokens made by merging what is left. 0 merges nothing; where fewer patches are left than
+            asked for, as many tokens as are left come out.
+        cluster_width: pool of `cluster_width * contextual` patches that may be merged (`anchored`), or members
+            of each cluster (`neighbours`).
+        score: importance of a patch. `cls`: attention that the CLS token pays it, summed over heads (released
+            code). `received`: attention that all tokens pay it (Algorithm 1). `random`, `uniform`: controls.
+        clusters: `anchored`: every pool patch joins the most similar of evenly ranked anchors (released code).
+            `neighbours`: mean of the patches a centroid attends to most (Algorithm 1). `uniform`: anchors evenly
+            spaced over all remaining patches, which all join one (VisionZip).
+        seed: of the `random` score.
+    """
+
+    dominant: int
+    contextual: int
+    cluster_width: int = 4
+    score: str = "cls"
+    clusters: str = "anchored"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_count("v2v.dominant", self.dominant, 1)
+        _require_count("v2v.contextual", self.contextual, 0)
+        _require_count("v2v.cluster_width", self.cluster_width, 1)
+        _require_choice("v2v.score", self.score, V2V_SCORES)
+        _require_choice("v2v.clusters", self.clusters, V2V_CLUSTERS)
+        _require_count("v2v.seed", self.seed, 0)
+
+    @property
+    def needs_attention_map(self) -> bool:
+        """Whether the tower must give the whole attention map of the scored layer, not only its CLS row."""
+        merges_by_attention = self.clusters == "neighbours" and self.contextual > 0
+        return self.score == "received" or merges_by_attention
+
+    def token_count(self, num_tokens: int) -> int:
+        """Tokens that leave V2V when `num_tokens` (patches, plus CLS where there is one) enter it.
+
+        Raises:
+            ValueError: if more dominant tokens are asked for than there are.
+        """
+        if self.dominant > num_tokens:
+            raise ValueError(
+                f"v2v.dominant is {self.dominant}, but the vision tower gives {num_tokens} tokens (CLS included); "
+                f"choose at most {num_tokens}."
+            )
+        return min(self.dominant + self.contextual, num_tokens)
+
+
+@dataclass(frozen=True)
+class T2VConfig:
+    """Text-to-vision dropping, between decoder layers (paper section 3.2).
+
+    Attributes:
+        layers: after how many decoder layers each drop happens, rising: (16, 24) drops before the 17th and the
+            25th layer.
+        keep: share of the visual tokens that entered the decoder (not of what is left) alive after each drop.
+        queries: the text tokens that vote. `last`: the last instruction token before each answer (variant C).
+            `text`: every instruction token after the first image (C+all). `salient`: the salient ones of
+            these and the last (C+S).
+        score: `attention`, or the controls `random` and `uniform`.
+        positions: `renumber` closes the gaps after a drop (published behaviour); `original` leaves survivors
+            where they were.
+        seed: of the `random` score.
+    """
+
+    layers: tuple[int, ...]
+    keep: tuple[float, ...]
+    queries: str = "last"
+    score: str = "attention"
+    positions: str = "renumber"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "keep"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not hasattr(value, "__iter__"):
+                raise ValueError(f"t2v.{field} is {value!r}; it must be a list, such as [16, 24] or [0.5, 0.0].")
+            object.__setattr__(self, field, tuple(value))
+        self._check_layers()
+        self._check_keep()
+        _require_choice("t2v.queries", self.queries, T2V_QUERIES)
+        _require_choice("t2v.score", self.score, T2V_SCORES)
+        _require_choice("t2v.positions", self.positions, T2V_POSITIONS)
+        _require_count("t2v.seed", self.seed, 0)
+
+    def _check_layers(self) -> None:
+        for layer in self.layers:
+            _require_count("an entry of t2v.layers", layer, 1)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"t2v.layers is {list(self.layers)}; it must hold rising layer numbers, each once.")
+
+    def _check_keep(self) -> None:
+        if len(self.keep) != len(self.layers):
+            raise ValueError(
+                f"t2v.keep has {len(self.keep)} entries and t2v.layers {len(self.layers)}; give one share a layer."
+            )
+        for share in self.keep:
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ValueError(f"t2v.keep holds {share!r}; each share must be a number from 0 to 1.")
+        if any(later > earlier for earlier, later in zip(self.keep, self.keep[1:], strict=False)):
+            raise ValueError(f"t2v.keep is {list(self.keep)}; shares must not grow: dropped tokens do not return.")
+        object.__setattr__(self, "keep", tuple(float(share) for share in self.keep))
+
+    def check_depth(self, num_layers: int) -> None:
+        """Raise ValueError unless every drop is followed by at least one of `num_layers` decoder layers."""
+        if self.layers[-1] >= num_layers:
+            raise ValueError(
+                f"t2v.layers is {list(self.layers)}, but the decoder has {num_layers} layers; a drop must come "
+                f"before the last layer, so the largest accepted entry is {num_layers - 1}."
+            )
+
+    def kept(self, stage: int, entered: int) -> int:
+        """Visual tokens alive after drop `stage` (0-based) when `entered` came into the decoder, floored."""
+        return int(entered * self.keep[stage])
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """The two stages together; `None` switches a stage off, and without both the model is plain LLaVA."""
+
+    v2v: V2VConfig | None = None
+    t2v: T2VConfig | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | None) -> CompressionConfig:
+        """Build from a mapping with the keys `v2v` and `t2v` (either may be missing or None).
+
+        Raises:
+            ValueError: for unknown keys, missing ones, or values out of range.
+        """
+        data = dict(data or {})
+        unknown = sorted(set(data) - {"v2v", "t2v"})
+        if unknown:
+            raise ValueError(f"Unknown compression key {unknown[0]!r}; accepted keys are v2v and t2v.")
+        return cls(v2v=_build(V2VConfig, "v2v", data.get("v2v")), t2v=_build(T2VConfig, "t2v", data.get("t2v")))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> CompressionConfig:
+        """Read a YAML file in the format of `configs/compression/*.yaml`."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"There is no compression file {str(path)!r}; give a YAML file or one of {presets()}.")
+        return cls._from_text(path.read_text(encoding="utf-8"), str(path))
+
+    @classmethod
+    def from_preset(cls, name: str) -> CompressionConfig:
+        """Read a named preset, such as `duet-192` (paper Table 12)."""
+        if name not in presets():
+            raise ValueError(f"There is no compression preset {name!r}; accepted names are {', '.join(presets())}.")
+        return cls._from_text(_preset_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+
+    @classmethod
+    def resolve(cls, source: CompressionConfig | Mapping[str, Any] | str | Path | None) -> CompressionConfig:
+        """Accept whatever names a configuration: an object, a mapping, a preset's name or a YAML file's path."""
+        if isinstance(source, CompressionConfig):
+            return source
+        if source is None or isinstance(source, Mapping):
+            return cls.from_dict(source)
+        looks_like_a_file = isinstance(source, Path) or str(source).endswith((".yaml", ".yml"))
+        return cls.from_yaml(source) if looks_like_a_file else cls.from_preset(str(source))
+
+    @classmethod
+    def _from_text(cls, text: str, origin: str) -> CompressionConfig:
+        import yaml
+
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{origin} is not valid YAML: {error}") from error
+        if data is not None and not isinstance(data, Mapping):
+            raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {data!r}.")
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """A mapping of plain JSON values that `from_dict` reads back to an equal object."""
+        return {"v2v": _to_plain(self.v2v), "t2v": _to_plain(self.t2v)}
+
+
+def _build(kind: Any, name: str, data: Any) -> Any:
+    if data is None or isinstance(data, kind):
+        return data
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} must be a mapping or null, not {data!r}.")
+    fields = dataclasses.fields(kind)
+    accepted = [field.name for field in fields]
+    unknown = sorted(set(data) - set(accepted))
+    if unknown:
+        raise ValueError(f"Unknown key {name}.{unknown[0]}; accepted keys are {', '.join(accepted)}.")
+    missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]
+    if missing:
+        raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
+    return kind(**data)
+
+
+def _to_plain(stage: V2VConfig | T2VConfig | None) -> dict[str, Any] | None:
+    if stage is None:
+        return None
+    values = dataclasses.asdict(stage)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _preset_folder() -> Any:
+    """The folder of preset files: package data in a wheel, `configs/compression` in a checkout."""
+    try:
+        folder = resources.files("llava.compression.presets")
+        if folder.joinpath("none.yaml").is_file():
+            return folder
+    except ModuleNotFoundError:
+        pass
+    return Path(__file__).resolve().parents[2] / "configs" / "compression"
+
+
+def presets() -> list[str]:
+    """Names of the presets that `CompressionConfig.from_preset` accepts, sorted."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))

@@ -1,0 +1,101 @@
+"""What stands at each position of a padded batch, carried along whenever tokens are dropped.
+
+Counts live on the host as plain integers: from them every length after a drop is known without asking the device.
+Shapes: B rows, L positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The rows of a batch, position by position.
+
+    Attributes:
+        valid: bool [B, L], False on padding.
+        image: int64 [B, L], number of the image a visual token came from within its row; -1 on text and padding.
+        visual_index: int64 [B, L], rank of a visual token among those of its row that entered the decoder; else -1.
+        vote: bool [B, L], may this token vote on visual tokens.
+        positions: int64 [B, L], rotary position; 0 on padding.
+        lengths: valid tokens of each row.
+        visual: visual tokens of each row that are still there.
+        entered: visual tokens of each row that entered the decoder.
+        max_votes: no row has more voters than this.
+        padding_side: "right" or "left"; rows with gaps count as "left".
+        labels: int64 [B, L], target id of each position, -100 where there is none; None without labels.
+    """
+
+    valid: Tensor
+    image: Tensor
+    visual_index: Tensor
+    vote: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    visual: tuple[int, ...]
+    entered: tuple[int, ...]
+    max_votes: int
+    padding_side: str = "right"
+    labels: Tensor | None = None
+
+    @classmethod
+    def of_text(cls, valid: Tensor) -> TokenLayout:
+        """Layout of a batch without any visual token, from its attention mask [B, L]; waits for the device once."""
+        valid = valid.bool()
+        padded_on_the_right = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
+        lengths = tuple(valid.sum(dim=1).tolist())
+        return cls._text(valid, lengths, "right" if padded_on_the_right else "left")
+
+    @classmethod
+    def of_full_text(cls, batch: int, length: int, device: torch.device) -> TokenLayout:
+        """Layout of `batch` rows of `length` text tokens without padding."""
+        return cls._text(torch.ones(batch, length, dtype=torch.bool, device=device), (length,) * batch, "right")
+
+    @classmethod
+    def _text(cls, valid: Tensor, lengths: tuple[int, ...], padding_side: str) -> TokenLayout:
+        none = torch.full_like(valid, -1, dtype=torch.long)
+        zero = (0,) * len(lengths)
+        votes = torch.zeros_like(valid)
+        return cls(valid, none, none, votes, renumbered(valid), lengths, zero, zero, 0, padding_side)
+
+    @property
+    def is_visual(self) -> Tensor:
+        """bool [B, L]: visual tokens."""
+        return self.image >= 0
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any row is shorter than the batch (known on the host)."""
+        return min(self.lengths, default=0) < self.valid.shape[1]
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether causal attention alone would let a token see padding: only padding in front of it does."""
+        return self.is_padded and self.padding_side == "left"
+
+    def attention_mask(self) -> Tensor | None:
+        """bool [B, L] for a mask builder, or None where causal attention alone is right."""
+        return self.valid if self.needs_mask else None
+
+    def repeat_interleave(self, repeats: int) -> TokenLayout:
+        """Each row `repeats` times, as beam search and several returned sequences ask."""
+
+        def repeat(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.repeat_interleave(repeats, dim=0)
+            if isinstance(value, tuple):
+                return tuple(item for item in value for _ in range(repeats))
+            return value
+
+        values = {field.name: repeat(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return TokenLayout(**values)  # type: ignore[arg-type]
+
+
+def renumbered(valid: Tensor) -> Tensor:
+    """Positions 0..n-1 over the valid tokens of each row [B, L]; 0 on padding."""
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0) * valid

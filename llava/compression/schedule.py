@@ -1,0 +1,217 @@
+"""What a compression costs and saves: tokens seen by each layer, FLOPs and KV-cache bytes, by arithmetic alone.
+
+    python -m llava.compression.schedule --preset duet-192 --model llava-1.5-7b
+
+FLOPs count a multiply-add as two and causal attention once (half of the full square). Scoring is not counted: one
+key projection and a few query rows at each drop, under 1 % of a prefill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from llava.compression.config import CompressionConfig, presets
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Dimensions of a Llama-like language model."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """Read the dimensions from a transformers configuration of a Llama-like model."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            mlp=config.intermediate_size,
+            vocab=config.vocab_size,
+        )
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's linear maps."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.width * self.mlp
+
+    def layer_flops(self, tokens: int) -> int:
+        """Forward FLOPs of one layer over a sequence."""
+        return 2 * self.layer_parameters * tokens + 2 * self.heads * self.head_dim * tokens**2
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Dimensions of a vision tower run to its selected layer; `patches` excludes the CLS token."""
+
+    layers: int
+    width: int
+    mlp: int
+    patches: int
+    patch_values: int
+    has_cls: bool = True
+
+    @classmethod
+    def of(cls, config: Any, select_layer: int = -2) -> VisionShape:
+        """Read the dimensions from a CLIP vision configuration; `select_layer` indexes its hidden states."""
+        return cls(
+            layers=select_layer % (config.num_hidden_layers + 1),
+            width=config.hidden_size,
+            mlp=config.intermediate_size,
+            patches=(config.image_size // config.patch_size) ** 2,
+            patch_values=3 * config.patch_size**2,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the tower computes, CLS included."""
+        return self.patches + self.has_cls
+
+    def flops(self) -> int:
+        """Forward FLOPs for one image."""
+        weights = 4 * self.width**2 + 2 * self.width * self.mlp
+        layer = 2 * weights * self.tokens + 4 * self.width * self.tokens**2
+        return self.layers * layer + 2 * self.patch_values * self.width * self.patches
+
+
+CLIP_L_336 = VisionShape(layers=23, width=1024, mlp=4096, patches=576, patch_values=588)
+MODELS = {
+    "llava-1.5-7b": DecoderShape(32, 4096, 32, 32, 128, 11008, 32000),
+    "llava-1.5-13b": DecoderShape(40, 5120, 40, 40, 128, 13824, 32000),
+}
+
+
+def visual_tokens_per_layer(
+    config: CompressionConfig, num_layers: int, vision: VisionShape = CLIP_L_336, images: int = 1
+) -> tuple[int, ...]:
+    """Visual tokens of one sample that each decoder layer sees.
+
+    Raises:
+        ValueError: if the configuration does not fit the tower or the number of layers.
+    """
+    per_image = config.v2v.token_count(vision.tokens) if config.v2v else vision.patches
+    alive = entered = images * per_image
+    if config.t2v is None:
+        return (entered,) * num_layers
+    config.t2v.check_depth(num_layers)
+    tokens = []
+    for layer in range(num_layers):
+        if layer in config.t2v.layers:
+            alive = config.t2v.kept(config.t2v.layers.index(layer), entered)
+        tokens.append(alive)
+    return tuple(tokens)
+
+
+def average_visual_tokens(tokens: Sequence[int]) -> float:
+    """Mean over layers of the visual tokens a layer sees: the budget that papers compare at."""
+    return sum(tokens) / len(tokens)
+
+
+def prefill_flops(
+    tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, vision: VisionShape = CLIP_L_336, images: int = 1
+) -> int:
+    """FLOPs from pixels to the logits of the first answer token.
+
+    Args:
+        tokens: visual tokens per layer, as `visual_tokens_per_layer` gives them.
+        text_tokens: length of the prompt without its images.
+        decoder, vision: dimensions; the projector is LLaVA's two-layer MLP.
+        images: images of the sample.
+    """
+    layers = sum(decoder.layer_flops(text_tokens + count) for count in tokens)
+    return layers + 2 * decoder.width * decoder.vocab + _projector(tokens[0], decoder, vision) + images * vision.flops()
+
+
+def training_flops(
+    tokens: Sequence[int],
+    text_tokens: int,
+    decoder: DecoderShape,
+    vision: VisionShape = CLIP_L_336,
+    images: int = 1,
+    passes: int = 4,
+) -> int:
+    """FLOPs of one training step on one sample, the tower frozen.
+
+    Args:
+        tokens, text_tokens, decoder, vision, images: as in `prefill_flops`.
+        passes: forward-sized passes through a layer: 4 with full gradient checkpointing, 3 without it, or with it
+            and a frozen language model.
+    """
+    layers = passes * sum(decoder.layer_flops(text_tokens + count) for count in tokens)
+    head = 3 * 2 * decoder.width * decoder.vocab * (text_tokens + tokens[-1])
+    return layers + head + 3 * _projector(tokens[0], decoder, vision) + images * vision.flops()
+
+
+def kv_bytes(tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, bytes_per_value: int = 2) -> int:
+    """Bytes of the KV cache after a prompt of `text_tokens` and the visual tokens that each layer sees."""
+    per_token = 2 * decoder.kv_heads * decoder.head_dim * bytes_per_value
+    return per_token * sum(text_tokens + count for count in tokens)
+
+
+def _projector(visual_tokens: int, decoder: DecoderShape, vision: VisionShape) -> int:
+    return 2 * (vision.width * decoder.width + decoder.width**2) * visual_tokens
+
+
+def describe(tokens: Sequence[int]) -> str:
+    """The staircase in words, such as `0-15: 307, 16-23: 153, 24-31: 0`."""
+    parts, start = [], 0
+    for count, run in groupby(tokens):
+        length = len(list(run))
+        parts.append(f"{start}-{start + length - 1}: {count}")
+        start += length
+    return ", ".join(parts)
+
+
+def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: VisionShape, text_tokens: int) -> str:
+    """A text table of tokens, FLOPs and KV bytes, one line for each named configuration."""
+    dense = visual_tokens_per_layer(CompressionConfig(), decoder.layers, vision)
+    dense_prefill = prefill_flops(dense, text_tokens, decoder, vision)
+    dense_step = training_flops(dense, text_tokens, decoder, vision)
+    name_width = max(len(name) for name in configs)
+    lines = [
+        f"{'':{name_width}}  average  prefill TFLOPs     train TFLOPs       KV MiB (16 bit)  visual tokens by layer"
+    ]
+    for name, config in configs.items():
+        tokens = visual_tokens_per_layer(config, decoder.layers, vision)
+        prefill = prefill_flops(tokens, text_tokens, decoder, vision)
+        step = training_flops(tokens, text_tokens, decoder, vision)
+        lines.append(
+            f"{name:{name_width}}  {average_visual_tokens(tokens):7.2f}"
+            f"  {prefill / 1e12:6.2f} ({prefill / dense_prefill - 1:+7.1%})"
+            f"  {step / 1e12:6.2f} ({step / dense_step - 1:+7.1%})"
+            f"  {kv_bytes(tokens, text_tokens, decoder) / 2**20:15.1f}  {describe(tokens)}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Tokens, FLOPs and KV cache of compression configurations.")
+    parser.add_argument("--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files")
+    parser.add_argument("--model", choices=sorted(MODELS), default="llava-1.5-7b")
+    parser.add_argument("--text-tokens", type=int, default=200, help="prompt and answer tokens beside the image")
+    options = parser.parse_args(arguments)
+    try:
+        configs = {name: CompressionConfig.resolve(name) for name in options.preset or presets()}
+        print(table(configs, MODELS[options.model], CLIP_L_336, options.text_tokens))
+    except ValueError as error:
+        sys.exit(f"schedule: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Text-to-vision dropping: score visual tokens by the attention text pays them, choose, gather (paper section 3.2).
+
+Shapes: B rows, L positions, V voting tokens, H query heads, G key heads, d head width, D width.
+Nothing here loops over rows or waits for the device: how many tokens stay is known on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from llava.compression.config import T2VConfig
+from llava.compression.layout import TokenLayout, renumbered
+from llava.compression.selection import evenly_spaced, seeded_noise
+
+IGNORED_LABEL = -100
+_MAX_ATTENTION_ELEMENTS = 2**28
+
+
+def keep_counts(layout: TokenLayout, config: T2VConfig, stage: int) -> tuple[int, ...]:
+    """Visual tokens each row keeps at `stage` (0-based): a share of what entered the decoder, floored.
+
+    A row that holds nothing but an image keeps at least one token, so that there is something to answer from.
+    """
+    counts = []
+    for length, present, entered in zip(layout.lengths, layout.visual, layout.entered, strict=True):
+        least = 1 if present and length == present else 0
+        counts.append(max(least, min(present, config.kept(stage, entered))))
+    return tuple(counts)
+
+
+def voting_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """Where the voters of each row stand.
+
+    Returns:
+        int64 [B, V] positions, and bool [B, V] whether the entry is a voter (rows may have fewer than V).
+    """
+    count = max(1, layout.max_votes)
+    index = torch.argsort((~layout.vote).int(), dim=1, stable=True)[:, :count]
+    return index, layout.vote.gather(1, index)
+
+
+def attention_scores(
+    queries: Tensor, keys: Tensor, layout: TokenLayout, voters: Tensor, is_voter: Tensor, scaling: float
+) -> Tensor:
+    """Attention each position receives from the voters: mean over heads, then over the voters of its row.
+
+    Causal softmax over all keys of the row (system prompt, visual tokens, text), in float32.
+
+    Args:
+        queries: [B, H, V, d] of the voting tokens, rotated to their positions.
+        keys: [B, G, L, d] of every token, rotated; H is a multiple of G (grouped-query attention).
+        layout: of the L positions.
+        voters, is_voter: as `voting_positions` returns them.
+        scaling: factor of the dot product, usually d ** -0.5.
+
+    Returns:
+        float32 [B, L]; 0 everywhere in a row without voters.
+    """
+    batch, heads, count, _ = queries.shape
+    chunk = max(1, _MAX_ATTENTION_ELEMENTS // (batch * heads * keys.shape[2]))
+    keys = keys.float()
+    column = torch.arange(keys.shape[2], device=keys.device)
+    votes = is_voter.float()
+    votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1)
+    scores = torch.zeros(layout.valid.shape, device=keys.device)
+    for start in range(0, count, chunk):
+        part = slice(start, start + chunk)
+        visible = layout.valid[:, None, :] & (column <= voters[:, part, None])  # [B, V, L]
+        received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)
+        scores += (votes[:, part, None] * received).sum(dim=1)
+    return scores
+
+
+def _attention(queries: Tensor, keys: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    """Attention [B, H, V, L] of queries [B, H, V, d] on keys [B, G, L, d], without repeating keys over heads."""
+    batch, heads, count, width = queries.shape
+    groups = keys.shape[1]
+    folded = queries.reshape(batch, groups, heads // groups * count, width)
+    logits = (folded @ keys.transpose(2, 3) * scaling).view(batch, heads, count, -1)
+    hidden = torch.finfo(logits.dtype).min
+    return logits.masked_fill(~visible[:, None], hidden).softmax(dim=-1)
+
+
+def control_scores(layout: TokenLayout, config: T2VConfig, stage: int, counts: tuple[int, ...]) -> Tensor:
+    """Scores [B, L] of the content-blind controls `random` and `uniform`."""
+    if config.score == "random":
+        return seeded_noise(layout.visual_index.clamp(min=0), config.seed + 1 + stage)
+    device = layout.valid.device
+    rank = layout.is_visual.long().cumsum(dim=1) - 1
+    present = torch.tensor(layout.visual, device=device)[:, None]
+    return evenly_spaced(rank, present, torch.tensor(counts, device=device)[:, None]).float()
+
+
+def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int, ...]) -> Tensor:
+    """Mark what stays: all text, and the `counts` best visual tokens of each row; ties go to the earlier token.
+
+    Args:
+        scores: [B, L], looked at on visual tokens only.
+        layout: of the L positions.
+        counts: visual tokens to keep in each row.
+
+    Returns:
+        bool [B, L], False on padding.
+    """
+    masked = scores.float().masked_fill(~layout.is_visual, -torch.inf)
+    order = masked.sort(dim=1, descending=True, stable=True).indices
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    chosen = rank < torch.tensor(counts, device=order.device)[:, None]
+    return torch.where(layout.is_visual, chosen, layout.valid)
+
+
+def gather_kept(
+    hidden_states: Tensor, layout: TokenLayout, keep: Tensor, counts: tuple[int, ...], positions: str = "renumber"
+) -> tuple[Tensor, TokenLayout]:
+    """Close the gaps: hidden states and everything that travels with them, in order, padded anew.
+
+    The vote of a token that is dropped passes to the nearest token kept before it (a caption's only voter is the
+    last visual token).
+
+    Args:
+        hidden_states: [B, L, D].
+        layout: of the L positions.
+        keep: bool [B, L], as `choose_visual_tokens` returns it.
+        counts: visual tokens that `keep` marks in each row.
+        positions: "renumber" or "original", see `T2VConfig`.
+
+    Returns:
+        [B, L', D], zeros on padding, and its layout; L' is the longest row that is left.
+    """
+    lengths = tuple(
+        length - present + count
+        for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
+    )
+    longest = max(lengths)
+    left = layout.padding_side == "left"
+    device = keep.device
+    length = torch.tensor(lengths, device=device)[:, None]
+    column = torch.arange(longest, device=device)
+    valid = column >= longest - length if left else column < length
+    order = torch.argsort((keep if left else ~keep).int(), dim=1, stable=True)
+    index = order[:, -longest:] if left else order[:, :longest]
+
+    moved = (keep.long().cumsum(dim=1) - 1).clamp(min=0) + (longest - length if left else 0)
+    vote = torch.zeros(valid.shape, dtype=torch.int32, device=device)
+    vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
+
+    def travel(values: Tensor, fill: int) -> Tensor:
+        return values.gather(1, index).masked_fill(~valid, fill)
+
+    kept_positions = renumbered(valid) if positions == "renumber" else travel(layout.positions, 0)
+    new_layout = dataclasses.replace(
+        layout,
+        valid=valid,
+        image=travel(layout.image, -1),
+        visual_index=travel(layout.visual_index, -1),
+        vote=vote,
+        positions=kept_positions,
+        lengths=lengths,
+        visual=tuple(counts),
+        labels=None if layout.labels is None else travel(layout.labels, IGNORED_LABEL),
+    )
+    hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
+    if new_layout.is_padded:
+        hidden_states = hidden_states.masked_fill(~valid[..., None], 0)
+    return hidden_states, new_layout

@@ -1,0 +1,215 @@
+"""Vision-to-vision merging: score the patches, keep the dominant ones, merge some of the rest (paper section 3.1).
+
+Shapes: B images, N tokens from the tower (P patches, plus one CLS token in front where the tower has one),
+D width, K kept patches, C contextual tokens, M merged patches. Everything is batched; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava.compression.config import V2VConfig
+from llava.compression.selection import evenly_spaced, seeded_noise
+
+logger = logging.getLogger(__name__)
+
+
+class Fate(IntEnum):
+    """What became of a patch."""
+
+    DROPPED = 0
+    DOMINANT = 1
+    ANCHOR = 2
+    MERGED = 3
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Which patch becomes what, as patch numbers (CLS not counted).
+
+    Attributes:
+        dominant: [B, K] patches kept as they are, most important first.
+        pool: [B, R] candidates for merging, in the order the anchors are drawn from.
+        anchors: [B, C] patch at the heart of each contextual token.
+        members: [B, M] patches averaged into a contextual token.
+        assignment: [B, M] number of the contextual token that each member goes to.
+    """
+
+    dominant: Tensor
+    pool: Tensor
+    anchors: Tensor
+    members: Tensor
+    assignment: Tensor
+
+
+@dataclass(frozen=True)
+class V2VResult:
+    """Merged tokens and where every patch went.
+
+    Attributes:
+        tokens: [B, N0, D] CLS (if any) and dominant patches in spatial order, then the contextual tokens.
+        fate: [B, P] a `Fate` for each patch.
+        target: [B, P] index of the token in `tokens` that a patch became or joined, -1 where it was dropped.
+        plan: the choices behind them.
+    """
+
+    tokens: Tensor
+    fate: Tensor
+    target: Tensor
+    plan: MergePlan
+
+
+def merge_visual_tokens(
+    hidden_states: Tensor,
+    cls_attention: Tensor | None,
+    keys: Tensor | None,
+    config: V2VConfig,
+    attention: Tensor | None = None,
+) -> V2VResult:
+    """Turn the tower's tokens into `config.token_count(N)` information-preserving ones (Algorithm 1).
+
+    Gradients flow through the tokens, never through the choice.
+
+    Args:
+        hidden_states: [B, N, D]; with a CLS token in front if N is one more than the patches scored.
+        cls_attention: [B, P] attention that CLS pays each patch, summed over heads. Needed by `score: cls`; from
+            any other tower give None, and all N tokens are patches unless `attention` or `keys` say otherwise.
+        keys: [B, N, Dk] keys of the scored layer, averaged over heads. Needed by `anchored` and `uniform` clusters.
+        config: what to keep and how to merge.
+        attention: [B, N, N] attention map of the scored layer, averaged over heads. Needed by `score: received`
+            and by `neighbours` clusters.
+
+    Raises:
+        ValueError: if `config.dominant` exceeds N, or an input that the options need is missing.
+    """
+    count = hidden_states.shape[1]
+    config.token_count(count)
+    has_cls = cls_attention is not None and cls_attention.shape[1] == count - 1
+    with torch.no_grad():
+        scores = score_patches(cls_attention, attention, config, count - has_cls, hidden_states)
+        plan = plan_merge(scores, keys, config, has_cls=has_cls, attention=attention)
+    patches = hidden_states[:, int(has_cls) :]
+    spatial = plan.dominant.sort(dim=1).values
+    parts = [hidden_states[:, : int(has_cls)], _take(patches, spatial), _contextual_tokens(patches, plan, config)]
+    fate, target = _trace(plan, spatial, patches.shape[1], int(has_cls))
+    return V2VResult(torch.cat(parts, dim=1), fate, target, plan)
+
+
+def score_patches(
+    cls_attention: Tensor | None, attention: Tensor | None, config: V2VConfig, num_patches: int, like: Tensor
+) -> Tensor:
+    """Importance of each patch, float32 [B, P], higher is kept first; see `V2VConfig.score`."""
+    batch, first_patch = like.shape[0], like.shape[1] - num_patches
+    if config.score == "cls":
+        if cls_attention is None:
+            raise ValueError("v2v.score is 'cls', but this vision tower has no CLS token; use 'received' instead.")
+        return cls_attention.float()
+    if config.score == "received":
+        return _required(attention, "attention", "v2v.score 'received'").float().mean(dim=1)[:, first_patch:]
+    index = torch.arange(num_patches, device=like.device)
+    if config.score == "random":
+        return seeded_noise(index, config.seed).expand(batch, -1)
+    return evenly_spaced(index, num_patches, config.dominant - first_patch).float().expand(batch, -1)
+
+
+def plan_merge(
+    scores: Tensor, keys: Tensor | None, config: V2VConfig, *, has_cls: bool, attention: Tensor | None = None
+) -> MergePlan:
+    """Choose dominant patches, anchors and members from the scores [B, P]; ties go to the lower patch number."""
+    num_patches = scores.shape[1]
+    kept = config.dominant - has_cls
+    contextual = min(config.contextual, num_patches - kept)
+    if contextual < config.contextual:
+        _say_once(
+            f"v2v asks for {config.contextual} contextual tokens, but {config.dominant} dominant ones leave "
+            f"{contextual} patches; {contextual} contextual tokens are made."
+        )
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    dominant, rest = order[:, :kept], order[:, kept:]
+    if contextual == 0:
+        empty = rest[:, :0]
+        return MergePlan(dominant, empty, empty, empty, empty)
+    if config.clusters == "neighbours":
+        attention = _required(attention, "attention", "v2v.clusters 'neighbours'")
+        return _plan_neighbours(dominant, rest, attention[:, int(has_cls) :, int(has_cls) :], contextual, config)
+    keys = _required(keys, "keys", f"v2v.clusters {config.clusters!r}")[:, int(has_cls) :]
+    if config.clusters == "uniform":
+        pool = rest.sort(dim=1).values
+    else:
+        pool = rest[:, : config.cluster_width * contextual]
+    return _plan_anchored(dominant, pool, keys, contextual)
+
+
+def _plan_anchored(dominant: Tensor, pool: Tensor, keys: Tensor, contextual: int) -> MergePlan:
+    """Every s-th patch of the pool is an anchor; the others join the anchor whose key is most similar."""
+    size = pool.shape[1]
+    step = size // contextual
+    is_anchor = torch.zeros(size, dtype=torch.bool, device=pool.device)
+    is_anchor[: step * contextual : step] = True
+    slots = torch.argsort((~is_anchor).int(), stable=True)
+    anchors, members = pool[:, slots[:contextual]], pool[:, slots[contextual:]]
+    unit_keys = F.normalize(keys.float(), dim=-1)
+    similarity = _take(unit_keys, members) @ _take(unit_keys, anchors).transpose(1, 2)
+    return MergePlan(dominant, pool, anchors, members, similarity.argmax(dim=-1))
+
+
+def _plan_neighbours(
+    dominant: Tensor, rest: Tensor, attention: Tensor, contextual: int, config: V2VConfig
+) -> MergePlan:
+    """The most important remaining patches are centroids; each takes the patches it attends to most."""
+    centroids = rest[:, :contextual]
+    width = min(config.cluster_width, rest.shape[1])
+    paid = _take(attention.float(), centroids)  # [B, C, P]
+    paid = paid.gather(2, rest[:, None].expand(-1, contextual, -1))
+    nearest = paid.sort(dim=2, descending=True, stable=True).indices[:, :, :width]
+    members = rest[:, None].expand(-1, contextual, -1).gather(2, nearest).flatten(1)
+    assignment = torch.arange(contextual, device=rest.device).repeat_interleave(width).expand(rest.shape[0], -1)
+    return MergePlan(dominant, rest, centroids, members, assignment)
+
+
+def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> Tensor:
+    """[B, C, D]: anchor plus mean of its members (VisionZip, released code), or the mean alone (Algorithm 1)."""
+    contextual = plan.anchors.shape[1]
+    slots = torch.arange(contextual, device=patches.device)
+    belongs = (plan.assignment[:, None, :] == slots[:, None]).to(patches.dtype)  # [B, C, M]
+    mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
+    return mean if config.clusters == "neighbours" else _take(patches, plan.anchors) + mean
+
+
+def _trace(plan: MergePlan, spatial: Tensor, num_patches: int, first: int) -> tuple[Tensor, Tensor]:
+    """Fate and target of every patch; where clusters overlap, a patch points to its first cluster."""
+    batch, kept = spatial.shape
+    slots = torch.arange(kept + plan.anchors.shape[1], device=spatial.device).expand(batch, -1) + first
+    fate = spatial.new_full((batch, num_patches), int(Fate.DROPPED))
+    fate.scatter_(1, plan.members, int(Fate.MERGED))
+    fate.scatter_(1, plan.anchors, int(Fate.ANCHOR))
+    fate.scatter_(1, spatial, int(Fate.DOMINANT))
+    target = spatial.new_full((batch, num_patches), -1)
+    joined = plan.assignment + first + kept
+    target.scatter_reduce_(1, plan.members, joined, reduce="amin", include_self=False)
+    target.scatter_(1, plan.anchors, slots[:, kept:])
+    target.scatter_(1, spatial, slots[:, :kept])
+    return fate, target
+
+
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens [B, N, D] at index [B, K] along dimension 1."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _required(value: Tensor | None, name: str, option: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"{option} needs the tower's {name}, but none was given; pass {name}= to the merge.")
+    return value
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
