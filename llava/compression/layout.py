@@ -7,7 +7,9 @@ Shapes: B rows, L positions.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class TokenLayout:
         entered: visual tokens of each row that entered the decoder.
         max_votes: no row has more voters than this.
         padding_side: "right" or "left"; rows with gaps count as "left".
+        max_supervised: no more positions than this have a target, the first column aside.
         labels: int64 [B, L], target id of each position, -100 where there is none; None without labels.
     """
 
@@ -41,6 +44,7 @@ class TokenLayout:
     entered: tuple[int, ...]
     max_votes: int
     padding_side: str = "right"
+    max_supervised: int = 0
     labels: Tensor | None = None
 
     @classmethod
@@ -82,18 +86,32 @@ class TokenLayout:
         """bool [B, L] for a mask builder, or None where causal attention alone is right."""
         return self.valid if self.needs_mask else None
 
+    def at_positions(self, positions: Tensor) -> TokenLayout:
+        """The same layout with other rotary positions, broadcastable to [B, L]."""
+        return dataclasses.replace(self, positions=positions.expand(self.valid.shape))
+
+    def to(self, device: torch.device) -> TokenLayout:
+        """The same layout with its tensors on a device; does not wait for the copy."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda counts: counts)
+
     def repeat_interleave(self, repeats: int) -> TokenLayout:
         """Each row `repeats` times, as beam search and several returned sequences ask."""
+        return self._map(
+            lambda tensor: tensor.repeat_interleave(repeats, dim=0),
+            lambda counts: tuple(count for count in counts for _ in range(repeats)),
+        )
 
-        def repeat(value: object) -> object:
+    def _map(
+        self, of_tensor: Callable[[Tensor], Tensor], of_counts: Callable[[tuple[int, ...]], tuple[int, ...]]
+    ) -> TokenLayout:
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                return value.repeat_interleave(repeats, dim=0)
-            if isinstance(value, tuple):
-                return tuple(item for item in value for _ in range(repeats))
-            return value
-
-        values = {field.name: repeat(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return TokenLayout(**values)  # type: ignore[arg-type]
+                changed[field.name] = of_tensor(value)
+            elif isinstance(value, tuple):
+                changed[field.name] = of_counts(value)
+        return dataclasses.replace(self, **changed)
 
 
 def renumbered(valid: Tensor) -> Tensor:

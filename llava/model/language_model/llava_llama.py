@@ -1,0 +1,269 @@
+"""LLaVA on Llama: transformers' model with a vision tower, and a forward that runs the decoder stage by stage.
+
+Shapes: B rows, T positions before splicing, L after it, L' after the last drop, D width, S supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from llava.compression.config import CompressionConfig, T2VConfig
+from llava.compression.layout import TokenLayout
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.loss import next_token_loss
+from llava.model.staged_cache import StagedCache
+from llava.model.staged_decoder import continue_stages, run_stages
+
+
+class LlavaConfig(LlamaConfig):
+    """Llama's configuration plus LLaVA's (`mm_*`) and the compression block."""
+
+    model_type = "llava_llama"
+
+
+@dataclass
+class LlavaModelOutput(BaseModelOutputWithPast):
+    """Output of the decoder.
+
+    Attributes:
+        layouts: what each stage worked on; the last one describes `last_hidden_state`. None while decoding.
+        scores: what each drop was ranked by.
+    """
+
+    layouts: tuple[TokenLayout, ...] | None = None
+    scores: tuple[Tensor | None, ...] | None = None
+
+
+@dataclass
+class LlavaCausalLMOutput(CausalLMOutputWithPast):
+    """Output of the whole model; `logits` stand at the positions of the last of `layouts`."""
+
+    layouts: tuple[TokenLayout, ...] | None = None
+    scores: tuple[Tensor | None, ...] | None = None
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """Llama's decoder with a vision tower and a projector beside it."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig) -> None:
+        LlamaModel.__init__(self, config)
+        self.build_vision_modules()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: StagedCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        layout: TokenLayout | None = None,
+        t2v: T2VConfig | None = None,
+        **kwargs: Any,
+    ) -> LlavaModelOutput:
+        """Run the decoder on embeddings [B, L, D] (or text ids [B, L]); with a filled cache, continue it.
+
+        Args:
+            layout: of the L positions; None takes all of them for text, padded as `attention_mask` says.
+            position_ids: of text without a layout.
+            t2v: when to drop visual tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        embeddings: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is not None and not isinstance(past_key_values, StagedCache):
+            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; it must be a StagedCache.")
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            hidden_states = continue_stages(self, embeddings, past_key_values, **kwargs)
+            return LlavaModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        if layout is None:
+            layout = _text_layout(embeddings, attention_mask, position_ids)
+        if past_key_values is None and use_cache:
+            past_key_values = StagedCache(self.config)
+        output = run_stages(self, embeddings, layout, t2v, past_key_values if use_cache else None, **kwargs)
+        return LlavaModelOutput(
+            last_hidden_state=output.hidden_states,
+            past_key_values=past_key_values,
+            layouts=output.layouts,
+            scores=output.scores,
+        )
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+    """LLaVA with V2V and T2V in training, prefill and decoding; without compression it is LLaVA, token for token."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        image_sizes: Any = None,
+        query_mask: Tensor | None = None,
+        layout: TokenLayout | None = None,
+        compression: CompressionConfig | None = None,
+        return_logits: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutput:
+        """From token ids and images to loss and logits.
+
+        Args:
+            input_ids: int64 [B, T], `IMAGE_TOKEN_INDEX` where images go. With a filled cache: new text tokens.
+            attention_mask: [B, T], 0 on padding of either side; with a filled cache every new token counts.
+            labels: int64 [B, T], -100 where there is no target.
+            images, query_mask: see `prepare_multimodal_inputs`.
+            image_sizes: accepted for LLaVA's sake; sizes do not matter as long as images are not cut into tiles.
+            layout: of `inputs_embeds`, if those are given and hold visual tokens.
+            compression: instead of the model's own.
+            return_logits: None leaves them out where labels are given in training.
+            logits_to_keep: as in transformers; logits of the last so many positions, 0 for all.
+            num_items_in_batch: targets of the whole (accumulated) batch, to divide the summed loss by.
+        """
+        compression = compression or self.compression
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if inputs_embeds is None and not decoding and input_ids is not None and layout is None:
+            if position_ids is None or images is not None:
+                inputs_embeds, layout = self.prepare_multimodal_inputs(
+                    input_ids, attention_mask, labels, images, query_mask, compression
+                )
+                input_ids = None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            layout=layout,
+            t2v=compression.t2v,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            loss = next_token_loss(self.lm_head, hidden_states, outputs.layouts[-1], labels, num_items_in_batch)
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)) if return_logits else None
+        return LlavaCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            layouts=outputs.layouts,
+            scores=outputs.scores,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        image_sizes: Any = None,
+        attention_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        compression: CompressionConfig | str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer prompts; as transformers' `generate`, but returns only the new ids, as LLaVA does.
+
+        Args:
+            inputs: int64 [B, T] (also accepted as `input_ids`), `IMAGE_TOKEN_INDEX` where images go.
+            images, query_mask: see `prepare_multimodal_inputs`.
+            image_sizes: accepted for LLaVA's sake.
+            attention_mask: [B, T], 0 on padding of either side.
+            compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+            kwargs: of transformers' `generate`.
+        """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if inputs is None or "inputs_embeds" in kwargs:
+            raise ValueError("Give the prompt as token ids (inputs=); embeddings are made here.")
+        chosen = self.compression if compression is None else CompressionConfig.resolve(compression)
+        embeddings, layout = self.prepare_multimodal_inputs(
+            inputs.to(self.device), attention_mask, None, images, query_mask, chosen, padding_side="left"
+        )
+        return super().generate(
+            inputs_embeds=embeddings, attention_mask=layout.valid.long(), layout=layout, compression=chosen, **kwargs
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        layout: TokenLayout | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers, but positions and masks come from the layout at prefill, from the cache afterwards."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        inputs.pop("position_ids", None)
+        if is_first_iteration:
+            inputs["layout"] = layout
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        layout = kwargs.pop("layout", None)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if layout is not None:
+            model_kwargs["layout"] = layout if expand_size == 1 else layout.repeat_interleave(expand_size)
+        return input_ids, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"cache_implementation is {generation_config.cache_implementation!r}; layers of a compressed model "
+                "cache different lengths, so leave it unset."
+            )
+        given = model_kwargs.get("past_key_values")
+        if given is not None and not isinstance(given, StagedCache):
+            raise ValueError(f"past_key_values is a {type(given).__name__}; it must be a StagedCache.")
+        if given is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = StagedCache(self.config)
+
+
+def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> TokenLayout:
+    batch, length = embeddings.shape[:2]
+    if attention_mask is None:
+        layout = TokenLayout.of_full_text(batch, length, embeddings.device)
+    else:
+        layout = TokenLayout.of_text(attention_mask)
+    return layout if position_ids is None else layout.at_positions(position_ids)
+
+
+AutoConfig.register("llava_llama", LlavaConfig)
+AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

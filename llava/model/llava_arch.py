@@ -1,0 +1,292 @@
+"""What makes a language model a LLaVA: a vision tower, a projector, and images spliced into the text.
+
+Knows nothing of the decoder's inside. Shapes: B rows, T positions before splicing, L after it, M images, N visual
+tokens of an image, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from llava.compression.config import CompressionConfig, V2VConfig
+from llava.compression.layout import TokenLayout
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IMAGE_TOKEN_INDEX
+from llava.model.collectives import ranks_must_agree
+from llava.model.loading import read_state_dict
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.splice import plan_splice
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR_PREFIX = "model.mm_projector."
+
+
+class LlavaMetaModel(_Base):
+    """Adds the tower and the projector to a transformers language model (without head)."""
+
+    config: Any
+    vision_tower: CLIPVisionTower | None
+    mm_projector: nn.Module | None
+
+    def build_vision_modules(self) -> None:
+        """Make the tower and the projector that the configuration names, if any; weights are not loaded."""
+        self.vision_tower = None
+        self.mm_projector = None
+        if getattr(self.config, "mm_vision_tower", None):
+            self.vision_tower = build_vision_tower(self.config)
+            self.mm_projector = build_vision_projector(self.config)
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """The tower, None in a model without one."""
+        return self.vision_tower
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+        """Give a language model its eyes before training, from LLaVA's model arguments.
+
+        Loads the tower's weights; makes the projector, or reads it from `pretrain_mm_mlp_adapter`.
+
+        Raises:
+            ValueError: if the projector file lacks a weight or holds one of another shape; names it.
+        """
+        self._write_vision_config(model_args)
+        if self.vision_tower is None:
+            self.vision_tower = build_vision_tower(self.config)
+        self.vision_tower.load_model()
+        self.vision_tower.to(device=self.config_device(), dtype=self.config_dtype())
+        self.config.mm_hidden_size = self.vision_tower.hidden_size
+        self.config.mm_vision_config = self.vision_tower.config.to_dict()
+        if self.mm_projector is None:
+            self.mm_projector = build_vision_projector(self.config)
+            self.mm_projector.to(device=self.config_device(), dtype=self.config_dtype())
+        self.mm_projector.requires_grad_(True)
+        adapter = getattr(model_args, "pretrain_mm_mlp_adapter", None)
+        if adapter:
+            load_projector(self.mm_projector, adapter)
+
+    def _write_vision_config(self, model_args: Any) -> None:
+        self.config.use_mm_proj = True
+        self.config.mm_vision_tower = model_args.vision_tower
+        self.config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        self.config.mm_vision_select_layer = getattr(model_args, "mm_vision_select_layer", -2)
+        self.config.mm_vision_select_feature = getattr(model_args, "mm_vision_select_feature", "patch")
+        self.config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+
+    def config_device(self) -> torch.device:
+        """Device of the language model."""
+        return self.embed_tokens.weight.device
+
+    def config_dtype(self) -> torch.dtype:
+        """Data type of the language model."""
+        return self.embed_tokens.weight.dtype
+
+
+class LlavaMetaForCausalLM(_Base):
+    """Adds the path from images and text to embeddings and their layout."""
+
+    config: Any
+
+    def get_model(self) -> Any:
+        """The language model without head."""
+        return self.model
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """The tower, None in a model without one."""
+        return self.get_model().get_vision_tower()
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """What `config.json` says under "compression"; nothing there means no compression."""
+        return CompressionConfig.from_dict(getattr(self.config, "compression", None))
+
+    def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
+        """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
+
+        Raises:
+            ValueError: if it does not fit the tower or the depth of the language model.
+        """
+        resolved = CompressionConfig.resolve(compression)
+        tower = self.get_vision_tower()
+        if resolved.v2v is not None and tower is not None:
+            tower.tokens_per_image(resolved.v2v)
+        if resolved.t2v is not None:
+            resolved.t2v.check_depth(self.config.num_hidden_layers)
+        self.config.compression = resolved.to_dict()
+
+    def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
+        """Visual tokens that one image brings into the language model."""
+        compression = compression or self.compression
+        return self._tower().tokens_per_image(compression.v2v)
+
+    def encode_images(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
+        """Images [M, 3, height, width] to the language model's width: [M, N, D]. V2V acts before the projector."""
+        features = self._tower()(images, v2v)
+        projector = self.get_model().mm_projector
+        return projector(features.to(self.get_model().config_dtype()))
+
+    def prepare_multimodal_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        query_mask: Tensor | None = None,
+        compression: CompressionConfig | None = None,
+        padding_side: str = "right",
+    ) -> tuple[Tensor, TokenLayout]:
+        """Embed the text, encode the images and splice them in.
+
+        Args:
+            input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go.
+            attention_mask: [B, T], 0 on padding of either side.
+            labels: int64 [B, T], -100 where there is no target.
+            images: one for each placeholder in reading order, or one a row (those of rows without a placeholder
+                are dummies); a tensor [M, 3, height, width] or a list of [3, ...] or [crops, 3, ...].
+            query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
+            compression: instead of the model's own.
+            padding_side: of the result.
+
+        Returns:
+            embeddings [B, L, D], zeros on padding, and their layout.
+        """
+        compression = compression or self.compression
+        host_ids = input_ids.cpu()
+        crops, used = _match_images(host_ids, attention_mask, images)
+        needed = [crops[index] for index in used]
+        features = self._features(crops, needed, compression.v2v)
+        per_crop = 0 if features is None else features.shape[1]
+        plan = plan_splice(
+            host_ids,
+            _host(attention_mask),
+            [per_crop * len(crop) for crop in needed],
+            labels=_host(labels),
+            query_mask=_host(query_mask),
+            queries=compression.t2v.queries if compression.t2v else "last",
+            padding_side=padding_side,
+            max_length=getattr(self.config, "tokenizer_model_max_length", None) if labels is not None else None,
+        ).to(input_ids.device)
+        text = self.get_model().embed_tokens(input_ids.clamp(min=0))
+        rows = text.flatten(0, 1)
+        if needed and features is not None:
+            rows = torch.cat([rows, features.flatten(0, 1).to(rows)])
+        embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
+        embeddings = embeddings.masked_fill(~plan.layout.valid[..., None], 0)
+        if features is not None and not needed:
+            embeddings = embeddings + 0 * features.sum()
+        return embeddings, plan.layout
+
+    def _features(self, crops: list[Tensor], needed: list[Tensor], v2v: V2VConfig | None) -> Tensor | None:
+        """Encode what is needed, [crops, N, D]; None where nothing is.
+
+        A training batch without images still runs tower and projector once: data-parallel ranks gather partitioned
+        weights together, so one that holds only text must take part.
+        """
+        if not needed and not (crops and (self.training or ranks_must_agree())):
+            return None
+        pixels = torch.cat(needed) if needed else crops[0][:1]
+        return self.encode_images(pixels.to(self._tower().device), v2v)
+
+    def _tower(self) -> CLIPVisionTower:
+        tower = self.get_vision_tower()
+        if tower is None:
+            raise ValueError(
+                "The model has no vision tower but was given an image; load a LLaVA checkpoint or call "
+                "initialize_vision_modules first."
+            )
+        return tower
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Add LLaVA's optional image tokens to tokenizer and embeddings (`mm_use_im_patch_token`, `..._start_end`).
+
+        New embeddings start as the mean of the old ones.
+        """
+        added = []
+        if getattr(model_args, "mm_use_im_patch_token", False):
+            added.append(DEFAULT_IMAGE_PATCH_TOKEN)
+        if getattr(model_args, "mm_use_im_start_end", False):
+            added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+        count = tokenizer.add_tokens(added, special_tokens=True)
+        if not count:
+            return
+        self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for embedding in (self.get_input_embeddings(), self.get_output_embeddings()):
+            with torch.no_grad():
+                embedding.weight[-count:] = embedding.weight[:-count].mean(dim=0)
+
+
+def _match_images(
+    input_ids: Tensor, attention_mask: Tensor | None, images: Tensor | Sequence[Tensor] | None
+) -> tuple[list[Tensor], list[int]]:
+    """All images as crops [crops, 3, height, width], and which of them the placeholders stand for.
+
+    Raises:
+        ValueError: if images and placeholders do not fit each other.
+    """
+    crops = [] if images is None else [image if image.dim() == 4 else image[None] for image in images]
+    is_image = input_ids == IMAGE_TOKEN_INDEX
+    if attention_mask is not None:
+        is_image &= attention_mask.cpu().bool()
+    per_row = is_image.sum(dim=1).tolist()
+    placeholders = sum(per_row)
+    if placeholders == 0:
+        return crops, []
+    if len(crops) == placeholders:
+        return crops, list(range(placeholders))
+    if len(crops) == len(per_row) and max(per_row) <= 1:
+        return crops, [row for row, count in enumerate(per_row) if count]
+    raise ValueError(
+        f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were given; "
+        "give one image for each placeholder, in reading order."
+    )
+
+
+def _host(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def load_projector(projector: nn.Module, path: str) -> None:
+    """Read `mm_projector.bin` (or a safetensors file) into a projector.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it.
+    """
+    weights = {
+        name.split("mm_projector.", 1)[1]: tensor
+        for name, tensor in read_state_dict(path).items()
+        if "mm_projector." in name
+    }
+    own = projector.state_dict()
+    for name in sorted(set(own) ^ set(weights)):
+        where = "is missing from" if name in own else "is in"
+        raise ValueError(
+            f"Projector weight {name!r} {where} {path}, which does not fit mm_projector_type with "
+            f"weights {sorted(own)}; check --mm_projector_type."
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"Projector weight {name!r} in {path} has shape {tuple(tensor.shape)}, but the model needs "
+                f"{tuple(own[name].shape)}; the file belongs to another tower or language model."
+            )
+    projector.load_state_dict(weights)
+    logger.info("Read the projector from %s (%d weights).", path, len(weights))
+
+
+def projector_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The projector's weights under LLaVA's names, `model.mm_projector.*`, on the host."""
+    return {
+        PROJECTOR_PREFIX + name.split("mm_projector.", 1)[1]: tensor.detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+        if "mm_projector." in name
+    }

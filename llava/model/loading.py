@@ -1,0 +1,23 @@
+"""Reading weight files: safetensors first, pickles only as weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors`, `.bin` or `.pt` file, on the host.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no weight file {str(path)!r}; check the path.")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,188 @@
+"""CLIP vision tower: runs only the layers it needs, and gives V2V the attention of one layer without its full map.
+
+The parameters keep LLaVA's names, `vision_tower.vision_model.*`, under this module.
+Shapes: B images, P patches, D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from llava.compression.config import V2VConfig
+from llava.compression.v2v import V2VResult, merge_visual_tokens
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """What one image looks like to the rest of the model.
+
+    Attributes:
+        features: [B, 1 + P, D], output of the selected layer, CLS first.
+        cls_attention: float32 [B, P] attention CLS pays each patch in that layer, summed over heads; or None.
+        keys: [B, 1 + P, d] keys of that layer, averaged over heads; or None.
+        attention: float32 [B, 1 + P, 1 + P] attention map of that layer, averaged over heads; or None.
+    """
+
+    features: Tensor
+    cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    attention: Tensor | None = None
+
+
+class _Namespace(nn.Module):
+    """Holds the CLIP model under the name that LLaVA's checkpoints use."""
+
+    def __init__(self, vision_model: CLIPVisionModel) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+
+
+class CLIPVisionTower(nn.Module):
+    """LLaVA's vision tower.
+
+    Args:
+        name: directory or hub name that weights and image processor come from.
+        select_layer: index into the hidden states (0 is the embedding); features and scores come from this layer.
+        select_feature: "patch" drops the CLS token, "cls_patch" keeps it. With V2V the CLS token always stays.
+        config: dimensions; None reads them from `name`.
+
+    The weights are random until `load_model` is called or a checkpoint that holds them is loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        select_layer: int = -2,
+        select_feature: str = "patch",
+        config: CLIPVisionConfig | None = None,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        if select_feature not in ("patch", "cls_patch"):
+            raise ValueError(f"mm_vision_select_feature is {select_feature!r}; it must be patch or cls_patch.")
+        self.vision_tower_name = name
+        self.select_layer = select_layer
+        self.select_feature = select_feature
+        config = config or CLIPVisionConfig.from_pretrained(name)
+        config._attn_implementation = attn_implementation or "sdpa"
+        self.vision_tower = _Namespace(CLIPVisionModel(config))
+        depth = config.num_hidden_layers
+        if not -depth <= select_layer <= depth or select_layer % (depth + 1) == 0:
+            raise ValueError(
+                f"mm_vision_select_layer is {select_layer}, but the tower has {depth} layers; "
+                f"choose 1 to {depth}, or -1 to -{depth} counted from the end."
+            )
+        self.is_loaded = False
+        self.requires_grad_(False)
+
+    def load_model(self) -> None:
+        """Read the weights from the directory or hub name the tower was made with."""
+        if self.is_loaded:
+            return
+        like = self.model.embeddings.class_embedding
+        loaded = CLIPVisionModel.from_pretrained(self.vision_tower_name, dtype=like.dtype)
+        self.model.load_state_dict(loaded.state_dict())
+        self.is_loaded = True
+
+    @property
+    def model(self) -> CLIPVisionModel:
+        """The transformers model inside."""
+        return self.vision_tower.vision_model
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        """Its configuration."""
+        return self.model.config
+
+    @property
+    def image_processor(self) -> CLIPImageProcessorPil:
+        """The processor that belongs to the tower: its own file where there is one, CLIP's defaults otherwise."""
+        try:
+            return CLIPImageProcessorPil.from_pretrained(self.vision_tower_name)
+        except OSError:
+            size = self.config.image_size
+            logger.warning(
+                "No preprocessor_config.json at %r; CLIP's mean and standard deviation at %d pixels are used.",
+                self.vision_tower_name, size,
+            )  # fmt: skip
+            return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the features."""
+        return self.config.hidden_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image, CLS not counted."""
+        return (self.config.image_size // self.config.patch_size) ** 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.model.embeddings.class_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.embeddings.class_embedding.device
+
+    def tokens_per_image(self, v2v: V2VConfig | None) -> int:
+        """Visual tokens that `forward` gives for one image."""
+        if v2v is not None:
+            return v2v.token_count(self.num_patches + 1)
+        return self.num_patches + (self.select_feature == "cls_patch")
+
+    def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
+        """Visual tokens of images [B, 3, height, width]: [B, tokens_per_image, D] in the images' data type."""
+        if v2v is not None:
+            return self.merge(images, v2v).tokens.to(images.dtype)
+        features = self.encode(images).features.to(images.dtype)
+        return features if self.select_feature == "cls_patch" else features[:, 1:]
+
+    def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
+        """V2V on images [B, 3, height, width]; also says what became of every patch."""
+        output = self.encode(images, v2v)
+        return merge_visual_tokens(output.features, output.cls_attention, output.keys, v2v, output.attention)
+
+    def encode(self, images: Tensor, v2v: V2VConfig | None = None) -> TowerOutput:
+        """Run the tower up to the selected layer; with `v2v`, also give what it is scored and merged by."""
+        trainable = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        with nullcontext() if trainable else torch.no_grad():
+            layers = self.model.encoder.layers
+            last = self.select_layer % (len(layers) + 1) - 1
+            hidden_states = self.model.embeddings(images.to(self.device, self.dtype))
+            hidden_states = self.model.pre_layrnorm(hidden_states)
+            for layer in layers[:last]:
+                hidden_states = layer(hidden_states, attention_mask=None)
+            features = layers[last](hidden_states, attention_mask=None)
+            if v2v is None:
+                return TowerOutput(features)
+            with torch.no_grad():
+                return TowerOutput(features, *_scored_by(layers[last], hidden_states.detach(), v2v))
+
+
+def _scored_by(layer: Any, inputs: Tensor, v2v: V2VConfig) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """CLS attention, head-mean keys and (only where needed) the attention map of one layer, from its input."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(inputs)
+    keys = _heads(attention.k_proj(normed), attention)
+    rows = normed if v2v.needs_attention_map else normed[:, :1]
+    queries = _heads(attention.q_proj(rows), attention)
+    logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
+    weights = logits.softmax(dim=-1)  # [B, H, 1 or 1 + P, 1 + P]
+    attention_map = weights.mean(dim=1) if v2v.needs_attention_map else None
+    return weights[:, :, 0, 1:].sum(dim=1), keys.mean(dim=1), attention_map
+
+
+def _heads(projected: Tensor, attention: Any) -> Tensor:
+    return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)

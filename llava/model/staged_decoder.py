@@ -1,0 +1,206 @@
+"""Runs the layers of a Llama-like decoder stage by stage, dropping visual tokens between stages.
+
+Owns masks, positions and the drop; knows neither LLaVA nor images. A decoder is Llama-like if it has `layers` (with
+`input_layernorm` and `self_attn.{q_proj, k_proj, head_dim, scaling}`), `norm`, `rotary_emb` and `config`.
+
+Shapes: B rows, L positions, D width, V voting tokens, H query heads, G key heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import rotate_half
+
+from llava.compression.config import T2VConfig
+from llava.compression.layout import TokenLayout
+from llava.compression.t2v import (
+    attention_scores,
+    choose_visual_tokens,
+    control_scores,
+    gather_kept,
+    keep_counts,
+    voting_positions,
+)
+from llava.model.collectives import ranks_must_agree
+from llava.model.staged_cache import StagedCache
+
+
+@dataclass(frozen=True)
+class StagedOutput:
+    """What the staged decoder returns.
+
+    Attributes:
+        hidden_states: [B, L', D] after the final norm; L' counts what survived the last drop.
+        layouts: what each stage worked on, the first one as it came in.
+        scores: float32 [B, L] that each drop was ranked by, None where none were needed.
+    """
+
+    hidden_states: Tensor
+    layouts: tuple[TokenLayout, ...]
+    scores: tuple[Tensor | None, ...]
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Layout of `hidden_states`."""
+        return self.layouts[-1]
+
+
+def run_stages(
+    decoder: Any,
+    hidden_states: Tensor,
+    layout: TokenLayout,
+    t2v: T2VConfig | None,
+    cache: StagedCache | None = None,
+    **kwargs: Any,
+) -> StagedOutput:
+    """Training and prefill: every layer, with a drop between stages.
+
+    Args:
+        decoder: Llama-like model.
+        hidden_states: [B, L, D] embeddings.
+        layout: of the L positions.
+        t2v: when to drop and how much; None drops nothing.
+        cache: an empty cache to fill, or None.
+        kwargs: handed to every layer.
+    """
+    layouts, scores = [layout], []
+    for stage, (first, last) in enumerate(_stage_bounds(decoder, t2v)):
+        if stage > 0 and t2v is not None:
+            ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
+            hidden_states, layout = _drop(hidden_states, layout, ranking, t2v, stage - 1)
+            layouts.append(layout)
+            scores.append(ranking)
+        if cache is not None:
+            cache.begin_stage(first, layout)
+        mask = _causal_mask(decoder, hidden_states, layout.attention_mask(), cache, first)
+        hidden_states = _run_layers(decoder, first, last, hidden_states, mask, layout.positions, cache, **kwargs)
+    return StagedOutput(decoder.norm(hidden_states), tuple(layouts), tuple(scores))
+
+
+def continue_stages(decoder: Any, hidden_states: Tensor, cache: StagedCache, **kwargs: Any) -> Tensor:
+    """Decoding: new text tokens [B, n, D] behind a filled cache, each stage at its own positions; drops nothing.
+
+    Returns:
+        [B, n, D] after the final norm.
+    """
+    ends = [stage.first_layer for stage in cache.stages[1:]] + [len(decoder.layers)]
+    for stage, last in zip(cache.stages, ends, strict=True):
+        positions = cache.append(stage, hidden_states.shape[1])
+        mask = _causal_mask(decoder, hidden_states, stage.key_mask, cache, stage.first_layer)
+        hidden_states = _run_layers(
+            decoder, stage.first_layer, last, hidden_states, mask, positions, cache, **kwargs
+        )
+    return decoder.norm(hidden_states)
+
+
+def rank_visual_tokens(
+    decoder: Any, layer_index: int, hidden_states: Tensor, layout: TokenLayout, t2v: T2VConfig, stage: int
+) -> Tensor | None:
+    """Scores float32 [B, L] for drop `stage`, from the queries and keys of the layer that comes next.
+
+    Detached: no gradient flows through a choice. None where nothing has to be ranked. Whether the layer's weights
+    are used depends on the configuration alone when several ranks train together, because gathering partitioned
+    weights is a collective call that all ranks must make.
+    """
+    counts = keep_counts(layout, t2v, stage)
+    if t2v.score != "attention":
+        return control_scores(layout, t2v, stage, counts)
+    if t2v.keep[stage] == 0 or (counts == layout.visual and not ranks_must_agree()):
+        return None
+    with torch.no_grad():
+        layer = decoder.layers[layer_index]
+        queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)
+        return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
+
+
+def _drop(
+    hidden_states: Tensor, layout: TokenLayout, scores: Tensor | None, t2v: T2VConfig, stage: int
+) -> tuple[Tensor, TokenLayout]:
+    counts = keep_counts(layout, t2v, stage)
+    if counts == layout.visual:
+        return hidden_states, layout
+    if scores is None:
+        scores = torch.zeros(layout.valid.shape, device=hidden_states.device)
+    keep = choose_visual_tokens(scores, layout, counts)
+    return gather_kept(hidden_states, layout, keep, counts, t2v.positions)
+
+
+def _queries_and_keys(
+    decoder: Any, layer: nn.Module, hidden_states: Tensor, layout: TokenLayout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotated queries [B, H, V, d] of the voting tokens and keys [B, G, L, d] of all, and who the voters are."""
+    attention: Any = layer.self_attn
+    voters, is_voter = voting_positions(layout)
+    normed = layer.input_layernorm(hidden_states)
+    normed_voters = normed.gather(1, voters[..., None].expand(-1, -1, normed.shape[-1]))
+    cos, sin = decoder.rotary_emb(hidden_states, position_ids=layout.positions)
+    at = voters[..., None].expand(-1, -1, cos.shape[-1])
+    queries = _heads(attention.q_proj(normed_voters), attention, "q_norm")
+    keys = _heads(attention.k_proj(normed), attention, "k_norm")
+    return _rotate(queries, cos.gather(1, at), sin.gather(1, at)), _rotate(keys, cos, sin), voters, is_voter
+
+
+def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
+    """[B, L, heads * d] to [B, heads, L, d], with the per-head norm that some decoders have."""
+    split = projected.unflatten(-1, (-1, attention.head_dim))
+    if hasattr(attention, norm):
+        split = getattr(attention, norm)(split)
+    return split.transpose(1, 2)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [B, heads, L, d] with cos and sin [B, L, d]."""
+    return states * cos[:, None] + rotate_half(states) * sin[:, None]
+
+
+def _run_layers(
+    decoder: Any,
+    first: int,
+    last: int,
+    hidden_states: Tensor,
+    mask: Tensor | None,
+    positions: Tensor,
+    cache: StagedCache | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Layers first..last-1. They get no position ids: gaps in them would be taken for packed sequences."""
+    position_embeddings = decoder.rotary_emb(hidden_states, position_ids=positions)
+    for layer in decoder.layers[first:last]:
+        hidden_states = layer(
+            hidden_states,
+            attention_mask=mask,
+            position_embeddings=position_embeddings,
+            position_ids=None,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **kwargs,
+        )
+    return hidden_states
+
+
+def _causal_mask(
+    decoder: Any, hidden_states: Tensor, key_mask: Tensor | None, cache: StagedCache | None, layer_index: int
+) -> Any:
+    return create_causal_mask(
+        config=decoder.config,
+        inputs_embeds=hidden_states,
+        attention_mask=key_mask,
+        past_key_values=cache,
+        position_ids=None,
+        layer_idx=layer_index,
+    )
+
+
+def _stage_bounds(decoder: Any, t2v: T2VConfig | None) -> Iterator[tuple[int, int]]:
+    """First layer and one past the last of every stage."""
+    depth = len(decoder.layers)
+    if t2v is not None:
+        t2v.check_depth(depth)
+    cuts = [0, *(t2v.layers if t2v else ()), depth]
+    return zip(cuts, cuts[1:], strict=False)
