@@ -1,0 +1,52 @@
+"""Samples to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from llava.constants import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class SupervisedCollator:
+    """Pads samples on the right.
+
+    Attributes:
+        pad_token_id: filler of `input_ids`; it is masked, so its value does not matter to the model.
+        image_size: side of the images that the tower takes; None in a run without images. A batch of text
+            alone then brings one image of zeros, so that the tower and the projector run on every rank in
+            every step.
+    """
+
+    pad_token_id: int
+    image_size: int | None = None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
+        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids` and `truncated`
+        (lists [B]).
+        """
+        lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+        batch: dict[str, Any] = {
+            "input_ids": _pad(samples, "input_ids", self.pad_token_id),
+            "labels": _pad(samples, "labels", IGNORE_INDEX),
+            "query_mask": _pad(samples, "query_mask", 0),
+            "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],
+            "sample_ids": [sample["sample_id"] for sample in samples],
+            "truncated": [sample["truncated"] for sample in samples],
+        }
+        images = [image for sample in samples for image in sample["images"]]
+        if images:
+            batch["images"] = torch.stack(images)
+        elif self.image_size is not None:
+            batch["images"] = torch.zeros(1, 3, self.image_size, self.image_size)
+        return batch
+
+
+def _pad(samples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    return pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=value)

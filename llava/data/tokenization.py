@@ -1,0 +1,227 @@
+"""Conversation to token ids, labels and query mask, in one pass over one tokenisation.
+
+The prompt is built from segments of known kind and tokenised as a whole between images, exactly as at
+inference; every token then looks up, through its character offsets, which segment it came from. No prefix is
+tokenised a second time, so labels cannot slip against ids, whatever the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.compression.salience import QueryRole, mark_overlap, salient_spans
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
+from llava.mm_utils import leading_bos
+
+Span = tuple[int, int]
+_MARKS_OF_IMAGES = (DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN, "<Image>", "</Image>")
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One conversation as parallel lists of the same length T.
+
+    Attributes:
+        input_ids: token ids; IMAGE_TOKEN_INDEX stands for an image.
+        labels: ids of answer tokens, IGNORE_INDEX elsewhere.
+        query_mask: bits of QueryRole: which tokens may vote on visual tokens.
+        truncated: whether the end was cut off to fit the model.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    query_mask: list[int]
+    truncated: bool = False
+
+    @property
+    def num_images(self) -> int:
+        """Images that the text refers to."""
+        return self.input_ids.count(IMAGE_TOKEN_INDEX)
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether any token teaches something; the first is never predicted."""
+        return any(label != IGNORE_INDEX for label in self.labels[1:])
+
+    def expanded_length(self, visual_tokens: int) -> int:
+        """Length once every image has become `visual_tokens` tokens."""
+        return len(self.input_ids) + self.num_images * (visual_tokens - 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The three lists as int64 tensors [T]."""
+        names = ("input_ids", "labels", "query_mask")
+        return {name: torch.tensor(getattr(self, name), dtype=torch.long) for name in names}
+
+
+def encode_conversation(
+    turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str, with_images: bool
+) -> EncodedText:
+    """Encode a conversation for training: every answer and the separator that ends it carries labels.
+
+    Args:
+        turns: texts, human and assistant alternating, the human first; images are `<image>` in human turns.
+        tokenizer: a fast tokenizer.
+        template: key of `conv_templates`. A `plain` template keeps nothing of the first turn but its images
+            and teaches the second, a caption.
+        with_images: without images, `<image>` is text like any other.
+
+    Raises:
+        ValueError: if the template is unknown, the tokenizer is not a fast one, or a caption has no image.
+    """
+    return _encode(_segments(turns, template), tokenizer, with_images)
+
+
+def encode_prompt(turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str) -> EncodedText:
+    """Encode a conversation that ends in a question, for generation.
+
+    The ids and the query mask are those that training saw up to the answer, so the same tokens vote. All
+    labels are ignored.
+
+    Args:
+        turns: texts, human and assistant alternating, ending with a question.
+        tokenizer: a fast tokenizer.
+        template: key of `conv_templates`.
+
+    Raises:
+        ValueError: as `encode_conversation`, or if the last turn is not a question.
+    """
+    if len(turns) % 2 == 0:
+        raise ValueError(
+            f"The conversation has {len(turns)} turns; it must end with a human turn to be answered."
+        )
+    with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns)
+    encoded = _encode(_segments([*turns, None], template), tokenizer, with_images)
+    if encoded.query_mask:
+        encoded.query_mask[-1] |= QueryRole.LAST
+    return EncodedText(encoded.input_ids, [IGNORE_INDEX] * len(encoded.labels), encoded.query_mask)
+
+
+def truncate(encoded: EncodedText, max_length: int, visual_tokens: int) -> EncodedText:
+    """Cut the end off so that the text fits `max_length` after its images are expanded.
+
+    An image is kept whole or not at all. A question whose answer is cut off loses its vote as the last token.
+
+    Args:
+        encoded: the text.
+        max_length: what the model takes.
+        visual_tokens: tokens that one image becomes.
+    """
+    if encoded.expanded_length(visual_tokens) <= max_length:
+        return encoded
+    length = kept = 0
+    for token in encoded.input_ids:
+        length += visual_tokens if token == IMAGE_TOKEN_INDEX else 1
+        if length > max_length:
+            break
+        kept += 1
+    query_mask = encoded.query_mask[:kept]
+    if query_mask:
+        query_mask[-1] &= ~QueryRole.LAST
+    return EncodedText(encoded.input_ids[:kept], encoded.labels[:kept], query_mask, truncated=True)
+
+
+def _segments(turns: Sequence[str | None], template: str) -> list[Segment]:
+    conversation = get_template(template)
+    if conversation.sep_style is not SeparatorStyle.PLAIN:
+        return fill_template(template, turns).segments()
+    images = (turns[0] or "").count(DEFAULT_IMAGE_TOKEN)
+    if images == 0:
+        raise ValueError(
+            f"Template {template!r} describes images, but the first turn holds no {DEFAULT_IMAGE_TOKEN}."
+        )
+    segments = [Segment(DEFAULT_IMAGE_TOKEN * images, SegmentKind.QUESTION)]
+    captions = [turn for turn in turns[1:2] if turn is not None]
+    return segments + [Segment(caption + conversation.sep, SegmentKind.ANSWER) for caption in captions]
+
+
+def _encode(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool
+) -> EncodedText:
+    ids, offsets = _tokenize("".join(segment.text for segment in segments), tokenizer, with_images)
+    kinds = _kinds_of_tokens(segments, offsets)
+    labels = [
+        token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)
+    ]
+    return EncodedText(ids, labels, _query_mask(segments, ids, offsets, kinds))
+
+
+def _tokenize(
+    text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool
+) -> tuple[list[int], list[Span]]:
+    """Ids of the text and the characters [start, end) that each came from."""
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise ValueError(f"{name} gives no character offsets; load the fast version of this tokenizer.")
+    ids = leading_bos(tokenizer)
+    offsets: list[Span] = [(0, 0)] * len(ids)
+    position = 0
+    for number, chunk in enumerate(text.split(DEFAULT_IMAGE_TOKEN) if with_images else [text]):
+        if number:
+            ids.append(IMAGE_TOKEN_INDEX)
+            offsets.append((position, position + len(DEFAULT_IMAGE_TOKEN)))
+            position += len(DEFAULT_IMAGE_TOKEN)
+        pieces = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids += pieces["input_ids"]
+        offsets += [(start + position, end + position) for start, end in pieces["offset_mapping"]]
+        position += len(chunk)
+    return ids, offsets
+
+
+def _kinds_of_tokens(segments: Sequence[Segment], offsets: Sequence[Span]) -> list[SegmentKind]:
+    """The segment that holds the last character of each token.
+
+    A piece such as `▁three` brings the space before the word along: the space after "ASSISTANT:" is the
+    answer's.
+    """
+    ends: list[int] = []
+    for segment in segments:
+        ends.append((ends[-1] if ends else 0) + len(segment.text))
+    kinds, at = [], 0
+    for start, end in offsets:
+        while at + 1 < len(ends) and ends[at] <= max(start, end - 1):
+            at += 1
+        kinds.append(segments[at].kind)
+    return kinds
+
+
+def _query_mask(
+    segments: Sequence[Segment], ids: Sequence[int], offsets: Sequence[Span], kinds: Sequence[SegmentKind]
+) -> list[int]:
+    """Who may vote (paper section 3.2): instructions after the first image, the last token before answers."""
+    first_image = ids.index(IMAGE_TOKEN_INDEX) if IMAGE_TOKEN_INDEX in ids else len(ids)
+    salient = mark_overlap(offsets, _salient_characters(segments))
+    mask = []
+    for index, (token, kind) in enumerate(zip(ids, kinds, strict=True)):
+        roles = QueryRole(0)
+        asks = kind in (SegmentKind.ROLE, SegmentKind.QUESTION)
+        if asks and index > first_image and token != IMAGE_TOKEN_INDEX:
+            roles |= QueryRole.INSTRUCTION
+            if salient[index] and kind is SegmentKind.QUESTION:
+                roles |= QueryRole.SALIENT
+        if asks and index + 1 < len(ids) and kinds[index + 1] is SegmentKind.ANSWER:
+            roles |= QueryRole.LAST
+        mask.append(int(roles))
+    return mask
+
+
+def _salient_characters(segments: Sequence[Segment]) -> list[Span]:
+    spans, position = [], 0
+    for segment in segments:
+        if segment.kind is SegmentKind.QUESTION:
+            words = segment.text
+            for mark in _MARKS_OF_IMAGES:
+                words = words.replace(mark, " " * len(mark))
+            spans += [(start + position, end + position) for start, end in salient_spans(words)]
+        position += len(segment.text)
+    return spans

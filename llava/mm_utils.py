@@ -1,0 +1,169 @@
+"""Small functions around images and prompts that LLaVA users import by name."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import PurePath
+from typing import Any, Literal, overload
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+ASPECT_RATIOS = ("square", "pad")
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Decode an image file that travels as base64 text."""
+    return Image.open(BytesIO(base64.b64decode(image)))
+
+
+def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
+    """Pad the shorter side equally on both ends until the image is square."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> torch.Tensor:
+    """Pixels of one image as the vision tower wants them.
+
+    Args:
+        image: an RGB image.
+        image_processor: a CLIP image processor.
+        aspect_ratio: `pad` makes the image square with the processor's mean colour first; `square` or None
+            leaves shaping to the processor (resize the shorter side, crop the centre).
+
+    Returns:
+        Tensor [3, H, W].
+
+    Raises:
+        ValueError: for another aspect ratio.
+    """
+    if aspect_ratio == "pad":
+        mean = image_processor.image_mean
+        image = expand2square(image, tuple(int(channel * 255) for channel in mean))
+    elif aspect_ratio not in ("square", None):
+        raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; accepted are {', '.join(ASPECT_RATIOS)}.")
+    return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
+    """Pixels of several images, shaped as `model_cfg.image_aspect_ratio` says.
+
+    Returns:
+        Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list.
+    """
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    pixels = [preprocess_image(image, image_processor, aspect_ratio) for image in images]
+    same_shape = len({tuple(tensor.shape) for tensor in pixels}) == 1
+    return torch.stack(pixels) if same_shape else pixels
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text: its BOS id, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
+
+
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, image_token_index: int = ..., return_tensors: None = None
+) -> list[int]: ...
+
+
+@overload
+def tokenizer_image_token(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_index: int = ...,
+    *,
+    return_tensors: Literal["pt"],
+) -> torch.Tensor: ...
+
+
+def tokenizer_image_token(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    return_tensors: str | None = None,
+) -> list[int] | torch.Tensor:
+    """Token ids of a prompt in which every `<image>` becomes one `image_token_index`.
+
+    The pieces between images are tokenised one by one, as LLaVA does; BOS stands once, at the front.
+
+    Raises:
+        ValueError: if `return_tensors` is neither None nor "pt".
+    """
+    ids = leading_bos(tokenizer)
+    for number, chunk in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN)):
+        ids += [image_token_index] * (number > 0) + tokenizer(chunk, add_special_tokens=False).input_ids
+    if return_tensors is None:
+        return ids
+    if return_tensors != "pt":
+        raise ValueError(f"return_tensors is {return_tensors!r}; accepted are None and 'pt'.")
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """Last component of a path; `run_checkpoint-9` for `.../run/checkpoint-9`."""
+    parts = PurePath(model_path.strip("/")).parts
+    if not parts:
+        raise ValueError(f"model_path is {model_path!r}; it must name a model folder.")
+    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
+        return f"{parts[-2]}_{parts[-1]}"
+    return parts[-1]
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stops a row once one of the keywords has been generated in it.
+
+    Args:
+        keywords: strings that end an answer.
+        tokenizer: of the model.
+        input_ids: the prompt [B, T]; ignored where `generate` returns new ids only.
+    """
+
+    def __init__(
+        self, keywords: Sequence[str], tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor
+    ) -> None:
+        self.keywords = list(keywords)
+        self.tokenizer = tokenizer
+        self.prompt = input_ids
+        spelled = [tokenizer(keyword, add_special_tokens=False).input_ids for keyword in self.keywords]
+        self.keyword_ids = [ids for ids in spelled if ids]
+        self.window = max((len(ids) for ids in self.keyword_ids), default=0) + 1
+
+    def __call__(
+        self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Which rows of `output_ids` [B, T] are finished, as a bool tensor [B]."""
+        rows = self._generated(output_ids)[:, -self.window :].tolist()
+        stops = [self._ends_with_keyword(row) for row in rows]
+        return torch.tensor(stops, dtype=torch.bool, device=output_ids.device)
+
+    def _generated(self, output_ids: torch.Tensor) -> torch.Tensor:
+        length = self.prompt.shape[1]
+        same_rows = self.prompt.shape[0] == output_ids.shape[0]
+        starts_with_prompt = (
+            same_rows
+            and output_ids.shape[1] >= length
+            and bool((output_ids[:, :length] == self.prompt.to(output_ids.device)).all())
+        )
+        return output_ids[:, length:] if starts_with_prompt else output_ids
+
+    def _ends_with_keyword(self, row: list[int]) -> bool:
+        if any(row[-len(ids) :] == ids for ids in self.keyword_ids):
+            return True
+        text = self.tokenizer.decode(row, skip_special_tokens=True)
+        return any(keyword in text for keyword in self.keywords)
