@@ -251,4 +251,6 @@ def _preset_folder() -> Any:
 
 def presets() -> list[str]:
     """Names of the presets that `CompressionConfig.from_preset` accepts, sorted."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml")
+    )

@@ -86,6 +86,16 @@ class TokenLayout:
         """bool [B, L] for a mask builder, or None where causal attention alone is right."""
         return self.valid if self.needs_mask else None
 
+    def by_visual_index(self, values: Tensor, fill: float) -> Tensor:
+        """Values [B, L] of visual tokens, laid out [B, N] by their rank among the N that entered; `fill` elsewhere."""
+        most = max(self.entered, default=0)
+        laid_out = values.new_full((len(self.entered), most + 1), fill)
+        return laid_out.scatter_(1, self.visual_index + 1, values)[:, 1:]
+
+    def alive(self) -> Tensor:
+        """bool [B, N]: which of the visual tokens that entered the decoder are still there."""
+        return self.by_visual_index(self.is_visual, False)
+
     def at_positions(self, positions: Tensor) -> TokenLayout:
         """The same layout with other rotary positions, broadcastable to [B, L]."""
         return dataclasses.replace(self, positions=positions.expand(self.valid.shape))

@@ -49,8 +49,8 @@ _CLOSED_CLASS = (
     "will would ought 's 're 've 'll 'd 'm n't don't doesn't didn't isn't aren't wasn't weren't can't couldn't won't "
     "it's that's there's what's who's i'm you're "
     "very too also just only even still again ever now quite rather really already much many more most few less least "
-    "please answer question following using single word words phrase phrases given directly choices option options letter "
-    "user assistant human gpt image picture photo"
+    "please answer question following using single word words phrase phrases given directly choices option options "
+    "letter user assistant human gpt image picture photo"
 )
 _KEPT = frozenset((_QUESTION_WORDS + " " + _SPATIAL_WORDS).split())
 _DROPPED = frozenset(_CLOSED_CLASS.split()) - _KEPT

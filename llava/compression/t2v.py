@@ -132,8 +132,7 @@ def gather_kept(
         [B, L', D], zeros on padding, and its layout; L' is the longest row that is left.
     """
     lengths = tuple(
-        length - present + count
-        for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
+        length - present + count for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
     )
     longest = max(lengths)
     left = layout.padding_side == "left"

@@ -140,10 +140,8 @@ def plan_merge(
         attention = _required(attention, "attention", "v2v.clusters 'neighbours'")
         return _plan_neighbours(dominant, rest, attention[:, int(has_cls) :, int(has_cls) :], contextual, config)
     keys = _required(keys, "keys", f"v2v.clusters {config.clusters!r}")[:, int(has_cls) :]
-    if config.clusters == "uniform":
-        pool = rest.sort(dim=1).values
-    else:
-        pool = rest[:, : config.cluster_width * contextual]
+    everything = config.clusters == "uniform"
+    pool = rest.sort(dim=1).values if everything else rest[:, : config.cluster_width * contextual]
     return _plan_anchored(dominant, pool, keys, contextual)
 
 

@@ -37,6 +37,7 @@ class LlavaMetaModel(_Base):
     """Adds the tower and the projector to a transformers language model (without head)."""
 
     config: Any
+    embed_tokens: Any
     vision_tower: CLIPVisionTower | None
     mm_projector: nn.Module | None
 
@@ -96,6 +97,10 @@ class LlavaMetaForCausalLM(_Base):
     """Adds the path from images and text to embeddings and their layout."""
 
     config: Any
+    model: Any
+    resize_token_embeddings: Any
+    get_input_embeddings: Any
+    get_output_embeddings: Any
 
     def get_model(self) -> Any:
         """The language model without head."""
@@ -246,8 +251,8 @@ def _match_images(
     if len(crops) == len(per_row) and max(per_row) <= 1:
         return crops, [row for row, count in enumerate(per_row) if count]
     raise ValueError(
-        f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were given; "
-        "give one image for each placeholder, in reading order."
+        f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were "
+        "given; give one image for each placeholder, in reading order."
     )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
@@ -93,9 +94,7 @@ def continue_stages(decoder: Any, hidden_states: Tensor, cache: StagedCache, **k
     for stage, last in zip(cache.stages, ends, strict=True):
         positions = cache.append(stage, hidden_states.shape[1])
         mask = _causal_mask(decoder, hidden_states, stage.key_mask, cache, stage.first_layer)
-        hidden_states = _run_layers(
-            decoder, stage.first_layer, last, hidden_states, mask, positions, cache, **kwargs
-        )
+        hidden_states = _run_layers(decoder, stage.first_layer, last, hidden_states, mask, positions, cache, **kwargs)
     return decoder.norm(hidden_states)
 
 
@@ -132,7 +131,7 @@ def _drop(
 
 
 def _queries_and_keys(
-    decoder: Any, layer: nn.Module, hidden_states: Tensor, layout: TokenLayout
+    decoder: Any, layer: Any, hidden_states: Tensor, layout: TokenLayout
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rotated queries [B, H, V, d] of the voting tokens and keys [B, G, L, d] of all, and who the voters are."""
     attention: Any = layer.self_attn
@@ -203,4 +202,4 @@ def _stage_bounds(decoder: Any, t2v: T2VConfig | None) -> Iterator[tuple[int, in
     if t2v is not None:
         t2v.check_depth(depth)
     cuts = [0, *(t2v.layers if t2v else ()), depth]
-    return zip(cuts, cuts[1:], strict=False)
+    return pairwise(cuts)

@@ -56,6 +56,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     """Llama's decoder with a vision tower and a projector beside it."""
 
     config_class = LlavaConfig
+    embed_tokens: Any
 
     def __init__(self, config: LlavaConfig) -> None:
         LlamaModel.__init__(self, config)
@@ -107,6 +108,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     """LLaVA with V2V and T2V in training, prefill and decoding; without compression it is LLaVA, token for token."""
 
     config_class = LlavaConfig
+    model: Any
+    lm_head: Any
+    post_init: Any
+    device: torch.device
 
     def __init__(self, config: LlavaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
@@ -114,6 +119,25 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; where the checkpoint does not hold the tower, it is read from where `config` says."""
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        tower = model.get_vision_tower()
+        if tower is not None:
+            tower.is_loaded = not any("vision_tower." in name for name in info["missing_keys"])
+            tower.load_model()
+            tower.read_image_processor(str(path))
+            tower.requires_grad_(False)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, with the image processor beside the weights, so that the directory stands alone."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        tower = self.get_vision_tower()
+        if tower is not None and is_main_process:
+            tower.image_processor.save_pretrained(save_directory)
 
     @can_return_tuple
     def forward(
@@ -140,6 +164,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Args:
             input_ids: int64 [B, T], `IMAGE_TOKEN_INDEX` where images go. With a filled cache: new text tokens.
             attention_mask: [B, T], 0 on padding of either side; with a filled cache every new token counts.
+            position_ids: [B, T] of text without images; with images they are made while splicing.
             labels: int64 [B, T], -100 where there is no target.
             images, query_mask: see `prepare_multimodal_inputs`.
             image_sizes: accepted for LLaVA's sake; sizes do not matter as long as images are not cut into tiles.
@@ -153,12 +178,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if inputs_embeds is None and not decoding and input_ids is not None and layout is None:
-            if position_ids is None or images is not None:
-                inputs_embeds, layout = self.prepare_multimodal_inputs(
-                    input_ids, attention_mask, labels, images, query_mask, compression
-                )
-                input_ids = None
+        spliced_here = inputs_embeds is None and not decoding and (position_ids is None or images is not None)
+        if spliced_here and input_ids is not None:
+            inputs_embeds, layout = self.prepare_multimodal_inputs(
+                input_ids, attention_mask, labels, images, query_mask, compression
+            )
+            input_ids = None
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

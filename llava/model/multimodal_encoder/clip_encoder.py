@@ -82,16 +82,34 @@ class CLIPVisionTower(nn.Module):
                 f"choose 1 to {depth}, or -1 to -{depth} counted from the end."
             )
         self.is_loaded = False
+        size = config.image_size
+        self.image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
         self.requires_grad_(False)
 
     def load_model(self) -> None:
-        """Read the weights from the directory or hub name the tower was made with."""
+        """Read weights and image processor from the directory or hub name the tower was made with."""
         if self.is_loaded:
             return
         like = self.model.embeddings.class_embedding
         loaded = CLIPVisionModel.from_pretrained(self.vision_tower_name, dtype=like.dtype)
         self.model.load_state_dict(loaded.state_dict())
         self.is_loaded = True
+        if not self.read_image_processor(self.vision_tower_name):
+            logger.warning(
+                "There is no preprocessor_config.json at %r; CLIP's mean and standard deviation are used at %d pixels.",
+                self.vision_tower_name,
+                self.config.image_size,
+            )
+
+    def read_image_processor(self, source: str) -> bool:
+        """Take the image processor from a directory or hub name; False, and no change, where it has none."""
+        try:
+            self.image_processor = CLIPImageProcessorPil.from_pretrained(source)
+        except OSError:
+            return False
+        return True
 
     @property
     def model(self) -> CLIPVisionModel:
@@ -102,19 +120,6 @@ class CLIPVisionTower(nn.Module):
     def config(self) -> CLIPVisionConfig:
         """Its configuration."""
         return self.model.config
-
-    @property
-    def image_processor(self) -> CLIPImageProcessorPil:
-        """The processor that belongs to the tower: its own file where there is one, CLIP's defaults otherwise."""
-        try:
-            return CLIPImageProcessorPil.from_pretrained(self.vision_tower_name)
-        except OSError:
-            size = self.config.image_size
-            logger.warning(
-                "No preprocessor_config.json at %r; CLIP's mean and standard deviation at %d pixels are used.",
-                self.vision_tower_name, size,
-            )  # fmt: skip
-            return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @property
     def hidden_size(self) -> int:

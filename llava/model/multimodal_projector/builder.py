@@ -27,7 +27,9 @@ def build_vision_projector(config: Any) -> nn.Module:
         return nn.Identity()
     depth = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
     if depth is None:
-        raise ValueError(f"mm_projector_type is {kind!r}; it must be linear, identity or mlpNx_gelu such as mlp2x_gelu.")
+        raise ValueError(
+            f"mm_projector_type is {kind!r}; it must be linear, identity or mlpNx_gelu such as mlp2x_gelu."
+        )
     layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
     for _ in range(int(depth.group(1)) - 1):
         layers += [nn.GELU(), nn.Linear(outputs, outputs)]
