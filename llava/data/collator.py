@@ -28,8 +28,8 @@ class SupervisedCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
-        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids` and `truncated`
-        (lists [B]).
+        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids`, `truncated` and
+        `unsupervised` (lists [B]).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -39,6 +39,7 @@ class SupervisedCollator:
             "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],
             "sample_ids": [sample["sample_id"] for sample in samples],
             "truncated": [sample["truncated"] for sample in samples],
+            "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
         }
         images = [image for sample in samples for image in sample["images"]]
         if images:

@@ -23,9 +23,7 @@ def image_path(image_folder: str | Path, name: str) -> Path:
     """
     relative = os.path.normpath(name)
     if not name or os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-        raise BadImageError(
-            f"Image {name!r} does not lie in the image folder {str(image_folder)!r}; name it relative."
-        )
+        raise BadImageError(f"Image {name!r} does not lie in the image folder {str(image_folder)!r}; name it relative.")
     return Path(image_folder) / relative
 
 

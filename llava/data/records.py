@@ -44,9 +44,7 @@ def read_records(path: str | Path) -> list[Record]:
             faults.append(str(error))
     if faults:
         shown = "\n  ".join(faults[:5])
-        raise ValueError(
-            f"{path}: {len(faults)} of {len(faults) + len(records)} records are unusable:\n  {shown}"
-        )
+        raise ValueError(f"{path}: {len(faults)} of {len(faults) + len(records)} records are unusable:\n  {shown}")
     if not records:
         raise ValueError(f"{path} holds no records.")
     return records
@@ -82,9 +80,7 @@ def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) ->
     if use_image_tags:
         mark = f"<Image>{mark}</Image>"
     if use_im_start_end:
-        mark = mark.replace(
-            DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-        )
+        mark = mark.replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN)
     return text.replace(DEFAULT_IMAGE_TOKEN, mark)
 
 
@@ -99,9 +95,7 @@ def _read_json(path: Path) -> Sequence[Any]:
 
 
 def _turns(conversations: Any, name: str) -> list[str]:
-    if not isinstance(conversations, Sequence) or not all(
-        isinstance(turn, Mapping) for turn in conversations
-    ):
+    if not isinstance(conversations, Sequence) or not all(isinstance(turn, Mapping) for turn in conversations):
         raise ValueError(f"record {name!r}: 'conversations' must be a list of {{'from', 'value'}} mappings.")
     said = [(turn.get("from"), turn.get("value")) for turn in conversations]
     if said and said[0][0] != _SPEAKERS[0]:
@@ -110,9 +104,7 @@ def _turns(conversations: Any, name: str) -> list[str]:
         raise ValueError(f"record {name!r} has no human turn.")
     for turn, (speaker, value) in enumerate(said):
         if speaker != _SPEAKERS[turn % 2]:
-            raise ValueError(
-                f"record {name!r}: turn {turn} is from {speaker!r}, expected {_SPEAKERS[turn % 2]!r}."
-            )
+            raise ValueError(f"record {name!r}: turn {turn} is from {speaker!r}, expected {_SPEAKERS[turn % 2]!r}.")
         if not isinstance(value, str):
             raise ValueError(f"record {name!r}: turn {turn} has no text.")
     return [value for _, value in said]
@@ -126,11 +118,7 @@ def _image_first(turn: str) -> str:
 
 def _check_marks(turns: Sequence[str], num_images: int, name: str) -> None:
     if any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[1::2]):
-        raise ValueError(
-            f"record {name!r}: an answer holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images."
-        )
+        raise ValueError(f"record {name!r}: an answer holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images.")
     marks = sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns)
     if marks != num_images:
-        raise ValueError(
-            f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s)."
-        )
+        raise ValueError(f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s).")

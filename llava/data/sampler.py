@@ -96,9 +96,7 @@ class EpochSampler(Sampler[int]):
         ranks: list[list[int]] = [[] for _ in range(self.world_size)]
         work = [0] * self.world_size
         for index in group:
-            rank = min(
-                (r for r in range(self.world_size) if len(ranks[r]) < self.batch_size), key=work.__getitem__
-            )
+            rank = min((r for r in range(self.world_size) if len(ranks[r]) < self.batch_size), key=work.__getitem__)
             ranks[rank].append(index)
             work[rank] += lengths[index]
         return [index for rank in ranks for index in rank]

@@ -97,9 +97,7 @@ def encode_prompt(turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, temp
         ValueError: as `encode_conversation`, or if the last turn is not a question.
     """
     if len(turns) % 2 == 0:
-        raise ValueError(
-            f"The conversation has {len(turns)} turns; it must end with a human turn to be answered."
-        )
+        raise ValueError(f"The conversation has {len(turns)} turns; it must end with a human turn to be answered.")
     with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns)
     encoded = _encode(_segments([*turns, None], template), tokenizer, with_images)
     if encoded.query_mask:
@@ -137,28 +135,20 @@ def _segments(turns: Sequence[str | None], template: str) -> list[Segment]:
         return fill_template(template, turns).segments()
     images = (turns[0] or "").count(DEFAULT_IMAGE_TOKEN)
     if images == 0:
-        raise ValueError(
-            f"Template {template!r} describes images, but the first turn holds no {DEFAULT_IMAGE_TOKEN}."
-        )
+        raise ValueError(f"Template {template!r} describes images, but the first turn holds no {DEFAULT_IMAGE_TOKEN}.")
     segments = [Segment(DEFAULT_IMAGE_TOKEN * images, SegmentKind.QUESTION)]
     captions = [turn for turn in turns[1:2] if turn is not None]
     return segments + [Segment(caption + conversation.sep, SegmentKind.ANSWER) for caption in captions]
 
 
-def _encode(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool
-) -> EncodedText:
+def _encode(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool) -> EncodedText:
     ids, offsets = _tokenize("".join(segment.text for segment in segments), tokenizer, with_images)
     kinds = _kinds_of_tokens(segments, offsets)
-    labels = [
-        token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)
-    ]
+    labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
     return EncodedText(ids, labels, _query_mask(segments, ids, offsets, kinds))
 
 
-def _tokenize(
-    text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool
-) -> tuple[list[int], list[Span]]:
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool) -> tuple[list[int], list[Span]]:
     """Ids of the text and the characters [start, end) that each came from."""
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__

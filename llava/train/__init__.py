@@ -1,0 +1,1 @@
+"""Training: LLaVA's two phases on transformers' Trainer."""

@@ -1,0 +1,201 @@
+"""Command line of training: LLaVA's flags, the compression's, and transformers' own in old and new spelling."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
+
+logger = logging.getLogger(__name__)
+
+
+def _flag(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str = _flag("lmsys/vicuna-7b-v1.5", "Language model or LLaVA checkpoint: a folder or hub name.")
+    version: str = _flag("v1", "Conversation template: `plain` for pre-training, `v1` for fine-tuning.")
+    freeze_backbone: bool = _flag(False, "Leave the language model as it is.")
+    tune_mm_mlp_adapter: bool = _flag(False, "Train the projector alone (pre-training).")
+    vision_tower: str | None = _flag(None, "CLIP vision model: a folder or hub name.")
+    unfreeze_mm_vision_tower: bool = _flag(False, "Train the vision tower as well.")
+    mm_vision_select_layer: int = _flag(-2, "Hidden state of the tower that is used.")
+    mm_vision_select_feature: str = _flag("patch", "`patch`, or `cls_patch` to keep the CLS token.")
+    pretrain_mm_mlp_adapter: str | None = _flag(None, "`mm_projector.bin` of the pre-training.")
+    mm_projector_type: str = _flag("linear", "`linear`, `mlpNx_gelu` or `identity`.")
+    mm_use_im_start_end: bool = _flag(False, "Surround images with <im_start> and <im_end>.")
+    mm_use_im_patch_token: bool = _flag(False, "Add the token <im_patch> to the vocabulary.")
+    mm_patch_merge_type: str = _flag("flat", "How tiles of an image are joined; `flat`.")
+    attn_implementation: str | None = _flag(
+        None, "`sdpa`, `eager` or `flash_attention_2`; by default FlashAttention where it is installed, else SDPA."
+    )
+    compression: str | None = _flag(None, "Preset (`duet-192`, ...) or YAML file; by default what the model has.")
+    dominant_num: int | None = _flag(None, "V2V: tokens kept as they are, CLS included; overrides --compression.")
+    context_num: int | None = _flag(None, "V2V: tokens merged from the rest; overrides --compression.")
+    cluster_width: int | None = _flag(None, "V2V: patches pooled for each merged token; overrides --compression.")
+    layer_list: str | None = _flag(None, "T2V: '[16,24]', drops after so many layers; overrides --compression.")
+    image_token_ratio_list: str | None = _flag(None, "T2V: '[0.5,0.0]', kept shares; overrides --compression.")
+    use_salient_tokens: bool | None = _flag(None, "T2V: salient words vote too; overrides --compression.")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    data_path: str | None = _flag(None, "JSON list or JSON lines of LLaVA conversations.")
+    image_folder: str = _flag(".", "Where the image names of the data start.")
+    image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """How it is trained: transformers' arguments and LLaVA's."""
+
+    cache_dir: str | None = _flag(None, "Where downloads are kept.")
+    remove_unused_columns: bool = _flag(False, "Must stay False: the collator makes the model's inputs.")
+    logging_nan_inf_filter: bool = _flag(False, "Useless here: a loss that is not finite stops the run.")
+    ddp_find_unused_parameters: bool | None = _flag(False, "Not needed: every rank uses every trained weight.")
+    overwrite_output_dir: bool = _flag(False, "Train into a folder that already holds a finished model.")
+    freeze_mm_mlp_adapter: bool = _flag(False, "Leave the projector as it is.")
+    model_max_length: int = _flag(512, "Longest sequence, expanded images included; longer ones are cut.")
+    mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it differs.")
+    group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
+
+
+# Names that transformers gave up, and what they are called now. A warm-up below 1 is a share of all steps.
+_RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+}
+# Flags in LLaVA users' scripts that choose nothing any more: data is always read lazily, weights are safetensors.
+_WITHOUT_EFFECT = frozenset(
+    (
+        "lazy_preprocess",
+        "is_multimodal",
+        "mpt_attn_impl",
+        "save_safetensors",
+        "logging_dir",
+        "include_tokens_per_second",
+    )
+)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read the command line.
+
+    Raises:
+        ValueError: for unknown flags and values that do not go together.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    arguments = modern_spelling(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    if data_args.data_path is None:
+        raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")
+    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
+        raise ValueError("--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter forbids it; choose one.")
+    return model_args, data_args, training_args
+
+
+def modern_spelling(argv: Sequence[str]) -> list[str]:
+    """Translate flags of older transformers releases; say so in the log."""
+    result: list[str] = []
+    for name, values in _flags(argv):
+        if name in _WITHOUT_EFFECT:
+            logger.info("--%s has no effect any more.", name)
+        elif name == "group_by_length":
+            if not values or values[0].lower() in ("true", "1", "yes"):
+                result += ["--train_sampling_strategy", "group_by_length"]
+        elif name in _RENAMED:
+            logger.info("--%s is now --%s.", name, _RENAMED[name])
+            result += [f"--{_RENAMED[name]}", *values]
+        else:
+            result += [f"--{name}", *values] if name else values
+    return result
+
+
+def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Split a command line into flags with their values; a first entry without name holds what precedes them."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+def resolve_compression(args: ModelArguments, present: CompressionConfig) -> CompressionConfig:
+    """The compression that the flags ask for; without any, the one that the model has.
+
+    The published flags override single values of `--compression` (or of the model's own) and say so in the
+    log.
+
+    Raises:
+        ValueError: if a value is out of range, or a stage is asked for only in part.
+    """
+    base = present if args.compression is None else CompressionConfig.resolve(args.compression)
+    v2v = {"dominant": args.dominant_num, "contextual": args.context_num, "cluster_width": args.cluster_width}
+    t2v = {
+        "layers": parse_list("--layer_list", args.layer_list),
+        "keep": parse_list("--image_token_ratio_list", args.image_token_ratio_list),
+        "queries": None if args.use_salient_tokens is None else _queries(args.use_salient_tokens, base.t2v),
+    }
+    return CompressionConfig(
+        v2v=_override(V2VConfig, base.v2v, v2v, "--dominant_num and --context_num"),
+        t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),
+    )
+
+
+def parse_list(flag: str, text: str | None) -> list[float] | None:
+    """Read a list such as '[16,24]'; None stays None.
+
+    Raises:
+        ValueError: if the text is not a list of numbers.
+    """
+    if text is None:
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
+        raise ValueError(f"{flag} is {text!r}; it must be a list of numbers such as '[16,24]'.")
+    return value
+
+
+def _queries(use_salient_tokens: bool, t2v: T2VConfig | None) -> str:
+    if use_salient_tokens:
+        return "salient"
+    return t2v.queries if t2v is not None and t2v.queries != "salient" else "last"
+
+
+def _override(kind: Any, base: Any, values: dict[str, Any], needed: str) -> Any:
+    """`base` with the values that are not None; a new stage needs all values that have no default."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if not given:
+        return base
+    if base is not None:
+        for name, value in given.items():
+            logger.info("%s: %s overrides %s.", name, value, getattr(base, name))
+        return dataclasses.replace(base, **given)
+    required = [entry.name for entry in dataclasses.fields(kind) if entry.default is dataclasses.MISSING]
+    if any(name not in given for name in required):
+        raise ValueError(f"To switch a compression stage on by flags, give {needed}, or name a --compression.")
+    return kind(**given)

@@ -1,0 +1,150 @@
+"""From arguments to tokenizer, model and data."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
+
+from llava.conversation import get_template
+from llava.data.collator import SupervisedCollator
+from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.model import LlavaLlamaForCausalLM
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
+    """The language model's tokenizer, padding on the right with a token that needs no new embedding."""
+    get_template(model_args.version)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path,
+        cache_dir=training_args.cache_dir,
+        model_max_length=training_args.model_max_length,
+        padding_side="right",
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> LlavaLlamaForCausalLM:
+    """Language model, tower and projector, with the compression of the flags.
+
+    Raises:
+        ValueError: if the compression does not fit the model.
+    """
+    model = LlavaLlamaForCausalLM.from_pretrained(
+        model_args.model_name_or_path,
+        cache_dir=training_args.cache_dir,
+        attn_implementation=_attention(model_args, training_args),
+        dtype=torch.bfloat16 if training_args.bf16 and training_args.deepspeed else torch.float32,
+    )
+    config = model.config
+    config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = tokenizer.model_max_length
+    model_args.vision_tower = model_args.vision_tower or getattr(config, "mm_vision_tower", None)
+    if model_args.vision_tower:
+        model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+        config.mm_projector_lr = training_args.mm_projector_lr
+        config.mm_use_im_start_end = model_args.mm_use_im_start_end
+        config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+        model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+    model.set_compression(resolve_compression(model_args, model.compression))
+    _repair_generation_config(model)
+    return model
+
+
+def choose_trained(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Freeze what is not trained.
+
+    Raises:
+        ValueError: if nothing is left to train.
+    """
+    config, inner = model.config, model.get_model()
+    alone = config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
+    model.requires_grad_(not (alone or model_args.freeze_backbone))
+    if inner.mm_projector is not None:
+        inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    if inner.vision_tower is not None:
+        _freeze_tower(inner.vision_tower, trained=model_args.unfreeze_mm_vision_tower and not alone)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(
+            "Everything is frozen; leave out --freeze_backbone or --freeze_mm_mlp_adapter, or give images."
+        )
+    if training_args.bf16 and not training_args.deepspeed:
+        _store_frozen_weights_in(torch.bfloat16, model)
+    if training_args.activation_checkpointing and not inner.embed_tokens.weight.requires_grad:
+        model.enable_input_require_grads()
+
+
+def make_data(
+    model: LlavaLlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> tuple[LazySupervisedDataset, SupervisedCollator]:
+    """Training data and the collator that belongs to it."""
+    tower = model.get_vision_tower()
+    config = DataConfig(
+        template=model_args.version,
+        max_length=tokenizer.model_max_length,
+        visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
+        image_folder=data_args.image_folder,
+        image_aspect_ratio=data_args.image_aspect_ratio,
+        use_im_start_end=model_args.mm_use_im_start_end,
+    )
+    assert data_args.data_path is not None
+    processor = None if tower is None else tower.image_processor
+    dataset = LazySupervisedDataset(data_args.data_path, tokenizer, processor, config)
+    size = None if tower is None else tower.config.image_size
+    return dataset, SupervisedCollator(tokenizer.pad_token_id, size)
+
+
+def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> str:
+    if model_args.attn_implementation is not None:
+        return model_args.attn_implementation
+    half = training_args.bf16 or training_args.fp16
+    usable = half and training_args.device.type == "cuda" and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def _freeze_tower(tower: Any, trained: bool) -> None:
+    """Train the layers of the tower that are used; those behind the selected one never get a gradient."""
+    tower.requires_grad_(trained)
+    layers = tower.model.encoder.layers
+    for unused in (*layers[tower.select_layer % (len(layers) + 1) :], tower.model.post_layernorm):
+        unused.requires_grad_(False)
+
+
+def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Halve the memory of frozen weights.
+
+    Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in
+        bfloat16.
+    """
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+
+
+def _repair_generation_config(model: Any) -> None:
+    """Some language models ship sampling options without sampling, which would make the final save fail."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        logger.warning("The model's generation_config is inconsistent; do_sample is set to True. %s", error)
+        config.do_sample = True

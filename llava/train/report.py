@@ -1,0 +1,101 @@
+"""What a run says at its start, and the summary it leaves at its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llava.compression.schedule import VisionShape, average_visual_tokens, describe, visual_tokens_per_layer
+from llava.data.measure import DataStatistics
+from llava.model import LlavaLlamaForCausalLM
+
+logger = logging.getLogger(__name__)
+
+SUMMARY_FILE = "train_summary.json"
+
+
+def count_parameters(model: LlavaLlamaForCausalLM) -> dict[str, dict[str, int]]:
+    """Weights of each part of the model: all of them, and those that are trained."""
+    inner = model.get_model()
+    parts: dict[str, nn.Module | None] = {
+        "vision_tower": inner.vision_tower,
+        "mm_projector": inner.mm_projector,
+        "embed_tokens": inner.embed_tokens,
+        "layers": inner.layers,
+        "norm": inner.norm,
+        "lm_head": model.lm_head,
+    }
+    return {name: _count(part) for name, part in parts.items() if part is not None}
+
+
+def visual_tokens(model: LlavaLlamaForCausalLM) -> tuple[int, ...]:
+    """Visual tokens of one image that each decoder layer sees; empty without a vision tower."""
+    tower = model.get_vision_tower()
+    if tower is None:
+        return ()
+    shape = VisionShape.of(tower.config, tower.select_layer)
+    return visual_tokens_per_layer(model.compression, model.config.num_hidden_layers, shape)
+
+
+def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
+    """Say what is trained, how images are compressed and what the data is like."""
+    for name, count in count_parameters(model).items():
+        state = "trained" if count["trained"] == count["all"] else "in part trained" if count["trained"] else "frozen"
+        logger.info("%-13s %15s weights, %s", name, f"{count['all']:,}", state)
+    tokens = visual_tokens(model)
+    if tokens:
+        logger.info(
+            "Visual tokens by layer: %s; average %.2f. Compression: %s",
+            describe(tokens), average_visual_tokens(tokens), json.dumps(model.compression.to_dict()),
+        )  # fmt: skip
+    logger.info(
+        "Data (%d samples): mean text %.1f tokens, mean sequence %.1f tokens, %.1f %% padding, %d cut, %d without "
+        "any label.",
+        statistics.samples, statistics.mean_text_tokens, statistics.mean_sequence_tokens,
+        100 * statistics.padding_share, statistics.truncated, statistics.unsupervised,
+    )  # fmt: skip
+
+
+def write_summary(
+    output_dir: str | Path,
+    phase: str,
+    model: LlavaLlamaForCausalLM,
+    statistics: DataStatistics,
+    log_history: list[dict[str, Any]],
+    counts: dict[str, int],
+) -> Path:
+    """Leave `train_summary.json`: the loss curve and everything that `log_start` said, for reports.
+
+    Args:
+        output_dir: of the run.
+        phase: `pretrain` or `finetune`.
+        model, statistics: as trained.
+        log_history: of the Trainer.
+        counts: samples trained on, cut, and without labels, over all ranks.
+    """
+    tokens = visual_tokens(model)
+    steps = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    summary = {
+        "phase": phase,
+        "compression": model.compression.to_dict(),
+        "visual_tokens_per_layer": tokens,
+        "average_visual_tokens": average_visual_tokens(tokens) if tokens else 0.0,
+        "parameters": count_parameters(model),
+        "data": statistics.to_dict(),
+        "counts": counts,
+        "curve": [{name: entry.get(name) for name in steps} for entry in log_history if "loss" in entry],
+        "result": next((entry for entry in reversed(log_history) if "train_runtime" in entry), {}),
+    }
+    target = Path(output_dir) / SUMMARY_FILE
+    target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def _count(part: nn.Module) -> dict[str, int]:
+    """Numbers of weights; `ds_numel` is the whole size of a weight that ZeRO-3 has partitioned."""
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in part.parameters()]
+    return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
