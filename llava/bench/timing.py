@@ -1,0 +1,46 @@
+"""Fair timing of several variants: interleaved, warmed up, the device waited for."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import transformers
+
+
+def interleaved(variants: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call of each variant; one warm-up each, then all variants in turn, `repeats` rounds."""
+    for run in variants.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            wait_for(device)
+            start = time.perf_counter()
+            run()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """Block until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(seconds: list[float]) -> str:
+    """Median and range, in milliseconds."""
+    return f"{median(seconds) * 1e3:9.1f} ms ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
+
+
+def machine(device: torch.device) -> str:
+    """One line that says what was measured on."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"

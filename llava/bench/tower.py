@@ -1,0 +1,58 @@
+"""What V2V adds to the vision tower, against the same tower run to the same layer without it.
+
+    python -m llava.bench.tower --batch-size 2
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from transformers import CLIPVisionConfig
+
+from llava.bench.timing import interleaved, machine, spread
+from llava.compression.config import CompressionConfig
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+VIT_L_14_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Cost of V2V in the vision tower, ViT-L/14-336 with random weights.")
+    parser.add_argument("--compression", nargs="+", default=["duet-192", "duet-128", "duet-64"])
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    tower = CLIPVisionTower("random weights", config=CLIPVisionConfig(**VIT_L_14_336))
+    tower.to(device, getattr(torch, options.dtype)).eval()
+    images = torch.randn(options.batch_size, 3, 336, 336, device=device, dtype=tower.dtype)
+    variants = {"without V2V": lambda: tower(images)}
+    for name in options.compression:
+        v2v = CompressionConfig.resolve(name).v2v
+        if v2v is not None:
+            variants[name] = lambda v2v=v2v: tower(images, v2v)
+    with torch.no_grad():
+        seconds = interleaved(variants, options.repeats, device)
+    print(machine(device))
+    print(f"ViT-L/14-336, layer -2, batch {options.batch_size}, {options.dtype}, median of {options.repeats} (range)")
+    plain = median(seconds["without V2V"])
+    for name, runs in seconds.items():
+        print(f"{name:12} {spread(runs)}  {median(runs) / plain - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()
