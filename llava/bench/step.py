@@ -44,7 +44,7 @@ TINY_VISION = {**VIT_L_14_336, "hidden_size": 64, "intermediate_size": 128, "num
 SHAPES = {"llava-1.5-7b": (VICUNA_7B, VIT_L_14_336), "tiny": (TINY_DECODER, TINY_VISION)}
 
 
-def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> LlavaLlamaForCausalLM:
+def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A LLaVA of the given shape with random weights, made on the device."""
     decoder, vision = SHAPES[shape]
     vision_config = CLIPVisionConfig(**vision)
@@ -65,7 +65,7 @@ def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> LlavaLl
         torch.set_default_dtype(previous)
 
 
-def make_batch(model: LlavaLlamaForCausalLM, batch_size: int, text_tokens: int) -> dict[str, torch.Tensor]:
+def make_batch(model: Any, batch_size: int, text_tokens: int) -> dict[str, torch.Tensor]:
     """One image and `text_tokens` random tokens a row, the last fifth of them the answer."""
     device, vocabulary = model.device, model.config.vocab_size
     input_ids = torch.randint(3, vocabulary, (batch_size, text_tokens + 1), device=device)
@@ -77,7 +77,7 @@ def make_batch(model: LlavaLlamaForCausalLM, batch_size: int, text_tokens: int) 
     return {"input_ids": input_ids, "labels": labels, "images": images}
 
 
-def runner(model: LlavaLlamaForCausalLM, batch: dict[str, torch.Tensor], config: CompressionConfig, mode: str) -> Any:
+def runner(model: Any, batch: dict[str, torch.Tensor], config: CompressionConfig, mode: str) -> Callable[[], None]:
     """A call that does one prefill or one training step."""
 
     def prefill() -> None:
@@ -91,7 +91,7 @@ def runner(model: LlavaLlamaForCausalLM, batch: dict[str, torch.Tensor], config:
     return prefill if mode == "prefill" else train
 
 
-def limit(model: LlavaLlamaForCausalLM, config: CompressionConfig, mode: str, text: int, passes: int) -> float:
+def limit(model: Any, config: CompressionConfig, mode: str, text: int, passes: int) -> float:
     """FLOPs of one sample."""
     decoder = DecoderShape.of(model.config)
     vision = VisionShape.of(model.get_vision_tower().config)
@@ -101,7 +101,7 @@ def limit(model: LlavaLlamaForCausalLM, config: CompressionConfig, mode: str, te
     return training_flops(tokens, text, decoder, vision, passes=passes)
 
 
-def measure(model: LlavaLlamaForCausalLM, options: argparse.Namespace, mode: str, report: Callable[[str], None]) -> list:
+def measure(model: Any, options: argparse.Namespace, mode: str, report: Callable[[str], None]) -> list[dict]:
     """Time every configuration in one interleaved run and report a line for each."""
     model.train(mode == "train")
     batch = make_batch(model, options.batch_size, options.text_tokens)

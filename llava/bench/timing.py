@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
 import transformers
 
 
-def interleaved(variants: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each call of each variant; one warm-up each, then all variants in turn, `repeats` rounds."""
     for run in variants.values():
         run()
@@ -43,4 +45,5 @@ def machine(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{name}; {versions}, Python {platform.python_version()}"

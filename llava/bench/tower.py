@@ -1,12 +1,13 @@
 """What V2V adds to the vision tower, against the same tower run to the same layer without it.
 
-    python -m llava.bench.tower --batch-size 2
+python -m llava.bench.tower --batch-size 2
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -40,11 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tower = CLIPVisionTower("random weights", config=CLIPVisionConfig(**VIT_L_14_336))
     tower.to(device, getattr(torch, options.dtype)).eval()
     images = torch.randn(options.batch_size, 3, 336, 336, device=device, dtype=tower.dtype)
-    variants = {"without V2V": lambda: tower(images)}
+    variants: dict[str, Callable[[], object]] = {"without V2V": partial(tower, images)}
     for name in options.compression:
-        v2v = CompressionConfig.resolve(name).v2v
-        if v2v is not None:
-            variants[name] = lambda v2v=v2v: tower(images, v2v)
+        variants[name] = partial(tower, images, CompressionConfig.resolve(name).v2v)
     with torch.no_grad():
         seconds = interleaved(variants, options.repeats, device)
     print(machine(device))
