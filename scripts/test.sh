@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs every check: ruff, mypy, shellcheck, pytest. Sets itself up on first use (see scripts/lib/setup.sh).
+#
+#   bash scripts/test.sh                        # everything
+#   bash scripts/test.sh tests/test_v2v.py -x   # arguments go to pytest; the style checks run all the same
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/setup.sh
+source scripts/lib/setup.sh
+setup_environment test
+
+# Nothing here may ask the network, and small tensors gain nothing from more threads.
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+
+failed=()
+check() {
+  local name=$1 started=$SECONDS
+  shift
+  say "$name"
+  if "$@"; then
+    say "$name passed in $((SECONDS - started)) s"
+  else
+    failed+=("$name")
+    say "$name FAILED after $((SECONDS - started)) s"
+  fi
+}
+
+mapfile -t shell_scripts < <(find scripts .ci -name '*.sh' -o -path .ci/run)
+check "ruff check" "$PYTHON" -m ruff check .
+check "ruff format" "$PYTHON" -m ruff format --check .
+check "mypy" "$PYTHON" -m mypy
+check "shellcheck" shellcheck -x "${shell_scripts[@]}"
+check "pytest" "$PYTHON" -m pytest "$@"
+
+if [ "${#failed[@]}" -gt 0 ]; then
+  printf -v list '%s, ' "${failed[@]}"
+  die "not everything passed: ${list%, }"
+fi
+say "All checks passed in $SECONDS s"
