@@ -72,14 +72,15 @@ def plan_splice(
             f"The batch has {placeholders} image placeholders but {len(tokens_per_image)} images; give one image for "
             "each <image> in the prompt."
         )
-    if query_mask is None:
-        query_mask = default_query_mask(input_ids, valid, labels)
+    derived = default_query_mask(input_ids, valid, labels)
+    query_mask = derived if query_mask is None else query_mask
     width = valid.long()
     width[is_image] = torch.tensor(tokens_per_image, dtype=torch.long)
     stream = _Stream.of(width, is_image)
     if max_length is not None and int(width.sum(dim=1).max()) > max_length:
         stream = _truncate(stream, width, labels, max_length)
-    return _pad(stream, width, is_image, labels, query_mask, queries, padding_side)
+    before_answer = derived & int(QueryRole.LAST)
+    return _pad(stream, width, is_image, labels, query_mask, before_answer, queries, padding_side)
 
 
 def default_query_mask(input_ids: Tensor, valid: Tensor, labels: Tensor | None) -> Tensor:
@@ -143,6 +144,7 @@ def _pad(
     is_image: Tensor,
     labels: Tensor | None,
     query_mask: Tensor,
+    before_answer: Tensor,
     queries: str,
     padding_side: str,
 ) -> SplicePlan:
@@ -164,8 +166,8 @@ def _pad(
     is_visual = image >= 0
     visual_index = torch.where(is_visual, is_visual.long().cumsum(dim=1) - 1, -1)
     ends_token = stream.offset + 1 == width.flatten()[stream.token]
-    roles = rows(query_mask.flatten()[stream.token] * ends_token, 0)
-    vote = _votes(roles, valid, is_visual, queries)
+    roles, ends = (rows(flags.flatten()[stream.token] * ends_token, 0) for flags in (query_mask, before_answer))
+    vote = _votes(roles, ends > 0, valid, is_visual, queries)
     targets = None if labels is None else rows(_targets(labels, stream, visual), IGNORE_INDEX)
     counts = tuple(is_visual.sum(dim=1).tolist())
     layout = TokenLayout(
@@ -189,16 +191,17 @@ def _targets(labels: Tensor, stream: _Stream, visual: Tensor) -> Tensor:
     return labels.flatten()[stream.token].masked_fill(visual, IGNORE_INDEX)
 
 
-def _votes(roles: Tensor, valid: Tensor, is_visual: Tensor, queries: str) -> Tensor:
+def _votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Tensor, queries: str) -> Tensor:
     """Who votes, bool [B, L]: tokens with the right role behind the first visual token of their row.
 
-    A row with visual tokens and no such token falls back to LAST tokens, then to its last token: never nobody.
+    A row with visual tokens and no such token falls back to LAST tokens, then to those that stand before an answer,
+    then to its last token: never nobody, and an answer only in a row of which nothing else is left.
     """
     behind_image = is_visual.long().cumsum(dim=1) > 0
     vote = (roles & int(ROLES_OF_QUERIES[queries]) > 0) & behind_image
     last = (roles & int(QueryRole.LAST) > 0) & behind_image
     end = valid & ~_next(valid, False)
-    for fallback in (last, end):
+    for fallback in (last, before_answer & behind_image, end):
         vote = torch.where(vote.any(dim=1, keepdim=True), vote, fallback & is_visual.any(dim=1, keepdim=True))
     return vote
 
