@@ -176,7 +176,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         compression = compression or self.compression
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and labels is None and not self.training
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         spliced_here = inputs_embeds is None and not decoding and (position_ids is None or images is not None)
         if spliced_here and input_ids is not None:

@@ -26,5 +26,4 @@ def build_vision_tower(config: Any) -> CLIPVisionTower:
         select_layer=getattr(config, "mm_vision_select_layer", -2),
         select_feature=getattr(config, "mm_vision_select_feature", "patch"),
         config=CLIPVisionConfig(**saved) if saved else None,
-        attn_implementation=getattr(config, "_attn_implementation", None),
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.compression.config import V2VConfig
+from llava.compression.precision import without_autocast
 from llava.compression.v2v import V2VResult, merge_visual_tokens
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,6 @@ class CLIPVisionTower(nn.Module):
         select_layer: int = -2,
         select_feature: str = "patch",
         config: CLIPVisionConfig | None = None,
-        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         if select_feature not in ("patch", "cls_patch"):
@@ -73,7 +73,7 @@ class CLIPVisionTower(nn.Module):
         self.select_layer = select_layer
         self.select_feature = select_feature
         config = config or CLIPVisionConfig.from_pretrained(name)
-        config._attn_implementation = attn_implementation or "sdpa"
+        config._attn_implementation = "sdpa"
         self.vision_tower = _Namespace(CLIPVisionModel(config))
         depth = config.num_hidden_layers
         if not -depth <= select_layer <= depth or select_layer % (depth + 1) == 0:
@@ -183,8 +183,9 @@ def _scored_by(layer: Any, inputs: Tensor, v2v: V2VConfig) -> tuple[Tensor | Non
     keys = _heads(attention.k_proj(normed), attention)
     rows = normed if v2v.needs_attention_map else normed[:, :1]
     queries = _heads(attention.q_proj(rows), attention)
-    logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
-    weights = logits.softmax(dim=-1)  # [B, H, 1 or 1 + P, 1 + P]
+    with without_autocast(queries.device):
+        logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
+        weights = logits.softmax(dim=-1)  # [B, H, 1 or 1 + P, 1 + P]
     attention_map = weights.mean(dim=1) if v2v.needs_attention_map else None
     return weights[:, :, 0, 1:].sum(dim=1), keys.mean(dim=1), attention_map
 
