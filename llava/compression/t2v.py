@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llava.compression.config import T2VConfig
 from llava.compression.layout import TokenLayout, renumbered
+from llava.compression.precision import without_autocast
 from llava.compression.selection import evenly_spaced, seeded_noise
 
 IGNORED_LABEL = -100
@@ -69,7 +70,8 @@ def attention_scores(
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         visible = layout.valid[:, None, :] & (column <= voters[:, part, None])  # [B, V, L]
-        received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)
+        with without_autocast(keys.device):
+            received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)
         scores += (votes[:, part, None] * received).sum(dim=1)
     return scores
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava.compression.config import V2VConfig
+from llava.compression.precision import without_autocast
 from llava.compression.selection import evenly_spaced, seeded_noise
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def merge_visual_tokens(
     count = hidden_states.shape[1]
     config.token_count(count)
     has_cls = cls_attention is not None and cls_attention.shape[1] == count - 1
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(hidden_states.device):
         scores = score_patches(cls_attention, attention, config, count - has_cls, hidden_states)
         plan = plan_merge(scores, keys, config, has_cls=has_cls, attention=attention)
     patches = hidden_states[:, int(has_cls) :]
@@ -177,7 +178,8 @@ def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> T
     contextual = plan.anchors.shape[1]
     slots = torch.arange(contextual, device=patches.device)
     belongs = (plan.assignment[:, None, :] == slots[:, None]).to(patches.dtype)  # [B, C, M]
-    mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
+    with without_autocast(patches.device):
+        mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
     return mean if config.clusters == "neighbours" else _take(patches, plan.anchors) + mean
 
 
