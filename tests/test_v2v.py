@@ -1,0 +1,224 @@
+"""Vision-to-vision merging against plain loops (see reference.py): scores, clusters, tokens, fate, controls."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from llava.compression import Fate, V2VConfig, merge_visual_tokens
+from llava.compression.v2v import score_patches
+
+PATCHES, WIDTH, HEADS = 16, 6, 3
+
+
+def tower_output(batch: int = 3, patches: int = PATCHES, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, 1 + P, D], attention [B, H, 1 + P, 1 + P] and keys [B, H, 1 + P, d], float64."""
+    noise = torch.Generator().manual_seed(seed)
+    features = torch.randn(batch, patches + 1, WIDTH, generator=noise, dtype=torch.float64)
+    logits = 2 * torch.randn(batch, HEADS, patches + 1, patches + 1, generator=noise, dtype=torch.float64)
+    keys = torch.randn(batch, HEADS, patches + 1, 4, generator=noise, dtype=torch.float64)
+    return features, logits.softmax(-1), keys
+
+
+def run(features: Tensor, attention: Tensor, keys: Tensor, config: V2VConfig):
+    cls_attention = attention[:, :, 0, 1:].sum(dim=1)
+    return merge_visual_tokens(features, cls_attention, keys.mean(dim=1), config, attention.mean(dim=1))
+
+
+SETTINGS = [
+    V2VConfig(6, 3, 2),
+    V2VConfig(6, 3, 4),
+    V2VConfig(7, 4, 1),
+    V2VConfig(3, 5, 2),
+    V2VConfig(1, 3, 3),
+    V2VConfig(1, 1, 1),
+    V2VConfig(12, 8, 4),
+    V2VConfig(17, 0),
+    V2VConfig(16, 1),
+    V2VConfig(6, 0),
+    V2VConfig(6, 3, 2, score="received"),
+    V2VConfig(6, 3, 3, clusters="neighbours"),
+    V2VConfig(6, 3, 50, clusters="neighbours"),
+    V2VConfig(6, 3, 4, score="received", clusters="neighbours"),
+    V2VConfig(12, 8, 2, score="received", clusters="neighbours"),
+    V2VConfig(6, 3, clusters="uniform"),
+    V2VConfig(4, 5, clusters="uniform"),
+    V2VConfig(12, 9, clusters="uniform", score="received"),
+]
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=str)
+def test_tokens_and_fates_equal_plain_loops(config: V2VConfig):
+    features, attention, keys = tower_output()
+    result = run(features, attention, keys, config)
+    for image in range(len(features)):
+        expected = reference.merge(features[image], attention[image], keys[image], config)
+        torch.testing.assert_close(result.tokens[image], expected.tokens, atol=1e-12, rtol=0)
+        assert result.plan.dominant[image].tolist() == expected.dominant
+        assert result.plan.anchors[image].tolist() == [anchor for anchor, _ in expected.clusters]
+        assert fates(result.fate[image]) == expected_fates(expected)
+        assert result.target[image].tolist() == expected_targets(expected)
+
+
+def fates(row: Tensor) -> list[str]:
+    return [Fate(value).name for value in row.tolist()]
+
+
+def expected_fates(merge: reference.Merge) -> list[str]:
+    names = ["DROPPED"] * PATCHES
+    for _, members in merge.clusters:
+        for patch in members:
+            names[patch] = "MERGED"
+    for anchor, _ in merge.clusters:
+        names[anchor] = "ANCHOR"
+    for patch in merge.dominant:
+        names[patch] = "DOMINANT"
+    return names
+
+
+def expected_targets(merge: reference.Merge) -> list[int]:
+    targets = [-1] * PATCHES
+    first = 1 + len(merge.dominant)
+    for number, (_, members) in reversed(list(enumerate(merge.clusters))):
+        for patch in members:
+            targets[patch] = first + number
+    for number, (anchor, _) in enumerate(merge.clusters):
+        targets[anchor] = first + number
+    for number, patch in enumerate(sorted(merge.dominant)):
+        targets[patch] = 1 + number
+    return targets
+
+
+def test_anchored_clusters_of_a_case_worked_out_by_hand():
+    """Patches 0..5 by falling attention; dominant CLS + 0, 1; pool 2, 3, 4, 5; anchors 2 and 4."""
+    features = torch.tensor([[[100.0], [1.0], [2.0], [4.0], [8.0], [16.0], [32.0]]])
+    cls_attention = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+    keys = torch.tensor([[[9.0, 9.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.2, 1.0], [0.0, 2.0], [0.1, 9.0]]])
+    result = merge_visual_tokens(features, cls_attention, keys, V2VConfig(3, 2, 2))
+    assert result.tokens.flatten().tolist() == [100, 1, 2, 4, 16 + (8 + 32) / 2]
+    assert result.target.tolist() == [[1, 2, 3, 4, 4, 4]]
+
+
+def test_neighbours_of_a_case_worked_out_by_hand():
+    """Algorithm 1: patch 0 is dominant, patch 1 is the centroid; it attends to 3 and 1 most among the rest."""
+    features = torch.tensor([[[0.0], [10.0], [1.0], [2.0], [4.0]]])
+    attention = torch.zeros(1, 5, 5)
+    attention[0, 2] = torch.tensor([0.3, 0.4, 0.1, 0.05, 0.15])
+    cls_attention = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    config = V2VConfig(2, 1, 2, clusters="neighbours")
+    result = merge_visual_tokens(features, cls_attention, None, config, attention)
+    assert result.tokens.flatten().tolist() == [0, 10, (1 + 4) / 2]
+
+
+def test_received_score_is_the_column_mean_and_its_cls_column_is_left_out():
+    attention = torch.tensor([[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.0, 0.7]]])
+    like = torch.zeros(1, 3, 1)
+    scores = score_patches(torch.zeros(1, 2), attention, V2VConfig(2, 0, score="received"), 2, like)
+    torch.testing.assert_close(scores, torch.tensor([[0.2, 0.6]]))
+
+
+def test_a_tower_without_cls_keeps_dominant_patches_only():
+    features, attention, _ = tower_output()
+    config = V2VConfig(5, 2, 2, score="received", clusters="neighbours")
+    result = merge_visual_tokens(features, None, None, config, attention.mean(dim=1))
+    for image in range(3):
+        scores = reference.received_scores(attention[image].mean(dim=0))
+        order = reference.ranked(scores, list(range(PATCHES + 1)))
+        torch.testing.assert_close(result.tokens[image, :5], features[image, sorted(order[:5])])
+        clusters = reference.neighbour_clusters(order[5:], attention[image].mean(dim=0), 2, 2)
+        means = [features[image, members].mean(dim=0) for _, members in clusters]
+        torch.testing.assert_close(result.tokens[image, 5:], torch.stack(means))
+
+
+@pytest.mark.parametrize("score", ["random", "uniform"])
+@pytest.mark.parametrize("dominant", [1, 2, 7, 17])
+def test_controls_keep_exactly_as_many_and_ignore_content(score: str, dominant: int):
+    config = V2VConfig(dominant, 0, score=score)
+    kept = [(run(*tower_output(seed=seed), config).fate == Fate.DOMINANT) for seed in (0, 1)]
+    assert kept[0].sum(dim=1).tolist() == [dominant - 1] * 3
+    assert torch.equal(*kept)
+
+
+def test_uniform_control_is_evenly_spaced():
+    fate = run(*tower_output(), V2VConfig(5, 0, score="uniform")).fate[0]
+    places = (fate == Fate.DOMINANT).nonzero().flatten()
+    assert places.diff().tolist() == [4, 4, 4]
+
+
+def test_random_control_depends_on_the_seed_alone():
+    features, attention, keys = tower_output(batch=5)
+    choices = {}
+    for seed in range(6):
+        config = V2VConfig(7, 2, score="random", seed=seed)
+        together, alone = run(features, attention, keys, config), run(features[2:3], attention[2:3], keys[2:3], config)
+        assert torch.equal(together.fate[2], alone.fate[0])
+        assert torch.equal(together.tokens, run(features, attention, keys, config).tokens)
+        choices[seed] = tuple(together.fate[2].tolist())
+    assert len(set(choices.values())) == 6
+
+
+def test_random_control_favours_no_place():
+    patches = 64
+    counts = torch.zeros(patches)
+    for seed in range(300):
+        scores = score_patches(None, None, V2VConfig(16, 0, score="random", seed=seed), patches, torch.zeros(1, patches, 1))
+        counts[scores[0].topk(16).indices] += 1
+    assert 75 * 0.55 < counts.min() and counts.max() < 75 * 1.5  # binomial(300, 1/4): mean 75, deviation 7.5
+
+
+def test_more_dominant_tokens_than_there_are_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match=r"v2v.dominant is 18, but the vision tower gives 17 tokens \(CLS included\)"):
+        run(*tower_output(), V2VConfig(18, 0))
+
+
+def test_more_contextual_tokens_than_remain_are_as_many_as_remain_and_it_is_said_once(caplog):
+    config = V2VConfig(13, 9, 2)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert run(*tower_output(), config).tokens.shape[1] == 17
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["v2v asks for 9 contextual tokens, but 13 dominant ones leave 4 patches; 4 contextual tokens are made."]
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (V2VConfig(3, 1), "no CLS token"),
+        (V2VConfig(3, 1, score="received"), "needs the tower's attention"),
+        (V2VConfig(3, 1, score="uniform"), "needs the tower's keys"),
+        (V2VConfig(3, 1, score="uniform", clusters="neighbours"), "needs the tower's attention"),
+    ],
+    ids=str,
+)
+def test_a_missing_input_is_named(config: V2VConfig, missing: str):
+    with pytest.raises(ValueError, match=missing):
+        merge_visual_tokens(torch.zeros(1, 8, 2), None, None, config)
+
+
+def test_gradients_flow_through_tokens_and_not_through_the_choice():
+    features, attention, keys = (tensor.requires_grad_() for tensor in tower_output(batch=1))
+    result = run(features, attention, keys, V2VConfig(6, 3, 2))
+    weights = torch.randn(result.tokens.shape, dtype=torch.float64)
+    (result.tokens * weights).sum().backward()
+    assert attention.grad is None and keys.grad is None
+    free = features.detach().clone().requires_grad_()
+    plan = reference.merge(features[0].detach(), attention[0].detach(), keys[0].detach(), V2VConfig(6, 3, 2))
+    rows = [free[0, 0]] + [free[0, 1 + patch] for patch in sorted(plan.dominant)]
+    rows += [free[0, 1 + a] + sum(free[0, 1 + m] for m in ms) / max(1, len(ms)) for a, ms in plan.clusters]
+    (torch.stack(rows) * weights[0]).sum().backward()
+    torch.testing.assert_close(features.grad, free.grad)
+
+
+def test_half_precision_features_are_chosen_like_in_float32():
+    """Attention and keys are compared in float32 even under autocast."""
+    features, attention, keys = (tensor.float() for tensor in tower_output(batch=8, patches=64))
+    config = V2VConfig(20, 6, 4)
+    expected = run(features, attention, keys, config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = run(features, attention, keys, config)
+    assert torch.equal(result.target, expected.target)
+    torch.testing.assert_close(result.tokens.float(), expected.tokens, atol=1e-5, rtol=0)
