@@ -16,12 +16,12 @@ def seeded_noise(index: Tensor, seed: int) -> Tensor:
 
     Args:
         index: whole numbers of any shape.
-        seed: whole number, 0 or more.
+        seed: whole number, 0 or more; its last 32 bits count.
 
     Returns:
         float32 in [0, 1), shaped like `index`.
     """
-    bits = (index.long() + 0x9E3779B9 * (seed + 1)) & _MASK_32
+    bits = (index.long() + (0x9E3779B9 * (seed + 1) & _MASK_32)) & _MASK_32
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         bits = ((bits ^ (bits >> shift)) * factor) & _MASK_32
     bits = bits ^ (bits >> 16)
