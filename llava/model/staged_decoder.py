@@ -112,10 +112,22 @@ def rank_visual_tokens(
         return control_scores(layout, t2v, stage, counts)
     if t2v.keep[stage] == 0 or (counts == layout.visual and not ranks_must_agree()):
         return None
-    with torch.no_grad():
-        layer = decoder.layers[layer_index]
-        queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)
-        return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
+    return attention_ranking(decoder, layer_index, hidden_states, layout)
+
+
+@torch.no_grad()
+def attention_ranking(decoder: Any, layer_index: int, hidden_states: Tensor, layout: TokenLayout) -> Tensor:
+    """Attention float32 [B, L] that the voters of `layout` pay each position, by a layer's queries and keys.
+
+    Args:
+        decoder: Llama-like model.
+        layer_index: 0-based number of the layer that scores, the one behind the drop.
+        hidden_states: [B, L, D] that this layer would get.
+        layout: of the L positions.
+    """
+    layer = decoder.layers[layer_index]
+    queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)
+    return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
 
 
 def _drop(

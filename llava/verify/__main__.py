@@ -1,0 +1,81 @@
+"""`python -m llava.verify CASES_DIR`: does this installation compute the method correctly?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from llava.verify.compare import DEFAULT_TOLERANCE
+from llava.verify.report import exit_status, line, summary, to_json
+from llava.verify.run import verify_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    problem = _problem(options)
+    if problem:
+        print(problem, file=sys.stderr)
+        return 2
+    device = torch.device(options.device)
+    outcomes = []
+    for outcome in verify_folder(options.cases, options.tolerance, device):
+        outcomes.append(outcome)
+        print(line(outcome), flush=True)
+    if not outcomes:
+        print(f"There is no case (no case.json) in {str(options.cases)!r} or below.", file=sys.stderr)
+    else:
+        print(summary(outcomes, device))
+    if options.json:
+        content = json.dumps(to_json(outcomes, options.tolerance, device), indent=1, allow_nan=False)
+        options.json.write_text(content + "\n", encoding="utf-8")
+    return exit_status(outcomes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.verify",
+        description="Replay recorded cases of the published program and compare every recorded quantity. "
+        "Differences where the published program is wrong are listed as 'by design', with the reason.",
+        epilog="Exit status: 0 if everything agrees, 1 on any mismatch, 2 if a case cannot be read or none is found.",
+    )
+    parser.add_argument(
+        "cases", metavar="CASES_DIR", type=Path, help="set of cases, one kind's folder or a single case"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=DEFAULT_TOLERANCE,
+        help="accepted absolute error of hidden states and logits; that of other quantities is in proportion "
+        "(default: %(default)g)",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements, versions and the device")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (also ROCm); default: %(default)s")
+    return parser
+
+
+def _problem(options: argparse.Namespace) -> str:
+    """What is wrong with the arguments, in a sentence; empty if nothing is."""
+    if not options.cases.is_dir():
+        return f"There is no folder {str(options.cases)!r}; give one with recorded cases."
+    if not (math.isfinite(options.tolerance) and options.tolerance > 0):
+        return f"--tolerance is {options.tolerance}; it must be a positive number."
+    if options.json and not options.json.resolve().parent.is_dir():
+        return f"--json names a file in {str(options.json.parent)!r}, which is not a folder."
+    if options.device.partition(":")[0] not in ("cpu", "cuda"):
+        return f"--device is {options.device!r}; it must be cpu or cuda (also for ROCm)."
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        return f"--device is {options.device!r}, which this torch cannot use: {str(error).splitlines()[0]}"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Reading a recorded case: its settings, what goes in and what came out.
+
+Shapes: B rows, T positions of the prompt, M images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+CASE_FILES = ("case.json", "inputs.safetensors", "outputs.safetensors")
+
+_STAGE = r"stage\d+_(kept|kept_global|scores)_\d+"
+RECORDABLE = {
+    "v2v": "all_indices|anchor_indices|pool_indices|merge_indices|merge_assignment|cls_attention_sum|metric"
+    "|hidden_states|hidden_states_save|projected",
+    "t2v_stage": r"hidden_states|attention_mask|position_ids|labels|(kept|scores)_\d+",
+    "full": "inputs_embeds|prepared_labels|prepared_mask|logits|loss|final_labels|final_mask|grad:.+|" + _STAGE,
+    "generate": "new_tokens|step_logits|kv_lengths_after_prefill|kv_lengths_at_end|last_position_per_layer|" + _STAGE,
+}
+REQUIRED_INPUTS = {
+    "v2v": ("pixels_u8",),
+    "t2v_stage": ("hidden_states", "attention_mask", "position_ids", "labels", "image_position", "visual_tokens_now",
+                  "visual_tokens_next"),
+    "full": ("input_ids",),
+    "generate": ("input_ids",),
+}  # fmt: skip
+REQUIRED_OUTPUTS = {"v2v": "projected", "t2v_stage": "hidden_states", "full": "logits", "generate": "new_tokens"}
+
+
+class UnreadableCaseError(ValueError):
+    """A case that cannot be replayed; the message says what is missing or wrong in which file."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded case.
+
+    Attributes:
+        folder: where it was read.
+        kind: "v2v", "t2v_stage", "full" or "generate".
+        model_folder: the model it ran on.
+        training: whether training's rule decides who votes (labels are known), not inference's.
+        settings: the whole of `case.json`.
+        inputs: tensors that go in.
+        outputs: tensors that came out.
+    """
+
+    folder: Path
+    kind: str
+    model_folder: Path
+    training: bool
+    settings: dict[str, Any]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """`<kind>/<case>`, by its folders."""
+        return case_name(self.folder)
+
+    def images(self) -> Tensor | None:
+        """Pixel values float32 [M, 3, height, width], or None where the case has no image."""
+        pixels = self.inputs.get("pixels_u8")
+        if pixels is None:
+            return None
+        images = pixels.float() / 127.5 - 1
+        blank = list(self.settings.get("dummy_images") or [])
+        if self.settings.get("zero_image"):
+            blank.append(len(images) - 1)
+        images[blank] = 0
+        return images
+
+
+def case_name(folder: Path) -> str:
+    """How reports call the case in a folder."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def find_cases(root: Path) -> list[Path]:
+    """Folders under `root` (itself included) that hold at least one file of a case, sorted."""
+    return sorted(
+        Path(folder)
+        for folder, _, files in os.walk(root, followlinks=True)
+        if any(name in files for name in CASE_FILES)
+    )
+
+
+def read_case(folder: Path) -> Case:
+    """Read the three files of a case.
+
+    Raises:
+        UnreadableCaseError: if a file, a setting or a tensor is missing or is not what `case.json` says.
+    """
+    settings = read_json(folder / "case.json")
+    kind = settings.get("kind")
+    if kind not in RECORDABLE:
+        raise UnreadableCaseError(f"kind is {kind!r} in case.json; known kinds are {', '.join(RECORDABLE)}.")
+    inputs, outputs = (_read_tensors(folder, settings, part) for part in ("inputs", "outputs"))
+    _check_contents(kind, inputs, outputs)
+    return Case(folder, kind, _model_folder(folder, settings), _is_training(kind, settings), settings, inputs, outputs)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UnreadableCaseError if there is none."""
+    if not path.is_file():
+        raise UnreadableCaseError(f"{path.name} is missing from {path.parent}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableCaseError(f"{path.name} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UnreadableCaseError(f"{path.name} must hold an object, not {type(content).__name__}.")
+    return content
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UnreadableCaseError if it cannot be read."""
+    if not path.is_file():
+        raise UnreadableCaseError(f"{path.name} is missing from {path.parent}.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UnreadableCaseError(f"{path.name} is not a readable safetensors file: {error}.") from error
+
+
+def _read_tensors(folder: Path, settings: dict[str, Any], part: str) -> dict[str, Tensor]:
+    """`inputs.safetensors` or `outputs.safetensors`, checked against the list of tensors in `case.json`."""
+    tensors = read_weights(folder / f"{part}.safetensors")
+    for name, entry in (settings.get(part) or {}).items():
+        if name not in tensors:
+            raise UnreadableCaseError(f"{part}.safetensors has no tensor {name!r}, which case.json lists.")
+        shape, said = list(tensors[name].shape), list(entry.get("shape", tensors[name].shape))
+        dtype = str(tensors[name].dtype).removeprefix("torch.")
+        if shape != said or dtype != entry.get("dtype", dtype):
+            raise UnreadableCaseError(
+                f"{name!r} in {part}.safetensors is {dtype} {shape}, but case.json says {entry.get('dtype')} {said}."
+            )
+    return tensors
+
+
+def _check_contents(kind: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+    missing = [name for name in REQUIRED_INPUTS[kind] if name not in inputs]
+    if missing:
+        raise UnreadableCaseError(f"inputs.safetensors has no {missing[0]!r}, which a case of kind {kind} needs.")
+    if REQUIRED_OUTPUTS[kind] not in outputs:
+        raise UnreadableCaseError(
+            f"outputs.safetensors has no {REQUIRED_OUTPUTS[kind]!r}, so there is nothing to compare with."
+        )
+    for name in outputs:
+        if not re.fullmatch(RECORDABLE[kind], name):
+            raise UnreadableCaseError(
+                f"outputs.safetensors records {name!r}, which a case of kind {kind} does not have."
+            )
+    _check_shapes(inputs)
+
+
+def _check_shapes(inputs: dict[str, Tensor]) -> None:
+    """Images are uint8 [M, 3, height, width]; all that stands beside the prompt has its shape [B, T]."""
+    pixels = inputs.get("pixels_u8")
+    if pixels is not None and (pixels.dim() != 4 or pixels.dtype != torch.uint8):
+        raise UnreadableCaseError(
+            f"'pixels_u8' is {pixels.dtype} {list(pixels.shape)}; it must be uint8 [images, 3, height, width]."
+        )
+    prompt = inputs.get("input_ids", inputs.get("attention_mask"))
+    if prompt is None:
+        return
+    if prompt.dim() != 2:
+        raise UnreadableCaseError(f"The prompt has shape {list(prompt.shape)}; it must be [rows, positions].")
+    for name in ("attention_mask", "labels", "position_ids"):
+        if name in inputs and inputs[name].shape != prompt.shape:
+            raise UnreadableCaseError(
+                f"{name!r} has shape {list(inputs[name].shape)}, but the prompt {list(prompt.shape)}; they must agree."
+            )
+
+
+def _model_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """`models/<model>` beside the kinds, wherever above the case that is."""
+    model = settings.get("model")
+    if not isinstance(model, str):
+        raise UnreadableCaseError("case.json names no model.")
+    for parent in folder.resolve().parents:
+        candidate = parent / "models" / model
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UnreadableCaseError(f"There is no models/{model}/config.json in any folder above {folder}.")
+
+
+def _is_training(kind: str, settings: dict[str, Any]) -> bool:
+    if kind in ("v2v", "generate"):
+        return False
+    mode = str(settings.get("mode"))
+    if mode not in ("train", "inference"):
+        raise UnreadableCaseError(f"mode is {settings.get('mode')!r} in case.json; it must be train or inference.")
+    return mode == "train"
