@@ -1,0 +1,1 @@
+"""A tiny world of photographs and handwritten digits, to see visual-token compression work in minutes."""

@@ -1,0 +1,84 @@
+"""Makes the playground's assets: `python -m playground.make_assets` writes tower, language model and tokenizer.
+
+Each modality is pretrained alone: the vision tower on labelled images, the language model on text.  Measured on 2
+CPU cores: see `playground/assets/README.md`.  Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from playground.pretrain.language_model import train_language_model
+from playground.pretrain.tokenizer import train_tokenizer
+from playground.pretrain.tower import IMAGE_MEAN, IMAGE_STD, train_tower
+from playground.world.scene import IMAGE_SIZE
+
+logger = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).parent / "assets"
+TOWER_STEPS = 2000
+LANGUAGE_STEPS = 1500
+
+
+def save_tower(tower: CLIPVisionModel, folder: Path) -> None:
+    """Writes the tower in half precision with its image processor."""
+    tower.to(torch.float16).save_pretrained(folder)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    processor.save_pretrained(folder)
+
+
+def save_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the language model in half precision with its tokenizer."""
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _name_portable_class(folder / "tokenizer_config.json")
+
+
+def _name_portable_class(path: Path) -> None:
+    """Names the tokenizer's class as every release of transformers knows it."""
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Parses the command line, pretrains what was asked for and says how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write into")
+    parser.add_argument("--only", choices=("tower", "language"), help="make only one of the two")
+    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
+    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its own choice")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("playground").setLevel(logging.INFO)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+    begun = time.perf_counter()
+    if arguments.only != "language":
+        tower = train_tower(arguments.tower_steps, seed=arguments.seed)
+        save_tower(tower, arguments.out / "vision_tower")
+    if arguments.only != "tower":
+        tokenizer = train_tokenizer()
+        model = train_language_model(tokenizer, arguments.language_steps, seed=arguments.seed)
+        save_language_model(model, tokenizer, arguments.out / "language_model")
+    print(f"Wrote {arguments.out} in {time.perf_counter() - begun:.0f} s on {torch.get_num_threads()} threads.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Command line: `python -m playground.world --out DIR` writes the visual question-answering set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playground.world.build import WorldSize, build_world
+
+
+def main() -> None:
+    """Parses the command line and builds the world."""
+    parser = argparse.ArgumentParser(description="Writes the playground's images and questions.")
+    default = WorldSize()
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--pretrain", type=int, default=default.pretrain, help="images with a caption")
+    parser.add_argument("--train", type=int, default=default.instruct, help="images with a conversation")
+    parser.add_argument("--test", type=int, default=default.test, help="held-out questions, one image each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    arguments = parser.parse_args()
+    size = WorldSize(arguments.pretrain, arguments.train, arguments.test)
+    build_world(arguments.out, size, arguments.seed, arguments.workers)
+    print(f"Wrote {size} to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
