@@ -1,0 +1,75 @@
+"""LLaVA's flags, old spellings and the compression's flags."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
+from llava.train.arguments import ModelArguments, modern_spelling, parse_arguments, parse_list, resolve_compression
+
+NONE = CompressionConfig()
+BASE = ["--data_path", "d.json", "--output_dir", "out", "--use_cpu", "True"]
+
+
+def test_old_spellings_reach_their_new_names() -> None:
+    old = [*BASE, "--evaluation_strategy", "no", "--gradient_checkpointing", "True", "--warmup_ratio", "0.03"]
+    _, _, args = parse_arguments([*old, "--lazy_preprocess", "True", "--group_by_length=True", "--tf32", "False"])
+    assert args.eval_strategy == "no" and args.activation_checkpointing is True
+    assert args.get_warmup_steps(1000) == 30
+    assert args.train_sampling_strategy == "group_by_length"
+
+
+def test_flags_with_minus_equals_and_without_value_keep_their_values() -> None:
+    assert modern_spelling(["--save-safetensors", "--no_cuda", "--seed=3"]) == ["--use_cpu", "--seed", "3"]
+    assert modern_spelling(["--group_by_length", "False", "--max_steps", "-1"]) == ["--max_steps", "-1"]
+
+
+def test_defaults_are_llavas() -> None:
+    model_args, data_args, args = parse_arguments(BASE)
+    assert (model_args.mm_projector_type, model_args.mm_vision_select_layer) == ("linear", -2)
+    assert data_args.image_aspect_ratio == "square"
+    assert (args.model_max_length, args.remove_unused_columns, args.report_to) == (512, False, [])
+
+
+def test_unknown_and_contradicting_flags_are_refused() -> None:
+    with pytest.raises(ValueError, match="--no_such_flag"):
+        parse_arguments([*BASE, "--no_such_flag", "1"])
+    with pytest.raises(ValueError, match="--data_path is missing"):
+        parse_arguments(["--output_dir", "out", "--use_cpu", "True"])
+    with pytest.raises(ValueError, match="choose one"):
+        parse_arguments([*BASE, "--tune_mm_mlp_adapter", "True", "--freeze_mm_mlp_adapter", "True"])
+
+
+def test_published_flags_alone_make_the_published_configuration() -> None:
+    args = ModelArguments(layer_list="[16,24]", image_token_ratio_list="[0.5,0.0]", dominant_num=300, context_num=7)
+    assert resolve_compression(args, NONE) == CompressionConfig(V2VConfig(300, 7), T2VConfig((16, 24), (0.5, 0.0)))
+    args.use_salient_tokens = True
+    found = resolve_compression(args, NONE).t2v
+    assert found is not None and found.queries == "salient"
+
+
+def test_published_flags_override_the_named_compression_with_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llava")
+    args = ModelArguments(compression="duet-192", dominant_num=100, use_salient_tokens=True)
+    found = resolve_compression(args, NONE)
+    expected = CompressionConfig.from_preset("duet-192")
+    assert found.v2v == V2VConfig(100, 7) and found.t2v is not None and expected.t2v is not None
+    assert found.t2v.queries == "salient" and found.t2v.layers == expected.t2v.layers
+    assert "dominant: 100 overrides 300." in caplog.text
+
+
+def test_without_flags_the_models_own_compression_stays() -> None:
+    own = CompressionConfig.from_preset("duet-64")
+    assert resolve_compression(ModelArguments(), own) == own
+    assert resolve_compression(ModelArguments(compression="none"), own) == NONE
+
+
+def test_half_a_stage_and_broken_lists_are_told_in_words() -> None:
+    with pytest.raises(ValueError, match="give --dominant_num and --context_num"):
+        resolve_compression(ModelArguments(dominant_num=300), NONE)
+    for text in ("16,24", "[16,", "__import__('os')", "[a]", "[true]", "{}"):
+        with pytest.raises(ValueError, match="--layer_list is .* must be a list of numbers"):
+            parse_list("--layer_list", text)
+    assert parse_list("--layer_list", "[16, 24]") == [16, 24]

@@ -1,0 +1,299 @@
+"""Both phases, run for real on a tiny LLaVA: what they train, save, refuse, and how they resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_llava import flags, write_assets
+from torch import Tensor
+
+from llava.compression.config import CompressionConfig
+from llava.data.sampler import EpochSampler
+from llava.model import LlavaLlamaForCausalLM
+from llava.train.arguments import parse_arguments
+from llava.train.building import choose_trained, load_model, load_tokenizer, make_data
+from llava.train.checkpoint import find_checkpoint
+from llava.train.train import train
+from llava.train.trainer import LlavaTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def projector(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "mm_projector.bin", weights_only=True)
+
+
+def losses(folder: Path) -> list[float]:
+    return [point["loss"] for point in json.loads((folder / "train_summary.json").read_text())["curve"]]
+
+
+def build(assets: Path, output: Path, phase: str, **changes: object):
+    model_args, data_args, args = parse_arguments(flags(assets, output, phase, **changes))
+    tokenizer = load_tokenizer(model_args, args)
+    model = load_model(model_args, data_args, args, tokenizer)
+    choose_trained(model, model_args, args)
+    return model, args, make_data(model, tokenizer, model_args, data_args)
+
+
+# === What a phase leaves ===
+
+
+def test_pretraining_saves_projector_and_config_alone(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "pre", "pretrain", save_strategy="steps", save_steps=2, gradient_checkpointing=True))
+    assert {"mm_projector.bin", "config.json", "train_summary.json", "trainer_state.json"} == {
+        name for name in files(tmp_path / "pre") if not name.startswith("checkpoint-")
+    }
+    weights = projector(tmp_path / "pre")
+    assert sorted(weights) == [f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("bias", "weight")]
+    assert {"config.json", "mm_projector.bin", "optimizer.pt", "trainer_state.json"} <= files(
+        tmp_path / "pre/checkpoint-2"
+    )
+    assert not any("safetensors" in name for name in files(tmp_path / "pre/checkpoint-2"))
+    config = json.loads((tmp_path / "pre/config.json").read_text())
+    assert CompressionConfig.from_dict(config["compression"]) == CompressionConfig.from_yaml(assets / "tiny.yaml")
+    assert config["tune_mm_mlp_adapter"] is True
+    early = projector(tmp_path / "pre/checkpoint-2")
+    assert all(not torch.equal(weights[name], early[name]) for name in weights)
+
+
+def test_finetuning_saves_a_whole_model_that_loads(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "pre", "pretrain"))
+    adapter = tmp_path / "pre/mm_projector.bin"
+    train(
+        flags(assets, tmp_path / "llava-ft", "finetune", pretrain_mm_mlp_adapter=adapter, group_by_modality_length=True)
+    )
+    assert {"config.json", "model.safetensors", "tokenizer.json", "train_summary.json"} <= files(tmp_path / "llava-ft")
+    assert "mm_projector.bin" not in files(tmp_path / "llava-ft")
+    model = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "llava-ft")
+    assert model.compression == CompressionConfig.from_yaml(assets / "tiny.yaml")
+    saved = load_file(tmp_path / "llava-ft/model.safetensors")
+    start = load_file(assets / "lm/model.safetensors")
+    tower = load_file(assets / "tower/model.safetensors")
+    assert not torch.equal(saved["model.layers.0.mlp.up_proj.weight"], start["model.layers.0.mlp.up_proj.weight"])
+    assert not torch.equal(
+        saved["model.mm_projector.0.weight"], projector(tmp_path / "pre")["model.mm_projector.0.weight"]
+    )
+    name = next(key for key in saved if key.endswith("pre_layrnorm.weight"))
+    assert torch.equal(saved[name], next(value for key, value in tower.items() if key.endswith("pre_layrnorm.weight")))
+    summary = json.loads((tmp_path / "llava-ft/train_summary.json").read_text())
+    assert summary["phase"] == "finetune" and summary["average_visual_tokens"] == (9 + 9 + 4 + 0) / 4
+    assert summary["counts"]["samples"] == 16 and len(summary["curve"]) == 4
+
+
+def test_training_learns(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "out", "finetune", max_steps=30))
+    curve = losses(tmp_path / "out")
+    assert curve[-1] < 0.5 * curve[0]
+
+
+def test_final_folder_named_checkpoint_puts_the_projector_beside_it(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "run/checkpoint-9", "pretrain", max_steps=1))
+    assert (tmp_path / "run/mm_projector/checkpoint-9.bin").is_file()
+    assert "config.json" in files(tmp_path / "run/checkpoint-9")
+
+
+def test_start_is_logged_once(assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llava")
+    train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
+    text = caplog.text
+    assert text.count("mm_projector            1,600 weights, trained") == 1
+    assert text.count("7,792 weights, frozen") == 1
+    assert text.count("Visual tokens by layer: 0-1: 9, 2-2: 4, 3-3: 0; average 5.50.") == 1
+    assert text.count("mean text") == text.count("% padding") == 1
+
+
+# === Freezing and learning rates ===
+
+
+def test_flags_choose_what_is_trained(assets: Path, tmp_path: Path) -> None:
+    def trained(phase: str, **changes: object) -> set[str]:
+        model, *_ = build(assets, tmp_path, phase, **changes)
+        return {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
+
+    assert trained("pretrain") == {"mm_projector"}
+    assert trained("finetune") == {"mm_projector", "embed_tokens", "layers", "norm", "weight"}
+    assert trained("finetune", freeze_mm_mlp_adapter=True) == {"embed_tokens", "layers", "norm", "weight"}
+    with pytest.raises(ValueError, match="Everything is frozen"):
+        trained("finetune", freeze_backbone=True, freeze_mm_mlp_adapter=True)
+
+
+def test_a_trained_tower_trains_only_the_layers_it_uses(assets: Path, tmp_path: Path) -> None:
+    model, *_ = build(assets, tmp_path, "finetune", unfreeze_mm_vision_tower=True)
+    tower = model.get_vision_tower()
+    layers = [all(weight.requires_grad for weight in layer.parameters()) for layer in tower.model.encoder.layers]
+    assert layers == [True, True, False]
+
+
+def test_frozen_weights_are_stored_in_bfloat16_and_trained_ones_in_float32(assets: Path, tmp_path: Path) -> None:
+    model, *_ = build(assets, tmp_path, "pretrain", bf16=True)
+    kinds = {(weight.requires_grad, weight.dtype) for weight in model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_projector_has_its_own_learning_rate(assets: Path, tmp_path: Path) -> None:
+    model, args, (dataset, collator) = build(
+        assets, tmp_path, "finetune", mm_projector_lr=0.5, weight_decay=0.1, optim="adamw_torch"
+    )
+    optimizer = LlavaTrainer(model=model, args=args, train_dataset=dataset, data_collator=collator).create_optimizer()
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    seen = []
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            name = names[id(weight)]
+            seen.append(name)
+            assert group["lr"] == (0.5 if "mm_projector" in name else args.learning_rate)
+            assert group["weight_decay"] == (0.0 if "norm" in name or "bias" in name else 0.1)
+    assert sorted(seen) == sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+# === Faults ===
+
+
+def test_fault_1_data_without_labels_stops_before_training(assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"16 of the first 16 samples have no label at all.*--model_max_length"):
+        train(flags(assets, tmp_path / "out", "finetune", model_max_length=20))
+
+
+def test_fault_3_a_loss_that_is_not_finite_stops_the_run_before_the_step(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "pre", "pretrain", max_steps=1))
+    weights = projector(tmp_path / "pre")
+    weights["model.mm_projector.2.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "nan.bin")
+    with pytest.raises(FloatingPointError, match=r"The loss is nan in step 1.*'chat-\d'.*--learning_rate"):
+        train(
+            flags(
+                assets, tmp_path / "out", "finetune", compression="none", pretrain_mm_mlp_adapter=tmp_path / "nan.bin"
+            )
+        )
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "finetune"])
+def test_fault_4_a_resumed_run_equals_the_uninterrupted_one(assets: Path, tmp_path: Path, phase: str) -> None:
+    """Interrupted in the middle of the second epoch, so that order, optimizer and random state all matter."""
+    changes: dict[str, object] = {"max_steps": 9, "save_strategy": "steps", "save_steps": 6, "weight_decay": 0.1}
+    changes["group_by_modality_length"] = phase == "finetune"
+    train(flags(assets, tmp_path / "whole", phase, **changes))
+    shutil.copytree(tmp_path / "whole/checkpoint-6", tmp_path / "again/checkpoint-6")
+    train(flags(assets, tmp_path / "again", phase, **changes))
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+    load = projector if phase == "pretrain" else lambda folder: load_file(folder / "model.safetensors")
+    whole, again = load(tmp_path / "whole"), load(tmp_path / "again")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_fault_4_an_interrupted_save_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_checkpoint(tmp_path / "nowhere") is None
+    for step, complete in ((9, True), (10, True), (200, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text("{}")
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert "checkpoint-200 is incomplete" in caplog.text
+
+
+def test_fault_5_the_trainer_draws_the_seeded_order(assets: Path, tmp_path: Path) -> None:
+    model, args, (dataset, collator) = build(assets, tmp_path, "finetune", group_by_modality_length=True)
+    trainer = LlavaTrainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+    drawn = [name for batch in trainer.get_train_dataloader() for name in batch["sample_ids"]]
+    sampler = EpochSampler(len(dataset), 7, 4, lengths=dataset.lengths, kinds=dataset.has_image)
+    assert drawn == [dataset.records[index].id for index in sampler]
+    assert len({name.startswith("text") for name in drawn[:4]}) == 1
+
+
+def test_fault_8_sampling_options_without_sampling_do_not_break_the_save(assets: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "lm"
+    shutil.copytree(assets / "lm", broken)
+    options = {"_from_model_config": False, "do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    (broken / "generation_config.json").write_text(json.dumps(options))
+    train(flags(assets, tmp_path / "out", "finetune", model_name_or_path=broken, max_steps=1))
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["do_sample"] is True
+
+
+def test_fault_15_a_finished_run_is_not_overwritten_unasked(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
+    with pytest.raises(ValueError, match="already holds a trained model .*--overwrite_output_dir"):
+        train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
+    train(flags(assets, tmp_path / "out", "pretrain", max_steps=1, overwrite_output_dir=True))
+
+
+# === Launching ===
+
+
+def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_end_cleanly(assets: Path, tmp_path: Path) -> None:
+    options = {"group_by_modality_length": True, "max_steps": 8}
+    train(flags(assets, tmp_path / "one", "finetune", **options))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
+    two = flags(assets, tmp_path / "two", "finetune", per_device_train_batch_size=2, **options)
+    done = launch([*command, "llava/train/train_mem.py", *two])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert json.loads((tmp_path / "two/train_summary.json").read_text())["counts"]["samples"] == 32
+    assert done.stderr.count("Visual tokens by layer") == 1
+
+
+@pytest.mark.slow
+def test_recipes_run_with_tiny_assets(assets: Path, tmp_path: Path) -> None:
+    tiny = {
+        "LAUNCHER": "python", "MODEL": str(assets / "lm"), "VISION_TOWER": str(assets / "tower"),
+        "COMPRESSION": str(assets / "tiny.yaml"), "IMAGE_FOLDER": str(assets / "images"), "USE_CPU": "True",
+        "BF16": "False", "MAX_STEPS": "2", "BATCH_SIZE": "4", "MAX_LENGTH": "256", "WORKERS": "0",
+    }  # fmt: skip
+    data = {"DATA_PATH": str(assets / "captions.json"), "OUTPUT_DIR": str(tmp_path / "pre")}
+    done = launch(["bash", "scripts/v1_5/pretrain.sh"], **tiny, **data)
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = {"DATA_PATH": str(assets / "chats.json"), "OUTPUT_DIR": str(tmp_path / "ft")}
+    adapter = str(tmp_path / "pre/mm_projector.bin")
+    done = launch(["bash", "scripts/v1_5/finetune.sh"], **tiny, **data, ADAPTER=adapter)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "ft/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_recipe_prints_the_papers_settings(recipe: str) -> None:
+    done = launch(["bash", f"scripts/v1_5/{recipe}.sh"], DRY_RUN="1")
+    words = done.stdout.split()
+    settings = dict(zip(words[2:], words[3:], strict=False))
+    expected = {"--compression": "duet-192", "--model_max_length": "2048", "--warmup_steps": "0.03", "--bf16": "True"}
+    if recipe == "pretrain":
+        expected |= {"--version": "plain", "--learning_rate": "1e-3", "--per_device_train_batch_size": "32"}
+        expected |= {"--deepspeed": "./scripts/zero2.json", "--tune_mm_mlp_adapter": "True"}
+    else:
+        expected |= {"--version": "v1", "--learning_rate": "2e-5", "--per_device_train_batch_size": "16"}
+        expected |= {"--deepspeed": "./scripts/zero3.json", "--image_aspect_ratio": "pad"}
+    assert {name: settings[name] for name in expected} == expected
+    flags_alone = launch(["bash", f"scripts/v1_5/{recipe}.sh"], DRY_RUN="1", LAUNCHER="slurm")
+    assert flags_alone.returncode == 2 and "accepted are deepspeed, torchrun, python" in flags_alone.stderr
