@@ -1,0 +1,1 @@
+"""The quickstart's evaluation and report; `bash scripts/quickstart.sh` runs them."""

@@ -1,0 +1,274 @@
+"""Answers held-out questions under several token budgets and measures accuracy, tokens, FLOPs and time.
+
+    python -m playground.quickstart.evaluate --model-path DIR --questions test.jsonl --image-folder DIR \
+        --compression none.yaml duet-67.yaml random-67.yaml --out results.json
+
+The model is loaded once. Every batch is answered under all configurations in turn before the next batch comes, so
+that a change in the machine's load touches all of them alike. Answers are stored after every batch; the same command
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from llava.compression import CompressionConfig
+from llava.compression.schedule import DecoderShape, VisionShape, prefill_flops, visual_tokens_per_layer
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.collator import SupervisedCollator
+from llava.data.images import image_path, open_rgb
+from llava.data.tokenization import encode_prompt
+from llava.mm_utils import preprocess_image
+from llava.model.builder import load_pretrained_model
+from llava.model.trace import CompressionTrace, trace_compression
+from playground.quickstart.machine import describe_machine
+from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
+
+MAX_NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts and pixels on the model's device, with the number of the first question."""
+
+    start: int
+    inputs: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+    def blank(self) -> Batch:
+        """The same questions about empty images: the mean colour everywhere."""
+        return Batch(self.start, self.inputs | {"images": torch.zeros_like(self.inputs["images"])})
+
+    def head(self, count: int) -> Batch:
+        """The first `count` questions."""
+        return Batch(self.start, {name: tensor[:count] for name, tensor in self.inputs.items()})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under test with everything that prepares its inputs."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    image_processor: Any
+    template: str
+    image_folder: Path
+
+    @classmethod
+    def load(cls, options: argparse.Namespace) -> Subject:
+        """Open the model directory in float32, on a GPU where there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            options.model_path, device=device, device_map=device, dtype=torch.float32
+        )
+        return cls(tokenizer, model, image_processor, options.template, Path(options.image_folder))
+
+    def prepare(self, questions: Sequence[Question], batch_size: int) -> list[Batch]:
+        """Tokens and pixels of all questions, once for all configurations."""
+        batches = []
+        for start in tqdm(range(0, len(questions), batch_size), desc="Reading images", unit="batch"):
+            samples = [self._sample(question) for question in questions[start : start + batch_size]]
+            collated = SupervisedCollator(self.tokenizer.pad_token_id or 0)(samples)
+            names = ("input_ids", "attention_mask", "query_mask", "images")
+            batches.append(Batch(start, {name: collated[name].to(self.model.device) for name in names}))
+        return batches
+
+    def _sample(self, question: Question) -> dict[str, Any]:
+        encoded = encode_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{question.text}"], self.tokenizer, self.template)
+        image = open_rgb(image_path(self.image_folder, question.image))
+        aspect_ratio = getattr(self.model.config, "image_aspect_ratio", None)
+        pixels = preprocess_image(image, self.image_processor, aspect_ratio)
+        return encoded.tensors() | {"images": [pixels], "sample_id": question.question_id, "truncated": False}
+
+    def answer(self, batch: Batch, compression: CompressionConfig) -> list[str]:
+        """Greedy answers."""
+        ids = self.model.generate(
+            **batch.inputs, compression=compression, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def trace(self, batch: Batch, compression: CompressionConfig) -> CompressionTrace:
+        """Where the patches of a batch go."""
+        return trace_compression(self.model, **batch.inputs, compression=compression)
+
+
+def read_questions(path: Path, limit: int | None) -> list[Question]:
+    """Read a question file: a JSON object a line with question_id, image, text, answer and perhaps category."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:limit]
+    return [Question(**json.loads(line)) for line in lines]
+
+
+def new_settings(files: Sequence[Path]) -> list[Setting]:
+    """A setting for each compression file, and the uncompressed model that sees nothing."""
+    settings = [Setting(path.stem, CompressionConfig.from_yaml(path).to_dict()) for path in files]
+    return [*settings, Setting(BLANK, CompressionConfig().to_dict())]
+
+
+def fingerprint(model_path: Path, questions: Sequence[Question], settings: Sequence[Setting]) -> dict[str, Any]:
+    """What stored answers belong to: other weights, questions or budgets need new answers."""
+    weights = sorted(model_path.glob("*.safetensors"))
+    budgets = json.dumps([(setting.name, setting.compression) for setting in settings])
+    return {
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        "questions": hashlib.sha256(repr(list(questions)).encode()).hexdigest(),
+        "budgets": hashlib.sha256(budgets.encode()).hexdigest(),
+    }
+
+
+def open_results(options: argparse.Namespace) -> Results:
+    """Earlier results of the same model, questions and budgets, or new ones without answers."""
+    questions = read_questions(Path(options.questions), options.limit)
+    settings = new_settings([Path(name) for name in options.compression])
+    identity = fingerprint(Path(options.model_path), questions, settings)
+    if Path(options.out).is_file():
+        earlier = Results.load(Path(options.out))
+        if earlier.fingerprint == identity:
+            return earlier
+    about = describe_machine() | {"model_path": options.model_path, "image_folder": options.image_folder}
+    return Results(identity, about, questions, settings)
+
+
+def measure_costs(subject: Subject, results: Results, batches: Sequence[Batch]) -> None:
+    """Fill in tokens per layer, as seen in the first batch, and FLOPs at the mean prompt length."""
+    config = subject.model.config
+    tower = subject.model.get_vision_tower()
+    decoder, vision = DecoderShape.of(config), VisionShape.of(tower.config, tower.select_layer)
+    text_tokens = round(mean(int(batch.inputs["attention_mask"].sum()) / len(batch) for batch in batches)) - 1
+    results.about |= {"decoder_layers": decoder.layers, "patches": vision.patches, "text_tokens": text_tokens}
+    for setting in results.settings:
+        compression = CompressionConfig.from_dict(setting.compression)
+        setting.tokens_per_layer = seen_tokens(subject.trace(batches[0], compression), decoder.layers)
+        planned = visual_tokens_per_layer(compression, decoder.layers, vision)
+        setting.flops = prefill_flops(planned, text_tokens, decoder, vision)
+
+
+def seen_tokens(trace: CompressionTrace, num_layers: int) -> list[float]:
+    """Visual tokens that each layer worked on, mean over the rows of a traced batch."""
+    present = mean(trace.entered)
+    tokens = []
+    for layer in range(num_layers):
+        if layer in trace.alive:
+            present = trace.alive[layer].sum(dim=1).float().mean().item()
+        tokens.append(present)
+    return tokens
+
+
+def answer_all(subject: Subject, results: Results, batches: Sequence[Batch], path: Path) -> None:
+    """Answer what is not answered yet, batch by batch under every setting in turn, saving after each batch."""
+    for setting in results.settings:  # not measured: memory is claimed and kernels are chosen on first use
+        subject.answer(batches[0].head(8), CompressionConfig.from_dict(setting.compression))
+    with tqdm(total=len(results.questions) * len(results.settings), desc="Answering", unit="question") as bar:
+        bar.update(sum(len(setting.answers) for setting in results.settings))
+        for batch in batches:
+            for setting in results.settings:
+                if len(setting.answers) > batch.start:
+                    continue
+                shown = batch.blank() if setting.name == BLANK else batch
+                answers, seconds = timed_answers(subject, shown, CompressionConfig.from_dict(setting.compression))
+                setting.answers += answers
+                setting.batch_seconds.append((seconds, len(batch)))
+                bar.update(len(batch))
+            results.save(path)
+
+
+def timed_answers(subject: Subject, batch: Batch, compression: CompressionConfig) -> tuple[list[str], float]:
+    """Answers, and seconds from pixels on the device to text."""
+    synchronise()
+    started = time.perf_counter()
+    answers = subject.answer(batch, compression)
+    synchronise()
+    return answers, time.perf_counter() - started
+
+
+def synchronise() -> None:
+    """Wait for the device, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def varied_questions(questions: Sequence[Question], count: int) -> list[int]:
+    """Numbers of the first questions of each category in turn: chosen by position, not by outcome."""
+    by_category: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        by_category.setdefault(question.category, []).append(number)
+    ranked = sorted((rank, number) for numbers in by_category.values() for rank, number in enumerate(numbers))
+    return [number for _, number in ranked[:count]]
+
+
+def traces(subject: Subject, results: Results, numbers: Sequence[int]) -> Iterator[Trace]:
+    """Where patches went, for the settings that choose them by attention."""
+    if not numbers:
+        return
+    batch = subject.prepare([results.questions[number] for number in numbers], len(numbers))[0]
+    for setting in results.settings:
+        compression = CompressionConfig.from_dict(setting.compression)
+        if compression.v2v is None or compression.v2v.score in ("random", "uniform"):
+            continue
+        trace = subject.trace(batch, compression)
+        if trace.merged is None:
+            continue
+        for row, number in enumerate(numbers):
+            fate, target = trace.merged.fate[row].tolist(), trace.merged.target[row].tolist()
+            yield Trace(setting.name, number, fate, target, drop_layers(trace, row))
+
+
+def drop_layers(trace: CompressionTrace, row: int) -> list[int | None]:
+    """For each visual token of a row the number of layers after which it was dropped, None if never."""
+    dropped: list[int | None] = [None] * trace.entered[row]
+    for layer, alive in sorted(trace.alive.items(), reverse=True):
+        for token in (~alive[row, : trace.entered[row]]).nonzero().flatten().tolist():
+            dropped[token] = layer
+    return dropped
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Accuracy, tokens, FLOPs and time at several token budgets.")
+    parser.add_argument("--model-path", required=True, help="directory that training wrote")
+    parser.add_argument("--questions", required=True, help="question file, one JSON object a line")
+    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--compression", nargs="+", required=True, help="YAML files; the first is compared with")
+    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--template", default="v1", help="conversation template of the training")
+    parser.add_argument("--limit", type=int, default=None, help="answer only so many questions")
+    parser.add_argument("--traces", type=int, default=6, help="questions whose patches are followed, for the report")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    options = parse(arguments)
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        results = open_results(options)
+        subject = Subject.load(options)
+        batches = subject.prepare(results.questions, options.batch_size)
+        measure_costs(subject, results, batches)
+        answer_all(subject, results, batches, out)
+        results.traces = list(traces(subject, results, varied_questions(results.questions, options.traces)))
+    except ValueError as error:
+        sys.exit(f"evaluate: {error}")
+    results.save(out)
+    print(f"\n{text_table(results)}\n\nWrote {out}")
+
+
+if __name__ == "__main__":
+    main()

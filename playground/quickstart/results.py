@@ -1,0 +1,215 @@
+"""What an evaluation measured: stored as one JSON file, counted, and printed as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+BLANK = "blank images"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out question about one image (a line of the question file)."""
+
+    question_id: int | str
+    image: str
+    text: str
+    answer: str
+    category: str = ""
+
+
+@dataclass
+class Setting:
+    """One configuration and what was measured under it.
+
+    Attributes:
+        name: of the row; `BLANK` is the uncompressed model that is shown empty images.
+        compression: as `CompressionConfig.to_dict` gives it.
+        tokens_per_layer: visual tokens that each decoder layer was seen to work on, mean over the images looked at.
+        flops: of one prefill, images included, at the mean prompt length.
+        answers: what the model said, question by question.
+        batch_seconds: measured seconds and questions of every batch.
+    """
+
+    name: str
+    compression: dict[str, Any]
+    tokens_per_layer: list[float] = field(default_factory=list)
+    flops: int = 0
+    answers: list[str] = field(default_factory=list)
+    batch_seconds: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def average_tokens(self) -> float:
+        """Visual tokens in a layer, averaged over layers."""
+        return mean(self.tokens_per_layer)
+
+    @property
+    def seconds_per_question(self) -> float:
+        """Median over batches, so that a hiccup of the machine does not count."""
+        return median(seconds / count for seconds, count in self.batch_seconds)
+
+
+@dataclass
+class Trace:
+    """Where the patches of one image went under one setting.
+
+    Attributes:
+        setting: name of the setting.
+        question: number of the question in the results.
+        fate: for each patch the value of `llava.compression.v2v.Fate`; empty if nothing was merged.
+        target: for each patch the visual token it became or joined, -1 where it was dropped.
+        dropped_after: for each visual token the number of layers after which it was dropped, None if never.
+    """
+
+    setting: str
+    question: int
+    fate: list[int]
+    target: list[int]
+    dropped_after: list[int | None]
+
+
+@dataclass
+class Results:
+    """A whole evaluation. `fingerprint` names the model and questions it belongs to."""
+
+    fingerprint: dict[str, Any]
+    about: dict[str, Any]
+    questions: list[Question]
+    settings: list[Setting]
+    traces: list[Trace] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; a reader never sees half a file."""
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            data["fingerprint"],
+            data["about"],
+            [Question(**question) for question in data["questions"]],
+            [Setting(**setting) for setting in data["settings"]],
+            [Trace(**trace) for trace in data["traces"]],
+        )
+
+    def setting(self, name: str) -> Setting:
+        """The setting of that name.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for setting in self.settings:
+            if setting.name == name:
+                return setting
+        known = ", ".join(setting.name for setting in self.settings)
+        raise ValueError(f"There is no setting {name!r}; these were evaluated: {known}.")
+
+    def correct(self, setting: Setting) -> list[bool]:
+        """For each answered question whether the answer is right."""
+        pairs = zip(setting.answers, self.questions, strict=False)
+        return [plain(answer) == plain(question.answer) for answer, question in pairs]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with its 95 % Wilson interval; all between 0 and 1."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: Sequence[bool]) -> Accuracy:
+        """Count right answers.
+
+        Raises:
+            ValueError: if there are no answers.
+        """
+        if not correct:
+            raise ValueError("No question was answered; an accuracy needs at least one.")
+        value = sum(correct) / len(correct)
+        low, high = wilson_interval(sum(correct), len(correct))
+        return cls(value, low, high)
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a binomial share (95 % by default)."""
+    share = successes / trials
+    spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    centre = share + z**2 / (2 * trials)
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def plain(answer: str) -> str:
+    """An answer without what does not matter: capitals, full stop, extra spaces."""
+    return " ".join(answer.lower().rstrip(". ").split())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as numbers; shares are relative to the uncompressed model."""
+
+    name: str
+    accuracy: Accuracy
+    tokens: float
+    fewer_tokens: float
+    gflops: float
+    flops_share: float
+    milliseconds: float
+    time_share: float
+
+
+def rows(results: Results) -> list[Row]:
+    """The table, in the order of evaluation; the first setting is what the others are compared with."""
+    dense = results.settings[0]
+    return [
+        Row(
+            name=setting.name,
+            accuracy=Accuracy.of(results.correct(setting)),
+            tokens=setting.average_tokens,
+            fewer_tokens=1 - setting.average_tokens / dense.average_tokens,
+            gflops=setting.flops / 1e9,
+            flops_share=setting.flops / dense.flops,
+            milliseconds=1e3 * setting.seconds_per_question,
+            time_share=setting.seconds_per_question / dense.seconds_per_question,
+        )
+        for setting in results.settings
+    ]
+
+
+def text_table(results: Results) -> str:
+    """The table for a terminal."""
+    header = ("configuration", "accuracy", "95 % interval", "visual tokens", "fewer", "GFLOPs", "", "ms/question", "")
+    body = [
+        (
+            row.name,
+            f"{row.accuracy.value:.1%}",
+            f"{row.accuracy.low:.1%} - {row.accuracy.high:.1%}",
+            f"{row.tokens:.2f}",
+            f"{row.fewer_tokens:.0%}",
+            f"{row.gflops:.3f}",
+            f"{row.flops_share:.0%}",
+            f"{row.milliseconds:.2f}",
+            f"{row.time_share:.0%}",
+        )
+        for row in rows(results)
+    ]
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in [header, *body])
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:]])
