@@ -70,6 +70,6 @@ def test_half_a_stage_and_broken_lists_are_told_in_words() -> None:
     with pytest.raises(ValueError, match="give --dominant_num and --context_num"):
         resolve_compression(ModelArguments(dominant_num=300), NONE)
     for text in ("16,24", "[16,", "__import__('os')", "[a]", "[true]", "{}"):
-        with pytest.raises(ValueError, match="--layer_list is .* must be a list of numbers"):
+        with pytest.raises(ValueError, match=r"--layer_list is .* must be a list of numbers"):
             parse_list("--layer_list", text)
     assert parse_list("--layer_list", "[16, 24]") == [16, 24]

@@ -238,7 +238,7 @@ def test_fault_8_sampling_options_without_sampling_do_not_break_the_save(assets:
 
 def test_fault_15_a_finished_run_is_not_overwritten_unasked(assets: Path, tmp_path: Path) -> None:
     train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
-    with pytest.raises(ValueError, match="already holds a trained model .*--overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"already holds a trained model .*--overwrite_output_dir"):
         train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
     train(flags(assets, tmp_path / "out", "pretrain", max_steps=1, overwrite_output_dir=True))
 

@@ -30,71 +30,23 @@
 #   NUM_DEVICES        processes on this machine; empty: one for each GPU     (empty)
 #   PYTHON             interpreter of LAUNCHER=python                         python
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=scripts/lib/launch.sh
+source scripts/lib/launch.sh
 
 COMPRESSION="${COMPRESSION:-duet-192}"
-COMPRESSION_NAME="$(basename "$COMPRESSION" .yaml)"
-MODEL="${MODEL:-lmsys/vicuna-7b-v1.5}"
-VISION_TOWER="${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
-DATA_PATH="${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}"
-IMAGE_FOLDER="${IMAGE_FOLDER:-./playground/data}"
-OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-v1.5-7b-$COMPRESSION_NAME}"
-ADAPTER="${ADAPTER:-./checkpoints/llava-v1.5-7b-$COMPRESSION_NAME-pretrain/mm_projector.bin}"
-LAUNCHER="${LAUNCHER:-deepspeed}"
-NUM_DEVICES="${NUM_DEVICES:-}"
+RUN="llava-v1.5-7b-$(basename "$COMPRESSION" .yaml)"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-
-case "$LAUNCHER" in
-    deepspeed)
-        command=(deepspeed ${NUM_DEVICES:+--num_gpus "$NUM_DEVICES"} llava/train/train_mem.py
-            --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero3.json}") ;;
-    torchrun) command=(torchrun --nproc_per_node "${NUM_DEVICES:-gpu}" llava/train/train_mem.py) ;;
-    python) command=("${PYTHON:-python}" llava/train/train_mem.py) ;;
-    *) echo "LAUNCHER is '$LAUNCHER'; accepted are deepspeed, torchrun, python." >&2; exit 2 ;;
-esac
-
-command+=(
-    --model_name_or_path "$MODEL"
-    --version "${VERSION:-v1}"
-    --compression "$COMPRESSION"
-    --data_path "$DATA_PATH"
-    --image_folder "$IMAGE_FOLDER"
-    --image_aspect_ratio "${IMAGE_ASPECT:-pad}"
-    --vision_tower "$VISION_TOWER"
-    --mm_projector_type "${PROJECTOR:-mlp2x_gelu}"
-    --pretrain_mm_mlp_adapter "$ADAPTER"
-    --group_by_modality_length True
-    --mm_vision_select_layer -2
-    --mm_use_im_start_end False
-    --mm_use_im_patch_token False
-    --bf16 "${BF16:-True}"
-    --tf32 "${TF32:-False}"
-    --use_cpu "${USE_CPU:-False}"
-    --output_dir "$OUTPUT_DIR"
-    --num_train_epochs "${EPOCHS:-1}"
-    --max_steps "${MAX_STEPS:--1}"
-    --per_device_train_batch_size "${BATCH_SIZE:-16}"
-    --gradient_accumulation_steps "${ACCUMULATION:-1}"
-    --eval_strategy no
-    --save_strategy steps
-    --save_steps "${SAVE_STEPS:-50000}"
-    --save_total_limit "${SAVE_LIMIT:-1}"
-    --learning_rate "${LEARNING_RATE:-2e-5}"
-    --weight_decay "${WEIGHT_DECAY:-0.}"
-    --warmup_steps "${WARMUP_RATIO:-0.03}"
-    --lr_scheduler_type "${SCHEDULER:-cosine}"
-    --logging_steps "${LOGGING_STEPS:-1}"
-    --model_max_length "${MAX_LENGTH:-2048}"
-    --activation_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
-    --dataloader_num_workers "${WORKERS:-4}"
-    --seed "${SEED:-42}"
-    --report_to "${REPORT_TO:-none}"
+launch_training ./scripts/zero3.json \
+    --version "${VERSION:-v1}" \
+    --compression "$COMPRESSION" \
+    --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
+    --image_folder "${IMAGE_FOLDER:-./playground/data}" \
+    --image_aspect_ratio "${IMAGE_ASPECT:-pad}" \
+    --pretrain_mm_mlp_adapter "${ADAPTER:-./checkpoints/$RUN-pretrain/mm_projector.bin}" \
+    --group_by_modality_length True \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/$RUN}" \
+    --per_device_train_batch_size "${BATCH_SIZE:-16}" \
+    --learning_rate "${LEARNING_RATE:-2e-5}" \
+    --save_steps "${SAVE_STEPS:-50000}" \
     "$@"
-)
-
-if [[ "${DRY_RUN:-0}" == 1 ]]; then
-    printf '%q ' "${command[@]}"
-    echo
-    exit 0
-fi
-exec "${command[@]}"

@@ -29,69 +29,22 @@
 #   NUM_DEVICES        processes on this machine; empty: one for each GPU     (empty)
 #   PYTHON             interpreter of LAUNCHER=python                         python
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=scripts/lib/launch.sh
+source scripts/lib/launch.sh
 
 COMPRESSION="${COMPRESSION:-duet-192}"
-COMPRESSION_NAME="$(basename "$COMPRESSION" .yaml)"
-MODEL="${MODEL:-lmsys/vicuna-7b-v1.5}"
-VISION_TOWER="${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
-DATA_PATH="${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}"
-IMAGE_FOLDER="${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}"
-OUTPUT_DIR="${OUTPUT_DIR:-./checkpoints/llava-v1.5-7b-$COMPRESSION_NAME-pretrain}"
-LAUNCHER="${LAUNCHER:-deepspeed}"
-NUM_DEVICES="${NUM_DEVICES:-}"
+RUN="llava-v1.5-7b-$(basename "$COMPRESSION" .yaml)"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-
-case "$LAUNCHER" in
-    deepspeed)
-        command=(deepspeed ${NUM_DEVICES:+--num_gpus "$NUM_DEVICES"} llava/train/train_mem.py
-            --deepspeed "${DEEPSPEED_CONFIG:-./scripts/zero2.json}") ;;
-    torchrun) command=(torchrun --nproc_per_node "${NUM_DEVICES:-gpu}" llava/train/train_mem.py) ;;
-    python) command=("${PYTHON:-python}" llava/train/train_mem.py) ;;
-    *) echo "LAUNCHER is '$LAUNCHER'; accepted are deepspeed, torchrun, python." >&2; exit 2 ;;
-esac
-
-command+=(
-    --model_name_or_path "$MODEL"
-    --version "${VERSION:-plain}"
-    --compression "$COMPRESSION"
-    --data_path "$DATA_PATH"
-    --image_folder "$IMAGE_FOLDER"
-    --image_aspect_ratio "${IMAGE_ASPECT:-square}"
-    --vision_tower "$VISION_TOWER"
-    --mm_projector_type "${PROJECTOR:-mlp2x_gelu}"
-    --tune_mm_mlp_adapter True
-    --mm_vision_select_layer -2
-    --mm_use_im_start_end False
-    --mm_use_im_patch_token False
-    --bf16 "${BF16:-True}"
-    --tf32 "${TF32:-False}"
-    --use_cpu "${USE_CPU:-False}"
-    --output_dir "$OUTPUT_DIR"
-    --num_train_epochs "${EPOCHS:-1}"
-    --max_steps "${MAX_STEPS:--1}"
-    --per_device_train_batch_size "${BATCH_SIZE:-32}"
-    --gradient_accumulation_steps "${ACCUMULATION:-1}"
-    --eval_strategy no
-    --save_strategy steps
-    --save_steps "${SAVE_STEPS:-24000}"
-    --save_total_limit "${SAVE_LIMIT:-1}"
-    --learning_rate "${LEARNING_RATE:-1e-3}"
-    --weight_decay "${WEIGHT_DECAY:-0.}"
-    --warmup_steps "${WARMUP_RATIO:-0.03}"
-    --lr_scheduler_type "${SCHEDULER:-cosine}"
-    --logging_steps "${LOGGING_STEPS:-1}"
-    --model_max_length "${MAX_LENGTH:-2048}"
-    --activation_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
-    --dataloader_num_workers "${WORKERS:-4}"
-    --seed "${SEED:-42}"
-    --report_to "${REPORT_TO:-none}"
+launch_training ./scripts/zero2.json \
+    --version "${VERSION:-plain}" \
+    --compression "$COMPRESSION" \
+    --data_path "${DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}" \
+    --image_folder "${IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}" \
+    --image_aspect_ratio "${IMAGE_ASPECT:-square}" \
+    --tune_mm_mlp_adapter True \
+    --output_dir "${OUTPUT_DIR:-./checkpoints/$RUN-pretrain}" \
+    --per_device_train_batch_size "${BATCH_SIZE:-32}" \
+    --learning_rate "${LEARNING_RATE:-1e-3}" \
+    --save_steps "${SAVE_STEPS:-24000}" \
     "$@"
-)
-
-if [[ "${DRY_RUN:-0}" == 1 ]]; then
-    printf '%q ' "${command[@]}"
-    echo
-    exit 0
-fi
-exec "${command[@]}"
