@@ -110,7 +110,7 @@ def eyes(model: Any) -> Any:
 def look(model: Any, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features, attention and keys of the selected layer of one image [3, h, w], from transformers' eager tower."""
     stock = eyes(model)
-    layer = range(len(stock.encoder.layers) + 1)[model.config.to_dict().get("mm_vision_select_layer", -2)]
+    layer = range(len(stock.encoder.layers) + 1)[getattr(model.config, "mm_vision_select_layer", -2)]
     seen: list[Tensor] = []
     hook = stock.encoder.layers[layer - 1].self_attn.k_proj.register_forward_hook(lambda *call: seen.append(call[2]))
     output = stock(image[None], output_hidden_states=True, output_attentions=True)
@@ -153,19 +153,24 @@ class Answer:
 
 def answer(model: Any, row: Row, images: Tensor, compression: Any) -> Answer:
     """Run one sample without padding, cache or batch."""
-    queries = compression.t2v.queries if compression.t2v else "last"
+    return answer_from(model, row, [visual_tokens(model, image, compression.v2v) for image in images], compression.t2v)
+
+
+def answer_from(model: Any, row: Row, features: list[Tensor], t2v: Any) -> Answer:
+    """The same, given the visual tokens of each image."""
+    queries = t2v.queries if t2v else "last"
     embeddings: list[Tensor] = []
     visual: list[int] = []
     roles: list[int] = []
     labels: list[int] = []
-    waiting = list(images)
+    waiting = list(features)
     for token, role, label in zip(row.ids, row.roles, row.labels, strict=True):
         if token == IMAGE:
-            features = visual_tokens(model, waiting.pop(0), compression.v2v)
-            embeddings += list(features)
-            roles += [0] * (len(features) - 1) + [role]
-            labels += [IGNORE] * len(features)
-            visual += [1] * len(features)
+            image = waiting.pop(0)
+            embeddings += list(image)
+            roles += [0] * (len(image) - 1) + [role]
+            labels += [IGNORE] * len(image)
+            visual += [1] * len(image)
         else:
             embeddings.append(model.model.embed_tokens.weight[token])
             roles.append(role)
@@ -173,7 +178,7 @@ def answer(model: Any, row: Row, images: Tensor, compression: Any) -> Answer:
             visual.append(0)
     first = visual.index(1) if 1 in visual else len(visual)
     votes = [bool(role & ROLES[queries]) and place >= first for place, role in enumerate(roles)]
-    return decode(model, torch.stack(embeddings), visual, votes, labels, compression.t2v)
+    return decode(model, torch.stack(embeddings), visual, votes, labels, t2v)
 
 
 def decode(model: Any, x: Tensor, visual: list[int], votes: list[bool], labels: list[int], t2v: Any) -> Answer:

@@ -1,0 +1,221 @@
+"""The CLIP tower against transformers' own eager model with its attention maps materialised."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import tiny
+import torch
+from PIL import Image
+from tiny import pixels, randomise, stock_tower, tiny_llava, tower_config
+from transformers import CLIPImageProcessorPil, CLIPVisionModel
+
+from llava.compression import V2VConfig
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+RECEIVED = V2VConfig(5, 2, 2, score="received")
+CLS = V2VConfig(5, 2, 2)
+
+
+def tower_of(layers: int, select_layer: int = -2, **kwargs) -> CLIPVisionTower:
+    tower = CLIPVisionTower("tiny", select_layer=select_layer, config=tower_config(layers), **kwargs)
+    randomise(tower)
+    return tower.double().eval()
+
+
+def stock_of(tower: CLIPVisionTower) -> CLIPVisionModel:
+    class Holder:
+        @staticmethod
+        def get_vision_tower() -> CLIPVisionTower:
+            return tower
+
+    return stock_tower(Holder())
+
+
+@pytest.mark.parametrize(("layers", "select"), [(5, -2), (5, -1), (5, 1), (5, 3), (5, -5), (12, -2), (24, -2), (26, -2)])
+def test_features_attention_and_keys_equal_the_stock_eager_tower(layers: int, select: int):
+    tower, images = tower_of(layers, select), pixels(2)
+    stock = stock_of(tower)
+    seen: list[torch.Tensor] = []
+    number = select % (layers + 1)
+    scored = stock.encoder.layers[number - 1].self_attn
+    scored.k_proj.register_forward_hook(lambda *call: seen.append(call[2]))
+    expected = stock(images, output_hidden_states=True, output_attentions=True)
+    attention = expected.attentions[number - 1]
+    output = tower.encode(images, RECEIVED)
+    torch.testing.assert_close(output.features, expected.hidden_states[select], atol=2e-5, rtol=0)
+    torch.testing.assert_close(output.cls_attention.double(), attention[:, :, 0, 1:].sum(1).double(), atol=2e-6, rtol=0)
+    torch.testing.assert_close(output.attention.double(), attention.mean(1).double(), atol=2e-6, rtol=0)
+    keys = seen[0].unflatten(-1, (2, 8)).mean(dim=2)
+    torch.testing.assert_close(output.keys, keys, atol=2e-5, rtol=0)
+    assert output.cls_attention.dtype == torch.float32
+    row_only = tower.encode(images, CLS)
+    assert row_only.attention is None
+    torch.testing.assert_close(row_only.cls_attention, output.cls_attention)
+
+
+@pytest.mark.parametrize(("feature", "first"), [("patch", 1), ("cls_patch", 0)])
+def test_selected_features_leave_the_tower(feature: str, first: int):
+    tower, images = tower_of(5, 3, select_feature=feature), pixels(2)
+    expected = stock_of(tower)(images, output_hidden_states=True).hidden_states[3][:, first:]
+    torch.testing.assert_close(tower(images), expected, atol=2e-5, rtol=0)
+    assert tower.tokens_per_image(None) == expected.shape[1] == tower(images).shape[1]
+    assert tower.tokens_per_image(CLS) == 7 == tower(images, CLS).shape[1]
+
+
+@pytest.mark.parametrize("v2v", [None, CLS, RECEIVED])
+@pytest.mark.parametrize(("select", "ran"), [(-2, [0, 1, 2, 3]), (2, [0, 1]), (-1, [0, 1, 2, 3, 4])])
+def test_only_layers_up_to_the_selected_one_run(select: int, ran: list[int], v2v):
+    tower = tower_of(5, select)
+    called: list[int] = []
+    for number, layer in enumerate(tower.model.encoder.layers):
+        layer.register_forward_hook(lambda *call, number=number: called.append(number))
+    tower.model.post_layernorm.register_forward_hook(lambda *call: called.append(-1))
+    tower(pixels(1), v2v)
+    assert called == ran
+
+
+def softmax_shapes(call) -> list[tuple[int, ...]]:
+    """Shapes that a softmax was taken of."""
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        shapes: list[tuple[int, ...]] = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") == "softmax":
+                self.shapes.append(tuple(args[0].shape))
+            return function(*args, **(kwargs or {}))
+
+    Watch.shapes = []
+    with Watch():
+        call()
+    return Watch.shapes
+
+
+def test_no_attention_map_is_materialised_but_the_row_that_scores():
+    tower, images = tower_of(5), pixels(3)
+    assert softmax_shapes(lambda: tower(images)) == []
+    assert softmax_shapes(lambda: tower(images, CLS)) == [(3, 2, 1, 17)]
+    assert softmax_shapes(lambda: tower(images, RECEIVED)) == [(3, 2, 17, 17)]
+    assert softmax_shapes(lambda: stock_of(tower)(images)) == [(3, 2, 17, 17)] * 5, "the watch sees eager attention"
+
+
+@pytest.mark.parametrize(
+    "v2v",
+    [CLS, RECEIVED, V2VConfig(5, 2, 3, clusters="neighbours"), V2VConfig(5, 2, clusters="uniform"), V2VConfig(14, 9)],
+    ids=str,
+)
+def test_merged_tokens_equal_loops_over_the_stock_towers_attention(v2v: V2VConfig):
+    model, images = tiny_llava(), pixels(3)
+    result = model.get_vision_tower().merge(images, v2v)
+    for number, image in enumerate(images):
+        with torch.no_grad():
+            expected = reference.merge(*reference.look(model, image), v2v)
+        torch.testing.assert_close(result.tokens[number], expected.tokens, atol=2e-5, rtol=0)
+        assert result.plan.dominant[number].tolist() == expected.dominant
+
+
+def test_scores_stay_float32_under_autocast():
+    tower, images = tower_of(5).float(), pixels(4).float()
+    hidden = torch.randn(4, 17, 16)
+    from llava.model.multimodal_encoder.clip_encoder import _scored_by
+
+    layer = tower.model.encoder.layers[3].bfloat16()
+    expected = _scored_by(layer, hidden.bfloat16(), RECEIVED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scored = _scored_by(layer, hidden.bfloat16(), RECEIVED)
+    for ours, theirs in zip(scored, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tower_of(5).float().encode(images, CLS).cls_attention.dtype == torch.float32
+
+
+def test_gradients_reach_an_unfrozen_tower_and_only_then():
+    tower, images = tower_of(5), pixels(2)
+    assert not tower(images, CLS).requires_grad
+    tower.requires_grad_(True)
+    tower(images, CLS).square().sum().backward()
+    used = [weight.grad is not None for layer in tower.model.encoder.layers[:4] for weight in layer.parameters()]
+    assert all(used) and tower.model.embeddings.class_embedding.grad is not None
+    assert all(weight.grad is None for weight in tower.model.encoder.layers[4].parameters())
+
+
+@pytest.mark.parametrize("select", [0, 6, -6, -7])
+def test_a_layer_that_is_not_there_is_an_error_that_says_so(select: int):
+    with pytest.raises(ValueError, match=f"mm_vision_select_layer is {select}, but the tower has 5 layers"):
+        tower_of(5, select)
+
+
+def test_wrong_settings_are_errors_that_say_so():
+    with pytest.raises(ValueError, match="mm_vision_select_feature is 'cls'; it must be patch or cls_patch"):
+        tower_of(5, select_feature="cls")
+    with pytest.raises(ValueError, match="No vision tower is named"):
+        build_vision_tower(LlavaConfig())
+    with pytest.raises(ValueError, match=r"v2v.dominant is 18, but the vision tower gives 17 tokens \(CLS included\)"):
+        tiny_llava(compression={"v2v": {"dominant": 18, "contextual": 0}})
+
+
+@pytest.fixture
+def tower_folder(tmp_path):
+    stock = CLIPVisionModel(tower_config(4))
+    randomise(stock, 3)
+    stock.save_pretrained(tmp_path)
+    size = {"height": 56, "width": 56}
+    CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    return tmp_path, stock
+
+
+def test_a_tower_is_read_from_its_folder(tower_folder):
+    folder, stock = tower_folder
+    tower = build_vision_tower(LlavaConfig(mm_vision_tower=str(folder)))
+    assert not tower.is_loaded
+    tower.load_model()
+    assert tower.is_loaded and tower.hidden_size == 16 and tower.num_patches == 16
+    images = pixels(2).float()
+    expected = stock(images, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(tower(images), expected, atol=1e-4, rtol=0)
+    assert tuple(tower.image_processor.image_mean) == (0.1, 0.2, 0.3)
+    white = tower.image_processor(Image.new("RGB", (80, 60), "white"), return_tensors="pt")["pixel_values"]
+    assert white.shape == (1, 3, 56, 56)
+    assert all(not weight.requires_grad for weight in tower.parameters())
+
+
+def test_a_folder_without_image_processor_says_so(tower_folder, caplog):
+    folder, _ = tower_folder
+    (folder / "preprocessor_config.json").unlink()
+    tower = build_vision_tower(LlavaConfig(mm_vision_tower=str(folder)))
+    with caplog.at_level("WARNING"):
+        tower.load_model()
+    assert "There is no preprocessor_config.json" in caplog.text
+    assert tower.image_processor.crop_size["height"] == 56
+
+
+def test_a_checkpoint_carries_its_tower_image_processor_and_budget(tmp_path, tower_folder):
+    model = tiny_llava(compression=tiny.DUET, dtype=torch.float32)
+    folder, _ = tower_folder
+    model.get_vision_tower().read_image_processor(str(folder))
+    model.save_pretrained(tmp_path / "model")
+    loaded, info = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.compression == model.compression
+    assert tuple(loaded.get_vision_tower().image_processor.image_mean) == (0.1, 0.2, 0.3)
+    assert not any(weight.requires_grad for weight in loaded.get_vision_tower().parameters())
+    row, images = tiny.chat(1), pixels(1).float()
+    batch = tiny.collate([row])
+    torch.testing.assert_close(loaded.eval()(**batch, images=images).logits, model(**batch, images=images).logits)
+
+
+def test_parameters_have_llavas_names():
+    names = dict(tiny_llava().named_parameters())
+    for name in (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.mm_projector.0.weight",
+        "model.mm_projector.2.bias",
+        "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ):
+        assert name in names
