@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from playground.pretrain.language_model import train_language_model
@@ -29,8 +29,8 @@ LANGUAGE_STEPS = 1500
 
 
 def save_tower(tower: CLIPVisionModel, folder: Path) -> None:
-    """Writes the tower in half precision with its image processor."""
-    tower.to(torch.float16).save_pretrained(folder)
+    """Writes the tower with its image processor."""
+    _save_small(tower, folder)
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -41,17 +41,23 @@ def save_tower(tower: CLIPVisionModel, folder: Path) -> None:
 
 
 def save_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes the language model in half precision with its tokenizer."""
-    model.to(torch.float16).save_pretrained(folder)
+    """Writes the language model with its tokenizer, whose class is named as every release of transformers knows it."""
+    _save_small(model, folder)
     tokenizer.save_pretrained(folder)
-    _name_portable_class(folder / "tokenizer_config.json")
+    _set_entry(folder / "tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast")
 
 
-def _name_portable_class(path: Path) -> None:
-    """Names the tokenizer's class as every release of transformers knows it."""
-    config = json.loads(path.read_text())
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+def _save_small(model: PreTrainedModel, folder: Path) -> None:
+    """Stores the weights in half precision, but lets them be loaded in single precision: training needs that."""
+    model.to(torch.float16).save_pretrained(folder)
+    _set_entry(folder / "config.json", "dtype", "float32")
+
+
+def _set_entry(path: Path, key: str, value: str) -> None:
+    """Sets one entry of a JSON file."""
+    content = json.loads(path.read_text())
+    content[key] = value
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:
