@@ -43,5 +43,5 @@ def next_token_loss(
     logits = head(hidden_states[:, :-1].flatten(0, 1).index_select(0, index)).float()
     total = F.cross_entropy(logits, targets.index_select(0, index), ignore_index=IGNORE_INDEX, reduction="sum")
     if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
-    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+        num_items_in_batch = (targets != IGNORE_INDEX).sum()
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)

@@ -92,9 +92,11 @@ class CLIPVisionTower(nn.Module):
         """Read weights and image processor from the directory or hub name the tower was made with."""
         if self.is_loaded:
             return
-        like = self.model.embeddings.class_embedding
-        loaded = CLIPVisionModel.from_pretrained(self.vision_tower_name, dtype=like.dtype)
-        self.model.load_state_dict(loaded.state_dict())
+        loaded = CLIPVisionModel.from_pretrained(
+            self.vision_tower_name, dtype=self.dtype, attn_implementation="sdpa"
+        ).to(self.device)
+        # Taken over as a whole: with ZeRO-3 its weights are partitioned already and cannot be copied one by one.
+        self.vision_tower = _Namespace(loaded.requires_grad_(False))
         self.is_loaded = True
         if not self.read_image_processor(self.vision_tower_name):
             logger.warning(
