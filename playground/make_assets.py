@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 TOWER_STEPS = 2000
-LANGUAGE_STEPS = 1500
+LANGUAGE_STEPS = 1400
 
 
 def save_tower(tower: CLIPVisionModel, folder: Path) -> None:

@@ -156,7 +156,7 @@ def loss_of(model: LlamaForCausalLM, batch: TextBatch, drops: dict[int, float], 
 
 
 def train_language_model(
-    tokenizer: PreTrainedTokenizerFast, steps: int, batch_size: int = 64, peak_lr: float = 1.5e-3, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast, steps: int, batch_size: int = 48, peak_lr: float = 1.5e-3, seed: int = 0
 ) -> LlamaForCausalLM:
     """Pretrains a language model on the playground's text and returns it in evaluation mode."""
     torch.manual_seed(seed)

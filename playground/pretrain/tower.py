@@ -34,6 +34,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 SELECTED_STATE = -2
 SELECTED_WEIGHT = 0.8
 NO_DIGIT_WEIGHT = 0.5
+#: Variety of handwriting while pretraining, against 1 in the world.
+AUGMENTATION = 2.0
 
 
 @dataclass
@@ -59,7 +61,7 @@ class SceneStream(IterableDataset[SceneBatch]):
 
     def __iter__(self) -> Iterator[SceneBatch]:
         rng = np.random.default_rng(self.seed)
-        renderer = Renderer(self.split)
+        renderer = Renderer(self.split, AUGMENTATION)
         while True:
             yield draw_batch(renderer, self.split, self.batch_size, rng)
 

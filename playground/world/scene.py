@@ -107,23 +107,27 @@ def _samples_of(split: Split, number: int) -> np.ndarray:
 
 
 class Renderer:
-    """Turns scenes of one split into pixels.  Holds the photographs; everything random comes from the `rng` given."""
+    """Turns scenes of one split into pixels.  Holds the photographs; everything random comes from the `rng` given.
 
-    def __init__(self, split: Split) -> None:
+    `variety` says how far handwriting is turned and sheared: 1 for the world, more to augment pretraining.
+    """
+
+    def __init__(self, split: Split, variety: float = 1.0) -> None:
         self.photos = load_photos(split)
+        self.variety = variety
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """The image of a scene: [IMAGE_SIZE, IMAGE_SIZE, 3] uint8."""
         canvas = random_crop(self.photos, IMAGE_SIZE, rng)
         for item in scene.placed:
-            _paint(canvas, item, rng)
+            _paint(canvas, item, self.variety, rng)
         return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _paint(canvas: np.ndarray, item: PlacedDigit, rng: np.random.Generator) -> None:
+def _paint(canvas: np.ndarray, item: PlacedDigit, variety: float, rng: np.random.Generator) -> None:
     """Paints one digit into `canvas`: a dark soft shadow first, so that strokes show on every photograph."""
     side = CELL * PATCH + 2 * MARGIN
-    strokes = _handwriting(_load_digits()[0][item.sample], side, rng)
+    strokes = _handwriting(_load_digits()[0][item.sample], side, variety, rng)
     shadow = strokes.filter(ImageFilter.MaxFilter(3)).filter(ImageFilter.GaussianBlur(1.2))
     ink = np.asarray(strokes, dtype=np.float32)[..., None] / 255
     shade = 1 - 0.75 * np.asarray(shadow, dtype=np.float32)[..., None] / 255
@@ -137,11 +141,11 @@ def _paint(canvas: np.ndarray, item: PlacedDigit, rng: np.random.Generator) -> N
     canvas[rows, columns] = region * (1 - ink[inside]) + colour * ink[inside]
 
 
-def _handwriting(sample: np.ndarray, side: int, rng: np.random.Generator) -> Image.Image:
+def _handwriting(sample: np.ndarray, side: int, variety: float, rng: np.random.Generator) -> Image.Image:
     """The 8x8 sample enlarged, slightly turned, sheared, scaled and shifted: a grey image of side x side pixels."""
     source = np.pad(np.clip(sample * 1.35, 0, 1), 1)
     image = Image.fromarray((source * 255).astype(np.uint8))
-    angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)
+    angle, shear = variety * rng.uniform(-0.1, 0.1), variety * rng.uniform(-0.075, 0.075)
     scale = source.shape[0] / (side * rng.uniform(0.95, 1.15))
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     matrix = np.array([[cos, sin + shear * scale], [-sin, cos]])
