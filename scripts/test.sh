@@ -11,19 +11,20 @@ setup_environment test
 
 # Nothing here may ask the network, and small tensors gain nothing from more threads.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 
 failed=()
 check() {
-  local name=$1 started=$SECONDS
-  shift
-  say "$name"
-  if "$@"; then
-    say "$name passed in $((SECONDS - started)) s"
-  else
-    failed+=("$name")
-    say "$name FAILED after $((SECONDS - started)) s"
-  fi
+    local name=$1 started=$SECONDS
+    shift
+    say "$name"
+    if "$@"; then
+        say "$name passed in $((SECONDS - started)) s"
+    else
+        failed+=("$name")
+        say "$name FAILED after $((SECONDS - started)) s"
+    fi
 }
 
 mapfile -t shell_scripts < <(find scripts .ci -name '*.sh' -o -path .ci/run)
@@ -34,7 +35,7 @@ check "shellcheck" shellcheck -x "${shell_scripts[@]}"
 check "pytest" "$PYTHON" -m pytest "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then
-  printf -v list '%s, ' "${failed[@]}"
-  die "not everything passed: ${list%, }"
+    printf -v list '%s, ' "${failed[@]}"
+    die "not everything passed: ${list%, }"
 fi
 say "All checks passed in $SECONDS s"

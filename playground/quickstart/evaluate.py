@@ -39,6 +39,7 @@ from playground.quickstart.machine import describe_machine
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 
 MAX_NEW_TOKENS = 12
+TRACED_FOR_COSTS = 16  # questions whose visual tokens are counted layer by layer
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,16 @@ def open_results(options: argparse.Namespace) -> Results:
 
 
 def measure_costs(subject: Subject, results: Results, batches: Sequence[Batch]) -> None:
-    """Fill in tokens per layer, as seen in the first batch, and FLOPs at the mean prompt length."""
+    """Fill in tokens per layer, as seen for the first questions, and FLOPs at the mean prompt length."""
     config = subject.model.config
     tower = subject.model.get_vision_tower()
     decoder, vision = DecoderShape.of(config), VisionShape.of(tower.config, tower.select_layer)
     text_tokens = round(mean(int(batch.inputs["attention_mask"].sum()) / len(batch) for batch in batches)) - 1
+    first = batches[0].head(TRACED_FOR_COSTS)
     results.about |= {"decoder_layers": decoder.layers, "patches": vision.patches, "text_tokens": text_tokens}
     for setting in results.settings:
         compression = CompressionConfig.from_dict(setting.compression)
-        setting.tokens_per_layer = seen_tokens(subject.trace(batches[0], compression), decoder.layers)
+        setting.tokens_per_layer = seen_tokens(subject.trace(first, compression), decoder.layers)
         planned = visual_tokens_per_layer(compression, decoder.layers, vision)
         setting.flops = prefill_flops(planned, text_tokens, decoder, vision)
 

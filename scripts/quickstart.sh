@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Trains a tiny LLaVA with DUET compression on real images, evaluates it at several token budgets and writes a report
+# with pictures. Sets itself up on first use (see scripts/lib/setup.sh); after that nothing touches the network.
+#
+#   bash scripts/quickstart.sh
+#
+# A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
+#   QUICKSTART_FRESH=1         do everything again
+#   QUICKSTART_OUTPUT          where everything is written             playground/output/quickstart
+#   QUICKSTART_CAPTIONS        images with a caption, for phase 1      4000
+#   QUICKSTART_TRAIN           images with questions, for phase 2      12000
+#   QUICKSTART_QUESTIONS       held-out questions                      2000
+#   QUICKSTART_PRETRAIN_STEPS, QUICKSTART_FINETUNE_STEPS               one epoch
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/setup.sh
+source scripts/lib/setup.sh
+
+started=$SECONDS
+setup_environment quickstart
+setup_seconds=$((SECONDS - started))
+
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
+CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
+
+output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
+timings="$output/timings.tsv"
+chain=$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum) # everything follows from these files
+if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi
+mkdir -p "$output"
+touch "$timings"
+
+# record NAME SECONDS: keeps the time of a step for the report.
+record() {
+    sed -i.bak "/^$1\t/d" "$timings" && rm -f "$timings.bak"
+    printf '%s\t%s\n' "$1" "$2" >>"$timings"
+}
+
+# step NAME TARGET COMMAND...: runs a step that writes TARGET (a file or folder), unless it did so already with this
+# command after these earlier steps.
+step() {
+    local name=$1 target=$2 marker="$output/.done-$1" began=$SECONDS identity
+    shift 2
+    chain="$chain|$*"
+    identity=$(printf '%s' "$chain" | cksum)
+    if [ -e "$target" ] && [ "$(cat "$marker" 2>/dev/null)" = "$identity" ]; then
+        say "$name: done already, in $target"
+        return
+    fi
+    say "$name ..."
+    # Unfinished work goes on, unless it was begun under other settings.
+    if [ "$(cat "$marker-begun" 2>/dev/null)" != "$identity" ]; then rm -rf "$target"; fi
+    rm -f "$marker"
+    printf '%s' "$identity" >"$marker-begun"
+    "$@" || die "$name failed; see above. The command was: $*"
+    printf '%s' "$identity" >"$marker"
+    record "$name" "$((SECONDS - began))"
+    say "$name: $((SECONDS - began)) s, written to $target"
+}
+
+use_cpu=True
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
+
+# Both phases run the recipes of scripts/v1_5 with what they share and what is smaller here.
+recipe=(
+    env "PYTHON=$PYTHON" LAUNCHER=python "USE_CPU=$use_cpu" BF16=False GRADIENT_CHECKPOINTING=False
+    "COMPRESSION=$PWD/playground/quickstart/duet-67.yaml"
+    "MODEL=$PWD/playground/assets/language_model" "VISION_TOWER=$PWD/playground/assets/vision_tower"
+    IMAGE_ASPECT=square MAX_LENGTH=256 WORKERS=1 LOGGING_STEPS=10 SAVE_STEPS=1000000
+)
+absolute=$(cd "$output" && pwd)
+budgets=(playground/quickstart/{none,{duet,random,uniform}-{67,78,89}}.yaml)
+
+if [ "$setup_seconds" -gt 1 ] || ! grep -q '^Set-up' "$timings"; then record "Set-up" "$setup_seconds"; fi
+step "Data" "$output/data" "$PYTHON" -m playground.world --out "$output/data" \
+    --pretrain "${QUICKSTART_CAPTIONS:-4000}" --train "${QUICKSTART_TRAIN:-12000}" \
+    --test "${QUICKSTART_QUESTIONS:-2000}"
+step "Phase 1, projector" "$output/pretrain" "${recipe[@]}" \
+    "DATA_PATH=$absolute/data/pretrain.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/pretrain" \
+    BATCH_SIZE=64 LEARNING_RATE=2e-3 "MAX_STEPS=${QUICKSTART_PRETRAIN_STEPS:--1}" \
+    bash scripts/v1_5/pretrain.sh --overwrite_output_dir True
+step "Phase 2, instruction tuning" "$output/model" "${recipe[@]}" \
+    "DATA_PATH=$absolute/data/instruct.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/model" \
+    "ADAPTER=$absolute/pretrain/mm_projector.bin" \
+    BATCH_SIZE=64 LEARNING_RATE=1e-3 "MAX_STEPS=${QUICKSTART_FINETUNE_STEPS:--1}" \
+    bash scripts/v1_5/finetune.sh --overwrite_output_dir True
+step "Evaluation" "$output/results.json" "$PYTHON" -m playground.quickstart.evaluate \
+    --model-path "$output/model" --questions "$output/data/test.jsonl" --image-folder "$output/data/images" \
+    --compression "${budgets[@]}" --out "$output/results.json"
+record "Total" "$((SECONDS - started))"
+step "Report" "$output/report.html" "$PYTHON" -m playground.quickstart.report --folder "$output"
+say "Finished after $((SECONDS - started)) s. Open $output/report.html in a browser."
