@@ -184,10 +184,10 @@ def train_language_model(
 
 @torch.no_grad()
 def measure_language_model(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int = 1
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: int = 128, seed: int = 1
 ) -> dict[str, float]:
     """Share of supervised tokens predicted right on new text, per form, with and without lost slots."""
-    source = TextSource(tokenizer, 128, seed)
+    source = TextSource(tokenizer, samples, seed)
     figures = {}
     for name, form, count, drops in (
         ("slots", "slots", 40, {}),

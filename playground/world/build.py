@@ -34,8 +34,8 @@ IMAGE_TOKEN = "<image>"
 class WorldSize:
     """How much to write: images to caption, images to talk about, and held-out questions (one image each)."""
 
-    pretrain: int = 4000
-    instruct: int = 12000
+    pretrain: int = 6400
+    instruct: int = 10240
     test: int = 2000
 
     def __post_init__(self) -> None:
