@@ -102,7 +102,7 @@ def test_wrong_names_and_files_are_errors_that_say_so(tmp_path: Path):
 def test_a_drop_must_come_before_the_last_layer():
     config = T2VConfig(layers=[2, 6], keep=[0.5, 0.1])
     config.check_depth(7)
-    with pytest.raises(ValueError, match="the decoder has 6 layers.*the largest accepted entry is 5"):
+    with pytest.raises(ValueError, match=r"the decoder has 6 layers.*the largest accepted entry is 5"):
         config.check_depth(6)
 
 
@@ -268,7 +268,9 @@ def test_full_kv_cache_of_llava():
     """16-bit visual KV of LLaVA-1.5-7B: 288 MiB for 576 tokens, 96 at 192 on average (PAPER arithmetic)."""
     shape = MODELS["llava-1.5-7b"]
     assert kv_bytes((576,) * 32, 0, shape) == 288 * 2**20
-    assert round(kv_bytes(visual_tokens_per_layer(CompressionConfig.from_preset("duet-192"), 32), 0, shape) / 2**20) == 96
+    assert (
+        round(kv_bytes(visual_tokens_per_layer(CompressionConfig.from_preset("duet-192"), 32), 0, shape) / 2**20) == 96
+    )
 
 
 def test_staircase_in_words():
@@ -284,7 +286,11 @@ def test_command_line_prints_the_table():
     result = schedule("--preset", "duet-192", "duet-128", "duet-64", "--model", "llava-1.5-7b")
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert [(line[0], line[1]) for line in lines] == [("duet-192", "191.75"), ("duet-128", "128.00"), ("duet-64", "63.75")]
+    assert [(line[0], line[1]) for line in lines] == [
+        ("duet-192", "191.75"),
+        ("duet-128", "128.00"),
+        ("duet-64", "63.75"),
+    ]
     assert "0-15: 307, 16-23: 153, 24-31: 0" in result.stdout
 
 

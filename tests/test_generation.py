@@ -135,7 +135,9 @@ def test_without_cache_the_same_text():
 
 
 def test_two_models_with_different_budgets_in_one_process():
-    models = [tiny_llava(compression=settings, seed=seed) for seed, settings in enumerate((tiny.DUET, None, tiny.TO_ZERO))]
+    models = [
+        tiny_llava(compression=settings, seed=seed) for seed, settings in enumerate((tiny.DUET, None, tiny.TO_ZERO))
+    ]
     pictures = images_of(ROWS, IMAGES)
     expected = [greedy_by_hand(model, ROWS[0], pictures[0]) for model in models]
     for _ in range(2):
@@ -156,7 +158,10 @@ def test_two_interleaved_generations_on_one_model():
     model, pictures = tiny_llava(compression=tiny.DUET), images_of(ROWS, IMAGES)
     expected = [greedy_by_hand(model, row, own) for row, own in zip(ROWS, pictures, strict=True)]
     answers: list[list[int]] = [[], [], []]
-    requests = [model(**collate([row]), images=own if len(own) else None, use_cache=True) for row, own in zip(ROWS, pictures, strict=True)]
+    requests = [
+        model(**collate([row]), images=own if len(own) else None, use_cache=True)
+        for row, own in zip(ROWS, pictures, strict=True)
+    ]
     for _ in range(NEW):
         for number, output in enumerate(requests):
             token = int(output.logits[0, -1].argmax())
@@ -184,7 +189,9 @@ def test_generations_in_threads_do_not_mix():
     assert not wrong
 
 
-@pytest.mark.parametrize("settings", [None, tiny.DUET, tiny.T2V_ONLY, tiny.TO_ZERO], ids=["none", "duet", "t2v", "zero"])
+@pytest.mark.parametrize(
+    "settings", [None, tiny.DUET, tiny.T2V_ONLY, tiny.TO_ZERO], ids=["none", "duet", "t2v", "zero"]
+)
 def test_a_prompt_of_nothing_but_an_image(settings):
     model = tiny_llava(compression=settings)
     output = model(torch.tensor([[IMAGE_TOKEN_INDEX]]), images=IMAGES[:1])

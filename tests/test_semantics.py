@@ -182,7 +182,9 @@ def test_rows_of_equal_length_without_a_mask_differ_in_length_after_a_drop():
     images = pixels(1)
     output = model(input_ids=ids, attention_mask=mask, query_mask=roles, images=images)
     assert output.layouts[0].attention_mask() is None and not output.layouts[0].is_padded
-    for row, own, logits in zip([with_image, text], [images, images[:0]], by_row(output, output.layouts[-1]), strict=True):
+    for row, own, logits in zip(
+        [with_image, text], [images, images[:0]], by_row(output, output.layouts[-1]), strict=True
+    ):
         torch.testing.assert_close(logits, reference.answer(model, row, own, model.compression).logits, **CLOSE)
 
 

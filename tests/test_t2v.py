@@ -146,7 +146,9 @@ def test_choice_and_gather_equal_plain_loops(side: str, positions: str):
         draw = random.Random(seed)
         rows = [draw.choice(VOTES + ROWS) for _ in range(draw.randint(1, 5))]
         layout = layout_of(rows, side)
-        counts = tuple(draw.randint(0 if len(row) > visual else 1, visual) for row, visual in zip(rows, layout.visual, strict=True))
+        counts = tuple(
+            draw.randint(0 if len(row) > visual else 1, visual) for row, visual in zip(rows, layout.visual, strict=True)
+        )
         noise = torch.Generator().manual_seed(seed)
         scores = torch.rand(layout.valid.shape, generator=noise)
         scores = (scores * 3).round() if seed % 2 else scores  # every other time with ties
@@ -158,7 +160,9 @@ def test_choice_and_gather_equal_plain_loops(side: str, positions: str):
 
 def check_gather(rows, layout, counts, scores, hidden, gathered, after, positions) -> None:
     assert after.visual == counts and after.entered == layout.entered
-    longest = max(length - visual + count for length, visual, count in zip(layout.lengths, layout.visual, counts, strict=True))
+    longest = max(
+        length - visual + count for length, visual, count in zip(layout.lengths, layout.visual, counts, strict=True)
+    )
     assert gathered.shape[1] == longest and after.valid.shape[1] == longest
     assert not gathered[~after.valid].any()
     for number, row in enumerate(rows):
@@ -253,7 +257,9 @@ def test_layout_says_who_is_alive_and_repeats_rows():
     layout = layout_of(ROWS)
     counts = (2, 3, 0, 3)
     scores = torch.arange(layout.valid.shape[1]).float().expand(4, -1)
-    _, after = gather_kept(torch.zeros(*layout.valid.shape, 1), layout, choose_visual_tokens(scores, layout, counts), counts)
+    _, after = gather_kept(
+        torch.zeros(*layout.valid.shape, 1), layout, choose_visual_tokens(scores, layout, counts), counts
+    )
     assert after.alive().int().tolist() == [[0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0], [0] * 7, [0] * 4 + [1] * 3]
     twice = after.repeat_interleave(2)
     assert twice.visual == (2, 2, 3, 3, 0, 0, 3, 3)

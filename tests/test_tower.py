@@ -34,7 +34,9 @@ def stock_of(tower: CLIPVisionTower) -> CLIPVisionModel:
     return stock_tower(Holder())
 
 
-@pytest.mark.parametrize(("layers", "select"), [(5, -2), (5, -1), (5, 1), (5, 3), (5, -5), (12, -2), (24, -2), (26, -2)])
+@pytest.mark.parametrize(
+    ("layers", "select"), [(5, -2), (5, -1), (5, 1), (5, 3), (5, -5), (12, -2), (24, -2), (26, -2)]
+)
 def test_features_attention_and_keys_equal_the_stock_eager_tower(layers: int, select: int):
     tower, images = tower_of(layers, select), pixels(2)
     stock = stock_of(tower)
@@ -80,18 +82,17 @@ def test_only_layers_up_to_the_selected_one_run(select: int, ran: list[int], v2v
 def softmax_shapes(call) -> list[tuple[int, ...]]:
     """Shapes that a softmax was taken of."""
 
-    class Watch(torch.overrides.TorchFunctionMode):
-        shapes: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
+    class Watch(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             if getattr(function, "__name__", "") == "softmax":
-                self.shapes.append(tuple(args[0].shape))
+                shapes.append(tuple(args[0].shape))
             return function(*args, **(kwargs or {}))
 
-    Watch.shapes = []
     with Watch():
         call()
-    return Watch.shapes
+    return shapes
 
 
 def test_no_attention_map_is_materialised_but_the_row_that_scores():
@@ -163,7 +164,9 @@ def tower_folder(tmp_path):
     randomise(stock, 3)
     stock.save_pretrained(tmp_path)
     size = {"height": 56, "width": 56}
-    CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(
+        tmp_path
+    )
     return tmp_path, stock
 
 

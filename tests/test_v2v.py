@@ -165,9 +165,11 @@ def test_random_control_favours_no_place():
     patches = 64
     counts = torch.zeros(patches)
     for seed in range(300):
-        scores = score_patches(None, None, V2VConfig(16, 0, score="random", seed=seed), patches, torch.zeros(1, patches, 1))
+        scores = score_patches(
+            None, None, V2VConfig(16, 0, score="random", seed=seed), patches, torch.zeros(1, patches, 1)
+        )
         counts[scores[0].topk(16).indices] += 1
-    assert 75 * 0.55 < counts.min() and counts.max() < 75 * 1.5  # binomial(300, 1/4): mean 75, deviation 7.5
+    assert counts.min() > 75 * 0.55 and counts.max() < 75 * 1.5  # binomial(300, 1/4): mean 75, deviation 7.5
 
 
 def test_more_dominant_tokens_than_there_are_is_an_error_that_says_so():
@@ -181,7 +183,9 @@ def test_more_contextual_tokens_than_remain_are_as_many_as_remain_and_it_is_said
         for _ in range(3):
             assert run(*tower_output(), config).tokens.shape[1] == 17
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["v2v asks for 9 contextual tokens, but 13 dominant ones leave 4 patches; 4 contextual tokens are made."]
+    assert said == [
+        "v2v asks for 9 contextual tokens, but 13 dominant ones leave 4 patches; 4 contextual tokens are made."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def tiny_llava(
     model = LlavaLlamaForCausalLM(LlavaConfig(**settings | config))
     randomise(model, seed)
     model.to(dtype)
-    model.get_vision_tower().is_loaded = True
+    if model.get_vision_tower() is not None:
+        model.get_vision_tower().is_loaded = True
     model.set_compression(CompressionConfig.resolve(compression))
     return model.eval()
 
