@@ -7,8 +7,8 @@
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
 #   QUICKSTART_FRESH=1         do everything again
 #   QUICKSTART_OUTPUT          where everything is written             playground/output/quickstart
-#   QUICKSTART_CAPTIONS        images with a caption, for phase 1      4000
-#   QUICKSTART_TRAIN           images with questions, for phase 2      12000
+#   QUICKSTART_CAPTIONS        images with a caption, for phase 1      6400
+#   QUICKSTART_TRAIN           images with questions, for phase 2      10240
 #   QUICKSTART_QUESTIONS       held-out questions                      2000
 #   QUICKSTART_PRETRAIN_STEPS, QUICKSTART_FINETUNE_STEPS               one epoch
 set -euo pipefail
@@ -75,17 +75,17 @@ budgets=(playground/quickstart/{none,{duet,random,uniform}-{67,78,89}}.yaml)
 
 if [ "$setup_seconds" -gt 1 ] || ! grep -q '^Set-up' "$timings"; then record "Set-up" "$setup_seconds"; fi
 step "Data" "$output/data" "$PYTHON" -m playground.world --out "$output/data" \
-    --pretrain "${QUICKSTART_CAPTIONS:-4000}" --train "${QUICKSTART_TRAIN:-12000}" \
+    --pretrain "${QUICKSTART_CAPTIONS:-6400}" --train "${QUICKSTART_TRAIN:-10240}" \
     --test "${QUICKSTART_QUESTIONS:-2000}"
 step "Phase 1, projector" "$output/pretrain" "${recipe[@]}" \
     "DATA_PATH=$absolute/data/pretrain.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/pretrain" \
-    BATCH_SIZE=64 LEARNING_RATE=2e-3 "MAX_STEPS=${QUICKSTART_PRETRAIN_STEPS:--1}" \
+    BATCH_SIZE=64 LEARNING_RATE=3e-3 WARMUP_RATIO=0.05 "MAX_STEPS=${QUICKSTART_PRETRAIN_STEPS:--1}" \
     bash scripts/v1_5/pretrain.sh --overwrite_output_dir True
 step "Phase 2, instruction tuning" "$output/model" "${recipe[@]}" \
     "DATA_PATH=$absolute/data/instruct.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/model" \
     "ADAPTER=$absolute/pretrain/mm_projector.bin" \
-    BATCH_SIZE=64 LEARNING_RATE=1e-3 "MAX_STEPS=${QUICKSTART_FINETUNE_STEPS:--1}" \
-    bash scripts/v1_5/finetune.sh --overwrite_output_dir True
+    BATCH_SIZE=64 LEARNING_RATE=1e-3 WARMUP_RATIO=0.05 "MAX_STEPS=${QUICKSTART_FINETUNE_STEPS:--1}" \
+    bash scripts/v1_5/finetune.sh --overwrite_output_dir True --mm_projector_lr 2e-3
 step "Evaluation" "$output/results.json" "$PYTHON" -m playground.quickstart.evaluate \
     --model-path "$output/model" --questions "$output/data/test.jsonl" --image-folder "$output/data/images" \
     --compression "${budgets[@]}" --out "$output/results.json"
