@@ -1,0 +1,209 @@
+"""Writes the quickstart's report: one HTML file that needs nothing else.
+
+    python -m playground.quickstart.report --folder playground/output/quickstart
+
+Reads what the quickstart left in the folder: results.json, the training summaries, the images and the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from playground.quickstart import charts, pictures
+from playground.quickstart.results import BLANK, Results, Row, Trace, plain, rows
+
+COMMAND = "bash scripts/quickstart.sh"
+PHASES = {"pretrain": "Phase 1: the projector learns to caption", "model": "Phase 2: instruction tuning"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a report tells."""
+
+    results: Results
+    summaries: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    image_folder: Path
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read a quickstart's output folder.
+
+        Raises:
+            ValueError: if a part of the run is missing.
+        """
+        needed = [folder / "results.json", *(folder / phase / "train_summary.json" for phase in PHASES)]
+        for path in needed:
+            if not path.is_file():
+                raise ValueError(f"{str(path)!r} is missing; run `{COMMAND}` first.")
+        results = Results.load(needed[0])
+        summaries = {phase: json.loads((folder / phase / "train_summary.json").read_text()) for phase in PHASES}
+        times = folder / "timings.tsv"
+        lines = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
+        seconds = {name: float(value) for name, value in (line.split("\t") for line in lines)}
+        return cls(results, summaries, seconds, Path(results.about["image_folder"]))
+
+
+def tiles(table: Sequence[Row]) -> str:
+    """The findings in four figures."""
+    dense = table[0]
+    blank = next((row for row in table if row.name == BLANK), None)
+    duet = [row for row in table if row.name.startswith("duet")]
+    shown = [(f"{dense.accuracy.value:.1%}", f"right without compression ({dense.tokens:.0f} visual tokens)")]
+    shown += [(f"{row.accuracy.value:.1%}", f"right with {row.fewer_tokens:.0%} fewer, {row.name}") for row in duet]
+    if blank is not None:
+        shown.append((f"{blank.accuracy.value:.1%}", "right with blank images: what can be guessed"))
+    cells = (f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in shown)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def table_section(table: Sequence[Row], questions: int, about: dict[str, Any]) -> str:
+    """The table."""
+    cost = ("visual tokens", "fewer", "GFLOPs", "of dense", "ms / question", "of dense")
+    heads = "".join(f"<th>{head}</th>" for head in ("configuration", "right", "95 % interval", *cost))
+    body = "".join(_table_row(row, table) for row in table)
+    return f"""<section><h2>Accuracy and cost</h2>
+<p class="note">{questions:,} held-out questions, greedy answers. Visual tokens: average over the decoder's
+{about["decoder_layers"]} layers, counted while the model ran. FLOPs: one prefill, vision tower included, with
+{about["text_tokens"]} text tokens, by formula. Time: from pixels in memory to text, median over batches that were
+answered under all configurations in turn. Intervals: Wilson.</p>
+<div class="scroll"><table><thead><tr>{heads}</tr></thead>
+<tbody>{body}</tbody></table></div></section>"""
+
+
+def _table_row(row: Row, table: Sequence[Row]) -> str:
+    position = table.index(row)
+    is_new_family = position > 0 and charts.family(row.name) != charts.family(table[position - 1].name)
+    cells = (
+        f'<i style="background:{charts.colour(row.name)}"></i>{escape(row.name)}',
+        f"<b>{row.accuracy.value:.1%}</b>",
+        f'<span class="muted">{row.accuracy.low:.1%} – {row.accuracy.high:.1%}</span>',
+        f"{row.tokens:.2f}",
+        f"{row.fewer_tokens:.0%}",
+        f"{row.gflops:.3f}",
+        f"{row.flops_share:.0%}",
+        f"{row.milliseconds:.2f}",
+        f"{row.time_share:.0%}",
+    )
+    mark = ' class="first"' if is_new_family else ""
+    return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def charts_section(results: Results, table: Sequence[Row]) -> str:
+    """Accuracy over budget, and the staircase."""
+    families = list(dict.fromkeys(charts.family(row.name) for row in table if row.name != BLANK))
+    return f"""<div class="side-by-side gap"><section><h2>Accuracy over budget</h2>
+{charts.legend(families)}{charts.accuracy_chart(table)}</section>
+<section><h2>Visual tokens, layer by layer</h2>
+<p class="note">V2V sets where a staircase begins, T2V makes the steps. Random and uniform selection have the same
+steps as DUET.</p>
+{charts.staircase_chart(results)}</section></div>"""
+
+
+def loss_section(summaries: dict[str, dict[str, Any]]) -> str:
+    """A loss curve for each phase."""
+    panels = []
+    for phase, title in PHASES.items():
+        curve = [(entry["step"], entry["loss"]) for entry in summaries[phase]["curve"]]
+        runtime = summaries[phase]["result"].get("train_runtime")
+        spent = f", {float(runtime):.0f} s of training" if runtime else ""
+        tokens = summaries[phase]["average_visual_tokens"]
+        note = f"{curve[-1][0]} steps{spent}, {tokens:.4g} visual tokens per layer on average while training"
+        panels.append(
+            f'<section><h2>{title}</h2><p class="note">{note}.</p>{charts.loss_chart(curve, title)}</section>'
+        )
+    return f'<div class="side-by-side gap">{"".join(panels)}</div>'
+
+
+def examples_section(run: Run) -> str:
+    """Images with their patches marked, budget beside budget."""
+    by_question: dict[int, list[Trace]] = {}
+    for trace in run.results.traces:
+        by_question.setdefault(trace.question, []).append(trace)
+    if not by_question:
+        return ""
+    examples = "".join(_example(run, number, traces) for number, traces in by_question.items())
+    return f"""<section><h2>Where the patches go</h2>
+<p class="note">The first held-out questions of each kind; not chosen by outcome.</p>
+{pictures.legend(run.results.traces[0])}{examples}</section>"""
+
+
+def _example(run: Run, number: int, traces: Sequence[Trace]) -> str:
+    question = run.results.questions[number]
+    image = f"image-{number}"
+    whole = pictures.plain_picture(run.image_folder / question.image, image)
+    dense = run.results.settings[0]
+    figures = [_figure(whole, dense.name, dense.answers[number], question.answer)]
+    for trace in traces:
+        answer = run.results.setting(trace.setting).answers[number]
+        figures.append(_figure(pictures.marked_picture(image, trace), trace.setting, answer, question.answer))
+    heading = f'{escape(question.text)} <span class="muted">{escape(question.answer)}</span>'
+    return f"""<div class="example"><h3>{heading}</h3>
+<div class="pictures">{"".join(figures)}</div></div>"""
+
+
+def _figure(picture: str, name: str, answer: str, expected: str) -> str:
+    verdict = "right" if plain(answer) == plain(expected) else "wrong"
+    caption = f'{escape(name)}: <span class="{verdict}">{escape(answer) or "(nothing)"}</span>'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def run_section(run: Run) -> str:
+    """Command, machine, versions and times."""
+    about = run.results.about
+    steps = ", ".join(f"{name.lower()} {value:.0f} s" for name, value in run.seconds.items() if name != "Report")
+    facts = {
+        "Command": f"<code>{COMMAND}</code>",
+        "Date": escape(about["date"]),
+        "Machine": escape(f"{about['system']}; {about['processor']}; accelerator: {about['accelerator']}"),
+        "Versions": escape(about["versions"]),
+        "Steps": escape(steps),
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
+    return f"<section><h2>What was run</h2><dl>{items}</dl></section>"
+
+
+def page(run: Run) -> str:
+    """The whole document."""
+    table = rows(run.results)
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    parts = [
+        tiles(table),
+        table_section(table, len(run.results.questions), run.results.about),
+        charts_section(run.results, table),
+        examples_section(run),
+        loss_section(run.summaries),
+        run_section(run),
+    ]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>DUET-LLaVA quickstart</title><style>{style}</style></head><body>
+<h1>DUET-LLaVA quickstart</h1>
+<p class="lead">A tiny LLaVA, trained in two phases with two-stage visual-token compression, answering questions about
+images it has never seen, at several token budgets.</p>
+{pictures.STRIPES}{"".join(parts)}</body></html>
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Writes report.html into a quickstart's output folder.")
+    parser.add_argument("--folder", type=Path, required=True, help="output folder of the quickstart")
+    folder = parser.parse_args(arguments).folder
+    try:
+        text = page(Run.read(folder))
+    except ValueError as error:
+        sys.exit(f"report: {error}")
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    print(f"Wrote {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
