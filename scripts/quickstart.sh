@@ -34,14 +34,14 @@ touch "$timings"
 
 # record NAME SECONDS: keeps the time of a step for the report.
 record() {
-    sed -i.bak "/^$1\t/d" "$timings" && rm -f "$timings.bak"
-    printf '%s\t%s\n' "$1" "$2" >>"$timings"
+    { grep -v "^$1"$'\t' "$timings" || true; printf '%s\t%s\n' "$1" "$2"; } >"$timings.new"
+    mv "$timings.new" "$timings"
 }
 
 # step NAME TARGET COMMAND...: runs a step that writes TARGET (a file or folder), unless it did so already with this
 # command after these earlier steps.
 step() {
-    local name=$1 target=$2 marker="$output/.done-$1" began=$SECONDS identity
+    local name=$1 target=$2 marker="$output/.done-${1//[^A-Za-z0-9]/-}" began=$SECONDS identity
     shift 2
     chain="$chain|$*"
     identity=$(printf '%s' "$chain" | cksum)
@@ -68,7 +68,7 @@ recipe=(
     env "PYTHON=$PYTHON" LAUNCHER=python "USE_CPU=$use_cpu" BF16=False GRADIENT_CHECKPOINTING=False
     "COMPRESSION=$PWD/playground/quickstart/duet-67.yaml"
     "MODEL=$PWD/playground/assets/language_model" "VISION_TOWER=$PWD/playground/assets/vision_tower"
-    IMAGE_ASPECT=square MAX_LENGTH=256 WORKERS=1 LOGGING_STEPS=10 SAVE_STEPS=1000000
+    IMAGE_ASPECT=square MAX_LENGTH=256 WORKERS=1 LOGGING_STEPS=5 SAVE_STEPS=1000000
 )
 absolute=$(cd "$output" && pwd)
 budgets=(playground/quickstart/{none,{duet,random,uniform}-{67,78,89}}.yaml)

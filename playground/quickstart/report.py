@@ -73,7 +73,7 @@ def table_section(table: Sequence[Row], questions: int, about: dict[str, Any]) -
 <p class="note">{questions:,} held-out questions, greedy answers. Visual tokens: average over the decoder's
 {about["decoder_layers"]} layers, counted while the model ran. FLOPs: one prefill, vision tower included, with
 {about["text_tokens"]} text tokens, by formula. Time: from pixels in memory to text, median over batches that were
-answered under all configurations in turn. Intervals: Wilson.</p>
+answered under all configurations in turn. Intervals: Wilson. Random: one draw of patches, the same for all images.</p>
 <div class="scroll"><table><thead><tr>{heads}</tr></thead>
 <tbody>{body}</tbody></table></div></section>"""
 

@@ -1,0 +1,62 @@
+"""Rules of CONTRIBUTING.md that a program can check."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("llava", "playground", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+    if "output" not in path.parts
+)
+ROOMS = ["compression", "model", "data", "train"]  # each may import those before it
+PROGRAMS = {"train", "eval", "serve", "bench", "verify"}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def imported_rooms(tree: ast.Module) -> set[str]:
+    """Second parts of the `llava.*` modules that a module imports, anywhere in it."""
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return {module.split(".")[1] for module in modules if module.startswith("llava.")}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.lineno
+            length = (node.end_lineno or start) - start
+            assert length < 50, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_imports_go_downward(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    rooms = imported_rooms(ast.parse(path.read_text(encoding="utf-8")))
+    if parts[0] != "llava":
+        return
+    room = parts[1].removesuffix(".py")
+    if room in ROOMS:
+        assert not rooms & set(ROOMS[ROOMS.index(room) + 1 :])
+    if room not in PROGRAMS:
+        assert not rooms & (PROGRAMS | {"verify"})
+    if len(parts) == 2:  # leaves at the package's root
+        assert not rooms & {*ROOMS[1:], *PROGRAMS}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_weights_are_never_unpickled(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)

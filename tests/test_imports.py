@@ -1,0 +1,42 @@
+"""Every module imports without the optional packages, and none of them brings torchvision along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL = (
+    "bitsandbytes", "datasets", "deepspeed", "flash_attn", "gradio", "liger_kernel", "matplotlib", "peft",
+    "sentencepiece", "skimage", "sklearn", "spacy", "torchvision", "wandb",
+)  # fmt: skip
+
+PROGRAM = """
+import importlib, pathlib, sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None  # importing it now fails, and looking for it finds nothing
+for folder in ("llava", "playground"):
+    for path in sorted(pathlib.Path(folder).rglob("*.py")):
+        if "output" not in path.parts:
+            importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+print(len([name for name in sys.modules if name.startswith("llava.")]))
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    done = run(PROGRAM, ",".join(OPTIONAL))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_the_method_imports_torch_and_nothing_above_it() -> None:
+    done = run("import sys, llava.compression, llava.compression.schedule\nprint(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert "torch" in imported
+    assert not imported & {"transformers", "yaml", "PIL", "tokenizers", "llava.model", "llava.data", "llava.train"}

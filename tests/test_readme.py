@@ -1,0 +1,121 @@
+"""The README's commands exist and run; the quickstart in a size that says nothing but goes through every step."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from playground.quickstart.results import Results
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OUTPUT = "playground/output/quickstart"
+TINY = {
+    "QUICKSTART_CAPTIONS": "64",
+    "QUICKSTART_TRAIN": "64",
+    "QUICKSTART_QUESTIONS": "24",
+    "QUICKSTART_PRETRAIN_STEPS": "1",
+    "QUICKSTART_FINETUNE_STEPS": "1",
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The README's shell commands, one a line, without comments."""
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def shell(command: str, **variables: str) -> str:
+    """Run a command from the repository with this interpreter and return all it says."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHON": sys.executable, "PATH": path} | variables
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a tiny quickstart."""
+    assert "bash scripts/quickstart.sh" in commands()
+    output = tmp_path_factory.mktemp("quickstart")
+    shell("bash scripts/quickstart.sh", QUICKSTART_OUTPUT=str(output), **TINY)
+    return output
+
+
+def test_quickstart_evaluates_every_budget(quickstart: Path) -> None:
+    results = Results.load(quickstart / "results.json")
+    budgets = [f"{choice}-{share}" for choice in ("duet", "random", "uniform") for share in (67, 78, 89)]
+    assert [setting.name for setting in results.settings] == ["none", *budgets, "blank images"]
+    assert all(len(setting.answers) == 24 for setting in results.settings)
+    averages = {setting.name: setting.average_tokens for setting in results.settings}
+    assert averages["none"] == averages["blank images"] == 144
+    for share, average in ((67, 47.5), (78, 31.75), (89, 15.5)):
+        assert {averages[f"{choice}-{share}"] for choice in ("duet", "random", "uniform")} == {average}
+
+
+def test_quickstart_report_has_every_part_and_needs_nothing_else(quickstart: Path) -> None:
+    report = (quickstart / "report.html").read_text(encoding="utf-8")
+    parts = (
+        "Accuracy and cost",
+        "Accuracy over budget",
+        "layer by layer",
+        "Where the patches go",
+        "Phase 1",
+        "Phase 2",
+    )
+    assert [part for part in (*parts, "What was run", "uniform-89", "blank images") if part not in report] == []
+    for mark in ("dropped by V2V", "merged by V2V", "dropped by T2V after layer 4", "after layer 6"):
+        assert mark in report
+    assert report.count('class="example"') == 6
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)', report) == []
+    assert "url(http" not in report and "@import" not in report and "<script" not in report
+
+
+def test_quickstart_does_nothing_twice(quickstart: Path) -> None:
+    said = shell("bash scripts/quickstart.sh", QUICKSTART_OUTPUT=str(quickstart), **TINY)
+    assert said.count("done already") == 5
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code: str, quickstart: Path) -> None:
+    shell(
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code.replace(OUTPUT, str(quickstart)))}", PYTHONPATH=str(ROOT)
+    )
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if "scripts/v1_5" in line])
+def test_cluster_recipes_make_a_command(command: str) -> None:
+    assert "train_mem.py" in shell(command, DRY_RUN="1")
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("python -m")])
+def test_module_commands_run(command: str) -> None:
+    assert "191.75" in shell(command)
+
+
+def test_every_module_and_file_that_is_named_exists() -> None:
+    for module in re.findall(r"python -m ([\w.]+)", README):
+        assert importlib.util.find_spec(module), module
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)|`(tests/[\w/.]+|scripts/[\w/.]+|configs/[\w/]+)`", README):
+        assert (ROOT / "".join(path)).exists(), path
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    last = lines[-1]
+    assert last == "bash scripts/test.sh" and last in commands()
+    assert [line for line in lines if not line.startswith(("#", "set ", "cd "))] == [last]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
