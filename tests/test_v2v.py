@@ -143,10 +143,12 @@ def test_controls_keep_exactly_as_many_and_ignore_content(score: str, dominant: 
     assert torch.equal(*kept)
 
 
-def test_uniform_control_is_evenly_spaced():
-    fate = run(*tower_output(), V2VConfig(5, 0, score="uniform")).fate[0]
-    places = (fate == Fate.DOMINANT).nonzero().flatten()
-    assert places.diff().tolist() == [4, 4, 4]
+def test_uniform_control_follows_the_golden_ratio():
+    fate = run(*tower_output(), V2VConfig(6, 0, score="uniform")).fate[0]
+    fractions = [patch * (5**0.5 - 1) / 2 % 1 for patch in range(16)]
+    assert set((fate == Fate.DOMINANT).nonzero().flatten().tolist()) == set(
+        sorted(range(16), key=fractions.__getitem__)[:5]
+    )
 
 
 def test_random_control_depends_on_the_seed_alone():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _MASK_32 = 0xFFFFFFFF
+_GOLDEN_RATIO_32 = 0x9E3779B9  # its fractional part, times 2**32
 
 
 def seeded_noise(index: Tensor, seed: int) -> Tensor:
@@ -21,23 +21,24 @@ def seeded_noise(index: Tensor, seed: int) -> Tensor:
     Returns:
         float32 in [0, 1), shaped like `index`.
     """
-    bits = (index.long() + (0x9E3779B9 * (seed + 1) & _MASK_32)) & _MASK_32
+    bits = (index.long() + (_GOLDEN_RATIO_32 * (seed + 1) & _MASK_32)) & _MASK_32
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         bits = ((bits ^ (bits >> shift)) * factor) & _MASK_32
     bits = bits ^ (bits >> 16)
     return (bits >> 8).float() / 2**24
 
 
-def evenly_spaced(rank: Tensor, total: Tensor | int, keep: Tensor | int) -> Tensor:
-    """Mark `keep` of `total` ranks, evenly spaced.
+def even_spread(index: Tensor) -> Tensor:
+    """Scores whose k largest entries are spread evenly over the indices, whatever k is.
+
+    One minus the fractional part of `index` times the golden ratio. Plain steps of N / k fall into columns of an image
+    whenever they divide its width, and would miss whatever stands between them; an irrational step never does.
 
     Args:
-        rank: 0-based position of each token among the `total` tokens of its sample.
-        total: how many there are, broadcastable to `rank`.
-        keep: how many to mark, at most `total`.
+        index: whole numbers of any shape.
 
     Returns:
-        bool, shaped like `rank` broadcast with `total`: exactly `keep` of the ranks 0..total-1 are True.
+        float32 in (0, 1], shaped like `index`.
     """
-    total = torch.as_tensor(total, device=rank.device).clamp(min=1)
-    return ((rank + 1) * keep) // total > (rank * keep) // total
+    part = (index.long() * _GOLDEN_RATIO_32) & _MASK_32
+    return 1 - (part >> 8).float() / 2**24

@@ -14,7 +14,7 @@ from torch import Tensor
 from llava.compression.config import T2VConfig
 from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.precision import without_autocast
-from llava.compression.selection import evenly_spaced, seeded_noise
+from llava.compression.selection import even_spread, seeded_noise
 
 IGNORED_LABEL = -100
 _MAX_ATTENTION_ELEMENTS = 2**28
@@ -86,14 +86,10 @@ def _attention(queries: Tensor, keys: Tensor, visible: Tensor, scaling: float) -
     return logits.masked_fill(~visible[:, None], hidden).softmax(dim=-1)
 
 
-def control_scores(layout: TokenLayout, config: T2VConfig, stage: int, counts: tuple[int, ...]) -> Tensor:
+def control_scores(layout: TokenLayout, config: T2VConfig, stage: int) -> Tensor:
     """Scores [B, L] of the content-blind controls `random` and `uniform`."""
-    if config.score == "random":
-        return seeded_noise(layout.visual_index.clamp(min=0), config.seed + 1 + stage)
-    device = layout.valid.device
-    rank = layout.is_visual.long().cumsum(dim=1) - 1
-    present = torch.tensor(layout.visual, device=device)[:, None]
-    return evenly_spaced(rank, present, torch.tensor(counts, device=device)[:, None]).float()
+    index = layout.visual_index.clamp(min=0)
+    return seeded_noise(index, config.seed + 1 + stage) if config.score == "random" else even_spread(index)
 
 
 def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int, ...]) -> Tensor:

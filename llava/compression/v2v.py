@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from llava.compression.config import V2VConfig
 from llava.compression.precision import without_autocast
-from llava.compression.selection import evenly_spaced, seeded_noise
+from llava.compression.selection import even_spread, seeded_noise
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +115,8 @@ def score_patches(
     if config.score == "received":
         return _required(attention, "attention", "v2v.score 'received'").float().mean(dim=1)[:, first_patch:]
     index = torch.arange(num_patches, device=like.device)
-    if config.score == "random":
-        return seeded_noise(index, config.seed).expand(batch, -1)
-    return evenly_spaced(index, num_patches, config.dominant - first_patch).float().expand(batch, -1)
+    blind = seeded_noise(index, config.seed) if config.score == "random" else even_spread(index)
+    return blind.expand(batch, -1)
 
 
 def plan_merge(
