@@ -32,7 +32,7 @@ def even_spread(index: Tensor) -> Tensor:
     """Scores whose k largest entries are spread evenly over the indices, whatever k is.
 
     One minus the fractional part of `index` times the golden ratio. Plain steps of N / k fall into columns of an image
-    whenever they divide its width, and would miss whatever stands between them; an irrational step never does.
+    whenever they divide its width, and miss whatever stands between them; an irrational step does not.
 
     Args:
         index: whole numbers of any shape.
