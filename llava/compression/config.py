@@ -164,6 +164,8 @@ class CompressionConfig:
         Raises:
             ValueError: for unknown keys, missing ones, or values out of range.
         """
+        if data is not None and not isinstance(data, Mapping):
+            raise ValueError(f"compression is {data!r}; it must be a mapping with the keys v2v and t2v, or null.")
         data = dict(data or {})
         unknown = sorted(set(data) - {"v2v", "t2v"})
         if unknown:

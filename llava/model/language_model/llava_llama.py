@@ -178,6 +178,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not self.training
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if decoding and labels is not None:
+            raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         spliced_here = inputs_embeds is None and not decoding and (position_ids is None or images is not None)
         if spliced_here and input_ids is not None:
             inputs_embeds, layout = self.prepare_multimodal_inputs(
@@ -277,6 +279,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         given = model_kwargs.get("past_key_values")
         if given is not None and not isinstance(given, StagedCache):
             raise ValueError(f"past_key_values is a {type(given).__name__}; it must be a StagedCache.")
+        if given is not None and given.get_seq_length() > 0:
+            raise ValueError(
+                f"past_key_values already holds {given.get_seq_length()} tokens; generate starts from a whole prompt, "
+                "so leave it out (forward continues a filled cache)."
+            )
         if given is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = StagedCache(self.config)
 
