@@ -213,6 +213,8 @@ def test_crop_takes_back_the_newest_tokens():
     expected = model(new[:, 1:2], past_key_values=cache).logits
     model(new[:, 2:], past_key_values=cache)
     cache.crop(-3)
+    for stage in cache.stages:
+        assert stage.key_mask is None or stage.key_mask.shape[1] == cache.layers[stage.first_layer].keys.shape[2]
     torch.testing.assert_close(model(new[:, 1:2], past_key_values=cache).logits, expected)
     with pytest.raises(ValueError, match="positive"):
         cache.crop(2)
@@ -246,6 +248,15 @@ def test_caches_that_cannot_hold_layers_of_different_length_are_rejected():
     ):
         with pytest.raises(ValueError, match="past_key_values is a DynamicCache; it must be a StagedCache"):
             call()
+
+
+def test_a_filled_cache_can_be_continued_by_forward_only():
+    model = tiny_llava(compression=tiny.DUET)
+    prompt, cache = torch.tensor([ROWS[0].ids]), filled_cache(model)
+    with pytest.raises(ValueError, match=r"past_key_values already holds .* tokens; generate starts from a whole"):
+        model.generate(prompt, images=IMAGES[:1], max_new_tokens=2, past_key_values=cache)
+    with pytest.raises(ValueError, match="There is no loss for tokens behind a filled cache"):
+        model(torch.tensor([[5]] * 3), past_key_values=cache, labels=torch.tensor([[5]] * 3))
 
 
 def test_a_sliding_window_is_rejected():

@@ -89,6 +89,20 @@ def test_loss_equals_the_samples_one_by_one(name: str):
     torch.testing.assert_close(step(model).loss, expected.float(), atol=1e-5, rtol=0)
 
 
+def test_the_first_token_of_a_row_is_never_a_target():
+    """With left padding it has a column before it, but padding predicts nothing."""
+    model, long = tiny_llava(compression=tiny.DUET), chat(6, (0, 0))
+    short = Row([5, 6, 7], [0] * 3, [5, 6, 7])
+    losses = [step(model, [short, long], pixels(1), side).loss for side in ("right", "left")]
+    left = collate([short, long], "left", labels=True)
+    places = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    losses.append(model(**left, position_ids=places).loss)  # text that is not spliced keeps its padding
+    answers = [reference.answer(model, row, pixels(0), model.compression) for row in (short, long)]
+    expected = sum(answer.loss_sum() for answer in answers) / sum(answer.supervised() for answer in answers)
+    for loss in losses:
+        torch.testing.assert_close(loss, expected.float(), atol=1e-5, rtol=0)
+
+
 def test_gradient_accumulation_equals_one_big_batch():
     model = tiny_llava(compression=tiny.DUET).train()
     step(model).loss.backward()

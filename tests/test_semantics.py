@@ -221,6 +221,16 @@ def test_original_positions_keep_their_gaps_and_go_on_from_the_whole_length():
     assert {int(stage.next_position) for stage in output.past_key_values.stages} == {whole}
 
 
+def test_layers_get_rotary_angles_but_no_position_ids():
+    """FlashAttention takes gaps in position ids for borders between packed sequences."""
+    model, seen = tiny_llava(compression=tiny.ORIGINAL), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    cache = run(model, [chat(1), chat(2, (0,))], pixels(1), "left", use_cache=True).past_key_values
+    model(input_ids=torch.full((2, 1), 5), past_key_values=cache)
+    assert len(seen) == 12 and all(call["position_ids"] is None and call["position_embeddings"] for call in seen)
+
+
 # 5 ---------------------------------------------------------------------------------------------------- nobody may vote
 
 
@@ -269,6 +279,18 @@ def test_salient_without_flags_asks_the_last_token_before_the_answer_not_the_ans
     assert [layout.visual_index[layout.is_visual].tolist() for layout in output.layouts[1:]] == expected.kept
 
 
+@pytest.mark.parametrize("queries", ["last", "text", "salient"])
+def test_nothing_before_the_first_image_votes_whatever_its_flags(queries: str):
+    model = tiny_llava(compression={"t2v": {"layers": [2, 4], "keep": [0.5, 0.25], "queries": queries}})
+    row, images = chat(3, (2, 1)), pixels(3)
+    loud = Row(row.ids, [7] * len(row.ids), row.labels)
+    layout = run(model, [loud], images).layouts[0]
+    first, voters = int(layout.is_visual[0].int().argmax()), layout.vote[0].nonzero().flatten()
+    assert first > 0 and voters.min() == first + tiny.PATCHES - 1, "the last visual token of the first image"
+    expected = reference.answer(model, loud, images, model.compression)
+    torch.testing.assert_close(run(model, [loud], images).logits[0], expected.logits, **CLOSE)
+
+
 # 7 ------------------------------------------------------------------------------------------------------------ order
 
 
@@ -303,7 +325,9 @@ def test_gradients_equal_those_of_the_graph_with_the_choice_as_a_constant(name: 
     model = tiny_llava(compression=COMPRESSIONS[name]).train()
     rows = [chat(1), chat(3, (2, 1)), chat(2, (0,))]
     images = pixels(image_count(rows))
-    model(**collate(rows, labels=True), images=images).loss.backward()
+    output = model(**collate(rows, labels=True), images=images)
+    assert not any(scores.requires_grad for scores in output.scores if scores is not None)
+    output.loss.backward()
     measured = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
     model.zero_grad(set_to_none=True)
     total, targets = torch.zeros((), dtype=torch.float64), 0
