@@ -80,12 +80,12 @@ step "Data" "$output/data" "$PYTHON" -m playground.world --out "$output/data" \
 step "Phase 1, projector" "$output/pretrain" "${recipe[@]}" \
     "DATA_PATH=$absolute/data/pretrain.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/pretrain" \
     BATCH_SIZE=64 LEARNING_RATE=3e-3 WARMUP_RATIO=0.05 "MAX_STEPS=${QUICKSTART_PRETRAIN_STEPS:--1}" \
-    bash scripts/v1_5/pretrain.sh --overwrite_output_dir True
+    bash scripts/v1_5/pretrain.sh --overwrite_output_dir True --logging_first_step True
 step "Phase 2, instruction tuning" "$output/model" "${recipe[@]}" \
     "DATA_PATH=$absolute/data/instruct.json" "IMAGE_FOLDER=$absolute/data/images" "OUTPUT_DIR=$absolute/model" \
     "ADAPTER=$absolute/pretrain/mm_projector.bin" \
     BATCH_SIZE=64 LEARNING_RATE=1e-3 WARMUP_RATIO=0.05 "MAX_STEPS=${QUICKSTART_FINETUNE_STEPS:--1}" \
-    bash scripts/v1_5/finetune.sh --overwrite_output_dir True --mm_projector_lr 2e-3
+    bash scripts/v1_5/finetune.sh --overwrite_output_dir True --logging_first_step True --mm_projector_lr 2e-3
 step "Evaluation" "$output/results.json" "$PYTHON" -m playground.quickstart.evaluate \
     --model-path "$output/model" --questions "$output/data/test.jsonl" --image-folder "$output/data/images" \
     --compression "${budgets[@]}" --out "$output/results.json"

@@ -115,10 +115,11 @@ def loss_section(summaries: dict[str, dict[str, Any]]) -> str:
         runtime = summaries[phase]["result"].get("train_runtime")
         spent = f", {float(runtime):.0f} s of training" if runtime else ""
         tokens = summaries[phase]["average_visual_tokens"]
-        note = f"{curve[-1][0]} steps{spent}, {tokens:.4g} visual tokens per layer on average while training"
-        panels.append(
-            f'<section><h2>{title}</h2><p class="note">{note}.</p>{charts.loss_chart(curve, title)}</section>'
+        note = (
+            f"{summaries[phase]['counts']['samples']:,} samples{spent}, {tokens:.4g} visual tokens per layer on average"
         )
+        chart = charts.loss_chart(curve, title) if curve else "<p>The run was too short to log a loss.</p>"
+        panels.append(f'<section><h2>{title}</h2><p class="note">{note}.</p>{chart}</section>')
     return f'<div class="side-by-side gap">{"".join(panels)}</div>'
 
 
