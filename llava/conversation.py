@@ -137,12 +137,10 @@ def _spoken(turn: int, before: str, message: str, after: str) -> Iterator[Segmen
 
 
 _ASSISTANT = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
-_CURIOUS_HUMAN = (
-    "A chat between a curious human and an artificial intelligence assistant. " + _ASSISTANT.format("human")
+_CURIOUS_HUMAN = "A chat between a curious human and an artificial intelligence assistant. " + _ASSISTANT.format(
+    "human"
 )
-_CURIOUS_USER = (
-    "A chat between a curious user and an artificial intelligence assistant. " + _ASSISTANT.format("user")
-)
+_CURIOUS_USER = "A chat between a curious user and an artificial intelligence assistant. " + _ASSISTANT.format("user")
 _TAGGED_IMAGES = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant is able to understand the visual content that the user provides, "
@@ -181,9 +179,7 @@ def _v1(system: str, version: str = "v1") -> Conversation:
 
 def _llama_2(system: str, sep: str = "<s>") -> Conversation:
     style = SeparatorStyle.LLAMA_2
-    return Conversation(
-        system, ("USER", "ASSISTANT"), sep_style=style, sep=sep, sep2="</s>", version="llama_v2"
-    )
+    return Conversation(system, ("USER", "ASSISTANT"), sep_style=style, sep=sep, sep2="</s>", version="llama_v2")
 
 
 def _chatml(system: str) -> Conversation:
@@ -222,9 +218,7 @@ def get_template(name: str) -> Conversation:
         ValueError: if there is no such template.
     """
     if name not in conv_templates:
-        raise ValueError(
-            f"There is no conversation template {name!r}; accepted are {', '.join(conv_templates)}."
-        )
+        raise ValueError(f"There is no conversation template {name!r}; accepted are {', '.join(conv_templates)}.")
     return conv_templates[name].copy()
 
 

@@ -134,9 +134,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         input_ids: the prompt [B, T]; ignored where `generate` returns new ids only.
     """
 
-    def __init__(
-        self, keywords: Sequence[str], tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor
-    ) -> None:
+    def __init__(self, keywords: Sequence[str], tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> None:
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
         self.prompt = input_ids
@@ -144,9 +142,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.keyword_ids = [ids for ids in spelled if ids]
         self.window = max((len(ids) for ids in self.keyword_ids), default=0) + 1
 
-    def __call__(
-        self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any) -> torch.Tensor:
         """Which rows of `output_ids` [B, T] are finished, as a bool tensor [B]."""
         rows = self._generated(output_ids)[:, -self.window :].tolist()
         stops = [self._ends_with_keyword(row) for row in rows]

@@ -12,8 +12,7 @@ CURIOUS = (
     "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
 )
 PROMPTS = {
-    "v1": CURIOUS.format("user")
-    + " USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>",
+    "v1": CURIOUS.format("user") + " USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>",
     "llava_v1": CURIOUS.format("human")
     + " USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT: Yes.</s>",
     "llava_v0": CURIOUS.format("human")

@@ -50,9 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def make_dataset(folder: Path, records: list[dict], max_length: int = 64, **changes) -> LazySupervisedDataset:
     parsed = [parse_record(record, index) for index, record in enumerate(records)]
-    config = DataConfig(
-        "v1", max_length, visual_tokens=4, image_folder=folder, image_aspect_ratio="pad", **changes
-    )
+    config = DataConfig("v1", max_length, visual_tokens=4, image_folder=folder, image_aspect_ratio="pad", **changes)
     return LazySupervisedDataset(parsed, byte_level(), processor(), config)
 
 
@@ -177,8 +175,7 @@ def test_keywords_stop_each_row_by_itself(with_prompt: bool) -> None:
     tokenizer = llama()
     prompt = torch.tensor([tokenizer("USER: red </s>").input_ids] * 2)
     rows = [
-        tokenizer(text, add_special_tokens=False).input_ids[:4]
-        for text in (" top left seven</s>", " red red red red")
+        tokenizer(text, add_special_tokens=False).input_ids[:4] for text in (" top left seven</s>", " red red red red")
     ]
     new = torch.tensor(rows)
     assert new[0, -1] == tokenizer.eos_token_id
@@ -217,9 +214,7 @@ def test_fault_9_missing_image_names_record_and_file(folder: Path) -> None:
 
 def test_images_without_a_tower_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="give --vision_tower"):
-        LazySupervisedDataset(
-            [Record("a", ("<image>", "b"), ("red.png",))], byte_level(), None, DataConfig("v1", 9, 4)
-        )
+        LazySupervisedDataset([Record("a", ("<image>", "b"), ("red.png",))], byte_level(), None, DataConfig("v1", 9, 4))
 
 
 def test_collator_pads_on_the_right_and_keeps_images_in_reading_order(folder: Path) -> None:
@@ -336,9 +331,7 @@ def test_fault_1_more_than_one_percent_without_labels_is_fatal(folder: Path) -> 
     assert (found.unsupervised, found.truncated, found.unsupervised_ids) == (1, 1, ["long"])
     found.require_supervision()
     dataset = make_dataset(folder, [record] * 98 + [long] * 2, max_length=120)
-    with pytest.raises(
-        ValueError, match=r"2 of the first 100 samples have no label .*1%.*'long'.*--model_max_length"
-    ):
+    with pytest.raises(ValueError, match=r"2 of the first 100 samples have no label .*1%.*'long'.*--model_max_length"):
         measure(dataset, range(100), batch_size=4).require_supervision()
 
 

@@ -17,9 +17,7 @@ SEPARATING = [name for name in TOKENIZERS if name != "across_words"]
 
 
 def pieces(tokenizer, encoded: EncodedText, role: QueryRole) -> list[str]:
-    marked = [
-        token for token, roles in zip(encoded.input_ids, encoded.query_mask, strict=True) if roles & role
-    ]
+    marked = [token for token, roles in zip(encoded.input_ids, encoded.query_mask, strict=True) if roles & role]
     return tokenizer.convert_ids_to_tokens(marked)
 
 
@@ -69,9 +67,7 @@ def test_fault_1_labels_are_exactly_the_answers(name: str) -> None:
 
 def test_labels_by_hand() -> None:
     tokenizer = word_level()
-    encoded = encode_conversation(
-        ["<image>\nWhat digit is red?", "red three"], tokenizer, "mistral_instruct", True
-    )
+    encoded = encode_conversation(["<image>\nWhat digit is red?", "red three"], tokenizer, "mistral_instruct", True)
     words = ["[image]" if i < 0 else tokenizer.convert_ids_to_tokens(i) for i in encoded.input_ids]
     assert " ".join(words) == "<s> [ INST ] [image] What digit is red ? [/ INST ] red three </s>"
     assert encoded.labels == [IGNORE_INDEX] * 13 + encoded.input_ids[13:]
@@ -96,9 +92,7 @@ def test_v1_votes_by_hand(make) -> None:
 
 def test_nothing_before_the_first_image_votes_and_images_are_not_salient() -> None:
     tokenizer = word_level()
-    encoded = encode_conversation(
-        ["Which digit <image>", "red", "and <image> where?", "top"], tokenizer, "v1", True
-    )
+    encoded = encode_conversation(["Which digit <image>", "red", "and <image> where?", "top"], tokenizer, "v1", True)
     first, second = (i for i, token in enumerate(encoded.input_ids) if token == IMAGE_TOKEN_INDEX)
     assert not any(roles & QueryRole.INSTRUCTION for roles in encoded.query_mask[: first + 1])
     assert encoded.query_mask[second] == 0
@@ -115,9 +109,7 @@ def test_text_without_image_has_only_last_votes_and_keeps_a_written_image_mark_a
 
 def test_plain_is_image_and_caption() -> None:
     tokenizer = llama()
-    encoded = encode_conversation(
-        ["<image>\nDescribe.", "a green nine"], tokenizer, "plain", with_images=True
-    )
+    encoded = encode_conversation(["<image>\nDescribe.", "a green nine"], tokenizer, "plain", with_images=True)
     caption = tokenizer("a green nine\n", add_special_tokens=False).input_ids
     assert encoded.input_ids == [tokenizer.bos_token_id, IMAGE_TOKEN_INDEX, *caption]
     assert encoded.labels == [IGNORE_INDEX, IGNORE_INDEX, *caption]

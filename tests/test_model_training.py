@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.llava_arch import load_projector, projector_state_dict
+from llava.model.llava_arch import load_projector
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.train.checkpoint import adapter_weights
 
 ROWS = [chat(1), chat(2, (0,)), chat(3, (2, 1))]
 IMAGES = pixels(4)
@@ -313,7 +314,7 @@ def test_identity_projector_and_wrong_types():
 
 def test_projector_file_round_trip_and_what_does_not_fit(tmp_path):
     source, path = tiny_llava(seed=3), tmp_path / "mm_projector.bin"
-    weights = projector_state_dict(source)
+    weights = adapter_weights(source)
     assert sorted(weights) == [f"model.mm_projector.{part}" for part in ("0.bias", "0.weight", "2.bias", "2.weight")]
     torch.save(weights, path)
     model = tiny_llava(seed=4)

@@ -236,6 +236,31 @@ def test_fault_8_sampling_options_without_sampling_do_not_break_the_save(assets:
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["do_sample"] is True
 
 
+def test_fault_15_a_finished_run_with_checkpoints_is_neither_resumed_nor_relabelled(
+    assets: Path, tmp_path: Path
+) -> None:
+    """Shaped as the recipes run, with a checkpoint at the last step beside the final weights."""
+    recipe: dict[str, object] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 50000}
+    train(flags(assets, tmp_path / "out", "pretrain", **recipe))
+    assert (tmp_path / "out/checkpoint-2").is_dir()
+    other = {**recipe, "compression": "none"}
+    with pytest.raises(ValueError, match="already holds a trained model"):
+        train(flags(assets, tmp_path / "out", "pretrain", **other))
+    train(flags(assets, tmp_path / "out", "pretrain", **other, overwrite_output_dir=True))
+    summary = json.loads((tmp_path / "out/train_summary.json").read_text())
+    assert summary["counts"]["samples"] == 8
+    assert json.loads((tmp_path / "out/config.json").read_text())["compression"] == {"v2v": None, "t2v": None}
+
+
+def test_fault_4_a_run_is_not_resumed_under_another_budget(assets: Path, tmp_path: Path) -> None:
+    train(flags(assets, tmp_path / "out", "pretrain", max_steps=2, save_strategy="steps", save_steps=1))
+    (tmp_path / "out/mm_projector.bin").unlink()
+    with pytest.raises(ValueError, match=r"was trained with compression .* but this run asks for"):
+        train(flags(assets, tmp_path / "out", "pretrain", max_steps=3, compression="none"))
+    with pytest.raises(ValueError, match="give a checkpoint"):
+        train(flags(assets, tmp_path / "new", "pretrain", max_steps=3, resume_from_checkpoint=tmp_path / "nowhere"))
+
+
 def test_fault_15_a_finished_run_is_not_overwritten_unasked(assets: Path, tmp_path: Path) -> None:
     train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
     with pytest.raises(ValueError, match=r"already holds a trained model .*--overwrite_output_dir"):

@@ -40,7 +40,8 @@ class V2VConfig:
         cluster_width: pool of `cluster_width * contextual` patches that may be merged (`anchored`), or members
             of each cluster (`neighbours`).
         score: importance of a patch. `cls`: attention that the CLS token pays it, summed over heads (released
-            code). `received`: attention that all tokens pay it (Algorithm 1). `random`, `uniform`: controls.
+            code). `received`: attention that all tokens pay it (Algorithm 1). `random` (one draw a seed, the same
+            for every image) and `uniform`: controls.
         clusters: `anchored`: every pool patch joins the most similar of evenly ranked anchors (released code).
             `neighbours`: mean of the patches a centroid attends to most (Algorithm 1). `uniform`: anchors evenly
             spaced over all remaining patches, which all join one (VisionZip).
@@ -93,7 +94,7 @@ class T2VConfig:
         queries: the text tokens that vote. `last`: the last instruction token before each answer (variant C).
             `text`: every instruction token after the first image (C+all). `salient`: the salient ones of
             these and the last (C+S).
-        score: `attention`, or the controls `random` and `uniform`.
+        score: `attention`, or the controls `random` (one draw a seed, the same for every sample) and `uniform`.
         positions: `renumber` closes the gaps after a drop (published behaviour); `original` leaves survivors
             where they were.
         seed: of the `random` score.

@@ -49,7 +49,7 @@ class TokenLayout:
 
     @classmethod
     def of_text(cls, valid: Tensor) -> TokenLayout:
-        """Layout of a batch without any visual token, from its attention mask [B, L]; waits for the device once."""
+        """Layout of a batch without any visual token, from its attention mask [B, L]; waits for the device."""
         valid = valid.bool()
         padded_on_the_right = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
         lengths = tuple(valid.sum(dim=1).tolist())
@@ -101,8 +101,9 @@ class TokenLayout:
         return dataclasses.replace(self, positions=positions.expand(self.valid.shape))
 
     def to(self, device: torch.device) -> TokenLayout:
-        """The same layout with its tensors on a device; does not wait for the copy."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda counts: counts)
+        """The same layout with its tensors on a device; does not wait for a copy to an accelerator."""
+        to_accelerator = torch.device(device).type != "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=to_accelerator), lambda counts: counts)
 
     def repeat_interleave(self, repeats: int) -> TokenLayout:
         """Each row `repeats` times, as beam search and several returned sequences ask."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 
 Span = tuple[int, int]
+SalientFinder = Callable[[str], list[Span]]
 
 
 class QueryRole(IntFlag):
@@ -41,14 +42,14 @@ _SPATIAL_WORDS = (
 _CLOSED_CLASS = (
     "a an the this that these those some any each every either neither both all another such "
     "i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers "
-    "herself it its itself they them their theirs themselves one ones there here "
+    "herself it its itself they them their theirs themselves there here "
     "of in on at by for with about against into through during before after to from out off onto upon within without "
     "toward towards among as than like per via "
     "and or but nor so yet if because while although though unless until since whether then else "
     "be am is are was were been being do does did doing done have has had having can could may might must shall should "
     "will would ought 's 're 've 'll 'd 'm n't don't doesn't didn't isn't aren't wasn't weren't can't couldn't won't "
     "it's that's there's what's who's i'm you're "
-    "very too also just only even still again ever now quite rather really already much many more most few less least "
+    "very too also just only even still again ever now quite rather really already much "
     "please answer question following using single word words phrase phrases given directly choices option options "
     "letter user assistant human gpt image picture photo"
 )
@@ -67,7 +68,21 @@ def salient_spans(text: str) -> list[Span]:
     return [match.span() for match in found if match.group().lower().replace("’", "'") not in _DROPPED]
 
 
-def spacy_salient_spans(model: str = "en_core_web_sm") -> Callable[[str], list[Span]]:
+def salient_words(name: str) -> SalientFinder:
+    """Who finds salient words: `rules` (`salient_spans`), `spacy`, or `spacy:` and the name of a pipeline.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    backend, _, pipeline = name.partition(":")
+    if name == "rules":
+        return salient_spans
+    if backend == "spacy":
+        return spacy_salient_spans(pipeline) if pipeline else spacy_salient_spans()
+    raise ValueError(f"The finder of salient words is {name!r}; it must be rules, spacy or spacy:PIPELINE.")
+
+
+def spacy_salient_spans(model: str = "en_core_web_sm") -> SalientFinder:
     """A drop-in for `salient_spans` that follows the released code: part of speech and stop words from spaCy.
 
     Args:

@@ -107,7 +107,7 @@ def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int,
     order = masked.sort(dim=1, descending=True, stable=True).indices
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, place)
-    chosen = rank < torch.tensor(counts, device=order.device)[:, None]
+    chosen = rank < _on_device(counts, order.device)
     return torch.where(layout.is_visual, chosen, layout.valid)
 
 
@@ -135,7 +135,7 @@ def gather_kept(
     longest = max(lengths)
     left = layout.padding_side == "left"
     device = keep.device
-    length = torch.tensor(lengths, device=device)[:, None]
+    length = _on_device(lengths, device)
     column = torch.arange(longest, device=device)
     valid = column >= longest - length if left else column < length
     order = torch.argsort((keep if left else ~keep).int(), dim=1, stable=True)
@@ -164,3 +164,8 @@ def gather_kept(
     if new_layout.is_padded:
         hidden_states = hidden_states.masked_fill(~valid[..., None], 0)
     return hidden_states, new_layout
+
+
+def _on_device(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 [B, 1] without waiting for the device."""
+    return torch.tensor(counts)[:, None].to(device, non_blocking=True)

@@ -52,19 +52,45 @@ class MergePlan:
 
 @dataclass(frozen=True)
 class V2VResult:
-    """Merged tokens and where every patch went.
+    """Merged tokens, and where every patch went.
 
     Attributes:
         tokens: [B, N0, D] CLS (if any) and dominant patches in spatial order, then the contextual tokens.
-        fate: [B, P] a `Fate` for each patch.
-        target: [B, P] index of the token in `tokens` that a patch became or joined, -1 where it was dropped.
         plan: the choices behind them.
+        num_patches: P, patches that came in.
+        has_cls: whether the first token is CLS.
     """
 
     tokens: Tensor
-    fate: Tensor
-    target: Tensor
     plan: MergePlan
+    num_patches: int
+    has_cls: bool
+
+    @property
+    def fate(self) -> Tensor:
+        """[B, P] a `Fate` for each patch."""
+        return self._trace[0]
+
+    @property
+    def target(self) -> Tensor:
+        """[B, P] index of the token that a patch became or joined (the first of several), -1 where it was dropped."""
+        return self._trace[1]
+
+    @functools.cached_property
+    def _trace(self) -> tuple[Tensor, Tensor]:
+        plan, spatial = self.plan, self.plan.dominant.sort(dim=1).values
+        batch, kept = spatial.shape
+        slots = torch.arange(kept + plan.anchors.shape[1], device=spatial.device).expand(batch, -1) + int(self.has_cls)
+        fate = spatial.new_full((batch, self.num_patches), int(Fate.DROPPED))
+        fate.scatter_(1, plan.members, int(Fate.MERGED))
+        fate.scatter_(1, plan.anchors, int(Fate.ANCHOR))
+        fate.scatter_(1, spatial, int(Fate.DOMINANT))
+        target = spatial.new_full((batch, self.num_patches), -1)
+        joined = plan.assignment + int(self.has_cls) + kept
+        target.scatter_reduce_(1, plan.members, joined, reduce="amin", include_self=False)
+        target.scatter_(1, plan.anchors, slots[:, kept:])
+        target.scatter_(1, spatial, slots[:, :kept])
+        return fate, target
 
 
 def merge_visual_tokens(
@@ -99,8 +125,7 @@ def merge_visual_tokens(
     patches = hidden_states[:, int(has_cls) :]
     spatial = plan.dominant.sort(dim=1).values
     parts = [hidden_states[:, : int(has_cls)], _take(patches, spatial), _contextual_tokens(patches, plan, config)]
-    fate, target = _trace(plan, spatial, patches.shape[1], int(has_cls))
-    return V2VResult(torch.cat(parts, dim=1), fate, target, plan)
+    return V2VResult(torch.cat(parts, dim=1), plan, patches.shape[1], has_cls)
 
 
 def score_patches(
@@ -180,22 +205,6 @@ def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> T
     with without_autocast(patches.device):
         mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
     return mean if config.clusters == "neighbours" else _take(patches, plan.anchors) + mean
-
-
-def _trace(plan: MergePlan, spatial: Tensor, num_patches: int, first: int) -> tuple[Tensor, Tensor]:
-    """Fate and target of every patch; where clusters overlap, a patch points to its first cluster."""
-    batch, kept = spatial.shape
-    slots = torch.arange(kept + plan.anchors.shape[1], device=spatial.device).expand(batch, -1) + first
-    fate = spatial.new_full((batch, num_patches), int(Fate.DROPPED))
-    fate.scatter_(1, plan.members, int(Fate.MERGED))
-    fate.scatter_(1, plan.anchors, int(Fate.ANCHOR))
-    fate.scatter_(1, spatial, int(Fate.DOMINANT))
-    target = spatial.new_full((batch, num_patches), -1)
-    joined = plan.assignment + first + kept
-    target.scatter_reduce_(1, plan.members, joined, reduce="amin", include_self=False)
-    target.scatter_(1, plan.anchors, slots[:, kept:])
-    target.scatter_(1, spatial, slots[:, :kept])
-    return fate, target
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from llava.compression.salience import SalientFinder, salient_spans
 from llava.conversation import get_template
 from llava.data.images import BadImageError, image_path, open_rgb
 from llava.data.records import Record, read_records, wrap_image_marks
@@ -29,6 +30,7 @@ class DataConfig:
         image_folder: where image names start.
         image_aspect_ratio: `pad` or `square`.
         use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
+        find_salient: says which words of a question are salient.
     """
 
     template: str
@@ -37,13 +39,13 @@ class DataConfig:
     image_folder: str | Path = "."
     image_aspect_ratio: str = "square"
     use_im_start_end: bool = False
+    find_salient: SalientFinder = salient_spans
 
 
 class LazySupervisedDataset(Dataset):
     """LLaVA records as training samples.
 
-    A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of [3, H, W], in the
-        order of
+    A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of [3, H, W] in the order of
     their marks; empty for text), `sample_id` and `truncated`.
 
     Args:
@@ -84,7 +86,9 @@ class LazySupervisedDataset(Dataset):
         if record.images:
             turns = [wrap_image_marks(turn, config.use_im_start_end, self._image_tags) for turn in turns]
         try:
-            encoded = encode_conversation(turns, self.tokenizer, config.template, bool(record.images))
+            encoded = encode_conversation(
+                turns, self.tokenizer, config.template, bool(record.images), config.find_salient
+            )
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
         return truncate(encoded, config.max_length, config.visual_tokens)

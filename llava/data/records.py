@@ -88,7 +88,7 @@ def _read_json(path: Path) -> Sequence[Any]:
     text = path.read_text(encoding="utf-8")
     try:
         if not text.lstrip().startswith("["):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.compression.salience import QueryRole, mark_overlap, salient_spans
+from llava.compression.salience import QueryRole, SalientFinder, mark_overlap, salient_spans
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -65,7 +65,11 @@ class EncodedText:
 
 
 def encode_conversation(
-    turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str, with_images: bool
+    turns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    with_images: bool,
+    find_salient: SalientFinder = salient_spans,
 ) -> EncodedText:
     """Encode a conversation for training: every answer and the separator that ends it carries labels.
 
@@ -75,14 +79,20 @@ def encode_conversation(
         template: key of `conv_templates`. A `plain` template keeps nothing of the first turn but its images
             and teaches the second, a caption.
         with_images: without images, `<image>` is text like any other.
+        find_salient: says which words of a question are salient.
 
     Raises:
         ValueError: if the template is unknown, the tokenizer is not a fast one, or a caption has no image.
     """
-    return _encode(_segments(turns, template), tokenizer, with_images)
+    return _encode(_segments(turns, template), tokenizer, with_images, find_salient)
 
 
-def encode_prompt(turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str) -> EncodedText:
+def encode_prompt(
+    turns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    find_salient: SalientFinder = salient_spans,
+) -> EncodedText:
     """Encode a conversation that ends in a question, for generation.
 
     The ids and the query mask are those that training saw up to the answer, so the same tokens vote. All
@@ -92,6 +102,7 @@ def encode_prompt(turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, temp
         turns: texts, human and assistant alternating, ending with a question.
         tokenizer: a fast tokenizer.
         template: key of `conv_templates`.
+        find_salient: as in training.
 
     Raises:
         ValueError: as `encode_conversation`, or if the last turn is not a question.
@@ -99,7 +110,7 @@ def encode_prompt(turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, temp
     if len(turns) % 2 == 0:
         raise ValueError(f"The conversation has {len(turns)} turns; it must end with a human turn to be answered.")
     with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns)
-    encoded = _encode(_segments([*turns, None], template), tokenizer, with_images)
+    encoded = _encode(_segments([*turns, None], template), tokenizer, with_images, find_salient)
     if encoded.query_mask:
         encoded.query_mask[-1] |= QueryRole.LAST
     return EncodedText(encoded.input_ids, [IGNORE_INDEX] * len(encoded.labels), encoded.query_mask)
@@ -141,11 +152,14 @@ def _segments(turns: Sequence[str | None], template: str) -> list[Segment]:
     return segments + [Segment(caption + conversation.sep, SegmentKind.ANSWER) for caption in captions]
 
 
-def _encode(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool) -> EncodedText:
+def _encode(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool, find_salient: SalientFinder
+) -> EncodedText:
     ids, offsets = _tokenize("".join(segment.text for segment in segments), tokenizer, with_images)
     kinds = _kinds_of_tokens(segments, offsets)
     labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
-    return EncodedText(ids, labels, _query_mask(segments, ids, offsets, kinds))
+    salient = mark_overlap(offsets, _salient_characters(segments, find_salient))
+    return EncodedText(ids, labels, _query_mask(ids, kinds, salient))
 
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool) -> tuple[list[int], list[Span]]:
@@ -185,12 +199,9 @@ def _kinds_of_tokens(segments: Sequence[Segment], offsets: Sequence[Span]) -> li
     return kinds
 
 
-def _query_mask(
-    segments: Sequence[Segment], ids: Sequence[int], offsets: Sequence[Span], kinds: Sequence[SegmentKind]
-) -> list[int]:
+def _query_mask(ids: Sequence[int], kinds: Sequence[SegmentKind], salient: Sequence[bool]) -> list[int]:
     """Who may vote (paper section 3.2): instructions after the first image, the last token before answers."""
     first_image = ids.index(IMAGE_TOKEN_INDEX) if IMAGE_TOKEN_INDEX in ids else len(ids)
-    salient = mark_overlap(offsets, _salient_characters(segments))
     mask = []
     for index, (token, kind) in enumerate(zip(ids, kinds, strict=True)):
         roles = QueryRole(0)
@@ -205,13 +216,13 @@ def _query_mask(
     return mask
 
 
-def _salient_characters(segments: Sequence[Segment]) -> list[Span]:
+def _salient_characters(segments: Sequence[Segment], find_salient: SalientFinder) -> list[Span]:
     spans, position = [], 0
     for segment in segments:
         if segment.kind is SegmentKind.QUESTION:
             words = segment.text
             for mark in _MARKS_OF_IMAGES:
                 words = words.replace(mark, " " * len(mark))
-            spans += [(start + position, end + position) for start, end in salient_spans(words)]
+            spans += [(start + position, end + position) for start, end in find_salient(words)]
         position += len(segment.text)
     return spans

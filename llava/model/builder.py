@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokeniz
 from llava.compression.config import CompressionConfig
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
+from llava.model.loading import PROJECTOR_FILE
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 2048
-PROJECTOR_FILE = "mm_projector.bin"
 
 
 def load_pretrained_model(

@@ -6,6 +6,7 @@ tokens of an image, D width.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,6 @@ else:
     _Base = object
 
 logger = logging.getLogger(__name__)
-
-PROJECTOR_PREFIX = "model.mm_projector."
 
 
 class LlavaMetaModel(_Base):
@@ -113,7 +112,7 @@ class LlavaMetaForCausalLM(_Base):
     @property
     def compression(self) -> CompressionConfig:
         """What `config.json` says under "compression"; nothing there means no compression."""
-        return CompressionConfig.from_dict(getattr(self.config, "compression", None))
+        return CompressionConfig.resolve(getattr(self.config, "compression", None))
 
     def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
         """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
@@ -167,28 +166,35 @@ class LlavaMetaForCausalLM(_Base):
         """
         compression = compression or self.compression
         host_ids = input_ids.cpu()
-        crops, used = _match_images(host_ids, attention_mask, images)
+        host_mask, host_labels, host_roles = (
+            None if tensor is None else tensor.cpu() for tensor in (attention_mask, labels, query_mask)
+        )
+        crops, used = _match_images(host_ids, host_mask, images)
         needed = [crops[index] for index in used]
-        features = self._features(crops, needed, compression.v2v)
-        per_crop = 0 if features is None else features.shape[1]
+        if crops and not needed and not self.training:
+            logger.warning("%d images were given, but no prompt holds an <image>: nobody will see them.", len(crops))
+        queries = compression.t2v.queries if compression.t2v else "last"
+        if needed and queries == "salient" and query_mask is None:
+            _say_without_query_mask()
+        per_crop = self.visual_tokens_per_image(compression) if needed else 0
         plan = plan_splice(
             host_ids,
-            _host(attention_mask),
+            host_mask,
             [per_crop * len(crop) for crop in needed],
-            labels=_host(labels),
-            query_mask=_host(query_mask),
-            queries=compression.t2v.queries if compression.t2v else "last",
+            labels=host_labels,
+            query_mask=host_roles,
+            queries=queries,
             padding_side=padding_side,
             max_length=getattr(self.config, "tokenizer_model_max_length", None) if labels is not None else None,
         ).to(input_ids.device)
-        text = self.get_model().embed_tokens(input_ids.clamp(min=0))
-        rows = text.flatten(0, 1)
+        features = self._features(crops, needed, compression.v2v)
+        rows = self.get_model().embed_tokens(input_ids.clamp(min=0)).flatten(0, 1)
         if needed and features is not None:
             rows = torch.cat([rows, features.flatten(0, 1).to(rows)])
         embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
         embeddings = embeddings.masked_fill(~plan.layout.valid[..., None], 0)
         if features is not None and not needed:
-            embeddings = embeddings + 0 * features.sum()
+            embeddings = embeddings + (0 * features).sum()
         return embeddings, plan.layout
 
     def _features(self, crops: list[Tensor], needed: list[Tensor], v2v: V2VConfig | None) -> Tensor | None:
@@ -241,7 +247,7 @@ def _match_images(
     crops = [] if images is None else [image if image.dim() == 4 else image[None] for image in images]
     is_image = input_ids == IMAGE_TOKEN_INDEX
     if attention_mask is not None:
-        is_image &= attention_mask.cpu().bool()
+        is_image &= attention_mask.bool()
     per_row = is_image.sum(dim=1).tolist()
     placeholders = sum(per_row)
     if placeholders == 0:
@@ -256,8 +262,12 @@ def _match_images(
     )
 
 
-def _host(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()
+@functools.cache
+def _say_without_query_mask() -> None:
+    logger.warning(
+        "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
+        "with llava.data.tokenization.encode_prompt and pass its query_mask."
+    )
 
 
 def load_projector(projector: nn.Module, path: str) -> None:
@@ -266,11 +276,10 @@ def load_projector(projector: nn.Module, path: str) -> None:
     Raises:
         ValueError: if a weight is missing, unknown or of another shape; names it.
     """
-    weights = {
-        name.split("mm_projector.", 1)[1]: tensor
-        for name, tensor in read_state_dict(path).items()
-        if "mm_projector." in name
-    }
+    held = read_state_dict(path)
+    weights = {name.split("mm_projector.", 1)[1]: held[name] for name in held if "mm_projector." in name}
+    if len(weights) < len(held):
+        logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
     own = projector.state_dict()
     for name in sorted(set(own) ^ set(weights)):
         where = "is missing from" if name in own else "is in"
@@ -286,12 +295,3 @@ def load_projector(projector: nn.Module, path: str) -> None:
             )
     projector.load_state_dict(weights)
     logger.info("Read the projector from %s (%d weights).", path, len(weights))
-
-
-def projector_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The projector's weights under LLaVA's names, `model.mm_projector.*`, on the host."""
-    return {
-        PROJECTOR_PREFIX + name.split("mm_projector.", 1)[1]: tensor.detach().cpu().clone()
-        for name, tensor in model.state_dict().items()
-        if "mm_projector." in name
-    }

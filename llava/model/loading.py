@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+PROJECTOR_FILE = "mm_projector.bin"
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors`, `.bin` or `.pt` file, on the host.

@@ -32,6 +32,7 @@ def next_token_loss(
     Returns:
         float32 scalar; 0 (with a graph through the head) where nothing is supervised.
     """
+    layout, labels = layout.to(hidden_states.device), labels.to(hidden_states.device)
     most = layout.max_supervised
     if layout.labels is not None:
         labels = layout.labels

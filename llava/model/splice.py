@@ -1,7 +1,7 @@
 """Where every token of a batch goes when image placeholders are replaced by visual tokens: planned on the host.
 
-The plan needs only token ids and the number of visual tokens of each image, so a data loader can make it before the
-batch reaches a device. Shapes: B rows, T positions before splicing, L after it, M images of the batch.
+The plan needs only token ids and the number of visual tokens of each image, no device.
+Shapes: B rows, T positions before splicing, L after it, M images of the batch.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def plan_splice(
 
 
 def default_query_mask(input_ids: Tensor, valid: Tensor, labels: Tensor | None) -> Tensor:
-    """Voting roles of a batch that came without any: never an answer token.
+    """Voting roles of a batch that came without any: never an answer token, instructions in text only.
 
     With labels, instructions are the tokens without one, and the last token before each run of labels is LAST;
     without labels everything is instruction and the last token of the row is LAST.
@@ -93,12 +93,13 @@ def default_query_mask(input_ids: Tensor, valid: Tensor, labels: Tensor | None) 
         int64 [B, T], flags of `QueryRole`.
     """
     ends = valid & ~_next(valid, False)
+    text = valid & (input_ids != IMAGE_TOKEN_INDEX)
     if labels is None:
-        instruction, last = valid, ends
+        instruction, last = text, ends
     else:
         answer = (labels != IGNORE_INDEX) & valid
-        instruction = valid & ~answer
-        last = instruction & _next(answer, False)
+        instruction = text & ~answer
+        last = valid & ~answer & _next(answer, False)
     return instruction * int(QueryRole.INSTRUCTION) + last * int(QueryRole.LAST)
 
 

@@ -73,6 +73,7 @@ def run_stages(
     layouts, scores = [layout], []
     for stage, (first, last) in enumerate(_stage_bounds(decoder, t2v)):
         if stage > 0 and t2v is not None:
+            hidden_states, layout = _on_device_of(decoder.layers[first], hidden_states, layout)
             ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
             hidden_states, layout = _drop(hidden_states, layout, ranking, t2v, stage - 1)
             layouts.append(layout)
@@ -130,6 +131,14 @@ def attention_ranking(decoder: Any, layer_index: int, hidden_states: Tensor, lay
     return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
 
 
+def _on_device_of(layer: Any, hidden_states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
+    """Follow a model that is spread over several devices to where a layer's weights are."""
+    device = layer.input_layernorm.weight.device
+    if device.type == "meta":  # offloaded weights come to the hidden states instead
+        return hidden_states, layout
+    return hidden_states.to(device), layout.to(device)
+
+
 def _drop(
     hidden_states: Tensor, layout: TokenLayout, scores: Tensor | None, t2v: T2VConfig, stage: int
 ) -> tuple[Tensor, TokenLayout]:
@@ -150,7 +159,7 @@ def _queries_and_keys(
     voters, is_voter = voting_positions(layout)
     normed = layer.input_layernorm(hidden_states)
     normed_voters = normed.gather(1, voters[..., None].expand(-1, -1, normed.shape[-1]))
-    cos, sin = decoder.rotary_emb(hidden_states, position_ids=layout.positions)
+    cos, sin = (part.to(normed) for part in decoder.rotary_emb(hidden_states, position_ids=layout.positions))
     at = voters[..., None].expand(-1, -1, cos.shape[-1])
     queries = _heads(attention.q_proj(normed_voters), attention, "q_norm")
     keys = _heads(attention.k_proj(normed), attention, "k_norm")
@@ -201,7 +210,7 @@ def _causal_mask(
     return create_causal_mask(
         config=decoder.config,
         inputs_embeds=hidden_states,
-        attention_mask=key_mask,
+        attention_mask=None if key_mask is None else key_mask.to(hidden_states.device),
         past_key_values=cache,
         position_ids=None,
         layer_idx=layer_index,

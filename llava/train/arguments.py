@@ -58,6 +58,7 @@ class DataArguments:
     data_path: str | None = _flag(None, "JSON list or JSON lines of LLaVA conversations.")
     image_folder: str = _flag(".", "Where the image names of the data start.")
     image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")
+    salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
 
 
 @dataclass
@@ -157,6 +158,8 @@ def resolve_compression(args: ModelArguments, present: CompressionConfig) -> Com
         "keep": parse_list("--image_token_ratio_list", args.image_token_ratio_list),
         "queries": None if args.use_salient_tokens is None else _queries(args.use_salient_tokens, base.t2v),
     }
+    if args.layer_list is not None and base.t2v is None and args.use_salient_tokens is None:
+        logger.info("t2v.queries is last, the paper's variant C; the released code's is text: name it in a YAML file.")
     return CompressionConfig(
         v2v=_override(V2VConfig, base.v2v, v2v, "--dominant_num and --context_num"),
         t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),

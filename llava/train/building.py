@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llava.compression.salience import salient_words
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -105,6 +106,7 @@ def make_data(
         image_folder=data_args.image_folder,
         image_aspect_ratio=data_args.image_aspect_ratio,
         use_im_start_end=model_args.mm_use_im_start_end,
+        find_salient=salient_words(data_args.salient_words),
     )
     assert data_args.data_path is not None
     processor = None if tower is None else tower.image_processor
@@ -132,8 +134,7 @@ def _freeze_tower(tower: Any, trained: bool) -> None:
 def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
     """Halve the memory of frozen weights.
 
-    Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in
-        bfloat16.
+    Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in bfloat16.
     """
     for weight in model.parameters():
         if not weight.requires_grad:

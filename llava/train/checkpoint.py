@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.compression.config import CompressionConfig
+from llava.model.loading import PROJECTOR_FILE
+
 logger = logging.getLogger(__name__)
 
-ADAPTER_FILE = "mm_projector.bin"
+ADAPTER_FILE = PROJECTOR_FILE
 _STATE_FILE = "trainer_state.json"
 _FINISHED = (ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -31,6 +36,47 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
         else:
             logger.warning("%s is incomplete (no %s) and is passed over.", folder, _STATE_FILE)
     return max(found)[1] if found else None
+
+
+def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, is_first: bool) -> Path | None:
+    """The checkpoint to go on from, None for a run from the beginning.
+
+    Args:
+        output_dir: of the run; its newest whole checkpoint is taken up by itself.
+        overwrite: begin anew, and remove the checkpoints of the run that is overwritten.
+        asked: a checkpoint folder, where the user names one.
+        is_first: whether this process removes files.
+
+    Raises:
+        ValueError: if the folder holds a finished model, or the checkpoint asked for is none.
+    """
+    if asked and asked.lower() != "true":
+        if not (Path(asked) / _STATE_FILE).is_file():
+            raise ValueError(
+                f"--resume_from_checkpoint is {asked!r}, but there is no {_STATE_FILE}; give a checkpoint."
+            )
+        return Path(asked)
+    if overwrite:
+        for folder in Path(output_dir).glob("checkpoint-*") if is_first else ():
+            logger.info("Removing %s of the run that is overwritten.", folder)
+            shutil.rmtree(folder)
+        return None
+    refuse_finished_run(output_dir, overwrite)
+    return find_checkpoint(output_dir)
+
+
+def require_same_compression(checkpoint: str | Path, compression: CompressionConfig) -> None:
+    """Refuse to go on with another budget than the one a checkpoint was trained with.
+
+    Raises:
+        ValueError: names both.
+    """
+    saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")).get("compression")
+    if CompressionConfig.from_dict(saved) != compression:
+        raise ValueError(
+            f"{checkpoint} was trained with compression {saved}, but this run asks for {compression.to_dict()}; "
+            "give the same --compression, or another --output_dir."
+        )
 
 
 def refuse_finished_run(output_dir: str | Path, overwrite: bool) -> None:

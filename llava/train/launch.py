@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from torch import distributed
 
+from llava.model.collectives import ranks_must_agree
+
 
 def run_and_exit(program: Callable[[], object]) -> None:
     """Run a program; in a group of several processes, end this one without tearing the interpreter down.
@@ -20,17 +22,13 @@ def run_and_exit(program: Callable[[], object]) -> None:
     try:
         program()
     except Exception:
-        if not _is_group():
+        if not ranks_must_agree():
             raise
         traceback.print_exc()
         _leave(1)
-    if _is_group():
+    if ranks_must_agree():
         distributed.barrier()
         _leave(0)
-
-
-def _is_group() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _leave(status: int) -> None:

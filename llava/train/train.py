@@ -17,7 +17,7 @@ from transformers import set_seed
 from llava.data.measure import measure
 from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data
-from llava.train.checkpoint import find_checkpoint, refuse_finished_run
+from llava.train.checkpoint import require_same_compression, starting_point
 from llava.train.report import log_start, write_summary
 from llava.train.trainer import LlavaTrainer, SampleCounts, make_sampler
 
@@ -36,12 +36,17 @@ def train(argv: Sequence[str] | None = None) -> Path:
     """
     model_args, data_args, training_args = parse_arguments(argv)
     _prepare_process(training_args)
-    checkpoint = find_checkpoint(training_args.output_dir)
-    if checkpoint is None:
-        refuse_finished_run(training_args.output_dir, training_args.overwrite_output_dir)
+    checkpoint = starting_point(
+        training_args.output_dir,
+        training_args.overwrite_output_dir,
+        training_args.resume_from_checkpoint,
+        is_first=training_args.should_save,
+    )
 
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)
+    if checkpoint is not None:
+        require_same_compression(checkpoint, model.compression)
     choose_trained(model, model_args, training_args)
     dataset, collator = make_data(model, tokenizer, model_args, data_args)
 

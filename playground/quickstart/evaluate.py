@@ -111,7 +111,7 @@ class Subject:
 
 def read_questions(path: Path, limit: int | None) -> list[Question]:
     """Read a question file: a JSON object a line with question_id, image, text, answer and perhaps category."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:limit]
+    lines = path.read_text(encoding="utf-8").strip().split("\n")[:limit]
     return [Question(**json.loads(line)) for line in lines]
 
 

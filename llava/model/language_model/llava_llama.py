@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import next_token_loss
 from llava.model.staged_cache import StagedCache
@@ -180,8 +181,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         if decoding and labels is not None:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
-        spliced_here = inputs_embeds is None and not decoding and (position_ids is None or images is not None)
-        if spliced_here and input_ids is not None:
+        if input_ids is not None and not decoding and _shows_images(input_ids, images):
             inputs_embeds, layout = self.prepare_multimodal_inputs(
                 input_ids, attention_mask, labels, images, query_mask, compression
             )
@@ -286,6 +286,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             )
         if given is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = StagedCache(self.config)
+
+
+def _shows_images(input_ids: Tensor, images: Any) -> bool:
+    """Whether a prompt has to be spliced; plain text goes to the decoder as it stands, position for position."""
+    return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
 
 
 def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> TokenLayout:

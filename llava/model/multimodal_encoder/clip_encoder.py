@@ -88,8 +88,8 @@ class CLIPVisionTower(nn.Module):
         )
         self.requires_grad_(False)
 
-    def load_model(self) -> None:
-        """Read weights and image processor from the directory or hub name the tower was made with."""
+    def load_model(self, device_map: Any = None) -> None:
+        """Read weights and image processor from where the tower was made from; `device_map` is LLaVA's, and ignored."""
         if self.is_loaded:
             return
         loaded = CLIPVisionModel.from_pretrained(
