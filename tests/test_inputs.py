@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from llava.compression import CompressionConfig, T2VConfig, V2VConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.records import read_records
-from llava.model import staged_decoder
+from llava.model import llava_arch, staged_decoder
 from llava.model.splice import plan_splice
 
 DUET = CompressionConfig(V2VConfig(6, 2, 2), T2VConfig((2, 4), (0.5, 0.25)))
@@ -51,6 +51,7 @@ def test_only_text_votes_by_default() -> None:
 
 
 def test_salient_without_a_query_mask_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    llava_arch._say_without_query_mask.cache_clear()  # it is said once in a process
     ids, config = torch.tensor([[1, IMAGE_TOKEN_INDEX, 6]]), T2VConfig((2,), (0.5,), queries="salient")
     with caplog.at_level(logging.WARNING):
         tiny_llava()(ids, images=torch.randn(1, 3, 56, 56), compression=CompressionConfig(t2v=config))
