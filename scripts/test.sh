@@ -10,7 +10,7 @@ source scripts/lib/setup.sh
 setup_environment test
 
 # Nothing here may ask the network, and small tensors gain nothing from more threads.
-export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=offline
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 
