@@ -106,8 +106,8 @@ def merge_visual_tokens(
 
     Args:
         hidden_states: [B, N, D]; with a CLS token in front if N is one more than the patches scored.
-        cls_attention: [B, P] attention that CLS pays each patch, summed over heads. Needed by `score: cls`; from
-            any other tower give None, and all N tokens are patches unless `attention` or `keys` say otherwise.
+        cls_attention: [B, P] attention that CLS pays each patch, summed over heads. Needed by `score: cls`; None
+            from a tower without a CLS token: all N tokens are patches then.
         keys: [B, N, Dk] keys of the scored layer, averaged over heads. Needed by `anchored` and `uniform` clusters.
         config: what to keep and how to merge.
         attention: [B, N, N] attention map of the scored layer, averaged over heads. Needed by `score: received`
