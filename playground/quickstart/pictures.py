@@ -52,6 +52,7 @@ def legend(trace: Trace) -> str:
     """What the marks mean, as HTML, with the layers of this trace."""
     layers = sorted({layer for layer in trace.dropped_after if layer is not None})
     keys = [
+        ("background:#64748b", "dominant: kept by V2V as it is, seen unchanged"),
         ("background:#fff;opacity:.9", "dropped by V2V"),
         (f"background:{CLUSTERS[0]}99", "merged by V2V, one colour for each merged token; the dot is its anchor"),
     ]
