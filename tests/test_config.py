@@ -299,3 +299,21 @@ def test_command_line_says_what_is_wrong():
     result = schedule("--preset", "duet-1")
     assert result.returncode == 1 and "There is no compression preset 'duet-1'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_command_line_reads_the_dimensions_of_a_checkpoint(tmp_path):
+    vision = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "image_size": 96, "patch_size": 8}
+    decoder = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**decoder, "mm_vision_config": vision}))
+    (tmp_path / "mine.yaml").write_text("v2v: {dominant: 74, contextual: 2}\nt2v: {layers: [4, 6], keep: [0.5, 0.0]}\n")
+    result = schedule("--preset", str(tmp_path / "mine.yaml"), "--model", str(tmp_path), "--text-tokens", "1")
+    assert "47.50" in result.stdout and "0-3: 76, 4-5: 38, 6-7: 0" in result.stdout
+    values = 2 * 8 * (8 + 4 * 76 + 2 * 38)  # keys and values of 8 layers, one text token in each
+    assert f"{values * 2 / 2**20:15.1f}" in result.stdout
+    assert "There is no model 'nix'" in schedule("--model", "nix").stderr

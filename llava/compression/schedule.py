@@ -1,6 +1,7 @@
 """What a compression costs and saves: tokens seen by each layer, FLOPs and KV-cache bytes, by arithmetic alone.
 
     python -m llava.compression.schedule --preset duet-192 --model llava-1.5-7b
+    python -m llava.compression.schedule --preset mine.yaml --model path/of/a/checkpoint
 
 FLOPs count a multiply-add as two and causal attention once (half of the full square). Scoring is not counted: one
 key projection and a few query rows at each drop, under 1 % of a prefill.
@@ -9,10 +10,13 @@ key projection and a few query rows at each drop, under 1 % of a prefill.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from llava.compression.config import CompressionConfig, presets
@@ -184,7 +188,7 @@ def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: 
     dense_step = training_flops(dense, text_tokens, decoder, vision)
     name_width = max(len(name) for name in configs)
     lines = [
-        f"{'':{name_width}}  average  prefill TFLOPs     train TFLOPs       KV MiB (16 bit)  visual tokens by layer"
+        f"{'':{name_width}}  average  prefill TFLOPs       train TFLOPs         KV MiB (16 bit)  visual tokens by layer"
     ]
     for name, config in configs.items():
         tokens = visual_tokens_per_layer(config, decoder.layers, vision)
@@ -192,23 +196,43 @@ def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: 
         step = training_flops(tokens, text_tokens, decoder, vision)
         lines.append(
             f"{name:{name_width}}  {average_visual_tokens(tokens):7.2f}"
-            f"  {prefill / 1e12:6.2f} ({prefill / dense_prefill - 1:+7.1%})"
-            f"  {step / 1e12:6.2f} ({step / dense_step - 1:+7.1%})"
+            f"  {prefill / 1e12:8.4g} ({prefill / dense_prefill - 1:+7.1%})"
+            f"  {step / 1e12:8.4g} ({step / dense_step - 1:+7.1%})"
             f"  {kv_bytes(tokens, text_tokens, decoder) / 2**20:15.1f}  {describe(tokens)}"
         )
     return "\n".join(lines)
+
+
+def model_shape(name: str) -> tuple[DecoderShape, VisionShape]:
+    """Dimensions of a model in `MODELS`, or of a checkpoint folder, whose `config.json` may hold `mm_vision_config`.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if name in MODELS:
+        return MODELS[name], CLIP_L_336
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"There is no model {name!r}; give {', '.join(MODELS)} or a folder with a config.json.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    vision = config.get("mm_vision_config")
+    select = config.get("mm_vision_select_layer", -2)
+    return (
+        DecoderShape.of(SimpleNamespace(**config)),
+        VisionShape.of(SimpleNamespace(**vision), select) if vision else CLIP_L_336,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Tokens, FLOPs and KV cache of compression configurations.")
     parser.add_argument("--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files")
-    parser.add_argument("--model", choices=sorted(MODELS), default="llava-1.5-7b")
+    parser.add_argument("--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder")
     parser.add_argument("--text-tokens", type=int, default=200, help="prompt and answer tokens beside the image")
     options = parser.parse_args(arguments)
     try:
         configs = {name: CompressionConfig.resolve(name) for name in options.preset or presets()}
-        print(table(configs, MODELS[options.model], CLIP_L_336, options.text_tokens))
+        print(table(configs, *model_shape(options.model), options.text_tokens))
     except ValueError as error:
         sys.exit(f"schedule: {error}")
 
