@@ -131,7 +131,7 @@ def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parameters):
+    with deepspeed.zero.GatheredParameters(parameters):
         yield
