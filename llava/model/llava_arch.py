@@ -22,7 +22,7 @@ from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import plan_splice
+from llava.model.splice import SplicePlan, plan_splice
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -165,14 +165,11 @@ class LlavaMetaForCausalLM(_Base):
             embeddings [B, L, D], zeros on padding, and their layout.
         """
         compression = compression or self.compression
-        host_ids = input_ids.cpu()
-        host_mask, host_labels, host_roles = (
-            None if tensor is None else tensor.cpu() for tensor in (attention_mask, labels, query_mask)
-        )
+        host_ids, host_mask = input_ids.cpu(), _host(attention_mask)
         crops, used = _match_images(host_ids, host_mask, images)
         needed = [crops[index] for index in used]
         if crops and not needed and not self.training:
-            logger.warning("%d images were given, but no prompt holds an <image>: nobody will see them.", len(crops))
+            _say_unseen()
         queries = compression.t2v.queries if compression.t2v else "last"
         if needed and queries == "salient" and query_mask is None:
             _say_without_query_mask()
@@ -181,21 +178,26 @@ class LlavaMetaForCausalLM(_Base):
             host_ids,
             host_mask,
             [per_crop * len(crop) for crop in needed],
-            labels=host_labels,
-            query_mask=host_roles,
+            labels=_host(labels),
+            query_mask=_host(query_mask),
             queries=queries,
             padding_side=padding_side,
             max_length=getattr(self.config, "tokenizer_model_max_length", None) if labels is not None else None,
-        ).to(input_ids.device)
+        )
+        plan = plan.to(input_ids.device)
         features = self._features(crops, needed, compression.v2v)
+        return self._splice(input_ids, features, plan, seen=bool(needed)), plan.layout
+
+    def _splice(self, input_ids: Tensor, features: Tensor | None, plan: SplicePlan, seen: bool) -> Tensor:
+        """Embeddings [B, L, D] of text [B, T] and image features [crops, N, D]; unseen features count nothing."""
         rows = self.get_model().embed_tokens(input_ids.clamp(min=0)).flatten(0, 1)
-        if needed and features is not None:
+        if features is not None and seen:
             rows = torch.cat([rows, features.flatten(0, 1).to(rows)])
         embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
         embeddings = embeddings.masked_fill(~plan.layout.valid[..., None], 0)
-        if features is not None and not needed:
+        if features is not None and not seen:
             embeddings = embeddings + (0 * features).sum()
-        return embeddings, plan.layout
+        return embeddings
 
     def _features(self, crops: list[Tensor], needed: list[Tensor], v2v: V2VConfig | None) -> Tensor | None:
         """Encode what is needed, [crops, N, D]; None where nothing is.
@@ -260,6 +262,15 @@ def _match_images(
         f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were "
         "given; give one image for each placeholder, in reading order."
     )
+
+
+def _host(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+@functools.cache
+def _say_unseen() -> None:
+    logger.warning("Images were given, but no prompt holds an <image>: nobody will see them.")
 
 
 @functools.cache
