@@ -246,6 +246,10 @@ def test_fault_15_a_finished_run_with_checkpoints_is_neither_resumed_nor_relabel
     other = {**recipe, "compression": "none"}
     with pytest.raises(ValueError, match="already holds a trained model"):
         train(flags(assets, tmp_path / "out", "pretrain", **other))
+    broken = {**other, "overwrite_output_dir": True, "data_path": tmp_path / "nowhere.json"}
+    with pytest.raises((ValueError, OSError)):
+        train(flags(assets, tmp_path / "out", "pretrain", **broken))
+    assert (tmp_path / "out/checkpoint-2").is_dir(), "a mistake in the flags must not cost work that was done"
     train(flags(assets, tmp_path / "out", "pretrain", **other, overwrite_output_dir=True))
     summary = json.loads((tmp_path / "out/train_summary.json").read_text())
     assert summary["counts"]["samples"] == 8

@@ -19,33 +19,28 @@ from llava.model.loading import PROJECTOR_FILE
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FILE = PROJECTOR_FILE
 _STATE_FILE = "trainer_state.json"
-_FINISHED = (ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+_FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest whole `checkpoint-N` in a folder; one whose saving was interrupted is passed over."""
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if not step.isdigit():
-            continue
+    whole = []
+    for folder in _checkpoints(output_dir):
         if (folder / _STATE_FILE).is_file():
-            found.append((int(step), folder))
+            whole.append(folder)
         else:
             logger.warning("%s is incomplete (no %s) and is passed over.", folder, _STATE_FILE)
-    return max(found)[1] if found else None
+    return whole[-1] if whole else None
 
 
-def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, is_first: bool) -> Path | None:
+def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None) -> Path | None:
     """The checkpoint to go on from, None for a run from the beginning.
 
     Args:
         output_dir: of the run; its newest whole checkpoint is taken up by itself.
-        overwrite: begin anew, and remove the checkpoints of the run that is overwritten.
+        overwrite: begin anew whatever the folder holds.
         asked: a checkpoint folder, where the user names one.
-        is_first: whether this process removes files.
 
     Raises:
         ValueError: if the folder holds a finished model, or the checkpoint asked for is none.
@@ -57,12 +52,16 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, i
             )
         return Path(asked)
     if overwrite:
-        for folder in Path(output_dir).glob("checkpoint-*") if is_first else ():
-            logger.info("Removing %s of the run that is overwritten.", folder)
-            shutil.rmtree(folder)
         return None
-    refuse_finished_run(output_dir, overwrite)
+    _refuse_finished_run(Path(output_dir))
     return find_checkpoint(output_dir)
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Clear away the checkpoints of a run that is overwritten, so that the new one is never resumed from them."""
+    for folder in _checkpoints(output_dir):
+        logger.info("Removing %s of the run that is overwritten.", folder)
+        shutil.rmtree(folder)
 
 
 def require_same_compression(checkpoint: str | Path, compression: CompressionConfig) -> None:
@@ -72,25 +71,11 @@ def require_same_compression(checkpoint: str | Path, compression: CompressionCon
         ValueError: names both.
     """
     saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")).get("compression")
-    if CompressionConfig.from_dict(saved) != compression:
+    if CompressionConfig.resolve(saved) != compression:
         raise ValueError(
             f"{checkpoint} was trained with compression {saved}, but this run asks for {compression.to_dict()}; "
             "give the same --compression, or another --output_dir."
         )
-
-
-def refuse_finished_run(output_dir: str | Path, overwrite: bool) -> None:
-    """Protect a finished model from being overwritten by another run.
-
-    Raises:
-        ValueError: if the folder holds weights and `overwrite` is False.
-    """
-    for name in _FINISHED:
-        if not overwrite and (Path(output_dir) / name).exists():
-            raise ValueError(
-                f"{output_dir} already holds a trained model ({name}); choose another --output_dir or say "
-                "--overwrite_output_dir True."
-            )
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -116,7 +101,7 @@ def save_adapter(weights: dict[str, Tensor], config: Any, output_dir: str | Path
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    target = folder / ADAPTER_FILE
+    target = folder / PROJECTOR_FILE
     if folder.name.startswith("checkpoint-") and not intermediate:
         target = folder.parent / "mm_projector" / f"{folder.name}.bin"
         target.parent.mkdir(exist_ok=True)
@@ -124,6 +109,21 @@ def save_adapter(weights: dict[str, Tensor], config: Any, output_dir: str | Path
     torch.save(weights, unfinished)
     os.replace(unfinished, target)
     return target
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    """Folders `checkpoint-N`, the newest last."""
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")}
+    return sorted((folder for folder, step in steps.items() if step.isdigit()), key=lambda folder: int(steps[folder]))
+
+
+def _refuse_finished_run(folder: Path) -> None:
+    for name in _FINISHED:
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} already holds a trained model ({name}); choose another --output_dir or say "
+                "--overwrite_output_dir True."
+            )
 
 
 @contextlib.contextmanager

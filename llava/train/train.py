@@ -17,7 +17,7 @@ from transformers import set_seed
 from llava.data.measure import measure
 from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data
-from llava.train.checkpoint import require_same_compression, starting_point
+from llava.train.checkpoint import remove_checkpoints, require_same_compression, starting_point
 from llava.train.report import log_start, write_summary
 from llava.train.trainer import LlavaTrainer, SampleCounts, make_sampler
 
@@ -36,12 +36,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
     """
     model_args, data_args, training_args = parse_arguments(argv)
     _prepare_process(training_args)
-    checkpoint = starting_point(
-        training_args.output_dir,
-        training_args.overwrite_output_dir,
-        training_args.resume_from_checkpoint,
-        is_first=training_args.should_save,
-    )
+    overwrite = training_args.overwrite_output_dir
+    checkpoint = starting_point(training_args.output_dir, overwrite, training_args.resume_from_checkpoint)
 
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)
@@ -65,6 +61,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
     )
     if checkpoint is not None:
         logger.info("Resuming from %s.", checkpoint)
+    elif overwrite and trainer.is_world_process_zero():
+        remove_checkpoints(training_args.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     trainer.save_state()

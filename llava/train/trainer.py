@@ -14,8 +14,9 @@ from transformers import Trainer, TrainerCallback
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
 from llava.model.llava_arch import load_projector
+from llava.model.loading import PROJECTOR_FILE
 from llava.train.arguments import TrainingArguments
-from llava.train.checkpoint import ADAPTER_FILE, adapter_weights, save_adapter
+from llava.train.checkpoint import adapter_weights, save_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class LlavaTrainer(Trainer):
             logger.info("Wrote the projector to %s.", written)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        adapter = Path(resume_from_checkpoint) / ADAPTER_FILE
+        adapter = Path(resume_from_checkpoint) / PROJECTOR_FILE
         if self.adapter_only and adapter.is_file():
             target: Any = self.model if model is None else model
             load_projector(target.get_model().mm_projector, str(adapter))

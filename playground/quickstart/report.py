@@ -85,12 +85,7 @@ def _table_row(row: Row, table: Sequence[Row]) -> str:
         f'<i style="background:{charts.colour(row.name)}"></i>{escape(row.name)}',
         f"<b>{row.accuracy.value:.1%}</b>",
         f'<span class="muted">{row.accuracy.low:.1%} – {row.accuracy.high:.1%}</span>',
-        f"{row.tokens:.2f}",
-        f"{row.fewer_tokens:.0%}",
-        f"{row.gflops:.3f}",
-        f"{row.flops_share:.0%}",
-        f"{row.milliseconds:.2f}",
-        f"{row.time_share:.0%}",
+        *row.costs,
     )
     mark = ' class="first"' if is_new_family else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -170,6 +170,18 @@ class Row:
     milliseconds: float
     time_share: float
 
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Everything but name and accuracy, as it is printed."""
+        return (
+            f"{self.tokens:.2f}",
+            f"{self.fewer_tokens:.0%}",
+            f"{self.gflops:.3f}",
+            f"{self.flops_share:.0%}",
+            f"{self.milliseconds:.2f}",
+            f"{self.time_share:.0%}",
+        )
+
 
 def rows(results: Results) -> list[Row]:
     """The table, in the order of evaluation; the first setting is what the others are compared with."""
@@ -197,12 +209,7 @@ def text_table(results: Results) -> str:
             row.name,
             f"{row.accuracy.value:.1%}",
             f"{row.accuracy.low:.1%} - {row.accuracy.high:.1%}",
-            f"{row.tokens:.2f}",
-            f"{row.fewer_tokens:.0%}",
-            f"{row.gflops:.3f}",
-            f"{row.flops_share:.0%}",
-            f"{row.milliseconds:.2f}",
-            f"{row.time_share:.0%}",
+            *row.costs,
         )
         for row in rows(results)
     ]
