@@ -15,6 +15,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
+# shellcheck source=scripts/lib/steps.sh
+source scripts/lib/steps.sh
 
 started=$SECONDS
 setup_environment quickstart
@@ -26,46 +28,15 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
 
 output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
-timings="$output/timings.tsv"
-chain=$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum) # everything follows from these files
 if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi
-mkdir -p "$output"
-touch "$timings"
-
-# record NAME SECONDS: keeps the time of a step for the report.
-record() {
-    { grep -v "^$1"$'\t' "$timings" || true; printf '%s\t%s\n' "$1" "$2"; } >"$timings.new"
-    mv "$timings.new" "$timings"
-}
-
-# step NAME TARGET COMMAND...: runs a step that writes TARGET (a file or folder), unless it did so already with this
-# command after these earlier steps.
-step() {
-    local name=$1 target=$2 marker="$output/.done-${1//[^A-Za-z0-9]/-}" began=$SECONDS identity
-    shift 2
-    chain="$chain|$*"
-    identity=$(printf '%s' "$chain" | cksum)
-    if [ -e "$target" ] && [ "$(cat "$marker" 2>/dev/null)" = "$identity" ]; then
-        say "$name: done already, in $target"
-        return
-    fi
-    say "$name ..."
-    # Unfinished work goes on, unless it was begun under other settings.
-    if [ "$(cat "$marker-begun" 2>/dev/null)" != "$identity" ]; then rm -rf "$target"; fi
-    rm -f "$marker"
-    printf '%s' "$identity" >"$marker-begun"
-    "$@" || die "$name failed; see above. The command was: $*"
-    printf '%s' "$identity" >"$marker"
-    record "$name" "$((SECONDS - began))"
-    say "$name: $((SECONDS - began)) s, written to $target"
-}
+begin_steps "$output" "$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum)" # all follows from these files
 
 use_cpu=True
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
 
 # Both phases run the recipes of scripts/v1_5 with what they share and what is smaller here.
 recipe=(
-    env "PYTHON=$PYTHON" LAUNCHER=python "USE_CPU=$use_cpu" BF16=False GRADIENT_CHECKPOINTING=False
+    env "PYTHON=$PYTHON" LAUNCHER=python "USE_CPU=$use_cpu" BF16=False ACCUMULATION=1 GRADIENT_CHECKPOINTING=False
     "COMPRESSION=$PWD/playground/quickstart/duet-67.yaml"
     "MODEL=$PWD/playground/assets/language_model" "VISION_TOWER=$PWD/playground/assets/vision_tower"
     IMAGE_ASPECT=square MAX_LENGTH=256 WORKERS=1 LOGGING_STEPS=5 SAVE_STEPS=1000000

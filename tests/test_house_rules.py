@@ -15,7 +15,7 @@ SOURCES = sorted(
     if "output" not in path.parts
 )
 ROOMS = ["compression", "model", "data", "train"]  # each may import those before it
-PROGRAMS = {"train", "eval", "serve", "bench", "verify"}
+PROGRAMS = {"train", "eval", "serve", "bench", "verify", "doctor"}
 
 
 def names(paths: list[Path]) -> list[str]:

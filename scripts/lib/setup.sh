@@ -14,7 +14,7 @@
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 PIP_OPTIONS=(--quiet --disable-pip-version-check --no-compile) # byte-compiling on first import is quicker
 SETUP_PACKAGES_quickstart=(
-    setuptools torch transformers tokenizers huggingface_hub accelerate safetensors numpy pillow pyyaml
+    setuptools torch transformers tokenizers huggingface_hub accelerate datasets safetensors numpy pillow pyyaml
     scikit-learn scikit-image
 )
 # shellcheck disable=SC2034 # used by name in setup_environment

@@ -1,0 +1,195 @@
+"""Bytes that a training step keeps for its backward pass, by arithmetic.
+
+The formulas follow what autograd saves in transformers' Llama with a fused attention kernel (FlashAttention or SDPA's;
+none keeps the attention map) and in LLaVA's projector and loss. They go further than those of Korthikanti et al. 2022
+("Reducing Activation Recomputation in Large Transformer Models", section 4), which describe GPT's layer: no dropout
+here, three maps in the MLP, and a norm that computes in float32.
+
+Choosing tokens is not counted: V2V and T2V score without a graph and leave index tensors. For one voter a row
+(`queries: last`) that is less than any layer; with every instruction token voting it is bounded by
+`llava.compression.t2v`, which works in chunks.
+
+Letters: D width, F width of the MLP, q = heads x head_dim, k = key heads x head_dim, H heads, V vocabulary, R LoRA
+rank, c bytes of a value in the linear maps, s bytes of a value in the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from llava.compression.schedule import DecoderShape
+from llava.doctor.recipes import Trained
+from llava.doctor.shape import ModelShape, linear_maps
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a value.
+
+    Attributes:
+        compute: in the linear maps and in attention (c).
+        stream: in the residual stream (s): 4 under autocast while the embedding is trained in float32, else c.
+        mask: of a dropout mask; 1 on CUDA and ROCm, c on the CPU.
+    """
+
+    compute: int = 2
+    stream: int = 2
+    mask: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one device computes at once; all rows are as long as the longest.
+
+    Attributes:
+        rows: of the batch.
+        text: text tokens of a row.
+        visual: visual tokens of a row in each decoder layer.
+        supervised: targets of a row.
+    """
+
+    rows: int
+    text: int
+    visual: tuple[int, ...]
+    supervised: int
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Positions of the whole batch in each layer."""
+        return tuple(self.rows * (self.text + count) for count in self.visual)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What LoRA adds to a layer; rank 0 means no adapters."""
+
+    rank: int = 0
+    dropout: float = 0.0
+
+
+def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, precision: Precision) -> int:
+    """Saved bytes of one decoder layer for one token, without activation checkpointing.
+
+    - both norms: their input in float32 and one root, 2 (4 D + 4); where their weights are trained, also the
+      normalised value, 2 s D
+    - attention: queries, keys, values and output, c (2 q + 2 k), and the softmax's float32 normaliser, 4 H
+    - MLP: gate, its activation and the other branch, 3 c F
+    - inputs of the linear maps, only where something in them is trained: see `_linear_inputs`
+    """
+    width, mlp = decoder.width, decoder.mlp
+    queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    norms = 2 * (FLOAT32 * width + FLOAT32)
+    if trained == "all":
+        norms += 2 * precision.stream * width
+    attention = precision.compute * (2 * queries + 2 * keys) + FLOAT32 * decoder.heads
+    branches = 3 * precision.compute * mlp
+    return norms + attention + branches + _linear_inputs(decoder, trained, adapters, precision)
+
+
+def _linear_inputs(decoder: DecoderShape, trained: Trained, adapters: Adapters, precision: Precision) -> int:
+    """Inputs that the gradients of weights need, for one token.
+
+    - full training: one tensor for q, k and v and one for gate and up, 2 c D, and that of down, c F; o reads the
+      attention's output, which is saved already. With a float32 stream autocast casts it once for every map: 5 c D
+    - frozen without adapters: none
+    - LoRA: c R for each map; its input as dropout leaves it with the mask, (c + mask) for each input value of each
+      map, since every adapter draws its own; without dropout, as in full training
+    """
+    width, compute = decoder.width, precision.compute
+    shared = compute * (2 * width + decoder.mlp)
+    if trained == "all":
+        return shared if precision.stream == compute else compute * (5 * width + decoder.mlp)
+    if trained == "projector":
+        return 0
+    maps = linear_maps(decoder)
+    hidden = len(maps) * compute * adapters.rank
+    if adapters.dropout == 0:
+        return hidden + shared
+    return hidden + (compute + precision.mask) * sum(inputs for inputs, _ in maps)
+
+
+def outside_bytes(shape: ModelShape, batch: Batch, precision: Precision) -> int:
+    """Saved bytes outside the layers that last as long as theirs.
+
+    - projector, trained in every recipe: input of each map and of each GELU, for each visual token
+    - the residual stream in front of each drop, s D a token, for the gradient of what was gathered from it
+    - rotary angles, see `rotary_bytes`
+    """
+    width = shape.decoder.width
+    deeper = max(0, shape.projector_layers - 1)
+    widths = shape.vision.width * bool(shape.projector_layers) + 2 * width * deeper
+    projector = batch.rows * batch.visual[0] * precision.compute * widths
+    drops = precision.stream * width * sum(_stages(batch)[:-1])
+    return projector + drops + rotary_bytes(shape.decoder, batch, precision)
+
+
+def rotary_bytes(decoder: DecoderShape, batch: Batch, precision: Precision) -> int:
+    """Cosine and sine of the positions, 2 s head_dim for each token of each stage; all layers of a stage share them."""
+    return 2 * precision.stream * decoder.head_dim * sum(_stages(batch))
+
+
+def _stages(batch: Batch) -> list[int]:
+    """Positions of the batch in each stage between two drops."""
+    return [tokens for tokens, _ in groupby(batch.tokens)]
+
+
+def head_bytes(decoder: DecoderShape, batch: Batch, trained: Trained, precision: Precision) -> int:
+    """Saved bytes of the final norm and the loss, gone before the last layer's backward pass begins.
+
+    - final norm: as in a layer, on what the last layer gives
+    - for each target: the row that the head is applied to, c D, and the log-softmax in float32, 4 V
+    """
+    norm = FLOAT32 * decoder.width + FLOAT32 + (precision.stream * decoder.width if trained == "all" else 0)
+    target = precision.compute * decoder.width + FLOAT32 * decoder.vocab
+    return norm * batch.tokens[-1] + target * batch.rows * batch.supervised
+
+
+def head_peak(decoder: DecoderShape, batch: Batch, trained: Trained, precision: Precision) -> int:
+    """What the final norm and the loss take at their peak, the saved bytes included.
+
+    Either the loss's backward pass, which adds its gradient and that of the logits in float32, 8 V a target; or the
+    final norm's, with five float32 copies of the stream, 20 D a token, after the loss is gone.
+    """
+    saved = head_bytes(decoder, batch, trained, precision)
+    loss = 2 * FLOAT32 * decoder.vocab * batch.rows * batch.supervised
+    gone = FLOAT32 * decoder.vocab * batch.rows * batch.supervised
+    return saved + max(loss, 5 * FLOAT32 * decoder.width * batch.tokens[-1] - gone)
+
+
+def stored_layers(
+    decoder: DecoderShape, tokens: Sequence[int], per_token: int, checkpointing: bool, stream: int
+) -> int:
+    """Bytes that all layers keep: everything, or with checkpointing only each layer's input, s D a token.
+
+    Args:
+        decoder: dimensions.
+        tokens: positions of the batch in each layer.
+        per_token: `layer_bytes`.
+        checkpointing: whether layers are computed again in the backward pass.
+        stream: bytes of a value in the residual stream.
+    """
+    return sum(tokens) * (stream * decoder.width if checkpointing else per_token)
+
+
+def in_flight(decoder: DecoderShape, tokens: int, trained: Trained, precision: Precision) -> int:
+    """What gradients add while one layer is gone through backwards, at its peak in the MLP.
+
+    Those of the product and of both its factors, 3 c F, and of the residual stream, 2 s D; the input of the last map,
+    c F, is gone by then where it was kept for the map's own gradient.
+    """
+    copies = 2 if trained == "all" else 3
+    return tokens * (copies * precision.compute * decoder.mlp + 2 * precision.stream * decoder.width)
+
+
+def tower_pass(shape: ModelShape, images: int, compute: int) -> int:
+    """Peak bytes of the frozen tower, which keeps nothing: one layer's MLP.
+
+    Residual stream, normed input, the map to the MLP and QuickGELU's two temporaries: c (2 D + 3 F) a token of the
+    tower's own width. They are gone before the decoder begins.
+    """
+    vision = shape.vision
+    return images * vision.tokens * compute * (2 * vision.width + 3 * vision.mlp)

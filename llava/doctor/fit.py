@@ -1,0 +1,183 @@
+"""Which recipe fits on which devices, and the command that is worth trying first."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+
+from llava.compression.config import CompressionConfig
+from llava.doctor.memory import STAGES, Need, Setting, Stage, need, why_not
+from llava.doctor.recipes import RECIPES, Recipe
+from llava.doctor.shape import ModelShape
+
+BASE_MODELS = {"llava-1.5-7b": "lmsys/vicuna-7b-v1.5", "llava-1.5-13b": "lmsys/vicuna-13b-v1.5"}
+DEFAULT_MODEL, DEFAULT_COMPRESSION = "llava-1.5-7b", "duet-192"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is to fit into; bytes, None where nobody knows.
+
+    Attributes:
+        devices: of the run.
+        per_host: of one machine.
+        device: memory of the smallest device.
+        host: RAM of one machine.
+        local: accelerators that torch sees on this machine.
+    """
+
+    devices: int
+    per_host: int
+    device: float | None
+    host: float | None
+    local: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be trained: model and compression, by name as the scripts take them."""
+
+    shape: ModelShape
+    compression: CompressionConfig
+    compression_name: str = DEFAULT_COMPRESSION
+
+    def setting(self, recipe: Recipe, room: Room) -> Setting:
+        """A recipe of this model on these devices."""
+        batch = batch_sizes(recipe, room.devices)[0]
+        return Setting(recipe, self.shape, self.compression, room.devices, room.per_host, batch)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe under one stage.
+
+    Attributes:
+        need: None where the recipe cannot run under the stage; `reason` then says why.
+        fits: with checkpointing, on device and host.
+        fits_without_checkpointing: as it says.
+    """
+
+    stage: str
+    need: Need | None
+    reason: str | None
+    fits: bool
+    fits_without_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to run a recipe that fits.
+
+    Attributes:
+        recipe: its name.
+        stage: name of the ZeRO stage.
+        batch_size, accumulation: of one device.
+        checkpointing: whether layers are computed again in the backward pass.
+        bytes: of one device.
+        command: to run it.
+    """
+
+    recipe: str
+    stage: str
+    batch_size: int
+    accumulation: int
+    checkpointing: bool
+    bytes: float
+    command: str
+
+
+def fits(wanted: Need, room: Room, stage: Stage, checkpointing: bool) -> bool:
+    """Whether device and, for offloaded states, host have room; what is not known is taken to be enough."""
+    device = room.device is None or wanted.total(checkpointing) <= room.device
+    host = not stage.offload or room.host is None or wanted.host <= room.host
+    return device and host
+
+
+def cells(request: Request, recipe: Recipe, room: Room) -> tuple[Cell, ...]:
+    """A recipe under every stage, with the batch size that its script would choose."""
+    setting = request.setting(recipe, room)
+    row = []
+    for stage in STAGES:
+        reason = why_not(recipe, stage)
+        wanted = None if reason else need(setting, stage)
+        judged = [wanted is not None and fits(wanted, room, stage, checkpointing) for checkpointing in (True, False)]
+        row.append(Cell(stage.name, wanted, reason, *judged))
+    return tuple(row)
+
+
+def table(request: Request, room: Room, recipes: dict[str, Recipe] = RECIPES) -> dict[str, tuple[Cell, ...]]:
+    """Every recipe under every stage."""
+    return {name: cells(request, recipe, room) for name, recipe in recipes.items()}
+
+
+def best_plan(request: Request, recipe: Recipe, room: Room) -> Plan | None:
+    """The quickest way that fits, None where nothing does.
+
+    The recipe's batch comes before a smaller one, no checkpointing before checkpointing (a quarter of a layer's
+    FLOPs), ZeRO-2 before ZeRO-3 (one gathering of weights less), and offloading to the host last of all.
+    """
+    ready = [stage for stage in STAGES if stage.config and not why_not(recipe, stage)]
+    batches = batch_sizes(recipe, room.devices)
+    on_device = [stage for stage in ready if not stage.offload]
+    ways = [(batch, stage, again) for batch in batches for again in (False, True) for stage in on_device]
+    ways += [(batch, stage, True) for batch in batches for stage in ready if stage.offload]
+    for batch, stage, checkpointing in ways:
+        setting = request.setting(recipe, room).with_batch(batch)
+        wanted = need(setting, stage)
+        if fits(wanted, room, stage, checkpointing):
+            return _plan(request, setting, stage, checkpointing, wanted, room)
+    return None
+
+
+def batch_sizes(recipe: Recipe, devices: int) -> list[int]:
+    """Batch sizes to try on one device, the largest first: those that the launcher takes.
+
+    They divide what one device has to do of the global batch; where nothing does, an own `ACCUMULATION` makes the
+    global batch another one.
+    """
+    share, remainder = divmod(recipe.global_batch, devices)
+    largest_first = range(recipe.batch_size, 0, -1)
+    return [batch for batch in largest_first if remainder or share % batch == 0]
+
+
+def _plan(request: Request, setting: Setting, stage: Stage, checkpointing: bool, wanted: Need, room: Room) -> Plan:
+    recipe, batch = setting.recipe, setting.batch_size
+    accumulation = max(1, round(recipe.global_batch / (batch * setting.devices)))
+    return Plan(
+        recipe.name,
+        stage.name,
+        batch,
+        accumulation,
+        checkpointing,
+        wanted.total(checkpointing),
+        _command(request, setting, stage, checkpointing, accumulation, room),
+    )
+
+
+def _command(
+    request: Request, setting: Setting, stage: Stage, checkpointing: bool, accumulation: int, room: Room
+) -> str:
+    """The script with every setting that differs from its default."""
+    recipe = setting.recipe
+    words: dict[str, object] = {}
+    if request.compression_name != DEFAULT_COMPRESSION:
+        words["COMPRESSION"] = request.compression_name
+    if request.shape.name != DEFAULT_MODEL:
+        words["MODEL"] = BASE_MODELS.get(request.shape.name, request.shape.name)
+    if room.per_host != room.local:
+        words["NUM_DEVICES"] = setting.per_host
+    words["DEEPSPEED_CONFIG"] = stage.config
+    words["BATCH_SIZE"] = setting.batch_size
+    if recipe.global_batch % (setting.batch_size * setting.devices):
+        words["ACCUMULATION"] = accumulation
+    if not checkpointing:
+        words["GRADIENT_CHECKPOINTING"] = False
+    settings = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words.items())
+    return f"{settings} bash {recipe.script}"
+
+
+def with_rows(recipe: Recipe, batch_size: int | None, text: int | None, longest: int | None) -> Recipe:
+    """A recipe with another batch or other rows, where given."""
+    given = {"batch_size": batch_size, "text_tokens": text, "longest_text": longest}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return replace(recipe, **changed)  # type: ignore[arg-type]

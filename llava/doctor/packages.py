@@ -1,0 +1,121 @@
+"""Installed packages beside what the project asks for, and whether they can be imported at all."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+PROJECT = "duet-llava"
+IMPORT_SECONDS = 180
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# Extras whose packages training uses; the others serve other programs.
+_EXTRAS = ("", "train", "cuda")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that the project names.
+
+    Attributes:
+        name: on the index.
+        extra: of the project that asks for it; empty for what is always needed.
+        installed: version, None where it is not.
+        accepted: range, such as `>=5.23,<5.24`.
+        tested: the version that constraints.txt pins, where it is at hand.
+    """
+
+    name: str
+    extra: str
+    installed: str | None
+    accepted: str
+    tested: str | None
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is installed in a version that the project does not accept."""
+        if self.installed is None or not self.accepted:
+            return False
+        try:
+            version = Version(self.installed)
+        except InvalidVersion:
+            return True
+        return not Requirement(f"x{self.accepted}").specifier.contains(version, prereleases=True)
+
+
+def read_packages() -> tuple[Package, ...]:
+    """What training needs, always needed packages first; torchvision is added where it is installed."""
+    pins = read_pins(_CHECKOUT / "constraints.txt")
+    found: dict[str, Package] = {}
+    for extra, requirement in _requirements():
+        if requirement.name not in found and extra in _EXTRAS:
+            accepted = str(requirement.specifier)
+            name = requirement.name
+            found[name] = Package(name, extra, _installed(name), accepted, pins.get(_plain(name)))
+    vision = _installed("torchvision")
+    if vision is not None:
+        found["torchvision"] = Package("torchvision", "not asked for", vision, "", None)
+    return tuple(found.values())
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Versions of a constraints file by plain name; empty without the file."""
+    if not path.is_file():
+        return {}
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {_plain(name): version for name, version in pairs}
+
+
+def try_imports() -> dict[str, Any]:
+    """Import what training imports, in a process of its own: see `llava.doctor.imports`.
+
+    Raises:
+        RuntimeError: if that process does not come to an end by itself or says nothing.
+    """
+    command = [sys.executable, "-m", "llava.doctor.imports"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"Importing the packages took more than {IMPORT_SECONDS} s and was given up.") from error
+    marked = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not marked:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"Importing the packages ended the process (exit status {done.returncode}): {last}")
+    found: dict[str, Any] = json.loads(marked[-1])
+    return found
+
+
+def _requirements() -> list[tuple[str, Requirement]]:
+    """Requirements with the extra that asks for each: of the checkout this file is in, else as installed."""
+    path = _CHECKOUT / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.is_file() else {}
+    if project.get("name") == PROJECT:
+        groups = {"": project["dependencies"], **project["optional-dependencies"]}
+        return [(extra, Requirement(line)) for extra, lines in groups.items() for line in lines]
+    try:
+        lines = metadata.requires(PROJECT) or []
+    except metadata.PackageNotFoundError:
+        return []
+    extras = (re.search(r"extra == ['\"]([\w-]+)['\"]", line) for line in lines)
+    return [(match.group(1) if match else "", Requirement(line)) for match, line in zip(extras, lines, strict=True)]
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()

@@ -1,0 +1,76 @@
+"""The recipes' settings that decide memory, in one table; a test compares it with what the scripts print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Trained = Literal["projector", "all", "lora"]
+
+# Captions of the pre-training set are one or two sentences; a conversation's mean is an assumption, its limit is not.
+CAPTION_TOKENS, LONGEST_CAPTION = 25, 256
+CONVERSATION_TOKENS, LONGEST_ROW = 200, 2048
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one script trains, and how.
+
+    Attributes:
+        name: of the script under `scripts/v1_5`.
+        trained: the projector alone, language model and projector, or LoRA adapters and the projector.
+        batch_size: rows of one device in one forward pass.
+        global_batch: rows of one optimizer step over all devices.
+        zero: stage of its DeepSpeed configuration.
+        bits: of the language model's stored linear maps, if frozen: 16, 8 or 4.
+        lora_rank, lora_dropout: of the adapters.
+        double_quant: whether the scales of 4-bit weights are quantised too.
+        text_tokens: text of a typical row, beside its image.
+        longest_text: text of the longest row.
+        longest_has_image: False where the longest rows are text alone (every layer then sees all of it).
+    """
+
+    name: str
+    trained: Trained
+    batch_size: int
+    global_batch: int
+    zero: int
+    bits: int = 16
+    lora_rank: int = 0
+    lora_dropout: float = 0.0
+    double_quant: bool = True
+    text_tokens: int = CONVERSATION_TOKENS
+    longest_text: int = LONGEST_ROW
+    longest_has_image: bool = False
+
+    @property
+    def script(self) -> str:
+        """Path of the script from the repository's root."""
+        return f"scripts/v1_5/{self.name}.sh"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Optional packages that the recipe imports."""
+        needed = ["deepspeed"]
+        if self.trained == "lora":
+            needed.append("peft")
+        if self.bits < 16:
+            needed.append("bitsandbytes")
+        return tuple(needed)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "pretrain", "projector", batch_size=32, global_batch=256, zero=2,
+            text_tokens=CAPTION_TOKENS, longest_text=LONGEST_CAPTION, longest_has_image=True,
+        ),
+        Recipe("finetune", "all", batch_size=16, global_batch=128, zero=3),
+        Recipe("finetune_lora", "lora", batch_size=16, global_batch=128, zero=3, lora_rank=128, lora_dropout=0.05),
+        Recipe(
+            "finetune_qlora", "lora", batch_size=16, global_batch=128, zero=2,
+            bits=4, lora_rank=128, lora_dropout=0.05,
+        ),
+    )
+}  # fmt: skip

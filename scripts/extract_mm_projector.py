@@ -1,0 +1,53 @@
+"""Take the projector out of a LLaVA, as `mm_projector.bin` for another fine-tuning.
+
+python scripts/extract_mm_projector.py --model-path MODEL_FOLDER --output mm_projector.bin
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llava.model.loading import read_state_dict
+
+_PART = "mm_projector."
+
+
+def projector_of(folder: str | Path) -> dict[str, Tensor]:
+    """The projector's weights under LLaVA's names, from whichever weight files of a folder hold them.
+
+    Raises:
+        ValueError: if none does.
+    """
+    found: dict[str, Tensor] = {}
+    for path in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
+        if path.name != "training_args.bin":
+            held = read_state_dict(path)
+            found |= {f"model.{name[name.index(_PART) :]}": held[name] for name in held if _PART in name}
+    if not found:
+        raise ValueError(f"No weight file in {str(folder)!r} holds a projector; give the folder of a LLaVA.")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Take the projector out of a LLaVA.")
+    parser.add_argument("--model-path", required=True, help="folder of a LLaVA, of LoRA adapters or of a checkpoint")
+    parser.add_argument("--output", required=True, help="file to write")
+    options = parser.parse_args(arguments)
+    try:
+        weights = projector_of(options.model_path)
+    except ValueError as error:
+        sys.exit(f"extract_mm_projector: {error}")
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, options.output)
+    print(f"Wrote {len(weights)} weights to {options.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+# shellcheck shell=bash
+# What the recipes of scripts/v1_5 share. A recipe calls begin_recipe, then launch_training with these flags and its
+# own; where a flag is given twice, the last one counts, so that the command line of a recipe wins over all of them.
+#
+#   COMPRESSION        preset or YAML file; empty: what the model has                  duet-192
+#   MODEL              language model or LLaVA checkpoint                              lmsys/vicuna-7b-v1.5
+#   VISION_TOWER       CLIP model                                                      openai/clip-vit-large-patch14-336
+#   PROJECTOR          shape of the projector                                          mlp2x_gelu
+#   RUN_NAME           name of the run in wandb or TensorBoard                         last part of OUTPUT_DIR
+#   WARMUP_RATIO, SCHEDULER, WEIGHT_DECAY                                              0.03, cosine, 0.
+#   EPOCHS, MAX_STEPS  length of the run; MAX_STEPS of -1 leaves it to EPOCHS          1, -1
+#   MAX_LENGTH         longest sequence in tokens                                      2048
+#   TF32, GRADIENT_CHECKPOINTING                                                       False, True
+#   SAVE_LIMIT, LOGGING_STEPS, SEED                                                    1, 1, 42
+#   WORKERS            data loading processes of each device                           4
+#   EVAL_DATA_PATH     held-out conversations; if given, their loss is measured        none
+#   EVAL_STEPS, EVAL_BATCH_SIZE   how often, and samples of one device at a time       500, 4
+#   ON_BAD_SAMPLE, MAX_BAD_SHARE  what to do about images that cannot be read          left to the trainer
+#   DATA_CACHE_DIR     where prepared data is kept                                     left to the trainer
+#   PEAK_TFLOPS        of one device, for the share of it that is used                 left to the trainer
+#   REPORT_TO          wandb, tensorboard or none                                      none
+
+# shellcheck disable=SC2034 # the recipes use the arrays
+
+# shellcheck source=scripts/lib/launch.sh
+source scripts/lib/launch.sh
+
+# begin_recipe SUFFIX [WORD...]: with --help prints the documentation and ends; else settles COMPRESSION, RUN (the name
+# of the model with this budget), OUTPUT_DIR (its folder, with the suffix) and RUN_NAME.
+begin_recipe() {
+    local name
+    if [ "${2:-}" = --help ] || [ "${2:-}" = -h ]; then
+        show_help "scripts/v1_5/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
+        exit 0
+    fi
+    COMPRESSION=${COMPRESSION-duet-192}
+    name=$(basename "$COMPRESSION" .yaml)
+    RUN=llava-v1.5-7b${name:+-$name}
+    OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}
+    RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT_DIR")}
+    set_common_flags
+}
+
+# show_help FILE...: prints the comment at the top of each file.
+show_help() {
+    local file
+    for file in "$@"; do
+        sed -n '/^#!\|^# shellcheck shell/d; /^#/!q; s/^# \{0,1\}//p' "$file"
+        echo
+    done
+}
+
+# set_common_flags: sets common_flags, what every recipe passes to the trainer.
+set_common_flags() {
+    common_flags=(
+        --model_name_or_path "${MODEL:-lmsys/vicuna-7b-v1.5}"
+        --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
+        --mm_projector_type "${PROJECTOR:-mlp2x_gelu}"
+        --mm_vision_select_layer -2
+        --mm_use_im_start_end False
+        --mm_use_im_patch_token False
+        ${COMPRESSION:+--compression "$COMPRESSION"}
+        --output_dir "$OUTPUT_DIR"
+        --run_name "$RUN_NAME"
+        --tf32 "${TF32:-False}"
+        --num_train_epochs "${EPOCHS:-1}"
+        --max_steps "${MAX_STEPS:--1}"
+        --save_strategy steps
+        --save_total_limit "${SAVE_LIMIT:-1}"
+        --weight_decay "${WEIGHT_DECAY:-0.}"
+        --warmup_steps "${WARMUP_RATIO:-0.03}"
+        --lr_scheduler_type "${SCHEDULER:-cosine}"
+        --logging_steps "${LOGGING_STEPS:-1}"
+        --model_max_length "${MAX_LENGTH:-2048}"
+        --activation_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
+        --dataloader_num_workers "${WORKERS:-4}"
+        --seed "${SEED:-42}"
+        --report_to "${REPORT_TO:-none}"
+        ${ON_BAD_SAMPLE:+--on_bad_sample "$ON_BAD_SAMPLE"}
+        ${MAX_BAD_SHARE:+--max_bad_share "$MAX_BAD_SHARE"}
+        ${DATA_CACHE_DIR:+--data_cache_dir "$DATA_CACHE_DIR"}
+        ${PEAK_TFLOPS:+--peak_tflops "$PEAK_TFLOPS"}
+    )
+    if [ -n "${EVAL_DATA_PATH:-}" ]; then
+        common_flags+=(--eval_data_path "$EVAL_DATA_PATH" --eval_strategy steps --eval_steps "${EVAL_STEPS:-500}")
+        common_flags+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-4}")
+    else
+        common_flags+=(--eval_strategy no)
+    fi
+}
+
+# set_finetune_flags: sets finetune_flags, what the recipes of the second phase share.
+set_finetune_flags() {
+    finetune_flags=(
+        "${common_flags[@]}"
+        --version "${VERSION:-v1}"
+        --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}"
+        --image_folder "${IMAGE_FOLDER:-./playground/data}"
+        --image_aspect_ratio "${IMAGE_ASPECT:-pad}"
+        --group_by_modality_length True
+        --save_steps "${SAVE_STEPS:-50000}"
+    )
+}
+
+# set_lora_flags: sets lora_flags, what the recipes that train a low-rank adapter share.
+set_lora_flags() {
+    lora_flags=(
+        --lora_enable True
+        --lora_r "${LORA_R:-128}"
+        --lora_alpha "${LORA_ALPHA:-256}"
+        --lora_dropout "${LORA_DROPOUT:-0.05}"
+        --learning_rate "${LEARNING_RATE:-2e-4}"
+        --mm_projector_lr "${PROJECTOR_LR:-2e-5}"
+    )
+}

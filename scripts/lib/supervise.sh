@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# Runs a command so that a request to stop reaches those who can act on it, and its exit status comes out; or prints it.
+# Sourced by scripts/lib/launch.sh and scripts/lib/steps.sh.
+
+# shellcheck disable=SC2034 # read by those who source this
+PREEMPTED=75 # exit status of a trainer that was told to stop and saved before it did
+
+# supervise DEPTH COMMAND...: runs COMMAND and returns its status. SIGTERM and SIGUSR1, which schedulers send, arrive as
+# SIGTERM at the processes DEPTH generations below it (0: COMMAND itself), and the wait goes on until COMMAND ends.
+supervise() {
+    local depth=$1 child status interrupted=1
+    shift
+    "$@" <&0 & # without <&0 a command in the background could not ask for anything, such as a login
+    child=$!
+    # shellcheck disable=SC2064 # the values of now
+    trap "interrupted=1; stop_gently $child $depth" TERM USR1
+    trap 'interrupted=1' INT # the terminal tells the command as well; stay to see how it ends
+    while [ "$interrupted" = 1 ]; do
+        interrupted=0 status=0
+        wait "$child" || status=$? # a signal ends the wait early; waiting again gives the status
+    done
+    trap - TERM USR1 INT
+    return "$status"
+}
+
+# stop_gently PID DEPTH: SIGTERM to the processes DEPTH generations below PID, or to PID where none are found.
+stop_gently() {
+    local found
+    found=$(descendants "$1" "$2")
+    # shellcheck disable=SC2086 # a list of numbers
+    kill -TERM ${found:-$1} 2>/dev/null || true
+}
+
+# descendants PID DEPTH: prints the processes so many generations below PID.
+descendants() {
+    local children child
+    if [ "$2" -eq 0 ]; then
+        echo "$1"
+        return 0 # a bare return in a trap gives what came before the trap
+    fi
+    children=$(cat /proc/"$1"/task/*/children 2>/dev/null || true)
+    for child in $children; do descendants "$child" "$(($2 - 1))"; done
+}
+
+# print_command WORD...: one line that a shell reads as these words.
+print_command() {
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s\n' "${line% }"
+}

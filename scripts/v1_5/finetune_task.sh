@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Fine-tuning a finished LLaVA on data of your own; its projector comes with it.
+#
+#   DATA_PATH=... IMAGE_FOLDER=... bash scripts/v1_5/finetune_task.sh
+#
+# Every setting is an environment variable; the defaults are the paper's. Those that all recipes share, and those that
+# choose devices and launcher, stand at the top of scripts/lib/recipe.sh and scripts/lib/launch.sh; --help prints all of
+# them. More flags of llava/train/train_mem.py can follow on the command line and win over these. DRY_RUN=1 only prints
+# the command. Relative paths start at the repository. The same command again resumes a run that was interrupted.
+#
+#   MODEL              LLaVA checkpoint to start from             liuhaotian/llava-v1.5-7b
+#   DATA_PATH          conversations: JSON or YAML mixture        ./playground/data/llava_v1_5_mix665k.json
+#   IMAGE_FOLDER       where their image names start              ./playground/data
+#   OUTPUT_DIR         where the model goes                       ./checkpoints/llava-v1.5-7b-$COMPRESSION-task
+#   VERSION            conversation template                      v1
+#   IMAGE_ASPECT       pad or square                              pad
+#   LEARNING_RATE      of language model and projector            2e-5
+#   SAVE_STEPS         steps between checkpoints                  50000
+#   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 128, at most 16 a device
+#   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero3.json
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=scripts/lib/recipe.sh
+source scripts/lib/recipe.sh
+
+MODEL=${MODEL:-liuhaotian/llava-v1.5-7b}
+begin_recipe -task "$@"
+set_finetune_flags
+launch_training ./scripts/zero3.json 128 16 \
+    "${finetune_flags[@]}" \
+    --learning_rate "${LEARNING_RATE:-2e-5}" \
+    "$@"

@@ -1,0 +1,114 @@
+"""`scripts/reproduce.sh`: its steps, where it goes on, and the table beside the paper's row."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import yaml
+from fake_machine import ROOT, Shell, flags_of
+
+PYTHON = """
+echo "$*" >>"$LOG"
+case "$*" in
+    *llava.data.check*) echo "{}" >"${@: -1}" ;;
+    *train_mem.py*)
+        while [ "$1" != --output_dir ]; do shift; done
+        mkdir -p "$2"
+        echo half >>"$2/work"
+        exit "${STATUS:-0}"
+        ;;
+    -c*) exit 1 ;;
+    *) echo "the table" ;;
+esac
+"""
+
+
+@pytest.fixture
+def reproduction(tmp_path: Path) -> tuple[Shell, dict[str, str]]:
+    """A machine whose interpreter only notes what it is asked, and the variables of a run on it."""
+    variables = {"OUTPUT": str(tmp_path / "out put"), "LOG": str(tmp_path / "log"), "DEVICE": "cpu"}
+    return Shell(tmp_path / "bin", {"python": PYTHON}), variables
+
+
+def asked(variables: dict[str, str]) -> list[str]:
+    """What the interpreter was asked since the last time, in short."""
+    log = Path(variables["LOG"])
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("-c")] if log.exists() else []
+    log.unlink(missing_ok=True)
+    marks = {
+        "check 1": r"data\.check .*--version plain", "check 2": r"data\.check .*--version v1",
+        "phase 1": "train_mem.*tune_mm_mlp_adapter", "phase 2": "train_mem.*pretrain_mm_mlp_adapter", "table": "table",
+    }  # fmt: skip
+    return [next(step for step, mark in marks.items() if re.search(mark, line)) for line in lines]
+
+
+def test_reproducing_goes_on_at_the_step_that_failed(reproduction: tuple[Shell, dict[str, str]]) -> None:
+    shell, variables = reproduction
+    script, work = "scripts/reproduce.sh", Path(variables["OUTPUT"], "pretrain/work")
+    status, _, err = shell.run(script, "duet-64", STATUS="75", **variables)
+    assert status == 75, err
+    assert asked(variables) == ["check 1", "check 2", "phase 1"]
+    status, out, _ = shell.run(script, "duet-64", **variables)
+    assert (status, asked(variables)) == (0, ["phase 1", "phase 2", "table"])
+    assert work.read_text() == "half\nhalf\n", "unfinished work must be continued, not removed"
+    assert out.endswith("the table\n")
+    status, _, err = shell.run(script, "duet-64", LEARNING_RATE="1", **variables)
+    assert (status, asked(variables)) == (1, [])
+    assert "was made under other settings" in err and work.exists()
+    assert shell.run(script, "duet-64", NUM_DEVICES="2", MAX_BAD_SHARE="0.1", **variables)[0] == 0
+    assert asked(variables) == ["check 1", "check 2", "table"]
+
+
+def test_reproducing_prints_every_step(reproduction: tuple[Shell, dict[str, str]]) -> None:
+    shell, variables = reproduction
+    own = {"PRETRAIN_BATCH_SIZE": "4", "FINETUNE_LEARNING_RATE": "3e-5", "PRETRAIN_DATA_PATH": "/my data.json"}
+    status, out, err = shell.run("scripts/reproduce.sh", "duet-128", DRY_RUN="1", **own, **variables)
+    assert status == 0 and "Evaluation is not part of this version" in err
+    check, _, first, second, table = (shlex.split(line) for line in out.splitlines() if not line.startswith("#"))
+    assert check[:5] == ["python", "-m", "llava.data.check", "--data-path", "/my data.json"]
+    assert "scripts/reproduce_table.py" in table
+    before, after = flags_of(first), flags_of(second)
+    assert after["--pretrain_mm_mlp_adapter"] == f"{before['--output_dir']}/mm_projector.bin"
+    assert before["--output_dir"] == f"{variables['OUTPUT']}/pretrain"
+    assert (before["--data_path"], before["--per_device_train_batch_size"]) == ("/my data.json", "4")
+    assert (before["--learning_rate"], after["--learning_rate"]) == ("1e-3", "3e-5")
+    assert {before["--compression"], after["--compression"]} == {"duet-128"}
+    assert not Path(variables["OUTPUT"]).exists()
+    status, _, err = shell.run("scripts/reproduce.sh", "duet-193", **variables)
+    assert status == 2 and "the preset is 'duet-193'; give one of duet-128, duet-192, duet-64, " in err
+
+
+def test_the_papers_rows_have_the_averages_that_it_prints() -> None:
+    paper = yaml.safe_load((ROOT / "configs" / "paper" / "llava-1.5-7b.yaml").read_text())
+    for name, row in paper["rows"].items():
+        assert (ROOT / "configs" / "compression" / f"{name}.yaml").is_file()
+        kept = mean(100 * row[benchmark] / paper["baseline"][benchmark] for benchmark in paper["benchmarks"])
+        assert kept == pytest.approx(row["Avg"], abs=0.1), name
+
+
+def test_the_table_stands_beside_the_papers_row(tmp_path: Path) -> None:
+    for run, hours in (("run", 3), ("none", 4)):
+        for phase, share in (("pretrain", 0.25), ("finetune", 0.75)):
+            summary = {"average_visual_tokens": 191.75, "result": {"train_runtime": 3600 * hours * share}}
+            (tmp_path / run / phase).mkdir(parents=True)
+            (tmp_path / run / phase / "train_summary.json").write_text(json.dumps(summary))
+    command = [sys.executable, str(ROOT / "scripts/reproduce_table.py"), "--preset", "duet-192"]
+    command += ["--folder", str(tmp_path / "run"), "--uncompressed", str(tmp_path / "none")]
+    empty = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert empty[1].split() == ["paper", "85.5", "69.6", "58.2", "1826", "62.4", "99.7"]
+    assert empty[2].split() == ["measured", *"------"]
+    # Half the baseline in POPE, all of it elsewhere: 90 per cent of five benchmarks.
+    scores = {"POPE": 42.95, "SQA-I": 69.5, "VQA-T": 58.2, "MME": 1862.04, "GQA": 61.9}
+    (tmp_path / "run/results.json").write_text(json.dumps(scores))
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[2].split()[-1] == "90.0" and "1862" in lines[2]
+    assert lines[4].split()[:2] == ["pretrain", "0.75"] and lines[5].split()[:2] == ["finetune", "2.25"]
+    assert "191.75 visual tokens" in lines[5]
+    assert lines[6] == "training time saved: 25.0 % (paper: 26.0 %)"
