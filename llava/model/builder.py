@@ -13,6 +13,8 @@ from llava.compression.config import CompressionConfig
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.llava_arch import load_projector
 from llava.model.loading import PROJECTOR_FILE
+from llava.model.lora import base_model_of, is_lora_folder, merge_lora
+from llava.model.quantization import bitsandbytes_config
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ def load_pretrained_model(
     What the directory holds decides, not its name. The compression saved in `config.json` is the model's budget.
 
     Args:
-        model_path: directory with `config.json` and weights, or with `config.json` and `mm_projector.bin`.
-        model_base: language model that a projector directory belongs to.
+        model_path: directory with `config.json` and weights, with `config.json` and `mm_projector.bin`, or with LoRA
+            adapters, which are merged.
+        model_base: language model that a projector or LoRA directory belongs to; for LoRA, by default the one that
+            the adapters recorded.
         model_name: accepted for LLaVA's sake.
         load_8bit, load_4bit: quantise the language model with bitsandbytes; tower and projector stay as they are.
         device_map: as in transformers. Without a GPU the model goes to the CPU whatever this says.
@@ -50,13 +54,16 @@ def load_pretrained_model(
         tokenizer, model in eval mode, image processor, context length in tokens.
 
     Raises:
-        ValueError: if the directory holds neither, or a projector directory comes without `model_base`.
+        ValueError: if the directory holds none of these, a projector directory comes without `model_base`, or LoRA
+            adapters are asked for in 4 or 8 bits.
     """
     folder = Path(model_path)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{model_path!r} has no config.json; give a directory that training wrote.")
     options = _loading_options(device_map, device, load_8bit, load_4bit, use_flash_attn, kwargs)
-    if (folder / PROJECTOR_FILE).is_file():
+    if is_lora_folder(folder):
+        tokenizer, model = _load_lora_directory(folder, model_base, options)
+    elif (folder / PROJECTOR_FILE).is_file():
         tokenizer, model = _load_projector_directory(folder, model_base, options)
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
@@ -85,23 +92,8 @@ def _loading_options(
     if use_flash_attn:
         options["attn_implementation"] = "flash_attention_2"
     if load_8bit or load_4bit:
-        options["quantization_config"] = _quantization(load_4bit, options["dtype"])
+        options["quantization_config"] = bitsandbytes_config(4 if load_4bit else 8, options["dtype"])
     return options
-
-
-def _quantization(four_bit: bool, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    untouched = ["vision_tower", "mm_projector", "lm_head"]
-    if not four_bit:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=untouched,
-    )
 
 
 def _load_projector_directory(
@@ -117,6 +109,20 @@ def _load_projector_directory(
     model = LlavaLlamaForCausalLM.from_pretrained(model_base, config=config, **options)
     load_projector(model.get_model().mm_projector, str(folder / PROJECTOR_FILE))
     return AutoTokenizer.from_pretrained(model_base), model
+
+
+def _load_lora_directory(
+    folder: Path, model_base: str | None, options: dict[str, Any]
+) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM]:
+    """Adapters merged into the model they were trained on, with the projector and the budget of the adapters."""
+    base = model_base or base_model_of(folder)
+    if base is None:
+        raise ValueError(f"{str(folder)!r} holds LoRA adapters without their model's name; give it as model_base.")
+    config = LlavaConfig.from_pretrained(folder)
+    model = LlavaLlamaForCausalLM.from_pretrained(base, config=config, **options)
+    merged = merge_lora(model, folder)
+    own = (folder / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(folder if own else base), merged
 
 
 def _image_processor(folder: Path, model: LlavaLlamaForCausalLM) -> CLIPImageProcessorPil:

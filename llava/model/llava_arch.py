@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IMAGE_TOKEN_INDEX
-from llava.model.collectives import ranks_must_agree
+from llava.model.collectives import gathered, ranks_must_agree, whole_shape
 from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -234,7 +234,7 @@ class LlavaMetaForCausalLM(_Base):
             return
         self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for embedding in (self.get_input_embeddings(), self.get_output_embeddings()):
-            with torch.no_grad():
+            with torch.no_grad(), gathered([embedding.weight], changed=True):
                 embedding.weight[-count:] = embedding.weight[:-count].mean(dim=0)
 
 
@@ -291,7 +291,7 @@ def load_projector(projector: nn.Module, path: str) -> None:
     weights = {name.split("mm_projector.", 1)[1]: held[name] for name in held if "mm_projector." in name}
     if len(weights) < len(held):
         logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
-    own = projector.state_dict()
+    own = dict(projector.named_parameters())
     for name in sorted(set(own) ^ set(weights)):
         where = "is missing from" if name in own else "is in"
         raise ValueError(
@@ -299,10 +299,11 @@ def load_projector(projector: nn.Module, path: str) -> None:
             f"weights {sorted(own)}; check --mm_projector_type."
         )
     for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
+        if tuple(tensor.shape) != whole_shape(own[name]):
             raise ValueError(
                 f"Projector weight {name!r} in {path} has shape {tuple(tensor.shape)}, but the model needs "
-                f"{tuple(own[name].shape)}; the file belongs to another tower or language model."
+                f"{whole_shape(own[name])}; the file belongs to another tower or language model."
             )
-    projector.load_state_dict(weights)
+    with gathered(own.values(), changed=True):
+        projector.load_state_dict(weights)
     logger.info("Read the projector from %s (%d weights).", path, len(weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,3 +24,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a weight file; every one is read, one at a time.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118

@@ -55,10 +55,14 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data_path: str | None = _flag(None, "JSON list or JSON lines of LLaVA conversations.")
+    data_path: str | None = _flag(None, "JSON list or JSON lines of LLaVA conversations, or a YAML mixture of them.")
+    eval_data_path: str | None = _flag(None, "Held-out conversations; their loss is logged as eval_loss.")
     image_folder: str = _flag(".", "Where the image names of the data start.")
     image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")
     salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
+    on_bad_sample: str = _flag("fail", "An image that cannot be read: `fail` stops the run, `skip` counts it.")
+    max_bad_share: float = _flag(0.01, "With --on_bad_sample skip: share of skipped samples at which a run stops.")
+    data_cache_dir: str | None = _flag(None, "Where tokenised data is kept; by default in the cache of datasets.")
 
 
 @dataclass
@@ -73,6 +77,18 @@ class TrainingArguments(transformers.TrainingArguments):
     freeze_mm_mlp_adapter: bool = _flag(False, "Leave the projector as it is.")
     model_max_length: int = _flag(512, "Longest sequence, expanded images included; longer ones are cut.")
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it differs.")
+    mm_vision_tower_lr: float | None = _flag(None, "Learning rate of the vision tower, if it differs; trains it.")
+    lora_enable: bool = _flag(False, "Train low-rank adapters of the language model's layers instead of its weights.")
+    lora_r: int = _flag(64, "Rank of the adapters.")
+    lora_alpha: int = _flag(16, "The adapters' output is scaled by lora_alpha / lora_r.")
+    lora_dropout: float = _flag(0.05, "Dropout in front of the adapters.")
+    lora_bias: str = _flag("none", "Biases trained with the adapters: `none`, `lora_only` or `all`.")
+    lora_weight_path: str = _flag("", "Folder of adapters to go on from: their weights, not their optimizer.")
+    bits: int = _flag(16, "Bits of the frozen language model: 16, 8 or 4 (bitsandbytes; needs --lora_enable).")
+    double_quant: bool = _flag(True, "With 4 bits: quantise the quantisation constants too.")
+    quant_type: str = _flag("nf4", "With 4 bits: `nf4` or `fp4`.")
+    early_save_check: bool = _flag(True, "Before the first step save everything once, read it back and remove it.")
+    peak_tflops: float | None = _flag(None, "Peak of one device, for MFU, where the device is not known by name.")
     group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
 
 
@@ -101,16 +117,41 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     """Read the command line.
 
     Raises:
-        ValueError: for unknown flags and values that do not go together.
+        ValueError: for unknown flags, values out of range and values that do not go together.
     """
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     arguments = modern_spelling(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     if data_args.data_path is None:
         raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")
-    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
-        raise ValueError("--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter forbids it; choose one.")
+    _check_together(model_args, data_args, training_args)
     return model_args, data_args, training_args
+
+
+def _check_together(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
+    if model_args.tune_mm_mlp_adapter and args.freeze_mm_mlp_adapter:
+        raise ValueError("--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter forbids it; choose one.")
+    if args.lora_enable and model_args.tune_mm_mlp_adapter:
+        raise ValueError("--tune_mm_mlp_adapter trains the projector alone, --lora_enable adapters too; choose one.")
+    accepted: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "bits": (args.bits, (16, 8, 4)),
+        "quant_type": (args.quant_type, ("nf4", "fp4")),
+        "lora_bias": (args.lora_bias, ("none", "lora_only", "all")),
+        "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
+    }
+    for name, (value, values) in accepted.items():
+        if value not in values:
+            raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(map(str, values))}.")
+    if args.bits != 16 and not args.lora_enable:
+        raise ValueError(f"--bits {args.bits} stores weights that cannot be trained; add --lora_enable True.")
+    if args.lora_weight_path and not args.lora_enable:
+        raise ValueError("--lora_weight_path names adapters to go on from; add --lora_enable True.")
+    if not 0 <= data_args.max_bad_share <= 1:
+        raise ValueError(f"--max_bad_share is {data_args.max_bad_share}; it is a share, from 0 to 1.")
+    if args.eval_strategy != "no" and data_args.eval_data_path is None:
+        raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
+    if args.mm_vision_tower_lr is not None:
+        model_args.unfreeze_mm_vision_tower = True
 
 
 def modern_spelling(argv: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.quantization import bitsandbytes_config
+from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,10 @@ def load_model(
         model_args.model_name_or_path,
         cache_dir=training_args.cache_dir,
         attn_implementation=_attention(model_args, training_args),
-        dtype=torch.bfloat16 if training_args.bf16 and training_args.deepspeed else torch.float32,
+        dtype=_stored_dtype(training_args),
+        quantization_config=bitsandbytes_config(
+            training_args.bits, compute_dtype(training_args), training_args.double_quant, training_args.quant_type
+        ),
     )
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
@@ -68,7 +73,7 @@ def load_model(
 
 
 def choose_trained(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Freeze what is not trained.
+    """Freeze what is not trained. With `--lora_enable` the language model is frozen; `add_lora` comes afterwards.
 
     Raises:
         ValueError: if nothing is left to train.
@@ -76,17 +81,19 @@ def choose_trained(model: Any, model_args: ModelArguments, training_args: Traini
     config, inner = model.config, model.get_model()
     alone = config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
-    model.requires_grad_(not (alone or model_args.freeze_backbone))
+    model.requires_grad_(False)
+    if not (alone or model_args.freeze_backbone or training_args.lora_enable):
+        model.requires_grad_(True)
     if inner.mm_projector is not None:
         inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
     if inner.vision_tower is not None:
         _freeze_tower(inner.vision_tower, trained=model_args.unfreeze_mm_vision_tower and not alone)
-    if not any(weight.requires_grad for weight in model.parameters()):
+    if not training_args.lora_enable and not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
             "Everything is frozen; leave out --freeze_backbone or --freeze_mm_mlp_adapter, or give images."
         )
-    if training_args.bf16 and not training_args.deepspeed:
-        _store_frozen_weights_in(torch.bfloat16, model)
+    if not training_args.deepspeed:
+        _store_frozen_weights_in(compute_dtype(training_args), model)
     if training_args.activation_checkpointing and not inner.embed_tokens.weight.requires_grad:
         model.enable_input_require_grads()
 
@@ -96,6 +103,7 @@ def make_data(
     tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     data_args: DataArguments,
+    training_args: TrainingArguments,
 ) -> tuple[LazySupervisedDataset, SupervisedCollator]:
     """Training data and the collator that belongs to it."""
     tower = model.get_vision_tower()
@@ -115,12 +123,24 @@ def make_data(
     return dataset, SupervisedCollator(tokenizer.pad_token_id, size)
 
 
+def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:
+    """Held-out data, read as the training data is; None without any."""
+    if data_args.eval_data_path is None:
+        return None
+    return LazySupervisedDataset(data_args.eval_data_path, dataset.tokenizer, dataset.image_processor, dataset.config)
+
+
 def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> str:
     if model_args.attn_implementation is not None:
         return model_args.attn_implementation
     half = training_args.bf16 or training_args.fp16
     usable = half and training_args.device.type == "cuda" and is_flash_attn_2_available()
     return "flash_attention_2" if usable else "sdpa"
+
+
+def _stored_dtype(args: TrainingArguments) -> torch.dtype:
+    """What weights are read in: DeepSpeed keeps float32 copies of the trained ones, autocast does not."""
+    return compute_dtype(args) if args.deepspeed or args.bits != 16 else torch.float32
 
 
 def _freeze_tower(tower: Any, trained: bool) -> None:
@@ -137,7 +157,7 @@ def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
     Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in bfloat16.
     """
     for weight in model.parameters():
-        if not weight.requires_grad:
+        if not weight.requires_grad and weight.is_floating_point():
             weight.data = weight.data.to(dtype)
 
 

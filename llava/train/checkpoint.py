@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llava.compression.config import CompressionConfig
+from llava.model.collectives import gathered
 from llava.model.loading import PROJECTOR_FILE
+from llava.train.manifest import faults
 
 logger = logging.getLogger(__name__)
 
+STAGING = ".unfinished"  # inside the output folder, so that a rename never crosses file systems
 _STATE_FILE = "trainer_state.json"
-_FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest whole `checkpoint-N` in a folder; one whose saving was interrupted is passed over."""
     whole = []
     for folder in _checkpoints(output_dir):
-        if (folder / _STATE_FILE).is_file():
-            whole.append(folder)
+        wrong = faults(folder)
+        if wrong:
+            logger.warning("%s is not whole (%s) and is passed over.", folder, "; ".join(wrong[:3]))
         else:
-            logger.warning("%s is incomplete (no %s) and is passed over.", folder, _STATE_FILE)
+            whole.append(folder)
     return whole[-1] if whole else None
 
 
@@ -50,6 +50,8 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None) -
             raise ValueError(
                 f"--resume_from_checkpoint is {asked!r}, but there is no {_STATE_FILE}; give a checkpoint."
             )
+        if wrong := faults(asked):
+            raise ValueError(f"The checkpoint {asked!r} is not whole ({'; '.join(wrong[:3])}); give another one.")
         return Path(asked)
     if overwrite:
         return None
@@ -64,27 +66,13 @@ def remove_checkpoints(output_dir: str | Path) -> None:
         shutil.rmtree(folder)
 
 
-def require_same_compression(checkpoint: str | Path, compression: CompressionConfig) -> None:
-    """Refuse to go on with another budget than the one a checkpoint was trained with.
-
-    Raises:
-        ValueError: names both.
-    """
-    saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")).get("compression")
-    if CompressionConfig.resolve(saved) != compression:
-        raise ValueError(
-            f"{checkpoint} was trained with compression {saved}, but this run asks for {compression.to_dict()}; "
-            "give the same --compression, or another --output_dir."
-        )
-
-
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """The projector's weights on the host, under LLaVA's names `model.mm_projector.*`.
 
     Every rank must call it: under ZeRO-3 the weights are gathered from all of them.
     """
     named = {name: weight for name, weight in model.named_parameters() if "mm_projector." in name}
-    with _gathered(list(named.values())):
+    with gathered(named.values()):
         weights = {name: weight.detach().cpu().clone() for name, weight in named.items()}
     empty = [name for name, weight in weights.items() if weight.numel() == 0]
     if empty or not weights:
@@ -92,23 +80,40 @@ def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def save_adapter(weights: dict[str, Tensor], config: Any, output_dir: str | Path, intermediate: bool) -> Path:
-    """Write `mm_projector.bin` and `config.json` as LLaVA does; returns where the weights went.
-
-    The final weights of a run whose folder itself is named `checkpoint-N` go to
-    `<parent>/mm_projector/checkpoint-N.bin`.
-    """
-    folder = Path(output_dir)
+def save_adapter(weights: dict[str, Tensor], config: Any, folder: str | Path) -> None:
+    """Write `mm_projector.bin` and `config.json` as LLaVA does."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    target = folder / PROJECTOR_FILE
-    if folder.name.startswith("checkpoint-") and not intermediate:
-        target = folder.parent / "mm_projector" / f"{folder.name}.bin"
-        target.parent.mkdir(exist_ok=True)
-    unfinished = target.with_name(target.name + ".tmp")
-    torch.save(weights, unfinished)
-    os.replace(unfinished, target)
-    return target
+    torch.save(weights, folder / PROJECTOR_FILE)
+
+
+def clear_staging(output_dir: str | Path) -> None:
+    """Remove what an interrupted save left."""
+    shutil.rmtree(Path(output_dir) / STAGING, ignore_errors=True)
+
+
+def publish_checkpoint(staged: Path, final: Path) -> None:
+    """Give a checkpoint that is written whole its name, in one step: at any moment it is there or it is not."""
+    if final.exists():
+        final.rename(staged.with_name(f"{final.name}-before"))
+    staged.rename(final)
+
+
+def publish_model(staged: Path, output_dir: Path) -> None:
+    """Move the files of a final model to where users look for them, those that mark a finished run last.
+
+    The projector of a run whose folder itself is named `checkpoint-N` goes to
+    `<parent>/mm_projector/checkpoint-N.bin`, as in LLaVA.
+    """
+    for path in sorted(staged.iterdir(), key=lambda path: path.name in FINISHED):
+        target = output_dir / path.name
+        if path.name == PROJECTOR_FILE and output_dir.name.startswith("checkpoint-"):
+            target = output_dir.parent / "mm_projector" / f"{output_dir.name}.bin"
+            target.parent.mkdir(exist_ok=True)
+        if path.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(path, target)
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
@@ -118,20 +123,9 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def _refuse_finished_run(folder: Path) -> None:
-    for name in _FINISHED:
+    for name in FINISHED:
         if (folder / name).exists():
             raise ValueError(
                 f"{folder} already holds a trained model ({name}); choose another --output_dir or say "
                 "--overwrite_output_dir True."
             )
-
-
-@contextlib.contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters):
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from torch import distributed
 
 from llava.model.collectives import ranks_must_agree
+from llava.train.preemption import PreemptedError
+
+logger = logging.getLogger(__name__)
 
 
 def run_and_exit(program: Callable[[], object]) -> None:
@@ -17,10 +21,16 @@ def run_and_exit(program: Callable[[], object]) -> None:
 
     Gloo's worker threads may still hold tensors when the interpreter goes away, which aborts a run that had
     finished and saved; so all ranks meet, flush, and leave at once. After an error a rank leaves without
-    waiting: the launcher ends the others.
+    waiting: the launcher ends the others. A run that was told to stop, and saved, ends with status 75.
     """
     try:
         program()
+    except PreemptedError as stop:
+        logger.warning("%s", stop)
+        if not ranks_must_agree():
+            sys.exit(stop.exit_status)
+        distributed.barrier()
+        _leave(stop.exit_status)
     except Exception:
         if not ranks_must_agree():
             raise

@@ -14,12 +14,16 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from llava.data.measure import measure
+from llava.data.measure import DataStatistics, measure
+from llava.train.adapters import add_lora
 from llava.train.arguments import TrainingArguments, parse_arguments
-from llava.train.building import choose_trained, load_model, load_tokenizer, make_data
-from llava.train.checkpoint import remove_checkpoints, require_same_compression, starting_point
+from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
+from llava.train.checkpoint import remove_checkpoints, starting_point
+from llava.train.facts import describe_run, require_same_run
+from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
-from llava.train.trainer import LlavaTrainer, SampleCounts, make_sampler
+from llava.train.skipped import SkippedSamples
+from llava.train.trainer import CheckSaving, LlavaTrainer, make_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +45,16 @@ def train(argv: Sequence[str] | None = None) -> Path:
 
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)
-    if checkpoint is not None:
-        require_same_compression(checkpoint, model.compression)
     choose_trained(model, model_args, training_args)
-    dataset, collator = make_data(model, tokenizer, model_args, data_args)
-
-    order = make_sampler(dataset, training_args).order()
-    statistics = measure(dataset, order, training_args.train_batch_size)
+    dataset, collator = make_data(model, tokenizer, model_args, data_args, training_args)
+    held_out = make_held_out(dataset, data_args)
+    part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
+    facts = describe_run(model, dataset, training_args, part)
+    if checkpoint is not None:
+        require_same_run(checkpoint, facts)
+    statistics = measure(dataset, make_sampler(dataset, training_args).order(), training_args.train_batch_size)
+    if part == "lora":
+        model = add_lora(model, training_args)
     log_start(model, statistics)
     statistics.require_supervision()
 
@@ -55,25 +62,57 @@ def train(argv: Sequence[str] | None = None) -> Path:
         model=model,
         args=training_args,
         train_dataset=dataset,
+        eval_dataset=held_out,
         data_collator=collator,
         processing_class=tokenizer,
-        adapter_only=model_args.tune_mm_mlp_adapter,
+        part=part,
+        facts=facts,
+        skipped=SkippedSamples(
+            training_args.output_dir, training_args.process_index, len(dataset), data_args.max_bad_share
+        ),
     )
     if checkpoint is not None:
         logger.info("Resuming from %s.", checkpoint)
     elif overwrite and trainer.is_world_process_zero():
         remove_checkpoints(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    run(trainer, checkpoint)
+    finish(trainer, statistics)
+    return Path(training_args.output_dir)
 
+
+def run(trainer: LlavaTrainer, checkpoint: Path | None) -> None:
+    """Train from the beginning or from a checkpoint.
+
+    Raises:
+        PreemptedError: if a signal asked to stop; everything is saved.
+        FloatingPointError: if the loss stops being finite.
+    """
+    args = trainer.args
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    if args.early_save_check:
+        trainer.add_callback(CheckSaving(trainer))
+    if args.should_save:
+        (Path(args.output_dir) / PREEMPTED_FILE).unlink(missing_ok=True)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+        stop.leave(args.output_dir, trainer.state.global_step, args.should_save)
+
+
+def finish(trainer: LlavaTrainer, statistics: DataStatistics) -> None:
+    """Evaluate, write the model, and leave the summary."""
+    args = trainer.args
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
     trainer.save_state()
-    trainer.save_model()
+    trainer.save_final()
     counts = _over_all_ranks(trainer)
     if trainer.is_world_process_zero():
-        phase = "pretrain" if model_args.tune_mm_mlp_adapter else "finetune"
+        phase = "pretrain" if trainer.part == "adapter_only" else "finetune"
         history = trainer.state.log_history
-        summary = write_summary(training_args.output_dir, phase, model, statistics, history, asdict(counts))
+        summary = write_summary(args.output_dir, phase, trainer.model, statistics, history, counts)
         logger.info("Wrote model and %s to %s.", summary.name, summary.parent)
-    return Path(training_args.output_dir)
 
 
 def _prepare_process(args: TrainingArguments) -> None:
@@ -94,7 +133,7 @@ def _prepare_process(args: TrainingArguments) -> None:
     set_seed(args.seed)
 
 
-def _over_all_ranks(trainer: LlavaTrainer) -> SampleCounts:
-    own = torch.tensor(list(asdict(trainer.counts).values()), device=trainer.args.device)
-    total = trainer.accelerator.reduce(own, reduction="sum")
-    return SampleCounts(*total.tolist())
+def _over_all_ranks(trainer: LlavaTrainer) -> dict[str, int]:
+    own = asdict(trainer.counts) | {"skipped": 0 if trainer.skipped is None else trainer.skipped.count}
+    total = trainer.accelerator.reduce(torch.tensor(list(own.values()), device=trainer.args.device), reduction="sum")
+    return dict(zip(own, total.tolist(), strict=True))

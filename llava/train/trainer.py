@@ -1,8 +1,13 @@
-"""transformers' Trainer with LLaVA's sampler, learning rates and checkpoints; a loss that is not finite stops it."""
+"""transformers' Trainer with LLaVA's sampler and learning rates, and with checkpoints that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import math
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
+from llava.model.collectives import whole_shape
 from llava.model.llava_arch import load_projector
 from llava.model.loading import PROJECTOR_FILE
+from llava.model.lora import load_adapters, save_lora, trained_state
 from llava.train.arguments import TrainingArguments
-from llava.train.checkpoint import adapter_weights, save_adapter
+from llava.train.checkpoint import (
+    STAGING,
+    adapter_weights,
+    clear_staging,
+    publish_checkpoint,
+    publish_model,
+    save_adapter,
+)
+from llava.train.early_check import expected_weights, require_room, require_whole
+from llava.train.facts import RunFacts
+from llava.train.manifest import MANIFEST_FILE, seal
+from llava.train.preemption import SIGNALS
+from llava.train.skipped import SkippedSamples
+from llava.train.validation import held_out_loader, held_out_loss
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +75,42 @@ class LlavaTrainer(Trainer):
     """See the module's docstring.
 
     Args:
-        adapter_only: checkpoints hold the projector instead of the whole model (pre-training).
+        part: what checkpoints hold: the whole `model`, the projector (`adapter_only`, pre-training), or `lora`
+            adapters with what else was trained.
+        facts: of the run, left in every checkpoint; None leaves none.
+        skipped: takes note of samples that could not be read.
         kwargs: of transformers' Trainer.
     """
 
     args: TrainingArguments
     optimizer: torch.optim.Optimizer | None
+    control: Any
 
-    def __init__(self, *, adapter_only: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        part: str = "model",
+        facts: RunFacts | None = None,
+        skipped: SkippedSamples | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.adapter_only = adapter_only
+        self.part = part
+        self.facts = facts
+        self.skipped = skipped
         self.counts = SampleCounts()
         self.sampler: EpochSampler | None = None
+        self._staging: Path | None = None
         self.add_callback(_EpochOfSampler(self))
+
+    # === Data ===
+
+    def get_train_dataloader(self) -> Any:
+        """As in transformers; the workers leave it to the main process to react to a signal to stop."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = functools.partial(_ignore_signals, inner.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy == "sequential":
@@ -93,12 +137,14 @@ class LlavaTrainer(Trainer):
         """
         ids = inputs.pop("sample_ids", [])
         truncated, unsupervised = inputs.pop("truncated", []), inputs.pop("unsupervised", [])
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
+        problems = inputs.pop("problems", [])
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self.counts.add(truncated, unsupervised)
+            if self.skipped is not None:
+                self.skipped.add(ids, problems)
             self._require_finite(loss, ids)
-        return result
+        return (loss, outputs) if return_outputs else loss
 
     def _require_finite(self, loss: Tensor, ids: list[str]) -> None:
         if not torch.isfinite(loss.detach()).all():
@@ -108,9 +154,11 @@ class LlavaTrainer(Trainer):
                 "--fp16, or look at these samples."
             )
 
+    # === Learning rates ===
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in transformers, with `--mm_projector_lr` for the projector's weights."""
-        if self.optimizer is None and self.args.mm_projector_lr is not None:
+        """As in transformers, with a learning rate of their own for projector and tower where one is given."""
+        if self.optimizer is None and (self.args.mm_projector_lr, self.args.mm_vision_tower_lr) != (None, None):
             trained = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = optimizer_class(self._parameter_groups(trained), **options)
@@ -119,37 +167,162 @@ class LlavaTrainer(Trainer):
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Trained weights by weight decay and learning rate; groups without weights are left out."""
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                groups.setdefault((name in decayed, "mm_projector" in name), []).append(weight)
+                groups.setdefault((name in decayed, self._learning_rate_of(name)), []).append(weight)
         return [
-            {
-                "params": weights,
-                "weight_decay": self.args.weight_decay if decays else 0.0,
-                "lr": self.args.mm_projector_lr if of_projector else self.args.learning_rate,
-            }
-            for (decays, of_projector), weights in groups.items()
+            {"params": weights, "weight_decay": self.args.weight_decay if decays else 0.0, "lr": rate}
+            for (decays, rate), weights in groups.items()
         ]
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model: the projector alone when only that is trained. All ranks must call it."""
-        if not self.adapter_only:
-            super().save_model(output_dir, _internal_call)
-            return
-        weights = adapter_weights(self.model)
+    def _learning_rate_of(self, name: str) -> float:
+        own = None
+        if "mm_projector." in name:
+            own = self.args.mm_projector_lr
+        elif "vision_tower." in name:
+            own = self.args.mm_vision_tower_lr
+        return self.args.learning_rate if own is None else own
+
+    # === Validation ===
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Mean loss of an answer token of held-out data; logged, and handed to callbacks as transformers does."""
+        held_out = self.eval_dataset if eval_dataset is None else eval_dataset
+        args = self.args
+        loader = held_out_loader(
+            held_out, self.data_collator, args.eval_batch_size, args.process_index, args.world_size,
+            args.dataloader_num_workers,
+        )  # fmt: skip
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        result = held_out_loss(model, loader, self._prepare_inputs, self._sum_over_ranks)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        device = self.args.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        return self.accelerator.reduce(values.to(device, kind), reduction="sum").cpu()
+
+    # === Checkpoints ===
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A folder to write in that nobody takes for a result; the rank that saves empties it before and after.
+
+        All ranks must enter it.
+        """
+        folder = Path(self.args.output_dir) / STAGING
         if self.args.should_save:
-            folder = self.args.output_dir if output_dir is None else output_dir
-            written = save_adapter(weights, self.model.config, folder, intermediate=_internal_call)
-            logger.info("Wrote the projector to %s.", written)
+            clear_staging(self.args.output_dir)
+            folder.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = folder
+        try:
+            yield folder
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            clear_staging(self.args.output_dir)
+
+    def _write_checkpoint(self, staging: Path, trial: Any = None) -> Path:
+        """Write all that resuming needs into the staging folder; whole when this returns, at every rank."""
+        super()._save_checkpoint(self.model, trial)
+        written = staging / f"checkpoint-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / written.name)
+            if self.args.should_save:
+                self.state.save_to_json(str(written / "trainer_state.json"))
+        if self.facts is not None and self.args.should_save:
+            self.facts.write(written)
+        return written
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in transformers, but a checkpoint gets its name only when it was written whole, and read back."""
+        with self.staged() as staging:
+            written = self._write_checkpoint(staging, trial)
+            if self.args.should_save:
+                seal(written)
+                publish_checkpoint(written, Path(self.args.output_dir) / written.name)
+        if self.args.should_save:
+            rotate_checkpoints(
+                self.args.output_dir,
+                self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def check_saving(self) -> None:
+        """Save everything once, read it back, see whether there is room for more, and remove it; nothing is trained.
+
+        Raises:
+            OSError: if what was written is not whole, or checkpoints will not fit on the disk.
+        """
+        expected = expected_weights(self.model, self.part)
+        with self.staged() as staging:
+            written = self._write_checkpoint(staging)
+            if self.args.should_save:
+                size = seal(written)
+                require_whole(written, expected)
+                trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
+                require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
+
+    def save_final(self) -> None:
+        """Write the trained model to the output folder, file by file only once all of them are whole."""
+        with self.staged() as staging:
+            self.save_model(str(staging / "final"))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(staging / "final")
+                (staging / "final" / MANIFEST_FILE).unlink()
+                publish_model(staging / "final", Path(self.args.output_dir))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, or the part of it that is trained. All ranks must call it."""
+        folder = self.args.output_dir if output_dir is None else output_dir
+        if self.part == "model":
+            super().save_model(folder, _internal_call)
+            return
+        weights = adapter_weights(self.model) if self.part == "adapter_only" else trained_state(self.model)
+        if self.args.should_save:
+            if self.part == "adapter_only":
+                save_adapter(weights, self.model.config, folder)
+            else:
+                save_lora(self.model, weights, folder)
+                self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        adapter = Path(resume_from_checkpoint) / PROJECTOR_FILE
-        if self.adapter_only and adapter.is_file():
-            target: Any = self.model if model is None else model
-            load_projector(target.get_model().mm_projector, str(adapter))
+        target: Any = self.model if model is None else model
+        if self.part == "adapter_only":
+            load_projector(target.get_model().mm_projector, str(Path(resume_from_checkpoint) / PROJECTOR_FILE))
+        elif self.part == "lora":
+            load_adapters(target, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.part == "model" or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+class CheckSaving(TrainerCallback):
+    """Tries a save before the first step of a run that begins."""
+
+    def __init__(self, trainer: LlavaTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run has a checkpoint that was read already."""
+        if state.global_step == 0:
+            self.trainer.check_saving()
 
 
 class _EpochOfSampler(TrainerCallback):
@@ -162,3 +335,11 @@ class _EpochOfSampler(TrainerCallback):
         """`state.epoch` counts in fractions while an epoch runs."""
         if self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+def _ignore_signals(before: Any, worker: int) -> None:
+    """Start of a data loading process: a signal to the whole group must not end it before the run has saved."""
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    if before is not None:
+        before(worker)

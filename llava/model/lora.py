@@ -1,0 +1,138 @@
+"""Low-rank adapters of a LLaVA on disk, as LLaVA lays them out: writing, opening and merging.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors` (peft's format), `config.json`, and
+`non_lora_trainables.bin`: the other weights that were trained, the projector above all, under the names they have
+inside peft's model (`base_model.model.model.mm_projector...`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava.model.collectives import gathered, whole_shape
+from llava.model.loading import read_state_dict
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+NON_LORA_FILE = "non_lora_trainables.bin"
+_PREFIX = "base_model.model."
+# Linear maps of the language model's layers and of nothing else: the vision tower has a q_proj as well.
+LORA_TARGETS = r".*\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.(?:q|k|v|o|gate|up|down)_proj"
+
+
+def is_lora_folder(folder: str | Path) -> bool:
+    """Whether a folder holds adapters rather than a model."""
+    return (Path(folder) / ADAPTER_CONFIG_FILE).is_file()
+
+
+def base_model_of(folder: str | Path) -> str | None:
+    """Name of the model that the adapters were trained on, as they recorded it."""
+    config = json.loads((Path(folder) / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+    return config.get("base_model_name_or_path")
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """All trained weights on the host, by name.
+
+    Every rank must call it: under ZeRO-3 the weights are gathered from all of them.
+    """
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with gathered(named.values()):
+        return {name: weight.detach().cpu().clone() for name, weight in named.items()}
+
+
+def save_lora(model: Any, state: dict[str, Tensor], folder: str | Path) -> None:
+    """Write adapters, the other trained weights and the configuration; one rank calls it.
+
+    Args:
+        model: peft's model around a LLaVA.
+        state: of `trained_state`.
+        folder: is made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapters = {name: weight for name, weight in state.items() if "lora_" in name}
+    model.save_pretrained(folder, state_dict=adapters, save_embedding_layers=False)
+    model.config.save_pretrained(folder)
+    others = {name: weight for name, weight in state.items() if "lora_" not in name}
+    unfinished = folder / (NON_LORA_FILE + ".tmp")
+    torch.save(others, unfinished)
+    os.replace(unfinished, folder / NON_LORA_FILE)
+
+
+def load_adapters(model: Any, folder: str | Path) -> None:
+    """Read adapters and the other trained weights of a folder into peft's model, to train on or to merge.
+
+    Raises:
+        ValueError: if a weight does not fit the model; names it.
+    """
+    folder = Path(folder)
+    files = [path for path in (folder / "adapter_model.safetensors", folder / "adapter_model.bin") if path.is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds neither adapter_model.safetensors nor adapter_model.bin; it is incomplete.")
+    held = read_state_dict(files[0])
+    # peft leaves the adapter's name out of the file.
+    named = {re.sub(r"\.(lora_[AB])\.", r".\1.default.", name): tensor for name, tensor in held.items()}
+    _write_weights(model, named, folder)
+    load_non_lora(model, folder)
+
+
+def load_non_lora(model: nn.Module, folder: str | Path) -> None:
+    """Read `non_lora_trainables.bin`, where there is one, into a LLaVA or peft's model around it.
+
+    Raises:
+        ValueError: if a weight does not fit the model; names it.
+    """
+    path = Path(folder) / NON_LORA_FILE
+    if path.is_file():
+        _write_weights(model, read_state_dict(path), folder)
+    else:
+        logger.warning("%s has no %s; projector and embeddings stay those of the base model.", folder, NON_LORA_FILE)
+
+
+def merge_lora(model: Any, folder: str | Path) -> Any:
+    """A LLaVA with the adapters of a folder worked into its weights.
+
+    Args:
+        model: the base model, not quantised (merging into 4 or 8 bits rounds the result).
+        folder: adapters of this model.
+
+    Raises:
+        ValueError: if the adapters do not fit the model, or it is quantised.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if getattr(model, "quantization_method", None) is not None:
+        raise ValueError("The base model is quantised; merged weights would be rounded. Load it in 16 or 32 bits.")
+    wrapped = get_peft_model(model, LoraConfig.from_pretrained(str(folder)))
+    load_adapters(wrapped, folder)
+    return wrapped.merge_and_unload()
+
+
+def _write_weights(model: nn.Module, held: dict[str, Tensor], folder: str | Path) -> None:
+    own = {name.removeprefix(_PREFIX): weight for name, weight in model.named_parameters()}
+    held = {name.removeprefix(_PREFIX): tensor for name, tensor in held.items()}
+    for name, tensor in held.items():
+        _require_fit(name, tensor, own.get(name), folder)
+    with torch.no_grad(), gathered([own[name] for name in held], changed=True):
+        for name, tensor in held.items():
+            own[name].copy_(tensor)
+
+
+def _require_fit(name: str, tensor: Tensor, target: nn.Parameter | None, folder: str | Path) -> None:
+    if target is None:
+        raise ValueError(f"{folder} holds {name!r}, which the base model lacks; give the model it was trained on.")
+    if tuple(tensor.shape) != whole_shape(target):
+        raise ValueError(
+            f"{name!r} in {folder} has shape {tuple(tensor.shape)}, but the base model needs {whole_shape(target)}; "
+            "give the model it was trained on."
+        )

@@ -1,0 +1,72 @@
+"""Being told to stop: a cluster sends a signal before it takes the machine away, and the run saves and leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+from llava.model.collectives import ranks_must_agree
+
+logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+PREEMPTED_FILE = "preempted.json"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class PreemptedError(Exception):
+    """The run was told to stop, and saved; `exit_status` is what the process ends with."""
+
+    exit_status = EXIT_PREEMPTED
+
+
+class StopOnSignal(TrainerCallback):
+    """Saves and stops after the step in which a signal arrived at any rank."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals instead of dying of them, in the main thread; what they did before comes back at the end."""
+        before = {name: signal.signal(name, self._note) for name in SIGNALS}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """All ranks ask each other after every step, so that they stop after the same one."""
+        told = self.received is not None
+        if ranks_must_agree():
+            anyone = torch.tensor(int(told), device=args.device)
+            distributed.all_reduce(anyone, op=distributed.ReduceOp.MAX)
+            told = bool(anyone)
+        if told and not self.stopped:
+            self.stopped = control.should_save = control.should_training_stop = True
+            logger.warning("Told to stop (%s): saving after step %d.", self.received or "elsewhere", state.global_step)
+
+    def leave(self, output_dir: str | Path, step: int, first_rank: bool) -> None:
+        """End a run that was stopped: leave a note for whoever starts it again.
+
+        Raises:
+            PreemptedError: always.
+        """
+        if first_rank:
+            note = json.dumps({"step": step, "signal": self.received}) + "\n"
+            (Path(output_dir) / PREEMPTED_FILE).write_text(note, encoding="utf-8")
+        raise PreemptedError(f"stopped by {self.received or 'a signal to another rank'} after step {step}")

@@ -1,0 +1,59 @@
+"""Samples that could not be read: counted, named in a file, and fatal above a share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+_ENOUGH = 1000  # before so many samples a share says little
+
+
+class SkippedSamples:
+    """What one rank skipped, in `skipped_samples-RANK.jsonl` of the output folder.
+
+    Args:
+        output_dir: of the run.
+        rank: of this process.
+        samples: size of the data set.
+        max_share: of the samples that this rank has seen; above it the run stops.
+    """
+
+    def __init__(self, output_dir: str | Path, rank: int, samples: int, max_share: float) -> None:
+        self.path = Path(output_dir) / f"skipped_samples-{rank}.jsonl"
+        self.max_share = max_share
+        self.seen = 0
+        self.count = 0
+        self._enough = min(_ENOUGH, samples)
+        self._named: set[str] = set()
+
+    def add(self, ids: Sequence[str], problems: Sequence[str | None]) -> None:
+        """Take note of one batch.
+
+        Args:
+            ids: of its samples.
+            problems: what is wrong with each, None where nothing is.
+
+        Raises:
+            ValueError: if too many samples were skipped so far.
+        """
+        self.seen += len(ids)
+        for name, problem in zip(ids, problems, strict=bool(problems)):
+            if problem is not None:
+                self.count += 1
+                self._name(name, problem)
+        if self.count > self.max_share * max(self.seen, self._enough):
+            raise ValueError(
+                f"{self.count} of {self.seen} samples could not be read, more than --max_bad_share {self.max_share}; "
+                f"they are named in {self.path}. Mend them, clean the data with python -m llava.data.check "
+                "--write-clean, or raise the share."
+            )
+
+    def _name(self, name: str, problem: str) -> None:
+        """Write a sample down, once a run."""
+        if name in self._named:
+            return
+        self._named.add(name)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": name, "problem": problem}, ensure_ascii=False) + "\n")

@@ -1,0 +1,62 @@
+"""The loss on held-out conversations: a mean over their answer tokens, whatever the batch size and number of ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from llava.constants import IGNORE_INDEX
+
+
+class _Repeated(Dataset):
+    """A data set made longer by copies of its first sample that teach nothing, so that all ranks have like work."""
+
+    def __init__(self, dataset: Any, length: int) -> None:
+        self.dataset = dataset
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.dataset):
+            return self.dataset[index]
+        sample = self.dataset[0]
+        return sample | {"labels": torch.full_like(sample["labels"], IGNORE_INDEX)}
+
+
+def held_out_loader(
+    dataset: Any, collator: Any, batch_size: int, rank: int, world_size: int, workers: int = 0
+) -> DataLoader:
+    """This rank's share of a data set, in batches; all ranks have the same number of them."""
+    whole = world_size * batch_size
+    length = -(-len(dataset) // whole) * whole
+    share = Subset(_Repeated(dataset, length), range(rank, length, world_size))
+    return DataLoader(share, batch_size, collate_fn=collator, num_workers=workers)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, loader: DataLoader, prepare: Any, reduce: Any) -> dict[str, float]:
+    """Mean cross entropy of a token, and of how many; the model is left in the mode it was in.
+
+    Args:
+        model: maps a batch to an output with `loss`, the mean over the batch's targets.
+        loader: of `held_out_loader`.
+        prepare: puts a batch where the model is.
+        reduce: sums a tensor over ranks; every rank calls it once.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in loader:
+        for name in ("sample_ids", "truncated", "unsupervised", "problems"):
+            batch.pop(name, None)
+        targets = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        loss = model(**prepare(batch), return_logits=False, num_items_in_batch=1).loss
+        sums += torch.tensor([float(loss), targets], dtype=torch.float64)
+    model.train(was_training)
+    total, tokens = reduce(sums).tolist()
+    return {"loss": total / max(tokens, 1), "tokens": tokens}

@@ -1,0 +1,227 @@
+"""Two processes under torchrun and DeepSpeed: equal to one, never hanging, and losing nothing when killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from distributed import ENTRY, assert_equal, end, losses, run, start, summary, tail, wait, weights
+from safetensors.torch import load_file
+from tiny_llava import flags, write_assets
+
+from llava.train.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 20
+LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, models, and under `pre` a projector to start from."""
+    folder = write_assets(tmp_path_factory.mktemp("assets"))
+    train(flags(folder, folder / "pre", "pretrain", max_steps=2))
+    return folder
+
+
+def options(assets: Path, **changes: object) -> dict[str, object]:
+    """Of a fine-tuning with 4 samples a step; with two processes each has two."""
+    common = {"pretrain_mm_mlp_adapter": assets / "pre/mm_projector.bin", "max_steps": STEPS, "learning_rate": 3e-3}
+    return {**common, "per_device_train_batch_size": 2, "group_by_modality_length": True, **changes}
+
+
+# === Equal to one process ===
+
+
+@pytest.fixture(scope="module")
+def alone(assets: Path) -> Path:
+    """The same training in one process."""
+    return train(flags(assets, assets / "alone", "finetune", **options(assets, per_device_train_batch_size=4)))
+
+
+@pytest.fixture(scope="module", params=["deepspeed-2", "deepspeed-3", "torchrun-2", "torchrun-3"])
+def zero(request: pytest.FixtureRequest, assets: Path) -> Path:
+    """A training with a launcher and a ZeRO stage, with a checkpoint half way."""
+    launcher, stage = request.param.split("-")
+    out = assets / request.param
+    config = ROOT / f"configs/deepspeed/zero{stage}.json"
+    changes = options(assets, deepspeed=config, save_strategy="steps", save_steps=STEPS // 2)
+    run(launcher, flags(assets, out, "finetune", **changes), assets / f"{request.param}.log")
+    return out
+
+
+def test_zero_has_the_losses_and_weights_of_one_process(zero: Path, alone: Path) -> None:
+    assert len(losses(zero)) == STEPS
+    assert losses(zero) == pytest.approx(losses(alone), abs=1e-4)
+    expected, found = weights(alone), weights(zero)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_fault_6_projector_has_its_size_in_every_checkpoint(zero: Path, alone: Path) -> None:
+    for folder in (zero, zero / f"checkpoint-{STEPS // 2}"):
+        held, expected = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
+        assert {name: weight.shape for name, weight in held.items()} == {
+            name: weight.shape for name, weight in expected.items()
+        }
+
+
+def test_zero_to_fp32_gives_the_weights_of_the_checkpoint(zero: Path, tmp_path: Path) -> None:
+    checkpoint = zero / f"checkpoint-{STEPS // 2}"
+    command = [
+        sys.executable,
+        str(checkpoint / "zero_to_fp32.py"),
+        str(checkpoint),
+        str(tmp_path),
+        "--safe_serialization",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found, expected = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    trained = [name for name in expected if "vision_tower" not in name]
+    assert all(torch.equal(found[name], expected[name]) for name in trained)
+
+
+def test_frozen_weights_have_no_optimizer_state(zero: Path) -> None:
+    """ZeRO cuts one flat float32 copy of what is trained: its length says what has state."""
+    counts = summary(zero)["parameters"]
+    trained = sum(part["trained"] for part in counts.values())
+    assert counts["vision_tower"]["trained"] == 0 and trained > 0
+    pieces = sorted((zero / f"checkpoint-{STEPS // 2}/global_step{STEPS // 2}").glob("*optim_states.pt"))
+    assert len(pieces) == 2
+    held = 0
+    for piece in pieces:
+        state = torch.load(piece, map_location="cpu", weights_only=False)["optimizer_state_dict"]
+        base = state.get("base_optimizer_state") or state["optimizer_state_dict"]
+        held += sum(part["exp_avg"].numel() for part in base["state"].values())
+    assert trained <= held < trained + 1000, "moments of trained weights, and some padding"
+
+
+# === Different contents ===
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fault_7_ranks_with_different_contents_neither_hang_nor_disagree(
+    assets: Path, tmp_path: Path, stage: int
+) -> None:
+    """Rank 0 sees text where rank 1 sees five images, and the other way round; the last drop leaves no visual token."""
+    (tmp_path / "mixed.json").write_text(json.dumps(mixed_records() * 2))
+    changes = options(
+        assets, data_path=tmp_path / "mixed.json", train_sampling_strategy="sequential", group_by_modality_length=False,
+        per_device_train_batch_size=1, max_steps=6,
+    )  # fmt: skip
+    config = {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json"}
+    run("deepspeed", flags(assets, tmp_path / "two", "finetune", **changes, **config), tmp_path / "log")
+    single = changes | {"per_device_train_batch_size": 2}
+    train(flags(assets, tmp_path / "one", "finetune", **single))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def mixed_records() -> list[dict]:
+    """Neighbours go to different ranks: text beside one image, five images, text, and no answer in sight."""
+
+    def record(name: str, images: int) -> dict:
+        marks = "<image>\n" * images
+        shown = {"image": ["red.png", "blue.png", "green.png", "yellow.png", "red.png"][:images]} if images else {}
+        turns = [{"from": "human", "value": f"{marks}Which colour is it?"}, {"from": "gpt", "value": "blue"}]
+        return {"id": name, "conversations": turns, **shown}
+
+    return [record(f"r{i}", count) for i, count in enumerate((0, 1, 5, 0, 0, 5, 0, 0, 1, 5, 1, 0))]
+
+
+# === Killed, told to stop, and gone on ===
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The training processes below a launcher, data loading left out."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    found = [child for child in children if ENTRY in " ".join(child.cmdline())]
+    parents = {child.pid for child in found}
+    return sorted((child for child in found if child.ppid() not in parents), key=lambda child: child.pid)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, patience: float = 120) -> None:
+    """Until a folder is there."""
+    started = time.monotonic()
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() - started < patience, tail(log)
+        time.sleep(0.01)
+
+
+PARTS: dict[str, tuple[str, dict[str, object]]] = {
+    "full": ("finetune", {}),
+    "lora": ("finetune", LORA),
+    "adapter-only": ("pretrain", {"pretrain_mm_mlp_adapter": None, "group_by_modality_length": False}),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_fault_4_killed_at_a_random_step_and_started_again(assets: Path, tmp_path: Path, part: str) -> None:
+    """`kill -9` of one of two ranks; the second start ends with the weights of a run that nobody disturbed."""
+    phase, changes = PARTS[part]
+    changes = options(assets, max_steps=40, save_strategy="steps", save_steps=5, save_total_limit=2) | changes
+    run("torchrun", flags(assets, tmp_path / "whole", phase, **changes), tmp_path / "whole.log")
+    arguments, log = flags(assets, tmp_path / "killed", phase, **changes), tmp_path / "killed.log"
+    process = start("torchrun", arguments, log)
+    try:
+        wait_for(tmp_path / "killed/checkpoint-5", process, log)
+        time.sleep(random.uniform(0, 0.4))
+        random.choice(ranks_of(process)).kill()
+        assert process.wait(timeout=90) != 0
+    finally:
+        end(process)
+    reached = sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*"))
+    assert reached and not (tmp_path / "killed/train_summary.json").exists(), reached
+    run("torchrun", arguments, tmp_path / "again.log")
+    assert "Resuming from" in tail(tmp_path / "again.log", 100_000)
+    assert_equal(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_fault_4_told_to_stop_a_run_saves_and_says_so(assets: Path, tmp_path: Path) -> None:
+    """SIGTERM to the whole process group, data loading included, as a cluster does it."""
+    changes = options(assets, max_steps=60, save_strategy="steps", save_steps=5, dataloader_num_workers=1)
+    train(flags(assets, tmp_path / "whole", "finetune", **changes))
+    arguments, log = flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log"
+    process = start("python", arguments, log)
+    wait_for(tmp_path / "out/checkpoint-5", process, log)
+    import os
+
+    os.killpg(process.pid, signal.SIGTERM)
+    assert wait(process, log) == 75, tail(log)
+    note = json.loads((tmp_path / "out/preempted.json").read_text())
+    assert note["signal"] == "SIGTERM" and (tmp_path / f"out/checkpoint-{note['step']}").is_dir()
+    assert not (tmp_path / "out/model.safetensors").exists()
+    run("python", arguments, tmp_path / "log2")
+    assert not (tmp_path / "out/preempted.json").exists()
+    assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_fault_4_told_to_stop_through_a_launcher_both_ranks_save(assets: Path, tmp_path: Path, launcher: str) -> None:
+    changes = options(assets, max_steps=2000, save_strategy="steps", save_steps=500)
+    if launcher == "deepspeed":
+        changes["deepspeed"] = ROOT / "configs/deepspeed/zero2.json"
+    log = tmp_path / "log"
+    process = start(launcher, flags(assets, tmp_path / "out", "finetune", **changes), log)
+    try:
+        started = time.monotonic()
+        while "'loss'" not in tail(log, 1_000_000):
+            assert process.poll() is None and time.monotonic() - started < 120, tail(log)
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=90)
+    finally:
+        end(process)
+    note = json.loads((tmp_path / "out/preempted.json").read_text())
+    assert (tmp_path / f"out/checkpoint-{note['step']}/manifest.json").is_file(), tail(log)
