@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -60,3 +62,26 @@ def test_weights_are_never_unpickled(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_fault_10_no_error_is_swallowed_unnamed(path: Path) -> None:
+    """A masked ImportError turns an upgrade into a riddle: no bare except, none that passes over everything."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: say which errors"
+            silent = all(isinstance(statement, ast.Pass) for statement in node.body)
+            assert not (silent and ast.unparse(node.type) in ("Exception", "BaseException", "ImportError"))
+
+
+def test_fault_10_the_tested_versions_are_the_ones_that_are_asked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    tested = {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+    for requirement in map(Requirement, asked):
+        if requirement.name in tested:
+            (version,) = tested[requirement.name].specifier
+            assert requirement.specifier.contains(version.version), str(requirement)
+    internals = next(requirement for requirement in map(Requirement, asked) if requirement.name == "transformers")
+    assert str(internals.specifier) == "<5.24,>=5.23", "its internals are used: one minor release at a time"

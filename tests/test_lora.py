@@ -99,6 +99,8 @@ def test_qlora_learns_on_a_cpu(assets: Path, tmp_path: Path, bits: int) -> None:
     written = weights(tmp_path / "out")
     b_matrices = [weight for name, weight in written.items() if "lora_B" in name]
     assert all(weight.abs().sum() > 0 for weight in b_matrices), "every adapter received gradients"
+    _, merged, _, _ = load_pretrained_model(str(tmp_path / "out"), str(assets / "lm"), device="cpu")
+    assert {weight.dtype for weight in merged.parameters()} == {torch.float32}, "opens unquantised, and merges"
 
 
 def test_what_does_not_go_together_is_said(assets: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_llava import write_assets
 
 from playground.quickstart.results import Results
 
@@ -101,9 +103,39 @@ def test_cluster_recipes_make_a_command(command: str) -> None:
     assert "train_mem.py" in shell(command, DRY_RUN="1")
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("python -m")])
-def test_module_commands_run(command: str) -> None:
-    assert "191.75" in shell(command)
+def modules(name: str) -> list[str]:
+    """The README's commands that run a module."""
+    found = [line for line in commands() if line.startswith(f"python -m {name} ")]
+    assert found, name
+    return found
+
+
+def test_the_schedule_is_printed() -> None:
+    for command in modules("llava.compression.schedule"):
+        assert "191.75" in shell(command)
+
+
+@pytest.mark.slow
+def test_the_doctor_says_what_fits() -> None:
+    for command in modules("llava.doctor"):
+        said = shell(command)
+        assert "finetune" in said and "ZeRO" in said
+
+
+def test_the_data_check_reads_a_data_set(tmp_path: Path) -> None:
+    assets = write_assets(tmp_path)
+    for command in modules("llava.data.check"):
+        here = command.replace("/data/llava_v1_5_mix665k.json", str(assets / "chats.json"))
+        here = here.replace("--image-folder /data", f"--image-folder {assets / 'images'}")
+        here = here.replace("/data/clean.json", str(tmp_path / "clean.json"))
+        assert "/data" not in here.replace(str(tmp_path), "")
+        assert "16" in shell(here)
+        assert len(json.loads((tmp_path / "clean.json").read_text())) == 16
+
+
+def test_every_module_command_is_run_here() -> None:
+    tried = ("llava.compression.schedule", "llava.doctor", "llava.data.check")
+    assert {line.split()[2] for line in commands() if line.startswith("python -m")} == set(tried)
 
 
 def test_every_module_and_file_that_is_named_exists() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -49,7 +50,7 @@ def alone(assets: Path) -> Path:
     return train(flags(assets, assets / "alone", "finetune", **options(assets, per_device_train_batch_size=4)))
 
 
-@pytest.fixture(scope="module", params=["deepspeed-2", "deepspeed-3", "torchrun-2", "torchrun-3"])
+@pytest.fixture(scope="module", params=["deepspeed-2", "deepspeed-3", "torchrun-2", "torchrun-3", "torchrun-3_offload"])
 def zero(request: pytest.FixtureRequest, assets: Path) -> Path:
     """A training with a launcher and a ZeRO stage, with a checkpoint half way."""
     launcher, stage = request.param.split("-")
@@ -106,6 +107,26 @@ def test_frozen_weights_have_no_optimizer_state(zero: Path) -> None:
         base = state.get("base_optimizer_state") or state["optimizer_state_dict"]
         held += sum(part["exp_avg"].numel() for part in base["state"].values())
     assert trained <= held < trained + 1000, "moments of trained weights, and some padding"
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fault_4_lora_under_zero_resumes_bit_for_bit(assets: Path, tmp_path: Path, stage: int) -> None:
+    """bfloat16 for one stage, float32 for the other; dropout makes the random states matter."""
+    config = {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json", "bf16": stage == 2}
+    changes = options(assets, max_steps=6, save_strategy="steps", save_steps=3, **LORA, **config)
+    run("torchrun", flags(assets, tmp_path / "whole", "finetune", **changes), tmp_path / "log")
+    shutil.copytree(tmp_path / "whole/checkpoint-3", tmp_path / "again/checkpoint-3")
+    run("torchrun", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
+    assert_equal(tmp_path / "whole", tmp_path / "again")
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+
+
+def test_qlora_trains_on_two_ranks_under_zero(assets: Path, tmp_path: Path) -> None:
+    config = {"deepspeed": ROOT / "configs/deepspeed/zero2.json", "bits": 4}
+    changes = options(assets, max_steps=6, **LORA, **config)
+    run("torchrun", flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log")
+    curve = losses(tmp_path / "out")
+    assert curve[-1] < curve[1] and weights(tmp_path / "out")
 
 
 # === Different contents ===
@@ -195,8 +216,6 @@ def test_fault_4_told_to_stop_a_run_saves_and_says_so(assets: Path, tmp_path: Pa
     arguments, log = flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log"
     process = start("python", arguments, log)
     wait_for(tmp_path / "out/checkpoint-5", process, log)
-    import os
-
     os.killpg(process.pid, signal.SIGTERM)
     assert wait(process, log) == 75, tail(log)
     note = json.loads((tmp_path / "out/preempted.json").read_text())

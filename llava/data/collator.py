@@ -28,8 +28,8 @@ class SupervisedCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
-        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids`, `truncated` and
-        `unsupervised` (lists [B]).
+        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids`, `truncated`,
+        `unsupervised` and `problems` (lists [B]; a problem is None, or why an image of the sample was left out).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -40,6 +40,7 @@ class SupervisedCollator:
             "sample_ids": [sample["sample_id"] for sample in samples],
             "truncated": [sample["truncated"] for sample in samples],
             "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
+            "problems": [sample.get("problem") for sample in samples],
         }
         images = [image for sample in samples for image in sample["images"]]
         if images:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.compression.salience import SalientFinder, salient_spans
-from llava.conversation import get_template
+from llava.constants import IGNORE_INDEX
+from llava.data.cache import digest_text
 from llava.data.images import BadImageError, image_path, open_rgb
-from llava.data.records import Record, read_records, wrap_image_marks
-from llava.data.tokenization import EncodedText, encode_conversation, truncate
+from llava.data.mixture import RecordMix, open_mix
+from llava.data.records import Record
+from llava.data.store import row_of
+from llava.data.tokenization import EncodedText, truncate
+from llava.data.tokens import RecordEncoder, token_table
 from llava.mm_utils import preprocess_image
+
+logger = logging.getLogger(__name__)
+
+BAD_SAMPLE_POLICIES = ("fail", "skip")
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,17 @@ class DataConfig:
         template: key of `conv_templates`.
         max_length: tokens the model takes, images expanded.
         visual_tokens: tokens that one image becomes on its way into the decoder.
-        image_folder: where image names start.
+        image_folder: where image names start, unless their source in a mixture has a folder of its own.
         image_aspect_ratio: `pad` or `square`.
         use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
         find_salient: says which words of a question are salient.
+        salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is
+            cached.
+        on_bad_sample: what an image that cannot be read does: `fail` raises; `skip` makes a sample of the same
+            shape that teaches nothing, so that all ranks go on alike.
+        pretokenise: encode the records of files once and keep the result; otherwise whenever a sample is asked for.
+        cache_dir: where tables of files are kept; None for a folder in the cache of the `datasets` library.
+        num_proc: processes that encode; None for as many as the size is worth.
     """
 
     template: str
@@ -40,20 +60,41 @@ class DataConfig:
     image_aspect_ratio: str = "square"
     use_im_start_end: bool = False
     find_salient: SalientFinder = salient_spans
+    salient_name: str | None = None
+    on_bad_sample: str = "fail"
+    pretokenise: bool = True
+    cache_dir: str | Path | None = None
+    num_proc: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the policy.
+
+        Raises:
+            ValueError: if there is no such policy.
+        """
+        if self.on_bad_sample not in BAD_SAMPLE_POLICIES:
+            raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; accepted are {', '.join(BAD_SAMPLE_POLICIES)}.")
 
 
 class LazySupervisedDataset(Dataset):
     """LLaVA records as training samples.
 
     A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of [3, H, W] in the order of
-    their marks; empty for text), `sample_id` and `truncated`.
+    their marks; empty for text), `sample_id`, `truncated`, and `problem`: None, or why an image was left out. Such an
+    image is zeros, and no label of its sample is left.
 
     Args:
-        records: the conversations, or the path of a JSON or JSONL file of them.
+        records: the conversations, or the path of a JSON or JSONL file of them, or of a YAML mixture of files. Those
+            of files are mapped from disk; see `llava.data.store`.
         tokenizer: a fast tokenizer.
         image_processor: of the vision tower; None for a run without images.
         config: how to encode.
+
+    Raises:
+        ValueError: if a file or a record is faulty, or there are images and no tower.
     """
+
+    records: Sequence[Record]
 
     def __init__(
         self,
@@ -62,13 +103,16 @@ class LazySupervisedDataset(Dataset):
         image_processor: Any | None,
         config: DataConfig,
     ) -> None:
-        self.records = read_records(records) if isinstance(records, str | Path) else records
+        self.records = open_mix(records, config.cache_dir) if isinstance(records, str | Path) else records
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.config = config
-        self._image_tags = "mmtag" in get_template(config.template).version
-        if image_processor is None and any(record.images for record in self.records):
+        if image_processor is None and self.has_image.any():
             raise ValueError("The data holds images, but the model has no vision tower; give --vision_tower.")
+        self._encoder = RecordEncoder(
+            tokenizer, config.template, config.use_im_start_end, config.find_salient, config.salient_name
+        )
+        self._tokens = self._tokenise() if config.pretokenise else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -76,37 +120,82 @@ class LazySupervisedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         encoded = self.encode(index)
-        images = [self._pixels(name, record) for name in record.images[: encoded.num_images]]
-        return {**encoded.tensors(), "images": images, "sample_id": record.id, "truncated": encoded.truncated}
+        images, problem = self._images(record, encoded.num_images)
+        if problem is not None:
+            encoded = replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels))
+        facts = {"sample_id": record.id, "truncated": encoded.truncated, "problem": problem}
+        return {**encoded.tensors(), "images": images, **facts}
 
     def encode(self, index: int) -> EncodedText:
-        """The text of one sample, cut to the model's length; no image is opened."""
-        record, config = self.records[index], self.config
-        turns: Sequence[str] = record.turns
-        if record.images:
-            turns = [wrap_image_marks(turn, config.use_im_start_end, self._image_tags) for turn in turns]
-        try:
-            encoded = encode_conversation(
-                turns, self.tokenizer, config.template, bool(record.images), config.find_salient
-            )
-        except ValueError as error:
-            raise ValueError(f"record {record.id!r}: {error}") from error
-        return truncate(encoded, config.max_length, config.visual_tokens)
+        """The text of one sample, cut to the model's length; no image is opened.
+
+        Raises:
+            ValueError: if the record does not go with the template; names it.
+        """
+        return truncate(self._text(index), self.config.max_length, self.config.visual_tokens)
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> NDArray[np.int64]:
         """Rough length of every sample in tokens: words of text and the tokens of its images."""
-        visual = self.config.visual_tokens
-        return [record.num_words + visual * len(record.images) for record in self.records]
+        return self._column("num_words") + self.config.visual_tokens * self._column("num_images")
 
     @property
-    def has_image(self) -> list[bool]:
+    def has_image(self) -> NDArray[np.bool_]:
         """Which samples show an image."""
-        return [bool(record.images) for record in self.records]
+        return self._column("num_images") > 0
 
-    def _pixels(self, name: str, record: Record) -> torch.Tensor:
-        try:
-            image = open_rgb(image_path(self.config.image_folder, name))
-        except BadImageError as error:
-            raise BadImageError(f"record {record.id!r}: {error}") from error
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the samples and their order, wherever the files lie; images are not looked at."""
+        if isinstance(self.records, RecordMix):
+            return self.records.fingerprint
+        return digest_text(json.dumps(row_of(record)) for record in self.records)
+
+    def describe(self) -> str:
+        """Where the samples come from, a line for every source."""
+        if isinstance(self.records, RecordMix):
+            return self.records.describe()
+        return f"{len(self.records):,} records in memory"
+
+    def _tokenise(self) -> list[Any] | None:
+        """The token table of every source; None for records in memory, or if they cannot be cached."""
+        if not isinstance(self.records, RecordMix):
+            return None
+        config = self.config
+        tables = [token_table(table, self._encoder, config.cache_dir, config.num_proc) for table in self.records.tables]
+        if None in tables:
+            logger.info(
+                "The finder of salient words has no name to keep its work under; samples are encoded as needed."
+            )
+            return None
+        return tables
+
+    def _text(self, index: int) -> EncodedText:
+        if self._tokens is None or not isinstance(self.records, RecordMix):
+            return self._encoder.encode(self.records[index])
+        table, row = self.records.place(index)
+        return EncodedText(**self._tokens[table][row])
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        if isinstance(self.records, RecordMix):
+            return self.records.column(name)
+        numbers = {"num_words": lambda record: record.num_words, "num_images": lambda record: len(record.images)}
+        return np.fromiter(map(numbers[name], self.records), dtype=np.int64, count=len(self.records))
+
+    def _images(self, record: Record, count: int) -> tuple[list[torch.Tensor], str | None]:
+        """Pixels of the first `count` images, and what is wrong with them."""
+        images, problems = [], []
+        for name in record.images[:count]:
+            try:
+                image = open_rgb(image_path(record.image_folder or self.config.image_folder, name))
+            except BadImageError as error:
+                if self.config.on_bad_sample == "fail":
+                    raise BadImageError(f"record {record.id!r}: {error}") from error
+                problems.append(str(error))
+                images.append(torch.zeros_like(self._pixels(Image.new("RGB", (1, 1)))))
+            else:
+                images.append(self._pixels(image))
+        return images, f"record {record.id!r}: {' '.join(problems)}" if problems else None
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
         return preprocess_image(image, self.image_processor, self.config.image_aspect_ratio)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# What Pillow's decoders raise on damaged files.
+_READ_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
 class BadImageError(ValueError):
@@ -30,15 +36,25 @@ def image_path(image_folder: str | Path, name: str) -> Path:
 def open_rgb(path: str | Path) -> Image.Image:
     """Read a file as RGB. Like LLaVA, an EXIF rotation is not applied; 16-bit grey is scaled, not clipped.
 
+    Pillow's limit `Image.MAX_IMAGE_PIXELS` is a limit here, not a warning.
+
     Raises:
-        BadImageError: if the file is missing, empty, damaged, not an image, or unreasonably large.
+        BadImageError: if the file is missing, empty, damaged, cut off, not an image, or unreasonably large.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _read_rgb(path)
     except FileNotFoundError as error:
         raise BadImageError(f"There is no image file {str(path)!r}; check --image_folder.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadImageError(f"Image file {str(path)!r} is too large: {error}") from error
+    except _READ_ERRORS as error:
         raise BadImageError(f"Image file {str(path)!r} cannot be read: {error}") from error
+
+
+def _read_rgb(path: str | Path) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")

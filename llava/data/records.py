@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.data.json_stream import iterate_json
 
+FAULTS_TO_SHOW = 5
 _SPEAKERS = ("human", "gpt")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation: alternating `turns`, the human first, and image files in the order of their marks."""
+    """One conversation: alternating `turns`, the human first, and image files in the order of their marks.
+
+    Attributes:
+        id: as the file gives it, or its number there.
+        turns: texts.
+        images: file names.
+        image_folder: where they start, if its source in a mixture has a folder of its own.
+        source: name of its source in a mixture.
+    """
 
     id: str
     turns: tuple[str, ...]
     images: tuple[str, ...] = ()
+    image_folder: str | None = None
+    source: str | None = None
 
     @property
     def num_words(self) -> int:
@@ -28,26 +39,36 @@ class Record:
 
 
 def read_records(path: str | Path) -> list[Record]:
+    """Read a JSON list or a JSONL file of LLaVA records into memory; see `iterate_records`."""
+    return list(iterate_records(path))
+
+
+def iterate_records(path: str | Path) -> Iterator[Record]:
     """Read a JSON list or a JSONL file of LLaVA records and check them all, before hours of training.
 
     Raises:
-        ValueError: if the file or a record is not in LLaVA's format; names the first offenders.
+        ValueError: if the file or a record is not in LLaVA's format. Faulty records are told together, after the
+            last good one; the first of them are named.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
-    records, faults = [], []
-    for index, data in enumerate(_read_json(path)):
+    good, faulty = 0, 0
+    shown: list[str] = []
+    for index, data in enumerate(iterate_json(path)):
         try:
-            records.append(parse_record(data, index))
+            record = parse_record(data, index)
         except ValueError as error:
-            faults.append(str(error))
-    if faults:
-        shown = "\n  ".join(faults[:5])
-        raise ValueError(f"{path}: {len(faults)} of {len(faults) + len(records)} records are unusable:\n  {shown}")
-    if not records:
+            faulty += 1
+            shown += [str(error)] if len(shown) < FAULTS_TO_SHOW else []
+            continue
+        good += 1
+        yield record
+    if faulty:
+        listed = "\n  ".join(shown)
+        raise ValueError(f"{path}: {faulty} of {faulty + good} records are unusable:\n  {listed}")
+    if not good:
         raise ValueError(f"{path} holds no records.")
-    return records
 
 
 def parse_record(data: Any, index: int) -> Record:
@@ -57,21 +78,22 @@ def parse_record(data: Any, index: int) -> Record:
     are not human are left out. Without images, `<image>` is ordinary text.
 
     Raises:
-        ValueError: if a field is missing or of the wrong kind, turns do not alternate, or images and their
-            marks do not agree.
+        ValueError: if a field is missing or of the wrong kind, turns do not alternate, images and their marks
+            do not agree, or a text cannot be written as UTF-8.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
     name = str(data.get("id", index))
     images = data.get("image") or ()
-    images = (images,) if isinstance(images, str) else tuple(images)
-    if not all(isinstance(image, str) for image in images):
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
         raise ValueError(f"record {name!r}: 'image' must be a file name or a list of them.")
     turns = _turns(data.get("conversations"), name)
+    _require_text([name, *images, *turns], name)
     if images:
         turns = [_image_first(turn) for turn in turns]
         _check_marks(turns, len(images), name)
-    return Record(name, tuple(turns), images)
+    return Record(name, tuple(turns), tuple(images))
 
 
 def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) -> str:
@@ -82,16 +104,6 @@ def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) ->
     if use_im_start_end:
         mark = mark.replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN)
     return text.replace(DEFAULT_IMAGE_TOKEN, mark)
-
-
-def _read_json(path: Path) -> Sequence[Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if not text.lstrip().startswith("["):
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
 def _turns(conversations: Any, name: str) -> list[str]:
@@ -108,6 +120,17 @@ def _turns(conversations: Any, name: str) -> list[str]:
         if not isinstance(value, str):
             raise ValueError(f"record {name!r}: turn {turn} has no text.")
     return [value for _, value in said]
+
+
+def _require_text(texts: Sequence[str], name: str) -> None:
+    """Half of a surrogate pair, as in a text cut between two escapes, is no character and cannot be stored."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise ValueError(
+            f"record {name!r} holds {half}, half of a surrogate pair; write the whole character."
+        ) from None
 
 
 def _image_first(turn: str) -> str:

@@ -7,9 +7,14 @@ continues with the order it was interrupted in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+Indices = NDArray[np.int64]
 
 
 class EpochSampler(Sampler[int]):
@@ -33,8 +38,8 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         world_size: int = 1,
         accumulation: int = 1,
-        lengths: Sequence[int] | None = None,
-        kinds: Sequence[bool] | None = None,
+        lengths: Sequence[int] | NDArray[np.int64] | None = None,
+        kinds: Sequence[bool] | NDArray[np.bool_] | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
@@ -58,49 +63,61 @@ class EpochSampler(Sampler[int]):
     def order(self) -> list[int]:
         """All indices, once each, in this epoch's order."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        shuffled = torch.randperm(self.num_samples, generator=generator).tolist()
+        shuffled = torch.randperm(self.num_samples, generator=generator).numpy()
         if self.lengths is None:
-            return shuffled
-        kinds = self.kinds or [True] * self.num_samples
-        steps, rest = [], []
-        for kind in (True, False):
-            full, left = self._whole_steps([index for index in shuffled if kinds[index] == kind])
-            steps += full
-            rest += left
-        shuffled_steps = [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
-        leftover_steps = _chunks(rest, self._step_size)
-        return [index for step in shuffled_steps + leftover_steps for index in self._arrange(step)]
+            return shuffled.tolist()
+        steps, rest = self._whole_steps(shuffled)
+        arranged = self._arrange(steps[torch.randperm(len(steps), generator=generator).numpy()])
+        size = self._step_size
+        leftovers = [self._arrange_short(rest[start : start + size]) for start in range(0, len(rest), size)]
+        return np.concatenate([arranged, *leftovers]).tolist()
+
+    @property
+    def _pass_size(self) -> int:
+        return self.batch_size * self.world_size
 
     @property
     def _step_size(self) -> int:
-        return self.batch_size * self.world_size * self.accumulation
+        return self._pass_size * self.accumulation
 
-    def _whole_steps(self, indices: list[int]) -> tuple[list[list[int]], list[int]]:
-        """Cut shuffled indices into optimizer steps; what does not fill one is handed back."""
-        steps = _chunks(indices, self._step_size)
-        left = steps.pop() if steps and len(steps[-1]) < self._step_size else []
-        return steps, left
+    def _whole_steps(self, shuffled: Indices) -> tuple[Indices, Indices]:
+        """Cut shuffled indices into optimizer steps [S, step] of one kind each, and what does not fill one [R]."""
+        of_kind = [shuffled]
+        if self.kinds is not None:
+            kinds = np.asarray(self.kinds, dtype=bool)[shuffled]
+            of_kind = [shuffled[kinds], shuffled[~kinds]]
+        ends = [len(indices) - len(indices) % self._step_size for indices in of_kind]
+        steps = [indices[:end].reshape(-1, self._step_size) for indices, end in zip(of_kind, ends, strict=True)]
+        return np.concatenate(steps), np.concatenate([i[end:] for i, end in zip(of_kind, ends, strict=True)])
 
-    def _arrange(self, step: list[int]) -> list[int]:
-        """Sort one step so that each forward pass has samples of like length and its ranks have like work."""
-        assert self.lengths is not None
-        lengths = self.lengths
-        by_length = sorted(step, key=lambda index: lengths[index], reverse=True)
-        passes = _chunks(by_length, self.batch_size * self.world_size)
-        return [index for group in passes for index in self._share_out(group, lengths)]
+    def _arrange(self, steps: Indices) -> Indices:
+        """Sort whole steps [S, step] so that each forward pass has samples of like length and its ranks have like
+        work; returns their samples in order [S * step].
+        """
+        lengths = np.asarray(self.lengths, dtype=np.float64)
+        longest_first = np.argsort(-lengths[steps], axis=1, kind="stable")
+        by_length = np.take_along_axis(steps, longest_first, axis=1)
+        return self._share_out(by_length.reshape(-1, self._pass_size), lengths).ravel()
 
-    def _share_out(self, group: list[int], lengths: Sequence[int]) -> list[int]:
-        """Deal samples, longest first, each to the rank with the least work so far that has room."""
-        if len(group) < self.batch_size * self.world_size:
-            return group
-        ranks: list[list[int]] = [[] for _ in range(self.world_size)]
-        work = [0] * self.world_size
-        for index in group:
-            rank = min((r for r in range(self.world_size) if len(ranks[r]) < self.batch_size), key=work.__getitem__)
-            ranks[rank].append(index)
-            work[rank] += lengths[index]
-        return [index for rank in ranks for index in rank]
+    def _arrange_short(self, indices: Indices) -> Indices:
+        """The same for a step that may be short: its last pass may be, and is not shared out."""
+        lengths = np.asarray(self.lengths, dtype=np.float64)
+        by_length = indices[np.argsort(-lengths[indices], kind="stable")]
+        end = len(by_length) - len(by_length) % self._pass_size
+        passes = by_length[:end].reshape(-1, self._pass_size)
+        return np.concatenate([self._share_out(passes, lengths).ravel(), by_length[end:]])
 
-
-def _chunks(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    def _share_out(self, passes: Indices, lengths: NDArray[Any]) -> Indices:
+        """Deal the samples of every pass [P, batch * ranks], longest first, each to the rank with the least work so
+        far that has room. Returns passes in which the samples of each rank stand together.
+        """
+        number = np.arange(len(passes))
+        work = np.zeros((len(passes), self.world_size), dtype=np.float64)
+        held = np.zeros((len(passes), self.world_size), dtype=np.int64)
+        dealt = np.empty_like(passes)
+        for sample in passes.T:
+            rank = np.where(held < self.batch_size, work, np.inf).argmin(axis=1)
+            dealt[number, rank * self.batch_size + held[number, rank]] = sample
+            held[number, rank] += 1
+            work[number, rank] += lengths[sample]
+        return dealt

@@ -7,6 +7,7 @@ inside peft's model (`base_model.model.model.mm_projector...`).
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -62,7 +63,10 @@ def save_lora(model: Any, state: dict[str, Tensor], folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     adapters = {name: weight for name, weight in state.items() if "lora_" in name}
     model.save_pretrained(folder, state_dict=adapters, save_embedding_layers=False)
-    model.config.save_pretrained(folder)
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):  # how it was trained, not how it must be opened
+        del config.quantization_config
+    config.save_pretrained(folder)
     others = {name: weight for name, weight in state.items() if "lora_" not in name}
     unfinished = folder / (NON_LORA_FILE + ".tmp")
     torch.save(others, unfinished)

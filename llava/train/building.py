@@ -103,7 +103,6 @@ def make_data(
     tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     data_args: DataArguments,
-    training_args: TrainingArguments,
 ) -> tuple[LazySupervisedDataset, SupervisedCollator]:
     """Training data and the collator that belongs to it."""
     tower = model.get_vision_tower()
@@ -115,6 +114,9 @@ def make_data(
         image_aspect_ratio=data_args.image_aspect_ratio,
         use_im_start_end=model_args.mm_use_im_start_end,
         find_salient=salient_words(data_args.salient_words),
+        salient_name=data_args.salient_words,
+        on_bad_sample=data_args.on_bad_sample,
+        cache_dir=data_args.data_cache_dir,
     )
     assert data_args.data_path is not None
     processor = None if tower is None else tower.image_processor

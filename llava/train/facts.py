@@ -65,7 +65,7 @@ def describe_run(model: Any, dataset: Any, args: TrainingArguments, part: str) -
         engine = f"deepspeed-zero{args.hf_deepspeed_config.get_value('zero_optimization.stage', 0)}"
     return RunFacts(
         compression=model.compression.to_dict(),
-        data=getattr(dataset, "fingerprint", ""),
+        data=dataset.fingerprint,
         samples=len(dataset),
         world_size=args.world_size,
         batch_size=args.world_size * args.train_batch_size * args.gradient_accumulation_steps,

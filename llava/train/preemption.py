@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,13 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals instead of dying of them, in the main thread; what they did before comes back at the end."""
+        """Note signals instead of dying of them; what they did before comes back at the end.
+
+        Only a main thread hears signals; in another one nothing is changed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {name: signal.signal(name, self._note) for name in SIGNALS}
         try:
             yield

@@ -66,7 +66,7 @@ def write_summary(
     model: LlavaLlamaForCausalLM,
     statistics: DataStatistics,
     log_history: list[dict[str, Any]],
-    counts: dict[str, int],
+    totals: dict[str, Any],
 ) -> Path:
     """Leave `train_summary.json`: the loss curve and everything that `log_start` said, for reports.
 
@@ -75,7 +75,7 @@ def write_summary(
         phase: `pretrain` or `finetune`.
         model, statistics: as trained.
         log_history: of the Trainer.
-        counts: samples trained on, cut, and without labels, over all ranks.
+        totals: of `LlavaTrainer.totals`; under `counts` the samples trained on, cut, without labels, and skipped.
     """
     tokens = visual_tokens(model)
     steps = ("step", "epoch", "loss", "grad_norm", "learning_rate")
@@ -86,7 +86,9 @@ def write_summary(
         "average_visual_tokens": average_visual_tokens(tokens) if tokens else 0.0,
         "parameters": count_parameters(model),
         "data": statistics.to_dict(),
-        "counts": counts,
+        "counts": totals["counts"],
+        "metrics": {name: value for name, value in totals.items() if name != "counts"},
+        "evaluations": [entry for entry in log_history if "eval_loss" in entry],
         "curve": [{name: entry.get(name) for name in steps} for entry in log_history if "loss" in entry],
         "result": next((entry for entry in reversed(log_history) if "train_runtime" in entry), {}),
     }

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from transformers import set_seed
 
 from llava.data.measure import DataStatistics, measure
@@ -20,6 +18,7 @@ from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_same_run
+from llava.train.meter import summary_table
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -46,7 +45,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)
     choose_trained(model, model_args, training_args)
-    dataset, collator = make_data(model, tokenizer, model_args, data_args, training_args)
+    dataset, collator = make_data(model, tokenizer, model_args, data_args)
     held_out = make_held_out(dataset, data_args)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
     facts = describe_run(model, dataset, training_args, part)
@@ -55,6 +54,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     statistics = measure(dataset, make_sampler(dataset, training_args).order(), training_args.train_batch_size)
     if part == "lora":
         model = add_lora(model, training_args)
+    logger.info("Data: %s", dataset.describe())
     log_start(model, statistics)
     statistics.require_supervision()
 
@@ -96,6 +96,7 @@ def run(trainer: LlavaTrainer, checkpoint: Path | None) -> None:
         (Path(args.output_dir) / PREEMPTED_FILE).unlink(missing_ok=True)
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.meter.stop()
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         stop.leave(args.output_dir, trainer.state.global_step, args.should_save)
 
@@ -107,11 +108,12 @@ def finish(trainer: LlavaTrainer, statistics: DataStatistics) -> None:
         trainer.evaluate()
     trainer.save_state()
     trainer.save_final()
-    counts = _over_all_ranks(trainer)
+    totals = trainer.totals()
     if trainer.is_world_process_zero():
         phase = "pretrain" if trainer.part == "adapter_only" else "finetune"
         history = trainer.state.log_history
-        summary = write_summary(args.output_dir, phase, trainer.model, statistics, history, counts)
+        summary = write_summary(args.output_dir, phase, trainer.model, statistics, history, totals)
+        logger.info("What the run did:\n%s", summary_table(totals))
         logger.info("Wrote model and %s to %s.", summary.name, summary.parent)
 
 
@@ -131,9 +133,3 @@ def _prepare_process(args: TrainingArguments) -> None:
         # Without this ZeRO-3 on CPU partitions weights for a world of one while loading them.
         deepspeed.init_distributed(dist_backend="gloo" if args.use_cpu else None)
     set_seed(args.seed)
-
-
-def _over_all_ranks(trainer: LlavaTrainer) -> dict[str, int]:
-    own = asdict(trainer.counts) | {"skipped": 0 if trainer.skipped is None else trainer.skipped.count}
-    total = trainer.accelerator.reduce(torch.tensor(list(own.values()), device=trainer.args.device), reduction="sum")
-    return dict(zip(own, total.tolist(), strict=True))

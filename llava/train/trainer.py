@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from llava.model.collectives import whole_shape
 from llava.model.llava_arch import load_projector
 from llava.model.loading import PROJECTOR_FILE
 from llava.model.lora import load_adapters, save_lora, trained_state
+from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpoint import (
     STAGING,
@@ -34,10 +35,13 @@ from llava.train.checkpoint import (
 )
 from llava.train.early_check import expected_weights, require_room, require_whole
 from llava.train.facts import RunFacts
+from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
+from llava.train.meter import TrainingMeter
 from llava.train.preemption import SIGNALS
 from llava.train.skipped import SkippedSamples
 from llava.train.validation import held_out_loader, held_out_loss
+from llava.train.workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +103,9 @@ class LlavaTrainer(Trainer):
         self.facts = facts
         self.skipped = skipped
         self.counts = SampleCounts()
+        peak = device_peak(self.args.device, compute_dtype(self.args), self.args.peak_tflops)
+        workload = Workload.of(self.model, self.args.activation_checkpointing)
+        self.meter = TrainingMeter(workload, self.args.device, peak)
         self.sampler: EpochSampler | None = None
         self._staging: Path | None = None
         self.add_callback(_EpochOfSampler(self))
@@ -140,6 +147,7 @@ class LlavaTrainer(Trainer):
         problems = inputs.pop("problems", [])
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            self.meter.add(outputs.layouts, len(inputs.get("images", ())))
             self.counts.add(truncated, unsupervised)
             if self.skipped is not None:
                 self.skipped.add(ids, problems)
@@ -153,6 +161,27 @@ class LlavaTrainer(Trainer):
                 f"it. Samples of the batch: {', '.join(map(repr, ids))}. Lower --learning_rate, prefer --bf16 to "
                 "--fp16, or look at these samples."
             )
+
+    # === Metrics ===
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As in transformers; the time it takes counts as waiting for data."""
+        return super().get_batch_samples(self.meter.fetched(epoch_iterator), num_batches, device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers; what a training step did and how fast stands beside its loss. All ranks call it."""
+        if "loss" in logs:
+            logs |= self.meter.snapshot(self._rows_of_ranks)
+        super().log(logs, start_time)
+
+    def totals(self) -> dict[str, Any]:
+        """Metrics and counts of the whole run since it was started or resumed. All ranks must call it."""
+        own = asdict(self.counts) | {"skipped": 0 if self.skipped is None else self.skipped.count}
+        summed = self._sum_over_ranks(torch.tensor(list(own.values()))).long().tolist()
+        return self.meter.totals(self._rows_of_ranks) | {"counts": dict(zip(own, summed, strict=True))}
+
+    def _rows_of_ranks(self, row: Tensor) -> Tensor:
+        return self.accelerator.gather(row.to(self.args.device))
 
     # === Learning rates ===
 
@@ -195,7 +224,8 @@ class LlavaTrainer(Trainer):
             args.dataloader_num_workers,
         )  # fmt: skip
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        result = held_out_loss(model, loader, self._prepare_inputs, self._sum_over_ranks)
+        with self.meter.paused():
+            result = held_out_loss(model, loader, self._prepare_inputs, self._sum_over_ranks)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
@@ -246,7 +276,7 @@ class LlavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in transformers, but a checkpoint gets its name only when it was written whole, and read back."""
-        with self.staged() as staging:
+        with self.meter.paused(), self.staged() as staging:
             written = self._write_checkpoint(staging, trial)
             if self.args.should_save:
                 seal(written)

@@ -98,7 +98,7 @@ set_finetune_flags() {
         --image_folder "${IMAGE_FOLDER:-./playground/data}"
         --image_aspect_ratio "${IMAGE_ASPECT:-pad}"
         --group_by_modality_length True
-        --save_steps "${SAVE_STEPS:-50000}"
+        --save_steps "${SAVE_STEPS:-500}"
     )
 }
 

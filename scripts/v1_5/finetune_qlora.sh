@@ -15,7 +15,7 @@
 #   VERSION            conversation template                      v1
 #   IMAGE_ASPECT       pad or square                              pad
 #   LEARNING_RATE      of the low-rank adapter                    2e-4
-#   SAVE_STEPS         steps between checkpoints                  50000
+#   SAVE_STEPS         steps between checkpoints (LLaVA: 50000)   500
 #   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 128, at most 16 a device
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero2.json
 #   LORA_R, LORA_ALPHA, LORA_DROPOUT                              128, 256, 0.05

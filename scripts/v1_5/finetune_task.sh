@@ -15,7 +15,7 @@
 #   VERSION            conversation template                      v1
 #   IMAGE_ASPECT       pad or square                              pad
 #   LEARNING_RATE      of language model and projector            2e-5
-#   SAVE_STEPS         steps between checkpoints                  50000
+#   SAVE_STEPS         steps between checkpoints (LLaVA: 50000)   500
 #   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 128, at most 16 a device
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero3.json
 set -euo pipefail

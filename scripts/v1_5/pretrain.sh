@@ -14,7 +14,7 @@
 #   VERSION            conversation template                      plain
 #   IMAGE_ASPECT       pad or square                              square
 #   LEARNING_RATE      of the projector                           1e-3
-#   SAVE_STEPS         steps between checkpoints                  24000
+#   SAVE_STEPS         steps between checkpoints (LLaVA: 24000)   500
 #   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 256, at most 32 a device
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero2.json
 set -euo pipefail
@@ -31,5 +31,5 @@ launch_training ./scripts/zero2.json 256 32 \
     --image_aspect_ratio "${IMAGE_ASPECT:-square}" \
     --tune_mm_mlp_adapter True \
     --learning_rate "${LEARNING_RATE:-1e-3}" \
-    --save_steps "${SAVE_STEPS:-24000}" \
+    --save_steps "${SAVE_STEPS:-500}" \
     "$@"

@@ -1,0 +1,192 @@
+"""Token statistics of the good records, and what an epoch over them costs at every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava.compression.config import CompressionConfig
+from llava.compression.schedule import (
+    DecoderShape,
+    VisionShape,
+    average_visual_tokens,
+    training_flops,
+    visual_tokens_per_layer,
+)
+from llava.conversation import SeparatorStyle, get_template
+from llava.data.check.run import CheckResult
+from llava.data.mixture import draw_rows
+from llava.data.sampler import EpochSampler
+
+SEED = 42  # transformers' default
+
+
+@dataclass(frozen=True)
+class CostAssumptions:
+    """What the estimates rest on; none of it is measured.
+
+    Attributes:
+        model: name or checkpoint folder whose dimensions are used.
+        batch_size: samples of one device in one forward pass.
+        devices: accelerators; consecutive batches go to consecutive ones.
+        peak_tflops: of one device, 1e12 FLOP/s.
+        mfu: share of the peak that is reached, recomputation for checkpointing counted as work.
+        passes: forward-sized passes of one step, as in `training_flops`.
+    """
+
+    model: str
+    batch_size: int
+    devices: int
+    peak_tflops: float
+    mfu: float
+    passes: int
+
+    def hours(self, flops: float) -> float:
+        """Time that all devices together need."""
+        return flops / (self.devices * self.peak_tflops * 1e12 * self.mfu) / 3600
+
+
+@dataclass(frozen=True)
+class BudgetFigures:
+    """One budget; means over an epoch of the good records.
+
+    Attributes:
+        average_visual_tokens: of one image, over the decoder's layers.
+        mean_text_tokens, mean_sequence_tokens: of a sample without its images, and as it enters the decoder.
+        p95_sequence_tokens, max_sequence_tokens: of the latter.
+        truncated, unsupervised: records, faulty ones included, that are cut, and that no label is left of.
+        padding_shuffled, padding_grouped: share of the positions of padded batches that is filler, in random
+            order and with `--group_by_modality_length`.
+        flops: of one epoch.
+        hours: of one epoch, padding and data loading not counted.
+    """
+
+    average_visual_tokens: float
+    mean_text_tokens: float
+    mean_sequence_tokens: float
+    p95_sequence_tokens: float
+    max_sequence_tokens: int
+    truncated: int
+    unsupervised: int
+    padding_shuffled: float
+    padding_grouped: float
+    flops: int
+    hours: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+
+def default_passes(template: str) -> int:
+    """3 where only the projector learns (`plain`), 4 for full fine-tuning; both with activation checkpointing."""
+    return 3 if get_template(template).sep_style is SeparatorStyle.PLAIN else 4
+
+
+def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision: VisionShape) -> tuple[int, ...]:
+    """Tokens that one image becomes on its way into the decoder.
+
+    Raises:
+        ValueError: if a compression does not exist or does not fit the model.
+    """
+    configs = map(CompressionConfig.resolve, compressions)
+    return tuple(visual_tokens_per_layer(config, decoder.layers, vision)[0] for config in configs)
+
+
+def figures(
+    result: CheckResult, assumed: CostAssumptions, decoder: DecoderShape, vision: VisionShape
+) -> dict[str, BudgetFigures]:
+    """Statistics and cost at every budget of the check."""
+    epoch = epoch_of(result)
+    return {
+        name: _figures(result, number, epoch, assumed, decoder, vision)
+        for number, name in enumerate(result.settings.budgets)
+    }
+
+
+def epoch_of(result: CheckResult) -> NDArray[np.int64]:
+    """Indices of the good records as often as an epoch sees them.
+
+    As in a training run on the good records: a source of weight 2.25 comes twice, and a quarter of it once more.
+    """
+    good, parts, offset = result.good, [], 0
+    for source in result.sources:
+        own = good[(good >= offset) & (good < offset + len(source.objects))]
+        if len(own):
+            parts.append(own[draw_rows(len(own), source.weight, source.seed)])
+        offset += len(source.objects)
+    return np.concatenate(parts) if parts else good
+
+
+def padding_share(lengths: NDArray[np.int64], order: Sequence[int], batch_size: int) -> float:
+    """Share of the positions of padded batches that is filler.
+
+    Args:
+        lengths: of the samples [n].
+        order: their indices in the order of training.
+        batch_size: samples that are padded together.
+    """
+    ordered = lengths[np.asarray(order, dtype=np.int64)]
+    starts = np.arange(0, len(ordered), batch_size)
+    if not len(starts):
+        return 0.0
+    sizes = np.diff(np.append(starts, len(ordered)))
+    positions = int((np.maximum.reduceat(ordered, starts) * sizes).sum())
+    return 1 - int(ordered.sum()) / max(positions, 1)
+
+
+def _figures(
+    result: CheckResult,
+    number: int,
+    epoch: NDArray[np.int64],
+    assumed: CostAssumptions,
+    decoder: DecoderShape,
+    vision: VisionShape,
+) -> BudgetFigures:
+    config = CompressionConfig.resolve(result.settings.budgets[number])
+    visual = result.settings.visual_tokens[number]
+    text, images = result.text[epoch, number], result.images[epoch, number]
+    lengths = text + visual * images
+    flops = _epoch_flops(text, images, config, assumed.passes, decoder, vision)
+    guesses = result.num_words[epoch] + visual * result.num_images[epoch]  # what the trainer groups by
+    shuffled = EpochSampler(len(epoch), SEED, assumed.batch_size, assumed.devices)
+    grouped = EpochSampler(
+        len(epoch), SEED, assumed.batch_size, assumed.devices, lengths=guesses, kinds=result.num_images[epoch] > 0
+    )
+    some = len(epoch) > 0
+    return BudgetFigures(
+        average_visual_tokens=average_visual_tokens(visual_tokens_per_layer(config, decoder.layers, vision)),
+        mean_text_tokens=float(text.mean()) if some else 0.0,
+        mean_sequence_tokens=float(lengths.mean()) if some else 0.0,
+        p95_sequence_tokens=float(np.percentile(lengths, 95)) if some else 0.0,
+        max_sequence_tokens=int(lengths.max(initial=0)),
+        truncated=int(result.truncated[:, number].sum()),
+        unsupervised=int((result.encoded & ~result.supervised[:, number]).sum()),
+        padding_shuffled=padding_share(lengths, shuffled.order(), assumed.batch_size),
+        padding_grouped=padding_share(lengths, grouped.order(), assumed.batch_size),
+        flops=flops,
+        hours=assumed.hours(flops),
+    )
+
+
+def _epoch_flops(
+    text: NDArray[np.int64],
+    images: NDArray[np.int64],
+    config: CompressionConfig,
+    passes: int,
+    decoder: DecoderShape,
+    vision: VisionShape,
+) -> int:
+    """Sum over the samples; alike ones are computed once."""
+    if not len(text):
+        return 0
+    shapes, counts = np.unique(np.stack([text, images], axis=1), axis=0, return_counts=True)
+    total = 0
+    for (tokens, shown), count in zip(shapes.tolist(), counts.tolist(), strict=True):
+        layers = visual_tokens_per_layer(config, decoder.layers, vision, shown)
+        total += count * training_flops(layers, tokens, decoder, vision, shown, passes)
+    return total

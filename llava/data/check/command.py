@@ -1,0 +1,225 @@
+"""The command line of the check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.compression.schedule import MODELS, DecoderShape, VisionShape, model_shape
+from llava.conversation import get_template
+from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
+from llava.data.check.conversations import load_tokenizer
+from llava.data.check.report import Report, write_all
+from llava.data.check.run import CheckResult, check
+from llava.data.check.settings import IMAGE_MODES, CheckSettings
+from llava.data.check.sources import Source, SourceError, read_sources, write_clean
+from llava.data.mixture import MIXTURE_SUFFIXES
+from llava.mm_utils import ASPECT_RATIOS
+
+_OUTPUTS = ("report", "text", "write_clean", "list_all")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    options = _parser().parse_args(_with_hyphens(sys.argv[1:] if arguments is None else arguments))
+    try:
+        _check_options(options)
+        decoder, vision = model_shape(options.model)
+        settings = _settings(options, decoder, vision)
+        load_tokenizer(settings.tokenizer)
+        sources = read_sources(options.data_path, options.image_folder, options.limit)
+        _check_outputs(options, sources)
+        result = check(sources, settings, options.workers)
+    except (ValueError, RuntimeError) as error:
+        print(f"check: {error}", file=sys.stderr)
+        return 2
+    _write(result, options, decoder, vision)
+    share = len(result.faulty) / len(result)
+    return int(share > options.max_bad_share)
+
+
+def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> None:
+    passes = options.passes or default_passes(options.version)
+    assumed = CostAssumptions(
+        options.model, options.batch_size, options.devices, options.peak_tflops, options.mfu, passes
+    )
+    report = Report(result, figures(result, assumed, decoder, vision), assumed)
+    text = report.to_text()
+    print(text)
+    if options.text:
+        options.text.write_text(text + "\n", encoding="utf-8")
+    if options.report:
+        options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    if options.list_all:
+        write_all(result, options.list_all)
+    if options.write_clean and len(result.good):
+        count = write_clean(options.write_clean, result.good_objects())
+        print(f"\nWrote the {count:,} good records to {options.write_clean}.")
+    elif options.write_clean:
+        print(f"\nNo record is good; {options.write_clean} was not written.", file=sys.stderr)
+
+
+def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
+    get_template(options.version)
+    return CheckSettings(
+        template=options.version,
+        tokenizer=options.tokenizer,
+        max_length=options.model_max_length,
+        budgets=tuple(options.compression),
+        visual_tokens=visual_tokens_of(options.compression, decoder, vision),
+        images=options.images,
+        aspect_ratio=options.image_aspect_ratio,
+    )
+
+
+def _with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """Flags may be written with underscores, as in the rest of LLaVA."""
+    return [re.sub(r"^--[^=]*", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.data.check",
+        description="Check a whole training data set: format, images, lengths, labels; what an epoch costs.",
+        epilog="Exit status: 0 if no record has an error, 1 if more than --max-bad-share have one, 2 if the check "
+        "cannot be made. Warnings do not count. Flags may be written with - or _.",
+    )
+    _add_data(parser)
+    _add_cost(parser)
+    _add_outputs(parser)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-path", nargs="+", type=Path, required=True, help="JSON, JSON lines or YAML mixtures")
+    data.add_argument("--image-folder", default=".", help="where image names start; default: %(default)s")
+    data.add_argument("--version", default="v1", help="template, `plain` for pre-training; default: %(default)s")
+    data.add_argument("--tokenizer", help="folder or hub name; without it, token counts are estimates")
+    data.add_argument(
+        "--model-max-length", type=_count, default=2048, help="tokens, expanded images included; default: %(default)s"
+    )
+    data.add_argument(
+        "--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help="as in training; default: %(default)s"
+    )
+    data.add_argument(
+        "--images",
+        choices=IMAGE_MODES,
+        default="full",
+        help="decode every image (the default), read only headers (misses files that are cut off), or open none",
+    )
+    data.add_argument("--limit", type=_count, help="look only at so many records, from the front")
+    data.add_argument(
+        "--workers",
+        type=_natural,
+        default=os.cpu_count() or 1,
+        help="processes; default: one for each processor; 0 works in this one",
+    )
+    data.add_argument(
+        "--max-bad-share", type=float, default=0.0, help="share of records that may have errors; default: %(default)g"
+    )
+
+
+def _add_cost(parser: argparse.ArgumentParser) -> None:
+    cost = parser.add_argument_group("cost estimates")
+    cost.add_argument(
+        "--compression",
+        nargs="+",
+        default=["none", "duet-192", "duet-128", "duet-64"],
+        help="presets or YAML files (default: none duet-192 duet-128 duet-64); a record must keep a label under each "
+        "of them, so name only those you will use",
+    )
+    cost.add_argument(
+        "--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s"
+    )
+    cost.add_argument(
+        "--batch-size", type=_count, default=16, help="samples of a device in a forward pass; default: %(default)s"
+    )
+    cost.add_argument("--devices", type=_count, default=8, help="default: %(default)s")
+    cost.add_argument(
+        "--peak-tflops", type=_positive, default=312.0, help="of a device; default: %(default)g, an A100 in bfloat16"
+    )
+    cost.add_argument(
+        "--mfu", type=_positive, default=0.3, help="share of the peak that is reached; default: %(default)g"
+    )
+    cost.add_argument(
+        "--passes", type=int, choices=(2, 3, 4), help="forward-sized passes a step; default: 3 for `plain`, else 4"
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--report", metavar="OUT.json", type=Path, help="counts, 20 examples each, statistics")
+    outputs.add_argument("--text", metavar="OUT.txt", type=Path, help="what is printed")
+    outputs.add_argument("--list-all", metavar="OUT.jsonl", type=Path, help="every finding, one a line")
+    outputs.add_argument(
+        "--write-clean",
+        metavar="OUT.json",
+        type=Path,
+        help="the records without errors, unchanged and in order; JSON lines if it ends in .jsonl",
+    )
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for values that do not go together, before anything is read."""
+    if options.mfu > 1:
+        raise ValueError(f"--mfu is {options.mfu:g}; it is a share, from 0 to 1.")
+    if not 0 <= options.max_bad_share <= 1:
+        raise ValueError(f"--max-bad-share is {options.max_bad_share:g}; it is a share, from 0 to 1.")
+    if options.write_clean and options.limit:
+        raise ValueError("--write-clean would lose the records beyond --limit; leave one of them out.")
+    if options.write_clean and any(path.suffix in MIXTURE_SUFFIXES for path in options.data_path):
+        raise ValueError("--write-clean cannot keep a mixture's weights and image folders; clean its files one by one.")
+    if options.images != "skip" and not Path(options.image_folder).is_dir():
+        raise ValueError(f"There is no folder {options.image_folder!r}; check --image-folder, or give --images skip.")
+    chosen: dict[Path, str] = {}
+    for name in _OUTPUTS:
+        path = getattr(options, name)
+        if path is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"{flag} names a file in {str(path.parent)!r}, which is not a folder; make it first.")
+        if path.is_dir():
+            raise ValueError(f"{flag} is {str(path)!r}, which is a folder; name a file.")
+        other = chosen.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise ValueError(f"{other} and {flag} name the same file {str(path)!r}; give each its own.")
+
+
+def _check_outputs(options: argparse.Namespace, sources: Sequence[Source]) -> None:
+    """Raise SourceError if an output would replace the data."""
+    inputs = [*options.data_path, *(source.path for source in sources)]
+    for name in _OUTPUTS:
+        path = getattr(options, name)
+        if path is not None and path.exists() and any(path.samefile(data) for data in inputs):
+            raise SourceError(f"--{name.replace('_', '-')} is {str(path)!r}, which is the data itself; name another.")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small; the least is 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; the least is 0")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number

@@ -1,0 +1,122 @@
+"""Checking the text of records: format, length at every budget, and whether anything is left to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import SeparatorStyle, get_template
+from llava.data.check.estimate import TokenEstimator
+from llava.data.check.findings import Finding
+from llava.data.check.outcome import Fit, TextOutcome
+from llava.data.check.settings import CheckSettings
+from llava.data.check.sources import Unreadable
+from llava.data.records import Record, parse_record
+from llava.data.tokenization import truncate
+from llava.data.tokens import RecordEncoder
+
+
+def check_conversations(chunk: Iterable[tuple[int, Any]], settings: CheckSettings) -> list[TextOutcome]:
+    """Check (index, record) pairs, as they stand in the file; nothing that a record holds makes this raise."""
+    tokenizer = load_tokenizer(settings.tokenizer)
+    return [_check(data, index, tokenizer, settings) for index, data in chunk]
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(name: str | None) -> Any:
+    """The tokenizer of a folder or hub name; without a name the estimator.
+
+    Raises:
+        ValueError: if there is no such tokenizer, or it is not a fast one.
+    """
+    if name is None:
+        return TokenEstimator()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # depending on what is wrong, OSError, ValueError, KeyError or one of the hub's own
+        raise ValueError(f"--tokenizer is {name!r}, which cannot be loaded: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"--tokenizer is {name!r}, which has no fast version; training needs one.")
+    return tokenizer
+
+
+def identity(data: Any) -> str | None:
+    """The id that a record gives itself, if it does."""
+    return str(data["id"]) if isinstance(data, Mapping) and data.get("id") is not None else None
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error, for a report."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> TextOutcome:
+    name = None
+    try:
+        if isinstance(data, Unreadable):
+            return TextOutcome(findings=(Finding("not_json", data.reason),))
+        name = identity(data)
+        record = parse_record(data, index)
+    except ValueError as error:
+        return TextOutcome(name, findings=(Finding("schema", str(error)),))
+    except Exception as error:
+        return TextOutcome(name, findings=(Finding("unexpected", first_line(error)),))
+    fits, findings = _encode(record, tokenizer, settings)
+    findings += _look_at_words(record)
+    return TextOutcome(name, record.images, record.num_words, fits, tuple(findings))
+
+
+def _encode(record: Record, tokenizer: Any, settings: CheckSettings) -> tuple[tuple[Fit, ...], list[Finding]]:
+    """Encode as the training data set does, cut at every budget, and judge what is left."""
+    encoder = RecordEncoder(tokenizer, settings.template, find_salient=_nothing_salient)
+    try:
+        encoded = encoder.encode(record)
+        cuts = [truncate(encoded, settings.max_length, visual) for visual in settings.visual_tokens]
+    except ValueError as error:
+        return (), [Finding("not_encodable", str(error))]
+    except Exception as error:
+        return (), [Finding("unexpected", first_line(error))]
+    fits = tuple(
+        Fit(len(cut.input_ids) - cut.num_images, cut.num_images, cut.truncated, cut.is_supervised) for cut in cuts
+    )
+    lengths = [encoded.expanded_length(visual) for visual in settings.visual_tokens]
+    return fits, _judge(record, encoded.is_supervised, fits, lengths, settings)
+
+
+def _judge(
+    record: Record, supervised: bool, fits: tuple[Fit, ...], lengths: list[int], settings: CheckSettings
+) -> list[Finding]:
+    plain = get_template(settings.template).sep_style is SeparatorStyle.PLAIN
+    answers = record.turns[1:2] if plain else record.turns[1::2]
+    if not supervised or not any(answer.strip() for answer in answers):
+        why = "every answer is blank" if answers else "there is no answer"
+        return [Finding("no_labels", why)]
+    empty = [name for name, fit in zip(settings.budgets, fits, strict=True) if not fit.supervised]
+    cut = [name for name, fit in zip(settings.budgets, fits, strict=True) if fit.truncated]
+    if not cut:
+        return []
+    where = f"{max(lengths)} tokens, of which {settings.max_length} are taken"
+    if empty:
+        return [Finding("no_labels", f"{where}: every answer is cut off at {', '.join(empty)}")]
+    return [Finding("truncated", f"{where}; cut at {', '.join(cut)}")]
+
+
+def _look_at_words(record: Record) -> list[Finding]:
+    """Faults that only a reader of the text would see."""
+    findings = []
+    blank = [number for number, turn in enumerate(record.turns) if number % 2 and not turn.strip()]
+    if blank and len(blank) < len(record.turns[1::2]):
+        findings.append(Finding("blank_answer", f"turn {', '.join(map(str, blank))}"))
+    if not record.images and any(DEFAULT_IMAGE_TOKEN in turn for turn in record.turns):
+        findings.append(Finding("mark_without_image", "the record has no 'image'"))
+    return findings
+
+
+def _nothing_salient(text: str) -> list[tuple[int, int]]:
+    """Who votes does not matter here, and finding out takes time."""
+    return []

@@ -1,0 +1,72 @@
+"""What can be wrong with a record: every kind of finding, how serious it is and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """ERROR: training would stop at the record, or learn nothing from it. WARNING: it works, but look at it."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of fault: its severity and, in a phrase, what it means for training."""
+
+    severity: Severity
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fault of one record: a key of `KINDS`, and the particulars."""
+
+    kind: str
+    detail: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the record must be left out."""
+        return KINDS[self.kind].severity is Severity.ERROR
+
+
+def _error(meaning: str) -> Kind:
+    return Kind(Severity.ERROR, meaning)
+
+
+def _warning(meaning: str) -> Kind:
+    return Kind(Severity.WARNING, meaning)
+
+
+# In the order of the report.
+KINDS = {
+    "not_json": _error("the line is not JSON; training refuses the file"),
+    "schema": _error("not in LLaVA's format; training refuses the file"),
+    "not_encodable": _error("the template or the tokenizer cannot take the conversation"),
+    "no_labels": _error("no answer is left to learn from"),
+    "image_outside_folder": _error("the image's name leads out of --image-folder"),
+    "image_missing": _error("there is no such image file"),
+    "image_empty": _error("the image file has no bytes"),
+    "not_an_image": _error("the file is no image, for instance a web page saved as one"),
+    "image_broken": _error("the image cannot be decoded: cut off or damaged"),
+    "image_bomb": _error("decoding or padding the image would take unreasonable memory"),
+    "unexpected": _error("checking the record raised an error that nobody foresaw; training would too"),
+    "worker_died": _error("the process that checked the record died, probably for lack of memory"),
+    "duplicate_id": _warning("an earlier record has the same id"),
+    "truncated": _warning("longer than --model-max-length; the end is cut off"),
+    "blank_answer": _warning("one of the answers is blank; only its end mark is learnt"),
+    "mark_without_image": _warning("<image> stands in the text of a record without image, and is read as text"),
+    "image_mislabelled": _warning("the file's format is not what its name says; Pillow opens it all the same"),
+    "image_cmyk": _warning("colours for print; they shift when converted to RGB"),
+    "image_deep": _warning("more than 8 bits a channel; the rest is dropped, or clipped for 32-bit files"),
+    "image_animated": _warning("several frames; only the first is seen"),
+    "image_transparent": _warning("transparency is dropped; what it hid is seen"),
+    "image_rotated": _warning("the camera's rotation mark is not applied; the image is seen lying or upside down"),
+    "image_thin": _warning("very long and thin: almost everything is padding, or is cropped away"),
+    "image_large": _warning("so many pixels that opening it slows training down"),
+    "image_tiny": _warning("smaller than one patch of the tower; often a placeholder for a lost picture"),
+}

@@ -1,0 +1,147 @@
+"""Checking image files: there, readable, what they claim to be, and of a reasonable size."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from llava.data.check.findings import Finding
+from llava.data.check.settings import CheckSettings
+from llava.data.images import BadImageError, image_path, open_rgb
+
+THIN = 10  # longer side over shorter side
+LARGE = 25_000_000  # pixels
+TINY = 14  # pixels of a side: one patch of CLIP ViT-L/14
+TOWER_SIDE = 336  # pixels of CLIP's input
+# A padded image is never made by Pillow's reader, so its own limit does not see it; four times that limit is 1 GB of
+# bytes, and four times as much as floating point numbers, in every process that loads data.
+MOST_PREPARED_PIXELS = 4 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+_OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp")
+_UPRIGHT = (None, 1)
+_SAME_FORMAT = {"MPO": "JPEG"}  # several JPEG images in one file, as some cameras write them
+
+
+def check_images(chunk: Iterable[tuple[str, str]], settings: CheckSettings) -> list[tuple[Finding, ...]]:
+    """Check (image folder, name) pairs; nothing that a file holds makes this raise."""
+    return [tuple(_check(folder, name, settings)) for folder, name in chunk]
+
+
+def prepared_pixels(size: tuple[int, int], aspect_ratio: str) -> int:
+    """Pixels that the trainer's preparation makes of an image, before the tower's square is cut out.
+
+    Args:
+        size: width and height.
+        aspect_ratio: `pad` fills up to a square; `square` scales the shorter side to the tower's.
+    """
+    short, long = sorted(size)
+    if aspect_ratio == "pad":
+        return long * long
+    return TOWER_SIDE * ceil(TOWER_SIDE * long / max(short, 1))
+
+
+def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
+    try:
+        path = image_path(folder, name)
+    except BadImageError:
+        return [Finding("image_outside_folder", name)]
+    try:
+        fault = _file_fault(path, name)
+        if fault:
+            return [fault]
+        findings = _read_header(path, name, settings)
+        if settings.images == "full" and not any(finding.is_error for finding in findings):
+            findings += _decode(path, name)
+        return findings
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files, as they would in training
+        return [Finding("image_broken", f"{name}: {type(error).__name__}: {error}")]
+
+
+def _file_fault(path: Path, name: str) -> Finding | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return Finding("image_missing", name + _beside(path))
+    if not stat.S_ISREG(status.st_mode):
+        return Finding("not_an_image", f"{name}: not a regular file")
+    return None if status.st_size else Finding("image_empty", name)
+
+
+def _beside(path: Path) -> str:
+    """OCR-VQA's images are downloaded under other endings than its records name; say so where that is it."""
+    others = [suffix for suffix in _OTHER_SUFFIXES if suffix != path.suffix and path.with_suffix(suffix).exists()]
+    return f" (there is {path.with_suffix(others[0]).name})" if others else ""
+
+
+def _read_header(path: Path, name: str, settings: CheckSettings) -> list[Finding]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                findings = _look_at_size(image, name, settings.aspect_ratio)
+                with suppress(Exception):  # damaged metadata does not keep training from decoding the pixels
+                    findings += _look_at_format(image, path, name)
+                return findings
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            return [Finding("image_bomb", f"{name}: {str(error).split(',')[0]}")]
+        except UnidentifiedImageError:
+            return [Finding("not_an_image", f"{name}{_beginning(path)}")]
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return f": begins with {file.read(16)!r}"
+
+
+def _look_at_size(image: Image.Image, name: str, aspect_ratio: str) -> list[Finding]:
+    width, height = image.size
+    short, long = sorted(image.size)
+    findings, size = [], f"{name}: {width} x {height}"
+    prepared = prepared_pixels(image.size, aspect_ratio)
+    if prepared > MOST_PREPARED_PIXELS:
+        return [Finding("image_bomb", f"{size}, {prepared:.2g} pixels after --image-aspect-ratio {aspect_ratio}")]
+    if long > THIN * short:
+        findings.append(Finding("image_thin", size))
+    if width * height > LARGE:
+        findings.append(Finding("image_large", size))
+    if short < TINY:
+        findings.append(Finding("image_tiny", size))
+    return findings
+
+
+def _look_at_format(image: Any, path: Path, name: str) -> list[Finding]:
+    findings = []
+    actual = _SAME_FORMAT.get(image.format, image.format)
+    expected = Image.registered_extensions().get(path.suffix.lower())
+    if expected is not None and actual != expected:
+        findings.append(Finding("image_mislabelled", f"{name}: a {actual} file"))
+    if image.mode == "CMYK":
+        findings.append(Finding("image_cmyk", name))
+    if image.mode[0] in "IF" or any(";16" in str(tile.args) for tile in image.tile):
+        findings.append(Finding("image_deep", f"{name}: mode {image.mode}"))
+    if actual != "JPEG" and getattr(image, "is_animated", False):
+        findings.append(Finding("image_animated", f"{name}: {image.n_frames} frames"))
+    if image.has_transparency_data:
+        findings.append(Finding("image_transparent", f"{name}: mode {image.mode}"))
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation not in _UPRIGHT:
+        findings.append(Finding("image_rotated", f"{name}: orientation {orientation}"))
+    return findings
+
+
+def _decode(path: Path, name: str) -> list[Finding]:
+    """Open as training does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            open_rgb(path)
+        except BadImageError as error:
+            return [Finding("image_broken", f"{name}: {error.__cause__ or error}")]
+    return []

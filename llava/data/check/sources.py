@@ -1,0 +1,147 @@
+"""Data files as they stand, faults included, and writing the good part of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llava.data.json_stream import iterate_json
+from llava.data.mixture import MIXTURE_SUFFIXES, read_mixture
+
+
+class SourceError(ValueError):
+    """A data file that cannot be read at all; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a line that is not JSON."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data file.
+
+    Attributes:
+        path: JSON list or JSON lines.
+        image_folder: where the image names of its records start.
+        weight, seed: how often an epoch sees a record of it, and the seed of the draw that a fraction needs.
+        objects: its records as parsed, and `Unreadable` for lines that are not JSON.
+    """
+
+    path: Path
+    image_folder: str
+    weight: float = 1.0
+    seed: int = 0
+    objects: list[Any] = field(default_factory=list, repr=False)
+
+
+def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | None = None) -> list[Source]:
+    """Read all data files.
+
+    Args:
+        paths: JSON or JSON lines, or a YAML mixture of them, whose paths start at the YAML file's folder.
+        image_folder: of files that are named directly, or that a mixture gives none.
+        limit: keep only so many records, from the front.
+
+    Raises:
+        SourceError: if a file is missing, holds no record, or is in neither format.
+    """
+    sources: list[Source] = []
+    left = limit
+    for place in (place for path in paths for place in _places(Path(path), image_folder)):
+        objects = read_objects(place.path)[:left]
+        left = None if left is None else left - len(objects)
+        sources.append(replace(place, objects=objects))
+    return sources
+
+
+def read_objects(path: Path) -> list[Any]:
+    """The records of a JSON list or JSON lines file, unchecked; a line that is not JSON becomes `Unreadable`.
+
+    Raises:
+        SourceError: as `read_sources`.
+    """
+    if not path.is_file():
+        raise SourceError(f"There is no data file {str(path)!r}; check --data-path.")
+    try:
+        objects = list(iterate_json(path)) if _begins_a_list(path) else _read_lines(path)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    if not objects:
+        raise SourceError(f"{path} holds no records.")
+    if all(isinstance(data, Unreadable) for data in objects):
+        raise SourceError(f"{path} is neither a JSON list nor JSON lines: {objects[0].reason}")
+    return objects
+
+
+def write_clean(path: Path, objects: Iterable[Any]) -> int:
+    """Write records, unchanged and in order, in one step: the file appears whole or not at all.
+
+    Args:
+        path: JSON lines if it ends in `.jsonl`, otherwise a JSON list.
+        objects: parsed records.
+
+    Returns:
+        How many were written.
+    """
+    lines = path.suffix == ".jsonl"
+    count = 0
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write("" if lines else "[\n")
+            for count, data in enumerate(objects, 1):
+                file.write(("" if lines or count == 1 else ",\n") + json.dumps(data) + ("\n" if lines else ""))
+            file.write("" if lines else "\n]\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return count
+
+
+def _begins_a_list(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(4096).lstrip().startswith("[")
+
+
+def _read_lines(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8-sig") as file:
+        return [_line(line, number) for number, line in enumerate(file, 1) if line.strip()]
+
+
+def _line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return Unreadable(f"line {number}: {error}")
+
+
+def _places(path: Path, image_folder: str) -> list[Source]:
+    """The data files that a path stands for, not read yet."""
+    if path.suffix not in MIXTURE_SUFFIXES:
+        return [Source(path, image_folder)]
+    try:
+        entries, seed = read_mixture(path)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    return [Source(entry.path, entry.image_folder or image_folder, entry.weight, seed) for entry in entries]
+
+
+def _umask() -> int:
+    """The process's mask for new files; it can be read only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

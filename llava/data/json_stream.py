@@ -1,0 +1,132 @@
+"""Reading a JSON list or JSON lines one item at a time.
+
+A file of a gigabyte becomes several as Python objects; here only one item and a window of the text exist at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+CHUNK = 1 << 22  # characters
+_SPACE = re.compile(r"[ \t\n\r]*")
+_ENDS = (",", "]", " ", "\t", "\n", "\r")  # what may follow an item
+
+
+def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
+    """Items of a JSON list, or the objects of a file that has one on every line.
+
+    Args:
+        path: a UTF-8 file.
+        chunk: characters of a list to read at a time.
+
+    Raises:
+        ValueError: if it is neither; says where.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            yield from _items(_Window(file, chunk)) if _starts_a_list(file) else _lines(file)
+        except _FormatError as error:
+            raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+class _FormatError(Exception):
+    """Text that is not JSON; the message says where and why."""
+
+
+class _Window:
+    """The part of a file that is being decoded: `text` from position `at` on."""
+
+    def __init__(self, file: TextIO, chunk: int) -> None:
+        self.file = file
+        self.chunk = chunk
+        self.text = ""
+        self.at = 0
+
+    def next_mark(self) -> str:
+        """Skip white space and step over the character behind it; "" at the end of the file."""
+        mark = self.peek()
+        self.at += len(mark)
+        return mark
+
+    def peek(self) -> str:
+        """Skip white space and look at the character behind it."""
+        while True:
+            found = _SPACE.match(self.text, self.at)
+            self.at = self.at if found is None else found.end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._read():
+                return ""
+
+    def value(self) -> Any:
+        """Skip white space and decode the value behind it.
+
+        Raises:
+            json.JSONDecodeError: if there is none, even with the rest of the file.
+        """
+        self.peek()
+        decode = json.JSONDecoder().raw_decode
+        while True:
+            try:
+                value, end = decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if not self._read():
+                    raise
+                continue
+            # A number may go on behind the window, and so may its fraction: "1." reads as 1 and a rest.
+            if self.text[end : end + 1] in _ENDS or not self._read():
+                self.at = end
+                return value
+
+    def _read(self) -> bool:
+        """Drop what is done and read on; twice as much each time, so that long values do not cost quadratic time."""
+        self.text = self.text[self.at :]
+        self.at = 0
+        more = self.file.read(max(self.chunk, len(self.text)))
+        self.text += more
+        return bool(more)
+
+
+def _starts_a_list(file: TextIO) -> bool:
+    window = _Window(file, 4096)
+    first = window.peek()
+    file.seek(0)
+    return first == "["
+
+
+def _lines(file: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise _FormatError(f"line {number}: {error}") from error
+
+
+def _items(window: _Window) -> Iterator[Any]:
+    window.next_mark()
+    count = 0
+    ended = window.peek() == "]"
+    if ended:
+        window.next_mark()
+    while not ended:
+        try:
+            value = window.value()
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise _FormatError(f"entry {count} of the list: {getattr(error, 'msg', error)}") from error
+        yield value
+        count += 1
+        mark = window.next_mark()
+        if mark not in (",", "]"):
+            raise _FormatError(
+                f"{mark or 'the end of the file'!r} follows entry {count - 1} of the list, not ',' or ']'"
+            )
+        ended = mark == "]"
+    if window.peek():
+        raise _FormatError(f"{window.peek()!r} follows the end of the list")

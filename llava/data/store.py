@@ -1,0 +1,100 @@
+"""The conversations of one file as a memory-mapped Arrow table.
+
+A list of a million `Record`s is gigabytes of Python objects, and every data-loading worker that counts references to
+them makes its own copy. The pages of a mapped file are shared by all processes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava.data import json_stream, records
+from llava.data.cache import cached_table, digest_file, digest_text
+from llava.data.records import Record, iterate_records
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordTable:
+    """All records of one file, in its order.
+
+    Attributes:
+        path: the file.
+        content: digest of what it holds, wherever it lies and whatever its date.
+        key: of the table in the cache.
+        rows: columns `id`, `turns`, `images`, `num_words` and `num_images`.
+    """
+
+    path: Path
+    content: str
+    key: str
+    rows: Dataset
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """A column of numbers."""
+        return self.rows.data.column(name).to_numpy().astype(np.int64)
+
+
+def open_records(path: str | Path, cache_dir: str | Path | None = None) -> RecordTable:
+    """Map the records of a JSON list or JSONL file; read and check it first if that was never done.
+
+    Args:
+        path: the file.
+        cache_dir: where tables lie; None for the default of `cached_table`.
+
+    Raises:
+        ValueError: if the file or a record is not in LLaVA's format; see `iterate_records`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
+    content = digest_file(path)
+    key = "records-" + digest_text([content, source_of(json_stream, records)])
+    return RecordTable(path, content, key, cached_table(cache_dir, key, lambda folder: _write(path, folder)))
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """A record as a row of the table."""
+    numbers = {"num_words": record.num_words, "num_images": len(record.images)}
+    return {"id": record.id, "turns": list(record.turns), "images": list(record.images), **numbers}
+
+
+def record_of(row: dict[str, Any], image_folder: str | None = None, source: str | None = None) -> Record:
+    """The record that a row was made of; folder and source are not in the table, mixtures that share it differ."""
+    return Record(row["id"], tuple(row["turns"]), tuple(row["images"]), image_folder, source)
+
+
+def source_of(*modules: ModuleType) -> str:
+    """Text of some modules: what they made of the same input may differ after an edit, so it belongs into keys."""
+    return "\n".join(inspect.getsource(module) for module in modules)
+
+
+def _write(path: Path, folder: Path) -> None:
+    from datasets import Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
+    from tqdm import tqdm
+
+    logger.info("Reading and checking %s; this is done once.", path)
+    texts, number = List(Value("string")), Value("int32")
+    kinds = {"id": Value("string"), "turns": texts, "images": texts, "num_words": number, "num_images": number}
+    rows: Iterator[Record] = tqdm(iterate_records(path), desc=f"Reading {path.name}", unit=" records", disable=None)
+    with ArrowWriter(path=str(folder / "records.arrow"), features=Features(kinds)) as writer:
+        for record in rows:
+            writer.write(row_of(record))
+        writer.finalize()

@@ -1,0 +1,35 @@
+"""Work that ends its process; apart from the tests, so that the processes import nothing slow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from llava.data.check.outcome import Fit, TextOutcome
+from llava.data.check.settings import CheckSettings
+
+
+def square(items: list[int]) -> list[int]:
+    """Squares; a negative item kills the process, and 13 raises."""
+    for item in items:
+        if item < 0:
+            os._exit(3)
+        if item == 13:
+            raise RuntimeError("thirteen")
+    return [item * item for item in items]
+
+
+def never_starts(items: list[int]) -> list[int]:
+    """Kills the process whatever it is given."""
+    os._exit(4)
+
+
+def check_conversations(chunk: Iterable[tuple[int, Any]], settings: CheckSettings) -> list[TextOutcome]:
+    """Finds nothing wrong, but a record with the id `killer` ends the process."""
+    outcomes = []
+    for _, data in chunk:
+        if data["id"] == "killer":
+            os._exit(3)
+        outcomes.append(TextOutcome(data["id"], (), 1, (Fit(10, 0, False, True),) * len(settings.budgets)))
+    return outcomes
