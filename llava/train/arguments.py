@@ -93,7 +93,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 # Names that transformers gave up, and what they are called now. A warm-up below 1 is a share of all steps.
-_RENAMED = {
+RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -101,7 +101,7 @@ _RENAMED = {
     "no_cuda": "use_cpu",
 }
 # Flags in LLaVA users' scripts that choose nothing any more: data is always read lazily, weights are safetensors.
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     (
         "lazy_preprocess",
         "is_multimodal",
@@ -158,14 +158,14 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
     """Translate flags of older transformers releases; say so in the log."""
     result: list[str] = []
     for name, values in _flags(argv):
-        if name in _WITHOUT_EFFECT:
+        if name in WITHOUT_EFFECT:
             logger.info("--%s has no effect any more.", name)
         elif name == "group_by_length":
             if not values or values[0].lower() in ("true", "1", "yes"):
                 result += ["--train_sampling_strategy", "group_by_length"]
-        elif name in _RENAMED:
-            logger.info("--%s is now --%s.", name, _RENAMED[name])
-            result += [f"--{_RENAMED[name]}", *values]
+        elif name in RENAMED:
+            logger.info("--%s is now --%s.", name, RENAMED[name])
+            result += [f"--{RENAMED[name]}", *values]
         else:
             result += [f"--{name}", *values] if name else values
     return result

@@ -1,0 +1,120 @@
+"""The parts of docs/training.md that follow from the code: arguments, memory, and the recipes' variables.
+
+python -m llava.doctor.document           # writes them anew
+python -m llava.doctor.document --check   # says whether they are fresh; status 1 if not
+
+A generated part stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from llava.compression.config import CompressionConfig
+from llava.doctor.memory import STAGES, Setting, need, why_not
+from llava.doctor.recipes import RECIPES
+from llava.doctor.shape import ModelShape
+from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "training.md"
+_PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_GIB = 2**30
+
+
+def arguments() -> str:
+    """A table of the flags of `llava/train/train_mem.py` that are not transformers' own."""
+    lines = ["| flag | default | |", "|---|---|---|"]
+    own = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    for kind in (ModelArguments, DataArguments, TrainingArguments):
+        for field in dataclasses.fields(kind):
+            changed = kind is TrainingArguments and field.name in own
+            if not changed or field.name in kind.__annotations__:
+                text = field.metadata.get("help", "").replace("|", "\\|")
+                lines.append(f"| `--{field.name}` | {_default(field)} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def spellings() -> str:
+    """Old names of flags, and what became of them."""
+    renamed = [f"| `--{old}` | `--{new}` |" for old, new in RENAMED.items()]
+    gone = [f"| `--{name}` | accepted, without effect |" for name in sorted(WITHOUT_EFFECT)]
+    return "\n".join(["| as in LLaVA's scripts | now |", "|---|---|", *renamed, *gone]) + "\n"
+
+
+def memory() -> str:
+    """GiB of each of 8 devices for every recipe of the 7B model, for its longest rows, with checkpointing."""
+    shape, compression = ModelShape.of("llava-1.5-7b"), CompressionConfig.from_preset("duet-192")
+    header = "| recipe | rows a device | " + " | ".join(f"ZeRO-{stage.name}" for stage in STAGES) + " |"
+    lines = [header, "|---|---|" + "---|" * len(STAGES)]
+    for recipe in RECIPES.values():
+        setting = Setting(recipe, shape, compression, batch_size=recipe.batch_size)
+        cells = [
+            "no" if why_not(recipe, stage) else f"{need(setting, stage).total(checkpointing=True) / _GIB:.1f}"
+            for stage in STAGES
+        ]
+        lines.append(f"| `{recipe.name}` | {recipe.batch_size} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def variables() -> str:
+    """Environment variables of the recipes and the launcher, as their files document them."""
+    files = ("scripts/v1_5/finetune_qlora.sh", "scripts/lib/recipe.sh", "scripts/lib/launch.sh")
+    parts = []
+    for name in files:
+        comment = re.findall(r"^#   ?(.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        parts.append(f"{name}\n" + "\n".join(f"  {line}".rstrip() for line in comment))
+    return "```text\n" + "\n\n".join(parts) + "\n```\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "arguments": arguments,
+    "spellings": spellings,
+    "memory": memory,
+    "variables": variables,
+}
+
+
+def renewed(text: str) -> str:
+    """A document with its generated parts written anew.
+
+    Raises:
+        ValueError: if it lacks a part, or names an unknown one.
+    """
+    found = [name for _, name, _ in _PART.findall(text)]
+    if sorted(found) != sorted(PARTS):
+        raise ValueError(f"The document has the generated parts {sorted(found)}; it must have {sorted(PARTS)}.")
+    return _PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n{match[3]}", text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Write the generated parts of docs/training.md anew.")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a part is stale")
+    options = parser.parse_args(arguments)
+    before = DOCUMENT.read_text(encoding="utf-8")
+    after = renewed(before)
+    if options.check:
+        if before != after:
+            sys.exit(f"document: {DOCUMENT} is stale; run python -m llava.doctor.document.")
+        return
+    DOCUMENT.write_text(after, encoding="utf-8")
+    print(f"Wrote {DOCUMENT}.")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default in (None, ""):
+        return ""
+    return f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    main()
