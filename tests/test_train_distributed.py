@@ -95,18 +95,13 @@ def test_zero_to_fp32_gives_the_weights_of_the_checkpoint(zero: Path, tmp_path: 
 
 
 def test_frozen_weights_have_no_optimizer_state(zero: Path) -> None:
-    """ZeRO cuts one flat float32 copy of what is trained: its length says what has state."""
+    """A trained weight has a float32 copy and two moments; the files have room for no more."""
     counts = summary(zero)["parameters"]
-    trained = sum(part["trained"] for part in counts.values())
+    trained, frozen = (sum(part["trained"] for part in counts.values()), counts["vision_tower"]["all"])
     assert counts["vision_tower"]["trained"] == 0 and trained > 0
-    pieces = sorted((zero / f"checkpoint-{STEPS // 2}/global_step{STEPS // 2}").glob("*optim_states.pt"))
-    assert len(pieces) == 2
-    held = 0
-    for piece in pieces:
-        state = torch.load(piece, map_location="cpu", weights_only=False)["optimizer_state_dict"]
-        base = state.get("base_optimizer_state") or state["optimizer_state_dict"]
-        held += sum(part["exp_avg"].numel() for part in base["state"].values())
-    assert trained <= held < trained + 1000, "moments of trained weights, and some padding"
+    pieces = list((zero / f"checkpoint-{STEPS // 2}/global_step{STEPS // 2}").glob("*optim_states.pt"))
+    held = sum(piece.stat().st_size for piece in pieces)
+    assert len(pieces) == 2 and 12 * trained <= held < 12 * (trained + frozen)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
