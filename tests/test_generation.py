@@ -154,7 +154,7 @@ def test_text_after_an_image_carries_nothing_over():
     assert generate(model, [text], IMAGES[:1]) == [expected], "a dummy image changes nothing"
 
 
-def test_two_interleaved_generations_on_one_model():
+def test_fault_13_two_interleaved_generations_on_one_model():
     model, pictures = tiny_llava(compression=tiny.DUET), images_of(ROWS, IMAGES)
     expected = [greedy_by_hand(model, row, own) for row, own in zip(ROWS, pictures, strict=True)]
     answers: list[list[int]] = [[], [], []]

@@ -157,7 +157,7 @@ def test_several_tokens_in_one_decode_call(name: str, side: str):
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
-def test_neighbours_order_and_padding_side_do_not_matter(name: str):
+def test_fault_12_neighbours_order_and_padding_side_do_not_matter(name: str):
     model = tiny_llava(compression=COMPRESSIONS[name])
     images = pixels(image_count(MIXED))
     pictures = images_of(MIXED, images)
@@ -294,7 +294,7 @@ def test_nothing_before_the_first_image_votes_whatever_its_flags(queries: str):
 # 7 ------------------------------------------------------------------------------------------------------------ order
 
 
-def test_kept_tokens_stay_in_order_and_ties_go_to_the_earlier_token():
+def test_fault_14_kept_tokens_stay_in_order_and_ties_go_to_the_earlier_token():
     from llava.compression.layout import TokenLayout
     from llava.compression.t2v import choose_visual_tokens
 

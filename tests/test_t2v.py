@@ -104,7 +104,7 @@ def test_scores_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(scores_of(queries, keys, layout, 0.4), whole, atol=1e-7, rtol=0)
 
 
-def test_scores_stay_float32_under_autocast():
+def test_fault_14_scores_stay_float32_under_autocast():
     layout = layout_of(VOTES)
     queries, keys = (tensor.float() for tensor in random_projections(layout, 4, 2))
     whole = scores_of(queries, keys, layout, 0.4)

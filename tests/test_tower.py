@@ -118,7 +118,7 @@ def test_merged_tokens_equal_loops_over_the_stock_towers_attention(v2v: V2VConfi
         assert result.plan.dominant[number].tolist() == expected.dominant
 
 
-def test_scores_stay_float32_under_autocast():
+def test_fault_14_scores_stay_float32_under_autocast():
     tower, images = tower_of(5).float(), pixels(4).float()
     hidden = torch.randn(4, 17, 16)
     from llava.model.multimodal_encoder.clip_encoder import _scored_by
