@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import time
+import warnings
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -146,6 +149,32 @@ def test_fault_9_unusual_images_open_and_broken_ones_are_named(tmp_path: Path) -
         open_rgb(tmp_path / "gone.png")
 
 
+def test_fault_9_cut_off_images_are_no_images(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for name in ("whole.jpg", "whole.png", "whole.webp", "whole.gif", "whole.tiff", "whole.bmp"):
+        path = tmp_path / name
+        Image.fromarray(noise).save(path)
+        assert open_rgb(path).size == (64, 64)
+        content = path.read_bytes()
+        for length in (0, 3, len(content) // 2):
+            path.write_bytes(content[:length])
+            with pytest.raises(BadImageError, match=f"{name}' cannot be read"):
+                open_rgb(path)
+
+
+def test_fault_9_decompression_bombs_are_refused_and_warnings_stay_as_they_were(tmp_path: Path, monkeypatch) -> None:
+    """Pillow only warns up to twice its limit, and raises beyond."""
+    Image.new("RGB", (10, 10)).save(tmp_path / "big.png")
+    for limit in (99, 49):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        filters = list(warnings.filters)
+        with pytest.raises(BadImageError, match=r"big.png' is too large: .*100 pixels"):
+            open_rgb(tmp_path / "big.png")
+        assert warnings.filters == filters
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert open_rgb(tmp_path / "big.png").size == (10, 10)
+
+
 def test_pad_keeps_the_whole_image_on_the_mean_colour() -> None:
     square = expand2square(Image.new("RGB", (6, 2), (255, 0, 0)), (1, 2, 3))
     assert square.size == (6, 6)
@@ -212,6 +241,43 @@ def test_fault_9_missing_image_names_record_and_file(folder: Path) -> None:
         dataset[0]
 
 
+def test_fault_9_skipping_keeps_the_shape_and_the_place_and_teaches_nothing(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no image")
+
+    def sample(policy: str, *names: str):
+        records = [{"id": "x", "image": list(names), "conversations": talk("<image> or <image>?", "red")}]
+        return make_dataset(folder, records, max_length=200, on_bad_sample=policy)[0]
+
+    good = sample("fail", "red.png", "blue.png")
+    assert good["problem"] is None and (good["labels"] != IGNORE_INDEX).any()
+    skipped = sample("skip", "broken.png", "../blue.png")
+    for name in ("input_ids", "query_mask"):
+        assert torch.equal(skipped[name], good[name])
+    assert skipped["labels"].tolist() == [IGNORE_INDEX] * len(good["labels"])
+    assert [image.shape for image in skipped["images"]] == [image.shape for image in good["images"]]
+    assert not any(image.any() for image in skipped["images"])
+    assert skipped["problem"].startswith("record 'x': ")
+    assert "broken.png' cannot be read" in skipped["problem"] and "'../blue.png' does not lie" in skipped["problem"]
+    half = sample("skip", "red.png", "gone.png")
+    assert torch.equal(half["images"][0], good["images"][0]) and not half["images"][1].any()
+    batch = SupervisedCollator(pad_token_id=0, image_size=SIDE)([good, skipped, half])
+    assert batch["problems"] == [None, skipped["problem"], half["problem"]]
+    assert batch["unsupervised"] == [False, True, True] and batch["images"].shape == (6, 3, SIDE, SIDE)
+    assert torch.equal(sample("skip", "red.png", "blue.png")["labels"], good["labels"])
+    with pytest.raises(BadImageError, match=r"record 'x': .*broken\.png"):
+        sample("fail", "red.png", "broken.png")
+    with pytest.raises(ValueError, match="on_bad_sample is 'ignore'; accepted are fail, skip"):
+        sample("ignore", "red.png", "blue.png")
+
+
+def test_a_record_may_bring_its_own_image_folder(folder: Path) -> None:
+    (folder / "own").mkdir()
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(folder / "own" / "red.png")
+    records = [Record("a", ("<image>", "b"), ("red.png",), where) for where in (None, str(folder / "own"))]
+    dataset = LazySupervisedDataset(records, byte_level(), processor(), DataConfig("v1", 64, 4, image_folder=folder))
+    assert [sample["images"][0][:, 4, 4].argmax().item() for sample in (dataset[0], dataset[1])] == [0, 1]
+
+
 def test_images_without_a_tower_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="give --vision_tower"):
         LazySupervisedDataset([Record("a", ("<image>", "b"), ("red.png",))], byte_level(), None, DataConfig("v1", 9, 4))
@@ -272,6 +338,55 @@ def test_fault_5_order_depends_on_seed_and_epoch_only() -> None:
     list(other_epoch_first)
     other_epoch_first.set_epoch(0)
     assert list(other_epoch_first) == first
+
+
+# Orders that runs were made with, of the first release: a resumed run must continue in the same one.
+KNOWN_ORDERS = [
+    (
+        {"samples": 23, "batch_size": 2, "accumulation": 2, "scale": 20},
+        [9, 21, 15, 18, 6, 12, 0, 3, 8, 14, 16, 20, 4, 19, 7, 22, 13, 2, 11, 5, 1, 17, 10],
+    ),
+    (
+        {"samples": 23, "epoch": 1, "batch_size": 2, "accumulation": 2, "kinds": None},
+        [9, 4, 20, 13, 6, 22, 12, 11, 18, 0, 16, 7, 2, 3, 1, 19, 15, 14, 8, 21, 5, 17, 10],
+    ),
+    ({"samples": 11, "seed": 3, "epoch": 2, "lengths": None, "kinds": None}, [5, 9, 8, 10, 2, 0, 7, 1, 4, 3, 6]),
+    ({"samples": 5}, [4, 0, 2, 1, 3]),
+    (
+        {"samples": 19, "seed": 9, "batch_size": 1, "world_size": 3, "accumulation": 1, "lengths": [7] * 19},
+        [7, 1, 10, 11, 13, 14, 12, 18, 3, 2, 8, 5, 17, 16, 4, 15, 6, 9, 0],
+    ),
+    ({"samples": 3000, "seed": 5, "epoch": 1, "world_size": 8, "accumulation": 2}, "1c77e60a894082db"),
+    (
+        {"samples": 1001, "seed": 5, "epoch": 1, "batch_size": 16, "world_size": 1, "accumulation": 1},
+        "41463e2c82646cad",
+    ),
+    ({"samples": 5000, "seed": 5, "epoch": 1, "batch_size": 1, "world_size": 64}, "c5866034ded3011c"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), KNOWN_ORDERS)
+def test_the_order_of_a_seed_never_changes(options: dict, expected: list[int] | str) -> None:
+    """Long orders are known by the start of their SHA-256."""
+    scale = options.get("scale", 1)
+    made = sampler(**{name: value for name, value in options.items() if name != "scale"})
+    if made.lengths is not None:
+        made.lengths = [length // scale for length in made.lengths]
+    order = made.order()
+    found = order if isinstance(expected, list) else hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16]
+    assert found == expected
+    if made.lengths is not None:
+        made.lengths, made.kinds = np.array(made.lengths), None if made.kinds is None else np.array(made.kinds)
+        assert made.order() == order
+
+
+def test_a_large_data_set_is_ordered_quickly() -> None:
+    draw = np.random.default_rng(0)
+    lengths, kinds = draw.integers(1, 3000, 665_000), draw.random(665_000) < 0.9
+    started = time.perf_counter()
+    order = EpochSampler(665_000, 0, 2, world_size=64, lengths=lengths, kinds=kinds).order()
+    assert time.perf_counter() - started < 20, "about half a second on an idle core; Python loops need much longer"
+    assert np.array_equal(np.sort(order), np.arange(665_000))
 
 
 @pytest.mark.parametrize("changes", [{}, {"kinds": None}, {"lengths": None}, {"samples": 5}, {"samples": 24}])

@@ -25,6 +25,7 @@ from llava.compression.salience import salient_spans
 from llava.data.cache import CONTENTS, cached_table
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.json_stream import iterate_json
+from llava.data.measure import measure
 from llava.data.mixture import draw_rows, open_mix
 from llava.data.records import parse_record, read_records
 from llava.data.sampler import EpochSampler
@@ -344,6 +345,14 @@ def test_truncation_happens_when_a_sample_is_read(data: Path, tmp_path: Path) ->
         found = [cached.encode(index) for index in range(len(cached))]
         assert found == [lazy.encode(index) for index in range(len(lazy))]
         assert any(text.truncated for text in found) == (length == 60)
+
+
+def test_statistics_are_the_same_from_cached_tokens(data: Path, tmp_path: Path) -> None:
+    found = [
+        measure(open_data(data, tmp_path, max_length=70, pretokenise=how), range(40), batch_size=4)
+        for how in (True, False)
+    ]
+    assert found[0] == found[1] and found[0].samples == 40 and found[0].truncated > 0
 
 
 def test_records_that_cannot_be_encoded_are_named_together(data: Path, tmp_path: Path) -> None:

@@ -217,6 +217,28 @@ def test_a_signal_reaches_the_ranks_and_their_status_comes_out(
     assert log.read_text().split() == ["ready", "told"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_ranks_of_a_slurm_job(number: signal.Signals, tmp_path: Path) -> None:
+    """By scancel: srun kills all that it started when SIGTERM is sent to itself."""
+    fakes = {
+        "rank": RANK,
+        "srun": 'rank & echo $! >"$OUTPUT_DIR/pid"\ntrap \'echo hit >>"$LOG"; kill -9 $!\' TERM USR1\nwait $!\nexit 1',
+        "scancel": 'echo "$@" >>"$LOG.scancel"; kill -TERM "$(cat "$OUTPUT_DIR/pid")"',
+    }
+    shell = Shell(tmp_path / "bin", {**nvidia(1), **CLUSTER, **fakes})
+    log = tmp_path / "log"
+    variables = {"LOG": str(log), "OUTPUT_DIR": str(tmp_path), "LEAVES": "preempted.json", **SLURM}
+    process = shell.start(recipe("finetune"), **variables)
+    deadline = time.monotonic() + 30
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert log.read_text().split() == ["ready", "told"]
+    assert (tmp_path / "log.scancel").read_text().split() == ["--signal=TERM", SLURM["SLURM_JOB_ID"]]
+
+
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "python"])
 def test_the_status_of_a_failed_run_comes_out(launcher: str, tmp_path: Path) -> None:
     shell = Shell(tmp_path / "bin", {**nvidia(1), launcher: "exit 13"})

@@ -171,7 +171,7 @@ count_devices() {
 # first of them the processes are that SIGTERM is for.
 launcher_words() {
     local port=${MASTER_PORT:-29500}
-    depth=0 # torchrun and srun pass SIGTERM on
+    depth=0 # torchrun passes SIGTERM on
     case $LAUNCHER in
         python) launcher=("${PYTHON:-python}") ;;
         deepspeed) deepspeed_words ;;
@@ -214,7 +214,9 @@ deepspeed_words() {
 }
 
 # One torchrun a machine, with all processors of the job's: a step gets those of one task otherwise.
+# SIGTERM goes to the steps of the job by way of SLURM: sent to srun itself, it would kill them.
 srun_words() {
+    depth=slurm
     local head=${MASTER_ADDR:-} port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
     if [ -z "$head" ]; then
         read -r head < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") ||

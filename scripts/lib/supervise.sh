@@ -6,7 +6,8 @@
 PREEMPTED=75 # exit status of a trainer that was told to stop and saved before it did
 
 # supervise DEPTH COMMAND...: runs COMMAND and returns its status. SIGTERM and SIGUSR1, which schedulers send, arrive as
-# SIGTERM at the processes DEPTH generations below it (0: COMMAND itself), and the wait goes on until COMMAND ends.
+# SIGTERM at the processes DEPTH generations below it (0: COMMAND itself; slurm: all steps of the SLURM job), and the wait
+# goes on until COMMAND ends.
 supervise() {
     local depth=$1 child status interrupted=1
     shift
@@ -26,6 +27,10 @@ supervise() {
 # stop_gently PID DEPTH: SIGTERM to the processes DEPTH generations below PID, or to PID where none are found.
 stop_gently() {
     local found
+    if [ "$2" = slurm ]; then
+        scancel --signal=TERM "$SLURM_JOB_ID" || true
+        return 0
+    fi
     found=$(descendants "$1" "$2")
     # shellcheck disable=SC2086 # a list of numbers
     kill -TERM ${found:-$1} 2>/dev/null || true
