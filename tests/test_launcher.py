@@ -189,6 +189,19 @@ FAKES = {  # deepspeed as it is: a process that starts a second one, which start
 }
 
 
+def assert_told(shell: Shell, number: signal.Signals, variables: dict[str, str], status: int) -> None:
+    """A recipe that gets a signal while its rank runs passes it on once, and ends with the rank's status."""
+    log = Path(variables["LOG"])
+    process = shell.start(recipe("finetune"), **variables)
+    deadline = time.monotonic() + 30
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    assert log.read_text().split() == ["ready", "told"]
+
+
 @pytest.mark.parametrize(
     ("number", "launcher", "leaves", "status"),
     [
@@ -207,14 +220,7 @@ def test_a_signal_reaches_the_ranks_and_their_status_comes_out(
     log = tmp_path / "log"
     variables = {"LAUNCHER": launcher, "LOG": str(log), "OUTPUT_DIR": str(tmp_path), "LEAVES": leaves}
     (tmp_path / "preempted.json").write_text("of an earlier run")
-    process = shell.start(recipe("finetune"), **variables)
-    deadline = time.monotonic() + 30
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == status, err
-    assert log.read_text().split() == ["ready", "told"]
+    assert_told(shell, number, variables, status)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -228,14 +234,7 @@ def test_a_signal_reaches_the_ranks_of_a_slurm_job(number: signal.Signals, tmp_p
     shell = Shell(tmp_path / "bin", {**nvidia(1), **CLUSTER, **fakes})
     log = tmp_path / "log"
     variables = {"LOG": str(log), "OUTPUT_DIR": str(tmp_path), "LEAVES": "preempted.json", **SLURM}
-    process = shell.start(recipe("finetune"), **variables)
-    deadline = time.monotonic() + 30
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 75, err
-    assert log.read_text().split() == ["ready", "told"]
+    assert_told(shell, number, variables, 75)
     assert (tmp_path / "log.scancel").read_text().split() == ["--signal=TERM", SLURM["SLURM_JOB_ID"]]
 
 

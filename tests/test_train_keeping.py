@@ -232,6 +232,7 @@ def test_fault_9_unreadable_images_are_skipped_counted_and_named(assets: Path, t
     train(flags(assets, tmp_path / "skip", "finetune", **options))
     counts = summary(tmp_path / "skip")["counts"]
     assert counts["samples"] == 32 and counts["skipped"] == 4, "two samples in each of two epochs"
+    assert counts["unsupervised"] == 0, "a skipped sample is not counted twice"
     named = [json.loads(line) for line in (tmp_path / "skip/skipped_samples-0.jsonl").read_text().splitlines()]
     assert sorted(entry["id"] for entry in named) == ["broken-chat-0", "broken-chat-1"]
     assert all("broken.png" in entry["problem"] for entry in named)

@@ -13,10 +13,10 @@ from tiny import DUET, chat, collate, pixels, tiny_llava
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
-from llava.compression.schedule import DecoderShape, VisionShape, training_flops
+from llava.compression.schedule import DecoderShape, VisionShape, training_flops, training_passes
 from llava.train.hardware import device_peak, peak_flops, peak_memory_bytes
 from llava.train.meter import TrainingMeter, summary_table
-from llava.train.workload import Workload, training_passes
+from llava.train.workload import Workload
 
 CPU = torch.device("cpu")
 LAYERS = 6

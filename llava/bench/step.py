@@ -26,6 +26,7 @@ from llava.compression.schedule import (
     average_visual_tokens,
     prefill_flops,
     training_flops,
+    training_passes,
     visual_tokens_per_layer,
 )
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -108,7 +109,7 @@ def measure(model: Any, options: argparse.Namespace, mode: str, report: Callable
     configs = {name: CompressionConfig.resolve(name) for name in options.compression}
     runs = {name: runner(model, batch, config, mode) for name, config in configs.items()}
     seconds = interleaved(runs, options.repeats, model.device)
-    passes = 4 if options.activation_checkpointing else 3
+    passes = training_passes(True, options.activation_checkpointing)
     first = next(iter(configs))
     rows = []
     for name, config in configs.items():

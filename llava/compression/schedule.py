@@ -141,6 +141,16 @@ def prefill_flops(
     return layers + 2 * decoder.width * decoder.vocab + _projector(tokens[0], decoder, vision) + images * vision.flops()
 
 
+def training_passes(trains_language_model: bool, activation_checkpointing: bool) -> int:
+    """Forward-sized passes through a decoder layer in one training step.
+
+    Forward and the gradient of the layer's input always; the gradient of its weights if they are trained; a second
+    forward if activations were not kept. So 4 for full fine-tuning with checkpointing; 3 without it, or with it and a
+    frozen language model (LoRA, projector alone); 2 for a frozen one without it.
+    """
+    return 2 + trains_language_model + activation_checkpointing
+
+
 def training_flops(
     tokens: Sequence[int],
     text_tokens: int,
@@ -153,8 +163,7 @@ def training_flops(
 
     Args:
         tokens, text_tokens, decoder, vision, images: as in `prefill_flops`.
-        passes: forward-sized passes through a layer: 4 with full gradient checkpointing, 3 without it, or with it
-            and a frozen language model.
+        passes: forward-sized passes through a layer, of `training_passes`.
     """
     layers = passes * sum(decoder.layer_flops(text_tokens + count) for count in tokens)
     head = 3 * 2 * decoder.width * decoder.vocab * (text_tokens + tokens[-1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,7 @@ def save_lora(model: Any, state: dict[str, Tensor], folder: str | Path) -> None:
         del config.quantization_config
     config.save_pretrained(folder)
     others = {name: weight for name, weight in state.items() if "lora_" not in name}
-    unfinished = folder / (NON_LORA_FILE + ".tmp")
-    torch.save(others, unfinished)
-    os.replace(unfinished, folder / NON_LORA_FILE)
+    torch.save(others, folder / NON_LORA_FILE)
 
 
 def load_adapters(model: Any, folder: str | Path) -> None:

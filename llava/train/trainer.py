@@ -48,17 +48,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SampleCounts:
-    """Samples that this process trained on, and how many of them were cut or taught nothing."""
+    """Samples that this process saw, and how many of them were cut, taught nothing, or could not be read."""
 
     samples: int = 0
     truncated: int = 0
     unsupervised: int = 0
+    skipped: int = 0
 
-    def add(self, truncated: list[bool], unsupervised: list[bool]) -> None:
-        """Count one batch."""
+    def add(self, truncated: list[bool], unsupervised: list[bool], problems: list[str | None]) -> None:
+        """Count one batch. A skipped sample has no labels either, but that is not the data's fault: it counts once."""
+        skipped = sum(problem is not None for problem in problems)
         self.samples += len(truncated)
         self.truncated += sum(truncated)
-        self.unsupervised += sum(unsupervised)
+        self.unsupervised += sum(unsupervised) - skipped
+        self.skipped += skipped
 
 
 def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> EpochSampler:
@@ -148,7 +151,7 @@ class LlavaTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self.meter.add(outputs.layouts, len(inputs.get("images", ())))
-            self.counts.add(truncated, unsupervised)
+            self.counts.add(truncated, unsupervised, problems)
             if self.skipped is not None:
                 self.skipped.add(ids, problems)
             self._require_finite(loss, ids)
@@ -176,7 +179,7 @@ class LlavaTrainer(Trainer):
 
     def totals(self) -> dict[str, Any]:
         """Metrics and counts of the whole run since it was started or resumed. All ranks must call it."""
-        own = asdict(self.counts) | {"skipped": 0 if self.skipped is None else self.skipped.count}
+        own = asdict(self.counts)
         summed = self._sum_over_ranks(torch.tensor(list(own.values()))).long().tolist()
         return self.meter.totals(self._rows_of_ranks) | {"counts": dict(zip(own, summed, strict=True))}
 

@@ -8,17 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from llava.compression.layout import TokenLayout
-from llava.compression.schedule import CLIP_L_336, DecoderShape, VisionShape, training_flops
-
-
-def training_passes(trains_language_model: bool, activation_checkpointing: bool) -> int:
-    """Forward-sized passes through a decoder layer in one training step.
-
-    Forward and the gradient of the layer's input always; the gradient of its weights if they are trained; a second
-    forward if activations were not kept. So 4 for full fine-tuning with checkpointing; 3 without it, or with it and a
-    frozen language model (LoRA, projector alone); 2 for a frozen one without it.
-    """
-    return 2 + trains_language_model + activation_checkpointing
+from llava.compression.schedule import CLIP_L_336, DecoderShape, VisionShape, training_flops, training_passes
 
 
 @dataclass(frozen=True)

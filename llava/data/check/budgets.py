@@ -15,6 +15,7 @@ from llava.compression.schedule import (
     VisionShape,
     average_visual_tokens,
     training_flops,
+    training_passes,
     visual_tokens_per_layer,
 )
 from llava.conversation import SeparatorStyle, get_template
@@ -83,8 +84,9 @@ class BudgetFigures:
 
 
 def default_passes(template: str) -> int:
-    """3 where only the projector learns (`plain`), 4 for full fine-tuning; both with activation checkpointing."""
-    return 3 if get_template(template).sep_style is SeparatorStyle.PLAIN else 4
+    """Where only the projector learns (`plain`), or of full fine-tuning; both with activation checkpointing."""
+    describes = get_template(template).sep_style is SeparatorStyle.PLAIN
+    return training_passes(trains_language_model=not describes, activation_checkpointing=True)
 
 
 def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision: VisionShape) -> tuple[int, ...]:
