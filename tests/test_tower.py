@@ -121,12 +121,12 @@ def test_merged_tokens_equal_loops_over_the_stock_towers_attention(v2v: V2VConfi
 def test_fault_14_scores_stay_float32_under_autocast():
     tower, images = tower_of(5).float(), pixels(4).float()
     hidden = torch.randn(4, 17, 16)
-    from llava.model.multimodal_encoder.clip_encoder import _scored_by
+    from llava.model.multimodal_encoder.encode import _scored_by
 
     layer = tower.model.encoder.layers[3].bfloat16()
-    expected = _scored_by(layer, hidden.bfloat16(), RECEIVED)
+    expected = _scored_by(layer, hidden.bfloat16(), RECEIVED, True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scored = _scored_by(layer, hidden.bfloat16(), RECEIVED)
+        scored = _scored_by(layer, hidden.bfloat16(), RECEIVED, True)
     for ours, theirs in zip(scored, expected, strict=True):
         assert torch.equal(ours, theirs)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -116,9 +116,15 @@ def test_neighbours_of_a_case_worked_out_by_hand():
 
 def test_received_score_is_the_column_mean_and_its_cls_column_is_left_out():
     attention = torch.tensor([[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.0, 0.7]]])
-    like = torch.zeros(1, 3, 1)
-    scores = score_patches(torch.zeros(1, 2), attention, V2VConfig(2, 0, score="received"), 2, like)
+    features, cls = torch.tensor([[[0.0], [10.0], [20.0]]]), torch.tensor([[1.0, 0.0]])
+    config = V2VConfig(2, 0, score="received")
+    scores = score_patches(cls, attention.mean(dim=1), config, 2, features)
     torch.testing.assert_close(scores, torch.tensor([[0.2, 0.6]]))
+    from_map = merge_visual_tokens(features, cls, None, config, attention)
+    from_mean = merge_visual_tokens(features, cls, None, config, received=torch.tensor([[9.0, 0.2, 0.6]]))
+    for result in (from_map, from_mean):
+        assert result.tokens.flatten().tolist() == [0, 20]
+        assert result.source.tolist() == [[-1, 1]]
 
 
 def test_a_tower_without_cls_keeps_dominant_patches_only():

@@ -24,7 +24,7 @@ class TokenLayout:
         image: int64 [B, L], number of the image a visual token came from within its row; -1 on text and padding.
         visual_index: int64 [B, L], rank of a visual token among those of its row that entered the decoder; else -1.
         vote: bool [B, L], may this token vote on visual tokens.
-        positions: int64 [B, L], rotary position; 0 on padding.
+        positions: int64 [B, L], rotary position; [A, B, L] where it has several axes (M-RoPE); 0 on padding.
         lengths: valid tokens of each row.
         visual: visual tokens of each row that are still there.
         entered: visual tokens of each row that entered the decoder.
@@ -32,6 +32,7 @@ class TokenLayout:
         padding_side: "right" or "left"; rows with gaps count as "left".
         max_supervised: no more positions than this have a target, the first column aside.
         labels: int64 [B, L], target id of each position, -100 where there is none; None without labels.
+        following: int64 [B, 1], position of whatever comes behind each row; None: one more than its largest.
     """
 
     valid: Tensor
@@ -46,6 +47,7 @@ class TokenLayout:
     padding_side: str = "right"
     max_supervised: int = 0
     labels: Tensor | None = None
+    following: Tensor | None = None
 
     @classmethod
     def of_text(cls, valid: Tensor) -> TokenLayout:
@@ -97,8 +99,16 @@ class TokenLayout:
         return self.by_visual_index(self.is_visual, False)
 
     def at_positions(self, positions: Tensor) -> TokenLayout:
-        """The same layout with other rotary positions, broadcastable to [B, L]."""
-        return dataclasses.replace(self, positions=positions.expand(self.valid.shape))
+        """The same layout with other rotary positions, broadcastable to [B, L] or [A, B, L]."""
+        axes = positions.shape[:1] if positions.dim() == 3 else ()
+        return dataclasses.replace(self, positions=positions.expand(*axes, *self.valid.shape))
+
+    def next_position(self) -> Tensor:
+        """int64 [B, 1]: the position, on every axis, of a text token behind each row."""
+        if self.following is not None:
+            return self.following
+        largest = self.positions.amax(dim=-1, keepdim=True)
+        return (largest.amax(dim=0) if largest.dim() == 3 else largest) + 1
 
     def to(self, device: torch.device) -> TokenLayout:
         """The same layout with its tensors on a device; does not wait for a copy to an accelerator."""
@@ -108,7 +118,7 @@ class TokenLayout:
     def repeat_interleave(self, repeats: int) -> TokenLayout:
         """Each row `repeats` times, as beam search and several returned sequences ask."""
         return self._map(
-            lambda tensor: tensor.repeat_interleave(repeats, dim=0),
+            lambda tensor: tensor.repeat_interleave(repeats, dim=-2),
             lambda counts: tuple(count for count in counts for _ in range(repeats)),
         )
 

@@ -146,16 +146,17 @@ def gather_kept(
     vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
 
     def travel(values: Tensor, fill: int) -> Tensor:
-        return values.gather(1, index).masked_fill(~valid, fill)
+        return values.gather(-1, index.expand(*values.shape[:-1], -1)).masked_fill(~valid, fill)
 
-    kept_positions = renumbered(valid) if positions == "renumber" else travel(layout.positions, 0)
+    renumber = positions == "renumber"
     new_layout = dataclasses.replace(
         layout,
         valid=valid,
         image=travel(layout.image, -1),
         visual_index=travel(layout.visual_index, -1),
         vote=vote,
-        positions=kept_positions,
+        positions=renumbered(valid) if renumber else travel(layout.positions, 0),
+        following=None if renumber else layout.next_position(),
         lengths=lengths,
         visual=tuple(counts),
         labels=None if layout.labels is None else travel(layout.labels, IGNORED_LABEL),

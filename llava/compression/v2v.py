@@ -67,6 +67,12 @@ class V2VResult:
     has_cls: bool
 
     @property
+    def source(self) -> Tensor:
+        """[B, N0] patch that each token is or is built around, -1 for CLS."""
+        cls = self.plan.dominant.new_full((len(self.plan.dominant), int(self.has_cls)), -1)
+        return torch.cat([cls, self.plan.dominant.sort(dim=1).values, self.plan.anchors], dim=1)
+
+    @property
     def fate(self) -> Tensor:
         """[B, P] a `Fate` for each patch."""
         return self._trace[0]
@@ -99,6 +105,7 @@ def merge_visual_tokens(
     keys: Tensor | None,
     config: V2VConfig,
     attention: Tensor | None = None,
+    received: Tensor | None = None,
 ) -> V2VResult:
     """Turn the tower's tokens into `config.token_count(N)` information-preserving ones (Algorithm 1).
 
@@ -110,8 +117,9 @@ def merge_visual_tokens(
             from a tower without a CLS token: all N tokens are patches then.
         keys: [B, N, Dk] keys of the scored layer, averaged over heads. Needed by `anchored` and `uniform` clusters.
         config: what to keep and how to merge.
-        attention: [B, N, N] attention map of the scored layer, averaged over heads. Needed by `score: received`
-            and by `neighbours` clusters.
+        attention: [B, N, N] attention map of the scored layer, averaged over heads. Needed by `neighbours` clusters,
+            and by `score: received` unless `received` is given.
+        received: [B, N] mean over the rows of that map, from a tower whose whole map would be too large.
 
     Raises:
         ValueError: if `config.dominant` exceeds N, or an input that the options need is missing.
@@ -120,7 +128,9 @@ def merge_visual_tokens(
     config.token_count(count)
     has_cls = cls_attention is not None and cls_attention.shape[1] == count - 1
     with torch.no_grad(), without_autocast(hidden_states.device):
-        scores = score_patches(cls_attention, attention, config, count - has_cls, hidden_states)
+        if received is None and attention is not None:
+            received = attention.float().mean(dim=1)
+        scores = score_patches(cls_attention, received, config, count - has_cls, hidden_states)
         plan = plan_merge(scores, keys, config, has_cls=has_cls, attention=attention)
     patches = hidden_states[:, int(has_cls) :]
     spatial = plan.dominant.sort(dim=1).values
@@ -129,7 +139,7 @@ def merge_visual_tokens(
 
 
 def score_patches(
-    cls_attention: Tensor | None, attention: Tensor | None, config: V2VConfig, num_patches: int, like: Tensor
+    cls_attention: Tensor | None, received: Tensor | None, config: V2VConfig, num_patches: int, like: Tensor
 ) -> Tensor:
     """Importance of each patch, float32 [B, P], higher is kept first; see `V2VConfig.score`."""
     batch, first_patch = like.shape[0], like.shape[1] - num_patches
@@ -138,7 +148,7 @@ def score_patches(
             raise ValueError("v2v.score is 'cls', but this vision tower has no CLS token; use 'received' instead.")
         return cls_attention.float()
     if config.score == "received":
-        return _required(attention, "attention", "v2v.score 'received'").float().mean(dim=1)[:, first_patch:]
+        return _required(received, "attention", "v2v.score 'received'").float()[:, first_patch:]
     index = torch.arange(num_patches, device=like.device)
     blind = seeded_noise(index, config.seed) if config.score == "random" else even_spread(index)
     return blind.expand(batch, -1)

@@ -22,7 +22,7 @@ from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import SplicePlan, plan_splice
+from llava.model.splice import SplicePlan, plan_splice, splice_embeddings
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -190,11 +190,8 @@ class LlavaMetaForCausalLM(_Base):
 
     def _splice(self, input_ids: Tensor, features: Tensor | None, plan: SplicePlan, seen: bool) -> Tensor:
         """Embeddings [B, L, D] of text [B, T] and image features [crops, N, D]; unseen features count nothing."""
-        rows = self.get_model().embed_tokens(input_ids.clamp(min=0)).flatten(0, 1)
-        if features is not None and seen:
-            rows = torch.cat([rows, features.flatten(0, 1).to(rows)])
-        embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
-        embeddings = embeddings.masked_fill(~plan.layout.valid[..., None], 0)
+        text = self.get_model().embed_tokens(input_ids.clamp(min=0))
+        embeddings = splice_embeddings(text, features.flatten(0, 1) if features is not None and seen else None, plan)
         if features is not None and not seen:
             embeddings = embeddings + (0 * features).sum()
         return embeddings

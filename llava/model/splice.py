@@ -83,6 +83,15 @@ def plan_splice(
     return _pad(stream, width, is_image, labels, query_mask, before_answer, queries, padding_side)
 
 
+def splice_embeddings(text: Tensor, features: Tensor | None, plan: SplicePlan) -> Tensor:
+    """Embeddings [B, L, D] of text [B, T, D] with visual tokens [N, D] where the plan puts them; zeros on padding."""
+    rows = text.flatten(0, 1)
+    if features is not None:
+        rows = torch.cat([rows, features.to(rows)])
+    embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
+    return embeddings.masked_fill(~plan.layout.valid[..., None], 0)
+
+
 def default_query_mask(input_ids: Tensor, valid: Tensor, labels: Tensor | None) -> Tensor:
     """Voting roles of a batch that came without any: never an answer token, instructions in text only.
 

@@ -1,14 +1,12 @@
-"""CLIP vision tower: runs only the layers it needs, and gives V2V the attention of one layer without its full map.
+"""LLaVA's CLIP vision tower: weights, image processor, and V2V behind it.
 
 The parameters keep LLaVA's names, `vision_tower.vision_model.*`, under this module.
-Shapes: B images, P patches, D width, H heads, d head width.
+Shapes: B images, P patches, D width.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,27 +14,10 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.compression.config import V2VConfig
-from llava.compression.precision import without_autocast
-from llava.compression.v2v import V2VResult, merge_visual_tokens
+from llava.compression.v2v import V2VResult
+from llava.model.multimodal_encoder.encode import TowerOutput, encode_images
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TowerOutput:
-    """What one image looks like to the rest of the model.
-
-    Attributes:
-        features: [B, 1 + P, D], output of the selected layer, CLS first.
-        cls_attention: float32 [B, P] attention CLS pays each patch in that layer, summed over heads; or None.
-        keys: [B, 1 + P, d] keys of that layer, averaged over heads; or None.
-        attention: float32 [B, 1 + P, 1 + P] attention map of that layer, averaged over heads; or None.
-    """
-
-    features: Tensor
-    cls_attention: Tensor | None = None
-    keys: Tensor | None = None
-    attention: Tensor | None = None
 
 
 class _Namespace(nn.Module):
@@ -158,39 +139,8 @@ class CLIPVisionTower(nn.Module):
 
     def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
         """V2V on images [B, 3, height, width]; also says what became of every patch."""
-        output = self.encode(images, v2v)
-        return merge_visual_tokens(output.features, output.cls_attention, output.keys, v2v, output.attention)
+        return self.encode(images, v2v).merged(v2v)
 
     def encode(self, images: Tensor, v2v: V2VConfig | None = None) -> TowerOutput:
         """Run the tower up to the selected layer; with `v2v`, also give what it is scored and merged by."""
-        trainable = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        with nullcontext() if trainable else torch.no_grad():
-            layers = self.model.encoder.layers
-            last = self.select_layer % (len(layers) + 1) - 1
-            hidden_states = self.model.embeddings(images.to(self.device, self.dtype))
-            hidden_states = self.model.pre_layrnorm(hidden_states)
-            for layer in layers[:last]:
-                hidden_states = layer(hidden_states, attention_mask=None)
-            features = layers[last](hidden_states, attention_mask=None)
-            if v2v is None:
-                return TowerOutput(features)
-            with torch.no_grad():
-                return TowerOutput(features, *_scored_by(layers[last], hidden_states.detach(), v2v))
-
-
-def _scored_by(layer: Any, inputs: Tensor, v2v: V2VConfig) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """CLS attention, head-mean keys and (only where needed) the attention map of one layer, from its input."""
-    attention = layer.self_attn
-    normed = layer.layer_norm1(inputs)
-    keys = _heads(attention.k_proj(normed), attention)
-    rows = normed if v2v.needs_attention_map else normed[:, :1]
-    queries = _heads(attention.q_proj(rows), attention)
-    with without_autocast(queries.device):
-        logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
-        weights = logits.softmax(dim=-1)  # [B, H, 1 or 1 + P, 1 + P]
-    attention_map = weights.mean(dim=1) if v2v.needs_attention_map else None
-    return weights[:, :, 0, 1:].sum(dim=1), keys.mean(dim=1), attention_map
-
-
-def _heads(projected: Tensor, attention: Any) -> Tensor:
-    return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        return encode_images(self.model, images, self.select_layer, v2v)

@@ -1,0 +1,94 @@
+"""Running a transformers vision transformer only as far as it is needed, with what V2V scores and merges by.
+
+Works for CLIP and its relatives (SigLIP): `embeddings`, `encoder.layers` with `layer_norm1` and
+`self_attn.{q_proj, k_proj, num_heads, head_dim, scale}`, and `pre_layrnorm` where there is one.
+Shapes: B images, N tokens (P patches, CLS in front where the tower has one), D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.compression.config import V2VConfig
+from llava.compression.precision import without_autocast
+from llava.compression.v2v import V2VResult, merge_visual_tokens
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """What one image looks like to the rest of the model.
+
+    Attributes:
+        features: [B, N, D], output of the selected layer, CLS first.
+        cls_attention: float32 [B, P] attention CLS pays each patch in that layer, summed over heads; or None.
+        keys: [B, N, d] keys of that layer, averaged over heads; or None.
+        attention: float32 [B, N, N] attention map of that layer, averaged over heads; or None.
+    """
+
+    features: Tensor
+    cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    attention: Tensor | None = None
+
+    def merged(self, v2v: V2VConfig) -> V2VResult:
+        """V2V on these features."""
+        return merge_visual_tokens(self.features, self.cls_attention, self.keys, v2v, self.attention)
+
+
+def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig | None = None) -> TowerOutput:
+    """Features of one hidden layer, and with `v2v` what they are scored and merged by.
+
+    Args:
+        model: transformers' vision transformer. Gradients are kept only if any of its weights is trained.
+        images: [B, 3, height, width] in any data type.
+        select_layer: index into the hidden states (0 is the embedding); features and scores come from this layer.
+        v2v: None asks for the features alone.
+    """
+    weight = next(model.parameters())
+    device = images.device if weight.is_meta else weight.device  # offloaded weights come to the images instead
+    trainable = torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters())
+    with nullcontext() if trainable else torch.no_grad():
+        layers = model.encoder.layers
+        last = select_layer % (len(layers) + 1) - 1
+        hidden_states = model.embeddings(images.to(device, weight.dtype))
+        if hasattr(model, "pre_layrnorm"):
+            hidden_states = model.pre_layrnorm(hidden_states)
+        for layer in layers[:last]:
+            hidden_states = layer(hidden_states, attention_mask=None)
+        features = layers[last](hidden_states, attention_mask=None)
+    if v2v is None:
+        return TowerOutput(features)
+    with torch.no_grad():
+        return TowerOutput(features, *_scored_by(layers[last], hidden_states.detach(), v2v, has_cls(model)))
+
+
+def has_cls(model: Any) -> bool:
+    """Whether the first token of a tower is CLS."""
+    return hasattr(model.embeddings, "class_embedding")
+
+
+def _scored_by(
+    layer: Any, inputs: Tensor, v2v: V2VConfig, with_cls: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """CLS attention, head-mean keys and (only where needed) the attention map of one layer, from its input."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(inputs)
+    keys = _heads(attention.k_proj(normed), attention)
+    if not (with_cls or v2v.needs_attention_map):
+        return None, keys.mean(dim=1), None
+    rows = normed if v2v.needs_attention_map else normed[:, :1]
+    queries = _heads(attention.q_proj(rows), attention)
+    with without_autocast(queries.device):
+        logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
+        weights = logits.softmax(dim=-1)  # [B, H, 1 or N, N]
+    attention_map = weights.mean(dim=1) if v2v.needs_attention_map else None
+    return weights[:, :, 0, 1:].sum(dim=1) if with_cls else None, keys.mean(dim=1), attention_map
+
+
+def _heads(projected: Tensor, attention: Any) -> Tensor:
+    return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)

@@ -1,0 +1,336 @@
+"""What every compressed model of transformers has in common; an architecture adds how its images become tokens.
+
+Shapes: B rows, T positions as the processor made them, L positions after splicing, L' after the last drop, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from llava.compression.config import CompressionConfig, T2VConfig
+from llava.compression.layout import TokenLayout
+from llava.model.language_model.llava_llama import LlavaCausalLMOutput, LlavaModelOutput
+from llava.model.loss import next_token_loss
+from llava.model.plugin.copying import as_kind, shared_copy
+from llava.model.plugin.placeholders import Contracted, VisualSpan, contract
+from llava.model.splice import plan_splice, splice_embeddings
+from llava.model.staged_cache import StagedCache
+from llava.model.staged_decoder import continue_stages, run_stages
+from llava.model.staged_generation import StagedGeneration, is_filled
+
+OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt ready for the decoder: embeddings [B, L, D] and their layout."""
+
+    embeddings: Tensor
+    layout: TokenLayout
+
+    def repeat_interleave(self, repeats: int) -> Prefill:
+        """Each row `repeats` times, for beams."""
+        return Prefill(self.embeddings.repeat_interleave(repeats, dim=0), self.layout.repeat_interleave(repeats))
+
+
+def forward_like(stock: type) -> Callable[..., Any]:
+    """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
+
+    query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
+    compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+    return_logits: None leaves them out where labels are given in training, as does LLaVA here.
+    output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
+    """
+    theirs = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+    *named, rest = theirs.parameters.values()
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
+
+    @can_return_tuple
+    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(theirs.bind(self, *args, **kwargs).arguments)
+        del inputs["self"]
+        more = inputs.pop(rest.name, {})
+        return self.staged_forward(inputs, more)
+
+    forward.__signature__ = theirs.replace(parameters=[*named, *own, rest])  # type: ignore[attr-defined]
+    forward.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
+    return forward
+
+
+class CompressedModel(StagedGeneration):
+    """Stands before a class of transformers among the bases. A subclass says, in one file:
+
+    - `stock`: the class of transformers; `forward = forward_like(stock)`;
+    - `visual_inputs`: the names among its inputs that describe images and videos;
+    - `visual_spans`: from those to visual tokens;
+    - where they differ from LLaVA's: `decoder`, `fitted`, `tower_tokens`, `rotary_positions`.
+    """
+
+    stock: ClassVar[Any]
+    visual_inputs: ClassVar[tuple[str, ...]]
+    model: Any
+    lm_head: Any
+    training: bool
+    get_input_embeddings: Any
+
+    def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
+        """Encode images and videos, with V2V if configured.
+
+        Args:
+            compression: what to do.
+            inputs: of `visual_inputs`; any may be None.
+
+        Returns:
+            for each placeholder's token id, its spans in reading order.
+        """
+        raise NotImplementedError
+
+    def rotary_positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Positions [A, B, T] that the stock model gives the uncompressed prompt; None where they are 0, 1, 2, ..."""
+        return None
+
+    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
+        """The nearest configuration that makes sense for the architecture."""
+        return compression
+
+    def tower_tokens(self) -> int | None:
+        """Tokens that V2V finds for each image, CLS included; None where that depends on the image."""
+        return None
+
+    @property
+    def decoder(self) -> Any:
+        """The language model without head."""
+        return self.model.language_model
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """What `config.json` says under "compression"."""
+        return CompressionConfig.resolve(getattr(self.config, "compression", None))
+
+    def set_compression(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> None:
+        """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
+
+        Raises:
+            ValueError: if it does not fit the tower or the depth of the language model.
+        """
+        self.config.compression = self._checked(compression).to_dict()
+
+    def _checked(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> CompressionConfig:
+        resolved = self.fitted(CompressionConfig.resolve(compression))
+        tokens = self.tower_tokens()
+        if resolved.v2v is not None and tokens is not None:
+            resolved.v2v.token_count(tokens)
+        if resolved.t2v is not None:
+            resolved.t2v.check_depth(len(self.decoder.layers))
+        return resolved
+
+    @classmethod
+    def of(cls, model: Any, compression: CompressionConfig | str | Mapping[str, Any] | None) -> Any:
+        """A compressed model around the weights of a stock one; see `llava.compress`."""
+        twin = shared_copy(model, cls)
+        twin.set_compression(getattr(model.config, "compression", None) if compression is None else compression)
+        return twin
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, compression: Any = None, **kwargs: Any) -> Any:
+        """As the class of transformers, with the compression saved in `config.json` unless another is given."""
+        loaded = cls.stock.from_pretrained(*args, **kwargs)
+        if isinstance(loaded, tuple):
+            return cls.of(loaded[0], compression), *loaded[1:]
+        return cls.of(loaded, compression)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the class of transformers, which can open the directory; `config.json` carries the compression."""
+        as_kind(self, self.stock).save_pretrained(*args, **kwargs)  # type: ignore[arg-type]
+
+    def staged_forward(self, inputs: dict[str, Any], more: dict[str, Any]) -> Any:
+        """Forward on inputs by name: those of the stock signature, and what else was given.
+
+        Without any compression the stock forward runs, untouched.
+        """
+        own = {name: more.pop(name, None) for name in OWN_INPUTS}
+        compression = self.compression if own["compression"] is None else self._checked(own["compression"])
+        if compression == CompressionConfig():
+            return self.stock.forward(self, **inputs, **more)
+        cache, labels = inputs.get("past_key_values"), inputs.get("labels")
+        if cache is not None and not isinstance(cache, StagedCache):
+            raise ValueError(f"past_key_values is a {type(cache).__name__}; it must be a StagedCache, or left out.")
+        layout = None
+        if is_filled(cache):
+            outputs = _continue(self.decoder, self._new_text(inputs), cache, **_of_layers(more))
+        else:
+            prefill = own["prefill"] or self.prefill(inputs | own, compression)
+            layout, caching = prefill.layout, inputs.get("use_cache", more.pop("use_cache", None))
+            if caching is None:
+                caching = self.decoder.config.use_cache and labels is None and not self.training
+            if caching and cache is None:
+                cache = StagedCache(self.decoder.config)
+            cache = cache if caching else None
+            outputs = _run(self.decoder, prefill.embeddings, layout, compression.t2v, cache, **_of_layers(more))
+        return self._with_head(outputs, labels, inputs | more, own)
+
+    def _with_head(
+        self, outputs: LlavaModelOutput, labels: Tensor | None, inputs: Mapping[str, Any], own: Mapping[str, Any]
+    ) -> LlavaCausalLMOutput:
+        """Loss and logits of what the decoder returned."""
+        hidden_states, loss = outputs.last_hidden_state, None
+        if labels is not None:
+            if outputs.layouts is None:
+                raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence.")
+            items = inputs.get("num_items_in_batch")
+            loss = next_token_loss(self.lm_head, hidden_states, outputs.layouts[-1], labels, items)
+        wanted = own["return_logits"]
+        if wanted is None:
+            wanted = labels is None or not self.training
+        shown = slice_logits_to_keep(hidden_states, inputs.get("logits_to_keep", 0)) if wanted else None
+        return LlavaCausalLMOutput(
+            loss=loss,
+            logits=None if shown is None else self.lm_head(shown),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            layouts=outputs.layouts if own["output_layouts"] else None,
+            scores=outputs.scores if own["output_layouts"] else None,
+        )
+
+    def prefill(
+        self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
+    ) -> Prefill:
+        """Embed the text, encode what is seen, and bring both into rows.
+
+        Args:
+            inputs: of the stock model, by name, and `query_mask`.
+            compression: what to do.
+            padding_side: of the result; None pads as the input is padded.
+
+        Raises:
+            ValueError: if there is no `input_ids`, or the placeholders do not fit the images.
+        """
+        ids, mask, embeds = (inputs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
+        visual = {name: inputs.get(name) for name in self.visual_inputs}
+        if inputs.get("mm_encoder_outputs"):
+            raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
+        if ids is None:
+            if embeds is None or any(value is not None for value in visual.values()):
+                raise ValueError("Give the prompt as input_ids: its placeholders say where the visual tokens go.")
+            whole = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
+            return Prefill(embeds, TokenLayout.of_text(whole))
+        text = contract(ids, mask, self.visual_spans(compression, visual))
+        plan = plan_splice(
+            text.input_ids,
+            text.attention_mask,
+            [len(span.features) for span in text.spans],
+            labels=text.take(inputs.get("labels")),
+            query_mask=text.take(inputs.get("query_mask")),
+            queries=compression.t2v.queries if compression.t2v else "last",
+            padding_side=padding_side or _padding_side(mask),
+        )
+        positions = self.rotary_positions(ids, mask, inputs)
+        if positions is not None:
+            plan = replace(plan, layout=_at_stock_positions(plan.layout, plan.source, positions, text))
+        plan = plan.to(ids.device)
+        embeddings = self.get_input_embeddings()(text.input_ids.clamp(min=0).to(ids.device))
+        features = torch.cat([span.features.to(embeddings) for span in text.spans]) if text.spans else None
+        return Prefill(splice_embeddings(embeddings, features, plan), plan.layout)
+
+    def _new_text(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Embeddings of tokens behind a filled cache."""
+        if any(inputs.get(name) is not None for name in self.visual_inputs if name.startswith("pixel")):
+            raise ValueError("Images cannot be added behind a filled cache; give the whole conversation anew.")
+        embeds = inputs.get("inputs_embeds")
+        return self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], model_input_name: str | None, *args: Any
+    ) -> dict[str, Any]:
+        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder."""
+        given = model_kwargs.get("compression")
+        compression = self.compression if given is None else self._checked(given)
+        if compression == CompressionConfig():
+            return self.stock._maybe_prepare_encoder_kwargs_for_generation(
+                self, inputs_tensor, model_kwargs, model_input_name, *args
+            )
+        if is_filled(model_kwargs.get("past_key_values")):
+            raise ValueError(
+                "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
+            )
+        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
+        ready = {"prefill": self.prefill(prompt, compression, padding_side="left")}
+        used = (*self.visual_inputs, "query_mask", "position_ids")
+        return {name: value for name, value in model_kwargs.items() if name not in used} | ready
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        if model_kwargs.get("prefill") is None:
+            self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
+        else:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+
+
+@capture_outputs
+def _run(
+    decoder: Any,
+    embeddings: Tensor,
+    layout: TokenLayout,
+    t2v: T2VConfig | None,
+    cache: StagedCache | None,
+    **kwargs: Any,
+) -> LlavaModelOutput:
+    output = run_stages(decoder, embeddings, layout, t2v, cache, **kwargs)
+    return LlavaModelOutput(
+        last_hidden_state=output.hidden_states, past_key_values=cache, layouts=output.layouts, scores=output.scores
+    )
+
+
+@capture_outputs
+def _continue(decoder: Any, embeddings: Tensor, cache: StagedCache, **kwargs: Any) -> LlavaModelOutput:
+    return LlavaModelOutput(
+        last_hidden_state=continue_stages(decoder, embeddings, cache, **kwargs), past_key_values=cache
+    )
+
+
+def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stock model would hand to its decoder layers."""
+    return {name: value for name, value in more.items() if name not in ("num_items_in_batch", "use_cache")}
+
+
+def _padding_side(attention_mask: Tensor | None) -> str:
+    """Left if any row starts with padding."""
+    return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
+
+
+def _at_stock_positions(layout: TokenLayout, source: Tensor, positions: Tensor, text: Contracted) -> TokenLayout:
+    """Give every token the position, on every axis, that it has in the uncompressed prompt.
+
+    Args:
+        layout, source: of the plan, L positions.
+        positions: int64 [A, B, T] of the uncompressed prompt.
+        text: the contracted prompt.
+    """
+    positions = positions.cpu()
+    columns = text.columns.expand(len(positions), -1, -1)
+    pieces = [positions.gather(2, columns).flatten(1)]
+    for (row, column), span in zip(text.starts, text.spans, strict=True):
+        slots = torch.arange(len(span.features)) if span.slots is None else span.slots.cpu()
+        pieces.append(positions[:, row, column + slots])
+    placed = torch.cat(pieces, dim=1)[:, source].masked_fill(~layout.valid, 0)
+    behind = positions.amax(dim=(0, 2))[:, None] + 1
+    return replace(layout.at_positions(placed), following=behind)
+
+
+def adapters(kind: type[CompressedModel] = CompressedModel) -> Sequence[type[CompressedModel]]:
+    """All architectures that can be compressed: those of this package that were imported, and anybody's own."""
+    found: list[type[CompressedModel]] = []
+    for child in kind.__subclasses__():
+        found += [child, *adapters(child)]
+    return found

@@ -1,0 +1,59 @@
+"""What models with a CLIP-like tower share: V2V on each image, then the projector.
+
+Shapes: M images (or crops, or frames), N0 tokens of each, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from llava.compression.config import V2VConfig
+from llava.model.multimodal_encoder.encode import encode_images, has_cls
+
+
+def merged_features(
+    tower: Any, projector: Any, pixels: Tensor, select_layer: int | list[int], v2v: V2VConfig
+) -> Tensor:
+    """Visual tokens [M, N0, D] of images [M, 3, height, width].
+
+    Raises:
+        ValueError: if features of several layers are asked for, or the tower is of another kind.
+    """
+    layer = single_layer(select_layer)
+    check_tower(tower)
+    tokens = encode_images(tower, pixels, layer, v2v).merged(v2v).tokens
+    return projector(tokens.to(next(projector.parameters()).dtype))
+
+
+def single_layer(select_layer: int | list[int]) -> int:
+    """The one layer that V2V scores and merges.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if isinstance(select_layer, int):
+        return select_layer
+    if len(select_layer) == 1:
+        return select_layer[0]
+    raise ValueError(
+        f"vision_feature_layer is {select_layer}; V2V scores and merges the tokens of one layer, so use a single one, "
+        "or t2v without v2v."
+    )
+
+
+def check_tower(tower: Any) -> None:
+    """Raise ValueError unless a tower is built like CLIP's."""
+    encoder = getattr(tower, "encoder", None)
+    if not hasattr(tower, "embeddings") or not hasattr(encoder, "layers"):
+        raise ValueError(
+            f"The vision tower is a {type(tower).__name__}, which V2V cannot look into; towers like CLIP's and "
+            "SigLIP's are accepted. Use a compression with t2v alone."
+        )
+
+
+def image_tokens(tower: Any) -> int:
+    """Tokens that a tower makes of one image, CLS included."""
+    config = tower.config
+    return (config.image_size // config.patch_size) ** 2 + has_cls(tower)

@@ -1,0 +1,144 @@
+"""The vision-language models of transformers at a size to recompute by hand: real classes, random weights."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tiny import randomise, tower_config
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+)
+
+IMAGE, VIDEO, PAD, VISION_START, VISION_END = 60, 61, 0, 62, 63
+LAYERS, FRAMES = 6, 3
+FAMILIES = ("llava", "llava_next", "video_llava", "qwen2_5_vl")
+
+
+def vlm(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
+    """A model in eval mode with weights large enough that attention is far from uniform."""
+    text = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    of_clip = {
+        "text_config": text, "vision_config": tower_config(), "image_token_index": IMAGE, "vision_feature_layer": -2,
+    }  # fmt: skip
+    if family == "llava":
+        model = LlavaForConditionalGeneration(LlavaConfig(**of_clip))
+    elif family == "llava_next":
+        pinpoints = [[56, 112], [112, 56], [112, 112]]
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**of_clip, image_grid_pinpoints=pinpoints))
+    elif family == "video_llava":
+        model = VideoLlavaForConditionalGeneration(VideoLlavaConfig(**of_clip, video_token_index=VIDEO))
+    else:
+        model = Qwen2_5_VLForConditionalGeneration(_qwen_config())
+    model.config._attn_implementation = attention
+    randomise(model, seed)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.to(dtype).eval()
+
+
+def _qwen_config() -> Qwen2_5_VLConfig:
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": PAD,
+            "bos_token_id": 1, "eos_token_id": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16,
+            "fullatt_block_indexes": [0, 2],
+        },
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image or video of a prompt: its placeholders, and the inputs that belong to it."""
+
+    token: int
+    count: int
+    inputs: dict[str, Tensor]
+
+
+def look(family: str, kind: str, number: int, dtype: torch.dtype = torch.float64) -> Seen:
+    """A random image or video; `number` is its seed and decides its size where sizes may differ."""
+    noise = torch.Generator().manual_seed(number)
+
+    def pixels(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=noise, dtype=torch.float64).to(dtype)
+
+    if family == "llava" or (family == "video_llava" and kind == "image"):
+        return Seen(IMAGE, 16, {"pixel_values": pixels(1, 3, 56, 56)})
+    if family == "video_llava":
+        return Seen(VIDEO, 17 * FRAMES, {"pixel_values_videos": pixels(1, FRAMES, 3, 56, 56)})
+    if family == "llava_next":
+        # Worked by hand: a base crop of 16, then a grid of 4 x 4 tokens a crop, unpadded, and a newline for each row.
+        size, crops, count = [((112, 112), 5, 16 + 8 * 9), ((56, 112), 3, 16 + 4 * 9), ((112, 84), 5, 16 + 8 * 7)][
+            number % 3
+        ]
+        padded = torch.cat([pixels(1, crops, 3, 56, 56), torch.zeros(1, 5 - crops, 3, 56, 56, dtype=dtype)], dim=1)
+        return Seen(IMAGE, count, {"pixel_values": padded, "image_sizes": torch.tensor([size])})
+    height, width = [(8, 8), (8, 12), (12, 8)][number % 3]
+    time, token = (2, VIDEO) if kind == "video" else (1, IMAGE)
+    names = ("pixel_values_videos", "video_grid_thw") if kind == "video" else ("pixel_values", "image_grid_thw")
+    patches = pixels(time * height * width, 3 * 2 * 4 * 4)
+    return Seen(
+        token,
+        time * height * width // 4,
+        dict(zip(names, (patches, torch.tensor([[time, height, width]])), strict=True)),
+    )
+
+
+def prompt(family: str, seed: int, kinds: tuple[str, ...] = ("image",), dtype: torch.dtype = torch.float64) -> Any:
+    """Ids of one prompt with its placeholders, and what it shows."""
+    draw = random.Random(seed)
+    seen = [look(family, kind, seed * 7 + place, dtype) for place, kind in enumerate(kinds)]
+    ids = [1, *(draw.randrange(3, 60) for _ in range(draw.randint(1, 4)))]
+    for item in seen:
+        ids += (
+            [VISION_START, *[item.token] * item.count, VISION_END]
+            if family == "qwen2_5_vl"
+            else [item.token] * item.count
+        )
+        ids += [draw.randrange(3, 60) for _ in range(draw.randint(1, 3))]
+    return ids + [draw.randrange(3, 60) for _ in range(draw.randint(2, 5))], seen
+
+
+def batch(prompts: list[tuple[list[int], list[Seen]]], side: str = "left", answers: bool = False) -> dict[str, Any]:
+    """What a processor makes of several prompts; with `answers`, the last two tokens of each are labelled."""
+    longest = max(len(ids) for ids, _ in prompts)
+
+    def pad(values: list[int], fill: int) -> list[int]:
+        padding = [fill] * (longest - len(values))
+        return values + padding if side == "right" else padding + values
+
+    made: dict[str, Any] = {
+        "input_ids": torch.tensor([pad(ids, PAD) for ids, _ in prompts]),
+        "attention_mask": torch.tensor([pad([1] * len(ids), 0) for ids, _ in prompts]),
+    }
+    if answers:
+        made["labels"] = torch.tensor([pad([-100] * (len(ids) - 2) + ids[-2:], -100) for ids, _ in prompts])
+    shown = list(itertools.chain.from_iterable(seen for _, seen in prompts))
+    for name in dict.fromkeys(name for item in shown for name in item.inputs):
+        made[name] = torch.cat([item.inputs[name] for item in shown if name in item.inputs])
+    if any("grid" in name for name in made):
+        made["mm_token_type_ids"] = (made["input_ids"] == IMAGE).int() + 2 * (made["input_ids"] == VIDEO).int()
+    return made
