@@ -26,6 +26,7 @@ from llava.compression.schedule import (
     describe,
     kv_bytes,
     prefill_flops,
+    tokens_per_layer,
     training_flops,
     visual_tokens_per_layer,
 )
@@ -160,7 +161,13 @@ STAIRS = {  # tokens of the first layer, last layer, and average, from the paper
     "visionzip-64": (64, 64, 64),
     "pyramiddrop": (576, 72, 270),
     "fastv": (576, 288, (3 * 576 + 29 * 288) / 32),
+    "next-640": (205, 0, 640 / 5),  # of one of five crops (Table 13: 640.5, 318.75 and 159.25 over all of them)
+    "next-320": (102, 0, 318.75 / 5),
+    "next-160": (51, 0, (51 * 16 + 25 * 8) / 32),
+    "video-960": (192, 0, 960 / 8),  # of one of eight frames
+    "video-136": (27, 0, (27 * 16 + 13 * 8) / 32),
 }
+QWEN = {"qwen-640": (1023, 255), "qwen-320": (608, 152), "qwen-160": (243, 60)}  # first and last layer, large image
 
 
 @pytest.mark.parametrize("name", STAIRS)
@@ -170,7 +177,19 @@ def test_presets_meet_their_budgets(name: str):
 
 
 def test_every_preset_is_tested():
-    assert sorted(STAIRS) == presets()
+    assert sorted(STAIRS | QWEN) == presets()
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_presets_of_qwen_meet_their_caps(name: str):
+    config = CompressionConfig.from_preset(name)
+    tokens = tokens_per_layer(config.t2v, config.v2v.token_count(10_000), 28)
+    assert (tokens[0], tokens[-1]) == QWEN[name] and tokens.count(tokens[0]) == 14
+
+
+def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():
+    listed = [line.split()[0] for line in schedule().stdout.splitlines()[1:]]
+    assert listed == sorted(STAIRS)
 
 
 def test_presets_hold_the_published_settings():

@@ -53,7 +53,7 @@ def test_imports_go_downward(path: Path) -> None:
         assert not rooms & set(ROOMS[ROOMS.index(room) + 1 :])
     if room not in PROGRAMS:
         assert not rooms & (PROGRAMS | {"verify"})
-    if len(parts) == 2:  # leaves at the package's root
+    if len(parts) == 2 and room != "__init__":  # leaves at the package's root; `from llava import ...` shows the best
         assert not rooms & {*ROOMS[1:], *PROGRAMS}
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny import randomise, tower_config
 from torch import Tensor
 from transformers import (
+    CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,24 +28,33 @@ LAYERS, FRAMES = 6, 3
 FAMILIES = ("llava", "llava_next", "video_llava", "qwen2_5_vl")
 
 
-def vlm(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
+def vlm(
+    family: str,
+    dtype: torch.dtype = torch.float64,
+    attention: str = "sdpa",
+    seed: int = 0,
+    layers: int = LAYERS,
+    tower: CLIPVisionConfig | None = None,
+) -> Any:
     """A model in eval mode with weights large enough that attention is far from uniform."""
     text = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     of_clip = {
-        "text_config": text, "vision_config": tower_config(), "image_token_index": IMAGE, "vision_feature_layer": -2,
+        "text_config": text, "vision_config": tower or tower_config(), "image_token_index": IMAGE,
+        "vision_feature_layer": -2,
     }  # fmt: skip
     if family == "llava":
         model = LlavaForConditionalGeneration(LlavaConfig(**of_clip))
     elif family == "llava_next":
-        pinpoints = [[56, 112], [112, 56], [112, 112]]
+        side = of_clip["vision_config"].image_size
+        pinpoints = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**of_clip, image_grid_pinpoints=pinpoints))
     elif family == "video_llava":
         model = VideoLlavaForConditionalGeneration(VideoLlavaConfig(**of_clip, video_token_index=VIDEO))
     else:
-        model = Qwen2_5_VLForConditionalGeneration(_qwen_config())
+        model = Qwen2_5_VLForConditionalGeneration(_qwen_config(layers))
     model.config._attn_implementation = attention
     randomise(model, seed)
     model.generation_config.eos_token_id = None
@@ -52,10 +62,10 @@ def vlm(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa"
     return model.to(dtype).eval()
 
 
-def _qwen_config() -> Qwen2_5_VLConfig:
+def _qwen_config(layers: int) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": PAD,
             "bos_token_id": 1, "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},

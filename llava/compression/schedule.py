@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from llava.compression.config import CompressionConfig, presets
+from llava.compression.config import CompressionConfig, T2VConfig, presets
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,22 @@ def visual_tokens_per_layer(
         ValueError: if the configuration does not fit the tower or the number of layers.
     """
     per_image = config.v2v.token_count(vision.tokens) if config.v2v else vision.patches
-    alive = entered = images * per_image
-    if config.t2v is None:
+    return tokens_per_layer(config.t2v, images * per_image, num_layers)
+
+
+def tokens_per_layer(t2v: T2VConfig | None, entered: int, num_layers: int) -> tuple[int, ...]:
+    """Visual tokens that each decoder layer sees of a row into which `entered` came, whatever they are of.
+
+    Raises:
+        ValueError: if a drop would come behind the last layer.
+    """
+    if t2v is None:
         return (entered,) * num_layers
-    config.t2v.check_depth(num_layers)
-    tokens = []
+    t2v.check_depth(num_layers)
+    alive, tokens = entered, []
     for layer in range(num_layers):
-        if layer in config.t2v.layers:
-            alive = config.t2v.kept(config.t2v.layers.index(layer), entered)
+        if layer in t2v.layers:
+            alive = t2v.kept(t2v.layers.index(layer), entered)
         tokens.append(alive)
     return tuple(tokens)
 
@@ -232,16 +240,31 @@ def model_shape(name: str) -> tuple[DecoderShape, VisionShape]:
     )
 
 
+def fitting(decoder: DecoderShape, vision: VisionShape) -> list[str]:
+    """Presets that fit a model: some are made for other towers and depths."""
+    names = []
+    for name in presets():
+        try:
+            visual_tokens_per_layer(CompressionConfig.from_preset(name), decoder.layers, vision)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Tokens, FLOPs and KV cache of compression configurations.")
-    parser.add_argument("--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files")
+    parser.add_argument(
+        "--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files; all that fit"
+    )
     parser.add_argument("--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder")
     parser.add_argument("--text-tokens", type=int, default=200, help="prompt and answer tokens beside the image")
     options = parser.parse_args(arguments)
     try:
-        configs = {name: CompressionConfig.resolve(name) for name in options.preset or presets()}
-        print(table(configs, *model_shape(options.model), options.text_tokens))
+        decoder, vision = model_shape(options.model)
+        configs = {name: CompressionConfig.resolve(name) for name in options.preset or fitting(decoder, vision)}
+        print(table(configs, decoder, vision, options.text_tokens))
     except ValueError as error:
         sys.exit(f"schedule: {error}")
 

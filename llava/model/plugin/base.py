@@ -42,7 +42,7 @@ class Prefill:
         return Prefill(self.embeddings.repeat_interleave(repeats, dim=0), self.layout.repeat_interleave(repeats))
 
 
-def forward_like(stock: type) -> Callable[..., Any]:
+def forward_like(stock: Any) -> Callable[..., Any]:
     """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
 
     query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
@@ -50,7 +50,7 @@ def forward_like(stock: type) -> Callable[..., Any]:
     return_logits: None leaves them out where labels are given in training, as does LLaVA here.
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
     """
-    theirs = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+    theirs = inspect.signature(stock.forward)
     *named, rest = theirs.parameters.values()
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
 
@@ -61,7 +61,7 @@ def forward_like(stock: type) -> Callable[..., Any]:
         more = inputs.pop(rest.name, {})
         return self.staged_forward(inputs, more)
 
-    forward.__signature__ = theirs.replace(parameters=[*named, *own, rest])  # type: ignore[attr-defined]
+    forward.__signature__ = theirs.replace(parameters=[*named, *own, rest])
     forward.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
     return forward
 
@@ -152,7 +152,7 @@ class CompressedModel(StagedGeneration):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As the class of transformers, which can open the directory; `config.json` carries the compression."""
-        as_kind(self, self.stock).save_pretrained(*args, **kwargs)  # type: ignore[arg-type]
+        as_kind(self, self.stock).save_pretrained(*args, **kwargs)
 
     def staged_forward(self, inputs: dict[str, Any], more: dict[str, Any]) -> Any:
         """Forward on inputs by name: those of the stock signature, and what else was given.

@@ -1,0 +1,125 @@
+"""What a model whose layers cache different lengths needs from transformers' `generate`.
+
+A mixin in front of a class of transformers: it makes the cache, repeats for beams what transformers does not know, and
+lets a filled cache be continued with new text. Shapes: B rows, n new tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.generation import GenerationConfig, GenerationMode
+
+from llava.model.staged_cache import StagedCache
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin as _Base
+else:
+    _Base = object
+
+_OF_PREFILL = ("layout", "prefill")
+"""Arguments of forward that describe a whole prompt: repeated with its rows, handed over once."""
+
+
+class StagedGeneration(_Base):
+    """Generation with a `StagedCache`; stands before the class of transformers among the bases.
+
+    A model may hand `generate` an argument named `layout` or `prefill` that describes its prompt. It must have a method
+    `repeat_interleave(repeats)`, and reaches `forward` with the prompt only.
+
+    With a filled `StagedCache` as `past_key_values` the inputs are new text only, and `attention_mask` is theirs,
+    [B, n] (of a longer one the last n columns count). The cache is extended in place; beams and several returned
+    sequences work on a copy of it.
+    """
+
+    config: Any
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers, but behind a filled cache positions and masks come from the cache."""
+        filled = isinstance(past_key_values, StagedCache) and is_filled(past_key_values)
+        if filled and is_first_iteration:
+            next_sequence_length = None  # transformers would cut off as many tokens as the cache holds
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if filled:
+            inputs.pop("position_ids", None)
+        if filled and not is_first_iteration:
+            inputs.pop("attention_mask", None)
+        if filled or not is_first_iteration:
+            for name in _OF_PREFILL:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        own = {name: kwargs.pop(name) for name in _OF_PREFILL if kwargs.get(name) is not None}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if expand_size > 1:
+            own = {name: value.repeat_interleave(expand_size) for name, value in own.items()}
+            cache = model_kwargs.get("past_key_values")
+            if isinstance(cache, StagedCache) and is_filled(cache):
+                cache = copy.deepcopy(cache)
+                cache.batch_repeat_interleave(expand_size)
+                own["past_key_values"] = cache
+        return input_ids, model_kwargs | own
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode | None = None,
+        *args: Any,
+    ) -> None:
+        _refuse_what_drops_cannot_do(generation_config, generation_mode)
+        given = model_kwargs.get("past_key_values")
+        if given is None:
+            if generation_config.use_cache is not False:
+                model_kwargs["past_key_values"] = StagedCache(self.config.get_text_config(decoder=True))
+            return
+        if not isinstance(given, StagedCache):
+            raise ValueError(f"past_key_values is a {type(given).__name__}; it must be a StagedCache.")
+        given._is_user_defined = True  # tells transformers that the cache outlives the call
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a cache already holds tokens."""
+    return cache is not None and cache.get_seq_length() > 0
+
+
+def _refuse_what_drops_cannot_do(generation_config: GenerationConfig, mode: GenerationMode | None) -> None:
+    """Say what a model that drops tokens between layers cannot do.
+
+    Raises:
+        ValueError: names the option.
+    """
+    kind = generation_config.cache_implementation
+    if kind is not None:
+        raise ValueError(
+            f"cache_implementation is {kind!r}; layers of a compressed model cache different lengths, so leave it "
+            "unset."
+        )
+    if generation_config.prefill_chunk_size is not None:
+        raise ValueError(
+            f"prefill_chunk_size is {generation_config.prefill_chunk_size}; visual tokens are chosen once the whole "
+            "prompt is known, so leave it unset."
+        )
+    if mode is GenerationMode.ASSISTED_GENERATION:
+        raise ValueError(
+            "Assisted decoding (assistant_model, prompt_lookup_num_tokens) checks several guesses in one pass, and the "
+            "first pass would let guesses choose visual tokens; leave it out."
+        )

@@ -1,0 +1,240 @@
+"""`compress()` on models of transformers: what it must share with the stock model, and what it must change."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny_vlms import FAMILIES, FRAMES, IMAGE, LAYERS, VIDEO, batch, prompt, vlm
+from torch import Tensor
+
+from llava import compress
+from llava.compression import CompressionConfig, QueryRole
+from llava.compression.schedule import DecoderShape, kv_bytes
+from llava.model.staged_cache import StagedCache
+
+NO_DROP = {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}}
+T2V = {"t2v": {"layers": [2, 4], "keep": [0.5, 0.25]}}
+BOTH = {"v2v": {"dominant": 5, "contextual": 3, "cluster_width": 2}, **T2V}
+TO_ZERO = {"v2v": {"dominant": 4, "contextual": 2}, "t2v": {"layers": [1, 3], "keep": [0.6, 0.0], "queries": "text"}}
+KINDS = {
+    "llava": [("image",), ("image", "image"), ()],
+    "llava_next": [("image",), ("image", "image"), ()],
+    "video_llava": [("video",), ("image", "video"), ()],
+    "qwen2_5_vl": [("image", "video"), ("image",), ()],
+}
+IN_DECODER = [(family, config) for family in FAMILIES for config in (T2V, BOTH, TO_ZERO)]
+
+
+@pytest.fixture(scope="module")
+def stock() -> dict[str, Any]:
+    """One model of each family."""
+    return {family: vlm(family) for family in FAMILIES}
+
+
+def prompts(family: str, dtype: torch.dtype = torch.float64) -> list[Any]:
+    return [prompt(family, seed, kinds, dtype) for seed, kinds in enumerate(KINDS[family])]
+
+
+def answered(model: Any, inputs: dict[str, Tensor], count: int = 4, **options: Any) -> list[list[int]]:
+    ids = model.generate(**inputs, max_new_tokens=count, do_sample=False, suppress_tokens=[IMAGE, VIDEO], **options)
+    return ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_none_is_the_stock_model_exactly(stock: dict[str, Any], family: str) -> None:
+    model, inputs = stock[family], batch(prompts(family), answers=True)
+    same = compress(model, "none")
+    with torch.no_grad():
+        expected, got = model(**inputs), same(**inputs)
+    assert type(got) is type(expected)
+    assert torch.equal(got.logits, expected.logits) and torch.equal(got.loss, expected.loss)
+    del inputs["labels"]
+    for options in ({}, {"num_beams": 2}, {"use_cache": False}):
+        assert answered(same, inputs, **options) == answered(model, inputs, **options)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_staged_run_that_drops_nothing_is_the_stock_model(stock: dict[str, Any], family: str, side: str) -> None:
+    model, inputs = stock[family], batch(prompts(family), side, answers=True)
+    staged = compress(model, NO_DROP)
+    with torch.no_grad():
+        expected, got = model(**inputs, output_hidden_states=True), staged(**inputs, output_hidden_states=True)
+    valid = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got.logits[valid], expected.logits[valid], atol=3e-5, rtol=0)
+    torch.testing.assert_close(got.loss, expected.loss, atol=1e-5, rtol=0, check_dtype=False)
+    assert len(got.hidden_states) == len(expected.hidden_states)
+    for ours, theirs in zip(got.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours[valid], theirs[valid], atol=3e-5, rtol=0)
+    del inputs["labels"]
+    if side == "left":
+        assert answered(staged, inputs) == answered(model, inputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_drop_keeps_what_the_stock_model_attends_to(family: str) -> None:
+    """Against attention weights that transformers materialises: layer 2 of the uncompressed, eager model."""
+    model, text = vlm(family, attention="eager"), prompt(family, 3, KINDS[family][0])
+    inputs = batch([text])
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[2][0].mean(dim=0)[-1]
+        layouts = compress(model, T2V)(**inputs, output_layouts=True).layouts
+    visual = [place for place, token in enumerate(text[0]) if token in (IMAGE, VIDEO)]
+    best = weights[visual].topk(len(visual) // 2).indices.sort().values
+    assert layouts[1].visual_index[0][layouts[1].is_visual[0]].tolist() == best.tolist()
+
+
+@pytest.mark.parametrize(("family", "config"), IN_DECODER)
+def test_realised_tokens_equal_the_schedule(stock: dict[str, Any], family: str, config: dict[str, Any]) -> None:
+    """Tokens of each layer and bytes of the cache, row by row."""
+    model, compression = compress(stock[family], config), CompressionConfig.from_dict(config)
+    for text in prompts(family):
+        inputs = batch([text])
+        entered = sum(_entered(family, item, compression) for item in text[1])
+        alive = [entered, *(int(entered * share) for share in compression.t2v.keep)]
+        output = model(**inputs, output_layouts=True, use_cache=True)
+        assert [layout.visual for layout in output.layouts] == [(count,) for count in alive]
+        spans = pairwise([0, *compression.t2v.layers, LAYERS])
+        tokens = [count for count, (first, last) in zip(alive, spans, strict=True) for _ in range(first, last)]
+        words = sum(token not in (IMAGE, VIDEO) for token in text[0])
+        cache = output.past_key_values
+        assert [layer.keys.shape[2] for layer in cache.layers] == [words + count for count in tokens]
+        shape = DecoderShape.of(model.config.get_text_config())
+        assert cache.key_value_bytes() == kv_bytes(tokens, words, shape, bytes_per_value=8)
+
+
+def _entered(family: str, item: Any, compression: CompressionConfig) -> int:
+    """Worked by hand: what one image or video brings into the language model."""
+    if compression.v2v is None:
+        return item.count
+    budget = compression.v2v.dominant + compression.v2v.contextual
+    if family == "llava_next":
+        return budget * {16 + 8 * 9: 5, 16 + 4 * 9: 3, 16 + 8 * 7: 5}[item.count]
+    if family == "video_llava":
+        return budget * (FRAMES if item.token == VIDEO else 1)
+    if family == "qwen2_5_vl":
+        frames = 2 if item.token == VIDEO else 1
+        return frames * min(budget, item.count // frames)
+    return budget
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "config"), IN_DECODER)
+def test_fault_12_each_row_of_a_batch_equals_the_row_alone(
+    stock: dict[str, Any], family: str, config: dict[str, Any], side: str
+) -> None:
+    model, texts = compress(stock[family], config), prompts(family)
+    inputs = batch(texts, side)
+    with torch.no_grad():
+        output = model(**inputs, output_layouts=True)
+    together = answered(model, inputs)
+    for row, text in enumerate(texts):
+        with torch.no_grad():
+            alone = model(**batch([text])).logits[0]
+        valid = output.layouts[-1].valid[row]
+        torch.testing.assert_close(output.logits[row][valid], alone, atol=1e-9, rtol=0)
+        assert together[row] == answered(model, batch([text]))[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fault_13_beams_equal_the_beams_of_the_row_alone(stock: dict[str, Any], family: str) -> None:
+    """Several images in one row: repeated image by image, as transformers does it, they would change places."""
+    model, texts = compress(stock[family], BOTH), prompts(family)
+    together = answered(model, batch(texts), num_beams=3)
+    assert together == [answered(model, batch([text]), num_beams=3)[0] for text in texts]
+
+
+@pytest.mark.parametrize(("family", "config"), IN_DECODER)
+def test_cached_decoding_equals_recomputing_everything(
+    stock: dict[str, Any], family: str, config: dict[str, Any]
+) -> None:
+    model, texts = compress(stock[family], config), prompts(family)
+    inputs, new = batch(texts), 4
+    said = model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, suppress_tokens=[IMAGE, VIDEO], output_logits=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    word, last = int(QueryRole.INSTRUCTION), int(QueryRole.INSTRUCTION | QueryRole.LAST)
+    for row, (ids, seen) in enumerate(texts):
+        answer = said.sequences[row, -new:].tolist()
+        whole = batch([(ids + answer, seen)])
+        roles = [word * (token not in (IMAGE, VIDEO)) for token in ids[:-1]]
+        votes = torch.tensor([roles + [last] + [0] * new])
+        with torch.no_grad():
+            logits = model(**whole, query_mask=votes, use_cache=False).logits[0, -new - 1 : -1]
+        for step in range(new):
+            torch.testing.assert_close(said.logits[step][row], logits[step].float(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[str, Any], family: str) -> None:
+    """The reference gathers by hand, between plain calls of transformers' decoder layers."""
+    model = compress(stock[family], BOTH).train()
+    text = prompt(family, 5, KINDS[family][0])
+    inputs = batch([text], answers=True)
+    model.zero_grad()
+    output = model(**inputs, output_layouts=True)
+    output.loss.backward()
+    assert output.logits is None
+    got = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    projected = "merger" if family == "qwen2_5_vl" else "multi_modal_projector"
+    for part in (projected, "layers.0.self_attn.q_proj", "layers.5.mlp", "embed_tokens"):
+        assert any(part in name and grad.abs().sum() > 0 for name, grad in got.items()), part
+
+    model.zero_grad()
+    compression = model.compression
+    expected = _loss_with_given_tokens(model, model.prefill(inputs, compression), output.layouts, compression)
+    torch.testing.assert_close(expected, output.loss, atol=1e-6, rtol=0, check_dtype=False)
+    expected.backward()
+    for name, weight in model.named_parameters():
+        assert (name in got) == (weight.grad is not None), name
+        if weight.grad is not None:
+            torch.testing.assert_close(got[name], weight.grad, atol=1e-5, rtol=1e-4)
+    model.eval()
+
+
+def _loss_with_given_tokens(model: Any, prefill: Any, layouts: Any, compression: CompressionConfig) -> Tensor:
+    decoder, hidden = model.model.language_model, prefill.embeddings[0]
+    bounds = [0, *compression.t2v.layers, LAYERS]
+    before = layouts[0]
+    for stage, after in enumerate(layouts):
+        if stage:
+            kept = set(after.visual_index[0][after.is_visual[0]].tolist())
+            index = before.visual_index[0].tolist()
+            rows = [place for place, number in enumerate(index) if number < 0 or number in kept]
+            hidden = hidden[rows]
+        places = after.positions[..., 0, :]
+        rotary = decoder.rotary_emb(hidden[None], position_ids=places[..., None, :])
+        for layer in decoder.layers[bounds[stage] : bounds[stage + 1]]:
+            hidden = layer(hidden[None], attention_mask=None, position_embeddings=rotary)[0]
+        before = after
+    labels = layouts[-1].labels[0]
+    targets, logits = labels[1:], model.lm_head(decoder.norm(hidden))[:-1].float()
+    return torch.nn.functional.cross_entropy(logits[targets >= 0], targets[targets >= 0])
+
+
+def test_one_model_serves_several_budgets_at_a_time(stock: dict[str, Any]) -> None:
+    model = compress(stock["llava"], BOTH)
+    inputs = batch(prompts("llava"))
+    with torch.no_grad():
+        other = compress(stock["llava"], TO_ZERO)(**inputs).logits
+        assert torch.equal(model(**inputs, compression=TO_ZERO).logits, other)
+        assert torch.equal(model(**inputs, compression="none").logits, stock["llava"](**inputs).logits)
+    assert answered(model, inputs, compression=TO_ZERO) == answered(compress(stock["llava"], TO_ZERO), inputs)
+    assert answered(model, inputs, compression="none") == answered(stock["llava"], inputs)
+
+
+def test_a_filled_cache_is_continued_by_forward_and_refused_by_generate(stock: dict[str, Any]) -> None:
+    model, inputs = compress(stock["llava"], BOTH), batch(prompts("llava")[:1])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        assert isinstance(cache, StagedCache)
+        more = model(torch.tensor([[5, 6]]), past_key_values=cache)
+    assert more.logits.shape == (1, 2, 64)
+    with pytest.raises(ValueError, match="whole conversation anew"):
+        model(torch.tensor([[5]]), pixel_values=inputs["pixel_values"], past_key_values=cache)
+    with pytest.raises(ValueError, match="starts from the whole prompt"):
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=1)
