@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
@@ -166,18 +167,17 @@ class CompressedModel(StagedGeneration):
         cache, labels = inputs.get("past_key_values"), inputs.get("labels")
         if cache is not None and not isinstance(cache, StagedCache):
             raise ValueError(f"past_key_values is a {type(cache).__name__}; it must be a StagedCache, or left out.")
-        layout = None
         if is_filled(cache):
             outputs = _continue(self.decoder, self._new_text(inputs), cache, **_of_layers(more))
         else:
             prefill = own["prefill"] or self.prefill(inputs | own, compression)
-            layout, caching = prefill.layout, inputs.get("use_cache", more.pop("use_cache", None))
+            caching = inputs.get("use_cache", more.get("use_cache"))
             if caching is None:
                 caching = self.decoder.config.use_cache and labels is None and not self.training
             if caching and cache is None:
                 cache = StagedCache(self.decoder.config)
             cache = cache if caching else None
-            outputs = _run(self.decoder, prefill.embeddings, layout, compression.t2v, cache, **_of_layers(more))
+            outputs = _run(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **_of_layers(more))
         return self._with_head(outputs, labels, inputs | more, own)
 
     def _with_head(
@@ -252,15 +252,24 @@ class CompressedModel(StagedGeneration):
         return self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
 
     def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], model_input_name: str | None, *args: Any
+        self,
+        inputs_tensor: Tensor,
+        model_kwargs: dict[str, Any],
+        model_input_name: str | None,
+        generation_config: GenerationConfig,
     ) -> dict[str, Any]:
-        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder."""
+        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder.
+
+        A cache is always used, as transformers does for prompts that are embeddings: a whole sequence that is run again
+        with its answer could choose other visual tokens.
+        """
         given = model_kwargs.get("compression")
         compression = self.compression if given is None else self._checked(given)
         if compression == CompressionConfig():
             return self.stock._maybe_prepare_encoder_kwargs_for_generation(
-                self, inputs_tensor, model_kwargs, model_input_name, *args
+                self, inputs_tensor, model_kwargs, model_input_name, generation_config
             )
+        generation_config.use_cache = True
         if is_filled(model_kwargs.get("past_key_values")):
             raise ValueError(
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."

@@ -23,8 +23,7 @@ def merged_features(
     """
     layer = single_layer(select_layer)
     check_tower(tower)
-    tokens = encode_images(tower, pixels, layer, v2v).merged(v2v).tokens
-    return projector(tokens.to(next(projector.parameters()).dtype))
+    return projector(encode_images(tower, pixels, layer, v2v).merged(v2v).tokens)
 
 
 def single_layer(select_layer: int | list[int]) -> int:
