@@ -250,13 +250,31 @@ def test_caches_that_cannot_hold_layers_of_different_length_are_rejected():
             call()
 
 
-def test_a_filled_cache_can_be_continued_by_forward_only():
+def test_what_cannot_stand_behind_a_filled_cache_is_refused():
     model = tiny_llava(compression=tiny.DUET)
-    prompt, cache = torch.tensor([ROWS[0].ids]), filled_cache(model)
-    with pytest.raises(ValueError, match=r"past_key_values already holds .* tokens; generate starts from a whole"):
-        model.generate(prompt, images=IMAGES[:1], max_new_tokens=2, past_key_values=cache)
+    new, prompt = torch.tensor([[5]] * 3), torch.tensor([ROWS[0].ids])
+    for reason, ids, options in (
+        ("Images cannot be added behind a filled cache", prompt, {"images": IMAGES[:1]}),
+        ("Images cannot be added behind a filled cache", torch.tensor([[IMAGE_TOKEN_INDEX]] * 3), {}),
+        ("compression cannot be changed behind a filled cache", new, {"compression": "none"}),
+        ("2 rows were given, but past_key_values holds 3", new[:2], {}),
+        ("padded on the right", torch.tensor([[5, 0]] * 3), {"attention_mask": torch.tensor([[1, 0]] * 3)}),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            model.generate(ids, past_key_values=filled_cache(model), max_new_tokens=2, **options)
     with pytest.raises(ValueError, match="There is no loss for tokens behind a filled cache"):
-        model(torch.tensor([[5]] * 3), past_key_values=cache, labels=torch.tensor([[5]] * 3))
+        model(new, past_key_values=filled_cache(model), labels=new)
+
+
+def test_options_that_would_let_guesses_choose_visual_tokens_are_refused():
+    model = tiny_llava(compression=tiny.DUET)
+    prompt = {"inputs": torch.tensor([ROWS[0].ids]), "images": IMAGES[:1], "max_new_tokens": 2}
+    with pytest.raises(ValueError, match="Assisted decoding"):
+        model.generate(**prompt, prompt_lookup_num_tokens=2)
+    with pytest.raises(ValueError, match="Assisted decoding"):
+        model.generate(**prompt, assistant_model=tiny_llava(layers=2))
+    with pytest.raises(ValueError, match="prefill_chunk_size is 4"):
+        model.generate(**prompt, prefill_chunk_size=4)
 
 
 def test_a_sliding_window_is_rejected():

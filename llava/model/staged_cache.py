@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
-from llava.compression.layout import TokenLayout
+from llava.compression.layout import TokenLayout, renumbered
 
 
 @dataclass
@@ -44,20 +45,63 @@ class StagedCache(DynamicCache):
                 "use a decoder with full attention in every layer."
             )
         self.stages: list[CachedStage] = []
+        self._expected: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch; 0 while empty."""
+        return len(self.stages[0].next_position) if self.stages else 0
 
     def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
         """Open a stage at prefill: `layout` says what the layers from `first_layer` on are about to cache."""
         key_mask = layout.valid if layout.is_padded else None
-        next_position = layout.positions.amax(dim=1, keepdim=True) + 1
-        self.stages.append(CachedStage(first_layer, key_mask, next_position))
+        self.stages.append(CachedStage(first_layer, key_mask, layout.next_position()))
+
+    def expect(self, valid: Tensor | None) -> None:
+        """Say which of the tokens that come next, bool [B, n], are no padding; unsaid, all are tokens."""
+        self._expected = None if valid is None else valid.bool()
 
     def append(self, stage: CachedStage, count: int) -> Tensor:
         """Make room for `count` new tokens in every row of a stage; returns their positions, int64 [B, count]."""
-        positions = stage.next_position + torch.arange(count, device=stage.next_position.device)
-        stage.next_position = stage.next_position + count
-        if stage.key_mask is not None:
-            stage.key_mask = torch.cat([stage.key_mask, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+        device = stage.next_position.device
+        if self._expected is None:
+            positions = stage.next_position + torch.arange(count, device=device)
+            stage.next_position = stage.next_position + count
+            if stage.key_mask is not None:
+                stage.key_mask = torch.cat([stage.key_mask, torch.ones_like(positions, dtype=torch.bool)], dim=1)
+            return positions
+        valid = self._expected.to(device)
+        length = self.layers[stage.first_layer].get_seq_length()
+        positions = stage.next_position + renumbered(valid)
+        stage.next_position = stage.next_position + valid.sum(dim=1, keepdim=True)
+        held = valid.new_ones(len(valid), length) if stage.key_mask is None else stage.key_mask
+        stage.key_mask = torch.cat([held, valid], dim=1)
+        if stage is self.stages[-1]:
+            self._expected = None
         return positions
+
+    def discard(self, counts: Sequence[int]) -> None:
+        """Forget the newest `counts[row]` tokens of each row, so that rows of a batch may end at different lengths.
+
+        Transformers goes on feeding padding to a row whose answer has ended; that must not stay in the cache if the
+        conversation is to go on.
+
+        Raises:
+            ValueError: if there is not one count for each row.
+        """
+        if len(counts) != self.rows:
+            raise ValueError(f"{len(counts)} counts were given for {self.rows} rows; give one for each row.")
+        self.crop(-min(counts, default=0))
+        rest = torch.tensor(counts) - min(counts, default=0)
+        if not rest.any():
+            return
+        for stage in self.stages:
+            length = self.layers[stage.first_layer].get_seq_length()
+            keep = torch.arange(length) < length - rest[:, None]
+            keep = keep.to(stage.next_position.device)
+            held = torch.ones_like(keep) if stage.key_mask is None else stage.key_mask
+            stage.next_position = stage.next_position - (held & ~keep).sum(dim=1, keepdim=True)
+            stage.key_mask = held & keep
 
     def key_value_bytes(self) -> int:
         """Bytes held by the cached keys and values."""
@@ -68,15 +112,18 @@ class StagedCache(DynamicCache):
         """Forget everything."""
         super().reset()
         self.stages.clear()
+        self._expected = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest `-tokens_to_remove` tokens (a negative number, as in transformers)."""
         super().crop(tokens_to_remove)
         if tokens_to_remove < 0:
             for stage in self.stages:
-                stage.next_position = stage.next_position + tokens_to_remove
+                gone: int | Tensor = -tokens_to_remove
                 if stage.key_mask is not None:
+                    gone = stage.key_mask[:, tokens_to_remove:].sum(dim=1, keepdim=True)
                     stage.key_mask = stage.key_mask[:, :tokens_to_remove]
+                stage.next_position = stage.next_position - gone
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams that survived."""
@@ -92,7 +139,7 @@ class StagedCache(DynamicCache):
         """Repeat each row of the batch."""
         super().batch_repeat_interleave(repeats)
         if self.stages:
-            rows = torch.arange(len(self.stages[0].next_position)).repeat_interleave(repeats)
+            rows = torch.arange(self.rows).repeat_interleave(repeats)
             self._select_rows(rows)
 
     def _select_rows(self, rows: Tensor) -> None:

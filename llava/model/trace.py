@@ -52,7 +52,7 @@ def trace_compression(
         pixels = torch.cat([image if image.dim() == 4 else image[None] for image in images])
         merged = model.get_vision_tower().merge(pixels, compression.v2v)
     output = model(
-        input_ids,
+        input_ids.to(model.device),
         attention_mask=attention_mask,
         images=images,
         query_mask=query_mask,

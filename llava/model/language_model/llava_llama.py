@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    TextStreamer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -24,6 +32,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import next_token_loss
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
+from llava.model.staged_generation import StagedGeneration, is_filled
 
 
 class LlavaConfig(LlamaConfig):
@@ -81,6 +90,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
         Args:
             layout: of the L positions; None takes all of them for text, padded as `attention_mask` says.
+            attention_mask: of text without a layout [B, L], or of the new tokens behind a filled cache.
             position_ids: of text without a layout.
             t2v: when to drop visual tokens.
         """
@@ -89,7 +99,8 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         embeddings: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is not None and not isinstance(past_key_values, StagedCache):
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; it must be a StagedCache.")
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if past_key_values is not None and is_filled(past_key_values):
+            past_key_values.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
             hidden_states = continue_stages(self, embeddings, past_key_values, **kwargs)
             return LlavaModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
         if layout is None:
@@ -105,7 +116,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         )
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCausalLM):
     """LLaVA with V2V and T2V in training, prefill and decoding; without compression it is LLaVA, token for token."""
 
     config_class = LlavaConfig
@@ -164,7 +175,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             input_ids: int64 [B, T], `IMAGE_TOKEN_INDEX` where images go. With a filled cache: new text tokens.
-            attention_mask: [B, T], 0 on padding of either side; with a filled cache every new token counts.
+            attention_mask: [B, T], 0 on padding of either side; with a filled cache that of the new tokens (of a
+                longer mask the last columns); without one every new token counts.
             position_ids: [B, T] of text without images; with images they are made while splicing.
             labels: int64 [B, T], -100 where there is no target.
             images, query_mask: see `prepare_multimodal_inputs`.
@@ -178,7 +190,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         compression = compression or self.compression
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not self.training
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        decoding = is_filled(past_key_values)
         if decoding and labels is not None:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         if input_ids is not None and not decoding and _shows_images(input_ids, images):
@@ -227,70 +239,85 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     ) -> Any:
         """Answer prompts; as transformers' `generate`, but returns only the new ids, as LLaVA does.
 
+        With a filled `StagedCache` as `past_key_values` a conversation goes on: `inputs` are what the cache lacks,
+        first of all the last token that was generated. They see the visual tokens that the first question left in
+        each layer, and choose none anew.
+
         Args:
             inputs: int64 [B, T] (also accepted as `input_ids`), `IMAGE_TOKEN_INDEX` where images go.
-            images, query_mask: see `prepare_multimodal_inputs`.
+            images, query_mask: see `prepare_multimodal_inputs`; of a whole prompt only.
             image_sizes: accepted for LLaVA's sake.
-            attention_mask: [B, T], 0 on padding of either side.
-            compression: instead of the model's own: an object, preset's name, YAML file or mapping.
-            kwargs: of transformers' `generate`.
+            attention_mask: [B, T], 0 on padding of either side; behind a filled cache on padding in front.
+            compression: instead of the model's own: an object, preset's name, YAML file or mapping. Of a whole prompt
+                only.
+            kwargs: of transformers' `generate`, such as `streamer`, which gets new ids only.
+
+        Raises:
+            ValueError: if the inputs do not fit each other or the cache.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if inputs is None or "inputs_embeds" in kwargs:
             raise ValueError("Give the prompt as token ids (inputs=); embeddings are made here.")
+        inputs = inputs.to(self.device)
+        _check_streamer(kwargs.get("streamer"), len(inputs))
+        cache = kwargs.get("past_key_values")
+        if is_filled(cache):
+            _check_continuation(inputs, attention_mask, cache, images, compression)
+            embeddings = self.get_input_embeddings()(inputs)
+            mask = None if attention_mask is None else attention_mask.to(self.device)
+            return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
         chosen = self.compression if compression is None else CompressionConfig.resolve(compression)
         embeddings, layout = self.prepare_multimodal_inputs(
-            inputs.to(self.device), attention_mask, None, images, query_mask, chosen, padding_side="left"
+            inputs, attention_mask, None, images, query_mask, chosen, padding_side="left"
         )
         return super().generate(
             inputs_embeds=embeddings, attention_mask=layout.valid.long(), layout=layout, compression=chosen, **kwargs
         )
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        layout: TokenLayout | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in transformers, but positions and masks come from the layout at prefill, from the cache afterwards."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        inputs.pop("position_ids", None)
-        if is_first_iteration:
-            inputs["layout"] = layout
-        return inputs
-
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        layout = kwargs.pop("layout", None)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if layout is not None:
-            model_kwargs["layout"] = layout if expand_size == 1 else layout.repeat_interleave(expand_size)
-        return input_ids, model_kwargs
-
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        if generation_config.cache_implementation is not None:
-            raise ValueError(
-                f"cache_implementation is {generation_config.cache_implementation!r}; layers of a compressed model "
-                "cache different lengths, so leave it unset."
-            )
-        given = model_kwargs.get("past_key_values")
-        if given is not None and not isinstance(given, StagedCache):
-            raise ValueError(f"past_key_values is a {type(given).__name__}; it must be a StagedCache.")
-        if given is not None and given.get_seq_length() > 0:
-            raise ValueError(
-                f"past_key_values already holds {given.get_seq_length()} tokens; generate starts from a whole prompt, "
-                "so leave it out (forward continues a filled cache)."
-            )
-        if given is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = StagedCache(self.config)
-
 
 def _shows_images(input_ids: Tensor, images: Any) -> bool:
     """Whether a prompt has to be spliced; plain text goes to the decoder as it stands, position for position."""
     return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
+
+
+def _check_continuation(
+    new_ids: Tensor, attention_mask: Tensor | None, cache: Any, images: Any, compression: Any
+) -> None:
+    """Say what cannot stand behind a filled cache.
+
+    Raises:
+        ValueError: names it.
+    """
+    if images is not None or bool((new_ids == IMAGE_TOKEN_INDEX).any()):
+        raise ValueError(
+            "Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give the "
+            "whole conversation without past_key_values."
+        )
+    if compression is not None:
+        raise ValueError(
+            "compression cannot be changed behind a filled cache; give the whole conversation without "
+            "past_key_values, or leave compression out."
+        )
+    if isinstance(cache, StagedCache) and len(new_ids) != cache.rows:
+        raise ValueError(f"{len(new_ids)} rows were given, but past_key_values holds {cache.rows}; give as many.")
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "The new tokens behind a filled cache are padded on the right, but each answer starts at the last column; "
+            "pad them on the left."
+        )
+
+
+def _check_streamer(streamer: Any, rows: int) -> None:
+    """Say before anything is computed what transformers would say after the images are encoded.
+
+    Raises:
+        ValueError: if a batch is to be streamed as text.
+    """
+    if rows > 1 and isinstance(streamer, TextStreamer):
+        raise ValueError(
+            f"A {type(streamer).__name__} streams one answer, but {rows} prompts were given; ask one at a time, or "
+            "leave streamer out."
+        )
 
 
 def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> TokenLayout:

@@ -1,0 +1,1 @@
+"""Asking a model questions from the command line, and what its answers cost."""

@@ -1,0 +1,339 @@
+"""What budgets of visual tokens cost a model: computed, realised and measured side by side, in one interleaved run.
+
+    python -m llava.eval.cost --model-path CHECKPOINT --compression none,duet-192,duet-64 --batch-size 8
+    python -m llava.eval.cost --model-path llava-1.5-7b --random-weights --device cuda
+
+Every row of a batch holds the same number of text tokens and images, so nothing is padded and the KV cache can be
+compared with `schedule.py` to the byte. What the text says does not matter to the cost; it is random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from llava.bench.timing import interleaved, machine, wait_for
+from llava.bench.tower import VIT_L_14_336
+from llava.compression.config import CompressionConfig
+from llava.compression.schedule import (
+    MODELS,
+    DecoderShape,
+    VisionShape,
+    average_visual_tokens,
+    describe,
+    kv_bytes,
+    prefill_flops,
+    visual_tokens_per_layer,
+)
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.builder import load_pretrained_model
+from llava.serve.inputs import best_device, check_device
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class Cost:
+    """One budget.
+
+    Attributes:
+        budget: its name.
+        visual_tokens: of one row, by layer.
+        flops: of one row's prefill, pixels to first logits.
+        kv_bytes: of the whole batch after the prefill, computed and found to be so.
+        prefill_seconds: of a batch, one for each round.
+        decode_seconds: of all tokens but the first of a batch, one for each round.
+        peak_bytes: most memory allocated at once on the GPU, weights included; None on a CPU, where it is not measured.
+    """
+
+    budget: str
+    visual_tokens: tuple[int, ...]
+    flops: int
+    kv_bytes: int
+    prefill_seconds: list[float] = field(default_factory=list)
+    decode_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the model: `rows` prompts of `text_tokens` and `images` each, answers of `new_tokens`."""
+
+    rows: int
+    text_tokens: int
+    images: int
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        least = {"batch-size": (self.rows, 1), "text-tokens": (self.text_tokens, 1)}
+        least |= {"images": (self.images, 0), "new-tokens": (self.new_tokens, 2)}
+        for name, (value, smallest) in least.items():
+            if value < smallest:
+                raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
+
+
+def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repeats: int) -> list[Cost]:
+    """Run every budget in turn, `repeats` rounds after one to warm up.
+
+    Raises:
+        ValueError: if a budget does not fit the model.
+        RuntimeError: if a cache does not take the bytes that were computed.
+    """
+    if repeats < 1:
+        raise ValueError(f"--repeats is {repeats}; it must be 1 or more.")
+    costs = {name: _computed(name, config, model, load) for name, config in budgets.items()}
+    batch = _batch(model, load)
+    runs = {name: _Run(model, batch, load, budgets[name], cost) for name, cost in costs.items()}
+    interleaved(runs, repeats, model.device)
+    for cost in costs.values():
+        del cost.prefill_seconds[0], cost.decode_seconds[0]  # the warm-up
+    return list(costs.values())
+
+
+def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
+    decoder, vision = _shapes(model)
+    try:
+        tokens = visual_tokens_per_layer(config, decoder.layers, vision, load.images)
+    except ValueError as error:
+        raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
+    flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
+    return Cost(name, tokens, flops, load.rows * kv_bytes(tokens, load.text_tokens, decoder, model.dtype.itemsize))
+
+
+def _shapes(model: Any) -> tuple[DecoderShape, VisionShape]:
+    select = getattr(model.config, "mm_vision_select_layer", -2)
+    vision = VisionShape.of(model.get_vision_tower().config, select)
+    if getattr(model.config, "mm_vision_select_feature", "patch") == "cls_patch":
+        vision = dataclasses.replace(vision, patches=vision.tokens, has_cls=False)
+    return DecoderShape.of(model.config), vision
+
+
+def _batch(model: Any, load: Load) -> dict[str, Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    length = load.text_tokens + load.images
+    ids = torch.randint(3, model.config.vocab_size, (load.rows, length), generator=noise)
+    first = min(35, load.text_tokens // 2)  # behind LLaVA-1.5's system prompt
+    ids[:, first : first + load.images] = IMAGE_TOKEN_INDEX
+    size = model.get_vision_tower().config.image_size
+    pixels = torch.randn(load.rows * load.images, 3, size, size, generator=noise).to(model.device, model.dtype)
+    return {"input_ids": ids.to(model.device)} | ({"images": pixels} if load.images else {})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One prefill and the decoding behind it, which note their own times."""
+
+    model: Any
+    batch: dict[str, Tensor]
+    load: Load
+    config: CompressionConfig
+    cost: Cost
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        device = self.model.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        output = self.model(**self.batch, compression=self.config, use_cache=True, logits_to_keep=1)
+        wait_for(device)
+        filled = time.perf_counter()
+        cache = output.past_key_values
+        self._compare(cache.key_value_bytes(), self.load.text_tokens, "the prefill")
+        begin = time.perf_counter()
+        for _ in range(self.load.new_tokens - 1):
+            token = output.logits[:, -1:].argmax(dim=-1)
+            output = self.model(token, past_key_values=cache)
+        wait_for(device)
+        self.cost.decode_seconds.append(time.perf_counter() - begin)
+        self.cost.prefill_seconds.append(filled - start)
+        self._compare(cache.key_value_bytes(), self.load.text_tokens + self.load.new_tokens - 1, "the answer")
+        if device.type == "cuda":
+            self.cost.peak_bytes = max(self.cost.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
+
+    def _compare(self, realised: int, text_tokens: int, when: str) -> None:
+        decoder, _ = _shapes(self.model)
+        computed = kv_bytes(self.cost.visual_tokens, text_tokens, decoder, self.model.dtype.itemsize)
+        if realised != self.load.rows * computed:
+            raise RuntimeError(
+                f"After {when} the KV cache of {self.cost.budget!r} holds {realised} bytes, but "
+                f"{self.load.rows * computed} were computed; one of them is wrong, please report it."
+            )
+
+
+def table(costs: Sequence[Cost], load: Load) -> str:
+    """A line for each budget; speed-ups are against the first one."""
+    width = max(len(cost.budget) for cost in costs)
+    dense = costs[0]
+    lines = [
+        f"{'':{width}}  average  prefill   KV cache  prefill, median (range)        faster  FLOP limit"
+        "    decode  peak memory  visual tokens by layer",
+        f"{'':{width}}   tokens   TFLOPs        MiB                       ms                        "
+        "  tokens/s          GiB",
+    ]
+    for cost in costs:
+        seconds = cost.prefill_seconds
+        spread = f"{median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
+        peak = "not measured" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
+        lines.append(
+            f"{cost.budget:{width}}  {average_visual_tokens(cost.visual_tokens):7.2f} {_rows_flops(cost, load):8.3g}"
+            f"  {cost.kv_bytes / 2**20:9.2f}  {spread:>28}"
+            f"  {median(dense.prefill_seconds) / median(seconds):6.2f}x {dense.flops / cost.flops:10.2f}x"
+            f"  {decode_rate(cost, load):8.1f} {peak:>12}  {describe(cost.visual_tokens)}"
+        )
+    return "\n".join(lines)
+
+
+def _rows_flops(cost: Cost, load: Load) -> float:
+    return cost.flops * load.rows / 1e12
+
+
+def decode_rate(cost: Cost, load: Load) -> float:
+    """Tokens a second of the whole batch."""
+    return load.rows * (load.new_tokens - 1) / median(cost.decode_seconds)
+
+
+def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A LLaVA of a named shape, or of the shape that a folder's config.json describes, with random weights.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if name in MODELS:
+        config = _config_of(MODELS[name])
+    elif (Path(name) / "config.json").is_file():
+        config = LlavaConfig.from_pretrained(name)
+    else:
+        raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
+    if getattr(config, "mm_vision_config", None) is None:
+        config.mm_vision_config = CLIPVisionConfig(**VIT_L_14_336).to_dict()
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlavaLlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _config_of(shape: DecoderShape) -> LlavaConfig:
+    vision = CLIPVisionConfig(**VIT_L_14_336)
+    return LlavaConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        max_position_embeddings=4096,
+        mm_vision_tower="random weights",
+        mm_vision_config=vision.to_dict(),
+        mm_hidden_size=vision.hidden_size,
+        mm_projector_type="mlp2x_gelu",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
+        if options.json and not options.json.resolve().parent.is_dir():
+            raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
+        names = [name.strip() for given in options.compression for name in given.split(",") if name.strip()]
+        budgets = {name: CompressionConfig.resolve(name) for name in names}
+        if not budgets:
+            raise ValueError("--compression names no budget; give presets or YAML files, joined by commas.")
+        model = _model(options)
+        costs = measure(model, budgets, load, options.repeats)
+    except torch.OutOfMemoryError as error:
+        print(f"Out of memory; lower --batch-size or --text-tokens: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(machine(model.device))
+    print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
+    print(table(costs, load))
+    if options.json:
+        options.json.write_text(json.dumps(_document(options, model, costs, load), indent=1), encoding="utf-8")
+    return 0
+
+
+def _sentence(load: Load) -> str:
+    return (
+        f"batch of {load.rows}: {load.text_tokens} text tokens and {load.images} image(s) a row, answers of "
+        f"{load.new_tokens} tokens"
+    )
+
+
+def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], load: Load) -> dict[str, Any]:
+    """Everything that was computed and measured."""
+    rows = [dataclasses.asdict(cost) | {"decode_tokens_per_second": decode_rate(cost, load)} for cost in costs]
+    return {
+        "machine": machine(model.device),
+        "model": options.model_path,
+        "random_weights": options.random_weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "load": dataclasses.asdict(load),
+        "budgets": rows,
+    }
+
+
+def _model(options: argparse.Namespace) -> Any:
+    device = best_device(options.device)
+    check_device(device)
+    dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    if options.random_weights:
+        return random_model(options.model_path, torch.device(device), dtype)
+    if options.model_path in MODELS:
+        raise ValueError(f"{options.model_path} names a shape, not a folder; add --random-weights to measure it.")
+    _, model, _, _ = load_pretrained_model(options.model_path, options.model_base, device=device, dtype=dtype)
+    return model
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.cost",
+        description="FLOPs, KV bytes, prefill latency, decoding speed and memory at several budgets, in one run. The "
+        "first budget is what the others are compared with.",
+    )
+    parser.add_argument(
+        "--model-path", "--model_path", required=True, help=f"checkpoint folder, or {', '.join(MODELS)}"
+    )
+    parser.add_argument("--model-base", "--model_base", help="language model of a projector or LoRA folder")
+    parser.add_argument(
+        "--random-weights", "--random_weights", action="store_true",
+        help="do not read weights: a model of that shape costs the same",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compression", nargs="+", default=["none,duet-192,duet-128,duet-64"],
+        help="presets or YAML files, joined by commas (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=1, help="rows of a batch (default: 1)")
+    parser.add_argument("--text-tokens", "--text_tokens", type=int, default=100, help="of a row (default: 100)")
+    parser.add_argument("--images", type=int, default=1, help="of a row (default: 1)")
+    parser.add_argument("--new-tokens", "--new_tokens", type=int, default=32, help="of an answer (default: 32)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one to warm up (default: 5)")
+    parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""One question about one or several images.
+
+    python -m llava.eval.run_llava --model-path CHECKPOINT --image-file a.png,b.png --query "What differs?"
+
+From Python, with the same names: `eval_model(SimpleNamespace(model_path=..., image_file=..., query=..., ...))`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llava.compression.config import CompressionConfig
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.conversation import get_template
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.serve.chat import Chat
+from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, read_image, sampling
+from llava.train.arguments import ModelArguments, resolve_compression
+
+DEFAULTS: dict[str, Any] = {
+    "model_base": None,
+    "device": None,
+    "load_8bit": False,
+    "load_4bit": False,
+    "conv_mode": None,
+    "sep": ",",
+    "temperature": 0.2,
+    "top_p": None,
+    "num_beams": 1,
+    "max_new_tokens": 512,
+    "compression": None,
+    "dominant": None,
+    "contextual": None,
+    "cluster_width": None,
+    "layer_list": None,
+    "image_token_ratio_list": None,
+}
+"""What attributes that `args` of `eval_model` lacks stand for."""
+
+
+def eval_model(args: Any) -> str:
+    """Load a model, answer one question, print the answer and return it.
+
+    Args:
+        args: anything with the attributes `model_path`, `image_file` (names joined by `sep`; empty for a question
+            about text) and `query`, and, where they should differ from `DEFAULTS`, those named there. In the query
+            `<image-placeholder>` (or `<image>`) says where an image goes; without it images come first.
+
+    Raises:
+        ValueError: if a value does not fit, an image cannot be read, or the folder holds no model.
+    """
+    options = argparse.Namespace(**{name: getattr(args, name, value) for name, value in DEFAULTS.items()})
+    if options.device:
+        check_device(options.device)
+    if options.conv_mode:
+        get_template(options.conv_mode)
+    images = [read_image(place) for place in image_files(args.image_file, options.sep)]
+    generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
+    name = get_model_name_from_path(args.model_path)
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        args.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
+        device=best_device(options.device),
+    )  # fmt: skip
+    chat = Chat(
+        model, tokenizer, image_processor, _template(options.conv_mode, name),
+        compression=budget(options, model.compression), **generation,
+    )  # fmt: skip
+    answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
+    print(answer)
+    return answer
+
+
+def image_files(names: str | None, sep: str) -> list[str]:
+    """The names in a list joined by `sep`."""
+    parts = (names or "").split(sep) if sep else [names or ""]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def budget(options: argparse.Namespace, present: CompressionConfig) -> CompressionConfig:
+    """The compression that the flags ask for: single values over `--compression` or the model's own.
+
+    Raises:
+        ValueError: if a value is out of range, or a stage is asked for only in part.
+    """
+    flags = ModelArguments(
+        compression=options.compression,
+        dominant_num=options.dominant,
+        context_num=options.contextual,
+        cluster_width=options.cluster_width,
+        layer_list=_text(options.layer_list),
+        image_token_ratio_list=_text(options.image_token_ratio_list),
+    )
+    return resolve_compression(flags, present)
+
+
+def _text(value: Any) -> str | None:
+    """A list as it stands on a command line; the published evaluation code passes lists, too."""
+    return None if value is None else str(list(value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _template(asked: str | None, name: str) -> str:
+    """The template that was asked for; a word where the model's name asks for another, as LLaVA does."""
+    by_name = conv_mode_of(name)
+    if asked is not None and asked != by_name:
+        logging.getLogger(__name__).warning(
+            "The model's name suggests conv_mode %s, but %s was asked for and is used.", by_name, asked
+        )
+    return asked or by_name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        eval_model(_parser().parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.run_llava", description="Ask a model one question about images."
+    )
+    add_loading_flags(parser)
+    parser.add_argument("--image-file", "--image_file", required=True, help="paths or addresses, joined by --sep")
+    parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    parser.add_argument("--sep", help="between image files (default: a comma)")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.2)")
+    parser.add_argument("--top_p", "--top-p", type=float, help="sample from the likeliest tokens of this total share")
+    parser.add_argument("--num_beams", "--num-beams", type=int, help="beams of a beam search (default: 1)")
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, help="longest answer (default: 512)")
+    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    parser.add_argument("--dominant", "--dominant_num", type=int, help="V2V: tokens kept as they are, CLS included")
+    parser.add_argument("--contextual", "--context_num", type=int, help="V2V: tokens merged from the rest")
+    parser.add_argument("--cluster_width", "--cluster-width", type=int, help="V2V: patches pooled for each of them")
+    parser.add_argument("--layer_list", "--layer-list", help="T2V: '[16,24]', drops after so many layers")
+    parser.add_argument("--image_token_ratio_list", "--image-token-ratio-list", help="T2V: '[0.5,0.0]', kept shares")
+    parser.set_defaults(**DEFAULTS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Talking to a model: conversations, and a chat on the command line."""

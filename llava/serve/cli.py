@@ -1,0 +1,233 @@
+"""Chat with a model in a terminal, or answer questions from a pipe.
+
+python -m llava.serve.cli --model-path CHECKPOINT --image-file photo.jpg --compression duet-192 --show-tokens
+printf 'What is this?\\nWhere is it?\\n' | python -m llava.serve.cli --model-path CHECKPOINT --image-file photo.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from PIL import Image
+
+from llava.compression.config import CompressionConfig
+from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
+from llava.conversation import fill_template, get_template
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.serve.chat import Chat
+from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, read_image, sampling
+from llava.serve.overlay import draw_overlay
+
+COMMANDS = """commands in the chat:
+  /image PATH          show an image (path or http(s) address) with the next question
+  /reset               start a new conversation, without images
+  /compression NAME    another budget from the next question on: a preset or a YAML file
+  /tokens              what the last answer took: visual tokens by layer, and the KV cache
+  /exit                leave; so does the end of the input
+Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING)
+    try:
+        session = Session.open(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    session.run(sys.stdin)
+    return 0
+
+
+class Session:
+    """A chat on standard input and output.
+
+    Args:
+        chat: the conversation.
+        options: of the command line.
+        images: to be shown with the first question.
+    """
+
+    def __init__(self, chat: Chat, options: argparse.Namespace, images: list[Image.Image]) -> None:
+        self.chat = chat
+        self.options = options
+        self.pending = images
+
+    @classmethod
+    def open(cls, options: argparse.Namespace) -> Session:
+        """Check the options and load the model.
+
+        Raises:
+            ValueError: if an option does not fit, an image cannot be read, or the folder holds no model.
+        """
+        _check(options)
+        images = [read_image(place) for place in options.image_file]
+        generation = sampling(options.temperature, options.top_p, None, options.max_new_tokens)
+        name = get_model_name_from_path(options.model_path)
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            options.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
+            device=best_device(options.device),
+        )  # fmt: skip
+        chat = Chat(
+            model, tokenizer, image_processor, options.conv_mode or conv_mode_of(name), options.compression,
+            reencode=options.reencode, **generation,
+        )  # fmt: skip
+        return cls(chat, options, images)
+
+    def run(self, source: TextIO) -> None:
+        """Answer line by line until the input ends or `/exit`."""
+        speaker = get_template(self.chat.conv_mode).roles[0].strip() or "USER"
+        for line in _lines(source, f"{speaker}: "):
+            command, _, rest = line.strip().partition(" ")
+            if command == "/exit":
+                return
+            try:
+                if command.startswith("/"):
+                    self._command(command, rest.strip())
+                elif command:
+                    self._ask(line.strip())
+            except KeyboardInterrupt:
+                print(flush=True)
+            except (ValueError, OSError, RuntimeError) as error:
+                print(error, file=sys.stderr, flush=True)
+
+    def _ask(self, question: str) -> None:
+        before = len(self.chat.turns)
+        try:
+            for piece in self.chat.ask(question, self.pending):
+                print(piece, end="", flush=True)
+        finally:
+            if len(self.chat.turns) > before:  # also where Ctrl-C ended the answer
+                self.pending = []
+        print(flush=True)
+        if self.options.debug:
+            turns = [text for turn in self.chat.turns for text in turn]
+            prompt = fill_template(self.chat.conv_mode, [*turns[:-1], None]).get_prompt()
+            print({"prompt": prompt, "outputs": turns[-1]}, file=sys.stderr, flush=True)
+        if self.options.show_tokens:
+            print(self.chat.usage, flush=True)
+        if self.options.save_overlay and self.chat.images:
+            self._save_overlay(self.options.save_overlay)
+
+    def _command(self, command: str, rest: str) -> None:
+        """Do what a line that begins with a slash asks for.
+
+        Raises:
+            ValueError: if it cannot be done; says why.
+        """
+        if command == "/reset":
+            self.chat.reset()
+            self.pending = []
+        elif command == "/image":
+            self._add_image(rest)
+        elif command == "/compression":
+            self._choose(rest)
+        elif command == "/tokens":
+            print(self.chat.usage or "Nothing has been answered yet.", flush=True)
+        else:
+            raise ValueError(f"There is no command {command!r}.\n{COMMANDS}")
+
+    def _add_image(self, place: str) -> None:
+        if not place:
+            raise ValueError("Name an image: /image PATH, or an http(s) address.")
+        if self.chat.turns and not self.chat.reencode:
+            raise ValueError(
+                "With --cached, images can be shown with the first question only; /reset starts a new conversation."
+            )
+        self.pending = [*self.pending, read_image(place)]
+        print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
+
+    def _choose(self, name: str) -> None:
+        if not name:
+            raise ValueError("Name a budget: /compression NAME, a preset or a YAML file; none switches it off.")
+        self.chat.set_compression(name)
+        print(f"visual tokens of an image by layer: {self._staircase(self.chat.compression)}", flush=True)
+
+    def _staircase(self, compression: CompressionConfig) -> str:
+        config, tower = self.chat.model.config, self.chat.model.get_vision_tower()
+        vision = VisionShape.of(tower.config, getattr(config, "mm_vision_select_layer", -2))
+        return describe(visual_tokens_per_layer(compression, config.num_hidden_layers, vision))
+
+    def _save_overlay(self, path: Path) -> None:
+        trace, pixels = self.chat.trace()
+        layers = self.chat.model.config.num_hidden_layers
+        draw_overlay(trace, pixels, self.chat.image_processor, layers).save(path)
+        print(f"wrote {path}", flush=True)
+
+
+def _lines(source: TextIO, prompt: str) -> Iterator[str]:
+    """Lines of the input; a terminal is prompted, with editing where Python has readline."""
+    if not source.isatty():
+        yield from source
+        return
+    while True:
+        try:
+            yield input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            print(flush=True)
+            return
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Say before the model is loaded what could only fail after an answer.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if options.device:
+        check_device(options.device)
+    if options.conv_mode:
+        get_template(options.conv_mode)
+    if options.compression:
+        CompressionConfig.resolve(options.compression)
+    path = options.save_overlay
+    if path and not path.resolve().parent.is_dir():
+        raise ValueError(f"--save-overlay names a file in {str(path.parent)!r}, which is not a folder.")
+    if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--save-overlay is {str(path)!r}; it must end in .png, .jpg or .webp.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.cli",
+        description="Chat with a model. Questions are read line by line, from a terminal or a pipe.",
+        epilog=COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_loading_flags(parser)
+    parser.add_argument(
+        "--image-file", "--image_file", nargs="+", default=[], metavar="FILE_OR_URL",
+        help="images of the first question: paths or http(s) addresses",
+    )  # fmt: skip
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 takes the likeliest token (default: 0.2)")
+    parser.add_argument("--top-p", "--top_p", type=float, help="sample from the likeliest tokens of this total share")
+    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=512, help="default: 512")
+    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--reencode", action="store_true", default=True,
+        help="compute the whole conversation for each question, which chooses its own visual tokens (default)",
+    )  # fmt: skip
+    again.add_argument(
+        "--cached", dest="reencode", action="store_false",
+        help="keep the KV cache: faster, but later questions see the visual tokens that the first one left",
+    )  # fmt: skip
+    parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
+    parser.add_argument(
+        "--save-overlay", "--save_overlay", type=Path, metavar="FILE.png",
+        help="after each answer, draw which patches were kept, merged and dropped, and until which layer",
+    )  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="log everything, and each prompt with its answer")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

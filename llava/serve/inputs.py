@@ -1,0 +1,143 @@
+"""What programs that ask a model share: templates by name, images by path or address, options of sampling."""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import httpx
+from PIL import Image
+from transformers.image_utils import load_image
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import SeparatorStyle, get_template
+from llava.data.records import wrap_image_marks
+
+DEFAULT_CONV_MODE = "v1"
+IMAGE_TIMEOUT = 30.0
+"""Seconds to wait for an image behind an address."""
+
+# A part of a model's name, and the template that LLaVA speaks such models in; the first that fits decides.
+_TEMPLATES_BY_NAME = (
+    ("llama-2", "llava_llama_2"),
+    ("mistral", "mistral_instruct"),
+    ("v1.6-34b", "chatml_direct"),
+    ("v1", "llava_v1"),
+    ("mpt", "mpt"),
+    ("v0", "llava_v0"),
+)
+_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, httpx.HTTPError)
+
+
+def conv_mode_of(model_name: str) -> str:
+    """The conversation template that a model's name asks for, by LLaVA's rules; that of training where none fits."""
+    name = model_name.lower()
+    return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)
+
+
+def stop_string(conv_mode: str) -> str:
+    """What ends an answer in a template."""
+    template = get_template(conv_mode)
+    ends = template.sep2 if template.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else template.sep
+    return ends or template.sep
+
+
+def read_image(place: str) -> Image.Image:
+    """An image by path or http(s) address, as RGB and upright.
+
+    Raises:
+        ValueError: if there is none or it cannot be read; names it.
+    """
+    is_address = place.startswith(("http://", "https://"))
+    if not is_address and not Path(place).is_file():
+        raise ValueError(f"There is no image file {place!r}; give a path or an http(s) address.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return load_image(place, timeout=IMAGE_TIMEOUT)
+    except (*_UNREADABLE, httpx.InvalidURL, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"Image {place!r} cannot be read: {error}") from error
+
+
+def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:
+    """A question with a mark for each of its images: where it says `<image>`, else in front, a line each.
+
+    Args:
+        question: text, with as many `<image>` as images or none.
+        count: images.
+        config: of the model; its `mm_use_im_start_end` surrounds marks.
+        conv_mode: key of `conv_templates`; some surround marks too.
+
+    Raises:
+        ValueError: if the question holds another number of marks.
+    """
+    marks = question.count(DEFAULT_IMAGE_TOKEN)
+    if marks not in (0, count):
+        raise ValueError(
+            f"The question holds {marks} {DEFAULT_IMAGE_TOKEN}, but {count} images were given; write one for each, or "
+            "none to have them in front."
+        )
+    if marks == 0:
+        question = f"{DEFAULT_IMAGE_TOKEN}\n" * count + question
+    tagged = "mmtag" in get_template(conv_mode).version
+    return wrap_image_marks(question, bool(getattr(config, "mm_use_im_start_end", False)), tagged)
+
+
+def sampling(
+    temperature: float | None = None,
+    top_p: float | None = None,
+    num_beams: int | None = None,
+    max_new_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Options of `generate` from LLaVA's: a temperature of 0 takes the likeliest token; None leaves the model's own.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    if temperature is not None and temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest token) or more.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+    for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more.")
+    options: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    if temperature is not None:
+        options["do_sample"] = temperature > 0
+        # The neutral values override those that a checkpoint's generation_config.json may hold.
+        options |= {"temperature": temperature, "top_p": top_p} if temperature > 0 else {"temperature": 1.0, "top_p": 1}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_device(device: str) -> None:
+    """Say what is wrong with the name of a device.
+
+    Raises:
+        ValueError: if torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device is {device!r}, which this torch cannot use: {reason}") from error
+
+
+def add_loading_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every program that opens a model."""
+    parser.add_argument("--model-path", "--model_path", required=True, help="checkpoint folder")
+    parser.add_argument(
+        "--model-base", "--model_base", help="language model that a projector or LoRA folder belongs to"
+    )
+    parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
+    parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
+    parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")
+
+
+def best_device(asked: str | None) -> str:
+    """The device that was asked for, else a GPU where there is one."""
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,66 @@
+"""What an answer took: visual tokens in each layer, and bytes of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.compression.schedule import average_visual_tokens, describe
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.staged_cache import StagedCache
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one answer took, read from its cache.
+
+    Attributes:
+        visual_tokens: visual tokens that each decoder layer cached.
+        patches: what they would be without compression.
+        text_tokens: tokens of prompt and answer beside them.
+        kv_bytes: bytes of all cached keys and values.
+    """
+
+    visual_tokens: tuple[int, ...]
+    patches: int
+    text_tokens: int
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, cache: StagedCache, model: Any, held: Sequence[int]) -> Usage:
+        """Read a cache of one row.
+
+        Args:
+            cache: filled by one request.
+            model: LLaVA.
+            held: the ids behind the cache, images as placeholders.
+        """
+        images = list(held).count(IMAGE_TOKEN_INDEX)
+        text = len(held) - images
+        visual = tuple(layer.get_seq_length() - text for layer in cache.layers)
+        patches = images * model.get_vision_tower().num_patches if images else 0
+        return cls(visual, patches, text, cache.key_value_bytes())
+
+    @property
+    def average(self) -> float:
+        """Visual tokens that a layer saw, in the mean."""
+        return average_visual_tokens(self.visual_tokens)
+
+    def __str__(self) -> str:
+        """Two lines for a terminal."""
+        memory = f"KV cache {size(self.kv_bytes)}, {self.text_tokens} text tokens"
+        if not self.patches:
+            return f"no visual tokens; {memory}"
+        saved = 1 - self.average / self.patches
+        return (
+            f"visual tokens by layer {describe(self.visual_tokens)}\n"
+            f"average {self.average:.2f} of {self.patches} ({saved:.1%} fewer); {memory}"
+        )
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that they fill."""
+    units = ("bytes", "KiB", "MiB", "GiB")
+    step = next((step for step in (3, 2, 1) if count >= 1024**step), 0)
+    return f"{count / 1024**step:.{1 if step else 0}f} {units[step]}"
