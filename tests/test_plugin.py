@@ -227,6 +227,20 @@ def test_one_model_serves_several_budgets_at_a_time(stock: dict[str, Any]) -> No
     assert answered(model, inputs, compression="none") == answered(stock["llava"], inputs)
 
 
+def test_a_filled_cache_is_continued_with_padded_text(stock: dict[str, Any]) -> None:
+    """Two rows go on with two and three tokens, padded in front; each is the row continued alone."""
+    model, texts = compress(stock["qwen2_5_vl"], BOTH), prompts("qwen2_5_vl")[:2]
+    more = [[5, 6], [7, 8, 9]]
+    with torch.no_grad():
+        cache = model(**batch(texts), use_cache=True).past_key_values
+        mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+        together = model(torch.tensor([[0, 5, 6], more[1]]), attention_mask=mask, past_key_values=cache).logits
+        for row, (text, new) in enumerate(zip(texts, more, strict=True)):
+            cache = model(**batch([text]), use_cache=True).past_key_values
+            alone = model(torch.tensor([new]), past_key_values=cache).logits[0]
+            torch.testing.assert_close(together[row, -len(new) :], alone, atol=1e-9, rtol=0)
+
+
 def test_a_filled_cache_is_continued_by_forward_and_refused_by_generate(stock: dict[str, Any]) -> None:
     model, inputs = compress(stock["llava"], BOTH), batch(prompts("llava")[:1])
     with torch.no_grad():

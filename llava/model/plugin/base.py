@@ -167,8 +167,10 @@ class CompressedModel(StagedGeneration):
         cache, labels = inputs.get("past_key_values"), inputs.get("labels")
         if cache is not None and not isinstance(cache, StagedCache):
             raise ValueError(f"past_key_values is a {type(cache).__name__}; it must be a StagedCache, or left out.")
-        if is_filled(cache):
-            outputs = _continue(self.decoder, self._new_text(inputs), cache, **_of_layers(more))
+        if cache is not None and is_filled(cache):
+            new, mask = self._new_text(inputs), inputs.get("attention_mask")
+            cache.expect(None if mask is None else mask[:, -new.shape[1] :])
+            outputs = _continue(self.decoder, new, cache, **_of_layers(more))
         else:
             prefill = own["prefill"] or self.prefill(inputs | own, compression)
             caching = inputs.get("use_cache", more.get("use_cache"))
