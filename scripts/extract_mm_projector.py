@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava.model.loading import read_state_dict
-
-_PART = "mm_projector."
+from llava.model.hf_format import projector_name
+from llava.model.loading import read_header, read_state_dict
 
 
 def projector_of(folder: str | Path) -> dict[str, Tensor]:
@@ -27,8 +26,9 @@ def projector_of(folder: str | Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
         if path.name != "training_args.bin":
-            held = read_state_dict(path)
-            found |= {f"model.{name[name.index(_PART) :]}": held[name] for name in held if _PART in name}
+            names = {name: own for name in read_header(path) if (own := projector_name(name)) is not None}
+            held = read_state_dict(path) if names else {}
+            found |= {own: held[name] for name, own in names.items()}
     if not found:
         raise ValueError(f"No weight file in {str(folder)!r} holds a projector; give the folder of a LLaVA.")
     return found

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs every check: ruff, mypy, shellcheck, pytest. Sets itself up on first use (see scripts/lib/setup.sh).
 #
-#   bash scripts/test.sh                        # everything
+#   bash scripts/test.sh                        # everything, the tests in a process per core (at most four)
 #   bash scripts/test.sh tests/test_v2v.py -x   # arguments go to pytest; the style checks run all the same
+#
+# PYTEST_XDIST_AUTO_NUM_WORKERS=1 takes another number of processes for everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
@@ -12,7 +14,13 @@ setup_environment test
 # Nothing here may ask the network, and small tensors gain nothing from more threads.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+# A process takes a whole file, since tests of a file share what they trained; tests/conftest.py puts the longest first.
+# A process needs about 1 GiB, and so does each of the two that a distributed test starts.
+if [ "$#" -eq 0 ]; then
+    set -- -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+fi
 
 failed=()
 check() {

@@ -1,10 +1,14 @@
 """Tiny tensors are fastest on one thread; tables of data sets are kept for the length of the tests only."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import shutil
 import tempfile
+from collections import Counter
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -12,3 +16,13 @@ torch.set_num_threads(1)
 # Before the library that reads it is imported, and for processes that tests start as well.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="duet-llava-tables-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, file by file, the files with the most slow ones come first.
+
+    The longest file would otherwise be begun when the other processes have nothing left to do.
+    """
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])

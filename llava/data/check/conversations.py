@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.check.estimate import TokenEstimator
@@ -18,6 +16,7 @@ from llava.data.check.sources import Unreadable
 from llava.data.records import Record, parse_record
 from llava.data.tokenization import truncate
 from llava.data.tokens import RecordEncoder
+from llava.model.tokenizer import read_tokenizer
 
 
 def check_conversations(chunk: Iterable[tuple[int, Any]], settings: CheckSettings) -> list[TextOutcome]:
@@ -36,7 +35,7 @@ def load_tokenizer(name: str | None) -> Any:
     if name is None:
         return TokenEstimator()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = read_tokenizer(name)
     except Exception as error:  # depending on what is wrong, OSError, ValueError, KeyError or one of the hub's own
         raise ValueError(f"--tokenizer is {name!r}, which cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:

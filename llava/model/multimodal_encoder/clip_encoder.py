@@ -73,11 +73,16 @@ class CLIPVisionTower(nn.Module):
         """Read weights and image processor from where the tower was made from; `device_map` is LLaVA's, and ignored."""
         if self.is_loaded:
             return
-        loaded = CLIPVisionModel.from_pretrained(
-            self.vision_tower_name, dtype=self.dtype, attn_implementation="sdpa"
-        ).to(self.device)
+        loaded, info = CLIPVisionModel.from_pretrained(
+            self.vision_tower_name, dtype=self.dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{self.vision_tower_name!r} lacks the weight {sorted(info['missing_keys'])[0]!r} of a CLIP tower; it "
+                "is incomplete or another kind of model."
+            )
         # Taken over as a whole: with ZeRO-3 its weights are partitioned already and cannot be copied one by one.
-        self.vision_tower = _Namespace(loaded.requires_grad_(False))
+        self.vision_tower = _Namespace(loaded.to(self.device).requires_grad_(False))
         self.is_loaded = True
         if not self.read_image_processor(self.vision_tower_name):
             logger.warning(

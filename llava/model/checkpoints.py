@@ -1,0 +1,213 @@
+"""What a folder holds: which kind of checkpoint, with which configuration and weight files.
+
+The content decides; the folder's name only says what a `config.json` without `model_type` leaves open.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, MistralConfig
+
+from llava.mm_utils import get_model_name_from_path
+from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.loading import PROJECTOR_FILE, weight_files
+from llava.model.lora import is_lora_folder
+from llava.model.multimodal_encoder.known_towers import known_tower
+
+logger = logging.getLogger(__name__)
+
+_LLAMA = ("llava_llama", "llava", "llama")
+_MISTRAL = ("llava_mistral", "mistral")
+
+
+class Kind(StrEnum):
+    """What a checkpoint is."""
+
+    LLAVA = "a LLaVA"
+    HF = "a LLaVA in transformers' format"
+    LANGUAGE = "a language model"
+    PROJECTOR = "a projector"
+    LORA = "LoRA adapters"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that can be opened.
+
+    Attributes:
+        folder: where it lies.
+        kind: what it holds.
+        config: in LLaVA's terms; None only for adapters without a `config.json`.
+        files: weights of the whole model, or the projector's file; empty for adapters.
+    """
+
+    folder: Path
+    kind: Kind
+    config: LlavaConfig | None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it goes on top of another model."""
+        return self.kind in (Kind.PROJECTOR, Kind.LORA)
+
+    @property
+    def key_mapping(self) -> dict[str, str] | None:
+        """Renaming of its weights to LLaVA's names, for transformers' `from_pretrained`."""
+        return NAMES_HERE if self.kind is Kind.HF else None
+
+
+def examine(folder: Path, name: str | None = None) -> Checkpoint:
+    """Find out what a folder holds.
+
+    Args:
+        folder: of the checkpoint.
+        name: LLaVA's name of the model, where it should not be taken from the folder.
+
+    Raises:
+        ValueError: if it holds nothing that can be opened, or a model of a kind that is not supported.
+    """
+    raw = _read_config(folder)
+    files = weight_files(folder)
+    if is_lora_folder(folder):
+        if files:
+            raise ValueError(
+                f"{str(folder)!r} holds a whole model ({files[0].name}) and LoRA adapters (adapter_config.json); it "
+                "could mean either, so move one of them to a folder of its own."
+            )
+        return Checkpoint(folder, Kind.LORA, None if raw is None else _llava_config(raw, folder, name))
+    if raw is None:
+        raise ValueError(f"{str(folder)!r} has no config.json; give the folder of a model.")
+    if files:
+        config = _llava_config(raw, folder, name)
+        return Checkpoint(folder, _kind_of_whole(raw, config), config, tuple(files))
+    projector = _projector_file(folder)
+    if projector is None:
+        raise ValueError(_nothing_in(folder))
+    return Checkpoint(folder, Kind.PROJECTOR, _llava_config(raw, folder, name), (projector,))
+
+
+def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
+    """Dimensions of the tower: as saved, of the folder that is named, or of a tower that everybody knows.
+
+    None in a model without a tower.
+
+    Raises:
+        ValueError: if none of them says, or the tower is not CLIP's.
+    """
+    name = getattr(config, "mm_vision_tower", None)
+    saved: dict[str, Any] | None = getattr(config, "mm_vision_config", None)
+    if not name or saved:
+        return saved
+    known = known_tower(name)
+    if known is not None and not Path(name).is_dir():
+        return known
+    try:
+        kind = CLIPVisionConfig.get_config_dict(name)[0].get("model_type")
+        if kind not in ("clip", "clip_vision_model"):
+            raise ValueError(f"The vision tower {name!r} is a {kind!r}; only CLIP's is supported.")
+        dimensions: dict[str, Any] = CLIPVisionConfig.from_pretrained(name).to_dict()
+    except OSError as error:
+        raise ValueError(
+            f"config.json names the vision tower {name!r} (mm_vision_tower) without its dimensions, and it can be "
+            "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
+        ) from error
+    return dimensions
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); fetch or copy it anew.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(raw).__name__}; it must hold a JSON object.")
+    return raw
+
+
+def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> LlavaConfig:
+    """The configuration in LLaVA's terms, with the tower's dimensions."""
+    if is_hf_config(raw):
+        language, extra = config_here(raw, folder)
+    else:
+        language, extra = dict(raw), {}
+    kind = language.get("model_type") or _type_by_name(name or get_model_name_from_path(str(folder.absolute())))
+    if kind in _MISTRAL:
+        language = MistralConfig.from_dict(language).to_dict()
+        if language.pop("sliding_window") is not None:
+            raise ValueError(
+                f"{str(folder)!r} is a Mistral with sliding_window set; attention over a window is not supported. "
+                "If no text of yours is longer than the window, write null there in config.json."
+            )
+    elif kind not in _LLAMA:
+        raise ValueError(
+            f"{str(folder)!r} has the model_type {kind!r}; accepted are {', '.join((*_LLAMA, *_MISTRAL))}, and llava "
+            "as transformers writes it."
+        )
+    fields = {field: value for field, value in language.items() if field not in _NOT_CONFIGURED}
+    config = LlavaConfig.from_dict(fields | extra)
+    _refuse_other_llavas(config, folder)
+    dimensions = vision_config(config)
+    if dimensions is not None:
+        config.mm_vision_config = dimensions
+    return config
+
+
+# Of the file or the class it was read with, not of the model.
+_NOT_CONFIGURED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+
+
+def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:
+    merge = getattr(config, "mm_patch_merge_type", None) or "flat"
+    if merge != "flat":
+        raise ValueError(
+            f"{str(folder)!r} is a LLaVA-NeXT (mm_patch_merge_type {merge!r}), which cuts images into tiles; only "
+            "'flat' is supported, as in LLaVA-1.5."
+        )
+    for option in ("mm_resampler_type", "s2"):
+        if getattr(config, option, None):
+            raise ValueError(f"{option} in {str(folder / 'config.json')!r} is set; it is not supported.")
+
+
+def _type_by_name(name: str) -> str:
+    """LLaVA's name rules, for a `config.json` without `model_type`."""
+    name = name.lower()
+    for family in ("mpt", "mistral"):
+        if family in name:
+            return f"llava_{family}"
+    return "llava_llama"
+
+
+def _kind_of_whole(raw: Mapping[str, Any], config: LlavaConfig) -> Kind:
+    if is_hf_config(raw):
+        return Kind.HF
+    sees = getattr(config, "mm_vision_tower", None) or str(raw.get("model_type")).startswith("llava")
+    return Kind.LLAVA if sees else Kind.LANGUAGE
+
+
+def _projector_file(folder: Path) -> Path | None:
+    """Also where LLaVA puts it when the output folder itself is called `checkpoint-N`."""
+    places = (folder / PROJECTOR_FILE, folder / "mm_projector.safetensors")
+    beside = folder.absolute().parent / "mm_projector" / f"{folder.name}.bin"
+    return next((path for path in (*places, beside) if path.is_file()), None)
+
+
+def _nothing_in(folder: Path) -> str:
+    text = (
+        f"{str(folder)!r} holds neither the weights of a model (model.safetensors or pytorch_model.bin, or their "
+        f"index), nor a projector ({PROJECTOR_FILE}), nor LoRA adapters (adapter_config.json)"
+    )
+    if any(folder.glob("global_step*")):
+        return f"{text}, but DeepSpeed's pieces; put them together with the zero_to_fp32.py that lies beside them."
+    return f"{text}; give a folder that does."

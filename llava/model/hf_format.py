@@ -1,0 +1,207 @@
+"""The layout in which transformers keeps a LLaVA (`llava-hf` on the hub), read and written in LLaVA's terms.
+
+There `config.json` holds `text_config` and `vision_config`, and the weights are called `language_model.model.*`,
+`multi_modal_projector.linear_1.*` and `vision_tower.vision_model.*`; newer versions of transformers also write
+`model.language_model.*` and leave `vision_model` out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
+from transformers import LlavaConfig as HFConfig
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.multimodal_encoder.known_towers import name_of_tower
+
+TOWER = "model.vision_tower."
+PROJECTOR = "model.mm_projector."
+
+# For `key_mapping` of transformers' `from_pretrained`: patterns of their names, and what stands there in LLaVA's.
+NAMES_HERE = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^(?:model\.)?multi_modal_projector\.linear_1\.": f"{PROJECTOR}0.",
+    r"^(?:model\.)?multi_modal_projector\.linear_2\.": f"{PROJECTOR}2.",
+    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": f"{TOWER}vision_tower.vision_model.",
+}
+# The other way, as published.
+_NAMES_THERE = {
+    rf"^{re.escape(TOWER)}vision_tower\.": "vision_tower.",
+    rf"^{re.escape(PROJECTOR)}0\.": "multi_modal_projector.linear_1.",
+    rf"^{re.escape(PROJECTOR)}2\.": "multi_modal_projector.linear_2.",
+    r"^model\.": "language_model.model.",
+    r"^lm_head\.": "language_model.lm_head.",
+}
+# What transformers' configuration has no field for; it keeps such values without looking at them.
+_CARRIED = (
+    "compression",
+    "mm_vision_tower",
+    "mm_use_im_start_end",
+    "mm_use_im_patch_token",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+)
+# Fields of a Llama's configuration that belong to the whole model there, or to the class.
+_NOT_THE_TEXT = ("architectures", "dtype", "model_type", "transformers_version", "_name_or_path")
+_FEATURES = {"default": "patch", "full": "cls_patch"}
+
+
+def is_hf_config(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a `config.json` is that of transformers' LLaVA rather than of LLaVA's own format."""
+    return config.get("model_type") == "llava" and "text_config" in config
+
+
+def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A `config.json` of transformers as (language model's fields, LLaVA's fields).
+
+    Args:
+        raw: content of the file.
+        folder: where it lies, with the image processor's settings.
+
+    Raises:
+        ValueError: if the model has something that LLaVA's layout cannot say; names it.
+    """
+    parsed = HFConfig.from_dict(dict(raw))
+    vision, text = parsed.vision_config, parsed.text_config
+    if vision.model_type != "clip_vision_model":
+        raise ValueError(f"The vision tower in {str(folder)!r} is a {vision.model_type!r}; only CLIP's is supported.")
+    if not isinstance(parsed.vision_feature_layer, int):
+        raise ValueError(
+            f"vision_feature_layer in {str(folder)!r} is {parsed.vision_feature_layer!r}; only the features of one "
+            "layer are supported, such as -2."
+        )
+    if parsed.projector_hidden_act != "gelu" or not parsed.multimodal_projector_bias:
+        raise ValueError(
+            f"The projector in {str(folder)!r} has the activation {parsed.projector_hidden_act!r} and "
+            f"multimodal_projector_bias {parsed.multimodal_projector_bias}; only 'gelu' with biases is supported."
+        )
+    fields = {
+        "mm_vision_tower": vision.name_or_path or name_of_tower(vision.to_dict()) or "clip_vision_tower",
+        "mm_vision_config": vision.to_dict(),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": parsed.vision_feature_layer,
+        "mm_vision_select_feature": _FEATURES[parsed.vision_feature_select_strategy],
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "pad" if _pads(folder) else "square",
+    }
+    fields |= {name: raw[name] for name in _CARRIED if name in raw}
+    if "quantization_config" in raw:
+        fields["quantization_config"] = raw["quantization_config"]
+    shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
+    return text.to_dict() | shared, fields
+
+
+def require_counterpart(config: LlavaConfig | None, source: str) -> None:
+    """Check that transformers' LLaVA can say what a configuration says, before any weight is read.
+
+    Raises:
+        ValueError: if it cannot; names what.
+    """
+    if not getattr(config, "mm_vision_tower", None):
+        raise ValueError(f"{source!r} has no vision tower (mm_vision_tower in config.json); it is not a LLaVA.")
+    kind = getattr(config, "mm_projector_type", None) or "linear"
+    if kind != "mlp2x_gelu":
+        raise ValueError(
+            f"mm_projector_type of {source!r} is {kind!r}; transformers' LLaVA has only mlp2x_gelu, so this model can "
+            "only be written in LLaVA's format (--to llava)."
+        )
+    aspect_ratio = getattr(config, "image_aspect_ratio", None)
+    if aspect_ratio not in ("pad", "square", None):
+        raise ValueError(
+            f"image_aspect_ratio of {source!r} is {aspect_ratio!r}; transformers' LLaVA pads to a square or crops one "
+            "out, so write 'pad' or 'square' into its config.json, or convert --to llava."
+        )
+
+
+def config_there(config: LlavaConfig, image_token_id: int, pad_token_id: int, vocabulary: int) -> HFConfig:
+    """Transformers' configuration of a LLaVA.
+
+    Args:
+        config: of the LLaVA, with `mm_vision_config`.
+        image_token_id, pad_token_id: of the tokenizer that goes with the result.
+        vocabulary: rows of the embeddings there.
+    """
+    known = LlamaConfig().to_dict()
+    text = {name: value for name, value in config.to_dict().items() if name in known and name not in _NOT_THE_TEXT}
+    text |= {"vocab_size": vocabulary, "pad_token_id": pad_token_id}
+    vision = CLIPVisionConfig.from_dict(config.mm_vision_config)
+    strategy = {here: there for there, here in _FEATURES.items()}[getattr(config, "mm_vision_select_feature", "patch")]
+    carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name, None) is not None}
+    return HFConfig(
+        architectures=["LlavaForConditionalGeneration"],
+        text_config=LlamaConfig(**text),
+        vision_config=vision,
+        image_token_index=image_token_id,
+        pad_token_id=pad_token_id,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
+        vision_feature_layer=getattr(config, "mm_vision_select_layer", -2),
+        vision_feature_select_strategy=strategy,
+        tie_word_embeddings=config.tie_word_embeddings,
+        **carried,
+    )
+
+
+def name_there(name: str) -> str:
+    """What transformers calls a weight of a LLaVA, in published checkpoints."""
+    for pattern, replacement in _NAMES_THERE.items():
+        renamed, found = re.subn(pattern, replacement, name)
+        if found:
+            return renamed
+    raise ValueError(f"A LLaVA has no weight {name!r}; it cannot be written in transformers' format.")
+
+
+def projector_name(name: str) -> str | None:
+    """LLaVA's name of a projector's weight, whatever format it is in and whatever stands in front; None of others."""
+    part = PROJECTOR.removeprefix("model.")
+    if part in name:
+        return PROJECTOR + name.split(part, 1)[1]
+    for layer, number in (("linear_1", 0), ("linear_2", 2)):
+        if f"multi_modal_projector.{layer}." in name:
+            return f"{PROJECTOR}{number}.{name.rsplit('.', 1)[1]}"
+    return None
+
+
+def read_image_processor(folder: str | Path) -> CLIPImageProcessorPil | None:
+    """CLIP's image processor with the settings that a folder holds, in either file; None where it has none.
+
+    Padding to a square is `image_aspect_ratio`'s business here, so it is taken out.
+    """
+    settings = _processor_settings(folder)
+    if settings is None:
+        return None
+    settings = {name: value for name, value in settings.items() if name not in ("do_pad", "image_processor_type")}
+    return CLIPImageProcessorPil.from_dict(settings)
+
+
+def image_processor_there(processor: CLIPImageProcessorPil, aspect_ratio: str | None) -> Any:
+    """Transformers' image processor that does what `process_images` does here."""
+    if aspect_ratio != "pad":
+        return processor
+    settings = {name: value for name, value in processor.to_dict().items() if name != "image_processor_type"}
+    return LlavaImageProcessorPil.from_dict(settings | {"do_pad": True})
+
+
+def _pads(folder: str | Path) -> bool:
+    settings = _processor_settings(folder) or {}
+    return "llava" in str(settings.get("image_processor_type", "")).lower() and bool(settings.get("do_pad", False))
+
+
+def _processor_settings(folder: str | Path) -> dict[str, Any] | None:
+    if not any((Path(folder) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return None
+    try:
+        settings, _ = CLIPImageProcessorPil.get_image_processor_dict(str(folder))
+    except OSError:  # a processor_config.json of a text model, say
+        return None
+    return dict(settings)
