@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from distributed import losses, run, summary
 from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
 from torch import Tensor
@@ -25,8 +23,6 @@ from llava.train.checkpoint import find_checkpoint
 from llava.train.manifest import seal
 from llava.train.train import train
 from llava.train.trainer import LlavaTrainer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +44,6 @@ def files(folder: Path) -> set[str]:
 
 def projector(folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / "mm_projector.bin", weights_only=True)
-
-
-def losses(folder: Path) -> list[float]:
-    return [point["loss"] for point in json.loads((folder / "train_summary.json").read_text())["curve"]]
 
 
 def build(assets: Path, output: Path, phase: str, **changes: object):
@@ -102,9 +94,9 @@ def test_finetuning_saves_a_whole_model_that_loads(assets: Path, tmp_path: Path)
     )
     name = next(key for key in saved if key.endswith("pre_layrnorm.weight"))
     assert torch.equal(saved[name], next(value for key, value in tower.items() if key.endswith("pre_layrnorm.weight")))
-    summary = json.loads((tmp_path / "llava-ft/train_summary.json").read_text())
-    assert summary["phase"] == "finetune" and summary["average_visual_tokens"] == (9 + 9 + 4 + 0) / 4
-    assert summary["counts"]["samples"] == 16 and len(summary["curve"]) == 4
+    written = summary(tmp_path / "llava-ft")
+    assert written["phase"] == "finetune" and written["average_visual_tokens"] == (9 + 9 + 4 + 0) / 4
+    assert written["counts"]["samples"] == 16 and len(written["curve"]) == 4
 
 
 def test_training_learns(assets: Path, tmp_path: Path) -> None:
@@ -256,8 +248,7 @@ def test_fault_15_a_finished_run_with_checkpoints_is_neither_resumed_nor_relabel
         train(flags(assets, tmp_path / "out", "pretrain", **broken))
     assert (tmp_path / "out/checkpoint-2").is_dir(), "a mistake in the flags must not cost work that was done"
     train(flags(assets, tmp_path / "out", "pretrain", **other, overwrite_output_dir=True))
-    summary = json.loads((tmp_path / "out/train_summary.json").read_text())
-    assert summary["counts"]["samples"] == 8
+    assert summary(tmp_path / "out")["counts"]["samples"] == 8
     assert json.loads((tmp_path / "out/config.json").read_text())["compression"] == {"v2v": None, "t2v": None}
 
 
@@ -280,20 +271,12 @@ def test_fault_15_a_finished_run_is_not_overwritten_unasked(assets: Path, tmp_pa
 # === Launching ===
 
 
-def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.slow
 def test_two_processes_train_like_one_and_end_cleanly(assets: Path, tmp_path: Path) -> None:
     options = {"group_by_modality_length": True, "max_steps": 8}
     train(flags(assets, tmp_path / "one", "finetune", **options))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
     two = flags(assets, tmp_path / "two", "finetune", per_device_train_batch_size=2, **options)
-    done = launch([*command, "llava/train/train_mem.py", *two])
-    assert done.returncode == 0, done.stderr[-3000:]
+    run("torchrun", two, tmp_path / "log")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-    assert json.loads((tmp_path / "two/train_summary.json").read_text())["counts"]["samples"] == 32
-    assert done.stderr.count("Visual tokens by layer") == 1
+    assert summary(tmp_path / "two")["counts"]["samples"] == 32
+    assert (tmp_path / "log").read_text(encoding="utf-8").count("Visual tokens by layer") == 1
