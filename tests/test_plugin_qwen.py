@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_plugin import BOTH, T2V
+from test_plugin import BOTH, NO_DROP, T2V, answered
 from tiny_vlms import IMAGE, VIDEO, batch, prompt, vlm
 from torch import Tensor
 
@@ -141,7 +141,7 @@ def test_survivors_keep_their_3d_positions_at_every_stage(config: dict[str, Any]
     assert model.compression.t2v.positions == "original"
     ids, seen = prompt("qwen2_5_vl", 2, ("image", "video"))
     inputs = batch([(ids, seen)])
-    stock, deltas = model.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})
+    stock, _ = model.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})
     with torch.no_grad():
         output = model(**inputs, output_layouts=True, use_cache=True)
     first = output.layouts[0]
@@ -165,8 +165,24 @@ def test_survivors_keep_their_3d_positions_at_every_stage(config: dict[str, Any]
         places = layout.positions[:, 0].T.tolist()
         assert [place for place, number in zip(places, numbers, strict=True) if number < 0] == words
         assert all(place == by_number[number] for place, number in zip(places, numbers, strict=True) if number >= 0)
-    following = len(ids) + int(deltas[0])
+    following = int(stock[:, 0, -1].max()) + 1
     assert [stage.next_position.tolist() for stage in output.past_key_values.stages] == [[[following]]] * 3
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["mm_token_type_ids", "ids alone"])
+def test_text_behind_a_long_video_goes_on_where_the_stock_model_does(named: bool) -> None:
+    """Six frames of 2 x 2 patches reach further in time than the text behind them."""
+    model, count = vlm("qwen2_5_vl"), 6
+    ids = torch.tensor([[5, 62, *[VIDEO] * count, 63, 7, 8]])
+    inputs = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "video_grid_thw": torch.tensor([[count, 2, 2]]),
+        "pixel_values_videos": torch.randn(4 * count, 96, dtype=torch.float64),
+        "mm_token_type_ids": 2 * (ids == VIDEO).int(),
+    }  # fmt: skip
+    expected = answered(model, inputs)
+    if not named:
+        del inputs["mm_token_type_ids"]
+    assert answered(compress(model, NO_DROP), inputs) == expected
 
 
 def test_the_second_drop_keeps_a_share_of_what_entered() -> None:

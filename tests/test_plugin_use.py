@@ -12,10 +12,21 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from test_plugin import BOTH, T2V, answered, prompts
+from tiny import tower_config
 from tiny_text import llama
 from tiny_vlms import FAMILIES, batch, prompt, vlm
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    Trainer,
+    TrainingArguments,
+)
 
 from llava import compress
 from llava.compression import CompressionConfig, presets
@@ -60,6 +71,9 @@ def test_the_original_is_untouched_and_nothing_is_held_twice(family: str) -> Non
     adapted = peft.get_peft_model(compressed, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
     answered(adapted, inputs)
     adapted.train()
+    compress(model, BOTH).to(torch.bfloat16).resize_token_embeddings(80)
+    assert all(weight.requires_grad and weight.dtype == torch.float64 for weight in model.parameters())
+    assert model.get_input_embeddings().weight.shape[0] == 64
     assert {name: (id(module), type(module)) for name, module in model.named_modules()} == before
     assert model.config.to_dict() == config and set(vars(model)) == attributes and not model.training
     with torch.no_grad():
@@ -125,6 +139,24 @@ def test_the_stock_trainer_trains_it(family: str, tmp_path: Path) -> None:
     assert losses[True] == pytest.approx(losses[False], abs=2e-3)
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert saved["architectures"] == [model.stock.__name__] and saved["compression"]["t2v"]["layers"] == [2, 4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_taken_by_generate(family: str) -> None:
+    model, inputs = vlm(family), batch([prompt(family, 1, ()), prompt(family, 9, ())])
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    options = {"inputs_embeds": embeds, "max_new_tokens": 3, "do_sample": False, **inputs}
+    assert torch.equal(compress(model, BOTH).generate(**options), model.generate(**options))
+
+
+def test_labels_on_placeholders_do_not_let_the_answer_vote() -> None:
+    model = compress(vlm("llava"), BOTH)
+    inputs = batch([prompt("llava", 2)])
+    ids = inputs["input_ids"]
+    masked = ids.masked_fill(ids == 60, -100)
+    outputs = [model(**inputs, labels=labels, output_layouts=True) for labels in (ids.clone(), masked)]
+    assert torch.equal(outputs[0].layouts[0].vote, outputs[1].layouts[0].vote)
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
 
 
 def test_hooks_of_accelerate_are_carried_over() -> None:
@@ -213,14 +245,51 @@ def test_refusals_are_sentences() -> None:
         ValueError, match=r"vision_feature_layer is \[-2, -1\]; V2V scores and merges the tokens of one"
     ):
         model(**one, vision_feature_layer=[-2, -1])
+    with pytest.raises(ValueError, match="do not count the tokens of each row one by one"):
+        model(**one, position_ids=2 * torch.arange(one["input_ids"].shape[1])[None])
     cut = {name: value[:, :10] if name in ("input_ids", "attention_mask") else value for name, value in one.items()}
     with pytest.raises(ValueError, match="placeholder tokens"):
         model(**cut)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (MistralConfig, {"sliding_window": 8}, "sliding-window layers"),
+        (Phi3Config, {}, "The language model is a Phi3Model"),
+    ],
+)
+def test_language_models_that_would_run_wrongly_are_refused(kind: Any, options: dict[str, Any], words: str) -> None:
+    """A window cannot be told apart from a drop; fused projections have no queries to look at."""
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    config = LlavaConfig(text_config=kind(**sizes, **options), vision_config=tower_config(), image_token_index=60)
+    model = LlavaForConditionalGeneration(config)
+    assert compress(model, "none").compression == CompressionConfig()
+    with pytest.raises(ValueError, match=words):
+        compress(model, T2V)
+
+
+def test_layers_in_8_bits_answer_alike_in_both_models(tmp_path: Path) -> None:
+    """They take their scales off the weights at first use, so a copied layer would find none."""
+    pytest.importorskip("bitsandbytes")
+    vlm("llava", torch.float32).save_pretrained(tmp_path)
+    plain = ["lm_head", "model.multi_modal_projector", "model.vision_tower"]
+    model = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)
+    )
+    same, inputs = compress(model, "none"), batch(prompts("llava", torch.float32))
+    with torch.no_grad():
+        first = same(**inputs).logits
+        assert torch.equal(model(**inputs).logits, first) and torch.equal(
+            compress(model, "none")(**inputs).logits, first
+        )
+
+
 def test_an_architecture_of_ones_own_is_one_class() -> None:
     """A subclass is found without being registered anywhere."""
-    from transformers import LlavaForConditionalGeneration
 
     class Mine(LlavaForConditionalGeneration):
         pass

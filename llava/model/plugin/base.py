@@ -73,11 +73,15 @@ class CompressedModel(StagedGeneration):
     - `stock`: the class of transformers; `forward = forward_like(stock)`;
     - `visual_inputs`: the names among its inputs that describe images and videos;
     - `visual_spans`: from those to visual tokens;
-    - where they differ from LLaVA's: `decoder`, `fitted`, `tower_tokens`, `rotary_positions`.
+    - where they differ from LLaVA's: `decoder`, `decoders`, `fitted`, `tower_tokens`, `rotary_positions`.
     """
 
     stock: ClassVar[Any]
     visual_inputs: ClassVar[tuple[str, ...]]
+    decoders: ClassVar[tuple[str, ...]] = (
+        "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel",
+    )  # fmt: skip
+    """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
     model: Any
     lm_head: Any
     training: bool
@@ -129,12 +133,23 @@ class CompressedModel(StagedGeneration):
 
     def _checked(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> CompressionConfig:
         resolved = self.fitted(CompressionConfig.resolve(compression))
+        if resolved != CompressionConfig():
+            self._check_decoder()
         tokens = self.tower_tokens()
         if resolved.v2v is not None and tokens is not None:
             resolved.v2v.token_count(tokens)
         if resolved.t2v is not None:
             resolved.t2v.check_depth(len(self.decoder.layers))
         return resolved
+
+    def _check_decoder(self) -> None:
+        """Raise ValueError for a language model that the staged decoder would run wrongly."""
+        if type(self.decoder).__name__ not in self.decoders:
+            raise ValueError(
+                f"The language model is a {type(self.decoder).__name__}; accepted are {', '.join(self.decoders)}. An "
+                "adapter whose layers are like Llama's may name another in `decoders`."
+            )
+        StagedCache(self.decoder.config)  # refuses sliding windows
 
     @classmethod
     def of(cls, model: Any, compression: CompressionConfig | str | Mapping[str, Any] | None) -> Any:
@@ -223,6 +238,10 @@ class CompressedModel(StagedGeneration):
         visual = {name: inputs.get(name) for name in self.visual_inputs}
         if inputs.get("mm_encoder_outputs"):
             raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
+        if ids is not None and embeds is not None:
+            if ids.shape[1]:
+                raise ValueError("Both input_ids and inputs_embeds are given; leave one out.")
+            ids = None  # transformers puts empty ids beside embeddings
         if ids is None:
             if embeds is None or any(value is not None for value in visual.values()):
                 raise ValueError("Give the prompt as input_ids: its placeholders say where the visual tokens go.")
@@ -233,14 +252,15 @@ class CompressedModel(StagedGeneration):
             text.input_ids,
             text.attention_mask,
             [len(span.features) for span in text.spans],
-            labels=text.take(inputs.get("labels")),
+            labels=text.labels(inputs.get("labels")),
             query_mask=text.take(inputs.get("query_mask")),
             queries=compression.t2v.queries if compression.t2v else "last",
             padding_side=padding_side or _padding_side(mask),
         )
+        _check_positions(inputs.get("position_ids"), mask)
         positions = self.rotary_positions(ids, mask, inputs)
         if positions is not None:
-            plan = replace(plan, layout=_at_stock_positions(plan.layout, plan.source, positions, text))
+            plan = replace(plan, layout=_at_stock_positions(plan.layout, plan.source, positions, text, mask))
         plan = plan.to(ids.device)
         embeddings = self.get_input_embeddings()(text.input_ids.clamp(min=0).to(ids.device))
         features = torch.cat([span.features.to(embeddings) for span in text.spans]) if text.spans else None
@@ -277,7 +297,9 @@ class CompressedModel(StagedGeneration):
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
             )
         prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
-        ready = {"prefill": self.prefill(prompt, compression, padding_side="left")}
+        if prompt.get("position_ids") is not None and prompt["position_ids"].dim() == 3:
+            del prompt["position_ids"]  # made by transformers, which needs more inputs for them than the adapter
+        ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
         used = (*self.visual_inputs, "query_mask", "position_ids")
         return {name: value for name, value in model_kwargs.items() if name not in used} | ready
 
@@ -320,22 +342,44 @@ def _padding_side(attention_mask: Tensor | None) -> str:
     return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
 
 
-def _at_stock_positions(layout: TokenLayout, source: Tensor, positions: Tensor, text: Contracted) -> TokenLayout:
+def _check_positions(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for positions [B, T] that do not count each row's tokens one by one: nothing would heed them."""
+    if position_ids is None or position_ids.dim() != 2:
+        return
+    steps = position_ids.diff(dim=1) == 1
+    if attention_mask is not None:
+        both = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
+        steps = steps | ~both
+    if not bool(steps.all()):
+        raise ValueError(
+            "position_ids do not count the tokens of each row one by one. A compressed model numbers its tokens "
+            "itself; leave them out, and give packed sequences as rows."
+        )
+
+
+def _at_stock_positions(
+    layout: TokenLayout, source: Tensor, positions: Tensor, text: Contracted, attention_mask: Tensor | None
+) -> TokenLayout:
     """Give every token the position, on every axis, that it has in the uncompressed prompt.
 
     Args:
         layout, source: of the plan, L positions.
         positions: int64 [A, B, T] of the uncompressed prompt.
         text: the contracted prompt.
+        attention_mask: [B, T] of the uncompressed prompt.
     """
     positions = positions.cpu()
+    # New text goes on behind the last token, as in the stock model: a long video reaches further in time than the text.
+    last = torch.full((positions.shape[1],), positions.shape[2] - 1)
+    if attention_mask is not None:
+        last = attention_mask.cpu().long().cumsum(dim=1).argmax(dim=1)
+    behind = positions[:, torch.arange(len(last)), last].amax(dim=0)[:, None] + 1
     columns = text.columns.expand(len(positions), -1, -1)
     pieces = [positions.gather(2, columns).flatten(1)]
     for (row, column), span in zip(text.starts, text.spans, strict=True):
         slots = torch.arange(len(span.features)) if span.slots is None else span.slots.cpu()
         pieces.append(positions[:, row, column + slots])
     placed = torch.cat(pieces, dim=1)[:, source].masked_fill(~layout.valid, 0)
-    behind = positions.amax(dim=(0, 2))[:, None] + 1
     return replace(layout.at_positions(placed), following=behind)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
 from llava.compression.config import CompressionConfig
+from llava.model.multimodal_encoder.encode import has_cls
 from llava.model.plugin.base import CompressedModel, forward_like
 from llava.model.plugin.clip import image_tokens, merged_features
 from llava.model.plugin.placeholders import VisualSpan
@@ -23,6 +25,13 @@ class CompressedLlava(CompressedModel, LlavaForConditionalGeneration):
     def tower_tokens(self) -> int | None:
         """Tokens of the tower, CLS included; None for towers whose images differ in size."""
         return image_tokens(self.model.vision_tower) if hasattr(self.model.vision_tower, "embeddings") else None
+
+    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
+        """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
+        v2v, tower = compression.v2v, self.model.vision_tower
+        if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
+            return compression
+        return replace(compression, v2v=replace(v2v, score="received"))
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image."""

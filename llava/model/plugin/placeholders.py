@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Contracted:
     def take(self, values: Tensor | None) -> Tensor | None:
         """Values [B, T] of the tokens that are still there, [B, T'], on the host."""
         return None if values is None else values.cpu().gather(1, self.columns)
+
+    def labels(self, labels: Tensor | None) -> Tensor | None:
+        """Labels [B, T] of the tokens that are still there; a visual token is no target, whatever it was labelled."""
+        taken = self.take(labels)
+        return None if taken is None else taken.masked_fill(self.input_ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
 
 
 def contract(input_ids: Tensor, attention_mask: Tensor | None, spans: Mapping[int, Sequence[VisualSpan]]) -> Contracted:
