@@ -189,7 +189,7 @@ def test_presets_of_qwen_meet_their_caps(name: str):
 
 def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():
     listed = [line.split()[0] for line in schedule().stdout.splitlines()[1:]]
-    assert listed == sorted(STAIRS)
+    assert set(presets()) - set(listed) == {"qwen-640"}, "870 tokens of a tower that gives 577"
 
 
 def test_presets_hold_the_published_settings():

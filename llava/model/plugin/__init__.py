@@ -17,8 +17,8 @@ def compress(model: Any, compression: CompressionConfig | str | Mapping[str, Any
     """The same model with visual tokens merged after the tower and dropped inside the language model.
 
     The result has the interface of the model's own class: `forward` on what its processor makes (with labels, so that
-    it trains), `generate`, `save_pretrained`. It has modules of its own around the numbers of `model`, which stays as it
-    is: nothing is held twice; adapters, data type and device of one do not touch the other; training changes both.
+    it trains), `generate`, `save_pretrained`. It has modules of its own around the numbers of `model`, which stays as
+    it is: nothing is held twice; adapters, data type and device of one do not touch the other; training changes both.
 
     Args:
         model: `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`,
