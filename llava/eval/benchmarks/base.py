@@ -1,0 +1,99 @@
+"""What a benchmark is to the runner."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from llava.eval.questions import Answered, Question
+
+if TYPE_CHECKING:
+    from llava.eval.judge import Judge
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What answers are worth.
+
+    Attributes:
+        headline: the number that tables print, on the scale they print it (accuracy in per cent, MME in points);
+            None where only a server or a judge can tell.
+        values: every number by name, the headline among them.
+        notes: sentences that a reader of the numbers has to know.
+    """
+
+    headline: float | None
+    values: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Benchmark(ABC):
+    """How to read the questions of one benchmark and how to score its answers.
+
+    Attributes:
+        name: that `--benchmarks` takes.
+        title: column of the paper's tables.
+        max_new_tokens: longest answer, as LLaVA's scripts set it.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    max_new_tokens: ClassVar[int] = 128
+
+    @abstractmethod
+    def questions(self, root: Path) -> list[Question]:
+        """All questions, in the order of the question file.
+
+        Args:
+            root: LLaVA's `playground/data/eval`.
+
+        Raises:
+            ValueError: if a file is missing or is not what it should be; says which, and how to get it.
+        """
+
+    @abstractmethod
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """Score answers, without a judge.
+
+        Args:
+            root: LLaVA's `playground/data/eval`.
+            answered: at least one question with its answer, in file order; those not answered are left out, and the
+                numbers are about the answered ones.
+
+        Raises:
+            ValueError: if a file that scoring needs is missing or does not fit the questions.
+        """
+
+    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+        """Write what the benchmark's server or official script takes, where it has one.
+
+        Args:
+            root: LLaVA's `playground/data/eval`.
+            answered: questions with answers.
+            stem: path without suffix; the file is named after it.
+
+        Returns:
+            The file, or None where there is nothing to submit.
+        """
+        return None
+
+
+class JudgedBenchmark(Benchmark):
+    """A benchmark whose answers are graded by a language model; `score` gives what can be told without one."""
+
+    @abstractmethod
+    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+        """Score answers with a judge; goes on where an earlier call with the same `reviews` stopped.
+
+        Args:
+            root: LLaVA's `playground/data/eval`.
+            answered: at least one question with its answer.
+            judge: grades texts.
+            reviews: JSON-lines file of the judge's verdicts, appended to as they come.
+
+        Raises:
+            ValueError: if the judge cannot be reached or gives no grade; verdicts so far are kept.
+        """

@@ -1,0 +1,138 @@
+"""A question of a benchmark and the answer a model gave: what runner, benchmarks and scorers pass one another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Picture = Path | bytes
+"""An image: a file, or the content of one (MMBench carries its images inside the question file)."""
+
+AnswerKey = tuple[str, str, int]
+"""What answers belong to: question id, prompt, and how many equal ones stand before it in the file."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as a benchmark asks it.
+
+    Attributes:
+        question_id: as it stands in the question file; several questions may share one (MME asks twice an image).
+        text: what the model is asked, without `<image>` and without conversation template.
+        images: shown in front of the text, in this order; empty for a question about text alone.
+        video: file or folder of frames, for questions about a video; `images` is empty then.
+        prompt: the `prompt` field of the answer file, where it differs from `text`.
+        fields: what an answer line of this benchmark carries besides LLaVA's own fields, e.g. MMBench's `round_id`.
+        facts: what scoring needs: the right answer, a category.
+    """
+
+    question_id: int | str
+    text: str
+    images: tuple[Picture, ...] = ()
+    video: Path | None = None
+    prompt: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recorded_prompt(self) -> str:
+        """The `prompt` field of its answer line."""
+        return self.text if self.prompt is None else self.prompt
+
+
+def question_keys(questions: Iterable[Question]) -> list[AnswerKey]:
+    """The key of each question, in order; no two are equal."""
+    return list(_numbered((str(question.question_id), question.recorded_prompt) for question in questions))
+
+
+def answer_keys(lines: Iterable[Mapping[str, Any]]) -> list[AnswerKey]:
+    """The key of each answer line, in order; no two are equal.
+
+    Raises:
+        ValueError: if a line has no question_id or no prompt.
+    """
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        if "question_id" not in line or "prompt" not in line:
+            raise ValueError(
+                f"Answer {number} has the fields {', '.join(line) or 'none'}; an answer line needs question_id, prompt "
+                "and text. Remove the line or the file."
+            )
+        pairs.append((str(line["question_id"]), str(line["prompt"])))
+    return list(_numbered(pairs))
+
+
+def _numbered(pairs: Iterable[tuple[str, str]]) -> Iterator[AnswerKey]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for pair in pairs:
+        yield (*pair, seen[pair])
+        seen[pair] += 1
+
+
+def answer_line(question: Question, text: str, answer_id: str, model_id: str) -> dict[str, Any]:
+    """One line of an answer file in LLaVA's format.
+
+    Args:
+        question: that was asked.
+        text: what the model said.
+        answer_id: unique name of the answer.
+        model_id: name of the model.
+    """
+    return {
+        "question_id": question.question_id,
+        "prompt": question.recorded_prompt,
+        "text": text.strip(),
+        "answer_id": answer_id,
+        "model_id": model_id,
+        "metadata": {},
+    } | dict(question.fields)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the text that a model answered."""
+
+    question: Question
+    text: str
+
+
+def pair_answers(questions: Iterable[Question], lines: Iterable[Mapping[str, Any]]) -> list[Answered]:
+    """The questions that were answered, in the order of the question file, with their answers.
+
+    Args:
+        questions: all of a benchmark.
+        lines: of an answer file, in any order; answers to other questions are left out.
+
+    Raises:
+        ValueError: if a line lacks question_id, prompt or text.
+    """
+    lines, questions = list(lines), list(questions)
+    texts = {key: line.get("text") for key, line in zip(answer_keys(lines), lines, strict=True)}
+    if None in texts.values():
+        raise ValueError("An answer line has no text; an answer line needs question_id, prompt and text.")
+    keys = question_keys(questions)
+    return [Answered(question, str(texts[key])) for key, question in zip(keys, questions, strict=True) if key in texts]
+
+
+def read_answer_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an answer file.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+    """
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); remove the line or the file.") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object; remove the line or the file.")
+        lines.append(value)
+    return lines

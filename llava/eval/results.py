@@ -1,0 +1,94 @@
+"""The result file of one benchmark: numbers, and everything needed to read them honestly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULT_SUFFIX = ".result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model under one compression scored on one benchmark.
+
+    Attributes:
+        benchmark: name, as `--benchmarks` takes it.
+        title: column of the paper's tables.
+        model: path or hub name.
+        compression: its name: a preset, the name of a file, `none`, or `own` for what the checkpoint carries and no
+            preset equals.
+        compression_config: as `CompressionConfig.to_dict` gives it.
+        average_tokens: visual tokens that a decoder layer saw, mean over layers and over the questions with images, as
+            counted while answering; None where no question had an image.
+        num_questions: of the benchmark.
+        num_answered: of these, those that have an answer.
+        headline, values, notes: as in `Scores`.
+        versions: of Python, torch, transformers and this project.
+        device: in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
+        seed: of sampling and of random choices.
+        settings: temperature, conv_mode, batch_size, max_new_tokens and so on.
+        judge: model, endpoint and prompt version of the judge; None where none was asked.
+        seconds: spent answering, over all devices' common clock.
+        date: ISO 8601, in UTC.
+    """
+
+    benchmark: str
+    title: str
+    model: str
+    compression: str
+    compression_config: Mapping[str, Any]
+    average_tokens: float | None
+    num_questions: int
+    num_answered: int
+    headline: float | None
+    values: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    judge: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    date: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question has an answer."""
+        return self.num_answered == self.num_questions
+
+    def save(self, path: Path) -> None:
+        """Write the file in one step, so that a kill leaves the old one or the new one."""
+        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read a result file.
+
+        Raises:
+            ValueError: if it is not one.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            data["notes"] = tuple(data.get("notes", ()))
+            return cls(**data)
+        except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{path} is not a result file of llava.eval.run: {error}") from error
+
+
+def find_results(folder: Path) -> list[tuple[Path, Result]]:
+    """All result files below a folder, in the order of their paths.
+
+    Raises:
+        ValueError: if the folder does not exist, or a file is not a result file.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the --output of llava.eval.run.")
+    return [(path, Result.load(path)) for path in sorted(folder.rglob(f"*{RESULT_SUFFIX}"))]
