@@ -1,10 +1,10 @@
-"""Adds one package that no static table can describe: the presets, which live under configs/compression."""
+"""Adds the packages that no static table can describe: presets and the paper's tables, which live under configs."""
 
 from setuptools import find_packages, setup
 
-PRESETS = "llava.compression.presets"
+CONFIGS = {"llava.compression.presets": "configs/compression", "llava.eval.paper": "configs/paper"}
 
 setup(
-    packages=[*find_packages(include=["llava", "llava.*"]), PRESETS],
-    package_dir={PRESETS: "configs/compression"},
+    packages=[*find_packages(include=["llava", "llava.*"]), *CONFIGS],
+    package_dir=CONFIGS,
 )

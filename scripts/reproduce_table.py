@@ -3,23 +3,21 @@
     python scripts/reproduce_table.py --preset duet-192 --folder ./checkpoints/reproduce/llava-v1.5-7b-duet-192
 
 It reads `pretrain/train_summary.json`, `finetune/train_summary.json` and, if there, `results.json` from the folder: an
-object with a number for each benchmark that `configs/paper/llava-1.5-7b.yaml` names.
+object with a number for each benchmark that `configs/paper/table-3.yaml` names.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import yaml
+from llava.eval.tables.published import AVERAGE, read_table, relative_average
+from llava.eval.tables.render import written
+from llava.eval.tables.training import PHASES, read_object, read_summary, training_seconds
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "paper" / "llava-1.5-7b.yaml"
-PHASES = ("pretrain", "finetune")
-AVERAGE = "Avg"
+SCORES, TIMES = "table-3", "table-6"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,27 +38,29 @@ def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
         folder: of the run.
         uncompressed: of a run without compression on the same machine, for the share of time saved.
     """
-    paper: dict[str, Any] = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
-    row = paper["rows"].get(preset, {})
-    measured = read_json(folder / "results.json")
-    if set(paper["benchmarks"]) <= set(measured):
-        measured[AVERAGE] = relative_average(measured, paper["baseline"])
-    columns = [*paper["benchmarks"], AVERAGE]
+    table = read_table(SCORES)
+    row = table.row(preset)
+    printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
+    scores = read_object(folder / "results.json")
+    kept = relative_average({name: scores[name] for name in table.benchmarks if name in scores}, table.baseline.scores)
+    measured = scores | ({} if kept is None else {AVERAGE: kept})
+    columns = [*table.benchmarks, AVERAGE]
     lines = [
         table_line(preset, columns),
-        table_line("paper", [written(row.get(name)) for name in columns]),
+        table_line("paper", [written(printed.get(name)) for name in columns]),
         table_line("measured", [written(measured.get(name)) for name in columns]),
         "",
-        *(phase_line(name, read_json(folder / name / "train_summary.json")) for name in PHASES),
+        *(phase_line(name, read_summary(folder / name)) for name in PHASES),
     ]
     if uncompressed is not None:
-        lines.append(saving_line(folder, uncompressed, row.get("training_time_saved")))
+        lines.append(saving_line(folder, uncompressed, printed_saving(preset)))
     return "\n".join(lines)
 
 
-def relative_average(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
-    """Mean share of the baseline's scores, in per cent: the paper's last column."""
-    return mean(100 * float(scores[name]) / whole for name, whole in baseline.items())
+def printed_saving(preset: str) -> float | None:
+    """Training time that the paper saves with a preset, in per cent; None where it names none."""
+    row = read_table(TIMES).row(preset)
+    return None if row is None else next(iter(row.others.values()), None)
 
 
 def phase_line(name: str, summary: Mapping[str, Any]) -> str:
@@ -81,35 +81,9 @@ def saving_line(folder: Path, uncompressed: Path, paper: float | None) -> str:
     return f"training time saved: {saved:.1f} % (paper: {written(paper)} %)"
 
 
-def training_seconds(folder: Path) -> float:
-    """Seconds that a phase took; 0 if it left no summary."""
-    return float(read_json(folder / "train_summary.json").get("result", {}).get("train_runtime", 0.0))
-
-
 def table_line(title: str, cells: Sequence[str]) -> str:
     """One row, cells set flush right."""
     return " ".join([f"{title:<14}", *(f"{cell:>7}" for cell in cells)]).rstrip()
-
-
-def written(value: float | None) -> str:
-    """A score with at most one decimal; a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}".removesuffix(".0") if value >= 1000 else f"{value:.1f}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty without the file.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it must hold a JSON object.")
-    return content
 
 
 if __name__ == "__main__":

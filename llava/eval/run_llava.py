@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.compression.config import CompressionConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template
+from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, read_image, sampling
-from llava.train.arguments import ModelArguments, resolve_compression
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,
@@ -33,12 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "top_p": None,
     "num_beams": 1,
     "max_new_tokens": 512,
-    "compression": None,
-    "dominant": None,
-    "contextual": None,
-    "cluster_width": None,
-    "layer_list": None,
-    "image_token_ratio_list": None,
+    **COMPRESSION_DEFAULTS,
 }
 """What attributes that `args` of `eval_model` lacks stand for."""
 
@@ -81,28 +75,6 @@ def image_files(names: str | None, sep: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def budget(options: argparse.Namespace, present: CompressionConfig) -> CompressionConfig:
-    """The compression that the flags ask for: single values over `--compression` or the model's own.
-
-    Raises:
-        ValueError: if a value is out of range, or a stage is asked for only in part.
-    """
-    flags = ModelArguments(
-        compression=options.compression,
-        dominant_num=options.dominant,
-        context_num=options.contextual,
-        cluster_width=options.cluster_width,
-        layer_list=_text(options.layer_list),
-        image_token_ratio_list=_text(options.image_token_ratio_list),
-    )
-    return resolve_compression(flags, present)
-
-
-def _text(value: Any) -> str | None:
-    """A list as it stands on a command line; the published evaluation code passes lists, too."""
-    return None if value is None else str(list(value)) if isinstance(value, list | tuple) else str(value)
-
-
 def _template(asked: str | None, name: str) -> str:
     """The template that was asked for; a word where the model's name asks for another, as LLaVA does."""
     by_name = conv_mode_of(name)
@@ -137,12 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_p", "--top-p", type=float, help="sample from the likeliest tokens of this total share")
     parser.add_argument("--num_beams", "--num-beams", type=int, help="beams of a beam search (default: 1)")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, help="longest answer (default: 512)")
-    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
-    parser.add_argument("--dominant", "--dominant_num", type=int, help="V2V: tokens kept as they are, CLS included")
-    parser.add_argument("--contextual", "--context_num", type=int, help="V2V: tokens merged from the rest")
-    parser.add_argument("--cluster_width", "--cluster-width", type=int, help="V2V: patches pooled for each of them")
-    parser.add_argument("--layer_list", "--layer-list", help="T2V: '[16,24]', drops after so many layers")
-    parser.add_argument("--image_token_ratio_list", "--image-token-ratio-list", help="T2V: '[0.5,0.0]', kept shares")
+    add_compression_flags(parser)
     parser.set_defaults(**DEFAULTS)
     return parser
 

@@ -115,10 +115,10 @@ def read_questions(path: Path, limit: int | None) -> list[Question]:
     return [Question(**json.loads(line)) for line in lines]
 
 
-def new_settings(files: Sequence[Path]) -> list[Setting]:
-    """A setting for each compression file, and the uncompressed model that sees nothing."""
+def new_settings(files: Sequence[Path], blank: bool = True) -> list[Setting]:
+    """A setting for each compression file, and with `blank` the uncompressed model that sees nothing."""
     settings = [Setting(path.stem, CompressionConfig.from_yaml(path).to_dict()) for path in files]
-    return [*settings, Setting(BLANK, CompressionConfig().to_dict())]
+    return [*settings, Setting(BLANK, CompressionConfig().to_dict())] if blank else settings
 
 
 def fingerprint(model_path: Path, questions: Sequence[Question], settings: Sequence[Setting]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def fingerprint(model_path: Path, questions: Sequence[Question], settings: Seque
 def open_results(options: argparse.Namespace) -> Results:
     """Earlier results of the same model, questions and budgets, or new ones without answers."""
     questions = read_questions(Path(options.questions), options.limit)
-    settings = new_settings([Path(name) for name in options.compression])
+    settings = new_settings([Path(name) for name in options.compression], options.blank)
     identity = fingerprint(Path(options.model_path), questions, settings)
     if Path(options.out).is_file():
         earlier = Results.load(Path(options.out))
@@ -250,26 +250,42 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--template", default="v1", help="conversation template of the training")
     parser.add_argument("--limit", type=int, default=None, help="answer only so many questions")
+    parser.add_argument(
+        "--blank", action=argparse.BooleanOptionalAction, default=True, help="also ask about empty images"
+    )
     parser.add_argument("--traces", type=int, default=6, help="questions whose patches are followed, for the report")
     return parser.parse_args(arguments)
+
+
+def evaluate(options: argparse.Namespace) -> Results:
+    """Answer, measure and store; goes on with what `options.out` holds of the same evaluation.
+
+    Args:
+        options: as `parse` gives them.
+
+    Raises:
+        ValueError: if a file is missing or does not fit.
+    """
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = open_results(options)
+    subject = Subject.load(options)
+    batches = subject.prepare(results.questions, options.batch_size)
+    measure_costs(subject, results, batches)
+    answer_all(subject, results, batches, out)
+    results.traces = list(traces(subject, results, varied_questions(results.questions, options.traces)))
+    results.save(out)
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     options = parse(arguments)
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        results = open_results(options)
-        subject = Subject.load(options)
-        batches = subject.prepare(results.questions, options.batch_size)
-        measure_costs(subject, results, batches)
-        answer_all(subject, results, batches, out)
-        results.traces = list(traces(subject, results, varied_questions(results.questions, options.traces)))
+        results = evaluate(options)
     except ValueError as error:
         sys.exit(f"evaluate: {error}")
-    results.save(out)
-    print(f"\n{text_table(results)}\n\nWrote {out}")
+    print(f"\n{text_table(results)}\n\nWrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""JSON files whose content has one known shape."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llava.eval.benchmarks.reading import read_json
+
+Shape = TypeVar("Shape", bound="list[Any] | dict[str, Any]")
+
+
+def read_json_as(shape: type[Shape], path: Path, benchmark: str) -> Shape:
+    """The content of a JSON file.
+
+    Args:
+        shape: `list` or `dict`, what it must be.
+        path: the file.
+        benchmark: name, for errors.
+
+    Raises:
+        ValueError: if it is missing, not JSON, or something else.
+    """
+    value = read_json(path, benchmark)
+    if not isinstance(value, shape):
+        wanted = "list" if shape is list else "object"
+        raise ValueError(f"{path} is not a JSON {wanted}; download it again.")
+    return value
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file in one step, in a folder that is made if need be; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(unfinished, path)
+    return path

@@ -1,0 +1,271 @@
+"""MMBench in English and Chinese: questions with up to four options, each asked again with its options rotated.
+
+The files are tables that carry their images: `mmbench/mmbench_dev_20230712.tsv` and
+`mmbench_cn/mmbench_dev_cn_20231003.tsv`. A row whose index is 1 000 000 or more is a rotation of the row at the
+remainder. The circular evaluation counts a question as right if it was answered rightly under every rotation.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.reading import require
+from llava.eval.benchmarks.sqa import LETTER_PROMPT
+from llava.eval.questions import Answered, Question
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CHINESE_LETTER_PROMPT = "请直接回答选项字母。"
+SUFFIXES = {"en": LETTER_PROMPT, "cn": CHINESE_LETTER_PROMPT}
+"""What LLaVA's `--single-pred-prompt` puts behind a question, by `--lang`."""
+
+LETTERS = ("A", "B", "C", "D")
+ROUND = 1_000_000
+DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
+"""Columns that the server does not take."""
+
+_PLACE_OF_PREDICTION = 6
+_REFERENCE_LENGTH = 64  # an image is longer in base64; a shorter field is the index of the row that holds it
+_LEADING_LETTER = re.compile(r"\(?([A-D])(?:[.):：。、,，]|\s*\n|\s*$)")
+_NOT_IN_XLSX = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+
+class MMBench(Benchmark):
+    """The English dev set: circular accuracy, plain accuracy, and circular accuracy by ability."""
+
+    name = "mmbench"
+    title = "MMB"
+    max_new_tokens = 1024
+    place: ClassVar[str] = "mmbench/mmbench_dev_20230712.tsv"
+    language: ClassVar[str] = "en"
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark.questions`; every row as it stands in the table."""
+        return table_questions(root / self.place, SUFFIXES[self.language], self.name)
+
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """See `Benchmark.score`; headline is the circular accuracy, where the table tells the right answers."""
+        if any(item.question.facts.get("answer") is None for item in answered):
+            return Scores(None, {}, (f"{root / self.place} holds no answers; send the submission to the server.",))
+        right = {item.question.question_id: is_right(item) for item in answered}
+        values = {}
+        plain = [verdict for index, verdict in right.items() if int(index) < ROUND]
+        if plain:
+            values["plain_accuracy"] = _per_cent(plain)
+        complete, left_out = _rotations(answered)
+        notes = []
+        if left_out:
+            notes.append(
+                f"{left_out} questions were not asked under every rotation; circular accuracy is about the other "
+                f"{len(complete)}."
+            )
+        if not complete:
+            return Scores(None, values, (*notes, "There is no circular accuracy without complete questions."))
+        if all(len(group) == 1 for group in complete.values()):
+            notes.append("The table holds no rotations, so the circular accuracy is the plain one.")
+        circular, abilities = [], defaultdict(list)
+        for group in complete.values():
+            verdict = all(right[item.question.question_id] for item in group)
+            circular.append(verdict)
+            abilities[group[0].question.facts.get("l2-category")].append(verdict)
+        values["circular_accuracy"] = _per_cent(circular)
+        values |= {str(name): _per_cent(abilities[name]) for name in sorted(filter(None, abilities))}
+        return Scores(values["circular_accuracy"], values, tuple(notes))
+
+    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+        """See `Benchmark.write_submission`: the table that the server takes, as xlsx."""
+        path = stem.with_name(f"{stem.name}.xlsx")
+        write_table(root / self.place, {str(item.question.question_id): item.text for item in answered}, path)
+        return path
+
+
+class MMBenchChinese(MMBench):
+    """The Chinese dev set; see `MMBench`."""
+
+    name = "mmbench_cn"
+    title = "MMB-CN"
+    place = "mmbench_cn/mmbench_dev_cn_20231003.tsv"
+    language = "cn"
+
+
+def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.name) -> list[Question]:
+    """The rows of an MMBench table as questions.
+
+    Args:
+        path: tab-separated table.
+        suffix: put behind each question on a line of its own, and not recorded; None for nothing.
+        benchmark: name, for errors.
+
+    Raises:
+        ValueError: if the table is missing, or a row cannot be asked.
+    """
+    rows = _read_table(path, benchmark).to_dict("records")
+    images = {row["index"]: row["image"] for row in rows}
+    rotations = Counter(row["index"] % ROUND for row in rows)
+    questions = []
+    for row in rows:
+        place = f"{path}, index {row['index']}"
+        options = _options(row)
+        if not options or not row["question"]:
+            raise ValueError(f"{place} has no question or no option A; download the file again.")
+        question = Question(
+            question_id=row["index"],
+            text="",
+            images=(_image(row["image"], images, place),),
+            facts={
+                "question": row["question"],
+                "hint": row.get("hint"),
+                "answer": row.get("answer"),
+                "l2-category": row.get("l2-category"),
+                "rotations": rotations[row["index"] % ROUND],
+            },
+        )
+        questions.append(_asked(question, options, LETTERS[: len(options)], 0, suffix))
+    return questions
+
+
+def rotated(question: Question, suffix: str | None) -> list[Question]:
+    """A question under every rotation of its options, as LLaVA's `--all-rounds` asks it; the first is as given.
+
+    Letters stay in order in the text: round 1 offers as A what round 0 offered as B. `option_char` says which letter of
+    round 0 each option had.
+
+    Args:
+        question: of `table_questions`.
+        suffix: as there.
+    """
+    options, letters = list(question.fields["options"]), list(question.fields["option_char"])
+    return [
+        _asked(question, options[turn:] + options[:turn], letters[turn:] + letters[:turn], turn, suffix)
+        for turn in range(len(options))
+    ]
+
+
+def read_option(text: str, options: Sequence[str]) -> str | None:
+    """The letter that an answer chooses; None where it chooses none or several.
+
+    An answer chooses the letter that it consists of or begins with (before a full stop, bracket, colon, comma or line
+    end), else the option whose text it is, else the only one whose text it holds, upper and lower case alike.
+    MMBench's own evaluation asks a language model about answers that its rules cannot read; here they are wrong.
+
+    Args:
+        text: what the model said.
+        options: texts, in the order of their letters.
+    """
+    text = text.strip()
+    letters = LETTERS[: len(options)]
+    leading = _LEADING_LETTER.match(text)
+    if leading:
+        return leading.group(1) if leading.group(1) in letters else None
+    said = text.lower()
+    texts = [option.strip().lower() for option in options]
+    same = [letter for letter, option in zip(letters, texts, strict=True) if option == said.rstrip(".")]
+    held = [letter for letter, option in zip(letters, texts, strict=True) if option in said]
+    return next((chosen[0] for chosen in (same, held) if len(chosen) == 1), None)
+
+
+def is_right(item: Answered) -> bool:
+    """Whether an answer chooses the right option, in any round."""
+    letter = read_option(item.text, item.question.fields["options"])
+    if letter is None:
+        return False
+    return bool(item.question.fields["option_char"][LETTERS.index(letter)] == item.question.facts["answer"])
+
+
+def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) -> None:
+    """Write what MMBench's server takes: the table without images and hints, with a column `prediction`.
+
+    Args:
+        annotation: the table that was asked.
+        predictions: answers by index as text.
+        path: xlsx file to write, in one step.
+
+    Raises:
+        ValueError: if the table is missing or openpyxl is not installed.
+    """
+    table = _read_table(annotation, MMBench.name)
+    table = table.drop(columns=[name for name in DROPPED if name in table.columns])
+    said = [predictions.get(str(index)) for index in table["index"]]
+    said = [None if text is None else _NOT_IN_XLSX.sub("", text) for text in said]
+    table.insert(min(_PLACE_OF_PREDICTION, len(table.columns)), "prediction", said)
+    unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
+    try:
+        table.to_excel(unfinished, index=False, engine="openpyxl")
+    except ImportError as error:
+        raise ValueError("Writing xlsx needs openpyxl; install it with `pip install openpyxl`.") from error
+    os.replace(unfinished, path)
+
+
+def _read_table(path: Path, benchmark: str) -> DataFrame:
+    """The table with `index` as number, everything else as text, and None for empty fields.
+
+    Pandas decides what is empty (also "nan", "None" and their like), as it does for LLaVA.
+    """
+    import pandas
+
+    try:
+        table = pandas.read_table(require(path, benchmark), dtype=str)
+        table["index"] = table["index"].astype(int)
+        missing = [name for name in ("question", "image", "A") if name not in table.columns]
+    except (ValueError, KeyError) as error:
+        if not path.exists():
+            raise
+        raise ValueError(f"{path} is not a table of MMBench ({error}); download it again.") from error
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}, only {', '.join(table.columns)}; download it again.")
+    return table.astype(object).where(table.notna(), None)
+
+
+def _options(row: Mapping[str, Any]) -> list[str]:
+    """Texts up to the first that is missing."""
+    options: list[str] = []
+    for letter in LETTERS:
+        if row.get(letter) is None:
+            break
+        options.append(row[letter])
+    return options
+
+
+def _asked(
+    question: Question, options: Sequence[str], letters: Sequence[str], round_id: int, suffix: str | None
+) -> Question:
+    lines = [question.facts["hint"], question.facts["question"]]
+    lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    prompt = "\n".join(line for line in lines if line is not None)
+    fields = {"round_id": round_id, "options": list(options), "option_char": list(letters)}
+    return replace(question, text=f"{prompt}\n{suffix}" if suffix else prompt, prompt=prompt, fields=fields)
+
+
+def _image(field: str | None, images: Mapping[int, str | None], place: str) -> bytes:
+    if field is not None and len(field) <= _REFERENCE_LENGTH and field.isdigit():
+        field = images.get(int(field))
+    try:
+        content = base64.b64decode(field or "")
+    except binascii.Error as error:
+        raise ValueError(f"{place} has an image that is not base64 ({error}); download the file again.") from error
+    if not content:
+        raise ValueError(f"{place} has no image; download the file again.")
+    return content
+
+
+def _rotations(answered: Sequence[Answered]) -> tuple[dict[int, list[Answered]], int]:
+    """The questions whose rotations were all answered, by index, and how many were not."""
+    groups: dict[int, list[Answered]] = defaultdict(list)
+    for item in sorted(answered, key=lambda item: int(item.question.question_id)):
+        groups[int(item.question.question_id) % ROUND].append(item)
+    complete = {index: group for index, group in groups.items() if len(group) == group[0].question.facts["rotations"]}
+    return complete, len(groups) - len(complete)
+
+
+def _per_cent(verdicts: Sequence[bool]) -> float:
+    return 100 * sum(verdicts) / len(verdicts)

@@ -1,0 +1,166 @@
+"""MM-Vet: open questions that need several capabilities at once, graded by a language model (arXiv 2308.02490)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llava.eval.benchmarks.base import JudgedBenchmark, Scores
+from llava.eval.benchmarks.reading import need_field, read_json, read_questions
+from llava.eval.judge import Grade, GradingTask, Judge, grades_of, unjudged_note, verdict_notes
+from llava.eval.questions import Answered, Question
+
+PUBLISHED_JUDGE = "gpt-4-0613"
+REMINDER = "Predict the correctness of the answer (digit): "
+MAX_TOKENS = 16
+
+_FOLDERS = ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet")
+_HEADER = ("Question", "Ground truth", "Prediction", "Correctness")
+
+# What makes a number comparable is the wording of the request, so it is the one that MM-Vet published.
+_TASK = (
+    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
+    "the ground truth means it is totally right only when all elements in the ground truth are present in the "
+    "prediction, and <OR> means it is totally right when any one element in the ground truth is present in the "
+    "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
+    "(totally right). Just complete the last space of the correctness score."
+)
+_EQUATION = ("What is x in the equation?", "-1 <AND> -5")
+_MEME = (
+    "Can you explain this meme?",
+    "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
+    "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
+    "The meme is saying that the person has trust issues because the names of these countries do not accurately "
+    "represent their landscapes.",
+)
+_EXAMPLES = (
+    (*_EQUATION, "x = 3", "0.0"),
+    (*_EQUATION, "x = -1", "0.5"),
+    (*_EQUATION, "x = -5", "0.5"),
+    (*_EQUATION, "x = -5 or 5", "0.5"),
+    (*_EQUATION, "x = -1 or x = -5", "1.0"),
+    (
+        *_MEME,
+        "The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very "
+        "icy and Greenland isn't very green.",
+        "0.4",
+    ),
+    (
+        *_MEME,
+        "The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, "
+        "despite its name, has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This "
+        "is why I have trust issues' is a playful way to suggest that these contradictions can lead to distrust or "
+        "confusion. The humor in this meme is derived from the unexpected contrast between the names of the countries "
+        "and their actual physical characteristics.",
+        "1.0",
+    ),
+)
+_SCORE = re.compile(
+    r"""[\s*`|"']*(?:correctness score|correctness|score)?[\s*`|"':=]*([01]?\.[0-9]+|[01])(?![0-9]|\.[0-9]|\s*[/%])""",
+    re.IGNORECASE,
+)
+
+
+class MMVet(JudgedBenchmark):
+    """MM-Vet's 218 questions; the score is the mean of the judge's grades times 100."""
+
+    name = "mmvet"
+    title = "MMVet"
+    max_new_tokens = 1024
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark`; the folder may be named `mm-vet`, as in LLaVA's scripts, or `mmvet`, as in its documents."""
+        return read_questions(_place(root, "llava-mm-vet.jsonl"), _place(root, "images"), self.name)
+
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """See `Benchmark`; without a judge there is no number."""
+        return Scores(None, notes=(unjudged_note(self.title),))
+
+    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+        """See `JudgedBenchmark`."""
+        path = _place(root, "mm-vet.json")
+        facts = read_json(path, self.name)
+        truths = [_truth(facts, answer.question, path) for answer in answered]
+        tasks = [_task(truth, answer) for truth, answer in zip(truths, answered, strict=True)]
+        verdicts = judge.grade(tasks, read_score, reviews, REMINDER, MAX_TOKENS)
+        grades_of(verdicts)
+        scores: dict[str, list[float]] = {}
+        for truth, verdict in zip(truths, verdicts, strict=True):
+            if verdict.grade is not None:
+                for name in ("total", *sorted(map(str, truth["capability"]))):
+                    scores.setdefault(name, []).append(100 * verdict.grade["score"])
+        values = {name: fmean(numbers) for name, numbers in scores.items()}
+        return Scores(values["total"], values, verdict_notes(verdicts, PUBLISHED_JUDGE))
+
+    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+        """The file that MM-Vet's evaluator takes; see `Benchmark`."""
+        path = stem.with_name(stem.name + ".json")
+        write_predictions(path, ({"question_id": a.question.question_id, "text": a.text} for a in answered))
+        return path
+
+
+def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write answers as MM-Vet's evaluator reads them: `{"v1_<question_id>": text}`.
+
+    Args:
+        path: JSON file.
+        lines: of an answer file.
+
+    Raises:
+        ValueError: if a line has no question_id or no text.
+    """
+    predictions = {}
+    for number, line in enumerate(lines, start=1):
+        if "question_id" not in line or "text" not in line:
+            raise ValueError(f"Answer {number} has no question_id or no text; remove the line or the file.")
+        predictions[f"v1_{line['question_id']}"] = line["text"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(predictions, indent=2), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def grading_prompt(question: str, truth: str, prediction: str) -> str:
+    """What the judge is asked about one answer, ending where the score has to stand.
+
+    Args:
+        question: of MM-Vet.
+        truth: with `<AND>` and `<OR>` between its parts.
+        prediction: of the model.
+    """
+    spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    table = (_HEADER, ("---",) * len(_HEADER), *_EXAMPLES)
+    rows = "\n".join(" | ".join(row) for row in table)
+    return f"{_TASK}\n\n{rows}\n\n" + " | ".join((question, spaced, prediction, ""))
+
+
+def read_score(text: str) -> Grade | None:
+    """The number between 0 and 1 that a reply begins with, perhaps behind the word correctness."""
+    found = _SCORE.match(text)
+    score = float(found[1]) if found else 2.0
+    return {"score": score} if score <= 1 else None
+
+
+def _task(truth: Mapping[str, Any], answer: Answered) -> GradingTask:
+    prompt = grading_prompt(str(truth["question"]), str(truth["answer"]), answer.text)
+    return GradingTask(({"role": "user", "content": prompt},), {"question_id": answer.question.question_id})
+
+
+def _truth(facts: Any, question: Question, path: Path) -> Mapping[str, Any]:
+    name = f"v1_{question.question_id}"
+    if not isinstance(facts, dict) or not isinstance(facts.get(name), dict):
+        raise ValueError(f"{path} has no question {name}; it does not fit llava-mm-vet.jsonl, download both again.")
+    for needed in ("question", "answer", "capability"):
+        need_field(facts[name], needed, f"{path}, {name}")
+    truth: Mapping[str, Any] = facts[name]
+    return truth
+
+
+def _place(root: Path, name: str) -> Path:
+    """A file or folder of MM-Vet: LLaVA's zip and MM-Vet's own unpack side by side or into one another."""
+    return next((path for folder in _FOLDERS if (path := root / folder / name).exists()), root / _FOLDERS[0] / name)

@@ -1,0 +1,142 @@
+"""SEED-Bench: questions with four options about images (types 1 to 9) and frames of videos (types 10 to 12).
+
+Files under `seed_bench/`, as LLaVA has them: `llava-seed-bench.jsonl` (questions), `SEED-Bench.json` (right answers),
+`SEED-Bench-image/` and `SEED-Bench-video-image/` (the middle frame of each video).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.reading import need_field, read_json, read_questions
+from llava.eval.questions import Answered, Question
+
+_FOLDER = "seed_bench"
+_LAST_IMAGE_TYPE = 9
+
+
+@dataclass(frozen=True)
+class SeedQuestion:
+    """What SEED-Bench.json says of one question.
+
+    Attributes:
+        question_id: as it stands in the file.
+        answer: the letter of the right option.
+        type_name: in words, e.g. "Instance Counting".
+        kind: "image" or "video".
+    """
+
+    question_id: int | str
+    answer: str
+    type_name: str
+    kind: str
+
+
+class SEED(Benchmark):
+    """Accuracy on the questions about images (SEED-I), about videos, and on all."""
+
+    name = "seed"
+    title = "SEED-I"
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark.questions`."""
+        folder = root / _FOLDER
+        return read_questions(folder / "llava-seed-bench.jsonl", folder, self.name)
+
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """See `Benchmark.score`; an answer is right if it is the letter and nothing else."""
+        path = root / _FOLDER / "SEED-Bench.json"
+        asked = {str(question.question_id): question for question in read_annotation(path, self.name)}
+        given = {str(item.question.question_id): item.text for item in answered}
+        unknown = next((number for number in given if number not in asked), None)
+        if unknown is not None:
+            raise ValueError(f"{path} has no question {unknown!r}, but it was answered; download both files again.")
+        values = seed_accuracies([question for number, question in asked.items() if number in given], given)
+        if "image" not in values:
+            return Scores(None, values, ("No question about an image was answered, so there is no SEED-I.",))
+        return Scores(values["image"], values)
+
+    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+        """See `Benchmark.write_submission`: JSON lines for the leaderboard."""
+        path = stem.with_name(f"{stem.name}.jsonl")
+        asked = read_annotation(root / _FOLDER / "SEED-Bench.json", self.name)
+        given = {str(item.question.question_id): item.text for item in answered}
+        write_predictions(path, [question for question in asked if str(question.question_id) in given], given)
+        return path
+
+
+def read_annotation(path: Path, benchmark: str = SEED.name) -> list[SeedQuestion]:
+    """The questions of SEED-Bench.json, in its order.
+
+    Args:
+        path: the file.
+        benchmark: name, for errors.
+
+    Raises:
+        ValueError: if it is missing or lacks something.
+    """
+    data = read_json(path, benchmark)
+    names = {number: name for name, number in need_field(data, "question_type", str(path)).items()}
+    questions = []
+    for number, record in enumerate(need_field(data, "questions", str(path)), start=1):
+        place = f"{path}, question {number}"
+        type_id = need_field(record, "question_type_id", place)
+        kind = record.get("data_type", "image" if int(type_id) <= _LAST_IMAGE_TYPE else "video")
+        questions.append(
+            SeedQuestion(
+                need_field(record, "question_id", place),
+                need_field(record, "answer", place),
+                names.get(type_id, f"type {type_id}"),
+                kind,
+            )
+        )
+    return questions
+
+
+def seed_accuracies(questions: Sequence[SeedQuestion], given: Mapping[str, str]) -> dict[str, float]:
+    """Accuracy in per cent by question type, then of each kind (`image`, `video`) and in `total`.
+
+    Args:
+        questions: that count, in any order; at least one.
+        given: answers by question id as text; a missing one is wrong.
+    """
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for question in questions:
+        right = given.get(str(question.question_id)) == question.answer
+        for group in (question.type_name, question.kind, "total"):
+            groups[group].append(right)
+    kinds = [kind for kind in ("image", "video", "total") if kind in groups]
+    types = dict.fromkeys(question.type_name for question in questions)
+    return {name: 100 * sum(groups[name]) / len(groups[name]) for name in [*types, *kinds]}
+
+
+def write_predictions(path: Path, questions: Sequence[SeedQuestion], given: Mapping[str, str]) -> None:
+    """Write what the leaderboard takes: `question_id` and `prediction` a line.
+
+    Args:
+        path: to write, in one step.
+        questions: in the order of the file.
+        given: answers by question id as text.
+
+    Raises:
+        ValueError: if one has no answer.
+    """
+    missing = [str(question.question_id) for question in questions if str(question.question_id) not in given]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(questions)} questions have no answer, the first is {missing[0]}; answer them all "
+            "before you submit."
+        )
+    lines = [
+        json.dumps({"question_id": question.question_id, "prediction": given[str(question.question_id)]}) + "\n"
+        for question in questions
+    ]
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,166 @@
+"""ScienceQA: questions with answer options, about half of them with an image.
+
+Files under `scienceqa/`, as LLaVA has them: `llava_test_CQM-A.json` (questions), `problems.json` (right answers),
+`pid_splits.json` (which problems are the test split) and `images/test/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.reading import need_field, read_json
+from llava.eval.questions import Answered, Question
+
+LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
+"""What LLaVA's `--single-pred-prompt` puts behind a question."""
+
+OPTIONS = ("A", "B", "C", "D", "E")
+FAILED = "FAILED"
+_FOLDER = "scienceqa"
+_SPLIT = "test"
+_STATEMENT = re.compile(r"The answer is ([A-Z])")
+
+
+class ScienceQA(Benchmark):
+    """Accuracy on the questions with an image (SQA-I), and on all."""
+
+    name = "sqa"
+    title = "SQA-I"
+    max_new_tokens = 1024
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark.questions`; each ends with the request for a letter."""
+        folder = root / _FOLDER
+        path = folder / "llava_test_CQM-A.json"
+        records = read_json(path, self.name)
+        if not isinstance(records, list):
+            raise ValueError(f"{path} is not a JSON list of questions; download it again.")
+        return science_questions(records, folder / "images" / "test", str(path))
+
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """See `Benchmark.score`; answers to problems of other splits do not count."""
+        folder = root / _FOLDER
+        problems = read_problems(folder, _SPLIT, self.name)
+        verdicts: list[tuple[bool, bool]] = []
+        for item in answered:
+            problem = problems.get(str(item.question.question_id))
+            if problem is not None:
+                chosen = option_index(read_letter(item.text, OPTIONS), len(problem["choices"]), OPTIONS)
+                verdicts.append((chosen == problem["answer"], bool(item.question.images)))
+        if not verdicts:
+            raise ValueError(
+                f"None of the answered questions is in the split {_SPLIT!r} of {folder / 'pid_splits.json'}; the "
+                "question file and this one do not belong together, download them again."
+            )
+        values = {"accuracy": _per_cent([right for right, _ in verdicts])}
+        with_image = [right for right, has_image in verdicts if has_image]
+        if not with_image:
+            return Scores(None, values, ("No question with an image was answered, so there is no SQA-I.",))
+        values["image_accuracy"] = _per_cent(with_image)
+        text_only = [right for right, has_image in verdicts if not has_image]
+        if text_only:
+            values["text_accuracy"] = _per_cent(text_only)
+        return Scores(values["image_accuracy"], values)
+
+
+def science_questions(
+    records: Sequence[Any], images: Path, place: str, suffix: str | None = LETTER_PROMPT
+) -> list[Question]:
+    """Questions from the records of LLaVA's ScienceQA files.
+
+    Args:
+        records: objects with `id`, `conversations` and, where there is an image, `image`.
+        images: folder that image names are relative to.
+        place: the file, for errors.
+        suffix: put behind each question on a line of its own; None for nothing.
+
+    Raises:
+        ValueError: if a record lacks something.
+    """
+    questions = []
+    for number, record in enumerate(records, start=1):
+        where = f"{place}, question {number}"
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{where} is not a JSON object; download the file again.")
+        turns = need_field(record, "conversations", where)
+        if not (isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "value" in turns[0]):
+            raise ValueError(f"{where} has no text at conversations[0].value; download the file again.")
+        text = str(turns[0]["value"]).replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        text = f"{text}\n{suffix}" if suffix else text
+        image = record.get("image")
+        questions.append(
+            Question(
+                question_id=need_field(record, "id", where),
+                text=text,
+                images=(images / str(image),) if image else (),
+                prompt=f"{DEFAULT_IMAGE_TOKEN}\n{text}" if image else text,
+            )
+        )
+    return questions
+
+
+def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[str, Any]]:
+    """The problems of a split by id, each with `choices` and the number of the right one as `answer`.
+
+    Args:
+        folder: holds `problems.json` and `pid_splits.json`.
+        split: key of `pid_splits.json`.
+        benchmark: name, for errors.
+
+    Raises:
+        ValueError: if a file is missing, has no such split, or lacks a problem of it.
+    """
+    splits, problems = (read_json(folder / name, benchmark) for name in ("pid_splits.json", "problems.json"))
+    if split not in splits:
+        raise ValueError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
+    chosen = {}
+    for number in map(str, splits[split]):
+        place = f"{folder / 'problems.json'}, problem {number}"
+        if number not in problems:
+            raise ValueError(f"{place} is missing, though {folder / 'pid_splits.json'} lists it; download both again.")
+        problem = problems[number]
+        choices, answer = need_field(problem, "choices", place), need_field(problem, "answer", place)
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+            raise ValueError(f"{place} has the answer {answer!r}, but {len(choices)} choices; download the file again.")
+        chosen[number] = problem
+    return chosen
+
+
+def read_letter(text: str, options: Sequence[str] = OPTIONS) -> str:
+    """The option that an answer names, or `FAILED`.
+
+    An answer names an option if it is its letter, begins with the letter, a full stop and a space (or the end of a
+    line), or says "The answer is" and the letter.
+
+    Args:
+        text: what the model said.
+        options: letters.
+    """
+    text = text.replace("\n", ". ")
+    if text.strip() in options:
+        return text.strip()
+    if text[:1] in options and text[1:3] == ". ":
+        return text[0]
+    stated = _STATEMENT.search(text)
+    return stated.group(1) if stated and stated.group(1) in options else FAILED
+
+
+def option_index(letter: str, count: int, options: Sequence[str] = OPTIONS) -> int:
+    """Number of an option, from 0; -1 if the question has none of that letter.
+
+    Args:
+        letter: as `read_letter` gives it.
+        count: options that the question has.
+        options: letters.
+    """
+    offered = list(options[:count])
+    return offered.index(letter) if letter in offered else -1
+
+
+def _per_cent(verdicts: Sequence[bool]) -> float:
+    return 100 * sum(verdicts) / len(verdicts)

@@ -1,0 +1,209 @@
+"""Questions about videos (MSVD-QA, MSRVTT-QA, TGIF-QA, ActivityNet-QA) in Video-LLaVA's files.
+
+`GPT_Zero_Shot_QA/<data set>_Zero_Shot_QA/` holds `test_q.json`, `test_a.json` and a folder of videos. A language model
+decides whether an answer means the same as the right one, with the request that Video-ChatGPT published
+(arXiv 2306.05424). Without it only equal words can be counted.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+from llava.eval.benchmarks.base import JudgedBenchmark, Scores
+from llava.eval.benchmarks.reading import need_field, read_json
+from llava.eval.judge import Grade, GradingTask, Judge, grades_of, unjudged_note, verdict_notes
+from llava.eval.questions import Answered, Question
+from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+
+PUBLISHED_JUDGE = "gpt-3.5-turbo"
+REMINDER = "Only provide the Python dictionary string, such as {'pred': 'yes', 'score': 4}."
+MAX_TOKENS = 64
+
+# What makes a number comparable is the wording of the request, so it is the one that Video-ChatGPT published.
+_SYSTEM = (
+    "You are an intelligent chatbot designed for evaluating the correctness of generative outputs for question-answer "
+    "pairs. Your task is to compare the predicted answer with the correct answer and determine if they match "
+    "meaningfully. Here's how you can accomplish the task:------##INSTRUCTIONS: "
+    "- Focus on the meaningful match between the predicted answer and the correct answer.\n"
+    "- Consider synonyms or paraphrases as valid matches.\n"
+    "- Evaluate the correctness of the prediction compared to the answer."
+)
+_REQUEST = (
+    "Please evaluate the following video-based question-answer pair:\n\n"
+    "Question: {question}\nCorrect Answer: {answer}\nPredicted Answer: {prediction}\n\n"
+    "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 "
+    "indicating the highest meaningful match. Please generate the response in the form of a Python dictionary string "
+    "with keys 'pred' and 'score', where value of 'pred' is  a string of 'yes' or 'no' and value of 'score' is in "
+    "INTEGER, not STRING.DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only provide the Python dictionary "
+    "string. For example, your response should look like this: {{'pred': 'yes', 'score': 4.8}}."
+)
+_PRED = re.compile(r"""["']?\bpred["']?\s*[:=]\s*["']?(yes|no)\b""", re.IGNORECASE)
+_SCORE = re.compile(r"""["']?\bscore["']?\s*[:=]\s*["']?([0-9]+(?:\.[0-9]+)?)(?![0-9]|\.[0-9]|\s*/)""", re.IGNORECASE)
+_SEPARATORS = str.maketrans(dict.fromkeys(string.punctuation, " ") | {"'": None})
+
+
+class VideoQA(JudgedBenchmark):
+    """One data set of questions about videos.
+
+    Attributes:
+        folder: of the data set.
+        videos: its folder of videos.
+        prefix: of the videos' file names, which the question file leaves out.
+    """
+
+    max_new_tokens = 1024
+    folder: ClassVar[str]
+    videos: ClassVar[str] = "videos"
+    prefix: ClassVar[str] = ""
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark`; the data set stands in `GPT_Zero_Shot_QA`, as in Video-LLaVA's documents, or in `root`."""
+        folder = self._folder(root)
+        answers = self._answers(folder / "test_a.json")
+        present = _videos_by_name(folder / self.videos)
+        questions = []
+        path = folder / "test_q.json"
+        for number, record in enumerate(_records(path, self.name), start=1):
+            place = f"{path}, record {number}"
+            identity = need_field(record, "question_id", place)
+            if str(identity) not in answers:
+                raise ValueError(f"{place}: test_a.json has no answer to question {identity}; download both again.")
+            name = self.prefix + str(need_field(record, "video_name", place))
+            questions.append(
+                Question(
+                    question_id=identity,
+                    text=str(need_field(record, "question", place)),
+                    video=present.get(name, folder / self.videos / f"{name}{VIDEO_SUFFIXES[0]}"),
+                    facts={"answer": answers[str(identity)]},
+                )
+            )
+        return questions
+
+    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+        """See `Benchmark`; equal words are counted, which is no substitute for the judge."""
+        return Scores(None, _word_matches(answered), (unjudged_note(self.title),))
+
+    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+        """See `JudgedBenchmark`."""
+        tasks = [
+            match_task(answer.question.question_id, answer.question.text, answer.question.facts["answer"], answer.text)
+            for answer in answered
+        ]
+        verdicts = judge.grade(tasks, read_match, reviews, REMINDER, MAX_TOKENS)
+        values = match_values(grades_of(verdicts)) | _word_matches(answered)
+        return Scores(values["accuracy"], values, verdict_notes(verdicts, PUBLISHED_JUDGE))
+
+    def _folder(self, root: Path) -> Path:
+        usual = root / "GPT_Zero_Shot_QA" / self.folder
+        return root / self.folder if (root / self.folder).is_dir() and not usual.is_dir() else usual
+
+    def _answers(self, path: Path) -> dict[str, str]:
+        answers = {}
+        for number, record in enumerate(_records(path, self.name), start=1):
+            place = f"{path}, record {number}"
+            answers[str(need_field(record, "question_id", place))] = str(need_field(record, "answer", place))
+        return answers
+
+
+class MSVD(VideoQA):
+    """MSVD-QA."""
+
+    name = "msvd"
+    title = "MSVD"
+    folder = "MSVD_Zero_Shot_QA"
+
+
+class MSRVTT(VideoQA):
+    """MSRVTT-QA."""
+
+    name = "msrvtt"
+    title = "MSRVTT"
+    folder = "MSRVTT_Zero_Shot_QA"
+    videos = "videos/all"
+
+
+class TGIF(VideoQA):
+    """TGIF-QA's questions about one frame, shown as short videos or as the GIFs that they are made from."""
+
+    name = "tgif"
+    title = "TGIF"
+    folder = "TGIF_Zero_Shot_QA"
+    videos = "mp4"
+
+
+class ActivityNet(VideoQA):
+    """ActivityNet-QA."""
+
+    name = "activitynet"
+    title = "ActivityNet"
+    folder = "Activitynet_Zero_Shot_QA"
+    videos = "all_test"
+    prefix = "v_"
+
+
+def match_task(identity: Any, question: str, answer: str, prediction: str) -> GradingTask:
+    """An answer to be compared with the right one.
+
+    Args:
+        identity: question id.
+        question: that was asked.
+        answer: right.
+        prediction: of the model.
+    """
+    request = _REQUEST.format(question=question, answer=answer, prediction=prediction)
+    messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": request})
+    return GradingTask(messages, {"question_id": identity})
+
+
+def read_match(text: str) -> Grade | None:
+    """`pred`, yes or no, and `score`, 0 to 5 without its decimals, as the published evaluation takes it."""
+    pred, score = _PRED.search(text), _SCORE.search(text)
+    if pred is None or score is None or float(score[1]) > 5:
+        return None
+    return {"pred": pred[1].lower(), "score": int(float(score[1]))}
+
+
+def match_values(grades: Sequence[Grade]) -> dict[str, float]:
+    """Accuracy in per cent and mean score, of at least one grade."""
+    return {
+        "accuracy": 100 * fmean(grade["pred"] == "yes" for grade in grades),
+        "mean_score": fmean(grade["score"] for grade in grades),
+    }
+
+
+def normalised(text: str) -> str:
+    """Lower case, words only, single spaces."""
+    return " ".join(text.lower().translate(_SEPARATORS).split())
+
+
+def _word_matches(answered: Sequence[Answered]) -> dict[str, float]:
+    """In per cent: answers that equal the right one, and answers that contain it as whole words."""
+    pairs = [(normalised(answer.text), normalised(str(answer.question.facts["answer"]))) for answer in answered]
+    return {
+        "exact_match": 100 * fmean(bool(right) and said == right for said, right in pairs),
+        "contains_answer": 100 * fmean(bool(right) and f" {right} " in f" {said} " for said, right in pairs),
+    }
+
+
+def _records(path: Path, benchmark: str) -> list[Mapping[str, Any]]:
+    records = read_json(path, benchmark)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} is not a list of JSON objects; download it again.")
+    return records
+
+
+def _videos_by_name(folder: Path) -> dict[str, Path]:
+    """Videos and folders of frames; where several have one name, the format that Video-LLaVA looks for first."""
+    order = [*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES]
+    found: dict[str, tuple[int, Path]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        suffix = path.suffix.lower()
+        name, rank = (path.stem, order.index(suffix)) if suffix in order else (path.name, len(order))
+        if (suffix in order or path.is_dir()) and (name not in found or rank < found[name][0]):
+            found[name] = (rank, path)
+    return {name: path for name, (_, path) in found.items()}

@@ -1,0 +1,299 @@
+"""Where the data of each benchmark comes from, where it goes, and how much of it there is.
+
+Places are those of LLaVA's `docs/Evaluation.md` and, for videos, of Video-LLaVA's `TRAIN_AND_VALIDATE.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EVAL_ZIP = "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view?usp=sharing"
+_FROM_ZIP = "LLaVA's eval.zip, unpacked into the evaluation folder"
+_COCO = "http://images.cocodataset.org/zips"
+_VQA = "https://visualqa.org/download.html"
+_VIZWIZ = "https://vizwiz.cs.colorado.edu/VizWiz_final"
+_GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
+_VIDEO_LICENCE = "of the videos' owners; for research"
+_JUDGE_NOTE = "Its headline needs a language model as judge."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file or folder that a benchmark needs.
+
+    Attributes:
+        places: relative to the evaluation folder; the first is the usual one, any will do.
+        what: holds what.
+        source: which download, and what to do with it.
+        url: of the download.
+    """
+
+    places: tuple[str, ...]
+    what: str
+    source: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one benchmark needs.
+
+    Attributes:
+        parts: files and folders, the questions first.
+        questions: how many there are; None where no number is published.
+        within: only questions whose image lies in this folder count towards `questions`.
+        licence: of the data, as its authors give it.
+        notes: sentences that a user has to know.
+        instead: parts that will do where the questions are missing, because a split with answers is read then.
+        questions_instead: how many those are.
+    """
+
+    parts: tuple[Part, ...]
+    questions: int | None
+    within: str = ""
+    licence: str = "see its site"
+    notes: tuple[str, ...] = ()
+    instead: tuple[Part, ...] = ()
+    questions_instead: int | None = None
+
+
+def _from_zip(place: str, what: str = "questions") -> Part:
+    return Part((place,), what, _FROM_ZIP, EVAL_ZIP)
+
+
+def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset:
+    def places(name: str) -> tuple[str, ...]:
+        return f"GPT_Zero_Shot_QA/{folder}/{name}", f"{folder}/{name}"
+
+    source = f"{folder}, unpacked into GPT_Zero_Shot_QA"
+    names = {"test_q.json": "questions", "test_a.json": "right answers", videos: "videos"}
+    parts = tuple(Part(places(name), what, source, url) for name, what in names.items())
+    return Dataset(parts, questions, licence=_VIDEO_LICENCE, notes=(_JUDGE_NOTE,))
+
+
+def _mmbench(place: str, questions: int | None) -> Dataset:
+    name = place.rpartition("/")[2]
+    url = f"https://download.openmmlab.com/mmclassification/datasets/mmbench/{name}"
+    what = "questions with their rotations, images and right answers"
+    return Dataset((Part((place,), what, "the file itself", url),), questions)
+
+
+DATASETS: dict[str, Dataset] = {
+    "gqa": Dataset(
+        (
+            _from_zip("gqa/llava_gqa_testdev_balanced.jsonl"),
+            Part(("gqa/data/images",), "images", "images.zip, unpacked into gqa/data", f"{_GQA}/images.zip"),
+            Part(
+                tuple(
+                    f"gqa/data/{folder}testdev_balanced_questions.json"
+                    for folder in ("", "questions/", "questions1.2/")
+                ),
+                "right answers",
+                "questions1.2.zip, unpacked into gqa/data",
+                f"{_GQA}/questions1.2.zip",
+            ),
+        ),
+        12578,
+        notes=("GQA's own eval.zip is needed only for its script: https://nlp.stanford.edu/data/gqa/eval.zip.",),
+    ),
+    "pope": Dataset(
+        (
+            _from_zip("pope/llava_pope_test.jsonl"),
+            *(
+                Part(
+                    (f"pope/coco/coco_pope_{split}.json",),
+                    "labels",
+                    "the folder output/coco of POPE's repository at this commit, as pope/coco",
+                    "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco",
+                )
+                for split in ("adversarial", "popular", "random")
+            ),
+            Part(("pope/val2014",), "images", "val2014.zip, unpacked into pope", f"{_COCO}/val2014.zip"),
+        ),
+        8910,
+        notes=("Other commits of POPE's repository hold other questions.",),
+    ),
+    "mme": Dataset(
+        (
+            _from_zip("MME/llava_mme.jsonl"),
+            Part(
+                ("MME/MME_Benchmark_release_version",),
+                "images and right answers, one folder a subtask",
+                "MME_Benchmark_release_version, as its authors' page says how to get it, unpacked into MME",
+                "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
+            ),
+        ),
+        2374,
+        licence="academic research only; not to be passed on without its authors' leave",
+        notes=("The images of landmarks and artworks have to be fetched as the readme files in their folders say.",),
+    ),
+    "sqa": Dataset(
+        (
+            _from_zip("scienceqa/llava_test_CQM-A.json"),
+            Part(
+                ("scienceqa/images/test",),
+                "images",
+                "test.zip, unpacked into scienceqa/images",
+                "https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",
+            ),
+            *(
+                Part(
+                    (f"scienceqa/{name}",),
+                    what,
+                    f"{name} from the folder data/scienceqa of ScienceQA's repository",
+                    "https://github.com/lupantech/ScienceQA",
+                )
+                for name, what in (("problems.json", "right answers"), ("pid_splits.json", "splits"))
+            ),
+        ),
+        4241,
+        licence="CC BY-NC-SA 4.0",
+    ),
+    "textvqa": Dataset(
+        (
+            _from_zip("textvqa/llava_textvqa_val_v051_ocr.jsonl", "questions with OCR tokens"),
+            Part(
+                ("textvqa/TextVQA_0.5.1_val.json",),
+                "right answers",
+                "the file itself",
+                "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
+            ),
+            Part(
+                ("textvqa/train_images",),
+                "images",
+                "train_val_images.zip, unpacked into textvqa",
+                "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
+            ),
+        ),
+        5000,
+    ),
+    "mmbench": _mmbench("mmbench/mmbench_dev_20230712.tsv", 4377),
+    "mmbench_cn": _mmbench("mmbench_cn/mmbench_dev_cn_20231003.tsv", None),
+    "vqav2": Dataset(
+        (
+            _from_zip("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"),
+            _from_zip("vqav2/llava_vqav2_mscoco_test2015.jsonl", "questions that a submission lists"),
+            Part(("vqav2/test2015",), "images", "test2015.zip, unpacked into vqav2", f"{_COCO}/test2015.zip"),
+        ),
+        107394,
+        licence="annotations CC BY 4.0; images of their owners on Flickr",
+        notes=(
+            "Scored by its server: https://eval.ai/web/challenges/challenge-page/830/my-submission.",
+            "Without the first file, the validation split is read, which can be scored here: "
+            "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json and val2014 in vqav2.",
+        ),
+        instead=(
+            Part(("vqav2/v2_OpenEnded_mscoco_val2014_questions.json",), "questions", "validation questions", _VQA),
+            Part(("vqav2/v2_mscoco_val2014_annotations.json",), "right answers", "validation annotations", _VQA),
+            Part(("vqav2/val2014",), "images", "val2014.zip, unpacked into vqav2", f"{_COCO}/val2014.zip"),
+        ),
+        questions_instead=214354,
+    ),
+    "vizwiz": Dataset(
+        (
+            _from_zip("vizwiz/llava_test.jsonl"),
+            Part(("vizwiz/test",), "images", "test.zip, unpacked into vizwiz", f"{_VIZWIZ}/images/test.zip"),
+        ),
+        8000,
+        notes=(
+            "Scored by its server: https://eval.ai/web/challenges/challenge-page/1911/my-submission.",
+            "Without the first file, the validation split is read and scored here: vizwiz/val.json and vizwiz/val.",
+        ),
+        instead=(
+            Part(("vizwiz/val.json",), "questions", "Annotations.zip", f"{_VIZWIZ}/vqa_data/Annotations.zip"),
+            Part(("vizwiz/val",), "images", "images of the validation split", "https://vizwiz.org"),
+        ),
+        questions_instead=4319,
+    ),
+    "seed": Dataset(
+        (
+            _from_zip("seed_bench/llava-seed-bench.jsonl"),
+            Part(
+                ("seed_bench/SEED-Bench.json",),
+                "right answers",
+                "SEED-Bench.json, put into seed_bench",
+                "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+            ),
+            Part(
+                ("seed_bench/SEED-Bench-image",),
+                "images",
+                "SEED-Bench-image.zip, unpacked into seed_bench",
+                "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+            ),
+            Part(
+                ("seed_bench/SEED-Bench-video-image",),
+                "middle frames of videos",
+                "made from the videos by seed_bench/extract_video_frames.py of LLaVA's eval.zip",
+                "https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md",
+            ),
+        ),
+        14233,
+        within="SEED-Bench-image",
+        licence="CC BY-NC 4.0",
+        notes=("14233 is the number of questions about images, which SEED-I is the accuracy on.",),
+    ),
+    "mmvet": Dataset(
+        (
+            Part(
+                ("mm-vet/llava-mm-vet.jsonl", "mmvet/llava-mm-vet.jsonl"),
+                "questions",
+                _FROM_ZIP,
+                EVAL_ZIP,
+            ),
+            *(
+                Part(
+                    tuple(f"{folder}/{name}" for folder in ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet")),
+                    what,
+                    "mm-vet.zip, unpacked into the evaluation folder",
+                    "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
+                )
+                for name, what in (("images", "images"), ("mm-vet.json", "right answers"))
+            ),
+        ),
+        218,
+        notes=(_JUDGE_NOTE,),
+    ),
+    "llava_bench": Dataset(
+        tuple(
+            Part(
+                (f"llava-bench-in-the-wild/{name}",),
+                what,
+                "the data set, unpacked as llava-bench-in-the-wild",
+                "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
+            )
+            for name, what in (
+                ("questions.jsonl", "questions"),
+                ("context.jsonl", "captions that the judge reads"),
+                ("answers_gpt4.jsonl", "answers to compare with"),
+                ("images", "images"),
+            )
+        ),
+        60,
+        notes=(_JUDGE_NOTE,),
+    ),
+    "msvd": _video(
+        "MSVD_Zero_Shot_QA",
+        "videos",
+        "https://drive.google.com/file/d/1_q4eiSdb7i8P3Hmh4lCfgY1uBGyzU_7X/view?usp=drive_link",
+        13157,
+    ),
+    "msrvtt": _video(
+        "MSRVTT_Zero_Shot_QA",
+        "videos/all",
+        "https://drive.google.com/file/d/1yXh9lz7flQ5Ui2IRSd6Qi6RqSEeUJwl3/view?usp=drive_link",
+        72821,
+    ),
+    "tgif": _video(
+        "TGIF_Zero_Shot_QA",
+        "mp4",
+        "https://drive.google.com/file/d/1so6L9rg_gdC8Segur7rKML-ffd4Ix_I6/view?usp=drive_link",
+        None,
+    ),
+    "activitynet": _video(
+        "Activitynet_Zero_Shot_QA",
+        "all_test",
+        "https://pan.baidu.com/s/1d_AVx9Mz_57nA3exhQZGyA?pwd=9amr",
+        8000,
+    ),
+}
+"""By name of the benchmark."""

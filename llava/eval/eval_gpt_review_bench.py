@@ -1,0 +1,96 @@
+"""Let a language model compare two files of answers to LLaVA-Bench, with LLaVA's flags.
+
+    python -m llava.eval.eval_gpt_review_bench --question questions.jsonl --context context.jsonl \
+        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output review.jsonl
+
+LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY and LLAVA_JUDGE_MODEL name the judge. Reviews that the output file holds are not asked
+for again. Unlike LLaVA's command it asks at temperature 0, and finds answers by question id instead of by line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.llava_bench import (
+    MAX_TOKENS,
+    REMINDER,
+    LLaVABench,
+    read_captions,
+    read_references,
+    read_two_scores,
+    reference_of,
+    review_task,
+    shipped_rules,
+)
+from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
+from llava.eval.judge import Judge, Verdict
+
+
+def review(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> list[Verdict]:
+    """Grade all pairs of answers; see the command line for `options`.
+
+    Raises:
+        ValueError: if a file is missing or does not fit, or the judge cannot be asked.
+    """
+    if len(options.answer_list) != 2:
+        raise ValueError(f"--answer-list names {len(options.answer_list)} files; give two, the reference first.")
+    judge = Judge.from_environment(environment)
+    rules: Mapping[str, Any] = read_json(options.rule, LLaVABench.name) if options.rule else shipped_rules()
+    captions = read_captions(options.context)
+    paths = [path.expanduser() for path in options.answer_list]
+    first, second = (read_references(path) for path in paths)
+    tasks = []
+    for number, question in enumerate(read_json_lines(options.question, LLaVABench.name), start=1):
+        for name in ("question_id", "text"):
+            need_field(question, name, f"{options.question}, line {number}")
+        identity = question["question_id"]
+        tasks.append(
+            review_task(
+                number,
+                question,
+                captions,
+                rules,
+                reference_of(first, identity, paths[0]),
+                reference_of(second, identity, paths[1]),
+            )
+        )
+    return judge.grade(tasks, read_two_scores, options.output, REMINDER, options.max_tokens)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        verdicts = review(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    ungraded = sum(verdict.grade is None for verdict in verdicts)
+    print(f"{len(verdicts)} reviews are in {options.output}, {ungraded} of them without two scores.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.eval_gpt_review_bench", description="Let a language model compare two answers."
+    )
+    parser.add_argument("-q", "--question", type=_path, required=True, help="questions.jsonl of LLaVA-Bench")
+    parser.add_argument("-c", "--context", type=_path, required=True, help="context.jsonl of LLaVA-Bench")
+    parser.add_argument("-a", "--answer-list", type=Path, nargs="+", required=True, help="two files, reference first")
+    parser.add_argument("-r", "--rule", type=_path, help="roles and requests by category (default: this project's)")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="JSON lines of reviews, appended to")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="longest review (default: %(default)s)")
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Score answers to POPE, with LLaVA's flags and printed lines, and the average F1 at the end.
+
+    python -m llava.eval.eval_pope --annotation-dir pope/coco --question-file pope/llava_pope_test.jsonl \
+        --result-file answers.jsonl
+
+Labels belong to questions by their place in the question file, so an answer file may lack some or have another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.pope import pope_splits, read_pope_questions, split_names
+from llava.eval.scoring.yes_no import Confusion
+
+
+def report(split: str, counts: Confusion) -> str:
+    """What LLaVA prints about one split.
+
+    Args:
+        split: its name.
+        counts: of its answers.
+    """
+    shares = (counts.f1, counts.accuracy, counts.precision, counts.recall, counts.yes_ratio)
+    return "\n".join(
+        (
+            f"Category: {split}, # samples: {counts.total}",
+            "TP\tFP\tTN\tFN\t",
+            f"{counts.true_positive}\t{counts.false_positive}\t{counts.true_negative}\t{counts.false_negative}",
+            f"Accuracy: {counts.accuracy}",
+            f"Precision: {counts.precision}",
+            f"Recall: {counts.recall}",
+            f"F1 score: {counts.f1}",
+            f"Yes ratio: {counts.yes_ratio}",
+            ", ".join(f"{share:.3f}" for share in shares),
+            "=" * 36,
+        )
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_pope", description="Score POPE.")
+    parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_<split>.json")
+    parser.add_argument("--question-file", type=Path, required=True, help="llava_pope_test.jsonl")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
+    options = parser.parse_args(arguments)
+    try:
+        counts = _count(options.annotation_dir, options.question_file, options.result_file)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for split, confusion in counts.items():
+        print(report(split, confusion))
+    print(f"Average F1: {mean(confusion.f1 for confusion in counts.values())}")
+    return 0
+
+
+def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> dict[str, Confusion]:
+    present = split_names(annotation_dir)
+    questions = read_pope_questions(question_file, annotation_dir)
+    given = answers_by_id(result_file)
+    answers = [
+        (question, str(given[str(question.question_id)]["text"]))
+        for question in questions
+        if str(question.question_id) in given and question.facts["category"] in present
+    ]
+    if not answers:
+        raise ValueError(
+            f"{result_file} answers no question of {question_file} in the splits {', '.join(present)}; give the "
+            "answers to these questions."
+        )
+    return pope_splits(annotation_dir, answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

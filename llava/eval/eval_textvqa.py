@@ -1,0 +1,72 @@
+"""Score answers to TextVQA, with LLaVA's flags and printed lines.
+
+    python -m llava.eval.eval_textvqa --annotation-file TextVQA_0.5.1_val.json --result-file answers.jsonl
+
+`--result-dir` scores every `.jsonl` file of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks.textvqa import Annotations, read_annotations, textvqa_accuracy
+from llava.eval.questions import answer_keys, read_answer_lines
+
+
+def eval_single(annotations: Annotations, annotation_file: Path, result_file: Path) -> float:
+    """Score one answer file, print what LLaVA prints, and return the accuracy in per cent.
+
+    Args:
+        annotations: of TextVQA.
+        annotation_file: where they come from, for errors.
+        result_file: answers, JSON lines.
+
+    Raises:
+        ValueError: if the file is missing, holds no answer, or an answer does not fit.
+    """
+    if not result_file.is_file():
+        raise ValueError(
+            f"There is no answer file {str(result_file)!r}; give the file that the answers were written to."
+        )
+    lines = read_answer_lines(result_file)
+    answer_keys(lines)
+    if not lines or not all("text" in line for line in lines):
+        raise ValueError(f"{result_file} holds no answer, or one without text; answer the questions first.")
+    answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
+    accuracy = textvqa_accuracy(annotations, answers, annotation_file)
+    print(f"{result_file.stem}\nSamples: {len(lines)}\nAccuracy: {accuracy:.2f}%\n")
+    return accuracy
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_textvqa", description="Score TextVQA.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
+    parser.add_argument("--result-file", type=Path, help="answers, JSON lines")
+    parser.add_argument("--result-dir", type=Path, help="folder of answer files, each scored")
+    options = parser.parse_args(arguments)
+    try:
+        files = [options.result_file] if options.result_file is not None else []
+        if options.result_dir is not None:
+            if not options.result_dir.is_dir():
+                raise ValueError(f"{options.result_dir} is not a folder; give the folder of the answer files.")
+            files += sorted(options.result_dir.iterdir())
+        if not files:
+            raise ValueError("There is nothing to score; give --result-file or --result-dir.")
+        annotations = read_annotations(options.annotation_file)
+        for path in files:
+            if path.suffix == ".jsonl" or path == options.result_file:
+                eval_single(annotations, options.annotation_file, path)
+            else:
+                print(f"Skipping {path.name}")
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Let a language model grade Video-LLaVA's answer files, with Video-LLaVA's flags.
+
+    python -m llava.eval.eval_video_qa --pred_path merge.jsonl --output_dir graded --output_json results.json
+
+A line of the answer file is `{"id", "question", "answer", "pred"}`. Verdicts are kept in `OUTPUT_DIR/verdicts.jsonl` as
+they come, and a second call goes on from there. LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY and LLAVA_JUDGE_MODEL name the judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.reading import need_field
+from llava.eval.benchmarks.video_qa import MAX_TOKENS, REMINDER, match_task, match_values, read_match
+from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
+from llava.eval.questions import read_answer_lines
+
+VERDICTS = "verdicts.jsonl"
+
+
+def grade(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> list[Verdict]:
+    """Grade an answer file and write the verdicts together; see the command line for `options`.
+
+    Raises:
+        ValueError: if the file is missing or does not fit, or the judge cannot be asked.
+    """
+    answers = read_predictions(options.pred_path)
+    flags = {URL_VARIABLE: options.api_base, KEY_VARIABLE: options.api_key, WORKERS_VARIABLE: options.num_tasks}
+    judge = Judge.from_environment(dict(environment) | {name: str(value) for name, value in flags.items() if value})
+    tasks = [match_task(name, line["question"], line["answer"], line["pred"]) for name, line in answers.items()]
+    verdicts = judge.grade(tasks, read_match, options.output_dir / VERDICTS, REMINDER, MAX_TOKENS)
+    together = {
+        name: [verdict.grade, {"q": line["question"], "a": line["answer"], "pred": line["pred"]}]
+        for (name, line), verdict in zip(answers.items(), verdicts, strict=True)
+        if verdict.grade is not None
+    }
+    options.output_json.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = options.output_json.with_name(options.output_json.name + ".unfinished")
+    unfinished.write_text(json.dumps(together), encoding="utf-8")
+    os.replace(unfinished, options.output_json)
+    return verdicts
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, str]]:
+    """The lines of an answer file by id.
+
+    Raises:
+        ValueError: if it is missing or empty, a line lacks a field, or an id comes twice.
+    """
+    answers: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(read_answer_lines(path), start=1):
+        fields = {name: need_field(line, name, f"{path}, answer {number}") for name in ("question", "answer", "pred")}
+        name = str(need_field(line, "id", f"{path}, answer {number}"))
+        if name in answers:
+            raise ValueError(f"{path} answers question {name!r} twice; leave one of the answers.")
+        answers[name] = {field: str(value) for field, value in fields.items()}
+    if not answers:
+        raise ValueError(f"{path} holds no answers.")
+    return answers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        verdicts = grade(options)
+        grades = grades_of(verdicts)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    values = match_values(grades)
+    yes = sum(grade["pred"] == "yes" for grade in grades)
+    print("All evaluation completed!")
+    print("Yes count:", yes)
+    print("No count:", len(grades) - yes)
+    print("Accuracy:", values["accuracy"] / 100)
+    print("Average score:", values["mean_score"])
+    if len(grades) < len(verdicts):
+        print("Ungraded and left out:", len(verdicts) - len(grades))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.eval_video_qa", description="Let a language model grade answers about videos."
+    )
+    add: Any = parser.add_argument
+    add("--pred_path", "--pred-path", type=Path, required=True, help="answers, JSON lines")
+    add("--output_dir", "--output-dir", type=Path, required=True, help="folder for the verdicts")
+    add("--output_json", "--output-json", type=Path, required=True, help="file for all verdicts together")
+    add("--num_tasks", "--num-tasks", type=int, help=f"requests under way at once (default: {WORKERS_VARIABLE}, or 8)")
+    add("--api_key", "--api-key", help=f"better given as {KEY_VARIABLE}: others can read your command line")
+    add("--api_base", "--api-base", help=f"address of the judge (default: {URL_VARIABLE})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

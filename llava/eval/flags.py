@@ -1,0 +1,129 @@
+"""Flags that programs of the evaluation share: the budget of visual tokens, and how answers are generated."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from llava.compression.config import CompressionConfig, presets
+from llava.train.arguments import ModelArguments, resolve_compression
+
+DTYPES = ("float32", "bfloat16", "float16")
+COMPRESSION_DEFAULTS: dict[str, Any] = {
+    "compression": None,
+    "dominant": None,
+    "contextual": None,
+    "cluster_width": None,
+    "layer_list": None,
+    "image_token_ratio_list": None,
+    "compute_salient_tokens": False,
+}
+"""What the flags of `add_compression_flags` stand for where they are not given."""
+
+
+def add_compression_flags(parser: argparse.ArgumentParser) -> None:
+    """`--compression`, and the published flags that override single values of it."""
+    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    parser.add_argument("--dominant", "--dominant_num", type=int, help="V2V: tokens kept as they are, CLS included")
+    parser.add_argument("--contextual", "--context_num", type=int, help="V2V: tokens merged from the rest")
+    parser.add_argument("--cluster_width", "--cluster-width", type=int, help="V2V: patches pooled for each of them")
+    parser.add_argument("--layer_list", "--layer-list", help="T2V: '[16,24]', drops after so many layers")
+    parser.add_argument("--image_token_ratio_list", "--image-token-ratio-list", help="T2V: '[0.5,0.0]', kept shares")
+    parser.add_argument(
+        "--compute_salient_tokens", "--compute-salient-tokens", action="store_true",
+        help="T2V: salient words of the question vote, too",
+    )  # fmt: skip
+    parser.set_defaults(**COMPRESSION_DEFAULTS)
+
+
+def budget(options: argparse.Namespace, present: CompressionConfig) -> CompressionConfig:
+    """The compression that the flags ask for: single values over `--compression` or the model's own.
+
+    Args:
+        options: with the names of `COMPRESSION_DEFAULTS`.
+        present: the model's own.
+
+    Raises:
+        ValueError: if a value is out of range, or a stage is asked for only in part.
+    """
+    flags = ModelArguments(
+        compression=options.compression,
+        dominant_num=options.dominant,
+        context_num=options.contextual,
+        cluster_width=options.cluster_width,
+        layer_list=_text(options.layer_list),
+        image_token_ratio_list=_text(options.image_token_ratio_list),
+        use_salient_tokens=True if options.compute_salient_tokens else None,
+    )
+    return resolve_compression(flags, present)
+
+
+def compression_name(options: argparse.Namespace, chosen: CompressionConfig) -> str:
+    """What to call a budget: a preset's name, a file's, `own` for the model's, `flags-...` for one made of flags.
+
+    Args:
+        options: as in `budget`.
+        chosen: what `budget` made of them.
+    """
+    asked = options.compression
+    if asked is not None and CompressionConfig.resolve(asked) == chosen:
+        return Path(asked).stem if str(asked).endswith((".yaml", ".yml")) else str(asked)
+    equal = [name for name in presets() if CompressionConfig.from_preset(name) == chosen]
+    if equal:
+        return equal[0]
+    if all(getattr(options, name) == default for name, default in COMPRESSION_DEFAULTS.items()):
+        return "own"
+    return f"flags-{hashlib.sha256(json.dumps(chosen.to_dict()).encode()).hexdigest()[:8]}"
+
+
+def add_generation_flags(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int | None) -> None:
+    """LLaVA's flags of generation.
+
+    Args:
+        parser: gets them.
+        temperature: where the flag is not given.
+        max_new_tokens: where the flag is not given; None leaves it to the benchmark.
+    """
+    longest = "as the benchmark asks" if max_new_tokens is None else max_new_tokens
+    parser.add_argument(
+        "--temperature", type=float, default=temperature,
+        help=f"0 takes the likeliest token (default: {temperature:g})",
+    )  # fmt: skip
+    parser.add_argument("--top_p", "--top-p", type=float, help="sample from the likeliest tokens of this total share")
+    parser.add_argument("--num_beams", "--num-beams", type=int, default=1, help="beams of a beam search (default: 1)")
+    parser.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=int, default=max_new_tokens,
+        help=f"longest answer (default: {longest})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float16 on a GPU, float32 on a CPU)")
+
+
+def add_batch_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """How many questions are answered together, and who reads their images."""
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=int, default=batch_size,
+        help=f"questions answered together (default: {batch_size})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loader-workers", "--loader_workers", type=int,
+        help="processes of each device that read images ahead (default: 4 with a GPU, 0 on a CPU)",
+    )  # fmt: skip
+
+
+def require_at_least(name: str, value: int | None, smallest: int) -> None:
+    """Refuse a number that is too small; None passes.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if value is not None and value < smallest:
+        raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
+
+
+def _text(value: Any) -> str | None:
+    """A list as it stands on a command line; the published evaluation code passes lists, too."""
+    return None if value is None else str(list(value)) if isinstance(value, list | tuple) else str(value)

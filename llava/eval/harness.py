@@ -1,0 +1,184 @@
+"""A loaded model as adapters of other evaluation harnesses ask it: in batches, and how likely given answers are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
+from llava.conversation import get_template
+from llava.data.collator import SupervisedCollator
+from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
+from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, preprocess_image
+from llava.model.builder import load_pretrained_model
+from llava.serve.inputs import best_device, conv_mode_of, place_images, stop_string
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to a model.
+
+    Attributes:
+        text: the question; where it holds as many `<image>` as images, they go there, else in front.
+        images: in any mode, in order.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+
+
+class Respondent:
+    """Answers prompts in batches, and tells how likely given answers are.
+
+    Args:
+        tokenizer, model, image_processor: of `load_pretrained_model`.
+        conv_mode: key of `conv_templates`.
+
+    Raises:
+        ValueError: if there is no such template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Any, image_processor: Any, conv_mode: str) -> None:
+        get_template(conv_mode)
+        self.tokenizer = tokenizer
+        self.model = model
+        self.image_processor = image_processor
+        self.conv_mode = conv_mode
+        stop = stop_string(conv_mode)
+        self._stop = None if stop == tokenizer.eos_token else stop
+        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._collate = SupervisedCollator(filler or 0)
+
+    @classmethod
+    def open(
+        cls,
+        model_path: str,
+        model_base: str | None = None,
+        conv_mode: str | None = None,
+        device: str | None = None,
+        **loading: Any,
+    ) -> Respondent:
+        """Load a model.
+
+        Args:
+            model_path, model_base: as in `load_pretrained_model`.
+            conv_mode: key of `conv_templates`; None goes by the model's name.
+            device: by default a GPU where there is one.
+            loading: to `load_pretrained_model`, such as `compression`, `dtype`, `load_4bit`; None is left out.
+
+        Raises:
+            ValueError: if the model cannot be opened.
+        """
+        name = get_model_name_from_path(model_path)
+        given = {key: value for key, value in loading.items() if value is not None}
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            model_path, model_base, name, device=best_device(device), **given
+        )
+        return cls(tokenizer, model, image_processor, conv_mode or conv_mode_of(name))
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Prompt], **generation: Any) -> list[str]:
+        """Answers to a batch of prompts, in order.
+
+        Args:
+            prompts: at least one.
+            generation: of transformers' `generate`, such as `max_new_tokens` and `do_sample`.
+        """
+        encoded = [encode_prompt([self._question(prompt)], self.tokenizer, self.conv_mode) for prompt in prompts]
+        inputs = self._batch(encoded, prompts)
+        inputs.pop("labels")
+        options = self._defaults() | generation
+        if self._stop is not None:
+            nothing = torch.empty(1, 0, dtype=torch.long)
+            options["stopping_criteria"] = [KeywordsStoppingCriteria([self._stop], self.tokenizer, nothing)]
+        ids = self.model.generate(**inputs, **options)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [(text if self._stop is None else text.split(self._stop)[0]).strip() for text in texts]
+
+    @torch.inference_mode()
+    def losses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, bool]]:
+        """How likely an answer is to each prompt of a batch.
+
+        Args:
+            prompts: at least one.
+            answers: one for each.
+
+        Returns:
+            For each the mean negative log-probability of the answer's tokens, what ends the answer among them, in nats
+            (infinite where the answer was cut off for its length), and whether greedy decoding would say it.
+        """
+        encoded = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            turns = [self._question(prompt), answer.strip()]
+            encoded.append(encode_conversation(turns, self.tokenizer, self.conv_mode, bool(prompt.images)))
+        inputs = self._batch(encoded, prompts)
+        output = self.model(**inputs, use_cache=False, return_logits=True)
+        layout = output.layouts[-1]
+        labels = inputs["labels"] if layout.labels is None else layout.labels
+        labels = labels.to(output.logits.device)
+        return [_likelihood(logits, row) for logits, row in zip(output.logits, labels, strict=True)]
+
+    def _question(self, prompt: Prompt) -> str:
+        text, count = prompt.text, len(prompt.images)
+        marks = text.count(DEFAULT_IMAGE_TOKEN)
+        if marks not in (0, count):
+            logger.warning(
+                "A question holds %d %s, but %d images; they go in front.", marks, DEFAULT_IMAGE_TOKEN, count
+            )
+            text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        return place_images(text, count, self.model.config, self.conv_mode)
+
+    def _batch(self, encoded: Sequence[EncodedText], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Tensors on the model's device; images only where there are any."""
+        aspect_ratio = getattr(self.model.config, "image_aspect_ratio", None)
+        samples = []
+        for number, (text, prompt) in enumerate(zip(encoded, prompts, strict=True)):
+            pixels = [
+                preprocess_image(image.convert("RGB"), self.image_processor, aspect_ratio) for image in prompt.images
+            ]
+            samples.append(text.tensors() | {"images": pixels, "sample_id": number, "truncated": False})
+        collated = self._collate(samples)
+        names = ("input_ids", "attention_mask", "query_mask", "labels", "images")
+        return {name: collated[name].to(self.model.device) for name in names if name in collated}
+
+    def _defaults(self) -> dict[str, Any]:
+        """What the checkpoint's own generation settings leave open."""
+        own, options = self.model.generation_config, {}
+        if own.eos_token_id is None and self.tokenizer.eos_token_id is not None:
+            options["eos_token_id"] = self.tokenizer.eos_token_id
+        if own.pad_token_id is None:
+            options["pad_token_id"] = self._collate.pad_token_id
+        return options
+
+
+def _likelihood(logits: Tensor, labels: Tensor) -> tuple[float, bool]:
+    """Mean loss of one row's labels [L] under its logits [L, V], and whether each is the likeliest token."""
+    targets = labels[1:]
+    chosen = targets != IGNORE_INDEX
+    if not bool(chosen.any()):
+        return float("inf"), False
+    predicted, targets = logits[:-1][chosen].float(), targets[chosen]
+    loss = torch.nn.functional.cross_entropy(predicted, targets)
+    return loss.item(), bool((predicted.argmax(dim=-1) == targets).all())
+
+
+def class_or_object(package: str, module: str, name: str) -> Any:
+    """A class of an optional package to derive from; `object` where the package is not installed.
+
+    Args:
+        package: whose presence decides.
+        module: that holds the class.
+        name: of the class.
+    """
+    return object if find_spec(package) is None else getattr(import_module(module), name)

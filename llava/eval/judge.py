@@ -1,0 +1,303 @@
+"""A language model that grades answers, and the file of its verdicts.
+
+A verdict costs money and time, so each is on the disk before the next question is asked, and is never asked again: the
+file tells by a digest of model and messages what has been graded. Requests that are equal share a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from tqdm import tqdm
+
+from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
+
+WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
+DEFAULT_WORKERS = 8
+PROMPT_VERSION = 1
+"""Goes up whenever the wording of a request changes, so that numbers of different wordings are told apart."""
+
+Grade = dict[str, Any]
+"""What was read from a reply, e.g. `{"score": 0.5}`."""
+
+Parser = Callable[[str], Grade | None]
+"""Reads the grade from a reply; None where it holds none."""
+
+
+@dataclass(frozen=True)
+class GradingTask:
+    """One answer to be graded.
+
+    Attributes:
+        messages: what the judge is asked.
+        fields: what the line of its verdict holds besides, e.g. `question_id`.
+    """
+
+    messages: tuple[Message, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def digest(self, model: str) -> str:
+        """Tells this request to this model from all others."""
+        text = json.dumps([model, [dict(message) for message in self.messages]], sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said.
+
+    Attributes:
+        grade: None where no grade could be read from the reply, twice.
+        text: the reply.
+        model: name that the server gives the judge.
+    """
+
+    grade: Grade | None
+    text: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A language model that grades, at temperature 0.
+
+    Attributes:
+        api: where it is.
+        workers: requests under way at once.
+
+    Raises:
+        ValueError: if there are no workers.
+    """
+
+    api: ChatApi
+    workers: int = DEFAULT_WORKERS
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"The judge has {self.workers} workers; give a number of 1 or more.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Judge:
+        """The judge that the variables LLAVA_JUDGE_* describe.
+
+        Raises:
+            ValueError: if a value cannot be used or the key is missing.
+        """
+        value = environment.get(WORKERS_VARIABLE) or str(DEFAULT_WORKERS)
+        if not (value.isascii() and value.isdigit() and int(value)):
+            raise ValueError(f"{WORKERS_VARIABLE} is {value!r}; set it to a number of 1 or more.")
+        return cls(ChatApi.from_environment(environment), int(value))
+
+    def describe(self) -> dict[str, Any]:
+        """What result files record: all that numbers depend on, and no key."""
+        return {
+            "model": self.api.model,
+            "endpoint": self.api.public_url,
+            "prompt_version": PROMPT_VERSION,
+            "temperature": 0,
+        }
+
+    def grade(
+        self, tasks: Sequence[GradingTask], parse: Parser, reviews: Path, reminder: str, max_tokens: int
+    ) -> list[Verdict]:
+        """The verdict on each task, in order; only those that the file does not hold are asked for.
+
+        Args:
+            tasks: to be graded.
+            parse: reads the grade; called by several threads.
+            reviews: JSON lines, appended to.
+            reminder: sent where the first reply holds no grade.
+            max_tokens: longest reply.
+
+        Raises:
+            ValueError: if the judge cannot be asked or the file holds something else; verdicts so far are kept.
+        """
+        digests = [task.digest(self.api.model) for task in tasks]
+        with VerdictFile(reviews) as file:
+            missing = {digest: task for digest, task in zip(digests, tasks, strict=True) if digest not in file.lines}
+
+            def ask(client: Any, digest: str, pause: Callable[[float], Any]) -> None:
+                reply = self._ask(client, missing[digest], parse, reminder, max_tokens, pause)
+                file.add(verdict_line(digest, missing[digest], reply, parse(reply.text)))
+
+            self._ask_all(list(missing), ask)
+            lines = [file.lines[digest] for digest in digests]
+        return [Verdict(parse(str(line["content"])), str(line["content"]), str(line["judge"])) for line in lines]
+
+    def _ask_all(self, digests: Sequence[str], ask: Callable[[Any, str, Callable[[float], Any]], None]) -> None:
+        """Ask for all verdicts; after an error nothing new is asked, and what is under way is waited for."""
+        stopped = Event()
+        if not digests:
+            return
+
+        def unless_stopped(client: Any, digest: str) -> None:
+            if stopped.is_set():
+                return
+            try:
+                ask(client, digest, stopped.wait)
+            except BaseException:
+                stopped.set()
+                raise
+
+        with (
+            self.api.client() as client,
+            ThreadPoolExecutor(self.workers) as pool,
+            tqdm(total=len(digests), desc=f"Judge {self.api.model}", unit=" verdicts", disable=None) as bar,
+        ):
+            try:
+                for future in as_completed([pool.submit(unless_stopped, client, digest) for digest in digests]):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _ask(
+        self,
+        client: Any,
+        task: GradingTask,
+        parse: Parser,
+        reminder: str,
+        max_tokens: int,
+        pause: Callable[[float], Any],
+    ) -> Reply:
+        """The judge's reply; where it holds no grade, that to a reminder."""
+        reply = self.api.ask(client, task.messages, max_tokens, pause)
+        if parse(reply.text) is not None:
+            return reply
+        again = ({"role": "assistant", "content": reply.text}, {"role": "user", "content": reminder})
+        return self.api.ask(client, (*task.messages, *again), max_tokens, pause)
+
+
+class VerdictFile:
+    """Verdicts as JSON lines, each on the disk before `add` returns; may be shared by threads.
+
+    A last line that a kill has torn is removed.
+
+    Args:
+        path: created if missing, with its folder.
+
+    Attributes:
+        lines: by digest of the request.
+
+    Raises:
+        ValueError: if a line is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._read(path.read_bytes() if path.exists() else b"")
+        self._file = path.open("ab")
+
+    def __enter__(self) -> VerdictFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a verdict, as `verdict_line` makes it."""
+        with self._lock:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.lines[line["request"]] = line
+
+    def _read(self, content: bytes) -> None:
+        whole, _, torn = content.rpartition(b"\n")
+        if torn and _verdict(torn) is not None:  # only the end of the line is missing
+            self.path.write_bytes(content + b"\n")
+            whole, torn = content, b""
+        for number, line in enumerate(whole.splitlines(), start=1):
+            if line.strip():
+                verdict = _verdict(line)
+                if verdict is None:
+                    raise ValueError(
+                        f"{self.path}, line {number} is not a verdict of this program; move the file away, or name "
+                        "another one."
+                    )
+                self.lines[verdict["request"]] = verdict
+        if torn:
+            os.truncate(self.path, len(content) - len(torn))
+
+
+def verdict_line(digest: str, task: GradingTask, reply: Reply, grade: Grade | None) -> dict[str, Any]:
+    """One line of a verdict file.
+
+    Args:
+        digest: of the request.
+        task: that was graded.
+        reply: of the judge.
+        grade: read from the reply; its fields stand on the line.
+    """
+    line = {"request": digest, **task.fields, "judge": reply.model, "content": reply.text}
+    return line | ({"ungraded": True} if grade is None else grade)
+
+
+def _verdict(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"request", "judge", "content"} <= set(value) else None
+
+
+def judge_is_configured(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment names a judge: an address, or a key that is meant for judging.
+
+    OPENAI_API_KEY alone does not count: it is often set for other purposes, and judging costs money.
+    """
+    return any(environment.get(name) for name in (URL_VARIABLE, KEY_VARIABLE))
+
+
+def grades_of(verdicts: Iterable[Verdict]) -> list[Grade]:
+    """The grades that could be read.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    grades = [verdict.grade for verdict in verdicts if verdict.grade is not None]
+    if not grades:
+        raise ValueError("The judge gave no grade that can be read; take another model as judge.")
+    return grades
+
+
+def verdict_notes(verdicts: Sequence[Verdict], published: str) -> tuple[str, ...]:
+    """Sentences that a reader of the numbers has to know.
+
+    Args:
+        verdicts: all.
+        published: the judge of published numbers.
+    """
+    models = ", ".join(sorted({verdict.model for verdict in verdicts}))
+    notes = [
+        f"Graded by {models}. Published numbers were graded by {published}; numbers of different judges cannot be "
+        "compared."
+    ]
+    ungraded = sum(verdict.grade is None for verdict in verdicts)
+    if ungraded:
+        notes.append(
+            f"{ungraded} of {len(verdicts)} answers got no grade that can be read, also when asked again; they are "
+            "left out of the judge's numbers."
+        )
+    return tuple(notes)
+
+
+def unjudged_note(title: str) -> str:
+    """What to say where a benchmark was scored without its judge."""
+    return (
+        f"{title} is graded by a language model, and none was asked: set {URL_VARIABLE} or {KEY_VARIABLE} and score "
+        "again."
+    )

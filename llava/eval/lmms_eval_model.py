@@ -1,0 +1,215 @@
+"""The model of this project in lmms-eval.
+
+    lmms-eval --model duet_llava --model_args pretrained=CHECKPOINT,compression=duet-192 --tasks mme --batch_size 8
+
+Data-parallel: `accelerate launch --num_processes 8 -m lmms_eval ...`, one model per process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+from llava.eval.harness import Prompt, Respondent, class_or_object
+from llava.eval.video import read_frames
+from llava.serve.inputs import sampling
+
+DEFAULT_NEW_TOKENS = 1024
+_NOT_A_STOP = "\n\n"
+"""lmms-eval's default `until`, made for base models; it would cut long answers after their first paragraph."""
+
+_Base: Any = class_or_object("lmms_eval", "lmms_eval.api.model", "lmms")
+
+
+class DuetLlava(_Base):
+    """A LLaVA with or without compression, for lmms-eval's tasks.
+
+    Args:
+        pretrained: folder or hub name, as in `load_pretrained_model`.
+        model_base: language model of a projector or LoRA folder.
+        compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
+        conv_template: key of `conv_templates`; by default that of LLaVA-1.5, as for lmms-eval's own `llava`.
+        batch_size: questions per batch.
+        device: by default a GPU where there is one; under `accelerate launch` each process takes its own.
+        dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
+        load_8bit, load_4bit: quantise the language model.
+        num_frames: taken of a video.
+        max_batch_size: accepted, for lmms-eval passes it; not used.
+
+    Raises:
+        ValueError: if the model cannot be opened or a value is out of range.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        model_base: str | None = None,
+        compression: str | None = None,
+        conv_template: str = "vicuna_v1",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+        num_frames: int = 8,
+        max_batch_size: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not pretrained:
+            raise ValueError("--model_args has no pretrained=...; give the folder or hub name of a model.")
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; give a whole number of 1 or more.")
+        self._rank, self._world_size = 0, 1
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self.accelerator = Accelerator()
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+            device = str(self.accelerator.device)
+        self.batch_size = int(batch_size)
+        self.num_frames = num_frames
+        self._respondent = Respondent.open(
+            str(pretrained), model_base, conv_template, device,
+            compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self._respondent.model.device)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Answers to lmms-eval's requests, in order.
+
+        Of their settings `max_new_tokens` (1024 where missing), `temperature` (0), `top_p`, `num_beams` and
+        `do_sample` are followed, and `until`, except for its default of an empty line. Images are shaped as the
+        checkpoint says.
+        """
+        arguments = [request.args for request in requests]
+        answers: list[str] = [""] * len(arguments)
+        with self._bar(len(arguments)) as bar:
+            for numbers in self._batches([(args[1], args[0]) for args in arguments]):
+                prompts = []
+                for number in numbers:
+                    context, _, to_visual, doc_id, task, split = arguments[number]
+                    prompts.append(self._prompt(context, to_visual(self.task_dict[task][split][doc_id])))
+                settings = arguments[numbers[0]][1]
+                for number, text in zip(numbers, self._answer(prompts, settings), strict=True):
+                    answers[number] = text
+                    self.cache_hook.add_partial("generate_until", (arguments[number][0], settings), text)
+                bar.update(len(numbers))
+        return answers
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """Answers to requests whose later questions depend on earlier answers, one list of answers a request."""
+        results = []
+        for request in tqdm(requests, desc="Answering", disable=self._rank != 0):
+            context, settings, to_visual, to_text, doc_id, task, split = request.args
+            doc = self.task_dict[task][split][doc_id]
+            said: list[str] = []
+            known, visuals = None, to_visual(doc)
+            while True:
+                said = [*said, self._answer([self._prompt(context, visuals)], settings)[0]]
+                visuals, context, is_over, said, known = to_text(
+                    doc, previous_output=said, round_idx=len(said), previous_round_info=known
+                )
+                said = list(said)
+                if is_over:
+                    break
+            results.append(said)
+        return results
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """For each request the mean negative log-probability of its continuation, and whether greedy decoding says it.
+
+        lmms-eval's multiple choice takes the option with the *smallest* number, for its adapters return losses.
+
+        Returns:
+            Pairs; each wrapped in lmms-eval's `GenerationResult` where there is one, because version 0.7.3 turns bare
+            pairs into text, which its own multiple choice cannot read.
+        """
+        arguments = [request.args for request in requests]
+        results: list[Any] = [None] * len(arguments)
+        wrap = getattr(import_module("lmms_eval.api.instance"), "GenerationResult", None)
+        with self._bar(len(arguments)) as bar:
+            for numbers in self._batches([({}, args[0]) for args in arguments]):
+                prompts, continuations = [], []
+                for number in numbers:
+                    context, continuation, *place = arguments[number]
+                    prompts.append(self._prompt(context, self._visuals(place)))
+                    continuations.append(
+                        continuation if isinstance(continuation, str) else self._target(continuation, place)
+                    )
+                for number, result in zip(numbers, self._respondent.losses(prompts, continuations), strict=True):
+                    results[number] = result if wrap is None else wrap(result)
+                bar.update(len(numbers))
+        return results
+
+    def _visuals(self, place: Sequence[Any]) -> Any:
+        """Images of a request; none where it asks for an unconditional likelihood."""
+        if not place:
+            return ()
+        to_visual, doc_id, task, split = place
+        return to_visual(self.task_dict[task][split][doc_id])
+
+    def _target(self, to_target: Callable[[Any], str], place: Sequence[Any]) -> str:
+        _, doc_id, task, split = place
+        return str(to_target(self.task_dict[task][split][doc_id]))
+
+    def _prompt(self, context: str | Sequence[str], visuals: Any) -> Prompt:
+        text = context if isinstance(context, str) else context[0]
+        images: list[Image.Image] = []
+        for visual in visuals or ():
+            images += self._images(visual)
+        return Prompt(text, tuple(images))
+
+    def _images(self, visual: Any) -> list[Image.Image]:
+        if isinstance(visual, Image.Image):
+            return [visual]
+        if isinstance(visual, str):
+            return read_frames(Path(visual), self.num_frames)
+        raise ValueError(
+            f"A task shows a {type(visual).__name__}; this model takes images and paths of videos. Leave the task out."
+        )
+
+    def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[str]:
+        temperature = settings.get("temperature") or 0
+        options = sampling(
+            temperature if settings.get("do_sample", True) else 0,
+            settings.get("top_p"),
+            settings.get("num_beams", 1),
+            settings.get("max_new_tokens", DEFAULT_NEW_TOKENS),
+        )
+        stops = settings.get("until") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        return [_until(text, stops) for text in self._respondent.answer(prompts, **options)]
+
+    def _batches(self, requests: Sequence[tuple[dict[str, Any], Any]]) -> Iterable[list[int]]:
+        """Numbers of requests with equal settings, long ones first, so that rows of a batch are alike."""
+        keys = [
+            (json.dumps(settings, sort_keys=True, default=str), -len(str(context))) for settings, context in requests
+        ]
+        order = sorted(range(len(keys)), key=lambda number: keys[number])
+        for _, group in groupby(order, key=lambda number: keys[number][0]):
+            numbers = list(group)
+            yield from (numbers[at : at + self.batch_size] for at in range(0, len(numbers), self.batch_size))
+
+    def _bar(self, total: int) -> Any:
+        return tqdm(total=total, desc="Answering", disable=self._rank != 0)
+
+
+def _until(text: str, stops: Iterable[str]) -> str:
+    for stop in stops:
+        if stop and stop != _NOT_A_STOP:
+            text = text.split(stop)[0]
+    return text.strip()

@@ -1,0 +1,37 @@
+"""LLaVA's command for questions with long answers, such as those of MM-Vet and LLaVA-Bench.
+
+python -m llava.eval.model_vqa --model-path M --question-file Q.jsonl --image-folder DIR --answers-file A.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks.reading import read_questions
+from llava.eval.questions import Question
+from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+
+
+def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
+    """The questions of a chunk of one of LLaVA's question files.
+
+    Raises:
+        ValueError: if the file or a field is missing, or there is no such chunk.
+    """
+    questions = read_questions(question_path(options), Path(options.image_folder), "mmvet")
+    return chunk(questions, options.num_chunks, options.chunk_idx)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns its exit status."""
+    parser = vqa_parser(
+        "llava.eval.model_vqa", "Answer the questions of a file at length.", "tables/question.jsonl", "llava_v1", 1024
+    )
+    return run_command(parser.parse_args(arguments), chunk_of_questions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""LLaVA's command for questions with short answers, such as those of GQA, POPE and TextVQA.
+
+python -m llava.eval.model_vqa_loader --model-path M --question-file Q.jsonl --image-folder DIR --answers-file A.jsonl
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from llava.eval.model_vqa import chunk_of_questions
+from llava.eval.vqa_command import run_command, vqa_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns its exit status."""
+    parser = vqa_parser(
+        "llava.eval.model_vqa_loader", "Answer the questions of a file in short.", "tables/question.jsonl", "llava_v1",
+        128,
+    )  # fmt: skip
+    return run_command(parser.parse_args(arguments), chunk_of_questions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

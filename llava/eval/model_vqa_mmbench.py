@@ -1,0 +1,40 @@
+"""LLaVA's command for MMBench.
+
+python -m llava.eval.model_vqa_mmbench --model-path M --question-file mmbench_dev_20230712.tsv --answers-file A.jsonl \
+    --single-pred-prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.eval.benchmarks.mmbench import SUFFIXES, rotated, table_questions
+from llava.eval.questions import Question
+from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns its exit status."""
+    parser = vqa_parser(
+        "llava.eval.model_vqa_mmbench", "Answer the questions of MMBench.", "tables/question.jsonl", "llava_v1", 1024
+    )
+    parser.add_argument(
+        "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
+    )
+    parser.add_argument(
+        "--all-rounds", "--all_rounds", action="store_true", help="ask under every rotation of the options"
+    )
+    parser.add_argument("--lang", default="en", choices=sorted(SUFFIXES), help="of that request (default: en)")
+    return run_command(parser.parse_args(arguments), _questions)
+
+
+def _questions(options: argparse.Namespace) -> Sequence[Question]:
+    suffix = SUFFIXES[options.lang] if options.single_pred_prompt else None
+    chosen = chunk(table_questions(question_path(options), suffix), options.num_chunks, options.chunk_idx)
+    return [turn for question in chosen for turn in rotated(question, suffix)] if options.all_rounds else chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""LLaVA's command for ScienceQA.
+
+python -m llava.eval.model_vqa_science --model-path M --question-file llava_test_CQM-A.json --image-folder DIR \
+    --answers-file A.jsonl --single-pred-prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks.reading import read_json
+from llava.eval.benchmarks.sqa import LETTER_PROMPT, science_questions
+from llava.eval.questions import Question
+from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns its exit status."""
+    parser = vqa_parser(
+        "llava.eval.model_vqa_science", "Answer the questions of ScienceQA.", "tables/question.json", "llava_v0", 1024
+    )
+    parser.add_argument(
+        "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
+    )
+    parser.add_argument("--answer-prompter", "--answer_prompter", action="store_true", help="accepted, without effect")
+    return run_command(parser.parse_args(arguments), _questions)
+
+
+def _questions(options: argparse.Namespace) -> Sequence[Question]:
+    path = question_path(options)
+    records = read_json(path, "sqa")
+    if not isinstance(records, list):
+        raise ValueError(f"{path} is not a JSON list of questions; give LLaVA's llava_test_CQM-A.json.")
+    chosen = chunk(records, options.num_chunks, options.chunk_idx)
+    suffix = LETTER_PROMPT if options.single_pred_prompt else None
+    return science_questions(chosen, Path(options.image_folder), str(path), suffix)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

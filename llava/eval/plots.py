@@ -1,0 +1,100 @@
+"""Curves over budgets of visual tokens, drawn with matplotlib: accuracy with its spread, and training time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Point = tuple[float, float, float, float]
+"""Visual tokens, mean, lowest and highest value."""
+Series = Mapping[str, Sequence[Point]]
+"""Points of each method."""
+FORMATS = (".svg", ".png", ".pdf")
+_MARKERS = "osD^vPX*"
+
+
+def accuracy_over_budget(
+    series: Series,
+    path: Path,
+    *,
+    title: str = "",
+    ylabel: str = "accuracy (%)",
+    baseline: float | None = None,
+) -> Path:
+    """Draw one line with error bars for each method and write the file.
+
+    Args:
+        series: points of each method, in any order; a point's bar reaches from its lowest to its highest value.
+        path: file to write; its ending is the format.
+        title: above the drawing.
+        ylabel: what the values are.
+        baseline: value without compression, drawn as a dashed line.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if matplotlib is missing, the format is unknown, there is no point, or a point's mean lies outside
+            its bar.
+    """
+    return _draw(series, path, title, ylabel, baseline)
+
+
+def training_time_over_budget(series: Series, path: Path, *, title: str = "", baseline: float | None = None) -> Path:
+    """Draw training hours over budgets; arguments, return and errors as in `accuracy_over_budget`."""
+    return _draw(series, path, title, "training time (h)", baseline)
+
+
+def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float | None) -> Path:
+    _check(series, path)
+    figure = _figure()
+    axes = figure.add_subplot()
+    for index, (method, points) in enumerate(series.items()):
+        tokens, means, lows, highs = (list(values) for values in zip(*sorted(points), strict=True))
+        below = [value - low for value, low in zip(means, lows, strict=True)]
+        above = [high - value for value, high in zip(means, highs, strict=True)]
+        marker = _MARKERS[index % len(_MARKERS)]
+        axes.errorbar(tokens, means, yerr=[below, above], marker=marker, markersize=5, capsize=3, label=method)
+    if baseline is not None:
+        axes.axhline(baseline, linestyle="--", color="0.4", label="uncompressed")
+    axes.set(title=title, xlabel="visual tokens in a decoder layer, on average", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata=_undated(path))
+    return path
+
+
+def _check(series: Series, path: Path) -> None:
+    """Raise ValueError unless there is something to draw and somewhere to put it."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path} ends in {path.suffix!r}; a drawing must end in {', '.join(FORMATS)}.")
+    if not series or not all(series.values()):
+        raise ValueError(f"There is nothing to draw for {path}: every method needs at least one point.")
+    for method, points in series.items():
+        for tokens, value, low, high in points:
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{method} at {tokens:g} tokens is {value:g}, outside its bar from {low:g} to {high:g}."
+                )
+
+
+def _figure() -> Figure:
+    """An empty figure that belongs to no window and no global state."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("Drawing needs matplotlib, which is not installed: pip install matplotlib.") from error
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _undated(path: Path) -> dict[str, Any]:
+    """Metadata without a date, so that the same numbers give the same file."""
+    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})

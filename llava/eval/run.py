@@ -1,0 +1,309 @@
+"""Benchmarks: asks a model their questions, scores its answers, and keeps everything that a reader has to know.
+
+    python -m llava.eval.run --model-path CHECKPOINT --benchmarks gqa,pope --compression duet-192 --batch-size 16
+    python -m llava.eval.run --model-path CHECKPOINT --num-gpus 8 --out scores.json
+
+Everything about a benchmark goes to OUTPUT/<model>/<budget>/: `gqa.answers.jsonl` in LLaVA's format, `gqa.result.json`,
+and, where there is one, what the benchmark's server takes. The same command goes on where it stopped, with any number
+of GPUs; answers that were given under other settings are never mixed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.compression.config import CompressionConfig
+from llava.eval.answering import Manner, ModelSource
+from llava.eval.benchmarks import NAMES, get_benchmarks
+from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
+from llava.eval.flags import (
+    add_batch_flags,
+    add_compression_flags,
+    add_generation_flags,
+    budget,
+    compression_name,
+    require_at_least,
+)
+from llava.eval.jobs import Job, Subject, check_template
+from llava.eval.results import Result
+from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
+from llava.eval.settings import open_checkpoint
+from llava.eval.workers import Alone, Crew, Processes, WorkerError
+from llava.mm_utils import get_model_name_from_path
+from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
+
+PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
+"""Benchmarks of the paper's main table, and of a run that names none."""
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A benchmark of a run.
+
+    Attributes:
+        benchmark: what is asked.
+        place: where everything about it lies.
+        job: its questions and answers.
+        left: numbers of questions that are not answered yet.
+    """
+
+    benchmark: Benchmark
+    place: Place
+    job: Job
+    left: list[int]
+
+
+def subject_of(options: argparse.Namespace) -> Subject:
+    """What the flags say is to be evaluated.
+
+    Raises:
+        ValueError: if there is no such model, or no such budget.
+    """
+    config, weights = open_checkpoint(options.model_path, options.model_base)
+    chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
+    if options.load_4bit and options.load_8bit:
+        raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
+    on_cpu = best_device(options.device) == "cpu"
+    return Subject(
+        model=options.model_path,
+        model_base=options.model_base,
+        name=get_model_name_from_path(options.model_path),
+        weights=weights,
+        compression=chosen,
+        compression_name=compression_name(options, chosen),
+        dtype=options.dtype or ("float32" if on_cpu else "float16"),
+        bits=4 if options.load_4bit else 8 if options.load_8bit else None,
+    )
+
+
+def crew_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> Crew:
+    """Those who answer.
+
+    Args:
+        options: of `add_loading_flags`.
+        subject: to be loaded.
+        num_gpus: processes, one for each GPU; without GPUs they share the CPU.
+
+    Raises:
+        ValueError: if there are fewer GPUs.
+    """
+    device = best_device(options.device)
+    if num_gpus > 1 and device == "cuda":
+        there = torch.cuda.device_count()
+        if num_gpus > there:
+            raise ValueError(f"--num-gpus is {num_gpus}, but this machine shows {there}; give at most {there}.")
+    elif num_gpus > 1 and device != "cpu":
+        raise ValueError(f"--device is {device!r}, one device; give cuda for --num-gpus {num_gpus}.")
+    names = [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
+    compression = subject.compression.to_dict()
+    sources = [
+        ModelSource(
+            subject.model, subject.model_base, name, subject.dtype, subject.bits == 8, subject.bits == 4, compression
+        )
+        for name in names
+    ]
+    return Alone(sources[0]) if num_gpus == 1 else Processes(sources)
+
+
+def manner_of(options: argparse.Namespace, conv_mode: str, max_new_tokens: int) -> Manner:
+    """How the flags say to ask.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    check_template(conv_mode)
+    on_cpu = best_device(options.device) == "cpu"
+    ahead = options.loader_workers if options.loader_workers is not None else 0 if on_cpu else 4
+    manner = Manner(
+        conv_mode=conv_mode,
+        max_new_tokens=max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        num_beams=options.num_beams,
+        seed=options.seed,
+        num_frames=getattr(options, "num_frames", 8),
+        loader_workers=ahead,
+    )
+    manner.generation()
+    return manner
+
+
+def template_of(model_name: str) -> str:
+    """The template of LLaVA's evaluation scripts; another where the model's name asks for another kind."""
+    by_name = conv_mode_of(model_name)
+    return "vicuna_v1" if by_name in ("llava_v1", "v1") else by_name
+
+
+def open_entry(options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, output: Path) -> Entry:
+    """Read the questions of a benchmark and the answers that are there.
+
+    Raises:
+        ValueError: if a file is missing, or the answers were given under other settings.
+    """
+    place = Place(output / subject.name / subject.compression_name, benchmark.name)
+    if options.fresh:
+        place.clear()
+    conv_mode = options.conv_mode or template_of(subject.name)
+    manner = manner_of(options, conv_mode, options.max_new_tokens or benchmark.max_new_tokens)
+    settings = {
+        "conv_mode": conv_mode, "temperature": options.temperature, "top_p": options.top_p,
+        "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": subject.dtype,
+        "bits": subject.bits, "num_frames": manner.num_frames, "batch_size": options.batch_size,
+        "num_gpus": options.num_gpus, "limit": options.limit,
+    }  # fmt: skip
+    about = {"compression": subject.compression_name, "settings": settings, "eval_folder": str(root)}
+    job = Job(
+        title=benchmark.title, subject=subject, manner=manner, questions=benchmark.questions(root),
+        answers=place.answers, settings=place.settings, about=about, limit=options.limit,
+        way_out="--fresh removes them and starts anew.",
+    )  # fmt: skip
+    return Entry(benchmark, place, job, job.open())
+
+
+def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[list[Result], bool]:
+    """Ask and score benchmarks.
+
+    Args:
+        options: of the command line.
+        benchmarks: what to ask, in this order; those that a judge grades are scored when all others are.
+
+    Returns:
+        results, and whether everything that was asked for is there.
+
+    Raises:
+        ValueError: if something does not fit; nothing is answered then.
+        llava.eval.workers.WorkerError: if a process died; answers until then are kept.
+    """
+    root = Path(options.eval_folder)
+    judge = choose_judge(options.judge, benchmarks)
+    subject = subject_of(options)
+    with ExitStack() as stack:
+        output = output_folder(options)
+        entries = []
+        for benchmark in benchmarks:
+            place = Place(output / subject.name / subject.compression_name, benchmark.name)
+            stack.enter_context(place.answers.locked())
+            entries.append(open_entry(options, subject, benchmark, root, output))
+        judged = [entry for entry in entries if isinstance(entry.benchmark, JudgedBenchmark)]
+        results: list[Result] = []
+        whole = True
+        with crew_if_needed(options, subject, entries) as crew:
+            for entry in entries:
+                if entry.left:
+                    entry.job.answer(entry.left, crew, options.batch_size)
+                if entry not in judged:
+                    whole &= _score(entry, root, None, results)
+        for entry in judged:
+            whole &= _score(entry, root, judge, results)
+    return results, whole
+
+
+@contextmanager
+def crew_if_needed(options: argparse.Namespace, subject: Subject, entries: Sequence[Entry]) -> Iterator[Any]:
+    """The crew while there is something to answer; processes are started for nothing less."""
+    if not any(entry.left for entry in entries):
+        yield None
+        return
+    with crew_of(options, subject, options.num_gpus) as crew:
+        yield crew
+
+
+def _score(entry: Entry, root: Path, judge: Any, results: list[Result]) -> bool:
+    """Score one benchmark and tell; whether nothing is amiss."""
+    entry.job.report_problems()
+    try:
+        result = score_answers(entry.place, entry.benchmark, root, judge, entry.job.questions)
+    except (ValueError, OSError) as error:
+        print(
+            f"{entry.benchmark.title} could not be scored: {error} The answers are kept; the same command, or "
+            f"`python -m llava.eval.score {entry.place.folder}`, scores them.",
+            file=sys.stderr,
+        )
+        return False
+    print(summary_line(result), flush=True)
+    results.append(result)
+    return not entry.job.problems
+
+
+def output_folder(options: argparse.Namespace) -> Path:
+    """Where results go: by default `results`, beside the file of `--out` where that is asked for."""
+    if options.output is not None:
+        return Path(options.output)
+    return Path(options.out).parent / "results" if options.out is not None else Path("results")
+
+
+def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark] | None = None) -> int:
+    """Command line; returns its exit status.
+
+    Args:
+        arguments: words; None takes those of the process.
+        benchmarks: instead of those that `--benchmarks` names.
+
+    Returns:
+        0; 1 if questions have no answer, something could not be scored or a process died; 2 for wrong input.
+    """
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        _check(options)
+        results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except WorkerError as error:
+        print(f"{error} The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+    if options.out is not None:
+        write_headlines(results, Path(options.out))
+    return 0 if whole else 1
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("batch_size", "num_gpus", "limit", "num_frames", "max_new_tokens"):
+        require_at_least(name.replace("_", "-"), getattr(options, name), 1)
+    require_at_least("loader-workers", options.loader_workers, 0)
+    if options.device:
+        check_device(options.device)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.run", description="Ask a model the questions of benchmarks, and score its answers."
+    )
+    add_loading_flags(parser)
+    parser.add_argument(
+        "--benchmarks", default=",".join(PAPER), help=f"some of {', '.join(NAMES)} (default: {','.join(PAPER)})"
+    )
+    add_compression_flags(parser)
+    add_batch_flags(parser, batch_size=8)
+    parser.add_argument("--num-gpus", "--num_gpus", type=int, default=1, help="processes, a GPU each (default: 1)")
+    parser.add_argument(
+        "--eval-folder", "--eval_folder", default="playground/data/eval", help="(default: playground/data/eval)"
+    )
+    parser.add_argument("--output", help="folder of results (default: results, beside --out where that is given)")
+    parser.add_argument("--out", help="also write an object of all headlines, such as {'GQA': 61.9}, to this file")
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    add_generation_flags(parser, temperature=0.0, max_new_tokens=None)
+    parser.add_argument("--num-frames", "--num_frames", type=int, default=8, help="shown of a video (default: 8)")
+    parser.add_argument("--limit", type=int, help="ask only so many questions of each benchmark")
+    parser.add_argument("--fresh", action="store_true", help="remove former answers of these benchmarks and start anew")
+    add_judge_flags(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Scoring what was answered, without a model.
+
+    python -m llava.eval.score results
+    python -m llava.eval.score results/llava-v1.5-7b/duet-192 --judge --out scores.json
+
+`llava.eval.run` scores by itself; this is for answers of a run that was stopped, for a judge that was not there, and
+for scorers that have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from llava.eval.answers import AnswerFile
+from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
+from llava.eval.questions import Answered, Question
+from llava.eval.results import RESULT_SUFFIX, Result
+from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
+
+if TYPE_CHECKING:
+    from llava.eval.judge import Judge
+
+JUDGE_VARIABLES = ("LLAVA_JUDGE_URL", "LLAVA_JUDGE_KEY", "OPENAI_API_KEY")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything about one benchmark lies, for one model under one budget.
+
+    Attributes:
+        folder: of the model and budget.
+        name: of the benchmark.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def answers(self) -> AnswerFile:
+        """Answers in LLaVA's format."""
+        return AnswerFile(self.folder / f"{self.name}.answers.jsonl")
+
+    @property
+    def settings(self) -> Path:
+        """What the answers belong to."""
+        return self.folder / f"{self.name}{SETTINGS_SUFFIX}"
+
+    @property
+    def result(self) -> Path:
+        """The numbers."""
+        return self.folder / f"{self.name}{RESULT_SUFFIX}"
+
+    @property
+    def reviews(self) -> Path:
+        """Verdicts of the judge."""
+        return self.folder / f"{self.name}.reviews.jsonl"
+
+    @property
+    def submission(self) -> Path:
+        """What a server takes, without suffix."""
+        return self.folder / f"{self.name}.submission"
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        self.answers.remove()
+        for path in (self.settings, self.result, self.reviews, *self.folder.glob(f"{self.name}.submission.*")):
+            path.unlink(missing_ok=True)
+
+
+def score_answers(
+    place: Place, benchmark: Benchmark, root: Path, judge: Judge | None, questions: Sequence[Question] | None = None
+) -> Result:
+    """Score the answers of one benchmark and write its result file.
+
+    Args:
+        place: where the answers are.
+        benchmark: of that name.
+        root: LLaVA's `playground/data/eval`.
+        judge: grades the answers that need it; None leaves them ungraded.
+        questions: of the benchmark, where they are known.
+
+    Raises:
+        ValueError: if a file is missing or does not fit, or the judge cannot be asked.
+    """
+    stored = read_settings(place.settings)
+    identity, about = stored["identity"], stored["about"]
+    questions = benchmark.questions(root) if questions is None else questions
+    if hash_of(questions) != identity["questions"]:
+        raise ValueError(f"The answers in {place.answers.path} are to other questions than those in {root}.")
+    lines = place.answers.answered(questions)
+    answered = [Answered(questions[number], str(line["text"])) for number, line in lines.items()]
+    judge = judge if isinstance(benchmark, JudgedBenchmark) else None
+    scores = _scores(place, benchmark, root, judge, answered)
+    notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
+    notes += _submit(place, benchmark, root, answered)
+    took = _took(lines.values())
+    result = Result(
+        benchmark=benchmark.name,
+        title=benchmark.title,
+        model=identity["model"],
+        compression=about["compression"],
+        compression_config=identity["compression"],
+        average_tokens=took["visual_tokens"],
+        num_questions=len(questions),
+        num_answered=len(answered),
+        headline=scores.headline,
+        values=scores.values,
+        notes=tuple(notes),
+        versions=about["versions"],
+        device=about["device"],
+        seed=identity["seed"],
+        settings=about["settings"],
+        judge=None if judge is None else judge.describe(),
+        seconds=took["seconds"],
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    result.save(place.result)
+    return result
+
+
+def _scores(
+    place: Place, benchmark: Benchmark, root: Path, judge: Judge | None, answered: Sequence[Answered]
+) -> Scores:
+    if not answered:
+        return Scores(None)
+    if judge is not None and isinstance(benchmark, JudgedBenchmark):
+        return benchmark.judged(root, answered, judge, place.reviews)
+    return benchmark.score(root, answered)
+
+
+def _submit(place: Place, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
+    """Write what a server takes; returns why it could not be, if so."""
+    try:
+        if answered:
+            benchmark.write_submission(root, answered, place.submission)
+    except (ValueError, OSError) as error:
+        return [f"No submission was written: {error}"]
+    return []
+
+
+def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Visual tokens in the mean and seconds together, as the answer lines tell."""
+    metadata = [line.get("metadata") or {} for line in lines]
+    tokens = [entry["visual_tokens"] for entry in metadata if entry.get("visual_tokens") is not None]
+    seconds = [entry["seconds"] for entry in metadata if entry.get("seconds") is not None]
+    return {"visual_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
+
+
+def _notes_on_completeness(answered: int, questions: int) -> tuple[str, ...]:
+    if answered == questions:
+        return ()
+    return (f"{answered} of {questions} questions were answered; the numbers are about these.",)
+
+
+def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge | None:
+    """The judge, if one is asked for or the environment names one, and a benchmark needs it.
+
+    Args:
+        asked: for a judge; None leaves it to the environment.
+        benchmarks: to be scored.
+
+    Raises:
+        ValueError: if the environment does not describe it rightly.
+    """
+    if not any(isinstance(benchmark, JudgedBenchmark) for benchmark in benchmarks):
+        return None
+    wanted = any(os.environ.get(name) for name in JUDGE_VARIABLES) if asked is None else asked
+    if not wanted:
+        return None
+    from llava.eval.judge import Judge
+
+    return Judge.from_environment()
+
+
+def add_judge_flags(parser: argparse.ArgumentParser) -> None:
+    """`--judge` and `--no-judge`."""
+    parser.add_argument(
+        "--judge", action=argparse.BooleanOptionalAction, default=None,
+        help=f"grade by a language model what needs it (default: if one of {', '.join(JUDGE_VARIABLES)} is set)",
+    )  # fmt: skip
+
+
+def summary_line(result: Result) -> str:
+    """One result for the terminal."""
+    headline = "no number here" if result.headline is None else f"{result.headline:.2f}"
+    tokens = "" if result.average_tokens is None else f", {result.average_tokens:.2f} visual tokens on average"
+    notes = "".join(f"\n         {note}" for note in result.notes)
+    return f"{result.title:8} {headline}  ({result.num_answered} of {result.num_questions} questions{tokens}){notes}"
+
+
+def write_headlines(results: Iterable[Result], path: Path) -> None:
+    """Write an object with the headline of each benchmark that has one, under the column of the paper's tables."""
+    headlines = {result.title: result.headline for result in results if result.headline is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(headlines, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns its exit status: 1 if something could not be scored."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.score", description="Score again what was answered, without a model."
+    )
+    parser.add_argument("folder", type=Path, help="--output of llava.eval.run, or a folder below it")
+    parser.add_argument("--eval-folder", "--eval_folder", type=Path, help="benchmarks (default: those that were asked)")
+    parser.add_argument("--out", type=Path, help="also write an object of all headlines; for one model and budget")
+    add_judge_flags(parser)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        return _score_folder(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _score_folder(options: argparse.Namespace) -> int:
+    paths = sorted(options.folder.rglob(f"*{SETTINGS_SUFFIX}"))
+    if not paths:
+        raise ValueError(f"There are no answers of llava.eval.run in {options.folder}; give its --output.")
+    if options.out is not None and len({path.parent for path in paths}) > 1:
+        raise ValueError(f"{options.folder} holds several models or budgets; --out is for one of them.")
+    places = [Place(path.parent, path.name.removesuffix(SETTINGS_SUFFIX)) for path in paths]
+    benchmarks = [get_benchmark(place.name) for place in places]
+    judge = choose_judge(options.judge, benchmarks)
+    results, failed = [], False
+    for place, benchmark in zip(places, benchmarks, strict=True):
+        root = options.eval_folder or Path(read_settings(place.settings)["about"]["eval_folder"])
+        try:
+            results.append(score_answers(place, benchmark, root, judge))
+        except (ValueError, OSError) as error:
+            failed = True
+            print(f"{benchmark.title} could not be scored: {error}", file=sys.stderr)
+            continue
+        print(f"{place.folder}: {summary_line(results[-1])}")
+    if options.out is not None:
+        write_headlines(results, options.out)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

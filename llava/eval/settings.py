@@ -1,0 +1,110 @@
+"""What answers belong to, kept in a file beside them: other weights, budgets or questions need new answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.questions import Question
+from llava.model.builder import resolve
+from llava.model.checkpoints import Checkpoint
+
+SETTINGS_SUFFIX = ".settings.json"
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def weights_of(*checkpoints: Checkpoint | None) -> list[list[Any]]:
+    """Name, size and time of change of each weight file in the folders of a model and its base."""
+    folders = [checkpoint.folder for checkpoint in checkpoints if checkpoint is not None]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, list[list[Any]]]:
+    """The configuration that a model will have, and its weight files, without reading weights.
+
+    Raises:
+        ValueError: if there is nothing to open.
+    """
+    checkpoint, base = resolve(model_path, model_base)
+    config = checkpoint.config if checkpoint.config is not None or base is None else base.config
+    return config, weights_of(checkpoint, base)
+
+
+def hash_of(questions: Sequence[Question]) -> str:
+    """Changes with the questions, their order, their texts and the names (or content) of their images."""
+    digest = hashlib.sha256()
+    for question in questions:
+        shown = [hashlib.sha256(p).hexdigest() if isinstance(p, bytes) else p.name for p in question.images]
+        video = None if question.video is None else question.video.name
+        words = [question.question_id, question.text, question.recorded_prompt, shown, video]
+        digest.update(json.dumps(words).encode())
+    return digest.hexdigest()
+
+
+def check_same(identity: Mapping[str, Any], path: Path, answers: Path, way_out: str) -> None:
+    """Refuse to mix answers that were given under other settings.
+
+    Args:
+        identity: what answers would belong to now, plain JSON values.
+        path: settings file of the answers that are there, if any are.
+        answers: their file, for the message.
+        way_out: what to do where one wants to start anew.
+
+    Raises:
+        ValueError: names what changed.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{answers} holds answers, but {path.name}, which says what they belong to, is gone. {way_out}"
+        )
+    changes = list(_changes(read_settings(path).get("identity", {}), json.loads(json.dumps(identity)), ""))
+    if changes:
+        raise ValueError(
+            f"The answers in {answers} were given under other settings: {'; '.join(changes)}. Use the former settings, "
+            f"or choose another place for new answers. {way_out}"
+        )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a settings file.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it and the answers beside it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a settings file of llava.eval.run; remove it and the answers beside it.")
+    return content
+
+
+def write_settings(path: Path, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write a settings file in one step.
+
+    Args:
+        path: of the file.
+        identity: what the answers belong to.
+        about: what else a reader of the results wants to know.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps({"identity": identity, "about": about}, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
+    """What differs, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        if name in ("weights", "questions"):
+            yield f"the {name} are not the same"
+        else:
+            yield f"{name} was {json.dumps(old)} and is {json.dumps(new)} now"

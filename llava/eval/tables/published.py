@@ -1,0 +1,152 @@
+"""The paper's tables as data, from the YAML files under `configs/paper`: the only place that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+AVERAGE = "Avg"
+UNCOMPRESSED = "none"
+_PACKAGE = "llava.eval.paper"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a table.
+
+    Attributes:
+        budget: visual tokens a decoder layer sees, as the paper names it.
+        method: as the paper names it.
+        preset: file of configs/compression that describes the row; None where none does.
+        scores: by column; a cell that the paper leaves empty is missing.
+        others: columns that are no benchmark, e.g. a speedup.
+        average: mean share of the baseline, in per cent, as printed.
+    """
+
+    budget: str
+    method: str
+    preset: str | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, float] = field(default_factory=dict)
+    average: float | None = None
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table of the paper.
+
+    Attributes:
+        name: of the file, e.g. `table-3`.
+        title: in words.
+        model: family that was measured, as `rows.family` names it.
+        trained: whether models were trained under the budget that they are used with.
+        benchmarks: name of the benchmark by column, in the order of the columns.
+        others: for every column that is no benchmark, what of a training run it shows, or None.
+        baseline: the model without compression.
+        rows: all others, in order.
+        source: where it was printed.
+        caveats: sentences that a reader of the numbers has to know.
+    """
+
+    name: str
+    title: str
+    model: str
+    trained: bool
+    benchmarks: Mapping[str, str]
+    others: Mapping[str, str | None]
+    baseline: PublishedRow
+    rows: tuple[PublishedRow, ...]
+    source: str
+    caveats: tuple[str, ...]
+
+    def row(self, preset: str) -> PublishedRow | None:
+        """The first row that a preset describes, the baseline among them; None if there is none."""
+        return next((row for row in (self.baseline, *self.rows) if row.preset == preset), None)
+
+
+def table_names() -> list[str]:
+    """Names of the tables, in the order of the paper."""
+    names = [entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.startswith("table-")]
+    return sorted(names, key=lambda name: int(name.split("-")[1]))
+
+
+def read_table(name: str) -> PublishedTable:
+    """One table of the paper.
+
+    Args:
+        name: one of `table_names`, or only its number.
+
+    Raises:
+        ValueError: if there is no such table, or its file does not hold one.
+    """
+    import yaml
+
+    full = name if name.startswith("table-") else f"table-{name}"
+    if full not in table_names():
+        raise ValueError(f"There is no table {name!r} of the paper; there are {', '.join(table_names())}.")
+    data = yaml.safe_load(_folder().joinpath(f"{full}.yaml").read_text(encoding="utf-8"))
+    return _table(full, data)
+
+
+def relative_average(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float | None:
+    """Mean share of the baseline's scores, in per cent: the paper's last column.
+
+    Args:
+        scores: by benchmark.
+        baseline: by benchmark, of the model without compression.
+
+    Returns:
+        None unless both hold the same benchmarks, at least one, and no score of the baseline is 0.
+    """
+    if not baseline or set(scores) != set(baseline) or not all(baseline.values()):
+        return None
+    return mean(100 * float(scores[name]) / float(whole) for name, whole in baseline.items())
+
+
+def _folder() -> Any:
+    """The folder of tables: package data in a wheel, `configs/paper` in a checkout."""
+    try:
+        folder = resources.files(_PACKAGE)
+        if folder.joinpath("table-1.yaml").is_file():
+            return folder
+    except ModuleNotFoundError:
+        pass
+    return Path(__file__).resolve().parents[3] / "configs" / "paper"
+
+
+def _table(name: str, data: Mapping[str, Any]) -> PublishedTable:
+    benchmarks, others = data["benchmarks"], data.get("others", {})
+    rows = [_row(row, list(benchmarks), list(others), name) for row in (data["baseline"], *data["rows"])]
+    return PublishedTable(
+        name, data["title"], data["model"], data["trained"], benchmarks, others,
+        rows[0], tuple(rows[1:]), data["source"], tuple(data["caveats"]),
+    )  # fmt: skip
+
+
+def _row(row: Mapping[str, Any], benchmarks: Sequence[str], others: Sequence[str], name: str) -> PublishedRow:
+    place = f"{name}, row {row['method']} at {row['budget']}"
+    return PublishedRow(
+        budget=str(row["budget"]),
+        method=str(row["method"]),
+        preset=row.get("preset"),
+        scores=_by_column(benchmarks, row.get("values"), place),
+        others=_by_column(others, row.get("others"), place),
+        average=row.get("avg"),
+    )
+
+
+def _by_column(columns: Sequence[str], values: Sequence[float | None] | None, place: str) -> dict[str, float]:
+    """Values by column, empty cells left out.
+
+    Raises:
+        ValueError: unless there is one value, or null, a column.
+    """
+    if values is None:
+        return {}
+    if len(values) != len(columns):
+        raise ValueError(f"{place} has {len(values)} values for {len(columns)} columns; give one, or null, a column.")
+    return {column: value for column, value in zip(columns, values, strict=True) if value is not None}

@@ -1,0 +1,120 @@
+"""Training time from the `train_summary.json` that each phase of a training leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.eval.tables.published import UNCOMPRESSED
+from llava.eval.tables.rows import family, preset_of
+
+SUMMARY_FILE = "train_summary.json"
+PHASES = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training, all its phases together.
+
+    Attributes:
+        folder: that holds the phases, or the phase itself if it stands alone.
+        family: of the model, by the folder's name.
+        compression: preset that equals what was trained with; `own` if none does.
+        tokens: visual tokens a decoder layer saw of one image, mean over layers, in the last phase.
+        seconds: of the phases, by name.
+    """
+
+    folder: Path
+    family: str
+    compression: str
+    tokens: float
+    seconds: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases."""
+        return sum(self.seconds.values())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of the phase that was trained into a folder; empty if there is none.
+
+    Raises:
+        ValueError: if the file holds no JSON object.
+    """
+    return read_object(folder / SUMMARY_FILE)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty without the file.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove the file, or write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; it must hold a JSON object.")
+    return content
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds that a phase took; 0 if it left no summary."""
+    return float(read_summary(folder).get("result", {}).get("train_runtime", 0.0))
+
+
+def find_training(folder: Path) -> list[TrainingRun]:
+    """All trainings below a folder, in the order of their paths; those without a time are left out.
+
+    Raises:
+        ValueError: if a summary holds no JSON object.
+    """
+    runs: dict[Path, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob(SUMMARY_FILE)):
+        phase = path.parent
+        runs[phase.parent if phase.name in PHASES else phase].append(phase)
+    found = [_run(place, sorted(phases, key=_order)) for place, phases in runs.items()]
+    return [run for run in found if run.total]
+
+
+def time_saved(run: TrainingRun, runs: Iterable[TrainingRun]) -> tuple[float, TrainingRun] | None:
+    """Share of training time that a run saves, in per cent, and the uncompressed run that it is compared with.
+
+    Args:
+        run: any.
+        runs: those to choose from: the first without compression of the same family and the same phases.
+
+    Returns:
+        None if there is none to compare with.
+    """
+    whole = next(
+        (
+            other
+            for other in runs
+            if other.compression == UNCOMPRESSED
+            and other.family == run.family
+            and set(other.seconds) == set(run.seconds)
+        ),
+        None,
+    )
+    return None if whole is None else (100 * (1 - run.total / whole.total), whole)
+
+
+def _order(phase: Path) -> int:
+    return PHASES.index(phase.name) if phase.name in PHASES else len(PHASES)
+
+
+def _run(folder: Path, phases: list[Path]) -> TrainingRun:
+    summaries = {phase.name if phase.name in PHASES else "training": read_summary(phase) for phase in phases}
+    last = list(summaries.values())[-1]
+    seconds = {name: training_seconds(phase) for name, phase in zip(summaries, phases, strict=True)}
+    compression = preset_of(last.get("compression")) or "own"
+    return TrainingRun(folder, family(str(folder)), compression, float(last.get("average_visual_tokens", 0.0)), seconds)

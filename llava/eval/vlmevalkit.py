@@ -1,0 +1,124 @@
+"""The model of this project in VLMEvalKit.
+
+In VLMEvalKit's `vlmeval/config.py`, beside the other models:
+
+    from functools import partial
+    from llava.eval.vlmevalkit import DuetLlava
+    supported_VLM["duet-llava-192"] = partial(DuetLlava, model_path="CHECKPOINT", compression="duet-192")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
+from llava.eval.benchmarks.sqa import LETTER_PROMPT
+from llava.eval.harness import Prompt, Respondent, class_or_object
+from llava.serve.inputs import read_image, sampling
+
+DEFAULT_NEW_TOKENS = 512
+
+_Base: Any = class_or_object("vlmeval", "vlmeval.vlm.base", "BaseModel")
+
+
+class DuetLlava(_Base):
+    """A LLaVA with or without compression, for VLMEvalKit's datasets; without VLMEvalKit it stands alone.
+
+    Args:
+        model_path, model_base: as in `load_pretrained_model`.
+        compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
+        conv_mode: key of `conv_templates`; by default by the model's name.
+        device: by default a GPU where there is one.
+        dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
+        load_8bit, load_4bit: quantise the language model.
+        temperature, top_p, num_beams, max_new_tokens: of answering.
+
+    Raises:
+        ValueError: if the model cannot be opened or a value is out of range.
+    """
+
+    INSTALL_REQ = False
+    INTERLEAVE = True
+
+    def __init__(
+        self,
+        model_path: str,
+        model_base: str | None = None,
+        compression: str | None = None,
+        conv_mode: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+        temperature: float = 0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> None:
+        super().__init__()
+        self._generation = sampling(temperature, top_p, num_beams, max_new_tokens)
+        self._respondent = Respondent.open(
+            model_path, model_base, conv_mode, device,
+            compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
+        )  # fmt: skip
+
+    def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
+        """The answer to one message.
+
+        Args:
+            message: parts in order, each with `type` ("image" or "text") and `value` (a path, or text).
+            dataset: name; all are answered alike.
+
+        Raises:
+            ValueError: if a part is of another type or an image cannot be read.
+        """
+        text, images = "", []
+        for part in message:
+            if part["type"] == "image":
+                text += f"{DEFAULT_IMAGE_TOKEN}\n"
+                images.append(read_image(part["value"]))
+            elif part["type"] == "text":
+                text += part["value"].replace(DEFAULT_IMAGE_TOKEN, "")
+            else:
+                raise ValueError(f"A message holds a part of type {part['type']!r}; this model takes image and text.")
+        return self._respondent.answer([Prompt(text, tuple(images))], **self._generation)[0]
+
+    def use_custom_prompt(self, dataset: str) -> bool:
+        """Whether `build_prompt` is asked for a dataset's prompts: for those of multiple choice."""
+        from vlmeval.dataset import DATASET_TYPE
+
+        return bool(DATASET_TYPE(dataset) == "MCQ")
+
+    def build_prompt(self, line: Mapping[str, Any], dataset: str) -> list[dict[str, str]]:
+        """The message of a multiple-choice question, in the words that LLaVA was trained with.
+
+        Args:
+            line: row of VLMEvalKit's table.
+            dataset: its name.
+        """
+        images = [{"type": "image", "value": path} for path in self.dump_image(line, dataset)]
+        return [*images, {"type": "text", "value": choice_prompt(line)}]
+
+
+def choice_prompt(line: Mapping[str, Any]) -> str:
+    """Hint, question, options and the request for a letter, a line each; in Chinese where the question is.
+
+    Args:
+        line: with `question` and, where there are, `hint` and options under their letters; NaN stands for nothing.
+    """
+    options = [f"{letter}. {line[letter]}" for letter in ascii_uppercase if _is_given(line.get(letter))]
+    hint = [str(line["hint"])] if _is_given(line.get("hint")) else []
+    lines = [*hint, str(line["question"]), *options]
+    is_chinese = any("\u4e00" <= character <= "\u9fff" for character in "".join(lines))
+    if options:
+        request = CHINESE_LETTER_PROMPT if is_chinese else LETTER_PROMPT
+    else:
+        request = "请直接回答问题。" if is_chinese else "Answer the question directly."
+    return "\n".join([*lines, request])
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value == value  # NaN is not equal to itself

@@ -1,0 +1,122 @@
+"""What LLaVA's commands `model_vqa*` share: their flags, their answer file, and the answering of `llava.eval.run`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from llava.eval.answers import AnswerFile
+from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
+from llava.eval.jobs import Job
+from llava.eval.questions import Question
+from llava.eval.run import INTERRUPTED, crew_of, manner_of, subject_of
+from llava.eval.workers import WorkerError
+from llava.serve.inputs import add_loading_flags, check_device
+
+Item = TypeVar("Item")
+Reader = Callable[[argparse.Namespace], Sequence[Question]]
+"""Makes the questions of the chunk that the flags ask for."""
+
+
+def vqa_parser(
+    prog: str, description: str, question_file: str, conv_mode: str, new_tokens: int
+) -> argparse.ArgumentParser:
+    """LLaVA's flags, and those for batches and budgets.
+
+    Args:
+        prog: name of the module.
+        description: of the command.
+        question_file, conv_mode, new_tokens: where the flags are not given.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    add_loading_flags(parser)
+    parser.add_argument("--image-folder", "--image_folder", default="", help="that image names are relative to")
+    parser.add_argument("--question-file", "--question_file", default=question_file, help=f"(default: {question_file})")
+    parser.add_argument("--answers-file", "--answers_file", default="answer.jsonl", help="(default: answer.jsonl)")
+    parser.add_argument("--conv-mode", "--conv_mode", default=conv_mode, help=f"(default: {conv_mode})")
+    parser.add_argument("--num-chunks", "--num_chunks", type=int, default=1, help="parts of the questions (default: 1)")
+    parser.add_argument("--chunk-idx", "--chunk_idx", type=int, default=0, help="the part to answer (default: 0)")
+    add_generation_flags(parser, temperature=0.2, max_new_tokens=new_tokens)
+    add_compression_flags(parser)
+    add_batch_flags(parser, batch_size=1)
+    parser.add_argument("--fresh", action="store_true", help="remove former answers and start anew")
+    return parser
+
+
+def chunk(items: Sequence[Item], count: int, number: int) -> Sequence[Item]:
+    """One of `count` runs of consecutive items; as in LLaVA all have the same size, and the last ones may be empty.
+
+    Raises:
+        ValueError: if there is no such run.
+    """
+    require_at_least("num-chunks", count, 1)
+    if not 0 <= number < count:
+        raise ValueError(f"--chunk-idx is {number}, but there are {count} chunks; give 0 to {count - 1}.")
+    size = math.ceil(len(items) / count)
+    return items[number * size : (number + 1) * size]
+
+
+def question_path(options: argparse.Namespace) -> Path:
+    """The question file.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    path = Path(options.question_file)
+    if not path.is_file():
+        raise ValueError(f"There is no question file {str(path)!r}; give it as --question-file.")
+    return path
+
+
+def run_command(options: argparse.Namespace, read: Reader) -> int:
+    """Answer the questions of a file; the same command goes on where it stopped.
+
+    Args:
+        options: of `vqa_parser`.
+        read: makes the questions.
+
+    Returns:
+        exit status: 0; 1 if questions have no answer or memory ran out; 2 for wrong input.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        return _answer(options, read)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except WorkerError as error:
+        print(f"{error} The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _answer(options: argparse.Namespace, read: Reader) -> int:
+    for name in ("batch_size", "max_new_tokens"):
+        require_at_least(name.replace("_", "-"), getattr(options, name), 1)
+    if options.device:
+        check_device(options.device)
+    answers = AnswerFile(Path(options.answers_file))
+    settings = answers.path.with_suffix(".settings.json")
+    with answers.locked():
+        if options.fresh:
+            answers.remove()
+        job = Job(
+            title=answers.path.name, subject=subject_of(options),
+            manner=manner_of(options, options.conv_mode, options.max_new_tokens), questions=read(options),
+            answers=answers, settings=settings, with_metadata=False,
+            way_out="--fresh removes these answers and starts anew.",
+        )  # fmt: skip
+        left = job.open()
+        if left:
+            with crew_of(options, job.subject) as crew:
+                job.answer(left, crew, options.batch_size)
+        answers.path.touch()
+    job.report_problems()
+    return int(bool(job.problems))

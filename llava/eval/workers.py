@@ -1,0 +1,283 @@
+"""Answering with one process for each device; questions are dealt out as devices become free.
+
+The process that was started deals tasks out over a pipe to each worker. No lock or queue is shared, so that the death
+of any process, at any moment, leaves nothing that another one waits for: a worker whose pipe is closed ends, and a dead
+worker is noticed. Each worker has written its answers to its own part of the answer file before it reports them.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+import torch
+
+from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
+from llava.eval.answers import AnswerFile
+from llava.eval.asking import Task
+from llava.eval.machine import device_name
+from llava.eval.questions import answer_line
+
+logger = logging.getLogger(__name__)
+_PATIENCE = 5.0
+"""Seconds that a worker is given to end before it is ended."""
+
+
+class WorkerError(RuntimeError):
+    """A worker ended before its work did; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker has to know of a benchmark before the tasks come.
+
+    Attributes:
+        answers: where answers go.
+        manner: how to ask.
+        model_id: name of the model in answer lines.
+        with_metadata: whether lines say, under `metadata`, what an answer took; LLaVA's own are empty there.
+    """
+
+    answers: AnswerFile
+    manner: Manner
+    model_id: str
+    with_metadata: bool = True
+
+
+@dataclass(frozen=True)
+class Device:
+    """A worker is there.
+
+    Attributes:
+        name: of its device, in words.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker cannot go on.
+
+    Attributes:
+        reason: why, in a sentence.
+        is_refusal: whether what was asked of it was wrong.
+    """
+
+    reason: str
+    is_refusal: bool
+
+
+class _Signal:
+    """Messages without content: a worker asks for a task, or has done all it was dealt."""
+
+    NEED = "need"
+    FINISHED = "finished"
+
+
+class Crew(ABC):
+    """Those who answer: one process or several."""
+
+    @property
+    @abstractmethod
+    def devices(self) -> list[str]:
+        """Names of the devices; empty before the first answer."""
+
+    @abstractmethod
+    def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        """Answer all tasks; what an outcome tells of stands in the answer file already.
+
+        Raises:
+            ValueError: if the model cannot be opened, or the assignment does not fit it.
+            WorkerError: if a worker died.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers."""
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Alone(Crew):
+    """One device, in this process; the model is loaded when there is something to answer."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._answerer: Answerer | None = None
+
+    @property
+    def devices(self) -> list[str]:
+        """As in `Crew`."""
+        return [] if self._answerer is None else [device_name(self._answerer.device)]
+
+    def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        """As in `Crew`."""
+        if self._answerer is None:
+            self._answerer = Answerer.load(self._source)
+        try:
+            yield from carry_out(self._answerer, assignment, tasks, rank=0, workers=1)
+        except torch.OutOfMemoryError as error:
+            raise WorkerError(_reason(error)) from error
+
+    def close(self) -> None:
+        """As in `Crew`."""
+        self._answerer = None
+
+
+class Processes(Crew):
+    """A process for each source."""
+
+    def __init__(self, sources: Sequence[ModelSource]) -> None:
+        self._names = [f"process {rank} on {source.device}" for rank, source in enumerate(sources)]
+        self._devices: dict[Connection, str] = {}
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        context = multiprocessing.get_context("spawn")
+        for rank, source in enumerate(sources):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, source, rank, len(sources)), name=self._names[rank])
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    @property
+    def devices(self) -> list[str]:
+        """As in `Crew`."""
+        return list(self._devices.values())
+
+    def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        """As in `Crew`."""
+        busy = list(self._connections)
+        for connection in busy:
+            self._send(connection, assignment)
+        while busy:
+            self._check_alive()
+            for connection in cast(list[Connection], wait(busy, timeout=1.0)):
+                message = self._receive(connection)
+                if message == _Signal.NEED:
+                    self._send(connection, next(tasks, None))
+                elif message == _Signal.FINISHED:
+                    busy.remove(connection)
+                elif isinstance(message, Device):
+                    self._devices[connection] = message.name
+                elif isinstance(message, Failure):
+                    self._fail(connection, message)
+                else:
+                    yield message
+
+    def close(self) -> None:
+        """As in `Crew`."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(_PATIENCE if process.exitcode is None else 0)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+    def _send(self, connection: Connection, message: Any) -> None:
+        try:
+            connection.send(message)
+        except OSError as error:
+            raise self._death(connection) from error
+
+    def _receive(self, connection: Connection) -> Any:
+        try:
+            return connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death(connection) from error
+
+    def _check_alive(self) -> None:
+        for connection, process in zip(self._connections, self._processes, strict=True):
+            if not process.is_alive() and not connection.poll():
+                raise self._death(connection)
+
+    def _death(self, connection: Connection) -> WorkerError:
+        rank = self._connections.index(connection)
+        self._processes[rank].join(_PATIENCE)
+        status = self._processes[rank].exitcode
+        how = f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
+        cause = " (the system does that where memory runs out)" if status == -signal.SIGKILL else ""
+        return WorkerError(f"Evaluation {self._names[rank]} {how}{cause}.")
+
+    def _fail(self, connection: Connection, failure: Failure) -> None:
+        if failure.is_refusal:
+            raise ValueError(failure.reason)
+        raise WorkerError(f"Evaluation {self._names[self._connections.index(connection)]} failed: {failure.reason}")
+
+
+def carry_out(
+    answerer: Answerer, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
+) -> Iterator[Outcome]:
+    """Answer tasks, and write each answer down before its outcome is told.
+
+    Args:
+        answerer: the model.
+        assignment: where answers go, and how to ask.
+        tasks: to do.
+        rank: number of this process.
+        workers: how many processes work at once.
+    """
+    for outcome in answerer.answer(tasks, assignment.manner):
+        seconds = outcome.seconds / len(outcome.task.numbers) / workers
+        lines = []
+        for row, text in outcome.texts.items():
+            line = answer_line(outcome.task.questions[row], text, uuid.uuid4().hex, assignment.model_id)
+            if assignment.with_metadata:
+                line["metadata"] = {"visual_tokens": outcome.visual_tokens.get(row), "seconds": round(seconds, 6)}
+            lines.append(line)
+        if lines:
+            assignment.answers.append(rank, lines)
+        yield outcome
+
+
+def _work(connection: Connection, source: ModelSource, rank: int, workers: int) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the process that deals out, which ends this one
+    try:
+        if source.device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        answerer = Answerer.load(source)
+        connection.send(Device(device_name(answerer.device)))
+        while (assignment := connection.recv()) is not None:
+            for outcome in carry_out(answerer, assignment, _dealt(connection), rank, workers):
+                connection.send(outcome)
+            connection.send(_Signal.FINISHED)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the process that deals out is gone
+    except Exception as error:
+        is_refusal = isinstance(error, ValueError)
+        if not is_refusal:
+            logger.exception("Evaluation process %d failed.", rank)
+        connection.send(Failure(_reason(error), is_refusal))
+
+
+def _dealt(connection: Connection) -> Iterator[Task]:
+    """Tasks as they are dealt out."""
+    while True:
+        connection.send(_Signal.NEED)
+        task = connection.recv()
+        if task is None:
+            return
+        yield task
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        first = str(error).splitlines()[0]
+        return f"The device has too little memory for this batch; give a smaller --batch-size. ({first})"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,134 @@
+"""Runs the study: `bash scripts/quickstart.sh --study`, or, where an environment exists,
+
+    python -m playground.study --out playground/output/study
+
+The same command goes on where it was stopped: what a cell needs is done again only for cells that were not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from playground.study.cells import UNCOMPRESSED, Cell, all_cells
+from playground.study.place import Place, StudySettings
+from playground.study.report import write_report
+from playground.study.work import ROOT, run_cell, train_projector
+
+Job = tuple[str, Callable[..., None], tuple[object, ...]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done, then write the report; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    began = time.perf_counter()
+    try:
+        place = Place.open(options.out.resolve(), _settings(options))
+        make_data(place, options)
+        failed = run_all(place, options.jobs)
+    except ValueError as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 2
+    add_time(place, time.perf_counter() - began)
+    for name, reason in failed.items():
+        print(f"study: {name} failed: {reason}", file=sys.stderr)
+    if failed:
+        print(
+            f"study: {len(failed)} jobs failed; their logs are under {place.root}. The same command tries them again."
+        )
+        return 1
+    print(f"Wrote {write_report(place)}")
+    return 0
+
+
+def make_data(place: Place, options: argparse.Namespace) -> None:
+    """Images, captions, conversations and held-out questions, once."""
+    done = place.data / ".done"
+    if done.is_file():
+        return
+    counts = ("--pretrain", options.images, "--train", options.images, "--test", options.questions)
+    command = [sys.executable, "-m", "playground.world", "--out", str(place.data), *map(str, counts)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    done.touch()
+
+
+def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
+    """Run every job that is not done, several at once; one that fails does not stop the others.
+
+    Returns:
+        What went wrong, by name of the job.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))  # read by the processes that start below
+    waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
+    failed: dict[str, BaseException] = {}
+    total = sum(map(len, waiting.values()))
+    with (
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+        tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar,
+    ):
+        running: dict[Future[None], tuple[str, int | None]] = {
+            pool.submit(train_projector, place, seed): (f"projector of seed {seed}", seed)
+            for seed, cells in waiting.items()
+            if cells
+        }
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                name, seed = running.pop(future)
+                error = future.exception()
+                if error is not None:
+                    failed[name] = error
+                elif seed is not None:
+                    for cell in waiting[seed]:
+                        running[pool.submit(run_cell, place, seed, cell)] = (f"{cell.name} of seed {seed}", None)
+                bar.update(seed is None)
+    return failed
+
+
+def _cells_to_do(place: Place, seed: int) -> list[Cell]:
+    """The uncompressed model first: it takes longest."""
+    cells = [] if place.training_free(seed).is_file() else [Cell(UNCOMPRESSED)]
+    return cells + [cell for cell in all_cells() if not place.trained(seed, cell).is_file()]
+
+
+def add_time(place: Place, seconds: float) -> None:
+    """Keep how long the study has run in all, over its interruptions."""
+    record = place.root / "seconds.txt"
+    before = float(record.read_text()) if record.is_file() else 0.0
+    record.write_text(f"{before + seconds:.0f}\n")
+
+
+def _settings(options: argparse.Namespace) -> StudySettings:
+    assets = hashlib.sha256()
+    for path in sorted((ROOT / "playground" / "assets").rglob("*")):
+        if path.is_file():
+            assets.update(path.read_bytes())
+    identity = f"{assets.hexdigest()[:16]}, {options.images} images, {options.questions} questions"
+    return StudySettings(options.seeds, options.pretrain_steps, options.finetune_steps, identity)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m playground.study", description="The paper's tables in miniature.")
+    parser.add_argument("--out", type=Path, required=True, help="folder; an unfinished study there goes on")
+    parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
+    parser.add_argument("--images", type=int, default=10240, help="for training, captioned and asked about")
+    parser.add_argument("--questions", type=int, default=1000, help="held out")
+    parser.add_argument("--pretrain-steps", type=int, default=200, help="of the projector, 64 captions each")
+    parser.add_argument("--finetune-steps", type=int, default=64, help="of each model, 64 conversations each")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time; cores are shared out among them")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What the study compares: the methods, each at three budgets, as compressions of the playground's model.
+
+The model has 8 decoder layers and 144 patches an image. A budget is what a layer sees on average: 67, 78 and 89 % fewer
+visual tokens, the shares of the paper's 192, 128 and 64 of 576. The paper's drops after layers 16 and 24 of 32 come
+after 4 and 6 of 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llava.compression import CompressionConfig, T2VConfig, V2VConfig
+
+BUDGETS = (67, 78, 89)
+LAYERS, PATCHES = 8, 144
+UNCOMPRESSED = "uncompressed"
+
+_DUET = {67: (74, 2), 78: (42, 9), 89: (18, 7)}
+"""V2V tokens, dominant (CLS included) and contextual; half leave after 4 layers, the rest after 6."""
+
+_VISIONZIP = {67: (40, 8), 78: (27, 5), 89: (13, 3)}
+"""The published proportion of 54 + 10; no drop later."""
+
+_PYRAMIDDROP = {
+    67: ((2, 4, 6), (26, 13, 6)),
+    78: ((1, 3, 5), (29, 15, 7)),
+    89: ((1, 3, 5), (4, 2, 1)),
+}
+"""Layers and tokens left behind them, each time half. See `reaches`."""
+
+_FASTV = {67: 34, 78: 16, 89: 2}
+"""Tokens left behind the first layer, the published second of 32 rounded to what 8 layers have."""
+
+METHODS = (
+    "DUET vanilla", "DUET C", "DUET C+all", "DUET C+S", "VisionZip", "PyramidDrop", "FastV", "random", "uniform",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget; without a budget, the uncompressed model."""
+
+    method: str
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For files, e.g. `duet-c-67`."""
+        words = self.method.lower().replace("+", "-").replace(" ", "-")
+        return words if self.budget is None else f"{words}-{self.budget}"
+
+    def compression(self, seed: int) -> CompressionConfig:
+        """What the method does at this budget.
+
+        Args:
+            seed: of the model; the random control draws anew for each.
+
+        Raises:
+            ValueError: if there is no such method or budget.
+        """
+        if self.method == UNCOMPRESSED:
+            return CompressionConfig()
+        if self.method not in METHODS or self.budget not in BUDGETS:
+            raise ValueError(
+                f"There is no {self.method!r} at {self.budget!r} % fewer tokens; the methods are "
+                f"{', '.join(METHODS)}, the budgets {', '.join(map(str, BUDGETS))}."
+            )
+        if self.method == "VisionZip":
+            dominant, contextual = _VISIONZIP[self.budget]
+            return CompressionConfig(v2v=V2VConfig(dominant, contextual, clusters="uniform"))
+        if self.method == "PyramidDrop":
+            return CompressionConfig(t2v=_drops(*_PYRAMIDDROP[self.budget]))
+        if self.method == "FastV":
+            return CompressionConfig(t2v=_drops((1,), (_FASTV[self.budget],), positions="original"))
+        if self.method in ("random", "uniform"):
+            return _control(self.method, sum(_DUET[self.budget]), seed)
+        return _duet(self.method, *_DUET[self.budget])
+
+
+def reaches(cell: Cell) -> bool:
+    """Whether the method can have this budget here.
+
+    A method that only drops inside the decoder shows all 144 patches to the first layer: 18 tokens a layer, 87.5 %
+    fewer, if none were left behind it. PyramidDrop and FastV therefore have about 20 tokens where others have 16.
+    """
+    return cell.budget != BUDGETS[-1] or cell.method not in ("PyramidDrop", "FastV")
+
+
+def all_cells() -> list[Cell]:
+    """Every method at every budget."""
+    return [Cell(method, budget) for budget in BUDGETS for method in METHODS]
+
+
+def _duet(variant: str, dominant: int, contextual: int) -> CompressionConfig:
+    clusters = "uniform" if variant == "DUET vanilla" else "anchored"
+    queries = {"DUET C+all": "text", "DUET C+S": "salient"}.get(variant, "last")
+    return CompressionConfig(
+        V2VConfig(dominant, contextual, clusters=clusters), T2VConfig((4, 6), (0.5, 0.0), queries=queries)
+    )
+
+
+def _control(score: str, tokens: int, seed: int) -> CompressionConfig:
+    return CompressionConfig(
+        V2VConfig(tokens, 0, score=score, seed=seed), T2VConfig((4, 6), (0.5, 0.0), score=score, seed=seed)
+    )
+
+
+def _drops(layers: tuple[int, ...], left: tuple[int, ...], positions: str = "renumber") -> T2VConfig:
+    """Drops that leave so many of all patches; half a token more, as shares are floored."""
+    return T2VConfig(layers, tuple((count + 0.5) / PATCHES for count in left), positions=positions)

@@ -1,0 +1,91 @@
+"""Where the study keeps what: one folder, whose settings never change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llava.compression import CompressionConfig
+from playground.study.cells import Cell
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What decides the numbers.
+
+    Attributes:
+        seeds: models of every kind; seed s starts its projector and shuffles its data by s.
+        pretrain_steps: of the projector, uncompressed, once a seed.
+        finetune_steps: of projector and language model, once a cell and seed.
+        identity: of tower, language model and data.
+    """
+
+    seeds: int
+    pretrain_steps: int
+    finetune_steps: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """The study's folder."""
+
+    root: Path
+    settings: StudySettings
+
+    @classmethod
+    def open(cls, root: Path, settings: StudySettings) -> Place:
+        """Begin a study in a folder, or go on with it.
+
+        Raises:
+            ValueError: if the folder holds a study of other settings.
+        """
+        record = root / "study.json"
+        if record.is_file():
+            found = json.loads(record.read_text(encoding="utf-8"))
+            if found != dataclasses.asdict(settings):
+                raise ValueError(
+                    f"{root} holds a study of other settings ({found}; now {dataclasses.asdict(settings)}). Remove the "
+                    "folder, or name another with STUDY_OUTPUT."
+                )
+        root.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
+        return cls(root, settings)
+
+    @property
+    def data(self) -> Path:
+        """Images and question files."""
+        return self.root / "data"
+
+    def projector(self, seed: int) -> Path:
+        """Output of the first phase."""
+        return self.root / f"seed-{seed}" / "projector"
+
+    def model(self, seed: int, cell: Cell) -> Path:
+        """Output of the second phase."""
+        return self.root / f"seed-{seed}" / "models" / cell.name
+
+    def training_free(self, seed: int) -> Path:
+        """Answers of the uncompressed model under every compression."""
+        return self.root / f"seed-{seed}" / "training-free.json"
+
+    def trained(self, seed: int, cell: Cell) -> Path:
+        """Answers of the model that was trained under the cell's compression."""
+        return self.root / f"seed-{seed}" / "trained" / f"{cell.name}.json"
+
+    def log(self, seed: int, name: str) -> Path:
+        """What training and evaluation said."""
+        return self.root / f"seed-{seed}" / "logs" / f"{name}.log"
+
+    def compression_file(self, seed: int, cell: Cell) -> Path:
+        """The cell's compression as YAML, written when it is asked for."""
+        path = self.root / f"seed-{seed}" / "compressions" / f"{cell.name}.yaml"
+        text = yaml.safe_dump(cell.compression(seed).to_dict(), sort_keys=False)
+        if not path.is_file() or CompressionConfig.from_yaml(path) != cell.compression(seed):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return path

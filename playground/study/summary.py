@@ -1,0 +1,159 @@
+"""Accuracies of the study with intervals, from the stored answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from playground.quickstart.results import BLANK, Results
+from playground.study.cells import UNCOMPRESSED, Cell, all_cells
+from playground.study.place import Place
+
+TRAINING_FREE, TRAINED = "training-free", "trained"
+RESAMPLES = 4000
+
+Right = NDArray[np.bool_]
+"""[S, Q]: whether the model of each of S seeds answered each of Q questions right."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget, in one half of the study. Shares are between 0 and 1, intervals hold 95 %.
+
+    Attributes:
+        half: `training-free` or `trained`.
+        method, budget: as in `Cell`; the uncompressed model and blank images have no budget.
+        tokens: visual tokens that a layer saw, as counted; mean over layers and seeds.
+        right: right answers of each seed.
+        questions: of each seed.
+        accuracy, interval: mean over seeds.
+        relative, relative_interval: mean over seeds of the accuracy divided by the uncompressed model's.
+    """
+
+    half: str
+    method: str
+    budget: int | None
+    tokens: float
+    right: tuple[int, ...]
+    questions: int
+    accuracy: float
+    interval: tuple[float, float]
+    relative: float
+    relative_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows, and what they were measured on."""
+
+    about: dict[str, Any]
+    rows: list[Row]
+
+    def row(self, half: str, method: str, budget: int | None = None) -> Row:
+        """The row of a cell.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for row in self.rows:
+            if (row.half, row.method, row.budget) == (half, method, budget):
+                return row
+        raise ValueError(f"The study has no row for {method!r} at {budget!r} in the half {half!r}.")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Summary:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        lists = ("right", "interval", "relative_interval")
+        return cls(data["about"], [Row(**row | {name: tuple(row[name]) for name in lists}) for row in data["rows"]])
+
+
+def summarise(place: Place) -> Summary:
+    """Read all answers.
+
+    Raises:
+        ValueError: if a cell is not finished.
+    """
+    seeds = range(place.settings.seeds)
+    free = [Results.load(_finished(place.training_free(seed))) for seed in seeds]
+    dense, tokens = _right(free, UNCOMPRESSED)
+    rows = [_row(TRAINING_FREE, Cell(UNCOMPRESSED), dense, tokens, dense)]
+    rows.append(_row(TRAINING_FREE, Cell(BLANK), *_right(free, BLANK), dense))
+    rows += [_row(TRAINING_FREE, cell, *_right(free, cell.name), dense) for cell in all_cells()]
+    for cell in all_cells():
+        own = [Results.load(_finished(place.trained(seed, cell))) for seed in seeds]
+        rows.append(_row(TRAINED, cell, *_right(own, cell.name), dense))
+    seconds = place.root / "seconds.txt"
+    about = free[0].about | dataclasses.asdict(place.settings)
+    about |= {"seconds": int(float(seconds.read_text())) if seconds.is_file() else None}
+    return Summary({key: about[key] for key in sorted(about) if "path" not in key and "folder" not in key}, rows)
+
+
+def _finished(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the study is not finished. The same command goes on with it.")
+    return path
+
+
+def _right(results: list[Results], name: str) -> tuple[Right, float]:
+    """Right answers of each seed, and tokens a layer."""
+    settings = [result.setting(name) for result in results]
+    right = np.array([result.correct(setting) for result, setting in zip(results, settings, strict=True)])
+    return right, float(np.mean([setting.average_tokens for setting in settings]))
+
+
+def _row(half: str, cell: Cell, right: Right, tokens: float, dense: Right) -> Row:
+    accuracies, against = right.mean(axis=1), dense.mean(axis=1)
+    drawn, drawn_against = resampled(right), resampled(dense)
+    return Row(
+        half, cell.method, cell.budget, tokens,
+        right=tuple(int(count) for count in right.sum(axis=1)),
+        questions=right.shape[1],
+        accuracy=float(accuracies.mean()),
+        interval=interval(drawn.mean(axis=1)),
+        relative=float((accuracies / against).mean()),
+        relative_interval=interval((drawn / drawn_against).mean(axis=1)),
+    )  # fmt: skip
+
+
+def resampled(right: Right, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """Accuracies in repeated draws of seeds and questions, with replacement.
+
+    Every call draws the same seeds and questions, so that two methods are compared on the same draw.
+
+    Args:
+        right: [S, Q].
+        resamples: R.
+
+    Returns:
+        [R, S]: the accuracy of each drawn seed on the drawn questions.
+    """
+    seeds, questions = right.shape
+    drawn, weights = _draws(seeds, questions, resamples)
+    accuracies = weights @ right.T.astype(np.float64) / questions  # [R, S]
+    return np.take_along_axis(accuracies, drawn, axis=1)
+
+
+@cache
+def _draws(seeds: int, questions: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Drawn seeds, [R, S], and how often each question was drawn, [R, Q]."""
+    draw = np.random.default_rng(0)
+    weights = draw.multinomial(questions, np.full(questions, 1 / questions), size=resamples)
+    return draw.integers(seeds, size=(resamples, seeds)), weights
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """What holds the middle 95 % of the values."""
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

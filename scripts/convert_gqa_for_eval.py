@@ -1,0 +1,34 @@
+"""Write answers to GQA as GQA's evaluation script reads them.
+
+python scripts/convert_gqa_for_eval.py --src merge.jsonl --dst testdev_balanced_predictions.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.gqa import gqa_predictions
+from llava.eval.benchmarks.json_files import write_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write answers to GQA as its evaluation script reads them.")
+    parser.add_argument("--src", type=Path, required=True, help="answers, JSON lines")
+    parser.add_argument("--dst", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    try:
+        lines = answers_by_id(options.src).values()
+        write_json(options.dst, gqa_predictions([(line["question_id"], str(line["text"])) for line in lines]))
+    except (ValueError, OSError) as error:
+        print(f"convert_gqa_for_eval: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Write the answers to MM-Vet as its evaluator takes them.
+
+python scripts/convert_mmvet_for_eval.py --src ANSWERS.jsonl --dst RESULTS.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks.mmvet import write_predictions
+from llava.eval.questions import read_answer_lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Write the answers to MM-Vet as its evaluator takes them.")
+    parser.add_argument("--src", type=Path, required=True, help="answer file, JSON lines")
+    parser.add_argument("--dst", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    try:
+        write_predictions(options.dst, read_answer_lines(options.src))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

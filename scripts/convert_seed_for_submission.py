@@ -1,0 +1,42 @@
+"""Score answers to SEED-Bench, and write them as its leaderboard takes them.
+
+    python scripts/convert_seed_for_submission.py --annotation-file SEED-Bench.json \
+        --result-file IN --result-upload-file OUT
+
+A question without an answer counts as wrong; the upload is written only if there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.seed import read_annotation, seed_accuracies, write_predictions
+
+LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Score SEED-Bench and write its submission.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
+    parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON lines to write")
+    options = parser.parse_args(arguments)
+    try:
+        given = {key: str(line["text"]) for key, line in answers_by_id(options.result_file).items()}
+        questions = read_annotation(options.annotation_file)
+        for name, value in seed_accuracies(questions, given).items():
+            print(f"{LABELS.get(name, name)}: {value:.2f}%")
+        write_predictions(options.result_upload_file, questions, given)
+    except (ValueError, OSError) as error:
+        print(f"convert_seed_for_submission: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Write answers to VizWiz as its evaluation server takes them; every question must have one.
+
+python scripts/convert_vizwiz_for_submission.py --annotation-file llava_test.jsonl --result-file answers.jsonl \
+    --result-upload-file upload.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.json_files import write_json
+from llava.eval.benchmarks.open_answers import vizwiz_submission
+from llava.eval.benchmarks.vizwiz import VizWiz
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write answers to VizWiz as its server takes them.")
+    parser.add_argument("--annotation-file", type=Path, required=True, help="llava_test.jsonl")
+    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
+    parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    try:
+        given = {number: str(line["text"]) for number, line in answers_by_id(options.result_file).items()}
+        submission = vizwiz_submission(options.annotation_file, given, VizWiz.name)
+        write_json(options.result_upload_file, submission)
+    except (ValueError, OSError) as error:
+        print(f"convert_vizwiz_for_submission: {error}", file=sys.stderr)
+        return 2
+    print(f"total results: {len(given)}, total split: {len(submission)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# What the scripts of scripts/v1_5/eval share: each asks a model the questions of one benchmark and scores its answers,
+# through `python -m llava.eval.run`. Answers and numbers go to OUTPUT/<model>/<budget>/. The same command goes on where
+# it stopped, with any number of GPUs.
+#
+#   MODEL              checkpoint: folder or hub name; also as first word       liuhaotian/llava-v1.5-7b
+#   MODEL_BASE         language model that a projector or LoRA folder needs     none
+#   COMPRESSION        preset, YAML file or none                                what the model was trained with
+#   EVAL_FOLDER        benchmarks, as LLaVA lays them out                       ./playground/data/eval
+#   OUTPUT             where answers and numbers go                             ./results
+#   CONV_MODE          conversation template                                    vicuna_v1
+#   TEMPERATURE        0 takes the likeliest token                              0
+#   MAX_NEW_TOKENS     longest answer                                           as the benchmark asks
+#   BATCH_SIZE         questions answered together on a GPU                     16; 1 on a CPU
+#   NUM_GPUS           processes, a GPU each                                    all that are shown; 1 on a CPU
+#   CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES   which GPUs may be used   all
+#   LOADER_WORKERS     processes of each GPU that read images ahead             4 with a GPU, 0 on a CPU
+#   DTYPE              float32, bfloat16 or float16                             float16; float32 on a CPU
+#   SEED, LIMIT        of sampling; only so many questions                      0, all
+#   JUDGE              1 or 0: grade by a language model what needs it          1 if LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY
+#                                                                               or OPENAI_API_KEY is set
+#   PYTHON             interpreter                                              python
+#   DRY_RUN            1 only prints the command                                0
+
+# shellcheck source=scripts/lib/recipe.sh
+source scripts/lib/recipe.sh
+
+# gpus_shown: prints how many GPUs this machine shows, as far as they may be used.
+gpus_shown() {
+    local shown=${CUDA_VISIBLE_DEVICES:-${HIP_VISIBLE_DEVICES:-${ROCR_VISIBLE_DEVICES:-}}} count
+    count=$(count_cuda)
+    if [ "$count" -eq 0 ]; then count=$(count_rocm); fi
+    if [ "$count" -gt 0 ] && [ -n "$shown" ]; then count=$(awk -F, '{ print NF }' <<<"$shown"); fi
+    echo "$count"
+}
+
+# judge_flag: prints the flag that JUDGE asks for, if any.
+judge_flag() {
+    case ${JUDGE:-} in
+        '') ;;
+        1) echo --judge ;;
+        0) echo --no-judge ;;
+        *) refuse "JUDGE is '$JUDGE'; accepted are 1 and 0." ;;
+    esac
+}
+
+# evaluate BENCHMARK [WORD...]: the first word is the model unless it is a flag; flags go to the program and win.
+evaluate() {
+    local benchmark=$1 gpus judge words
+    shift
+    if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+        show_help "scripts/v1_5/eval/$(basename "$0")" scripts/lib/eval.sh
+        exit 0
+    fi
+    if [ -n "${1:-}" ] && [[ $1 != -* ]]; then
+        MODEL=$1
+        shift
+    fi
+    gpus=$(gpus_shown)
+    judge=$(judge_flag) || exit 2
+    NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 1))}
+    BATCH_SIZE=${BATCH_SIZE:-$((gpus > 0 ? 16 : 1))}
+    whole NUM_GPUS "$NUM_GPUS"
+    whole BATCH_SIZE "$BATCH_SIZE"
+    words=(
+        "${PYTHON:-python}" -m llava.eval.run
+        --model-path "${MODEL:-liuhaotian/llava-v1.5-7b}"
+        ${MODEL_BASE:+--model-base "$MODEL_BASE"}
+        --benchmarks "$benchmark"
+        ${COMPRESSION:+--compression "$COMPRESSION"}
+        --eval-folder "${EVAL_FOLDER:-./playground/data/eval}"
+        --output "${OUTPUT:-./results}"
+        --conv-mode "${CONV_MODE:-vicuna_v1}"
+        --temperature "${TEMPERATURE:-0}"
+        ${MAX_NEW_TOKENS:+--max-new-tokens "$MAX_NEW_TOKENS"}
+        --batch-size "$BATCH_SIZE"
+        --num-gpus "$NUM_GPUS"
+        ${LOADER_WORKERS:+--loader-workers "$LOADER_WORKERS"}
+        ${DTYPE:+--dtype "$DTYPE"}
+        ${SEED:+--seed "$SEED"}
+        ${LIMIT:+--limit "$LIMIT"}
+        ${judge:+"$judge"}
+        "$@"
+    )
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        print_command "${words[@]}"
+    else
+        exec "${words[@]}"
+    fi
+}
