@@ -3,6 +3,7 @@
 # with pictures. Sets itself up on first use (see scripts/lib/setup.sh); after that nothing touches the network.
 #
 #   bash scripts/quickstart.sh
+#   bash scripts/quickstart.sh --study    # instead, the paper's Tables 1 and 3 in miniature: up to 2 hours on 2 cores
 #
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
 #   QUICKSTART_FRESH=1         do everything again
@@ -11,12 +12,26 @@
 #   QUICKSTART_TRAIN           images with questions, for phase 2      10240
 #   QUICKSTART_QUESTIONS       held-out questions                      2000
 #   QUICKSTART_PRETRAIN_STEPS, QUICKSTART_FINETUNE_STEPS               one epoch
+#
+# The study trains and questions a model for every method, budget and seed; a cell that is done is never done again.
+#   STUDY_OUTPUT               where everything is written             playground/output/study
+#   STUDY_SEEDS                models of each kind                     3
+#   STUDY_IMAGES, STUDY_QUESTIONS        for training, held out        10240, 1000
+#   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 48
+#   STUDY_JOBS                 cells at a time                         2
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
 # shellcheck source=scripts/lib/steps.sh
 source scripts/lib/steps.sh
+
+study=0
+case "$*" in
+    '') ;;
+    --study) study=1 ;;
+    *) die "the quickstart takes no argument but --study; this was given: $*" ;;
+esac
 
 started=$SECONDS
 setup_environment quickstart
@@ -26,6 +41,14 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while t
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
+
+if [ "$study" = 1 ]; then
+    "$PYTHON" -m playground.study --out "${STUDY_OUTPUT:-playground/output/study}" --seeds "${STUDY_SEEDS:-3}" \
+        --images "${STUDY_IMAGES:-10240}" --questions "${STUDY_QUESTIONS:-1000}" --jobs "${STUDY_JOBS:-2}" \
+        --pretrain-steps "${STUDY_PRETRAIN_STEPS:-160}" --finetune-steps "${STUDY_FINETUNE_STEPS:-48}"
+    say "Finished after $((SECONDS - started)) s."
+    exit
+fi
 
 output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
 if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi

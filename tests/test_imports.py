@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = (
-    "bitsandbytes", "datasets", "deepspeed", "flash_attn", "gradio", "liger_kernel", "matplotlib", "peft",
-    "sentencepiece", "skimage", "sklearn", "spacy", "torchvision", "wandb",
+    "av", "bitsandbytes", "datasets", "deepspeed", "flash_attn", "gradio", "liger_kernel", "lmms_eval", "matplotlib",
+    "openpyxl", "pandas", "peft", "sentencepiece", "skimage", "sklearn", "spacy", "torchvision", "wandb",
 )  # fmt: skip
 
 PROGRAM = """

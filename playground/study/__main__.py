@@ -34,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         place = Place.open(options.out.resolve(), _settings(options))
-        make_data(place, options)
-        failed = run_all(place, options.jobs)
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
-    add_time(place, time.perf_counter() - began)
+    try:
+        make_data(place, options)
+        failed = run_all(place, options.jobs)
+    finally:
+        add_time(place, time.perf_counter() - began)
     for name, reason in failed.items():
         print(f"study: {name} failed: {reason}", file=sys.stderr)
     if failed:
@@ -124,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
     parser.add_argument("--images", type=int, default=10240, help="for training, captioned and asked about")
     parser.add_argument("--questions", type=int, default=1000, help="held out")
-    parser.add_argument("--pretrain-steps", type=int, default=200, help="of the projector, 64 captions each")
-    parser.add_argument("--finetune-steps", type=int, default=64, help="of each model, 64 conversations each")
+    parser.add_argument("--pretrain-steps", type=int, default=160, help="of the projector, 64 captions each")
+    parser.add_argument("--finetune-steps", type=int, default=48, help="of each model, 64 conversations each")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time; cores are shared out among them")
     return parser
 
