@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import yaml
 from eval_files_choice import WRITERS as OF_CHOICE
 from eval_files_judged import WRITERS as JUDGED
@@ -27,12 +29,17 @@ from tiny_folder import write_model
 
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
+from llava.eval.answering import Manner, ModelSource
+from llava.eval.answers import AnswerFile
+from llava.eval.asking import Task
 from llava.eval.benchmarks import NAMES
 from llava.eval.flags import COMPRESSION_DEFAULTS, compression_name
+from llava.eval.questions import Question
 from llava.eval.results import Result
 from llava.eval.run import PAPER, main, output_folder, parse, template_of
 from llava.eval.score import Place, choose_judge
 from llava.eval.score import main as score
+from llava.eval.workers import Assignment, _work
 
 WRITERS = {**OF_VQA, **OF_CHOICE, **JUDGED}
 JUDGE_VARIABLES = ("LLAVA_JUDGE_URL", "LLAVA_JUDGE_KEY", "LLAVA_JUDGE_MODEL", "OPENAI_API_KEY")
@@ -125,11 +132,10 @@ def test_answers_are_scored_again_without_a_model(everything: Path, tmp_path: Pa
     assert score([str(everything / "results"), "--out", str(tmp_path / "again.json")]) == 0
     assert "GQA" in capsys.readouterr().out
     for path, result in before.items():
-        again = Result.load(path)
-        assert (again.values, again.headline, again.average_tokens) == (
-            result.values, result.headline, result.average_tokens
-        )  # fmt: skip
-    assert (tmp_path / "again.json").read_text() == (everything / "scores.json").read_text()
+        new = Result.load(path)
+        assert (new.values, new.headline, new.average_tokens) == (result.values, result.headline, result.average_tokens)
+    again, first = (json.loads(path.read_text()) for path in (tmp_path / "again.json", everything / "scores.json"))
+    assert again == first
     assert score([str(tmp_path)]) == 2
     assert "no answers of llava.eval.run" in capsys.readouterr().err
 
@@ -218,7 +224,7 @@ def test_what_a_kill_left_is_merged_and_a_torn_line_is_asked_again(ask: Callable
     merged = read_lines(answers.path)
     assert [line["text"] for line in merged] == [json.loads(line)["text"] for line in lines]
     kept = {line["answer_id"] for line in merged} & {json.loads(line)["answer_id"] for line in lines}
-    assert len(kept) == 7, "of nine, the eighth was never written whole, and the ninth was torn"
+    assert len(kept) == 6, "the second of two equal questions, the fifth and the ninth, which was torn, were missing"
     assert not answers.parts()
 
 
@@ -331,7 +337,7 @@ def test_any_kill_and_another_number_of_devices_lose_nothing(
     OF_VQA["gqa"](tmp_path / "eval")
     (path,) = (tmp_path / "eval" / "gqa").glob("llava_gqa_*.jsonl")
     lines = read_lines(path)
-    many = [line | {"question_id": f"{line['question_id']}{n}"} for n in range(1, 11) for line in lines]
+    many = [line | {"text": f"{n} {line['text']}"} for n in range(10) for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in many))
     words = ["--model-path", str(model), "--eval-folder", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     words += ["--benchmarks", "gqa", "--batch-size", "1", "--max-new-tokens", "4", "--device", "cpu"]
@@ -358,18 +364,37 @@ def test_any_kill_and_another_number_of_devices_lose_nothing(
     assert main([*words, "--num-gpus", "2"]) == 0
     whole = read_lines(answers.path)
     assert [line["question_id"] for line in whole] == [line["question_id"] for line in many]
-    by_id = {line["question_id"]: line for line in whole}
-    assert all(by_id[line["question_id"]] == line for line in second), "nothing was asked twice"
+    assert [line["prompt"] for line in whole] == [line["text"] for line in many]
+    assert all(line in whole for line in second), "nothing was asked twice"
     assert Result.load(place(tmp_path, name="gqa").result).device.startswith("2 x ")
     assert main([*words, "--fresh", "--batch-size", "8"]) == 0
     assert texts(answers.path) == [line["text"] for line in whole]
 
 
-@pytest.mark.slow
-def test_what_processes_refuse_is_a_sentence(ask: Callable[..., int], capsys: pytest.CaptureFixture[str]):
-    assert ask("--num-gpus", "2", "--compression", "duet-192") == 2
-    assert "v2v.dominant is 300" in capsys.readouterr().err
-    assert not multiprocessing.active_children()
+def test_what_a_worker_cannot_do_is_told(model: Path, tmp_path: Path):
+    """In this process; a worker that is told nothing more ends."""
+    keeps = signal.getsignal(signal.SIGINT)
+    threads = torch.get_num_threads()
+    source = ModelSource(str(model), None, "cpu", "float32", False, False, PLAIN)
+    manner = Manner("vicuna_v1", 4)
+    try:
+        ours, theirs = multiprocessing.Pipe()
+        _work(theirs, dataclasses.replace(source, model_path=str(tmp_path)), 0, 2)
+        failure = ours.recv()
+        assert failure.is_refusal and "has no config.json" in failure.reason
+        ours.send(Assignment(AnswerFile(tmp_path / "nowhere" / "a.jsonl"), manner, "tiny"))
+        ours.send(Task((0,), (Question(0, "Is it red?"),)))
+        ours.send(None)
+        _work(theirs, source, 0, 2)
+        assert "cores" in ours.recv().name
+        assert ours.recv() == "need"
+        failure = ours.recv()
+        assert not failure.is_refusal and failure.reason.startswith("FileNotFoundError: ")
+        ours.close()
+        _work(theirs, source, 0, 2)
+    finally:
+        signal.signal(signal.SIGINT, keeps)
+        torch.set_num_threads(threads)
 
 
 # === Judges ===

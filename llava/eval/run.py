@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from llava.compression.config import CompressionConfig
+from llava.compression.schedule import VisionShape, visual_tokens_per_layer
 from llava.eval.answering import Manner, ModelSource
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
@@ -39,6 +41,7 @@ from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers
 from llava.eval.settings import open_checkpoint
 from llava.eval.workers import Alone, Crew, Processes, WorkerError
 from llava.mm_utils import get_model_name_from_path
+from llava.model.checkpoints import vision_config
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
@@ -71,6 +74,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     """
     config, weights = open_checkpoint(options.model_path, options.model_base)
     chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
+    _check_fit(chosen, config)
     if options.load_4bit and options.load_8bit:
         raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
     on_cpu = best_device(options.device) == "cpu"
@@ -84,6 +88,14 @@ def subject_of(options: argparse.Namespace) -> Subject:
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
         bits=4 if options.load_4bit else 8 if options.load_8bit else None,
     )
+
+
+def _check_fit(chosen: CompressionConfig, config: Any) -> None:
+    """Refuse a budget for another tower or depth before anything is loaded."""
+    tower = vision_config(config)
+    if tower is not None:
+        select = getattr(config, "mm_vision_select_layer", -2)
+        visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
 
 
 def crew_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> Crew:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"study: {len(failed)} jobs failed; their logs are under {place.root}. The same command tries them again."
         )
         return 1
-    print(f"Wrote {write_report(place)}")
+    print(f"Wrote {write_report(place)} and its plots.")
     return 0
 
 

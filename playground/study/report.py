@@ -79,7 +79,7 @@ def _relative_table(summary: Summary, half: str) -> list[str]:
         for budget in BUDGETS:
             row = summary.row(half, method, budget)
             mark = "" if reaches(Cell(method, budget)) else " †"
-            cells.append(f"{100 * row.relative:.1f} ({_range(row.relative_interval)}){mark}")
+            cells.append(f"{_relative(row)}{mark}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines.append("| *the paper* | " + " | ".join(f"*{value}*" for value in PAPER[half]) + " |")
     return [*lines, "", "† At about 20 tokens a layer: these methods show all patches to the first layer."]
@@ -126,6 +126,12 @@ def _standalone(svg: str) -> str:
     """An SVG element as a file of its own, on white."""
     font = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" style="background:#fff"'
     return svg.replace("<svg ", f"<svg {font} ", 1) + "\n"
+
+
+def _relative(row: Row) -> str:
+    if row.relative is None or row.relative_interval is None:
+        return "-"
+    return f"{100 * row.relative:.1f} ({_range(row.relative_interval)})"
 
 
 def _share(value: float) -> str:

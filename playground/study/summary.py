@@ -34,7 +34,8 @@ class Row:
         right: right answers of each seed.
         questions: of each seed.
         accuracy, interval: mean over seeds.
-        relative, relative_interval: mean over seeds of the accuracy divided by the uncompressed model's.
+        relative, relative_interval: mean over seeds of the accuracy divided by the uncompressed model's; None if
+            that has no right answer.
     """
 
     half: str
@@ -45,8 +46,8 @@ class Row:
     questions: int
     accuracy: float
     interval: tuple[float, float]
-    relative: float
-    relative_interval: tuple[float, float]
+    relative: float | None
+    relative_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Summary:
     def load(cls, path: Path) -> Summary:
         """Read what `save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        lists = ("right", "interval", "relative_interval")
-        return cls(data["about"], [Row(**row | {name: tuple(row[name]) for name in lists}) for row in data["rows"]])
+        rows = []
+        for row in data["rows"]:
+            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            rows.append(Row(**plain))
+        return cls(data["about"], rows)
 
 
 def summarise(place: Place) -> Summary:
@@ -116,14 +120,16 @@ def _right(results: list[Results], name: str) -> tuple[Right, float]:
 def _row(half: str, cell: Cell, right: Right, tokens: float, dense: Right) -> Row:
     accuracies, against = right.mean(axis=1), dense.mean(axis=1)
     drawn, drawn_against = resampled(right), resampled(dense)
+    defined = bool(against.all())
+    usable = drawn_against.all(axis=1)  # few questions may be drawn so that none is right
     return Row(
         half, cell.method, cell.budget, tokens,
         right=tuple(int(count) for count in right.sum(axis=1)),
         questions=right.shape[1],
         accuracy=float(accuracies.mean()),
         interval=interval(drawn.mean(axis=1)),
-        relative=float((accuracies / against).mean()),
-        relative_interval=interval((drawn / drawn_against).mean(axis=1)),
+        relative=float((accuracies / against).mean()) if defined else None,
+        relative_interval=interval((drawn[usable] / drawn_against[usable]).mean(axis=1)) if defined else None,
     )  # fmt: skip
 
 
