@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One row of the paper's table of trained models: checks the data, trains both phases under one budget, evaluates, and
-# prints what came out beside what the paper reports (configs/paper/llava-1.5-7b.yaml).
+# prints what came out beside what the paper reports (configs/paper/table-3.yaml).
 #
 #   PRETRAIN_DATA_PATH=... PRETRAIN_IMAGE_FOLDER=... FINETUNE_DATA_PATH=... FINETUNE_IMAGE_FOLDER=... \
 #       bash scripts/reproduce.sh duet-192

@@ -11,14 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import eval_files_choice
+import eval_files_vqa
 import pytest
 from tiny_llava import write_assets
 
+from llava.eval.run import PAPER
 from playground.quickstart.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OUTPUT = "playground/output/quickstart"
+WRITERS = eval_files_vqa.WRITERS | eval_files_choice.WRITERS
 TINY = {
     "QUICKSTART_CAPTIONS": "64",
     "QUICKSTART_TRAIN": "64",
@@ -122,6 +126,21 @@ def test_costs_are_measured_beside_the_limit(quickstart: Path) -> None:
         assert "duet-67" in said and "duet-89" in said
 
 
+def test_benchmarks_are_described_asked_and_put_into_tables(quickstart: Path, tmp_path: Path) -> None:
+    for command in modules("llava.eval.data"):
+        said = shell(command)
+        assert "GQA" in said and "playground/data/eval" in said
+    for name in PAPER:
+        WRITERS[name](tmp_path / "eval")
+    for command in modules("llava.eval.run"):
+        here = command.replace("/checkpoints/duet-192", str(quickstart / "model"))
+        here = here.replace("--num-gpus 8", "--num-gpus 1").replace("results", str(tmp_path / "results"))
+        said = shell(f"{here} --eval-folder {tmp_path / 'eval'} --conv-mode v1 --max-new-tokens 4")
+        assert all(title in said for title in ("POPE", "SQA-I", "VQA-T", "MME", "GQA"))
+    for command in modules("llava.eval.table"):
+        assert "47.5" in shell(command.replace("results", str(tmp_path / "results")))
+
+
 @pytest.mark.parametrize("command", [line for line in commands() if "scripts/v1_5" in line])
 def test_cluster_recipes_make_a_command(command: str) -> None:
     assert "train_mem.py" in shell(command, DRY_RUN="1")
@@ -160,7 +179,7 @@ def test_the_data_check_reads_a_data_set(tmp_path: Path) -> None:
 def test_every_module_command_is_run_here() -> None:
     tried = (
         "llava.compression.schedule", "llava.doctor", "llava.data.check", "llava.model.convert", "llava.serve.cli",
-        "llava.eval.cost",
+        "llava.eval.cost", "llava.eval.data", "llava.eval.run", "llava.eval.table",
     )  # fmt: skip
     assert {line.split()[2] for line in commands() if line.startswith("python -m")} == set(tried)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import CLIPVisionConfig
 
 from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
 from playground.quickstart.results import BLANK, Question, Results, Setting
-from playground.study.__main__ import _cells_to_do
+from playground.study.__main__ import _cells_to_do, _parser, _settings
 from playground.study.cells import BUDGETS, LAYERS, METHODS, PATCHES, UNCOMPRESSED, Cell, all_cells, reaches
 from playground.study.place import Place, StudySettings
 from playground.study.report import PAPER, plot, tables
@@ -158,37 +159,51 @@ def test_tables_and_plots_show_every_cell(tmp_path: Path) -> None:
     assert plot(summary, TRAINED).count("<circle") == len(METHODS) * len(BUDGETS)
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from playground.study.cells import Cell, UNCOMPRESSED
-from playground.study.place import Place, StudySettings
-from playground.study.work import run_cell, train_projector
-place = Place.open(Path(sys.argv[1]), StudySettings(1, 1, 1, "test"))
-train_projector(place, 0)
-for cell in (Cell(UNCOMPRESSED), Cell("DUET C+S", 89)):
-    run_cell(place, 0, cell)
-"""
+SIZE = {
+    "STUDY_SEEDS": "1", "STUDY_IMAGES": "64", "STUDY_QUESTIONS": "3", "STUDY_JOBS": "1",
+    "STUDY_PRETRAIN_STEPS": "1", "STUDY_FINETUNE_STEPS": "1",
+}  # fmt: skip
+
+
+def study(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | SIZE | {"STUDY_OUTPUT": str(folder), "PYTHON": sys.executable}
+    return subprocess.run(
+        ["bash", "scripts/quickstart.sh", "--study"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
-def test_two_cells_from_start_to_end(tmp_path: Path) -> None:
-    sizes = ["--pretrain", "64", "--train", "64", "--test", "3", "--workers", "1"]
-    world = [sys.executable, "-m", "playground.world", "--out", str(tmp_path / "data"), *sizes]
-    subprocess.run(world, cwd=ROOT, check=True, capture_output=True)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+def test_an_unfinished_study_goes_on_to_its_report(tmp_path: Path) -> None:
+    """All but one trained cell are there; the command does the rest, from the images to the report."""
+    left = Cell("DUET C+S", 89)
+    options = ["--out", str(tmp_path), "--seeds", "1", "--images", "64", "--questions", "3"]
+    parsed = _parser().parse_args([*options, "--pretrain-steps", "1", "--finetune-steps", "1"])
+    place = Place.open(tmp_path, _settings(parsed))
+    questions = [Question(i, f"{i}.png", "What?", "yes") for i in range(3)]
+    for cell in all_cells():
+        if cell != left:
+            write(place.trained(0, cell), Results({}, {}, questions, [Setting(cell.name, {}, [1.0], 1, ["no"] * 3)]))
+    done = study(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "it/s" not in done.stdout + done.stderr, "what training says belongs into its log"
-    place = Place.open(tmp_path, StudySettings(1, 1, 1, "test"))
+    assert "train_runtime" not in done.stdout + done.stderr, "what training says belongs into its log"
     free = Results.load(place.training_free(0))
-    assert [setting.name for setting in free.settings] == [
-        UNCOMPRESSED, *(cell.name for cell in all_cells()), BLANK,
-    ]  # fmt: skip
+    names = [UNCOMPRESSED, *(cell.name for cell in all_cells()), BLANK]
+    assert [setting.name for setting in free.settings] == names
     assert all(len(setting.answers) == 3 for setting in free.settings)
     for cell in all_cells():  # what was counted while the model ran is what was planned
         assert free.setting(cell.name).average_tokens == pytest.approx(tokens(cell))
     summary = json.loads((place.model(0, Cell(UNCOMPRESSED)) / "train_summary.json").read_text())
     assert summary["average_visual_tokens"] == PATCHES
-    assert not place.model(0, Cell("DUET C+S", 89)).exists(), "answers are kept, weights of a cell are not"
-    assert len(_cells_to_do(place, 0)) == len(all_cells()) - 1
-    assert "Wrote model" in place.log(0, "duet-c-s-89").read_text()
+    own = Results.load(place.trained(0, left))
+    assert own.setting(left.name).average_tokens == pytest.approx(tokens(left))
+    assert not place.model(0, left).exists(), "answers are kept, weights of a cell are not"
+    assert "Wrote model" in place.log(0, left.name).read_text()
+    assert "DUET C+S" in (tmp_path / "study.md").read_text() and (tmp_path / "study-trained.svg").is_file()
+    before = place.training_free(0).stat().st_mtime_ns
+    assert study(tmp_path).returncode == 0
+    assert place.training_free(0).stat().st_mtime_ns == before, "nothing may be done twice"
+
+
+def test_the_quickstart_takes_no_other_word() -> None:
+    done = subprocess.run(["bash", "scripts/quickstart.sh", "--studdy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no argument but --study; this was given: --studdy" in done.stderr
