@@ -15,10 +15,10 @@ from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.asking import Batch, Preparer, Task, read_ahead, to_device
-from llava.mm_utils import KeywordsStoppingCriteria
 from llava.model.builder import load_pretrained_model
 from llava.model.staged_cache import StagedCache
-from llava.serve.inputs import sampling, stop_string
+from llava.serve.ending import answer_text, ending_options, needed_stop_string
+from llava.serve.inputs import sampling
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ class Answerer:
         Raises:
             ValueError: if the manner is out of range or does not fit the model.
         """
-        generation = self._options(manner)
+        stop = needed_stop_string(self.tokenizer, manner.conv_mode)
+        generation = manner.generation() | ending_options(self.model, self.tokenizer, stop)
         tower = self.model.get_vision_tower()
         per_image = 0 if tower is None else self.model.visual_tokens_per_image(self.compression)
         preparer = Preparer(
@@ -198,30 +199,9 @@ class Answerer:
         cache = CountingCache(self.model.config)
         inputs = to_device(batch.inputs, self.device)
         ids = self.model.generate(**inputs, compression=self.compression, past_key_values=cache, **generation)
-        ends = self._stop_string(manner.conv_mode)
-        decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        texts = [(text if ends is None else text.split(ends)[0]).strip() for text in decoded]
+        stop = needed_stop_string(self.tokenizer, manner.conv_mode)
+        texts = [answer_text(text, stop) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         averages = cache.counts.averages(self.model.config.num_hidden_layers, manner.num_beams)
         shows_image = (batch.inputs["input_ids"] == IMAGE_TOKEN_INDEX).any(axis=1).tolist()
         seen = {row: mean for row, mean, shows in zip(batch.rows, averages, shows_image, strict=True) if shows}
         return dict(zip(batch.rows, texts, strict=True)), seen
-
-    def _options(self, manner: Manner) -> dict[str, Any]:
-        """Options of `generate`, with what the checkpoint leaves open."""
-        options = manner.generation()
-        own = self.model.generation_config
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        if own.eos_token_id is None and end is not None:
-            options["eos_token_id"] = end
-        if own.pad_token_id is None:
-            options["pad_token_id"] = end if pad is None else pad
-        ends = self._stop_string(manner.conv_mode)
-        if ends is not None:
-            nothing = torch.empty(1, 0, dtype=torch.long)
-            options["stopping_criteria"] = [KeywordsStoppingCriteria([ends], self.tokenizer, nothing)]
-        return options
-
-    def _stop_string(self, conv_mode: str) -> str | None:
-        """What ends an answer where no token of its own does."""
-        ends = stop_string(conv_mode)
-        return None if ends == self.tokenizer.eos_token else ends

@@ -18,9 +18,10 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
-from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, preprocess_image
+from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.inputs import best_device, conv_mode_of, place_images, stop_string
+from llava.serve.ending import answer_text, ending_options, needed_stop_string
+from llava.serve.inputs import best_device, conv_mode_of, place_images
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class Respondent:
         self.model = model
         self.image_processor = image_processor
         self.conv_mode = conv_mode
-        stop = stop_string(conv_mode)
-        self._stop = None if stop == tokenizer.eos_token else stop
+        self._stop = needed_stop_string(tokenizer, conv_mode)
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._collate = SupervisedCollator(filler or 0)
 
@@ -98,13 +98,10 @@ class Respondent:
         encoded = [encode_prompt([self._question(prompt)], self.tokenizer, self.conv_mode) for prompt in prompts]
         inputs = self._batch(encoded, prompts)
         inputs.pop("labels")
-        options = self._defaults() | generation
-        if self._stop is not None:
-            nothing = torch.empty(1, 0, dtype=torch.long)
-            options["stopping_criteria"] = [KeywordsStoppingCriteria([self._stop], self.tokenizer, nothing)]
+        options = ending_options(self.model, self.tokenizer, self._stop) | generation
         ids = self.model.generate(**inputs, **options)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [(text if self._stop is None else text.split(self._stop)[0]).strip() for text in texts]
+        return [answer_text(text, self._stop) for text in texts]
 
     @torch.inference_mode()
     def losses(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, bool]]:
@@ -151,15 +148,6 @@ class Respondent:
         collated = self._collate(samples)
         names = ("input_ids", "attention_mask", "query_mask", "labels", "images")
         return {name: collated[name].to(self.model.device) for name in names if name in collated}
-
-    def _defaults(self) -> dict[str, Any]:
-        """What the checkpoint's own generation settings leave open."""
-        own, options = self.model.generation_config, {}
-        if own.eos_token_id is None and self.tokenizer.eos_token_id is not None:
-            options["eos_token_id"] = self.tokenizer.eos_token_id
-        if own.pad_token_id is None:
-            options["pad_token_id"] = self._collate.pad_token_id
-        return options
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> tuple[float, bool]:

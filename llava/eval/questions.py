@@ -125,7 +125,7 @@ def read_answer_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: if a line is not a JSON object.
     """
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

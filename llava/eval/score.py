@@ -19,19 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
+from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
-
-if TYPE_CHECKING:
-    from llava.eval.judge import Judge
-
-JUDGE_VARIABLES = ("LLAVA_JUDGE_URL", "LLAVA_JUDGE_KEY", "OPENAI_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -175,11 +172,8 @@ def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge |
     """
     if not any(isinstance(benchmark, JudgedBenchmark) for benchmark in benchmarks):
         return None
-    wanted = any(os.environ.get(name) for name in JUDGE_VARIABLES) if asked is None else asked
-    if not wanted:
+    if not (judge_is_configured() if asked is None else asked):
         return None
-    from llava.eval.judge import Judge
-
     return Judge.from_environment()
 
 
@@ -187,7 +181,7 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     """`--judge` and `--no-judge`."""
     parser.add_argument(
         "--judge", action=argparse.BooleanOptionalAction, default=None,
-        help=f"grade by a language model what needs it (default: if one of {', '.join(JUDGE_VARIABLES)} is set)",
+        help=f"grade by a language model what needs it (default: if {URL_VARIABLE} or {KEY_VARIABLE} is set)",
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ from llava.data.tokenization import EncodedText, encode_prompt
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images
 from llava.model.staged_cache import StagedCache
 from llava.model.trace import CompressionTrace, trace_compression
-from llava.serve.inputs import conv_mode_of, place_images, stop_string
+from llava.serve.ending import answer_text, end_tokens, needed_stop_string
+from llava.serve.inputs import conv_mode_of, place_images
 from llava.serve.streaming import Answering
 from llava.serve.usage import Usage
 
@@ -91,7 +92,7 @@ class Chat:
         self.conv_mode = conv_mode or conv_mode_of(get_model_name_from_path(model.config.name_or_path or "llava"))
         self.reencode = reencode
         self._generation = self._with_defaults(generation)
-        self._stop = self._needed_stop_string()
+        self._stop = needed_stop_string(tokenizer, self.conv_mode)
         self.set_compression(compression)
         self._asking = False
         self.reset()
@@ -256,7 +257,7 @@ class Chat:
 
     def _text(self, ids: Tensor) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return (text if self._stop is None else text.split(self._stop)[0]).strip()
+        return answer_text(text, self._stop)
 
     def _forget_cache(self) -> None:
         self._cache = None
@@ -273,21 +274,10 @@ class Chat:
             raise ValueError("Beam search does not keep the cache of one answer; use reencode=True, or num_beams=1.")
         if get_template(self.conv_mode).sep_style is SeparatorStyle.PLAIN:
             raise ValueError(f"Template {self.conv_mode!r} has no roles to talk in; choose another conv_mode.")
-        own = self.model.generation_config
-        options = dict(generation)
-        if own.max_new_tokens is None:
+        options = end_tokens(self.model, self.tokenizer) | generation
+        if self.model.generation_config.max_new_tokens is None:
             options.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
-        if own.eos_token_id is None and self.tokenizer.eos_token_id is not None:
-            options.setdefault("eos_token_id", self.tokenizer.eos_token_id)
-        if own.pad_token_id is None:
-            pad = self.tokenizer.pad_token_id
-            options.setdefault("pad_token_id", self.tokenizer.eos_token_id if pad is None else pad)
         return options
-
-    def _needed_stop_string(self) -> str | None:
-        """What ends an answer where no token of its own does."""
-        stop = stop_string(self.conv_mode)
-        return None if stop == self.tokenizer.eos_token else stop
 
 
 def one_question(encoded: EncodedText, turn: int) -> EncodedText:

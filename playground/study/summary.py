@@ -78,7 +78,9 @@ class Summary:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = []
         for row in data["rows"]:
-            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            plain: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+            }
             rows.append(Row(**plain))
         return cls(data["about"], rows)
 

@@ -17,8 +17,8 @@
 #   LOADER_WORKERS     processes of each GPU that read images ahead             4 with a GPU, 0 on a CPU
 #   DTYPE              float32, bfloat16 or float16                             float16; float32 on a CPU
 #   SEED, LIMIT        of sampling; only so many questions                      0, all
-#   JUDGE              1 or 0: grade by a language model what needs it          1 if LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY
-#                                                                               or OPENAI_API_KEY is set
+#   JUDGE              1 or 0: grade by a language model what needs it          1 if LLAVA_JUDGE_URL or LLAVA_JUDGE_KEY
+#                                                                               is set
 #   PYTHON             interpreter                                              python
 #   DRY_RUN            1 only prints the command                                0
 

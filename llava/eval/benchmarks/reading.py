@@ -44,7 +44,7 @@ def read_json_lines(path: Path, benchmark: str) -> list[dict[str, Any]]:
         ValueError: if it is missing, or a line is not a JSON object.
     """
     records = []
-    for number, line in enumerate(require(path, benchmark).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(require(path, benchmark).read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
