@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,24 @@ def test_an_unfinished_study_goes_on_to_its_report(tmp_path: Path) -> None:
     before = place.training_free(0).stat().st_mtime_ns
     assert study(tmp_path).returncode == 0
     assert place.training_free(0).stat().st_mtime_ns == before, "nothing may be done twice"
+
+
+STOPPED = """
+import os, signal, sys, time
+from playground.study import __main__ as study
+with study._workers(2) as pool:
+    for _ in range(20):
+        pool.submit(time.sleep, 60)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_stopping_the_study_stops_its_workers() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STOPPED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "KeyboardInterrupt" in done.stderr and time.monotonic() - began < 50
 
 
 def test_the_quickstart_takes_no_other_word() -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,13 +27,14 @@ from playground.study.place import Place, StudySettings
 from playground.study.report import write_report
 from playground.study.work import ROOT, run_cell, train_projector
 
-Job = tuple[str, Callable[..., None], tuple[object, ...]]
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done, then write the report; returns the exit status."""
     options = _parser().parse_args(arguments)
     began = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop or interrupted: both end alike
     try:
         place = Place.open(options.out.resolve(), _settings(options))
     except ValueError as error:
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_data(place, options)
         failed = run_all(place, options.jobs)
+    except KeyboardInterrupt:
+        print("study: stopped; the same command goes on with the cells that are not finished.", file=sys.stderr)
+        return INTERRUPTED
     finally:
         add_time(place, time.perf_counter() - began)
     for name, reason in failed.items():
@@ -75,10 +81,7 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
     waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
     failed: dict[str, BaseException] = {}
     total = sum(map(len, waiting.values()))
-    with (
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
-        tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar,
-    ):
+    with _workers(jobs) as pool, tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar:
         running: dict[Future[None], tuple[str, int | None]] = {
             pool.submit(train_projector, place, seed): (f"projector of seed {seed}", seed)
             for seed, cells in waiting.items()
@@ -96,6 +99,19 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
                         running[pool.submit(run_cell, place, seed, cell)] = (f"{cell.name} of seed {seed}", None)
                 bar.update(seed is None)
     return failed
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that take jobs. What stops this one stops them, too: a pool by itself would finish all it was given."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def _cells_to_do(place: Place, seed: int) -> list[Cell]:
@@ -127,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=10240, help="for training, captioned and asked about")
     parser.add_argument("--questions", type=int, default=1000, help="held out")
     parser.add_argument("--pretrain-steps", type=int, default=160, help="of the projector, 64 captions each")
-    parser.add_argument("--finetune-steps", type=int, default=48, help="of each model, 64 conversations each")
+    parser.add_argument("--finetune-steps", type=int, default=60, help="of each model, 32 conversations each")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time; cores are shared out among them")
     return parser
 

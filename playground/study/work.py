@@ -34,10 +34,9 @@ SHARED = {
     "WORKERS": "0",
     "LOGGING_STEPS": "10",
     "SAVE_STEPS": "1000000",
-    "BATCH_SIZE": "64",
     "WARMUP_RATIO": "0.05",
 }
-"""The quickstart's settings of both phases (playground/quickstart/HYPERPARAMETERS.md)."""
+"""The quickstart's settings of both phases (playground/quickstart/HYPERPARAMETERS.md), but for batches and steps."""
 
 
 def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = ()) -> list[str]:
@@ -74,6 +73,7 @@ def train_projector(place: Place, seed: int) -> None:
         "IMAGE_FOLDER": str(place.data / "images"),
         "DATA_CACHE_DIR": str(place.root / "cache"),
         "OUTPUT_DIR": str(place.projector(seed)),
+        "BATCH_SIZE": "64",
         "LEARNING_RATE": "3e-3",
         "MAX_STEPS": str(place.settings.pretrain_steps),
     })  # fmt: skip
@@ -95,6 +95,7 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
         "DATA_CACHE_DIR": str(place.root / "cache"),
         "OUTPUT_DIR": str(model),
         "ADAPTER": str(place.projector(seed) / "mm_projector.bin"),
+        "BATCH_SIZE": "32",
         "LEARNING_RATE": "1e-3",
         "MAX_STEPS": str(place.settings.finetune_steps),
     }, ("--mm_projector_lr", "2e-3"))  # fmt: skip
