@@ -13,6 +13,7 @@
 #
 #   OUTPUT             where everything goes                        ./checkpoints/reproduce/llava-v1.5-7b-PRESET
 #   EVAL_FOLDER        benchmarks, as LLaVA lays them out           ./playground/data/eval
+#   EVALUATE           0 trains without evaluating                  1
 #   MAX_BAD_SHARE      records that may have errors                 0
 #   CHECK              0 leaves out the check of the data           1
 #   PYTHON             interpreter of checks and evaluation         python
@@ -44,6 +45,8 @@ pretrain_data=${PRETRAIN_DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_
 pretrain_images=${PRETRAIN_IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}
 finetune_data=${FINETUNE_DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}
 finetune_images=${FINETUNE_IMAGE_FOLDER:-./playground/data}
+eval_folder=${EVAL_FOLDER:-./playground/data/eval}
+BENCHMARKS=pope,sqa,textvqa,mme,gqa # those of the paper's table
 
 # set_phase PREFIX SETTING...: sets phase to the words that give a recipe its environment: those of SETTINGS that have a
 # value, then the variables that have the prefix, then the settings named here.
@@ -77,13 +80,20 @@ check_data() {
         --max-bad-share "${MAX_BAD_SHARE:-0}" --report "$report"
 }
 
-# has_module NAME: the interpreter finds the module.
-has_module() {
-    "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)' "$1" 2>/dev/null
+# check_benchmarks: a missing file is cheaper to find before the training than behind it.
+check_benchmarks() {
+    local command=("$python" -m llava.eval.data --check --benchmarks "$BENCHMARKS" --eval-folder "$eval_folder")
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        echo "# Benchmarks"
+        print_command "${command[@]}"
+    elif [ ! -e "$output/results.json" ]; then
+        "${command[@]}" || die "benchmarks are not complete; see above, or set EVALUATE=0 to train without evaluating."
+    fi
 }
 
 if [ "${DRY_RUN:-0}" != 1 ]; then begin_steps "$output" "$(cksum <"configs/compression/$preset.yaml")" keep; fi
 
+if [ "${EVALUATE:-1}" != 0 ]; then check_benchmarks; fi
 check_data "Data of phase 1" plain "$pretrain_data" "$pretrain_images"
 check_data "Data of phase 2" v1 "$finetune_data" "$finetune_images"
 
@@ -94,11 +104,9 @@ set_phase FINETUNE_ "DATA_PATH=$finetune_data" "IMAGE_FOLDER=$finetune_images" "
     "ADAPTER=$output/pretrain/mm_projector.bin"
 run_step "Phase 2, instruction tuning" "$output/finetune" "${phase[@]}" bash scripts/v1_5/finetune.sh
 
-if has_module llava.eval.run; then
+if [ "${EVALUATE:-1}" != 0 ]; then
     run_step "Evaluation" "$output/results.json" "$python" -m llava.eval.run --model-path "$output/finetune" \
-        --eval-folder "${EVAL_FOLDER:-./playground/data/eval}" --out "$output/results.json"
-else
-    say "Evaluation is not part of this version, so the table has the paper's row alone." >&2
+        --benchmarks "$BENCHMARKS" --eval-folder "$eval_folder" --out "$output/results.json"
 fi
 table=("$python" scripts/reproduce_table.py --preset "$preset" --folder "$output")
 if [ "${DRY_RUN:-0}" = 1 ]; then

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fake_machine import ROOT, Shell, flags_of
 
+from llava.eval import run
 from llava.eval.tables.published import read_table
 
 PYTHON = """
@@ -24,7 +25,8 @@ case "$*" in
         echo half >>"$2/work"
         exit "${STATUS:-0}"
         ;;
-    -c*) exit 1 ;;
+    *llava.eval.data*) exit "${MISSING:-0}" ;;
+    *llava.eval.run*) echo "{}" >"${@: -1}" ;;
     *) echo "the table" ;;
 esac
 """
@@ -40,10 +42,11 @@ def reproduction(tmp_path: Path) -> tuple[Shell, dict[str, str]]:
 def asked(variables: dict[str, str]) -> list[str]:
     """What the interpreter was asked since the last time, in short."""
     log = Path(variables["LOG"])
-    lines = [line for line in log.read_text().splitlines() if not line.startswith("-c")] if log.exists() else []
+    lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     marks = {
         "check 1": r"data\.check .*--version plain", "check 2": r"data\.check .*--version v1",
+        "benchmarks": r"eval\.data --check", "evaluation": r"eval\.run .*--benchmarks pope,sqa,textvqa,mme,gqa",
         "phase 1": "train_mem.*tune_mm_mlp_adapter", "phase 2": "train_mem.*pretrain_mm_mlp_adapter", "table": "table",
     }  # fmt: skip
     return [next(step for step, mark in marks.items() if re.search(mark, line)) for line in lines]
@@ -52,11 +55,13 @@ def asked(variables: dict[str, str]) -> list[str]:
 def test_reproducing_goes_on_at_the_step_that_failed(reproduction: tuple[Shell, dict[str, str]]) -> None:
     shell, variables = reproduction
     script, work = "scripts/reproduce.sh", Path(variables["OUTPUT"], "pretrain/work")
+    status, _, err = shell.run(script, "duet-64", MISSING="1", **variables)
+    assert (status, asked(variables)) == (1, ["benchmarks"]) and "set EVALUATE=0 to train without evaluating" in err
     status, _, err = shell.run(script, "duet-64", STATUS="75", **variables)
     assert status == 75, err
-    assert asked(variables) == ["check 1", "check 2", "phase 1"]
+    assert asked(variables) == ["benchmarks", "check 1", "check 2", "phase 1"]
     status, out, _ = shell.run(script, "duet-64", **variables)
-    assert (status, asked(variables)) == (0, ["phase 1", "phase 2", "table"])
+    assert (status, asked(variables)) == (0, ["benchmarks", "phase 1", "phase 2", "evaluation", "table"])
     assert work.read_text() == "half\nhalf\n", "unfinished work must be continued, not removed"
     assert out.endswith("the table\n")
     status, _, err = shell.run(script, "duet-64", LEARNING_RATE="1", **variables)
@@ -70,8 +75,11 @@ def test_reproducing_prints_every_step(reproduction: tuple[Shell, dict[str, str]
     shell, variables = reproduction
     own = {"PRETRAIN_BATCH_SIZE": "4", "FINETUNE_LEARNING_RATE": "3e-5", "PRETRAIN_DATA_PATH": "/my data.json"}
     status, out, err = shell.run("scripts/reproduce.sh", "duet-128", DRY_RUN="1", **own, **variables)
-    assert status == 0 and "Evaluation is not part of this version" in err
-    check, _, first, second, table = (shlex.split(line) for line in out.splitlines() if not line.startswith("#"))
+    assert status == 0, err
+    lines = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    benchmarks, check, _, first, second, evaluation, table = lines
+    assert benchmarks[2] == "llava.eval.data" and evaluation[2] == "llava.eval.run"
+    assert run.parse(evaluation[3:]).model_path == flags_of(second)["--output_dir"]
     assert check[:5] == ["python", "-m", "llava.data.check", "--data-path", "/my data.json"]
     assert "scripts/reproduce_table.py" in table
     before, after = flags_of(first), flags_of(second)

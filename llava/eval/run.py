@@ -268,6 +268,8 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
     logging.basicConfig(level=logging.WARNING)
     try:
         _check(options)
+        if options.num_gpus is None:
+            options.num_gpus = max(1, torch.cuda.device_count()) if best_device(options.device) == "cuda" else 1
         results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -302,7 +304,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_compression_flags(parser)
     add_batch_flags(parser, batch_size=8)
-    parser.add_argument("--num-gpus", "--num_gpus", type=int, default=1, help="processes, a GPU each (default: 1)")
+    parser.add_argument("--num-gpus", "--num_gpus", type=int, help="processes, a GPU each (default: all)")
     parser.add_argument(
         "--eval-folder", "--eval_folder", default="playground/data/eval", help="(default: playground/data/eval)"
     )
