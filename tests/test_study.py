@@ -24,7 +24,7 @@ from playground.study.work import recipe_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TOWER = ROOT / "playground" / "assets" / "vision_tower"
-SETTINGS = StudySettings(seeds=2, pretrain_steps=1, finetune_steps=1, identity="made up")
+SETTINGS = StudySettings(seeds=2, pretrain_steps=1, finetune_steps=1, data="made up", methods="all")
 
 
 def tokens(cell: Cell) -> float:
@@ -62,12 +62,15 @@ def test_the_random_control_draws_anew_for_each_seed() -> None:
         Cell("DUET", 67).compression(0)
 
 
-def test_flags_are_those_of_the_recipe() -> None:
+def test_flags_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = recipe_flags("finetune", {"OUTPUT_DIR": "/o", "ADAPTER": "/a", "MAX_STEPS": "7", "SEED": "3"}, ("--x", "y"))
     pairs = dict(zip(flags[:-2:2], flags[1:-2:2], strict=True))
     assert pairs["--max_steps"] == "7" and pairs["--seed"] == "3" and pairs["--pretrain_mm_mlp_adapter"] == "/a"
     assert pairs["--version"] == "v1" and flags[-2:] == ["--x", "y"]
-    with pytest.raises(ValueError, match=r"finetune\.sh refused: .*MAX_STEPS|NUM_DEVICES"):
+    before = recipe_flags("finetune", {"OUTPUT_DIR": "/o"})
+    monkeypatch.setenv("LEARNING_RATE", "7")  # what happens to be set outside changes nothing
+    assert recipe_flags("finetune", {"OUTPUT_DIR": "/o"}) == before
+    with pytest.raises(ValueError, match=r"finetune\.sh refused: .*NUM_DEVICES"):
         recipe_flags("finetune", {"NUM_DEVICES": "many"})
 
 
@@ -75,7 +78,7 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     Place.open(tmp_path, SETTINGS)
     assert Place.open(tmp_path, SETTINGS).settings == SETTINGS
     with pytest.raises(ValueError, match=r"holds a study of other settings .* STUDY_OUTPUT"):
-        Place.open(tmp_path, StudySettings(3, 1, 1, "made up"))
+        Place.open(tmp_path, StudySettings(3, 1, 1, "made up", "all"))
 
 
 def answered(place: Place) -> None:

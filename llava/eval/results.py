@@ -29,6 +29,7 @@ class Result:
         num_questions: of the benchmark.
         num_answered: of these, those that have an answer.
         headline, values, notes: as in `Scores`.
+        num_counted: answers that the headline is about, where a judge left some ungraded; else None.
         versions: of Python, torch, transformers and this project.
         device: in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
         seed: of sampling and of random choices.
@@ -49,6 +50,7 @@ class Result:
     headline: float | None
     values: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    num_counted: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     seed: int = 0
@@ -59,8 +61,9 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Whether every question has an answer."""
-        return self.num_answered == self.num_questions
+        """Whether every question has an answer that counts."""
+        counted = self.num_answered if self.num_counted is None else self.num_counted
+        return counted == self.num_questions
 
     def save(self, path: Path) -> None:
         """Write the file in one step, so that a kill leaves the old one or the new one."""

@@ -114,6 +114,7 @@ def score_answers(
         headline=scores.headline,
         values=scores.values,
         notes=tuple(notes),
+        num_counted=scores.counted,
         versions=about["versions"],
         device=about["device"],
         seed=identity["seed"],

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.place import Place, StudySettings
 from playground.study.report import write_report
-from playground.study.work import ROOT, run_cell, train_projector
+from playground.study.work import ROOT, identity, run_cell, train_projector
 
 INTERRUPTED = 130
 
@@ -132,8 +132,9 @@ def _settings(options: argparse.Namespace) -> StudySettings:
     for path in sorted((ROOT / "playground" / "assets").rglob("*")):
         if path.is_file():
             assets.update(path.read_bytes())
-    identity = f"{assets.hexdigest()[:16]}, {options.images} images, {options.questions} questions"
-    return StudySettings(options.seeds, options.pretrain_steps, options.finetune_steps, identity)
+    of_data = f"{assets.hexdigest()[:16]}, {options.images} images, {options.questions} questions"
+    steps = options.pretrain_steps, options.finetune_steps
+    return StudySettings(options.seeds, *steps, data=of_data, methods=identity())
 
 
 def _parser() -> argparse.ArgumentParser:

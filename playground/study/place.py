@@ -21,13 +21,15 @@ class StudySettings:
         seeds: models of every kind; seed s starts its projector and shuffles its data by s.
         pretrain_steps: of the projector, uncompressed, once a seed.
         finetune_steps: of projector and language model, once a cell and seed.
-        identity: of tower, language model and data.
+        data: sizes, and the identity of tower and language model.
+        methods: identity of the recipes' flags and of all compressions.
     """
 
     seeds: int
     pretrain_steps: int
     finetune_steps: int
-    identity: str
+    data: str
+    methods: str
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ trainer in this process: starting Python for each of a hundred short runs would 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -39,6 +41,16 @@ SHARED = {
 """The quickstart's settings of both phases (playground/quickstart/HYPERPARAMETERS.md), but for batches and steps."""
 
 
+PHASES = {
+    "pretrain": {"BATCH_SIZE": "64", "LEARNING_RATE": "3e-3"},
+    "finetune": {"BATCH_SIZE": "32", "LEARNING_RATE": "1e-3"},
+}
+"""What the phases do not share."""
+
+PROJECTOR_RATE = ("--mm_projector_lr", "2e-3")
+"""Of the second phase."""
+
+
 def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = ()) -> list[str]:
     """The trainer's flags that a recipe of scripts/v1_5 resolves to.
 
@@ -53,12 +65,25 @@ def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = (
     use_cpu = {} if torch.cuda.is_available() else {"USE_CPU": "True"}
     printed = subprocess.run(
         ["bash", f"scripts/v1_5/{recipe}.sh", *extra],
-        cwd=ROOT, env=os.environ | SHARED | use_cpu | settings | {"DRY_RUN": "1"}, capture_output=True, text=True,
+        cwd=ROOT, env=_outside() | SHARED | PHASES[recipe] | use_cpu | settings | {"DRY_RUN": "1"},
+        capture_output=True, text=True,
     )  # fmt: skip
     if printed.returncode:
         raise ValueError(f"scripts/v1_5/{recipe}.sh refused: {printed.stderr.strip()}")
     words = shlex.split(printed.stdout.strip().splitlines()[-1])
     return words[next(number for number, word in enumerate(words) if word.endswith("train_mem.py")) + 1 :]
+
+
+def _outside() -> dict[str, str]:
+    """What a recipe may see of this process's environment: nothing that it takes for a setting."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES") if name in os.environ}
+
+
+def identity() -> str:
+    """Changes with the flags of both phases and with what any cell does."""
+    flags = [recipe_flags("pretrain", {"OUTPUT_DIR": "here"}), recipe_flags("finetune", {"OUTPUT_DIR": "here"})]
+    compressions = [cell.compression(0).to_dict() for cell in all_cells()]
+    return hashlib.sha256(json.dumps([flags, PROJECTOR_RATE, compressions]).encode()).hexdigest()[:16]
 
 
 def train_projector(place: Place, seed: int) -> None:
@@ -73,8 +98,6 @@ def train_projector(place: Place, seed: int) -> None:
         "IMAGE_FOLDER": str(place.data / "images"),
         "DATA_CACHE_DIR": str(place.root / "cache"),
         "OUTPUT_DIR": str(place.projector(seed)),
-        "BATCH_SIZE": "64",
-        "LEARNING_RATE": "3e-3",
         "MAX_STEPS": str(place.settings.pretrain_steps),
     })  # fmt: skip
 
@@ -95,10 +118,8 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
         "DATA_CACHE_DIR": str(place.root / "cache"),
         "OUTPUT_DIR": str(model),
         "ADAPTER": str(place.projector(seed) / "mm_projector.bin"),
-        "BATCH_SIZE": "32",
-        "LEARNING_RATE": "1e-3",
         "MAX_STEPS": str(place.settings.finetune_steps),
-    }, ("--mm_projector_lr", "2e-3"))  # fmt: skip
+    }, PROJECTOR_RATE)  # fmt: skip
     cells = [cell, *all_cells()] if uncompressed else [cell]
     out = place.training_free(seed) if uncompressed else place.trained(seed, cell)
     unfinished = out.with_name("unfinished-" + out.name)

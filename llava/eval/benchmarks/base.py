@@ -23,11 +23,13 @@ class Scores:
             None where only a server or a judge can tell.
         values: every number by name, the headline among them.
         notes: sentences that a reader of the numbers has to know.
+        counted: answers that the headline is about, where some were left out: a judge gave no grade.
     """
 
     headline: float | None
     values: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    counted: int | None = None
 
 
 class Benchmark(ABC):
