@@ -17,7 +17,7 @@
 #   STUDY_OUTPUT               where everything is written             playground/output/study
 #   STUDY_SEEDS                models of each kind                     3
 #   STUDY_IMAGES, STUDY_QUESTIONS        for training, held out        10240, 1000
-#   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 60
+#   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 120
 #   STUDY_JOBS                 cells at a time                         2
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -45,7 +45,7 @@ CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
 if [ "$study" = 1 ]; then
     "$PYTHON" -m playground.study --out "${STUDY_OUTPUT:-playground/output/study}" --seeds "${STUDY_SEEDS:-3}" \
         --images "${STUDY_IMAGES:-10240}" --questions "${STUDY_QUESTIONS:-1000}" --jobs "${STUDY_JOBS:-2}" \
-        --pretrain-steps "${STUDY_PRETRAIN_STEPS:-160}" --finetune-steps "${STUDY_FINETUNE_STEPS:-60}"
+        --pretrain-steps "${STUDY_PRETRAIN_STEPS:-160}" --finetune-steps "${STUDY_FINETUNE_STEPS:-120}"
     say "Finished after $((SECONDS - started)) s."
     exit
 fi

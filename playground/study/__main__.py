@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=10240, help="for training, captioned and asked about")
     parser.add_argument("--questions", type=int, default=1000, help="held out")
     parser.add_argument("--pretrain-steps", type=int, default=160, help="of the projector, 64 captions each")
-    parser.add_argument("--finetune-steps", type=int, default=60, help="of each model, 32 conversations each")
+    parser.add_argument("--finetune-steps", type=int, default=120, help="of each model, 16 conversations each")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time; cores are shared out among them")
     return parser
 

@@ -43,7 +43,7 @@ SHARED = {
 
 PHASES = {
     "pretrain": {"BATCH_SIZE": "64", "LEARNING_RATE": "3e-3"},
-    "finetune": {"BATCH_SIZE": "32", "LEARNING_RATE": "1e-3"},
+    "finetune": {"BATCH_SIZE": "16", "LEARNING_RATE": "1e-3"},
 }
 """What the phases do not share."""
 
