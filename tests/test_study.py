@@ -158,6 +158,7 @@ def test_tables_and_plots_show_every_cell(tmp_path: Path) -> None:
     summary = summarise(place)
     text = tables(summary, Path("images"))
     assert text.count("| DUET C+S |") == 2 * (1 + len(BUDGETS))
+    assert "`bash scripts/quickstart.sh --study`" in text and "made up" in text and "2 seeds" in text
     assert "75.0 % right" in text and "images/study-trained.svg" in text
     assert all(f"*{value}*" in text for values in PAPER.values() for value in values)
     assert plot(summary, TRAINED).count("<circle") == len(METHODS) * len(BUDGETS)

@@ -56,6 +56,8 @@ def tables(summary: Summary, images: Path) -> str:
     """
     dense, blank = summary.row(TRAINING_FREE, UNCOMPRESSED), summary.row(TRAINING_FREE, BLANK)
     lines = [
+        _conditions(summary),
+        "",
         f"Uncompressed ({dense.tokens:.0f} visual tokens a layer): {_share(dense.accuracy)} right "
         f"({_range(dense.interval)}; seeds {_seeds(dense)}). Blank images: {_share(blank.accuracy)} "
         f"({_range(blank.interval)}).",
@@ -65,6 +67,19 @@ def tables(summary: Summary, images: Path) -> str:
         lines += [f"![{heading}: accuracy over visual tokens]({images / f'study-{half}.svg'})", ""]
         lines += ["All numbers:", "", *_full_table(summary, half)]
     return "\n".join(lines) + "\n"
+
+
+def _conditions(summary: Summary) -> str:
+    """Machine, time and command."""
+    about = summary.about
+    seconds = about.get("seconds")
+    took = "" if seconds is None else f"; {seconds // 3600} h {seconds % 3600 // 60} min in all"
+    machine = "; ".join(str(about[key]) for key in ("date", "processor", "system", "versions") if about.get(key))
+    return (
+        f"`bash scripts/quickstart.sh --study`{took}. {machine}. {about['seeds']} seeds; a projector trained on "
+        f"{about['pretrain_steps']} batches of captions, each model on {about['finetune_steps']} batches of "
+        f"conversations; {summary.rows[0].questions} held-out questions, answered greedily."
+    )
 
 
 def _relative_table(summary: Summary, half: str) -> list[str]:
