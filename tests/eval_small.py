@@ -38,7 +38,7 @@ class Squares(Benchmark):
 
 
 class JudgedSquares(Squares, JudgedBenchmark):
-    """The judge gives every answer half."""
+    """The judge gives every answer half, but none to the last."""
 
     name = "judged_squares"
     title = "JSQ"
@@ -47,7 +47,8 @@ class JudgedSquares(Squares, JudgedBenchmark):
         if judge.api.model == "broken":
             raise ValueError("The judge cannot be reached.")
         reviews.write_text("".join(f"{item.question.question_id}\n" for item in answered))
-        return Scores(50.0)
+        judged_by = {"answered_as": [f"{judge.api.model}-2026"], "temperature": 0}
+        return Scores(50.0, counted=len(answered) - 1, judged_by=judged_by)
 
 
 def write_squares(root: Path, count: int = 9) -> Path:

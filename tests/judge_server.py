@@ -22,17 +22,19 @@ class JudgeServer:
         answer: makes the text of the answer from the content of a request.
         faults: what happens to the first requests, one each: a status, `GARBAGE` (200 and no JSON), `HANG` (nothing,
             until the server is closed) or None (an ordinary answer).
+        refused: parameters that the server refuses with status 400, one at a time.
 
     Attributes:
         requests: the contents of all requests, in order.
         keys: the authorization headers of all requests.
     """
 
-    def __init__(self, answer: Answer, faults: Sequence[int | str | None] = ()) -> None:
+    def __init__(self, answer: Answer, faults: Sequence[int | str | None] = (), refused: Sequence[str] = ()) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self._answer = answer
         self._faults = list(faults)
+        self._refused = refused
         self._lock = Lock()
         self._closing = Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -82,6 +84,8 @@ class JudgeServer:
                     self._send(200, "<html>Welcome</html>")
                 elif isinstance(fault, int):
                     self._send(fault, json.dumps({"error": {"message": f"fault {fault}"}}))
+                elif named := [name for name in server._refused if name in content]:
+                    self._send(400, json.dumps({"error": {"message": f"Unsupported parameter: '{named[0]}'."}}))
                 else:
                     message = {"role": "assistant", "content": server._answer(content)}
                     self._send(200, json.dumps({"model": MODEL, "choices": [{"message": message}]}))

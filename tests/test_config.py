@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,9 @@ def test_a_wrong_mapping_is_an_error_that_says_so(data: dict, sentence: str):
 
 
 def test_wrong_names_and_files_are_errors_that_say_so(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no compression preset 'duet-191'; accepted names are duet-128, duet-192"):
+    with pytest.raises(
+        ValueError, match=r"no compression preset 'duet-191'; accepted names are duet-128, duet-128-all, "
+    ):
         CompressionConfig.resolve("duet-191")
     with pytest.raises(ValueError, match="There is no compression file"):
         CompressionConfig.resolve(tmp_path / "none.yaml")
@@ -166,7 +169,17 @@ STAIRS = {  # tokens of the first layer, last layer, and average, from the paper
     "next-160": (51, 0, (51 * 16 + 25 * 8) / 32),
     "video-960": (192, 0, 960 / 8),  # of one of eight frames
     "video-136": (27, 0, (27 * 16 + 13 * 8) / 32),
+    "visionzip-next-640": (640 / 5, 640 / 5, 640 / 5),  # of one of five crops
+    "visionzip-next-320": (320 / 5, 320 / 5, 320 / 5),
+    "visionzip-next-160": (160 / 5, 160 / 5, 160 / 5),
 }
+VOTED = [
+    *(f"duet-{budget}" for budget in (192, 128, 64)),
+    *(f"next-{budget}" for budget in (640, 320, 160)),
+    "pyramiddrop",
+]
+"""Presets that there are three of: for the last token, all instruction tokens, and the salient ones."""
+STAIRS |= {f"{name}-{voters}": STAIRS[name] for name in VOTED for voters in ("all", "salient")}
 QWEN = {"qwen-640": (1023, 255), "qwen-320": (608, 152), "qwen-160": (243, 60)}  # first and last layer, large image
 
 
@@ -185,6 +198,14 @@ def test_presets_of_qwen_meet_their_caps(name: str):
     config = CompressionConfig.from_preset(name)
     tokens = tokens_per_layer(config.t2v, config.v2v.token_count(10_000), 28)
     assert (tokens[0], tokens[-1]) == QWEN[name] and tokens.count(tokens[0]) == 14
+
+
+@pytest.mark.parametrize("name", VOTED)
+def test_presets_of_other_voters_differ_in_nothing_else(name: str):
+    last = CompressionConfig.from_preset(name)
+    for voters, queries in (("all", "text"), ("salient", "salient")):
+        other = CompressionConfig.from_preset(f"{name}-{voters}")
+        assert other == replace(last, t2v=replace(last.t2v, queries=queries)) != last
 
 
 def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():

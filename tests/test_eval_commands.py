@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eval_files_choice import write_mmbench, write_mmbench_cn, write_sqa
 from eval_small import read_lines, texts, write_squares
-from fake_machine import ROOT, Shell, amd, nvidia
+from fake_machine import Shell, amd, nvidia
 from tiny_folder import write_model
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
@@ -71,7 +73,7 @@ def test_chunks_are_llavas_and_together_everything(model: Path, tmp_path: Path):
         chunk(range(10), 4, 4)
 
 
-def test_commands_go_on_and_do_not_mix(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands_go_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     questions = write_squares(tmp_path, count=5)
     images, answers = tmp_path / "squares" / "images", tmp_path / "a.jsonl"
     words = common(model, questions, images, answers)
@@ -84,12 +86,38 @@ def test_commands_go_on_and_do_not_mix(model: Path, tmp_path: Path, capsys: pyte
     assert model_vqa_loader.main(words) == 0
     after = read_lines(answers)
     assert len(after) == 5 and [line for line in after if line["question_id"] != 3] == before
-    assert model_vqa_loader.main([*words, "--dominant", "5"]) == 2
+
+
+def test_answers_of_other_settings_are_set_aside(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """LLaVA writes over them; here nothing that was answered is lost."""
+    questions = write_squares(tmp_path, count=3)
+    answers = tmp_path / "a.jsonl"
+    words = common(model, questions, tmp_path / "squares" / "images", answers)
+    answers.write_text("Of LLaVA itself.\n")
+    assert model_vqa_loader.main(words) == 0
+    said = capsys.readouterr().err
+    assert "a.settings.json, which says what they belong to, is gone" in said
+    assert f"they are kept in {answers}.former, and all questions are answered anew" in said
+    assert (tmp_path / "a.jsonl.former").read_text() == "Of LLaVA itself.\n"
+    first = answers.read_text()
+    settings = (tmp_path / "a.settings.json").read_text()
+    assert model_vqa_loader.main([*words, "--dominant", "5"]) == 0
     assert "compression.v2v.dominant was 7 and is 5 now" in capsys.readouterr().err
-    assert model_vqa_loader.main([*words, "--dominant", "5", "--fresh"]) == 0
-    (tmp_path / "a.settings.json").unlink()
-    assert model_vqa_loader.main(words) == 2
-    assert "--fresh removes these answers and starts anew" in capsys.readouterr().err
+    assert (tmp_path / "a.jsonl.former1").read_text() == first
+    assert (tmp_path / "a.jsonl.former1.settings.json").read_text() == settings
+    assert len(read_lines(answers)) == 3 and answers.read_text() != first
+    run = json.loads((tmp_path / "a.settings.json").read_text())["run"]
+    answers.rename(tmp_path / f"a.run-{run}.rank0.jsonl")
+    (tmp_path / "a.settings.json").write_text("{")
+    second = (tmp_path / f"a.run-{run}.rank0.jsonl").read_text()
+    assert model_vqa_loader.main(words) == 0
+    assert "a.settings.json cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "a.jsonl.former2").read_text() == second, "also what a killed run left"
+    assert model_vqa_loader.main([*words, "--temperature", "1", "--fresh"]) == 0
+    assert not (tmp_path / "a.jsonl.former3").exists()
+    kept = answers.read_text()
+    assert model_vqa_loader.main([*words, "--fresh", "--question-file", str(tmp_path / "nowhere.jsonl")]) == 2
+    assert answers.read_text() == kept, "--fresh removes nothing before everything else is known to fit"
 
 
 def test_science_questions_are_asked_as_in_llava(model: Path, tmp_path: Path):
@@ -135,18 +163,29 @@ def test_the_language_of_mmbench_changes_what_is_asked(model: Path, tmp_path: Pa
     assert model_vqa_mmbench._questions(options)[0].text.endswith(f"\n{LETTER}")
 
 
-def test_defaults_are_llavas():
-    for module, template, new_tokens in (
-        (model_vqa, "llava_v1", 1024), (model_vqa_loader, "llava_v1", 128),
-        (model_vqa_science, "llava_v0", 1024), (model_vqa_mmbench, "llava_v1", 1024),
-    ):  # fmt: skip
-        source = Path(module.__file__).read_text()
-        assert f'"{template}"' in source and f"{new_tokens}" in source
-    options = vqa_parser("x", "x", "q.jsonl", "llava_v1", 128).parse_args(["--model-path", "m"])
-    assert (options.temperature, options.top_p, options.num_beams, options.max_new_tokens) == (0.2, None, 1, 128)
-    assert (options.num_chunks, options.chunk_idx, options.answers_file, options.image_folder) == (
-        1, 0, "answer.jsonl", ""
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "question_file", "template", "new_tokens", "more"),
+    [
+        (model_vqa, "tables/question.jsonl", "llava_v1", 1024, {}),
+        (model_vqa_loader, "tables/question.jsonl", "llava_v1", 128, {}),
+        (
+            model_vqa_science, "tables/question.json", "llava_v0", 1024,
+            {"single_pred_prompt": False, "answer_prompter": False},
+        ),
+        (
+            model_vqa_mmbench, "tables/question.jsonl", "llava_v1", 1024,
+            {"single_pred_prompt": False, "all_rounds": False, "lang": "en"},
+        ),
+    ],
+)  # fmt: skip
+def test_defaults_are_llavas(command: Any, question_file: str, template: str, new_tokens: int, more: dict[str, Any]):
+    options = vars(command.parser().parse_args(["--model-path", "m"]))
+    llavas = {
+        "model_base": None, "image_folder": "", "question_file": question_file, "answers_file": "answer.jsonl",
+        "conv_mode": template, "num_chunks": 1, "chunk_idx": 0, "temperature": 0.2, "top_p": None, "num_beams": 1,
+        "max_new_tokens": new_tokens,
+    } | more  # fmt: skip
+    assert {name: options[name] for name in llavas} == llavas
 
 
 def test_what_does_not_fit_is_a_sentence(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -216,6 +255,8 @@ def test_scripts_refuse_and_explain(tmp_path: Path):
     assert status == 2 and "JUDGE is 'yes'; accepted are 1 and 0" in err
     status, out, _ = shell.run("scripts/v1_5/eval/pope.sh", "--help")
     assert status == 0 and out.startswith("POPE: F1") and "EVAL_FOLDER        benchmarks" in out
-    text = (ROOT / "scripts" / "lib" / "eval.sh").read_text()
-    for name in ("COMPRESSION", "NUM_GPUS", "LIMIT", "JUDGE"):
-        assert f"#   {name}" in text or f", {name}" in text
+    for name in (
+        "MODEL", "MODEL_BASE", "COMPRESSION", "EVAL_FOLDER", "OUTPUT", "CONV_MODE", "TEMPERATURE", "MAX_NEW_TOKENS",
+        "BATCH_SIZE", "NUM_GPUS", "LOADER_WORKERS", "DTYPE", "SEED", "LIMIT", "JUDGE", "PYTHON", "DRY_RUN",
+    ):  # fmt: skip
+        assert re.search(rf"^ *([A-Z_]+, )*{name}\b", out, re.MULTILINE), name

@@ -21,9 +21,6 @@ WRITERS = eval_files_choice.WRITERS | eval_files_judged.WRITERS | eval_files_vqa
 def written(root: Path, name: str) -> Dataset:
     """Small data of a benchmark, and what is expected of it."""
     WRITERS[name](root)
-    if name == "seed":
-        (root / "seed_bench" / "SEED-Bench-video-image").mkdir(exist_ok=True)
-        (root / "seed_bench" / "SEED-Bench-video-image" / "any.png").touch()
     questions = get_benchmark(name).questions(root)
     within = DATASETS[name].within
     count = sum(not within or within in question.images[0].parts for question in questions)
@@ -52,9 +49,10 @@ def test_each_part_is_where_the_benchmark_looks_for_it(tmp_path: Path, name: str
         assert place is not None
         aside = tmp_path / "aside"
         place.rename(aside)
-        problems = check(get_benchmark(name), dataset, tmp_path).problems
+        found = check(get_benchmark(name), dataset, tmp_path)
         aside.rename(place)
-        assert any(part.url in problem and part.places[0] in problem for problem in problems), part
+        said = found.left_out if part.optional else found.problems
+        assert any(part.url in sentence and part.places[0] in sentence for sentence in said), part
 
 
 def test_a_wrong_number_of_questions_is_said(tmp_path: Path) -> None:
@@ -77,6 +75,24 @@ def test_a_sample_is_spread_over_all_images() -> None:
     paths = [Path(str(number)) for number in range(10)]
     assert [path.name for path in evenly(paths, 5)] == ["0", "2", "4", "6", "8"]
     assert evenly(paths, 10) == paths and evenly(paths, 99) == paths
+
+
+def test_seed_needs_no_frames_of_videos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS, "seed", written(tmp_path, "seed"))
+    assert DATASETS["seed"].questions == 5
+    arguments = ["--check", "--images", "--benchmarks", "seed", "--eval-folder", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "8 of 8 images or videos were looked for" in capsys.readouterr().out
+    frames = tmp_path / "seed_bench" / "SEED-Bench-video-image"
+    shutil.rmtree(frames)
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "seed: ready, 5 questions; 5 of 5 images or videos were looked for" in out
+    assert f"Optional: {frames} (middle frames of videos) is missing; get the frames that" in out
+    assert main(arguments[2:]) == 0
+    assert "missing seed_bench/SEED-Bench-video-image: middle frames of videos (optional)" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:

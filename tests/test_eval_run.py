@@ -217,7 +217,7 @@ def test_what_is_answered_is_not_asked_again(ask: Callable[..., int], tmp_path: 
 def test_what_a_kill_left_is_merged_and_a_torn_line_is_asked_again(ask: Callable[..., int], tmp_path: Path):
     assert ask() == 0
     lines = place(tmp_path).answers.path.read_text().splitlines(keepends=True)
-    answers = place(tmp_path).answers
+    answers = AnswerFile(place(tmp_path).answers.path, json.loads(place(tmp_path).settings.read_text())["run"])
     answers.path.write_text("".join(lines[6:8]))
     answers.part(0).write_text(lines[3] + lines[0] + lines[8][:40])
     answers.part(1).write_text(lines[5] + lines[6] + lines[2])
@@ -226,7 +226,7 @@ def test_what_a_kill_left_is_merged_and_a_torn_line_is_asked_again(ask: Callable
     assert [line["text"] for line in merged] == [json.loads(line)["text"] for line in lines]
     kept = {line["answer_id"] for line in merged} & {json.loads(line)["answer_id"] for line in lines}
     assert len(kept) == 6, "the second of two equal questions, the fifth and the ninth, which was torn, were missing"
-    assert not answers.parts()
+    assert not answers.all_parts()
 
 
 def test_changed_settings_are_refused(
@@ -249,12 +249,13 @@ def test_changed_settings_are_refused(
     assert ask() == 2
     assert "the questions are not the same" in capsys.readouterr().err
     assert ask("--fresh") == 0
-    (model / "other.bin").touch()
+    kept = (model / "generation_config.json").read_bytes()
+    (model / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
     try:
         assert ask() == 2
-        assert "the weights are not the same" in capsys.readouterr().err
+        assert "generation_config.json of the model is another" in capsys.readouterr().err
     finally:
-        (model / "other.bin").unlink()
+        (model / "generation_config.json").write_bytes(kept)
     place(tmp_path).settings.unlink()
     assert ask() == 2
     assert "squares.settings.json, which says what they belong to, is gone" in capsys.readouterr().err
@@ -274,7 +275,8 @@ def test_an_unreadable_image_costs_its_question_only(
     assert "question 7 (number 8): There is no image file" in said
     result = Result.load(place(tmp_path).result)
     assert (result.num_answered, result.complete) == (7, False)
-    assert json.loads((tmp_path / "scores.json").read_text()) == {"SQ": 100.0}
+    assert json.loads((tmp_path / "scores.json").read_text()) == {}
+    assert "scores.json leaves out SQ, where answers are missing" in said
     (images / "5.png").write_bytes(whole)
     Image.new("RGB", (20, 20)).save(images / "7.png")
     assert ask() == 0
@@ -328,7 +330,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
 
 
 def answered(answers: Any) -> int:
-    return sum(path.read_text().count("\n") for path in (answers.path, *answers.parts()) if path.exists())
+    return sum(path.read_text().count("\n") for path in (answers.path, *answers.all_parts()) if path.exists())
 
 
 @pytest.mark.slow
@@ -354,14 +356,14 @@ def test_any_kill_and_another_number_of_devices_lose_nothing(
     def kill_one() -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    killer = when(lambda: len(answers.parts()) == 2 and answered(answers) >= first + 4, kill_one)
+    killer = when(lambda: len(answers.all_parts()) == 2 and answered(answers) >= first + 4, kill_one)
     assert main([*words, "--num-gpus", "2"]) == 1
     killer.join()
     said = capsys.readouterr().err
     assert "was killed by signal 9 (the system does that where memory runs out)" in said
     assert "the same command goes on from there" in said
     second = read_lines(answers.path)
-    assert len(second) >= first + 4 and not answers.parts()
+    assert len(second) >= first + 4 and not answers.all_parts()
     assert main(words) == 0
     whole = read_lines(answers.path)
     assert [line["question_id"] for line in whole] == [line["question_id"] for line in many]
@@ -418,10 +420,20 @@ def test_a_judge_is_asked_where_the_environment_names_one(
     monkeypatch.setenv("LLAVA_JUDGE_MODEL", "kind")
     assert ask(benchmark=JudgedSquares()) == 0
     result = Result.load(spot.result)
-    assert result.headline == 50 and result.judge is not None and result.judge["model"] == "kind"
+    assert result.headline == 50 and result.judge is not None
+    assert (result.judge["model"], result.judge["answered_as"]) == ("kind", ["kind-2026"])
+    assert (result.num_answered, result.num_counted, result.complete) == (9, 8, False), "one answer has no grade"
     assert spot.reviews.exists()
+    capsys.readouterr()
+    assert ask("--no-judge", "--out", str(tmp_path / "scores.json"), benchmark=JudgedSquares()) == 0
+    assert Result.load(spot.result) == result, "the judge's numbers stay"
+    assert f"No judge was asked this time; these are the judge's numbers of {result.date}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text()) == {}, "one answer does not count"
+    lines = read_lines(spot.answers.path)
+    spot.answers.path.write_text("".join(json.dumps(line | {"text": "other"}) + "\n" for line in lines))
     assert ask("--no-judge", benchmark=JudgedSquares()) == 0
-    assert Result.load(spot.result).headline == 100
+    assert Result.load(spot.result).headline == 100, "other answers were not judged"
+    assert Result.load(spot.result).judge is None
     assert choose_judge(True, [Squares()]) is None
     assert ask("--fresh", "--limit", "1", "--no-judge", benchmark=JudgedSquares()) == 0
     assert not spot.reviews.exists()

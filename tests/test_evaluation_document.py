@@ -61,6 +61,14 @@ def test_every_benchmark_is_described(name: str) -> None:
     assert ("a judge" in row) == isinstance(get_benchmark(name), JudgedBenchmark)
 
 
+def test_longer_answers_are_told() -> None:
+    (named,) = re.findall(r"at most 128 new tokens \(1024 for (.*?) and where a\s+judge reads them\)", TEXT, re.DOTALL)
+    longer = [name for name in NAMES if get_benchmark(name).max_new_tokens == 1024]
+    judged = [name for name in NAMES if isinstance(get_benchmark(name), JudgedBenchmark)]
+    assert set(judged) <= set(longer) and re.findall(r"`(\w+)`", named) == [n for n in longer if n not in judged]
+    assert {get_benchmark(name).max_new_tokens for name in NAMES if name not in longer} == {128}
+
+
 def test_what_is_named_exists() -> None:
     for module in re.findall(r"`(?:python -m )?(llava\.eval\.\w+)`", TEXT):
         assert importlib.util.find_spec(module), module

@@ -176,6 +176,7 @@ def test_lmms_eval_answers_in_order_whatever_the_batch(
     settings: list[dict[str, Any]] = [{"max_new_tokens": 8, "until": ["\n\n"], "image_aspect_ratio": "original"}] * 6
     settings[3] = {"max_new_tokens": 3, "temperature": 0, "top_p": None}
     settings[4] = {"max_new_tokens": 8, "temperature": 1.0, "do_sample": False}
+    settings[5] = {"max_new_tokens": 8, "temperature": 0, "top_p": 0, "num_beams": None}  # as lmms-eval's pope_full
     expected = [
         by_chat(doc["question"], doc["images"], setting["max_new_tokens"])
         for doc, setting in zip(documents, settings, strict=True)
@@ -185,6 +186,27 @@ def test_lmms_eval_answers_in_order_whatever_the_batch(
         model.task_dict = {"local": {"test": documents}}
         assert model.generate_until(requests_of(documents, settings)) == expected
     assert model.is_simple and model.device.type == "cpu" and model.batch_size == 4
+
+
+def test_lmms_eval_follows_what_a_task_sets(
+    lmms_eval: ModuleType, folder: Path, documents: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    model = lmms_eval.DuetLlava(pretrained=str(folder), device="cpu")
+    model.task_dict = {"local": {"test": documents}}
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(Respondent, "answer", lambda _, prompts, **options: seen.append(options) or [""] * len(prompts))
+    greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1, "num_beams": 1, "max_new_tokens": 1024}
+    for setting, expected in (
+        ({}, greedy),
+        ({"temperature": 0, "top_p": 0, "num_beams": None, "max_new_tokens": None}, greedy),
+        ({"temperature": 0.7, "top_p": 0}, greedy),
+        ({"temperature": 0.7, "top_p": 0.9, "do_sample": False, "num_beams": 3}, greedy | {"num_beams": 3}),
+        ({"temperature": 0.7, "top_p": 0.9}, greedy | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}),
+    ):
+        model.generate_until(requests_of(documents[:1], [setting]))
+        assert seen.pop() == expected, setting
+    with pytest.raises(ValueError, match="top_p is 1.5"):
+        model.generate_until(requests_of(documents[:1], [{"temperature": 0.7, "top_p": 1.5}]))
 
 
 def test_lmms_eval_cuts_answers_where_a_task_says(lmms_eval: ModuleType, folder: Path, documents: list[dict[str, Any]]):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from judge_server import GARBAGE, HANG, MODEL, JudgeServer
 
-from llava.eval.chat_api import ChatApi, ChatError
-from llava.eval.judge import GradingTask, Judge, VerdictFile, judge_is_configured
+from llava.eval.chat_api import ChatApi, ChatError, Reply
+from llava.eval.judge import GradingTask, Judge, VerdictFile, judge_is_configured, judged_scores
 
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
 
@@ -80,6 +80,34 @@ def test_a_server_that_stays_out_of_order_is_named():
         url = server.url
     with pytest.raises(ChatError, match="gave no answer in 2 attempts; the last one ended with ConnectError"):
         ask(ChatApi(url, attempts=2, first_pause=0.01))
+
+
+def test_parameters_that_a_model_refuses_are_left_out_from_then_on(tmp_path: Path):
+    with JudgeServer(lambda request: "yes", refused=("max_tokens", "temperature")) as server:
+        api = api_of(server, attempts=1)
+        verdicts = Judge(api, workers=1).grade(tasks_of(["a", "b"]), yes_or_none, tmp_path / "r.jsonl", "Again.", 8)
+        assert [set(request) - {"model", "messages"} for request in server.requests] == [
+            {"temperature", "max_tokens"},
+            {"temperature", "max_completion_tokens"},
+            {"max_completion_tokens"},
+            {"max_completion_tokens"},
+        ]
+        # What a model thinks counts as well, so that there is room for more than the answer.
+        assert server.requests[-1]["max_completion_tokens"] == 8 + 4096
+        with api_of(server).client() as client:
+            assert api_of(server).ask(client, ASK, 8) == Reply("yes", MODEL, None)
+        assert len(server.requests) == 7, "another judge does not know"
+    scores = judged_scores(100.0, {}, verdicts, "gpt-4")
+    assert scores.judged_by == {"answered_as": [MODEL], "temperature": None} and "no temperature" in scores.notes[1]
+    again = Judge(api, workers=1).grade(tasks_of(["a"]), yes_or_none, tmp_path / "r.jsonl", "Again.", 8)
+    assert again[0].temperature is None, "the file remembers"
+
+
+def test_a_refusal_that_stays_is_said():
+    with JudgeServer(lambda request: "yes", refused=("max_tokens", "max_completion_tokens")) as server:
+        with pytest.raises(ChatError, match=r"refuses the question .*max_completion_tokens"):
+            ask(api_of(server))
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -169,21 +197,27 @@ def test_equal_requests_share_a_verdict_and_changed_ones_do_not(tmp_path: Path):
         assert len(server.requests) == 4, "another judge's verdict is another one"
 
 
-def test_a_reply_without_grade_is_asked_for_once_more_and_kept_as_ungraded(tmp_path: Path):
+def test_a_reply_without_grade_is_asked_for_once_more_and_again_by_the_next_run(tmp_path: Path):
+    decided = {"slow"}
+
     def answer(request: dict) -> str:
         first = request["messages"][0]["content"]
-        return "yes" if first == "slow" and len(request["messages"]) == 3 else "Well..."
+        return "yes" if first in decided and len(request["messages"]) == 3 else "Well..."
 
     with JudgeServer(answer) as server:
         judge = Judge(api_of(server), workers=1)
+        assert grade(judge, ["slow", "late"], tmp_path / "r.jsonl") == [{"pred": "yes"}, None]
+        assert server.questions == ["slow", "Say yes or no.", "late", "Say yes or no."]
+        decided.add("late")
         for _ in range(2):
-            assert grade(judge, ["slow", "never"], tmp_path / "r.jsonl") == [{"pred": "yes"}, None]
-        assert len(server.requests) == 4
+            assert grade(judge, ["slow", "late"], tmp_path / "r.jsonl") == [{"pred": "yes"}, {"pred": "yes"}]
+        assert server.questions[4:] == ["late", "Say yes or no."], "what has a grade is not asked again"
     assert server.requests[1]["messages"][1:] == [
         {"role": "assistant", "content": "Well..."},
         {"role": "user", "content": "Say yes or no."},
     ]
-    assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[1])["ungraded"] is True
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line.get("ungraded", line.get("pred")) for line in lines] == ["yes", True, "yes"]
 
 
 def test_an_error_keeps_the_verdicts_before_it(tmp_path: Path):

@@ -78,6 +78,7 @@ def test_mmvet_is_the_mean_of_grades_in_all_and_by_capability(tmp_path: Path):
     assert scores.values == pytest.approx(expected)
     assert scores.headline == pytest.approx(60.0)
     assert MODEL in scores.notes[0] and "gpt-4-0613" in scores.notes[0]
+    assert scores.counted is None and scores.judged_by == {"answered_as": [MODEL], "temperature": 0}
 
 
 def test_mmvet_leaves_out_what_gets_no_grade(tmp_path: Path):
@@ -85,7 +86,7 @@ def test_mmvet_leaves_out_what_gets_no_grade(tmp_path: Path):
     with JudgeServer(last_word) as server:
         judge = Judge.from_environment(server.environment())
         scores = benchmark.judged(tmp_path, answers, judge, tmp_path / "reviews.jsonl")
-        assert scores.headline == pytest.approx(75.0)
+        assert scores.headline == pytest.approx(75.0) and scores.counted == 2
         assert scores.notes[1].startswith("4 of 6 answers got no grade")
         with pytest.raises(ValueError, match="gave no grade that can be read"):
             benchmark.judged(tmp_path, answers[2:], judge, tmp_path / "reviews.jsonl")
@@ -262,6 +263,7 @@ def test_video_answers_are_judged(name: str, tmp_path: Path):
     # 3 of 6 are right; scores 5 + 4 + 0 + 1 + 4 (4.8 without its decimals) + 2 = 16.
     assert scores.values == pytest.approx(words | {"accuracy": 50.0, "mean_score": 16 / 6})
     assert scores.headline == pytest.approx(50.0)
+    assert scores.counted is None
     asked = next(text for text in server.questions if "ocean" in text)
     assert "Question: Where are they?\nCorrect Answer: beach\nPredicted Answer: ocean\n\n" in asked
 
@@ -298,9 +300,55 @@ def test_answer_files_of_video_llava_are_graded(tmp_path: Path, capsys: pytest.C
         {"pred": "yes", "score": 4},
         {"q": "What colour is the car?", "a": "red", "pred": "red"},
     ]
-    write_lines(tmp_path / "merge.jsonl", [lines[0], lines[0]])
+    lacking = {"id": "v_0", "question": "Who?"}
+    for some, said in (
+        ([lines[0], lines[0]], "answers question 'v_0' twice"),
+        ([lines[0], lacking], "answer 2 has no field 'answer', only id, question; --pred_path takes Video-LLaVA's"),
+        ([], "holds no answers; --pred_path takes Video-LLaVA's answer file"),
+    ):
+        write_lines(tmp_path / "merge.jsonl", some)
+        assert eval_video_qa.main([*arguments, "http://127.0.0.1:9"]) == 2
+        error = capsys.readouterr().err
+        assert said in error and "download" not in error
+    (tmp_path / "merge.jsonl").unlink()
     assert eval_video_qa.main([*arguments, "http://127.0.0.1:9"]) == 2
-    assert "answers question 'v_0' twice" in capsys.readouterr().err
+    assert "There is no answer file" in capsys.readouterr().err
+
+
+def test_video_submissions_are_video_llavas_answer_files(tmp_path: Path):
+    benchmark, answers = answered("msvd", tmp_path, PREDICTIONS)
+    path = benchmark.write_submission(tmp_path, answers[1:], tmp_path / "msvd.submission")
+    assert path == tmp_path / "msvd.submission.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 5 and lines[0] == {
+        "id": "1", "question": "What is the man doing?", "answer": "playing a guitar",
+        "pred": "He is playing a guitar!",
+    }  # fmt: skip
+    assert eval_video_qa.read_predictions(path)["5"] == {
+        "question": "Is it raining?", "answer": "no", "pred": "I don't know"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="question id '1' comes twice"):
+        benchmark.write_submission(tmp_path, [answers[1], answers[1]], tmp_path / "twice")
+
+
+def test_answers_to_repeated_ids_belong_to_questions_by_place(tmp_path: Path):
+    WRITERS["msvd"](tmp_path)
+    folder = tmp_path / "GPT_Zero_Shot_QA" / "MSVD_Zero_Shot_QA"
+    ids = ["7", "7", "8", "9", "9", "9"]
+    asked, told = (json.loads((folder / name).read_text()) for name in ("test_q.json", "test_a.json"))
+    told.reverse()  # the fixture lists answers backwards
+    for name, records in (("test_q.json", asked), ("test_a.json", told)):
+        for record, identity in zip(records, ids, strict=True):
+            record["question_id"] = identity
+        (folder / name).write_text(json.dumps(records))
+    questions = get_benchmark("msvd").questions(tmp_path)
+    assert [(q.question_id, q.facts["answer"]) for q in questions] == list(
+        zip(ids, [answer for _, answer in QUESTIONS], strict=True)
+    )
+    for wrong in (told[1:], [told[2], *told[1:]], told[::-1]):
+        (folder / "test_a.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"come several times .* do not hold the same ids at the same places"):
+            get_benchmark("msvd").questions(tmp_path)
 
 
 def test_answers_belong_to_questions_by_id(tmp_path: Path):

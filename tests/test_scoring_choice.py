@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,9 +84,11 @@ def test_science_questions_are_asked_as_llava_asks(root: Path):
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), (" B ", "B"), ("B. green", "B"), ("B\nbecause", "B"), ("The answer is C.", "C"),
-        ("I think. The answer is C", "C"), ("B.", FAILED), ("b", FAILED), ("Bird", FAILED), ("", FAILED),
-        ("The answer is G.", FAILED), ("F. six", FAILED), ("The correct option is B", FAILED),
+        ("B", "B"), ("B. green", "B"), ("B. ", "B"), ("The answer is C.", "C"), ("Well. The answer is C!", "C"),
+        ("The answer is C because", "C"), ("The answer is G.", "G"), (" B ", FAILED), ("B\nbecause", FAILED),
+        ("B.", FAILED), ("b", FAILED), ("Bird", FAILED), ("", FAILED), ("F. six", FAILED),
+        ("The answer is C", FAILED), ("The answer is C\n", FAILED), ("The answer is c.", FAILED),
+        ("The answer is B. No. The answer is C.", FAILED), ("The correct option is B", FAILED),
     ],
 )  # fmt: skip
 def test_letters_are_read_as_llava_reads_them(text: str, letter: str):
@@ -93,7 +96,7 @@ def test_letters_are_read_as_llava_reads_them(text: str, letter: str):
 
 
 def test_a_letter_counts_only_if_the_question_offers_it():
-    assert [option_index(letter, 3) for letter in ("A", "C", "D", FAILED)] == [0, 2, -1, -1]
+    assert [option_index(letter, 3) for letter in ("A", "C", "D", "G", FAILED)] == [0, 2, -1, -1, -1]
 
 
 SQA_TEXTS = {
@@ -202,8 +205,12 @@ def test_all_rounds_rotate_options_and_keep_the_letters_in_order(root: Path):
     ("text", "letter"),
     [
         ("B", "B"), ("B.", "B"), ("B. dog", "B"), ("(C) bird", "C"), ("A: cat", "A"), ("A\nIt purrs.", "A"),
+        ("The answer is B.", "B"), ("The answer is A.", "A"), ("Answer: B", "B"), ("**B**", "B"), ("Option B", "B"),
+        ("答案：B。", "B"), ("A。猫", "A"), ("A, B and C are all visible", None), ("B or C", None),
+        ("A large dog sits here.", "B"), ("A. A cat sits here.", "A"), ("A: it purrs quite loudly.", "A"),
+        ("(A) it purrs quite loudly.", "A"), ("A and B are pets.", None), ("A dog", "A"), ("Bird A", "A"),
         ("D", None), ("D. fish", None), ("It is a dog.", "B"), ("Dog.", "B"), ("a cat and a dog", None),
-        ("hot dog", "C"), ("A dog", "B"), ("", None), ("none of them", None),
+        ("hot dog", "C"), ("", None), ("none of them", None), ("Because of ABC", None),
     ],
 )  # fmt: skip
 def test_options_are_read_from_answers(text: str, letter: str | None):
@@ -324,6 +331,21 @@ def test_seed_accuracy_by_hand(root: Path):
     assert scores.headline is None and scores.values["video"] == 100 and scores.notes
     with pytest.raises(ValueError, match="has no question '999'"):
         benchmark.score(root, [Answered(Question(999, "What?"), "A")])
+
+
+def test_seed_without_frames_is_about_images_alone(tmp_path: Path):
+    files.write_seed(tmp_path)
+    (tmp_path / "seed_bench/SEED-Bench-video-image").rename(tmp_path / "aside")
+    questions = get_benchmark("seed").questions(tmp_path)
+    assert [question.question_id for question in questions] == [101, 102, 103, 104, 105]
+    scores = get_benchmark("seed").score(tmp_path, [Answered(question, "A") for question in questions])
+    # A is right for 101 and 105, 2 of 5.
+    assert scores.headline == 40 and "video" not in scores.values
+    (note,) = scores.notes
+    assert note.startswith("seed_bench/SEED-Bench-video-image is missing, so only the questions about images")
+    # Without any images, as where answers are only scored again, all questions count.
+    shutil.rmtree(tmp_path / "seed_bench/SEED-Bench-image")
+    assert len(get_benchmark("seed").questions(tmp_path)) == 8
 
 
 def test_seed_submission(

@@ -1,42 +1,59 @@
 """The answer file of one benchmark, written so that a kill at any moment loses nothing that was answered.
 
-While questions are answered each process appends to a part of its own, `gqa.answers.rank0.jsonl`. When they are
-through, and at the start of the next run after a kill, the parts are merged into `gqa.answers.jsonl`, in the order of
-the question file; only then are they removed.
+While questions are answered each process appends to a part of its own, `gqa.answers.run-5c0f21e7.rank0.jsonl`. When
+they are through, and at the start of the next run after a kill, the parts are merged into `gqa.answers.jsonl`, in the
+order of the question file; only then are they removed. The name of the run stands in the settings file, and a run that
+goes on keeps it. Parts of other runs come from processes that outlived a run which was given up; nothing in them is
+believed.
 """
 
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question, answer_keys, question_keys
+
+
+def new_run() -> str:
+    """A name that no other run has."""
+    return secrets.token_hex(4)
 
 
 @dataclass(frozen=True)
 class AnswerFile:
-    """An answer file and its parts.
+    """An answer file and the parts of one run.
 
     Attributes:
         path: of the whole file.
+        run: whose parts belong to it; empty where that is not known yet, then none do.
     """
 
     path: Path
+    run: str = ""
 
     def part(self, rank: int) -> Path:
         """Where one process appends."""
-        return self.path.with_suffix(f".rank{rank}.jsonl")
+        return self.path.with_name(f"{self.path.stem}.run-{self.run}.rank{rank}.jsonl")
 
     def parts(self) -> list[Path]:
-        """The parts that are there."""
-        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.rank*.jsonl"))
+        """The parts of the run that are there."""
+        return [path for path in self.all_parts() if path.name.startswith(f"{self.path.stem}.run-{self.run}.")]
+
+    def all_parts(self) -> list[Path]:
+        """The parts of any run that are there."""
+        name = re.compile(rf"{re.escape(self.path.stem)}\.run-[0-9a-f]+\.rank[0-9]+\.jsonl")
+        folder = self.path.parent
+        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
     def append(self, rank: int, lines: Sequence[dict[str, Any]]) -> None:
         """Add lines to a part; they are on the disk when this returns."""
@@ -49,10 +66,17 @@ class AnswerFile:
         """All lines, of the file and of its parts; a last line that a kill cut short is left out.
 
         Raises:
-            ValueError: if another line is not a JSON object.
+            ValueError: if another line is not a JSON object with a text.
         """
-        lines = [line for path in (self.path, *self.parts()) if path.exists() for line in _read(path)]
-        named = {line.get("answer_id") or f"line {number}": line for number, line in enumerate(lines)}
+        named: dict[str, dict[str, Any]] = {}
+        for path in (self.path, *self.parts()):
+            for number, line in enumerate(_read(path), start=1):
+                if "text" not in line:
+                    raise ValueError(
+                        f"{path}, answer {number} has no text; an answer line needs question_id, prompt and text. "
+                        "Remove the line or the file."
+                    )
+                named[line.get("answer_id") or f"line {number} of {path.name}"] = line
         return list(named.values())
 
     def answered(self, questions: Sequence[Question]) -> dict[int, dict[str, Any]]:
@@ -67,28 +91,39 @@ class AnswerFile:
         return {number: by_key[key] for number, key in keys if key in by_key}
 
     def merge(self, questions: Sequence[Question]) -> dict[int, dict[str, Any]]:
-        """Write the whole file in the order of the questions, in one step, and remove the parts.
+        """Write the whole file in the order of the questions, in one step, and remove all parts.
 
         Returns:
             as `answered`.
         """
         answered = self.answered(questions)
-        parts = self.parts()
-        if parts:
+        if self.parts():
             unfinished = self.path.with_name(self.path.name + ".unfinished")
             with unfinished.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in answered.values())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, self.path)
-        for part in parts:
-            part.unlink()
+        for part in self.all_parts():
+            part.unlink(missing_ok=True)
         return answered
 
     def remove(self) -> None:
         """Forget all answers."""
-        for path in (self.path, *self.parts()):
+        for path in (self.path, *self.all_parts()):
             path.unlink(missing_ok=True)
+
+    def set_aside(self) -> Path:
+        """Give the file another name that no file has, parts of any run put behind it; returns its new path."""
+        names = (f"{self.path.name}.former{number or ''}" for number in range(10**6))
+        former = next(path for path in map(self.path.with_name, names) if not path.exists())
+        if self.path.exists():
+            os.replace(self.path, former)
+        for part in self.all_parts():
+            with former.open("ab") as file:
+                file.write(part.read_bytes())
+            part.unlink()
+        return former
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -110,16 +145,4 @@ class AnswerFile:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The objects of a file; what stands behind the last line break is unfinished."""
-    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines = []
-    for number, text in enumerate(whole, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); remove the line or the file.") from error
-        if not isinstance(line, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; remove the line or the file.")
-        lines.append(line)
-    return lines
+    return read_objects(path, "remove the line or the file", torn_end=True) if path.exists() else []

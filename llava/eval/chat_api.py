@@ -25,6 +25,8 @@ DEFAULT_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-4.1"
 DEFAULT_TIMEOUT = 120.0
 LONGEST_PAUSE = 60.0
+ROOM_FOR_REASONING = 4096
+"""Tokens on top of an answer's length where a model counts what it thinks: it takes `max_completion_tokens` alone."""
 
 Message = Mapping[str, str]
 """One message of a conversation: `role` and `content`."""
@@ -41,10 +43,12 @@ class Reply:
     Attributes:
         text: empty where the server refused to let the model answer.
         model: name that the server gives it, often with a date.
+        temperature: 0; None where the model takes none, so that it answered at its own.
     """
 
     text: str
     model: str
+    temperature: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class ChatApi:
     timeout: float = DEFAULT_TIMEOUT
     attempts: int = 6
     first_pause: float = 1.0
+    _refused: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/\s]+\S*$", self.url):
@@ -116,6 +121,9 @@ class ChatApi:
     ) -> Reply:
         """Ask at temperature 0; goes on asking while the server is overloaded, out of order or out of reach.
 
+        A model that refuses `max_tokens` or a temperature, as reasoning models do, is asked without: at once, and from
+        then on.
+
         Args:
             client: of `client()`.
             messages: the conversation.
@@ -125,24 +133,18 @@ class ChatApi:
         Raises:
             ChatError: if the server refuses, answers something else, or does not answer after all attempts.
         """
-        content = {
-            "model": self.model,
-            "messages": [dict(message) for message in messages],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-        }
         trouble, wait = "nothing", 0.0
         for attempt in range(self.attempts):
             if attempt:
                 pause(wait)
             wait = min(self.first_pause * 2**attempt, LONGEST_PAUSE)
             try:
-                response = client.post(self.url.rstrip("/") + "/chat/completions", json=content)
+                response, temperature = self._post(client, messages, max_tokens)
             except httpx.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
                 continue
             if not _may_pass(response.status_code):
-                return self._reply(response)
+                return self._reply(response, temperature)
             trouble = _said(response)
             wait = max(wait, _retry_after(response))
         raise ChatError(
@@ -150,7 +152,28 @@ class ChatApi:
             f"Check {URL_VARIABLE}, or try again later: what was graded is kept."
         )
 
-    def _reply(self, response: httpx.Response) -> Reply:
+    def _post(
+        self, client: httpx.Client, messages: Sequence[Message], max_tokens: int
+    ) -> tuple[httpx.Response, float | None]:
+        """The response, after the parameters that the server refuses have been left out, and the temperature."""
+        refused = set(self._refused)
+        while True:
+            content: dict[str, Any] = {"model": self.model, "messages": [dict(message) for message in messages]}
+            if "temperature" not in refused:
+                content["temperature"] = 0
+            if "max_tokens" not in refused:
+                content["max_tokens"] = max_tokens
+            else:
+                content["max_completion_tokens"] = max_tokens + ROOM_FOR_REASONING
+            response = client.post(self.url.rstrip("/") + "/chat/completions", json=content)
+            named = {name for name in ("temperature", "max_tokens") if name in content and _refuses(response, name)}
+            if not named:
+                if response.status_code == 200:
+                    self._refused.update(refused)
+                return response, content.get("temperature")
+            refused |= named
+
+    def _reply(self, response: httpx.Response, temperature: float | None) -> Reply:
         """What a server said that is not overloaded."""
         status = response.status_code
         if status in (401, 403):
@@ -161,13 +184,13 @@ class ChatApi:
                 f"{URL_VARIABLE} and {MODEL_VARIABLE}."
             )
         if status == 400 and "content_filter" in response.text:
-            return Reply("", self.model)
+            return Reply("", self.model, temperature)
         if status != 200:
             raise ChatError(f"{self.public_url} refuses the question ({_said(response)}).")
         try:
             answer = response.json()
             text = answer["choices"][0]["message"]["content"]
-            return Reply("" if text is None else str(text), str(answer.get("model") or self.model))
+            return Reply("" if text is None else str(text), str(answer.get("model") or self.model), temperature)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ChatError(
                 f"{self.public_url} answered something else than a chat completion ({_said(response)}); check "
@@ -189,6 +212,12 @@ def _timeout(environment: Mapping[str, str]) -> float:
 def _may_pass(status: int) -> bool:
     """Whether asking again may help."""
     return status in (408, 409, 425, 429) or status >= 500
+
+
+def _refuses(response: httpx.Response, name: str) -> bool:
+    """Whether a server refuses a question because of a parameter."""
+    text = response.text
+    return response.status_code == 400 and "content_filter" not in text and bool(re.search(rf"\b{name}\b", text))
 
 
 def _retry_after(response: httpx.Response) -> float:

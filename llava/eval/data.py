@@ -34,12 +34,14 @@ class Findings:
         looked_for: images and videos that were looked for.
         named: images and videos that the questions name, each once.
         problems: sentences; none if the benchmark can be run and scored.
+        left_out: sentences about optional parts that are missing.
     """
 
     questions: int | None
     looked_for: int
     named: int
     problems: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +79,8 @@ def directions(benchmark: Benchmark, dataset: Dataset, root: Path) -> str:
     lines = [f"{benchmark.name} ({benchmark.title}{count}); licence: {dataset.licence}"]
     for part in dataset.parts:
         mark = "there  " if find(part, root) else "missing"
-        lines += [f"  {mark} {part.places[0]}: {part.what}", f"          {part.source}: {part.url}"]
+        optional = " (optional)" if part.optional else ""
+        lines += [f"  {mark} {part.places[0]}: {part.what}{optional}", f"          {part.source}: {part.url}"]
     return "\n".join([*lines, *(f"  Note: {note}" for note in dataset.notes)])
 
 
@@ -102,7 +105,9 @@ def check(benchmark: Benchmark, dataset: Dataset, root: Path, all_images: bool =
     parts, expected, within = dataset.parts, dataset.questions, dataset.within
     if dataset.instead and not find(parts[0], root) and all(find(part, root) for part in dataset.instead):
         parts, expected, within = dataset.instead, dataset.questions_instead, ""
-    problems = [_missing(part, root) for part in parts if not find(part, root)]
+    missing = [part for part in parts if not find(part, root)]
+    problems = [_missing(part, root) for part in missing if not part.optional]
+    left_out = tuple(_missing(part, root) for part in missing if part.optional)
     if not find(parts[0], root):
         return Findings(None, 0, 0, tuple(problems))
     try:
@@ -119,7 +124,7 @@ def check(benchmark: Benchmark, dataset: Dataset, root: Path, all_images: bool =
     absent = [path for path in chosen if not path.exists()]
     if absent:
         problems.append(f"{len(absent)} of {len(chosen)} images or videos are missing, {absent[0]} first.")
-    return Findings(counted, len(chosen), len(named), tuple(problems))
+    return Findings(counted, len(chosen), len(named), tuple(problems), left_out)
 
 
 def pictures(question: Question) -> list[Path]:
@@ -153,6 +158,8 @@ def _report(benchmark: Benchmark, root: Path, all_images: bool) -> bool:
     print(f"{benchmark.name}: {'not ready' if found.problems else 'ready'}, {questions}{images}")
     for problem in found.problems:
         print(f"  {problem}")
+    for sentence in found.left_out:
+        print(f"  Optional: {sentence}")
     return not found.problems
 
 

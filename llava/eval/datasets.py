@@ -26,12 +26,14 @@ class Part:
         what: holds what.
         source: which download, and what to do with it.
         url: of the download.
+        optional: fewer questions are asked without it, but the paper's number does not need it.
     """
 
     places: tuple[str, ...]
     what: str
     source: str
     url: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,14 +225,18 @@ DATASETS: dict[str, Dataset] = {
             Part(
                 ("seed_bench/SEED-Bench-video-image",),
                 "middle frames of videos",
-                "made from the videos by seed_bench/extract_video_frames.py of LLaVA's eval.zip",
+                "the frames that seed_bench/extract_video_frames.py of LLaVA's eval.zip takes out of the videos",
                 "https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md",
+                optional=True,
             ),
         ),
         14233,
         within="SEED-Bench-image",
         licence="CC BY-NC 4.0",
-        notes=("14233 is the number of questions about images, which SEED-I is the accuracy on.",),
+        notes=(
+            "14233 is the number of questions about images, which SEED-I is the accuracy on.",
+            "Without SEED-Bench-video-image, only these are asked.",
+        ),
     ),
     "mmvet": Dataset(
         (

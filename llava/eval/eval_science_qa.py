@@ -39,7 +39,7 @@ def analyse(
     chosen, outputs = {}, {}
     for number, problem in problems.items():
         line = given.get(number, unanswered)
-        text = str(line["text"]).replace("\n", ". ")
+        text = str(line["text"])
         letter = read_letter(text, options)
         chosen[number], outputs[number] = option_index(letter, len(problem["choices"]), options), text
         right = chosen[number] == problem["answer"]

@@ -2,8 +2,9 @@
 
     python -m llava.eval.eval_video_qa --pred_path merge.jsonl --output_dir graded --output_json results.json
 
-A line of the answer file is `{"id", "question", "answer", "pred"}`. Verdicts are kept in `OUTPUT_DIR/verdicts.jsonl` as
-they come, and a second call goes on from there. LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY and LLAVA_JUDGE_MODEL name the judge.
+A line of the answer file is `{"id", "question", "answer", "pred"}`; `llava.eval.run` writes such files, too, as
+`msvd.submission.jsonl` and so on. Verdicts are kept in `OUTPUT_DIR/verdicts.jsonl` as they come, and a second call goes
+on from there. LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY and LLAVA_JUDGE_MODEL name the judge.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.reading import need_field
-from llava.eval.benchmarks.video_qa import MAX_TOKENS, REMINDER, match_task, match_values, read_match
+from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
 
 VERDICTS = "verdicts.jsonl"
+_WANTED = (
+    '--pred_path takes Video-LLaVA\'s answer file, a {"id", "question", "answer", "pred"} a line, such as the '
+    "msvd.submission.jsonl that llava.eval.run writes."
+)
 
 
 def grade(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> list[Verdict]:
@@ -54,15 +58,21 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: if it is missing or empty, a line lacks a field, or an id comes twice.
     """
+    if not path.is_file():
+        raise ValueError(f"There is no answer file {str(path)!r}; {_WANTED}")
     answers: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_answer_lines(path), start=1):
-        fields = {name: need_field(line, name, f"{path}, answer {number}") for name in ("question", "answer", "pred")}
-        name = str(need_field(line, "id", f"{path}, answer {number}"))
+        missing = [name for name in ANSWER_FIELDS if name not in line]
+        if missing:
+            raise ValueError(
+                f"{path}, answer {number} has no field {missing[0]!r}, only {', '.join(line) or 'none'}; {_WANTED}"
+            )
+        name = str(line["id"])
         if name in answers:
             raise ValueError(f"{path} answers question {name!r} twice; leave one of the answers.")
-        answers[name] = {field: str(value) for field, value in fields.items()}
+        answers[name] = {field: str(line[field]) for field in ANSWER_FIELDS[1:]}
     if not answers:
-        raise ValueError(f"{path} holds no answers.")
+        raise ValueError(f"{path} holds no answers; {_WANTED}")
     return answers
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
 from llava.eval import machine
 from llava.eval.answering import Manner
-from llava.eval.answers import AnswerFile
+from llava.eval.answers import AnswerFile, new_run
 from llava.eval.asking import batches
+from llava.eval.fingerprint import Fingerprint
 from llava.eval.questions import Question
-from llava.eval.settings import check_same, hash_of, write_settings
+from llava.eval.sessions import UNKNOWN_DEVICE, Session, counted, described
+from llava.eval.settings import check_same, hash_of, read_settings, write_settings
 from llava.eval.workers import Assignment, Crew
 
 
@@ -30,7 +33,7 @@ class Subject:
     Attributes:
         model, model_base: paths or hub names.
         name: of the model, in answer lines and folders.
-        weights: of `llava.eval.settings.weights_of`.
+        files: of the model, as `llava.eval.fingerprint` tells them from others.
         compression: the budget.
         compression_name: what it is called.
         dtype: of the weights.
@@ -40,7 +43,7 @@ class Subject:
     model: str
     model_base: str | None
     name: str
-    weights: Sequence[Sequence[Any]]
+    files: Fingerprint
     compression: CompressionConfig
     compression_name: str
     dtype: str
@@ -63,6 +66,7 @@ class Job:
         with_metadata: whether answer lines say what they took.
         way_out: what to do where one wants to start anew.
         problems: why questions were left unanswered, by their numbers.
+        sessions: runs that gave the answers, this one last once it answers.
     """
 
     title: str
@@ -76,18 +80,18 @@ class Job:
     limit: int | None = None
     with_metadata: bool = True
     problems: dict[int, str] = field(default_factory=dict)
+    sessions: list[Session] = field(default_factory=list)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the answers belong to; how many are given at once and where makes no difference to them."""
+        """What the answers belong to; how many are given at once, where, and the model's path make no difference."""
         manner = dataclasses.asdict(self.manner)
         seed = manner.pop("seed")
         del manner["loader_workers"]
         if all(question.video is None for question in self.questions):
             del manner["num_frames"]
         return {
-            "model": self.subject.model,
-            "model_base": self.subject.model_base,
-            "weights": self.subject.weights,
+            "files": self.subject.files,
             "compression": self.subject.compression.to_dict(),
             "dtype": self.subject.dtype,
             "bits": self.subject.bits,
@@ -96,20 +100,34 @@ class Job:
             **manner,
         }
 
-    def open(self) -> list[int]:
+    def open(self, fresh: bool = False) -> list[int]:
         """Merge what a killed run left; returns the numbers of the questions that are left.
 
+        Args:
+            fresh: forget what is there.
+
         Raises:
-            ValueError: if there are answers that were given under other settings.
+            llava.eval.settings.OtherSettingsError: if there are answers that were given under other settings.
         """
-        identity = self.identity()
-        if self.answers.path.exists() or self.answers.parts():
-            check_same(identity, self.settings, self.answers.path, self.way_out)
+        if fresh:
+            self.answers.remove()
+        elif self.answers.path.exists() or self.answers.all_parts():
+            check_same(self.identity, self.settings, self.answers.path, self.way_out)
         self.answers.path.parent.mkdir(parents=True, exist_ok=True)
-        answered = self.answers.merge(self.questions)
-        if not answered or not self.settings.is_file():
-            self._note_devices([])
+        answered = self._take_up(fresh)
+        self._note()
         return [number for number in range(len(self.questions))[: self.limit] if number not in answered]
+
+    def _take_up(self, fresh: bool) -> dict[int, dict[str, Any]]:
+        """Go on with the run that the settings file names, or begin one; returns its answers."""
+        known = not fresh and (self.answers.path.exists() or bool(self.answers.all_parts()))
+        former = read_settings(self.settings) if known else {}
+        self.answers = replace(self.answers, run=former.get("run") or new_run())
+        if not known:
+            self._note()  # before foreign parts are removed: those that come later have another name, too
+        answered = self.answers.merge(self.questions)
+        self.sessions = counted(former.get("about", {}).get("sessions", []), len(answered))
+        return answered
 
     def answer(self, left: Sequence[int], crew: Crew, batch_size: int) -> None:
         """Answer what is left, with a progress bar. Whatever happens, all answers are in one file at the end.
@@ -125,17 +143,16 @@ class Job:
         assignment = Assignment(self.answers, self.manner, self.subject.name, self.with_metadata)
         asked = len(range(len(self.questions))[: self.limit])
         tasks = batches(self.questions, left, batch_size)
+        self._begin_session(crew, batch_size)
         with (
             self._merging(crew),
             tqdm(total=asked, initial=asked - len(left), desc=self.title, unit="question") as bar,
         ):
-            for count, outcome in enumerate(crew.answer(assignment, tasks)):
-                if count == 0:
-                    self._note_devices(crew.devices)
+            for outcome in crew.answer(assignment, tasks):
+                self._note_devices(crew)
                 numbers = outcome.task.numbers
                 self.problems |= {numbers[row]: reason for row, reason in outcome.problems.items()}
                 bar.update(len(numbers))
-        self._note_devices(crew.devices)
 
     def report_problems(self, shown: int = 10) -> None:
         """Name the questions without an answer, on standard error."""
@@ -156,11 +173,26 @@ class Job:
             crew.close()
             raise
         finally:
-            self.answers.merge(self.questions)
+            answered = self.answers.merge(self.questions)
+            self.sessions = counted(self.sessions, len(answered))
+            self._note()
 
-    def _note_devices(self, devices: Sequence[str]) -> None:
-        about = {**self.about, "versions": machine.versions(), "device": machine.summary(devices)}
-        write_settings(self.settings, self.identity(), about)
+    def _begin_session(self, crew: Crew, batch_size: int) -> None:
+        device = machine.summary(crew.devices) or UNKNOWN_DEVICE
+        session: Session = {"device": device, "versions": machine.versions(), "batch_size": batch_size}
+        self.sessions.append(session | {"num_gpus": crew.size, "answers": 0})
+        self._note()
+
+    def _note_devices(self, crew: Crew) -> None:
+        """Write the devices down as soon as they are known: a kill leaves no time for it."""
+        device = machine.summary(crew.devices)
+        if self.sessions[-1]["device"] != device:
+            self.sessions[-1]["device"] = device
+            self._note()
+
+    def _note(self) -> None:
+        about = {"model": self.subject.model, "model_base": self.subject.model_base, **self.about}
+        write_settings(self.settings, self.identity, self.answers.run, described(about, self.sessions))
 
 
 def check_template(conv_mode: str) -> None:

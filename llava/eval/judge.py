@@ -1,7 +1,8 @@
 """A language model that grades answers, and the file of its verdicts.
 
-A verdict costs money and time, so each is on the disk before the next question is asked, and is never asked again: the
-file tells by a digest of model and messages what has been graded. Requests that are equal share a verdict.
+A verdict costs money and time, so each is on the disk before the next question is asked. The file tells by a digest of
+model and messages what has been graded, and that is never asked again; what got no grade is asked anew by the next run.
+Requests that are equal share a verdict.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.eval.benchmarks.base import Scores
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
 
 WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
@@ -58,11 +60,13 @@ class Verdict:
         grade: None where no grade could be read from the reply, twice.
         text: the reply.
         model: name that the server gives the judge.
+        temperature: that it was asked at; None where it takes none.
     """
 
     grade: Grade | None
     text: str
     model: str
+    temperature: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Judge:
         return cls(ChatApi.from_environment(environment), int(value))
 
     def describe(self) -> dict[str, Any]:
-        """What result files record: all that numbers depend on, and no key."""
+        """What result files record: all that numbers depend on, and no key; `Scores.judged_by` goes over it."""
         return {
             "model": self.api.model,
             "endpoint": self.api.public_url,
@@ -108,7 +112,7 @@ class Judge:
     def grade(
         self, tasks: Sequence[GradingTask], parse: Parser, reviews: Path, reminder: str, max_tokens: int
     ) -> list[Verdict]:
-        """The verdict on each task, in order; only those that the file does not hold are asked for.
+        """The verdict on each task, in order; only those of which the file holds no grade are asked for.
 
         Args:
             tasks: to be graded.
@@ -122,7 +126,8 @@ class Judge:
         """
         digests = [task.digest(self.api.model) for task in tasks]
         with VerdictFile(reviews) as file:
-            missing = {digest: task for digest, task in zip(digests, tasks, strict=True) if digest not in file.lines}
+            graded = {name for name, line in file.lines.items() if parse(_content(line)) is not None}
+            missing = {digest: task for digest, task in zip(digests, tasks, strict=True) if digest not in graded}
 
             def ask(client: Any, digest: str, pause: Callable[[float], Any]) -> None:
                 reply = self._ask(client, missing[digest], parse, reminder, max_tokens, pause)
@@ -130,7 +135,7 @@ class Judge:
 
             self._ask_all(list(missing), ask)
             lines = [file.lines[digest] for digest in digests]
-        return [Verdict(parse(str(line["content"])), str(line["content"]), str(line["judge"])) for line in lines]
+        return [_verdict(line, parse) for line in lines]
 
     def _ask_all(self, digests: Sequence[str], ask: Callable[[Any, str, Callable[[float], Any]], None]) -> None:
         """Ask for all verdicts; after an error nothing new is asked, and what is under way is waited for."""
@@ -187,7 +192,7 @@ class VerdictFile:
         path: created if missing, with its folder.
 
     Attributes:
-        lines: by digest of the request.
+        lines: by digest of the request; of several with the same digest the last.
 
     Raises:
         ValueError: if a line is something else.
@@ -217,12 +222,12 @@ class VerdictFile:
 
     def _read(self, content: bytes) -> None:
         whole, _, torn = content.rpartition(b"\n")
-        if torn and _verdict(torn) is not None:  # only the end of the line is missing
+        if torn and _line(torn) is not None:  # only the end of the line is missing
             self.path.write_bytes(content + b"\n")
             whole, torn = content, b""
         for number, line in enumerate(whole.splitlines(), start=1):
             if line.strip():
-                verdict = _verdict(line)
+                verdict = _line(line)
                 if verdict is None:
                     raise ValueError(
                         f"{self.path}, line {number} is not a verdict of this program; move the file away, or name "
@@ -243,10 +248,20 @@ def verdict_line(digest: str, task: GradingTask, reply: Reply, grade: Grade | No
         grade: read from the reply; its fields stand on the line.
     """
     line = {"request": digest, **task.fields, "judge": reply.model, "content": reply.text}
+    if reply.temperature is None:
+        line["temperature"] = None
     return line | ({"ungraded": True} if grade is None else grade)
 
 
-def _verdict(line: bytes) -> dict[str, Any] | None:
+def _content(line: Mapping[str, Any]) -> str:
+    return str(line["content"])
+
+
+def _verdict(line: Mapping[str, Any], parse: Parser) -> Verdict:
+    return Verdict(parse(_content(line)), _content(line), str(line["judge"]), line.get("temperature", 0.0))
+
+
+def _line(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except ValueError:
@@ -274,25 +289,38 @@ def grades_of(verdicts: Iterable[Verdict]) -> list[Grade]:
     return grades
 
 
-def verdict_notes(verdicts: Sequence[Verdict], published: str) -> tuple[str, ...]:
-    """Sentences that a reader of the numbers has to know.
+def judged_scores(
+    headline: float, values: Mapping[str, float], verdicts: Sequence[Verdict], published: str, *notes: str
+) -> Scores:
+    """What the verdicts on a benchmark's answers come to, with what a reader of the numbers has to know.
 
     Args:
-        verdicts: all.
+        headline, values: computed from the grades.
+        verdicts: all, at least one with a grade.
         published: the judge of published numbers.
+        notes: further ones.
     """
-    models = ", ".join(sorted({verdict.model for verdict in verdicts}))
-    notes = [
-        f"Graded by {models}. Published numbers were graded by {published}; numbers of different judges cannot be "
-        "compared."
+    graded = [verdict for verdict in verdicts if verdict.grade is not None]
+    models = sorted({verdict.model for verdict in graded})
+    temperature = None if any(verdict.temperature is None for verdict in graded) else 0
+    said = [
+        f"Graded by {', '.join(models)}. Published numbers were graded by {published}; numbers of different judges "
+        "cannot be compared."
     ]
-    ungraded = sum(verdict.grade is None for verdict in verdicts)
-    if ungraded:
-        notes.append(
-            f"{ungraded} of {len(verdicts)} answers got no grade that can be read, also when asked again; they are "
-            "left out of the judge's numbers."
+    if temperature is None:
+        said.append("The judge takes no temperature, so it graded at its own, and may grade otherwise another time.")
+    if len(graded) < len(verdicts):
+        said.append(
+            f"{len(verdicts) - len(graded)} of {len(verdicts)} answers got no grade that can be read, also when asked "
+            "again; they are left out of the judge's numbers, and asked for anew when scored again."
         )
-    return tuple(notes)
+    return Scores(
+        headline,
+        values,
+        (*said, *notes),
+        counted=len(graded) if len(graded) < len(verdicts) else None,
+        judged_by={"answered_as": models, "temperature": temperature},
+    )
 
 
 def unjudged_note(title: str) -> str:

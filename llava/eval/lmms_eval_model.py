@@ -91,9 +91,9 @@ class DuetLlava(_Base):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers to lmms-eval's requests, in order.
 
-        Of their settings `max_new_tokens` (1024 where missing), `temperature` (0), `top_p`, `num_beams` and
-        `do_sample` are followed, and `until`, except for its default of an empty line. Images are shaped as the
-        checkpoint says.
+        Of their settings `max_new_tokens` (1024 where missing), `temperature` (0), `top_p` (not beside a temperature
+        of 0), `num_beams` (1) and `do_sample` are followed, and `until`, except for its default of an empty line.
+        Images are shaped as the checkpoint says.
         """
         arguments = [request.args for request in requests]
         answers: list[str] = [""] * len(arguments)
@@ -183,12 +183,14 @@ class DuetLlava(_Base):
         )
 
     def _answer(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[str]:
-        temperature = settings.get("temperature") or 0
+        temperature, top_p = settings.get("temperature") or 0, settings.get("top_p")
+        if top_p == 0 or not settings.get("do_sample", True):
+            temperature = 0  # the likeliest token: a top_p of 0 leaves no other
         options = sampling(
-            temperature if settings.get("do_sample", True) else 0,
-            settings.get("top_p"),
-            settings.get("num_beams", 1),
-            settings.get("max_new_tokens", DEFAULT_NEW_TOKENS),
+            temperature,
+            top_p if temperature else None,
+            settings.get("num_beams") or 1,
+            settings.get("max_new_tokens") or DEFAULT_NEW_TOKENS,
         )
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops

@@ -25,12 +25,16 @@ def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
     return chunk(questions, options.num_chunks, options.chunk_idx)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns its exit status."""
-    parser = vqa_parser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return vqa_parser(
         "llava.eval.model_vqa", "Answer the questions of a file at length.", "tables/question.jsonl", "llava_v1", 1024
     )
-    return run_command(parser.parse_args(arguments), chunk_of_questions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return run_command(parser().parse_args(arguments), chunk_of_questions)
 
 
 if __name__ == "__main__":

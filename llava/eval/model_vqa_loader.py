@@ -5,6 +5,7 @@ python -m llava.eval.model_vqa_loader --model-path M --question-file Q.jsonl --i
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,13 +13,17 @@ from llava.eval.model_vqa import chunk_of_questions
 from llava.eval.vqa_command import run_command, vqa_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns its exit status."""
-    parser = vqa_parser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return vqa_parser(
         "llava.eval.model_vqa_loader", "Answer the questions of a file in short.", "tables/question.jsonl", "llava_v1",
         128,
     )  # fmt: skip
-    return run_command(parser.parse_args(arguments), chunk_of_questions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return run_command(parser().parse_args(arguments), chunk_of_questions)
 
 
 if __name__ == "__main__":

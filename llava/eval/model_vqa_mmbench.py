@@ -15,19 +15,24 @@ from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns its exit status."""
-    parser = vqa_parser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = vqa_parser(
         "llava.eval.model_vqa_mmbench", "Answer the questions of MMBench.", "tables/question.jsonl", "llava_v1", 1024
     )
-    parser.add_argument(
+    words.add_argument(
         "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
     )
-    parser.add_argument(
+    words.add_argument(
         "--all-rounds", "--all_rounds", action="store_true", help="ask under every rotation of the options"
     )
-    parser.add_argument("--lang", default="en", choices=sorted(SUFFIXES), help="of that request (default: en)")
-    return run_command(parser.parse_args(arguments), _questions)
+    words.add_argument("--lang", default="en", choices=sorted(SUFFIXES), help="of that request (default: en)")
+    return words
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return run_command(parser().parse_args(arguments), _questions)
 
 
 def _questions(options: argparse.Namespace) -> Sequence[Question]:

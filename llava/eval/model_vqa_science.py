@@ -17,16 +17,21 @@ from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns its exit status."""
-    parser = vqa_parser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = vqa_parser(
         "llava.eval.model_vqa_science", "Answer the questions of ScienceQA.", "tables/question.json", "llava_v0", 1024
     )
-    parser.add_argument(
+    words.add_argument(
         "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
     )
-    parser.add_argument("--answer-prompter", "--answer_prompter", action="store_true", help="accepted, without effect")
-    return run_command(parser.parse_args(arguments), _questions)
+    words.add_argument("--answer-prompter", "--answer_prompter", action="store_true", help="accepted, without effect")
+    return words
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    return run_command(parser().parse_args(arguments), _questions)
 
 
 def _questions(options: argparse.Namespace) -> Sequence[Question]:

@@ -65,7 +65,7 @@ def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float |
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata=_undated(path))
+    _save(figure, path)
     return path
 
 
@@ -93,6 +93,14 @@ def _figure() -> Figure:
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the file so that the same numbers give the same bytes: ids in an SVG are random without a salt."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "llava.eval.plots"}):
+        figure.savefig(path, dpi=150, metadata=_undated(path))
 
 
 def _undated(path: Path) -> dict[str, Any]:

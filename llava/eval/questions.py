@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from llava.eval.json_lines import read_objects
 
 Picture = Path | bytes
 """An image: a file, or the content of one (MMBench carries its images inside the question file)."""
@@ -100,39 +101,10 @@ class Answered:
     text: str
 
 
-def pair_answers(questions: Iterable[Question], lines: Iterable[Mapping[str, Any]]) -> list[Answered]:
-    """The questions that were answered, in the order of the question file, with their answers.
-
-    Args:
-        questions: all of a benchmark.
-        lines: of an answer file, in any order; answers to other questions are left out.
-
-    Raises:
-        ValueError: if a line lacks question_id, prompt or text.
-    """
-    lines, questions = list(lines), list(questions)
-    texts = {key: line.get("text") for key, line in zip(answer_keys(lines), lines, strict=True)}
-    if None in texts.values():
-        raise ValueError("An answer line has no text; an answer line needs question_id, prompt and text.")
-    keys = question_keys(questions)
-    return [Answered(question, str(texts[key])) for key, question in zip(keys, questions, strict=True) if key in texts]
-
-
 def read_answer_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of an answer file.
 
     Raises:
         ValueError: if a line is not a JSON object.
     """
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); remove the line or the file.") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; remove the line or the file.")
-        lines.append(value)
-    return lines
+    return read_objects(path, "remove the line or the file")

@@ -34,9 +34,11 @@ class Result:
         device: in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
         seed: of sampling and of random choices.
         settings: temperature, conv_mode, batch_size, max_new_tokens and so on.
-        judge: model, endpoint and prompt version of the judge; None where none was asked.
+        judge: model as it was asked for (`model`) and as the server names it (`answered_as`), endpoint, prompt version
+            and temperature of the judge; None where none was asked.
         seconds: spent answering, over all devices' common clock.
         date: ISO 8601, in UTC.
+        answers: digest of the questions and answers that the numbers are about.
     """
 
     benchmark: str
@@ -58,6 +60,7 @@ class Result:
     judge: Mapping[str, Any] | None = None
     seconds: float | None = None
     date: str = ""
+    answers: str = ""
 
     @property
     def complete(self) -> bool:

@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +49,7 @@ PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
     """A benchmark of a run.
 
@@ -57,13 +57,23 @@ class Entry:
         benchmark: what is asked.
         place: where everything about it lies.
         job: its questions and answers.
-        left: numbers of questions that are not answered yet.
+        left: numbers of questions that are not answered yet, once the job is open.
     """
 
     benchmark: Benchmark
     place: Place
     job: Job
-    left: list[int]
+    left: list[int] = field(default_factory=list)
+
+    def open(self, fresh: bool) -> None:
+        """Find out what is left; with `fresh` everything is.
+
+        Raises:
+            llava.eval.settings.OtherSettingsError: if the answers were given under other settings.
+        """
+        if fresh:
+            self.place.clear()
+        self.left = self.job.open(fresh)
 
 
 def subject_of(options: argparse.Namespace) -> Subject:
@@ -72,7 +82,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     Raises:
         ValueError: if there is no such model, or no such budget.
     """
-    config, weights = open_checkpoint(options.model_path, options.model_base)
+    config, files = open_checkpoint(options.model_path, options.model_base)
     chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
     _check_fit(chosen, config)
     if options.load_4bit and options.load_8bit:
@@ -81,13 +91,19 @@ def subject_of(options: argparse.Namespace) -> Subject:
     return Subject(
         model=options.model_path,
         model_base=options.model_base,
-        name=get_model_name_from_path(options.model_path),
-        weights=weights,
+        name=_name_of(options.model_path),
+        files=files,
         compression=chosen,
         compression_name=compression_name(options, chosen),
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
         bits=4 if options.load_4bit else 8 if options.load_8bit else None,
     )
+
+
+def _name_of(model_path: str) -> str:
+    """LLaVA's name of the model, the same for every way to write the path of a folder."""
+    folder = Path(model_path)
+    return get_model_name_from_path(str(folder.absolute()) if folder.is_dir() else model_path)
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
@@ -98,8 +114,8 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
         visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
 
 
-def crew_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> Crew:
-    """Those who answer.
+def sources_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> list[ModelSource]:
+    """The model on each device that answers.
 
     Args:
         options: of `add_loading_flags`.
@@ -118,13 +134,17 @@ def crew_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) ->
         raise ValueError(f"--device is {device!r}, one device; give cuda for --num-gpus {num_gpus}.")
     names = [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
     compression = subject.compression.to_dict()
-    sources = [
+    return [
         ModelSource(
             subject.model, subject.model_base, name, subject.dtype, subject.bits == 8, subject.bits == 4, compression
         )
         for name in names
     ]
-    return Alone(sources[0]) if num_gpus == 1 else Processes(sources)
+
+
+def crew_of(sources: Sequence[ModelSource]) -> Crew:
+    """Those who answer: this process for one device, a process for each of several."""
+    return Alone(sources[0]) if len(sources) == 1 else Processes(sources)
 
 
 def manner_of(options: argparse.Namespace, conv_mode: str, max_new_tokens: int) -> Manner:
@@ -156,22 +176,18 @@ def template_of(model_name: str) -> str:
     return "vicuna_v1" if by_name in ("llava_v1", "v1") else by_name
 
 
-def open_entry(options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, output: Path) -> Entry:
-    """Read the questions of a benchmark and the answers that are there.
+def entry_of(options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, place: Place) -> Entry:
+    """Read the questions of a benchmark; answers that are there are left alone.
 
     Raises:
-        ValueError: if a file is missing, or the answers were given under other settings.
+        ValueError: if a file is missing or something does not fit.
     """
-    place = Place(output / subject.name / subject.compression_name, benchmark.name)
-    if options.fresh:
-        place.clear()
     conv_mode = options.conv_mode or template_of(subject.name)
     manner = manner_of(options, conv_mode, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
         "conv_mode": conv_mode, "temperature": options.temperature, "top_p": options.top_p,
         "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": subject.dtype,
-        "bits": subject.bits, "num_frames": manner.num_frames, "batch_size": options.batch_size,
-        "num_gpus": options.num_gpus, "limit": options.limit,
+        "bits": subject.bits, "num_frames": manner.num_frames, "limit": options.limit,
     }  # fmt: skip
     about = {"compression": subject.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(
@@ -179,7 +195,7 @@ def open_entry(options: argparse.Namespace, subject: Subject, benchmark: Benchma
         answers=place.answers, settings=place.settings, about=about, limit=options.limit,
         way_out="--fresh removes them and starts anew.",
     )  # fmt: skip
-    return Entry(benchmark, place, job, job.open())
+    return Entry(benchmark, place, job)
 
 
 def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[list[Result], bool]:
@@ -199,17 +215,20 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
     root = Path(options.eval_folder)
     judge = choose_judge(options.judge, benchmarks)
     subject = subject_of(options)
+    sources = sources_of(options, subject, options.num_gpus)
     with ExitStack() as stack:
         output = output_folder(options)
         entries = []
         for benchmark in benchmarks:
             place = Place(output / subject.name / subject.compression_name, benchmark.name)
             stack.enter_context(place.answers.locked())
-            entries.append(open_entry(options, subject, benchmark, root, output))
+            entries.append(entry_of(options, subject, benchmark, root, place))
+        for entry in entries:  # nothing of former runs is touched before everything is known to fit
+            entry.open(options.fresh)
         judged = [entry for entry in entries if isinstance(entry.benchmark, JudgedBenchmark)]
         results: list[Result] = []
         whole = True
-        with crew_if_needed(options, subject, entries) as crew:
+        with crew_if_needed(sources, entries) as crew:
             for entry in entries:
                 if entry.left:
                     entry.job.answer(entry.left, crew, options.batch_size)
@@ -221,12 +240,12 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
 
 
 @contextmanager
-def crew_if_needed(options: argparse.Namespace, subject: Subject, entries: Sequence[Entry]) -> Iterator[Any]:
+def crew_if_needed(sources: Sequence[ModelSource], entries: Sequence[Entry]) -> Iterator[Any]:
     """The crew while there is something to answer; processes are started for nothing less."""
     if not any(entry.left for entry in entries):
         yield None
         return
-    with crew_of(options, subject, options.num_gpus) as crew:
+    with crew_of(sources) as crew:
         yield crew
 
 
@@ -309,7 +328,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--eval-folder", "--eval_folder", default="playground/data/eval", help="(default: playground/data/eval)"
     )
     parser.add_argument("--output", help="folder of results (default: results, beside --out where that is given)")
-    parser.add_argument("--out", help="also write an object of all headlines, such as {'GQA': 61.9}, to this file")
+    parser.add_argument("--out", help="also write an object of headlines, such as {'GQA': 61.9}, to this file")
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
     add_generation_flags(parser, temperature=0.0, max_new_tokens=None)
     parser.add_argument("--num-frames", "--num_frames", type=int, default=8, help="shown of a video (default: 8)")

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,6 +30,8 @@ from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
+
+KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def score_answers(
 ) -> Result:
     """Score the answers of one benchmark and write its result file.
 
+    Where no judge is asked, a judge's numbers on the same answers stay, and the result says so in a note.
+
     Args:
         place: where the answers are.
         benchmark: of that name.
@@ -91,40 +96,68 @@ def score_answers(
         ValueError: if a file is missing or does not fit, or the judge cannot be asked.
     """
     stored = read_settings(place.settings)
-    identity, about = stored["identity"], stored["about"]
     questions = benchmark.questions(root) if questions is None else questions
-    if hash_of(questions) != identity["questions"]:
+    if hash_of(questions) != stored["identity"]["questions"]:
         raise ValueError(f"The answers in {place.answers.path} are to other questions than those in {root}.")
-    lines = place.answers.answered(questions)
+    lines = replace(place.answers, run=stored["run"]).answered(questions)
     answered = [Answered(questions[number], str(line["text"])) for number, line in lines.items()]
-    judge = judge if isinstance(benchmark, JudgedBenchmark) else None
+    judge = judge if answered and isinstance(benchmark, JudgedBenchmark) else None
+    digest = _digest(answered)
+    kept = None if judge is not None else _judged_before(place, digest)
+    if kept is not None:
+        said = (KEPT.format(date=kept.date), *_submit(place, benchmark, root, answered))
+        return replace(kept, notes=(*kept.notes, *said))
     scores = _scores(place, benchmark, root, judge, answered)
     notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
     notes += _submit(place, benchmark, root, answered)
-    took = _took(lines.values())
     result = Result(
-        benchmark=benchmark.name,
-        title=benchmark.title,
-        model=identity["model"],
-        compression=about["compression"],
-        compression_config=identity["compression"],
-        average_tokens=took["visual_tokens"],
+        **_described(benchmark, stored),
+        **_took(lines.values()),
         num_questions=len(questions),
         num_answered=len(answered),
         headline=scores.headline,
         values=scores.values,
         notes=tuple(notes),
         num_counted=scores.counted,
-        versions=about["versions"],
-        device=about["device"],
-        seed=identity["seed"],
-        settings=about["settings"],
-        judge=None if judge is None else judge.describe(),
-        seconds=took["seconds"],
+        judge=None if judge is None else judge.describe() | dict(scores.judged_by),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        answers=digest,
     )
     result.save(place.result)
     return result
+
+
+def _described(benchmark: Benchmark, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says about model, budget and machine, from the settings file of its answers."""
+    identity, about = stored["identity"], stored["about"]
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "model": about["model"],
+        "compression": about["compression"],
+        "compression_config": identity["compression"],
+        "versions": about["versions"],
+        "device": about["device"],
+        "seed": identity["seed"],
+        "settings": about["settings"],
+    }
+
+
+def _digest(answered: Iterable[Answered]) -> str:
+    """Changes with the questions that were answered and with their answers."""
+    lines = [[item.question.question_id, item.question.recorded_prompt, item.text] for item in answered]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _judged_before(place: Place, digest: str) -> Result | None:
+    """The result file that is there, if it holds a judge's numbers on these answers."""
+    if not place.result.is_file():
+        return None
+    try:
+        result = Result.load(place.result)
+    except ValueError:  # cut short or of another version; it is written anew
+        return None
+    return result if result.judge is not None and result.answers == digest else None
 
 
 def _scores(
@@ -147,12 +180,12 @@ def _submit(place: Place, benchmark: Benchmark, root: Path, answered: Sequence[A
     return []
 
 
-def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Visual tokens in the mean and seconds together, as the answer lines tell."""
+def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Visual tokens in the mean and seconds together, as the answer lines tell and a result names them."""
     metadata = [line.get("metadata") or {} for line in lines]
     tokens = [entry["visual_tokens"] for entry in metadata if entry.get("visual_tokens") is not None]
     seconds = [entry["seconds"] for entry in metadata if entry.get("seconds") is not None]
-    return {"visual_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
+    return {"average_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
 
 
 def _notes_on_completeness(answered: int, questions: int) -> tuple[str, ...]:
@@ -195,8 +228,15 @@ def summary_line(result: Result) -> str:
 
 
 def write_headlines(results: Iterable[Result], path: Path) -> None:
-    """Write an object with the headline of each benchmark that has one, under the column of the paper's tables."""
-    headlines = {result.title: result.headline for result in results if result.headline is not None}
+    """Write an object with the headlines of complete benchmarks, under the columns of the paper's tables.
+
+    Those that lack answers are named on standard error.
+    """
+    results = [result for result in results if result.headline is not None]
+    headlines = {result.title: result.headline for result in results if result.complete}
+    partial = [result.title for result in results if not result.complete]
+    if partial:
+        print(f"{path} leaves out {', '.join(partial)}, where answers are missing.", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(json.dumps(headlines, indent=2) + "\n", encoding="utf-8")
@@ -210,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="--output of llava.eval.run, or a folder below it")
     parser.add_argument("--eval-folder", "--eval_folder", type=Path, help="benchmarks (default: those that were asked)")
-    parser.add_argument("--out", type=Path, help="also write an object of all headlines; for one model and budget")
+    parser.add_argument("--out", type=Path, help="also write an object of headlines; for one model and budget")
     add_judge_flags(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)

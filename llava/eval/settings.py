@@ -9,30 +9,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.fingerprint import Fingerprint, fingerprint
 from llava.eval.questions import Question
 from llava.model.builder import resolve
-from llava.model.checkpoints import Checkpoint
 
 SETTINGS_SUFFIX = ".settings.json"
-_WEIGHTS = (".safetensors", ".bin")
 
 
-def weights_of(*checkpoints: Checkpoint | None) -> list[list[Any]]:
-    """Name, size and time of change of each weight file in the folders of a model and its base."""
-    folders = [checkpoint.folder for checkpoint in checkpoints if checkpoint is not None]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS]
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+class OtherSettingsError(ValueError):
+    """Answers that are there were given under other settings, or nobody knows under which.
+
+    Attributes:
+        reason: what differs, as a main clause.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
-def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, list[list[Any]]]:
-    """The configuration that a model will have, and its weight files, without reading weights.
+def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, Fingerprint]:
+    """The configuration that a model will have, and what tells its files from others, without loading it.
 
     Raises:
         ValueError: if there is nothing to open.
     """
     checkpoint, base = resolve(model_path, model_base)
     config = checkpoint.config if checkpoint.config is not None or base is None else base.config
-    return config, weights_of(checkpoint, base)
+    return config, fingerprint(checkpoint, base)
 
 
 def hash_of(questions: Sequence[Question]) -> str:
@@ -56,22 +60,26 @@ def check_same(identity: Mapping[str, Any], path: Path, answers: Path, way_out: 
         way_out: what to do where one wants to start anew.
 
     Raises:
-        ValueError: names what changed.
+        OtherSettingsError: names what changed.
     """
     if not path.is_file():
-        raise ValueError(
-            f"{answers} holds answers, but {path.name}, which says what they belong to, is gone. {way_out}"
-        )
-    changes = list(_changes(read_settings(path).get("identity", {}), json.loads(json.dumps(identity)), ""))
+        reason = f"{path.name}, which says what they belong to, is gone"
+        raise OtherSettingsError(reason, f"{answers} holds answers, but {reason}. {way_out}")
+    try:
+        former = read_settings(path).get("identity", {})
+    except ValueError as error:
+        raise OtherSettingsError(f"{path.name} cannot be read", f"{error} {way_out}") from error
+    changes = "; ".join(_changes(former, json.loads(json.dumps(identity)), ""))
     if changes:
-        raise ValueError(
-            f"The answers in {answers} were given under other settings: {'; '.join(changes)}. Use the former settings, "
-            f"or choose another place for new answers. {way_out}"
+        raise OtherSettingsError(
+            changes,
+            f"The answers in {answers} were given under other settings: {changes}. Use the former settings, or choose "
+            f"another place for new answers. {way_out}",
         )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The content of a settings file.
+    """The content of a settings file: `identity`, `run` and `about`.
 
     Raises:
         ValueError: if it is not one.
@@ -85,16 +93,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_settings(path: Path, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Mapping[str, Any]) -> None:
     """Write a settings file in one step.
 
     Args:
         path: of the file.
         identity: what the answers belong to.
+        run: name of the run, as in `llava.eval.answers.AnswerFile`.
         about: what else a reader of the results wants to know.
     """
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps({"identity": identity, "about": about}, indent=2) + "\n", encoding="utf-8")
+    content = {"identity": identity, "run": run, "about": about}
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -104,7 +114,11 @@ def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
         for key in sorted(old.keys() | new.keys()):
             yield from _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
-        if name in ("weights", "questions"):
-            yield f"the {name} are not the same"
+        if name == "questions":
+            yield "the questions are not the same"
+        elif name.startswith("files."):
+            role, _, file = name.removeprefix("files.").partition("/")
+            how = "was not there" if old is None else "is gone" if new is None else "is another"
+            yield f"{file} of the {role} {how}"
         else:
             yield f"{name} was {json.dumps(old)} and is {json.dumps(new)} now"

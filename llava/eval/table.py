@@ -4,9 +4,9 @@
     python -m llava.eval.table results/ checkpoints/reproduce --paper --format latex --out report --plots
 
 Folders are searched for the result files of `llava.eval.run` and for the `train_summary.json` of trainings. With
-`--paper`, every table of the paper that something was measured for is written; a result stands beside the row whose
-preset it was measured under, and results that the paper has no row for stand below. The average is the paper's: mean
-share, over the benchmarks, of the score without compression.
+`--paper`, every published table that something was measured for is written, those of other methods' papers among them;
+a result stands beside the row whose preset it was measured under, and results that there is no row for stand below. The
+average is the paper's: mean share, over the benchmarks, of the score without compression.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pathlib import Path
 from llava.eval.plots import FORMATS, accuracy_over_budget, training_time_over_budget
 from llava.eval.results import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
-from llava.eval.tables.published import UNCOMPRESSED, PublishedTable, read_table, table_names
+from llava.eval.tables.gathering import measured_rows
+from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
-from llava.eval.tables.rows import MeasuredRow, measured_rows
+from llava.eval.tables.rows import MeasuredRow
 from llava.eval.tables.training import TrainingRun, find_training
 
 ENDINGS = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
@@ -127,27 +128,37 @@ def _draw(rows: Sequence[MeasuredRow], training: Sequence[TrainingRun], folder: 
 def _accuracies(
     rows: Sequence[MeasuredRow], benchmark: str
 ) -> tuple[dict[str, list[tuple[float, float, float, float]]], float | None]:
-    """Points of each method and the score without compression; of several models, a method is named with its model."""
-    models = {row.model for row in rows if not row.uncompressed and row.training != "same"}
+    """Points of each method, and the score of the first model that was trained, and measured, uncompressed."""
+    several = len({row.model for row in rows if not row.uncompressed and row.training != "same"}) > 1
     series: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     baseline = None
     for row in rows:
         cell = row.cells.get(benchmark)
         if cell is None or cell.mean is None:
             continue
-        if row.uncompressed:
-            baseline = cell.mean if baseline is None else baseline
+        if baseline is None and row.uncompressed and row.training == "uncompressed":
+            baseline = cell.mean
         elif row.tokens is not None:
-            trained = " (trained)" if row.training == "same" else f" ({row.short_model})" if len(models) > 1 else ""
-            series[_method(row.compression) + trained].append(
-                (row.tokens, cell.mean, min(cell.scores), max(cell.scores))
-            )
+            series[_series(row, several)].append((row.tokens, cell.mean, min(cell.scores), max(cell.scores)))
     return series, baseline
+
+
+def _series(row: MeasuredRow, several: bool) -> str:
+    """What a line of a drawing is called: the method, and what tells it from other lines of the method.
+
+    Args:
+        row: any.
+        several: whether methods were used with several models that were not trained for them.
+    """
+    same = row.training == "same" and not row.uncompressed
+    named = several or row.uncompressed or row.training == "other"
+    more = [*(["trained"] if same else [row.short_model] if named else []), *([row.variant] if row.variant else [])]
+    return _method(row.compression) + (f" ({', '.join(more)})" if more else "")
 
 
 def _method(compression: str) -> str:
     """The name of a compression without its budget: what one line of a drawing belongs to."""
-    return "uncompressed" if compression == UNCOMPRESSED else re.sub(r"-\d+$", "", Path(compression).stem)
+    return re.sub(r"-\d{1,4}(?=-|$)", "", compression)
 
 
 def _file_name(name: str) -> str:
@@ -159,9 +170,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, help="folders with result files and trainings")
-    parser.add_argument("--paper", action="store_true", help="beside the tables of the paper that something fits")
+    parser.add_argument("--paper", action="store_true", help="beside the published tables that something fits")
     parser.add_argument(
-        "--tables", metavar="NAMES", help="these tables of the paper, measured or not, e.g. 1,3 (there are "
+        "--tables", metavar="NAMES", help="these published tables, measured or not, e.g. 1,visionzip-1 (there are "
         + ", ".join(name.removeprefix("table-") for name in table_names()) + ")",
     )  # fmt: skip
     parser.add_argument("--format", choices=sorted(ENDINGS), default="markdown", help="default: markdown")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from llava.data.images import as_rgb, explained, open_rgb
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-
-_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error)
 
 
 def read_frames(path: Path, count: int) -> list[Image.Image]:
@@ -34,14 +33,12 @@ def read_frames(path: Path, count: int) -> list[Image.Image]:
         raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
     if not path.exists():
         raise ValueError(f"There is no video {path}.")
-    try:
+    with explained(f"Video {path}"):
         if path.is_dir():
             return _from_folder(path, count)
         if path.suffix.lower() in ANIMATION_SUFFIXES:
             return _from_animation(path, count)
         return _from_video(path, count)
-    except _UNREADABLE as error:
-        raise ValueError(f"Video {path} cannot be read: {error}") from error
 
 
 def frame_numbers(total: int, count: int) -> list[int]:
@@ -53,11 +50,7 @@ def _from_folder(path: Path, count: int) -> list[Image.Image]:
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise ValueError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    frames = []
-    for number in frame_numbers(len(files), count):
-        with Image.open(files[number]) as image:
-            frames.append(image.convert("RGB"))
-    return frames
+    return [open_rgb(files[number]) for number in frame_numbers(len(files), count)]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -71,7 +64,7 @@ def _from_animation(path: Path, count: int) -> list[Image.Image]:
         taken = {}
         for number in sorted(set(wanted)):
             image.seek(number)
-            taken[number] = image.convert("RGB")
+            taken[number] = as_rgb(image)
     return [taken[number] for number in wanted]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from llava.eval.answers import AnswerFile
 from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
 from llava.eval.jobs import Job
 from llava.eval.questions import Question
-from llava.eval.run import INTERRUPTED, crew_of, manner_of, subject_of
+from llava.eval.run import INTERRUPTED, crew_of, manner_of, sources_of, subject_of
+from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.eval.workers import WorkerError
 from llava.serve.inputs import add_loading_flags, check_device
 
@@ -76,6 +78,8 @@ def question_path(options: argparse.Namespace) -> Path:
 def run_command(options: argparse.Namespace, read: Reader) -> int:
     """Answer the questions of a file; the same command goes on where it stopped.
 
+    Where LLaVA writes over an answer file, one that was given under other settings is set aside as `<name>.former`.
+
     Args:
         options: of `vqa_parser`.
         read: makes the questions.
@@ -103,20 +107,34 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
     if options.device:
         check_device(options.device)
     answers = AnswerFile(Path(options.answers_file))
-    settings = answers.path.with_suffix(".settings.json")
     with answers.locked():
-        if options.fresh:
-            answers.remove()
         job = Job(
             title=answers.path.name, subject=subject_of(options),
             manner=manner_of(options, options.conv_mode, options.max_new_tokens), questions=read(options),
-            answers=answers, settings=settings, with_metadata=False,
+            answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
             way_out="--fresh removes these answers and starts anew.",
         )  # fmt: skip
-        left = job.open()
+        sources = sources_of(options, job.subject)
+        left = _open(job, options.fresh)
         if left:
-            with crew_of(options, job.subject) as crew:
+            with crew_of(sources) as crew:
                 job.answer(left, crew, options.batch_size)
         answers.path.touch()
     job.report_problems()
     return int(bool(job.problems))
+
+
+def _open(job: Job, fresh: bool) -> list[int]:
+    """Open a job, where need be after setting former answers aside."""
+    try:
+        return job.open(fresh)
+    except OtherSettingsError as error:
+        former = job.answers.set_aside()
+        if job.settings.exists():
+            os.replace(job.settings, former.with_name(f"{former.name}{SETTINGS_SUFFIX}"))
+        print(
+            f"The answers in {job.answers.path} do not belong to this command ({error.reason}); they are kept in "
+            f"{former}, and all questions are answered anew.",
+            file=sys.stderr,
+        )
+        return job.open(fresh)

@@ -1,8 +1,9 @@
 """Answering with one process for each device; questions are dealt out as devices become free.
 
 The process that was started deals tasks out over a pipe to each worker. No lock or queue is shared, so that the death
-of any process, at any moment, leaves nothing that another one waits for: a worker whose pipe is closed ends, and a dead
-worker is noticed. Each worker has written its answers to its own part of the answer file before it reports them.
+of any process, at any moment, leaves nothing that another one waits for: a worker ends with the process that dealt out,
+and a dead worker is noticed. Each worker has written its answers to its own part of the answer file before it reports
+them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +93,11 @@ class Crew(ABC):
     def devices(self) -> list[str]:
         """Names of the devices; empty before the first answer."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many processes answer."""
+
     @abstractmethod
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """Answer all tasks; what an outcome tells of stands in the answer file already.
@@ -123,10 +130,15 @@ class Alone(Crew):
         """As in `Crew`."""
         return [] if self._answerer is None else [device_name(self._answerer.device)]
 
+    @property
+    def size(self) -> int:
+        """As in `Crew`."""
+        return 1
+
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """As in `Crew`."""
         if self._answerer is None:
-            self._answerer = Answerer.load(self._source)
+            self._answerer = load(self._source)
         try:
             yield from carry_out(self._answerer, assignment, tasks, rank=0, workers=1)
         except torch.OutOfMemoryError as error:
@@ -158,6 +170,11 @@ class Processes(Crew):
     def devices(self) -> list[str]:
         """As in `Crew`."""
         return list(self._devices.values())
+
+    @property
+    def size(self) -> int:
+        """As in `Crew`."""
+        return len(self._processes)
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """As in `Crew`."""
@@ -220,6 +237,23 @@ class Processes(Crew):
         raise WorkerError(f"Evaluation {self._names[self._connections.index(connection)]} failed: {failure.reason}")
 
 
+def load(source: ModelSource) -> Answerer:
+    """Load a model.
+
+    Raises:
+        ValueError: as in `Answerer.load`.
+        WorkerError: if the device has too little memory for it.
+    """
+    try:
+        return Answerer.load(source)
+    except torch.OutOfMemoryError as error:
+        smaller = "" if source.load_4bit else "give --load-4bit, or "
+        raise WorkerError(
+            f"{source.device} has too little memory for the model; {smaller}use a GPU with more memory. "
+            f"({_first_line(error)})"
+        ) from error
+
+
 def carry_out(
     answerer: Answerer, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
 ) -> Iterator[Outcome]:
@@ -248,10 +282,11 @@ def carry_out(
 def _work(connection: Connection, source: ModelSource, rank: int, workers: int) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the process that deals out, which ends this one
+    _end_with_parent()
     try:
         if source.device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-        answerer = Answerer.load(source)
+        answerer = load(source)
         connection.send(Device(device_name(answerer.device)))
         while (assignment := connection.recv()) is not None:
             for outcome in carry_out(answerer, assignment, _dealt(connection), rank, workers):
@@ -261,9 +296,21 @@ def _work(connection: Connection, source: ModelSource, rank: int, workers: int) 
         return  # the process that deals out is gone
     except Exception as error:
         is_refusal = isinstance(error, ValueError)
-        if not is_refusal:
+        if not isinstance(error, ValueError | WorkerError):
             logger.exception("Evaluation process %d failed.", rank)
         connection.send(Failure(_reason(error), is_refusal))
+
+
+def _end_with_parent() -> None:
+    """Watch the process that deals out from a thread: without it nobody wants the answers any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_outlive, args=(parent.sentinel,), daemon=True).start()
+
+
+def _outlive(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)  # at once, in the middle of a batch
 
 
 def _dealt(connection: Connection) -> Iterator[Task]:
@@ -278,6 +325,10 @@ def _dealt(connection: Connection) -> Iterator[Task]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        first = str(error).splitlines()[0]
+        first = _first_line(error)
         return f"The device has too little memory for this batch; give a smaller --batch-size. ({first})"
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ValueError | WorkerError) else f"{type(error).__name__}: {error}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What this machine has, and what each kind of device needs: the only place that knows CUDA, ROCm and CPU apart.
-# Sourced by scripts/lib/launch.sh, which documents the variables. The functions share those of launch_training.
+# Sourced by scripts/lib/launch.sh, which documents the variables, and used by scripts/lib/eval.sh too. The functions
+# share the variables of launch_training.
 # shellcheck disable=SC2154
 
 # count_cuda, count_rocm: print how many GPUs this machine shows; 0 without driver or tool.
@@ -18,35 +19,88 @@ count_rocm() {
     fi
 }
 
-# find_devices: sets DEVICE (cuda, rocm or cpu), visible (the list that restricts this machine's GPUs, or empty) and
-# found (how many GPUs can be used, 0 if unknown).
+# usable LIST COUNT: prints the entries of LIST that torch sees among COUNT GPUs (0 if unknown): those before the first
+# that is no GPU, such as -1; none if one stands there twice.
+usable() {
+    awk -F, -v count="$2" '{
+        for (i = 1; i <= NF; i++) {
+            gsub(/ /, "", $i)
+            if ($i in seen) { kept = ""; break }
+            if ($i !~ /^([0-9]+|(GPU|MIG)-.+)$/ || ($i ~ /^[0-9]+$/ && count > 0 && $i + 0 >= count)) break
+            seen[$i] = 1
+            kept = kept (kept == "" ? "" : ",") $i
+        }
+        print kept
+    }' <<<"$1"
+}
+
+# look_for KIND: sets shown (how many GPUs of KIND, cuda or rocm, this machine shows), visible (the list that restricts
+# them, or empty), found (how many can be used, 0 if unknown) and hidden (the variable that leaves none, or empty). A
+# variable that is set but empty hides all. Of HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES, the first that is set counts
+# on ROCm, among what ROCR_VISIBLE_DEVICES leaves.
+look_for() {
+    local name names=(CUDA_VISIBLE_DEVICES)
+    shown=$("count_$1")
+    visible='' found=$shown hidden=''
+    if [ "$1" = rocm ]; then
+        if [ -n "${HIP_VISIBLE_DEVICES+x}" ]; then names=(HIP_VISIBLE_DEVICES); fi
+        names=(ROCR_VISIBLE_DEVICES "${names[@]}")
+    fi
+    for name in "${names[@]}"; do
+        if [ -z "${!name+x}" ]; then continue; fi
+        visible=$(usable "${!name}" "$found")
+        found=$(awk -F, '{ print NF }' <<<"$visible")
+        if [ "$found" -eq 0 ]; then
+            hidden=$name
+            break
+        fi
+    done
+}
+
+# look_for_any: look_for the first of cuda and rocm of which this machine shows GPUs that can be used. Sets kind to it;
+# to cpu if there is none, and hidden to the variable that hides what is there.
+look_for_any() {
+    local culprit=''
+    for kind in cuda rocm; do
+        look_for "$kind"
+        if [ "$shown" -eq 0 ]; then continue; fi
+        if [ "$found" -gt 0 ]; then return; fi
+        culprit=${culprit:-$hidden}
+    done
+    kind=cpu visible='' found=0 hidden=$culprit
+}
+
+# find_devices: sets DEVICE (cuda, rocm or cpu) and what look_for sets.
 find_devices() {
-    local cuda=0 rocm=0
+    local kind shown
     DEVICE=${DEVICE:-auto}
     one_of DEVICE "$DEVICE" auto cuda rocm cpu
     if is_true "${USE_CPU:-False}"; then DEVICE=cpu; fi
-    case $DEVICE in auto | cuda) cuda=$(count_cuda) ;; esac
-    case $DEVICE in auto | rocm) rocm=$(count_rocm) ;; esac
-    if [ "$DEVICE" = auto ]; then
-        if [ "$cuda" -gt 0 ]; then
-            DEVICE=cuda
-        elif [ "$rocm" -gt 0 ]; then
-            DEVICE=rocm
-        elif [ -n "${USE_CPU:-}" ]; then
-            DEVICE=cuda # USE_CPU=False promises a GPU, even one that no tool shows
-        elif [ -n "${SLURM_GPUS_ON_NODE:-}${SLURM_GPUS_PER_NODE:-}${SLURM_JOB_GPUS:-}" ]; then
-            refuse "the SLURM allocation has GPUs but this machine shows none; set DEVICE to cuda or rocm."
+    case $DEVICE in
+        auto)
+            look_for_any
+            if [ "$kind" = cpu ]; then without_gpu; else DEVICE=$kind; fi
+            ;;
+        cpu) visible='' found=0 hidden='' ;;
+        *) look_for "$DEVICE" ;;
+    esac
+}
+
+# without_gpu: sets DEVICE where none was chosen and no GPU can be used.
+without_gpu() {
+    if [ -n "${USE_CPU:-}" ]; then
+        DEVICE=cuda # USE_CPU=False promises a GPU, even one that no tool shows
+        look_for cuda
+    elif [ -n "${SLURM_GPUS_ON_NODE:-}${SLURM_GPUS_PER_NODE:-}${SLURM_JOB_GPUS:-}" ]; then
+        refuse "the SLURM allocation has GPUs but this machine shows none; set DEVICE to cuda or rocm."
+    else
+        DEVICE=cpu
+        if [ -n "$hidden" ]; then
+            note "$hidden is '${!hidden}', which leaves no GPU: this trains on the CPU."
         else
             note "No GPU was found (nvidia-smi, amd-smi, rocm-smi): this trains on the CPU."
-            DEVICE=cpu
         fi
     fi
-    visible='' found=0
-    case $DEVICE in
-        cuda) visible=${CUDA_VISIBLE_DEVICES:-} found=$cuda ;;
-        rocm) visible=${HIP_VISIBLE_DEVICES:-${CUDA_VISIBLE_DEVICES:-${ROCR_VISIBLE_DEVICES:-}}} found=$rocm ;;
-    esac
-    if [ -n "$visible" ]; then found=$(awk -F, '{ print NF }' <<<"$visible"); fi
 }
 
 # count_processes: sets NUM_DEVICES, the processes on each machine.
@@ -61,6 +115,9 @@ count_processes() {
         NUM_DEVICES=${NUM_DEVICES:-1}
     else
         NUM_DEVICES=${NUM_DEVICES:-$found}
+    fi
+    if [ -n "$hidden" ] && [ "$DEVICE" != cpu ] && [ "$LAUNCHER" != srun ] && [ -z "${HOSTFILE:-}" ]; then
+        refuse "$hidden is '${!hidden}', which leaves no GPU; unset it, or set DEVICE to cpu."
     fi
     if [ "$NUM_DEVICES" = 0 ]; then refuse "no GPU can be counted here; set NUM_DEVICES."; fi
     whole NUM_DEVICES "$NUM_DEVICES"

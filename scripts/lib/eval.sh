@@ -12,7 +12,7 @@
 #   TEMPERATURE        0 takes the likeliest token                              0
 #   MAX_NEW_TOKENS     longest answer                                           as the benchmark asks
 #   BATCH_SIZE         questions answered together on a GPU                     16; 1 on a CPU
-#   NUM_GPUS           processes, a GPU each                                    all that are shown; 1 on a CPU
+#   NUM_GPUS           processes, a GPU each                                    all that can be used; 1 on a CPU
 #   CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES   which GPUs may be used   all
 #   LOADER_WORKERS     processes of each GPU that read images ahead             4 with a GPU, 0 on a CPU
 #   DTYPE              float32, bfloat16 or float16                             float16; float32 on a CPU
@@ -25,13 +25,24 @@
 # shellcheck source=scripts/lib/recipe.sh
 source scripts/lib/recipe.sh
 
-# gpus_shown: prints how many GPUs this machine shows, as far as they may be used.
-gpus_shown() {
-    local shown=${CUDA_VISIBLE_DEVICES:-${HIP_VISIBLE_DEVICES:-${ROCR_VISIBLE_DEVICES:-}}} count
-    count=$(count_cuda)
-    if [ "$count" -eq 0 ]; then count=$(count_rocm); fi
-    if [ "$count" -gt 0 ] && [ -n "$shown" ]; then count=$(awk -F, '{ print NF }' <<<"$shown"); fi
-    echo "$count"
+# usable_gpus [FLAG...]: prints how many GPUs the program can use: none with --device cpu, one with --device cuda:1.
+usable_gpus() {
+    local kind shown visible found hidden device=''
+    while [ "$#" -gt 0 ]; do
+        case $1 in
+            --device) device=${2:-} ;;
+            --device=*) device=${1#*=} ;;
+        esac
+        shift
+    done
+    case $device in
+        cpu) echo 0 ;;
+        '' | cuda)
+            look_for_any
+            echo "$found"
+            ;;
+        *) echo 1 ;;
+    esac
 }
 
 # judge_flag: prints the flag that JUDGE asks for, if any.
@@ -56,7 +67,7 @@ evaluate() {
         MODEL=$1
         shift
     fi
-    gpus=$(gpus_shown)
+    gpus=$(usable_gpus "$@")
     judge=$(judge_flag) || exit 2
     NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 1))}
     BATCH_SIZE=${BATCH_SIZE:-$((gpus > 0 ? 16 : 1))}

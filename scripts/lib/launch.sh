@@ -279,7 +279,7 @@ resolve_batch() {
 # CONFIG, GLOBAL and BATCH are the recipe's defaults for DEEPSPEED_CONFIG, GLOBAL_BATCH_SIZE and BATCH_SIZE.
 launch_training() {
     local default_config=$1 default_global=$2 default_batch=$3 output=${OUTPUT_DIR:?} asked_devices=${NUM_DEVICES:-}
-    local visible found nodes slots devices config depth hints=() device_flags launcher command
+    local visible found hidden nodes slots devices config depth hints=() device_flags launcher command
     shift 3
     find_devices
     choose_launcher

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava.eval.questions import Answered, Question
 
@@ -24,12 +24,15 @@ class Scores:
         values: every number by name, the headline among them.
         notes: sentences that a reader of the numbers has to know.
         counted: answers that the headline is about, where some were left out: a judge gave no grade.
+        judged_by: what its verdicts tell of a judge: `answered_as`, the names that the server gave the model, and
+            `temperature`, None where the model takes none.
     """
 
     headline: float | None
     values: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     counted: int | None = None
+    judged_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Benchmark(ABC):

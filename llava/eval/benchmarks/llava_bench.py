@@ -11,7 +11,7 @@ from typing import Any
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines, read_questions
-from llava.eval.judge import Grade, GradingTask, Judge, grades_of, unjudged_note, verdict_notes
+from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 
 PUBLISHED_JUDGE = "gpt-4-0314"
@@ -63,7 +63,7 @@ class LLaVABench(JudgedBenchmark):
                 pairs[str(answer.question.facts["category"])].append(verdict.grade["tuple"])
         values = {name: relative_score(pairs[name]) for name in sorted(pairs)}
         note = f"Graded by the rules of {own if own.is_file() else 'this project'}."
-        return Scores(values["all"], values, (*verdict_notes(verdicts, PUBLISHED_JUDGE), note))
+        return judged_scores(values["all"], values, verdicts, PUBLISHED_JUDGE, note)
 
 
 def relative_score(pairs: Sequence[Sequence[float]]) -> float:

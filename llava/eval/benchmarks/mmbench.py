@@ -36,7 +36,9 @@ DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 _PLACE_OF_PREDICTION = 6
 _REFERENCE_LENGTH = 64  # an image is longer in base64; a shorter field is the index of the row that holds it
-_LEADING_LETTER = re.compile(r"\(?([A-D])(?:[.):：。、,，]|\s*\n|\s*$)")
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}" + "。（），、：；！", " "))
+_ARTICLE = re.compile(r"(?<!\S)A(?= +[^\W\d_])")
+_FEW_WORDS = 3
 _NOT_IN_XLSX = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -124,7 +126,7 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
             images=(_image(row["image"], images, place),),
             facts={
                 "question": row["question"],
-                "hint": row.get("hint"),
+                "hint": None if _is_none(row.get("hint")) else row["hint"],
                 "answer": row.get("answer"),
                 "l2-category": row.get("l2-category"),
                 "rotations": rotations[row["index"] % ROUND],
@@ -154,9 +156,10 @@ def rotated(question: Question, suffix: str | None) -> list[Question]:
 def read_option(text: str, options: Sequence[str]) -> str | None:
     """The letter that an answer chooses; None where it chooses none or several.
 
-    An answer chooses the letter that it consists of or begins with (before a full stop, bracket, colon, comma or line
-    end), else the option whose text it is, else the only one whose text it holds, upper and lower case alike.
-    MMBench's own evaluation asks a language model about answers that its rules cannot read; here they are wrong.
+    An answer chooses the only option letter among its words, with punctuation taken for spaces, as in MMBench's own
+    evaluation (VLMEvalKit); an `A` before another word is an article where there are more than three words. Else it
+    chooses the option whose text it is, else the only one whose text it holds, upper and lower case alike. That
+    evaluation asks a language model about answers that its rules cannot read; here they are wrong.
 
     Args:
         text: what the model said.
@@ -164,9 +167,12 @@ def read_option(text: str, options: Sequence[str]) -> str | None:
     """
     text = text.strip()
     letters = LETTERS[: len(options)]
-    leading = _LEADING_LETTER.match(text)
-    if leading:
-        return leading.group(1) if leading.group(1) in letters else None
+    words = text.translate(_PUNCTUATION).split()
+    named = [letter for letter in letters if letter in words]
+    if named == ["A"] and len(words) > _FEW_WORDS:
+        words = _ARTICLE.sub("", text).translate(_PUNCTUATION).split()
+    if len(named) == 1 and named[0] in words:
+        return named[0]
     said = text.lower()
     texts = [option.strip().lower() for option in options]
     same = [letter for letter, option in zip(letters, texts, strict=True) if option == said.rstrip(".")]
@@ -226,11 +232,16 @@ def _read_table(path: Path, benchmark: str) -> DataFrame:
     return table.astype(object).where(table.notna(), None)
 
 
+def _is_none(text: str | None) -> bool:
+    """Whether a hint or an option is missing, as LLaVA takes it."""
+    return text is None or text.lower() in ("nan", "none")
+
+
 def _options(row: Mapping[str, Any]) -> list[str]:
     """Texts up to the first that is missing."""
     options: list[str] = []
     for letter in LETTERS:
-        if row.get(letter) is None:
+        if _is_none(row.get(letter)):
             break
         options.append(row[letter])
     return options

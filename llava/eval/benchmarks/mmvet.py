@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json, read_questions
-from llava.eval.judge import Grade, GradingTask, Judge, grades_of, unjudged_note, verdict_notes
+from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 
 PUBLISHED_JUDGE = "gpt-4-0613"
@@ -95,7 +95,7 @@ class MMVet(JudgedBenchmark):
                 for name in ("total", *sorted(map(str, truth["capability"]))):
                     scores.setdefault(name, []).append(100 * verdict.grade["score"])
         values = {name: fmean(numbers) for name, numbers in scores.items()}
-        return Scores(values["total"], values, verdict_notes(verdicts, PUBLISHED_JUDGE))
+        return judged_scores(values["total"], values, verdicts, PUBLISHED_JUDGE)
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """The file that MM-Vet's evaluator takes; see `Benchmark`."""

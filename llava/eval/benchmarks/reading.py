@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.images import BadImageError, image_path
+from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question
 
 
@@ -33,7 +35,7 @@ def read_json(path: Path, benchmark: str) -> Any:
     """
     try:
         return json.loads(require(path, benchmark).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from error
 
 
@@ -43,18 +45,7 @@ def read_json_lines(path: Path, benchmark: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: if it is missing, or a line is not a JSON object.
     """
-    records = []
-    for number, line in enumerate(require(path, benchmark).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); download the file again.") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; download the file again.")
-        records.append(record)
-    return records
+    return read_objects(require(path, benchmark), "download the file again")
 
 
 def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
@@ -73,8 +64,30 @@ def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
     return record[name]
 
 
+def file_in(folder: Path, name: Any, place: str) -> Path:
+    """A file that a record names, confined to its folder. Whether it exists is not checked.
+
+    Args:
+        folder: that the name is relative to.
+        name: of an image or a video.
+        place: file and line of the record, for the error.
+
+    Raises:
+        ValueError: if the name leads out of the folder.
+    """
+    try:
+        return image_path(folder, str(name))
+    except BadImageError as error:
+        raise ValueError(
+            f"{place} names the file {str(name)!r}, which does not lie in {str(folder)!r}; download the file again, or "
+            "name it relative to that folder."
+        ) from error
+
+
 def read_questions(path: Path, images: Path | None, benchmark: str) -> list[Question]:
     """The questions of one of LLaVA's question files: `question_id`, `image`, `text`, perhaps `category`.
+
+    Texts are asked as they stand, but for an `<image>` with a line break in front, which LLaVA puts there itself.
 
     Args:
         path: JSON lines.
@@ -82,7 +95,8 @@ def read_questions(path: Path, images: Path | None, benchmark: str) -> list[Ques
         benchmark: name, for errors.
 
     Raises:
-        ValueError: if the file is missing or a line lacks a field. Whether images exist is not checked.
+        ValueError: if the file is missing, a line lacks a field, or an image does not lie in the folder. Whether images
+            exist is not checked.
     """
     questions = []
     for number, record in enumerate(read_json_lines(path, benchmark), start=1):
@@ -91,8 +105,8 @@ def read_questions(path: Path, images: Path | None, benchmark: str) -> list[Ques
         questions.append(
             Question(
                 question_id=need_field(record, "question_id", place),
-                text=str(need_field(record, "text", place)).replace(DEFAULT_IMAGE_TOKEN, "").strip(),
-                images=(images / str(name),) if images is not None and name else (),
+                text=str(need_field(record, "text", place)).removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n"),
+                images=(file_in(images, name, place),) if images is not None and name else (),
                 prompt=str(record["text"]),
                 facts={key: value for key, value in record.items() if key not in ("question_id", "text")},
             )

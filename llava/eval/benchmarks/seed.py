@@ -1,7 +1,8 @@
 """SEED-Bench: questions with four options about images (types 1 to 9) and frames of videos (types 10 to 12).
 
 Files under `seed_bench/`, as LLaVA has them: `llava-seed-bench.jsonl` (questions), `SEED-Bench.json` (right answers),
-`SEED-Bench-image/` and `SEED-Bench-video-image/` (the middle frame of each video).
+`SEED-Bench-image/` and `SEED-Bench-video-image/` (the middle frame of each video). SEED-I is about images alone: where
+they are there and the frames are not, the questions about videos are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from llava.eval.benchmarks.reading import need_field, read_json, read_questions
 from llava.eval.questions import Answered, Question
 
 _FOLDER = "seed_bench"
+_IMAGES = "SEED-Bench-image"
+_FRAMES = "SEED-Bench-video-image"
 _LAST_IMAGE_TYPE = 9
+_NO_FRAMES = (
+    f"{_FOLDER}/{_FRAMES} is missing, so only the questions about images were asked: `total` is about these alone."
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,12 @@ class SEED(Benchmark):
     title = "SEED-I"
 
     def questions(self, root: Path) -> list[Question]:
-        """See `Benchmark.questions`."""
+        """See `Benchmark.questions`; without the frames of the videos, those about images."""
         folder = root / _FOLDER
-        return read_questions(folder / "llava-seed-bench.jsonl", folder, self.name)
+        questions = read_questions(folder / "llava-seed-bench.jsonl", folder, self.name)
+        if not lacks_frames(root):
+            return questions
+        return [question for question in questions if not _shows_frame(question)]
 
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark.score`; an answer is right if it is the letter and nothing else."""
@@ -60,7 +69,7 @@ class SEED(Benchmark):
         values = seed_accuracies([question for number, question in asked.items() if number in given], given)
         if "image" not in values:
             return Scores(None, values, ("No question about an image was answered, so there is no SEED-I.",))
-        return Scores(values["image"], values)
+        return Scores(values["image"], values, (_NO_FRAMES,) if lacks_frames(root) else ())
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON lines for the leaderboard."""
@@ -69,6 +78,23 @@ class SEED(Benchmark):
         given = {str(item.question.question_id): item.text for item in answered}
         write_predictions(path, [question for question in asked if str(question.question_id) in given], given)
         return path
+
+
+def lacks_frames(root: Path) -> bool:
+    """Whether images are there but no frames of videos, so that only questions about images can be asked.
+
+    Args:
+        root: LLaVA's `playground/data/eval`.
+    """
+    return _holds_something(root / _FOLDER / _IMAGES) and not _holds_something(root / _FOLDER / _FRAMES)
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _shows_frame(question: Question) -> bool:
+    return any(isinstance(image, Path) and _FRAMES in image.parts for image in question.images)
 
 
 def read_annotation(path: Path, benchmark: str = SEED.name) -> list[SeedQuestion]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark, Scores
-from llava.eval.benchmarks.reading import need_field, read_json
+from llava.eval.benchmarks.reading import file_in, need_field, read_json
 from llava.eval.questions import Answered, Question
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -23,7 +23,7 @@ OPTIONS = ("A", "B", "C", "D", "E")
 FAILED = "FAILED"
 _FOLDER = "scienceqa"
 _SPLIT = "test"
-_STATEMENT = re.compile(r"The answer is ([A-Z])")
+_STATEMENT = re.compile(r"The answer is ([A-Z]).")  # any character may stand at the end, as in LLaVA
 
 
 class ScienceQA(Benchmark):
@@ -97,7 +97,7 @@ def science_questions(
             Question(
                 question_id=need_field(record, "id", where),
                 text=text,
-                images=(images / str(image),) if image else (),
+                images=(file_in(images, image, where),) if image else (),
                 prompt=f"{DEFAULT_IMAGE_TOKEN}\n{text}" if image else text,
             )
         )
@@ -134,20 +134,20 @@ def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[st
 def read_letter(text: str, options: Sequence[str] = OPTIONS) -> str:
     """The option that an answer names, or `FAILED`.
 
-    An answer names an option if it is its letter, begins with the letter, a full stop and a space (or the end of a
-    line), or says "The answer is" and the letter.
+    An answer names an option if it is its letter, if it begins with the letter, a full stop and a space, or if it says
+    "The answer is", a capital letter and one more character, such as a full stop, exactly once. Such a letter need not
+    be one of the options.
 
     Args:
         text: what the model said.
         options: letters.
     """
-    text = text.replace("\n", ". ")
-    if text.strip() in options:
-        return text.strip()
+    if text in options:
+        return text
     if text[:1] in options and text[1:3] == ". ":
         return text[0]
-    stated = _STATEMENT.search(text)
-    return stated.group(1) if stated and stated.group(1) in options else FAILED
+    stated: list[str] = _STATEMENT.findall(text)
+    return stated[0] if len(stated) == 1 else FAILED
 
 
 def option_index(letter: str, count: int, options: Sequence[str] = OPTIONS) -> int:

@@ -7,6 +7,8 @@ decides whether an answer means the same as the right one, with the request that
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -15,14 +17,16 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.reading import need_field, read_json
-from llava.eval.judge import Grade, GradingTask, Judge, grades_of, unjudged_note, verdict_notes
+from llava.eval.benchmarks.reading import file_in, need_field, read_json
+from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 
 PUBLISHED_JUDGE = "gpt-3.5-turbo"
 REMINDER = "Only provide the Python dictionary string, such as {'pred': 'yes', 'score': 4}."
 MAX_TOKENS = 64
+ANSWER_FIELDS = ("id", "question", "answer", "pred")
+"""What a line of Video-LLaVA's answer files holds."""
 
 # What makes a number comparable is the wording of the request, so it is the one that Video-ChatGPT published.
 _SYSTEM = (
@@ -64,22 +68,21 @@ class VideoQA(JudgedBenchmark):
     def questions(self, root: Path) -> list[Question]:
         """See `Benchmark`; the data set stands in `GPT_Zero_Shot_QA`, as in Video-LLaVA's documents, or in `root`."""
         folder = self._folder(root)
-        answers = self._answers(folder / "test_a.json")
         present = _videos_by_name(folder / self.videos)
         questions = []
         path = folder / "test_q.json"
-        for number, record in enumerate(_records(path, self.name), start=1):
+        records = _records(path, self.name)
+        answers = right_answers(records, path, _records(folder / "test_a.json", self.name), folder / "test_a.json")
+        for number, (record, answer) in enumerate(zip(records, answers, strict=True), start=1):
             place = f"{path}, record {number}"
-            identity = need_field(record, "question_id", place)
-            if str(identity) not in answers:
-                raise ValueError(f"{place}: test_a.json has no answer to question {identity}; download both again.")
             name = self.prefix + str(need_field(record, "video_name", place))
+            usual = file_in(folder / self.videos, f"{name}{VIDEO_SUFFIXES[0]}", place)
             questions.append(
                 Question(
-                    question_id=identity,
+                    question_id=record["question_id"],
                     text=str(need_field(record, "question", place)),
-                    video=present.get(name, folder / self.videos / f"{name}{VIDEO_SUFFIXES[0]}"),
-                    facts={"answer": answers[str(identity)]},
+                    video=present.get(name, usual),
+                    facts={"answer": answer},
                 )
             )
         return questions
@@ -96,18 +99,33 @@ class VideoQA(JudgedBenchmark):
         ]
         verdicts = judge.grade(tasks, read_match, reviews, REMINDER, MAX_TOKENS)
         values = match_values(grades_of(verdicts)) | _word_matches(answered)
-        return Scores(values["accuracy"], values, verdict_notes(verdicts, PUBLISHED_JUDGE))
+        return judged_scores(values["accuracy"], values, verdicts, PUBLISHED_JUDGE)
+
+    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+        """See `Benchmark`: the answer file that Video-LLaVA's evaluation and `llava.eval.eval_video_qa` read.
+
+        Raises:
+            ValueError: if a question id comes twice: the evaluation tells answers by it.
+        """
+        lines: dict[str, dict[str, Any]] = {}
+        for item in answered:
+            question = item.question
+            if str(question.question_id) in lines:
+                raise ValueError(
+                    f"The question id {question.question_id!r} comes twice in test_q.json, and Video-LLaVA's answer "
+                    "file holds one answer for each id."
+                )
+            values = (question.question_id, question.text, question.facts["answer"], item.text)
+            lines[str(question.question_id)] = dict(zip(ANSWER_FIELDS, values, strict=True))
+        path = stem.with_name(f"{stem.name}.jsonl")
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines.values()), encoding="utf-8")
+        os.replace(unfinished, path)
+        return path
 
     def _folder(self, root: Path) -> Path:
         usual = root / "GPT_Zero_Shot_QA" / self.folder
         return root / self.folder if (root / self.folder).is_dir() and not usual.is_dir() else usual
-
-    def _answers(self, path: Path) -> dict[str, str]:
-        answers = {}
-        for number, record in enumerate(_records(path, self.name), start=1):
-            place = f"{path}, record {number}"
-            answers[str(need_field(record, "question_id", place))] = str(need_field(record, "answer", place))
-        return answers
 
 
 class MSVD(VideoQA):
@@ -144,6 +162,39 @@ class ActivityNet(VideoQA):
     folder = "Activitynet_Zero_Shot_QA"
     videos = "all_test"
     prefix = "v_"
+
+
+def right_answers(
+    questions: Sequence[Mapping[str, Any]], asked: Path, answers: Sequence[Mapping[str, Any]], told: Path
+) -> list[str]:
+    """The right answer to each question, by its id; by its place where an id comes several times.
+
+    Args:
+        questions, asked: records of the question file, and its path for errors.
+        answers, told: records of the answer file, and its path.
+
+    Raises:
+        ValueError: if a record lacks a field, or the two files do not belong together.
+    """
+    ids, answer_ids = (
+        [str(need_field(record, "question_id", f"{path}, record {n}")) for n, record in enumerate(records, start=1)]
+        for records, path in ((questions, asked), (answers, told))
+    )
+    texts = [str(need_field(record, "answer", f"{told}, record {n}")) for n, record in enumerate(answers, start=1)]
+    if len(set(ids)) == len(ids) and len(set(answer_ids)) == len(answer_ids):
+        by_id = dict(zip(answer_ids, texts, strict=True))
+        for number, name in enumerate(ids, start=1):
+            if name not in by_id:
+                raise ValueError(
+                    f"{asked}, record {number}: {told.name} has no answer to question {name}; download both again."
+                )
+        return [by_id[name] for name in ids]
+    if ids != answer_ids:
+        raise ValueError(
+            f"Question ids come several times in {asked} or {told}, so that an answer belongs to the question at its "
+            "place, but the two do not hold the same ids at the same places; download both again."
+        )
+    return texts
 
 
 def match_task(identity: Any, question: str, answer: str, prediction: str) -> GradingTask:

@@ -23,7 +23,7 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vizwiz_submission,
 )
-from llava.eval.benchmarks.reading import need_field, read_questions
+from llava.eval.benchmarks.reading import file_in, need_field, read_questions
 from llava.eval.questions import Answered, Question
 
 _FOLDER = "vizwiz"
@@ -67,6 +67,6 @@ class VizWiz(Benchmark):
         for number, record in enumerate(read_json_as(list, path, self.name)):
             place = f"{path}, question {number + 1}"
             text = f"{need_field(record, 'question', place)}\n{_REQUEST}"
-            image = images / str(need_field(record, "image", place))
+            image = file_in(images, need_field(record, "image", place), place)
             questions.append(labelled_question(number, text, image, record, place))
         return questions

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llava.eval.tables.gathering import judge_name
 from llava.eval.tables.published import AVERAGE, PublishedRow, PublishedTable, relative_average
-from llava.eval.tables.rows import Cell, MeasuredRow, find_baseline
+from llava.eval.tables.rows import Cell, MeasuredRow, differences, find_baseline
 from llava.eval.tables.training import TrainingRun, time_saved
 
 TRAINING_TIME_SAVED = "training_time_saved"
@@ -25,6 +27,7 @@ class Line:
         average: measured mean share of the baseline, in per cent; None unless every column was measured.
         tokens: visual tokens that were counted.
         model: that was measured; empty if none was.
+        place: what was measured, as notes name it.
     """
 
     budget: str
@@ -35,11 +38,17 @@ class Line:
     average: float | None = None
     tokens: float | None = None
     model: str = ""
+    place: str = ""
 
     @property
     def measured(self) -> bool:
         """Whether anything was measured."""
         return bool(self.model)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was measured is."""
+        return all(cell.complete for cell in self.cells.values())
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class _Frame:
         notes: added to as lines are made.
     """
 
-    benchmarks: Mapping[str, str]
+    benchmarks: Mapping[str, str | None]
     baseline: Mapping[str, float]
     rows: Sequence[MeasuredRow]
     notes: list[str]
@@ -95,13 +104,13 @@ def paper_table(published: PublishedTable, rows: Sequence[MeasuredRow], training
     known = (published.baseline, *published.rows)
     lines: list[Line] = []
     for row in known:
-        beside = [_measured(frame, row, one) for one in fitting if one.is_preset(row.preset)]
+        beside = [_measured(frame, row, one) for one in fitting if row.preset in one.presets]
         beside += [_trained(published, row, run, training, frame.notes) for run in _runs(published, row, training)]
         lines += beside or [Line(row.budget, row.method, _paper(row))]
     for one in fitting:
-        if not any(one.is_preset(row.preset) for row in known):
+        if not any(row.preset in one.presets for row in known):
             lines.append(_measured(frame, PublishedRow("", f"{one.compression} (measured only)", None), one))
-    notes = (f"Source: {published.source}.", *_unique(frame.notes))
+    notes = (f"Source: {published.source}.", *_unique([*frame.notes, *_result_notes(lines)]))
     columns = tuple(published.benchmarks)
     return Table(published.name, published.title, columns, tuple(published.others), bool(columns), tuple(lines), notes)
 
@@ -119,10 +128,11 @@ def own_table(family: str, rows: Sequence[MeasuredRow], everything: Sequence[Mea
         rows: to be shown.
         everything: all rows, to find baselines in.
     """
-    benchmarks = {title: name for row in rows for name, title in row.titles.items()}
+    benchmarks: dict[str, str | None] = {title: name for row in rows for name, title in row.titles.items()}
     frame = _Frame(benchmarks, {}, everything, [])
     lines = tuple(_measured(frame, PublishedRow("", row.compression, None), row) for row in rows)
-    return Table(family, f"{family}, measured", tuple(benchmarks), (), True, lines, tuple(_unique(frame.notes)))
+    notes = tuple(_unique([*frame.notes, *_result_notes(lines)]))
+    return Table(family, f"{family}, measured", tuple(benchmarks), (), True, lines, notes)
 
 
 def _belongs(published: PublishedTable, row: MeasuredRow) -> bool:
@@ -133,45 +143,75 @@ def _belongs(published: PublishedTable, row: MeasuredRow) -> bool:
 
 def _measured(frame: _Frame, row: PublishedRow, measured: MeasuredRow) -> Line:
     """A line of the paper with a measured row beside it; adds the notes that the numbers need."""
-    cells = {column: measured.cells[name] for column, name in frame.benchmarks.items() if name in measured.cells}
+    here = {column: name for column, name in frame.benchmarks.items() if name is not None and name in measured.cells}
+    cells = {column: measured.cells[name] for column, name in here.items()}
     average, note = _average(frame, measured)
-    place = f"{measured.short_model}, {measured.compression}"
+    place = f"{measured.short_model}, {measured.label}"
     frame.notes.append(note)
     for column, cell in cells.items():
         frame.notes.extend(_cell_notes(column, place, cell))
-    model = measured.short_model
-    return Line(row.budget, row.method, _paper(row), cells, {}, average, measured.tokens, model)
+    method = f"{row.method}, {measured.variant}" if measured.variant else row.method
+    return Line(
+        row.budget, method, _paper(row), cells, {}, average, measured.tokens, measured.short_model, place
+    )  # fmt: skip
 
 
 def _average(frame: _Frame, row: MeasuredRow) -> tuple[float | None, str]:
     """The measured average, and a sentence that says what it is relative to, or why there is none."""
-    names = list(frame.benchmarks.values())
-    scores = {name: score for name, score in row.scores().items() if name in names}
-    missing = [column for column, name in frame.benchmarks.items() if name not in scores]
+    names = {column: name for column, name in frame.benchmarks.items() if name in row.scores()}
+    missing = [column for column in frame.benchmarks if column not in names]
     if missing:
-        return None, f"{row.short_model}, {row.compression}: no average without {', '.join(missing)}."
-    baseline = find_baseline(row, frame.rows, names)
+        return None, f"{row.short_model}, {row.label}: no average without {', '.join(missing)}."
+    scores = {column: row.scores()[name] for column, name in names.items() if name is not None}
+    baseline = find_baseline(row, frame.rows, [name for name in names.values() if name is not None])
     if baseline is not None:
-        whole = {name: baseline.scores()[name] for name in names}
-        partly = "" if all(baseline.cells[name].complete for name in names) else ", with some questions not answered"
-        note = f"The average of {row.short_model} is relative to {baseline.short_model}, measured uncompressed{partly}."
-        return relative_average(scores, whole), note
-    if not frame.baseline:
-        return None, f"{row.short_model}, {row.compression}: no average, as no model was measured uncompressed."
-    average = relative_average(scores, {name: frame.baseline[column] for column, name in frame.benchmarks.items()})
+        return relative_average(scores, _whole(baseline, names)), _relative_to(row, baseline, names)
+    average = relative_average(scores, frame.baseline)
+    if average is None:
+        return None, f"{row.short_model}, {row.label}: no average, as no model was measured uncompressed."
     return average, f"The average of {row.short_model} is relative to the paper's baseline; none was measured here."
+
+
+def _whole(baseline: MeasuredRow, names: Mapping[str, str | None]) -> dict[str, float]:
+    """Scores of a baseline by column."""
+    return {column: baseline.scores()[name] for column, name in names.items() if name is not None}
+
+
+def _relative_to(row: MeasuredRow, baseline: MeasuredRow, names: Mapping[str, str | None]) -> str:
+    """A sentence on the baseline, and on what keeps it from being a fair one."""
+    benchmarks = [name for name in names.values() if name is not None]
+    partly = not all(baseline.cells[name].complete for name in benchmarks)
+    others = [f"with other {what}" for what in differences(row, baseline, benchmarks)]
+    but = ", ".join(["", *others, *(["with some questions not answered"] if partly else [])])
+    who = f"{row.short_model}, {row.label}," if others or row.variant else row.short_model
+    return f"The average of {who} is relative to {baseline.short_model}, measured uncompressed{but}."
 
 
 def _cell_notes(column: str, place: str, cell: Cell) -> list[str]:
     notes = []
     if not cell.complete:
-        notes.append(f"† {column}, {place}: {cell.answered} of {cell.questions} questions were answered.")
+        graded = "" if cell.counted == cell.answered else f"; the score is about {cell.counted} of them"
+        notes.append(f"† {column}, {place}: {cell.answered} of {cell.questions} questions were answered{graded}.")
     if len(cell.scores) > 1:
         low, high = min(cell.scores), max(cell.scores)
         notes.append(f"‡ {column}, {place}: mean of {len(cell.scores)} runs, from {low:.1f} to {high:.1f}.")
-    if cell.judges:
-        notes.append(f"{column}, {place}: judged by {', '.join(cell.judges)}.")
+    if cell.judge is not None:
+        notes.append(f"{column}, {place}: judged by {judge_name(cell.judge)}.")
     return notes
+
+
+def _result_notes(lines: Sequence[Line]) -> list[str]:
+    """What the results say of their numbers; what all of a column say stands once."""
+    measured = Counter(column for line in lines for column in line.cells)
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in lines:
+        for column, cell in line.cells.items():
+            for note in cell.notes:
+                places[column, " ".join(note.split())].append(line.place)
+    return [
+        f"{column}: {note}" if len(said) == measured[column] else f"{column}, {'; '.join(said)}: {note}"
+        for (column, note), said in places.items()
+    ]
 
 
 def _runs(published: PublishedTable, row: PublishedRow, training: Sequence[TrainingRun]) -> list[TrainingRun]:

@@ -14,8 +14,8 @@ from llava.eval.tables.rows import Cell
 INCOMPLETE, SEVERAL = "†", "‡"
 MISSING = "-"
 CSV_FIELDS = (
-    "table", "budget", "method", "model", "tokens", "column", "paper", "measured", "runs", "low", "high", "answered",
-    "questions",
+    "table", "budget", "method", "model", "tokens", "column", "paper", "measured", "runs", "low", "high", "counted",
+    "answered", "questions", "notes",
 )  # fmt: skip
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -79,7 +79,7 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
             columns.append((f"{column}, measured" if from_paper else column, partial(_measured, table, column)))
     if from_runs:
         columns.append(("Tokens", lambda line: MISSING if line.tokens is None else f"{line.tokens:.2f}"))
-        columns.append(("Model", lambda line: line.model or MISSING))
+        columns.append(("Model", _model))
     return [heading for heading, _ in columns], [[read(line) for _, read in columns] for line in table.lines]
 
 
@@ -94,6 +94,11 @@ def _columns(table: Table) -> list[str]:
 
 def _paper(column: str, line: Line) -> str:
     return written(line.paper.get(column))
+
+
+def _model(line: Line) -> str:
+    """The model, marked where some of its answers are missing or do not count."""
+    return line.model + ("" if line.complete else INCOMPLETE) if line.measured else MISSING
 
 
 def _measured(table: Table, column: str, line: Line) -> str:
@@ -112,15 +117,16 @@ def _marks(cells: Sequence[Cell]) -> str:
 
 def _csv_values(table: Table, column: str, line: Line) -> list[object]:
     """What a line of the CSV file holds behind the name of the column; empty for what there is none of."""
-    paper = line.paper.get(column, "")
+    paper, nothing = line.paper.get(column, ""), [""] * (len(CSV_FIELDS) - 8)
     if column in table.others:
-        return [paper, line.others.get(column, ""), "", "", "", "", ""]
+        return [paper, line.others.get(column, ""), *nothing]
     cells = list(line.cells.values()) if column == AVERAGE else [line.cells[column]] if column in line.cells else []
     if not cells:
-        return [paper, "", "", "", "", "", ""]
-    counts = [sum(cell.answered for cell in cells), sum(cell.questions for cell in cells)]
+        return [paper, "", *nothing]
+    counts = [sum(getattr(cell, name) for cell in cells) for name in ("counted", "answered", "questions")]
     if column == AVERAGE:
-        return [paper, "" if line.average is None else line.average, "", "", "", *counts]
+        return [paper, "" if line.average is None else line.average, "", "", "", *counts, ""]
     (cell,) = cells
     spread = [min(cell.scores), max(cell.scores)] if cell.scores else ["", ""]
-    return [paper, "" if cell.mean is None else cell.mean, len(cell.scores), *spread, *counts]
+    mean = "" if cell.mean is None else cell.mean
+    return [paper, mean, len(cell.scores), *spread, *counts, " ".join(cell.notes)]

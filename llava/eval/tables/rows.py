@@ -1,18 +1,17 @@
-"""Measured rows: the result files of one model under one compression, gathered by benchmark."""
+"""Measured rows: what one model under one compression, asked in one way, scored on each benchmark."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from llava.compression.config import CompressionConfig, presets
-from llava.eval.results import Result
 from llava.eval.tables.published import UNCOMPRESSED
 
 _FAMILIES = {
@@ -27,18 +26,24 @@ _PLACES = re.compile(r"finetune|pretrain|lora|merged|checkpoint-\d+")
 
 @dataclass(frozen=True)
 class Cell:
-    """The scores of one model, compression and benchmark, one of each run.
+    """The scores of one row and benchmark, one of each seed.
 
     Attributes:
         scores: headline numbers; empty where only a server or a judge can tell.
         answered, questions: over all runs.
-        judges: models that graded, if any.
+        counted: answers that the scores are about, over all runs.
+        judge: who graded, as the results give it; None where nobody was asked.
+        limits: settings that each benchmark has its own of.
+        notes: sentences of the results.
     """
 
     scores: tuple[float, ...]
     answered: int
     questions: int
-    judges: tuple[str, ...] = ()
+    counted: int
+    judge: Mapping[str, Any] | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -47,13 +52,13 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        """Whether every question was answered in every run."""
-        return self.answered == self.questions
+        """Whether every question has an answer that counts, in every run."""
+        return self.counted == self.questions
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """One model under one compression.
+    """One model under one compression, asked in one way.
 
     Attributes:
         model: path or hub name.
@@ -62,6 +67,9 @@ class MeasuredRow:
         cells: by name of the benchmark.
         titles: column of each benchmark.
         tokens: visual tokens a decoder layer saw, mean over the benchmarks; None where no question had an image.
+        presets: that do what the compression does, whatever its name is.
+        settings: that decide answers, but for those that each benchmark has its own of.
+        variant: what tells the row from others of the same model and name, in words; empty without such others.
     """
 
     model: str
@@ -70,11 +78,24 @@ class MeasuredRow:
     cells: Mapping[str, Cell]
     titles: Mapping[str, str]
     tokens: float | None
+    presets: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of the compression, with what tells the row from others of that name."""
+        return f"{self.compression} ({self.variant})" if self.variant else self.compression
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell is."""
+        return all(cell.complete for cell in self.cells.values())
 
     @property
     def uncompressed(self) -> bool:
         """Whether nothing was compressed."""
-        return self.compression == UNCOMPRESSED or not any(self.config.values())
+        return not any(self.config.values())
 
     @property
     def family(self) -> str:
@@ -90,13 +111,7 @@ class MeasuredRow:
         """Mean score of every benchmark that has one."""
         return {name: cell.mean for name, cell in self.cells.items() if cell.mean is not None}
 
-    def is_preset(self, name: str | None) -> bool:
-        """Whether the compression is a preset, by its name or by what it does."""
-        if name is None:
-            return False
-        return self.compression == name or _plain(self.config) == CompressionConfig.from_preset(name).to_dict()
-
-    @property
+    @cached_property
     def training(self) -> str:
         """What the model was trained with: `uncompressed`, `same` (what it was measured with) or `other`.
 
@@ -109,15 +124,7 @@ class MeasuredRow:
             carried = {} if name is None else CompressionConfig.from_preset(name).to_dict()
         if not any(carried.values()):
             return "uncompressed"
-        return "same" if _plain(carried) == _plain(self.config) else "other"
-
-
-def measured_rows(results: Iterable[Result]) -> list[MeasuredRow]:
-    """Results gathered into rows, in the order in which a model and a compression first appear."""
-    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result.model, result.compression].append(result)
-    return [_row(model, compression, group) for (model, compression), group in groups.items()]
+        return "same" if plain(carried) == plain(self.config) else "other"
 
 
 def family(model: str) -> str:
@@ -135,8 +142,23 @@ def family(model: str) -> str:
 
 def preset_of(config: Mapping[str, Any] | None) -> str | None:
     """The first preset that equals a configuration; None if none does."""
-    plain = _plain(config)
-    return next((name for name in presets() if CompressionConfig.from_preset(name).to_dict() == plain), None)
+    return next(iter(presets_of(config, preset_configs())), None)
+
+
+def preset_configs() -> dict[str, dict[str, Any]]:
+    """What every preset does, by name."""
+    return {name: CompressionConfig.from_preset(name).to_dict() for name in presets()}
+
+
+def presets_of(config: Mapping[str, Any] | None, known: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of all presets that equal a configuration.
+
+    Args:
+        config: any; defaults may be left out.
+        known: of `preset_configs`.
+    """
+    full = plain(config)
+    return tuple(name for name, preset in known.items() if preset == full)
 
 
 def find_baseline(row: MeasuredRow, rows: Sequence[MeasuredRow], benchmarks: Iterable[str]) -> MeasuredRow | None:
@@ -147,41 +169,36 @@ def find_baseline(row: MeasuredRow, rows: Sequence[MeasuredRow], benchmarks: Ite
         rows: all that were measured.
         benchmarks: that the baseline must have a score of.
     """
-    needed = set(benchmarks)
+    needed = list(benchmarks)
     whole = [
         other
         for other in rows
-        if other.uncompressed and other.training == "uncompressed" and needed <= set(other.scores())
+        if other.uncompressed
+        and other.training == "uncompressed"
+        and other.family == row.family
+        and set(needed) <= set(other.scores())
     ]
-    same = [other for other in whole if other.model == row.model]
-    related = [other for other in whole if other.family == row.family]
-    if row.training == "same":  # beside a model that was trained here as well, as scripts/reproduce.sh names it
-        related.sort(key=lambda other: not other.short_model.endswith(f"-{UNCOMPRESSED}"))
-    return next(iter([*same, *related]), None)
+
+    def distance(other: MeasuredRow) -> tuple[bool, ...]:
+        # Beside a model that was trained here comes one that was as well, by the name that scripts/reproduce.sh gives.
+        trained_here = row.training != "same" or other.short_model.endswith(f"-{UNCOMPRESSED}")
+        partly = not all(other.cells[name].complete for name in needed)
+        return other.model != row.model, not trained_here, bool(differences(row, other, needed)), partly
+
+    return min(whole, key=distance, default=None)
 
 
-def _row(model: str, compression: str, results: Sequence[Result]) -> MeasuredRow:
-    by_benchmark: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        by_benchmark[result.benchmark].append(result)
-    tokens = [result.average_tokens for result in results if result.average_tokens is not None]
-    return MeasuredRow(
-        model,
-        compression,
-        results[0].compression_config,
-        {name: _cell(runs) for name, runs in by_benchmark.items()},
-        {result.benchmark: result.title for result in results},
-        mean(tokens) if tokens else None,
-    )
+def differences(row: MeasuredRow, other: MeasuredRow, benchmarks: Iterable[str]) -> list[str]:
+    """In what the ways differ in which two rows were measured: `settings`, `judges`, both or nothing.
 
-
-def _cell(runs: Sequence[Result]) -> Cell:
-    return Cell(
-        tuple(run.headline for run in runs if run.headline is not None),
-        sum(run.num_answered for run in runs),
-        sum(run.num_questions for run in runs),
-        tuple(dict.fromkeys(str(run.judge.get("model", "unnamed")) for run in runs if run.judge)),
-    )
+    Args:
+        row, other: any; both have all of the benchmarks.
+        benchmarks: to look at.
+    """
+    pairs = [(row.cells[name], other.cells[name]) for name in benchmarks]
+    settings = row.settings != other.settings or any(one.limits != two.limits for one, two in pairs)
+    judges = any(one.judge != two.judge for one, two in pairs)
+    return ["settings"] * settings + ["judges"] * judges
 
 
 def _telling_part(model: str) -> str:
@@ -196,7 +213,7 @@ def _named_preset(model: str) -> str | None:
     return next((name for name in sorted(presets(), key=len, reverse=True) if part.endswith(f"-{name}")), None)
 
 
-def _plain(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def plain(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """A configuration with every default written out; as it is if this version does not know it."""
     try:
         return CompressionConfig.from_dict(config).to_dict()
