@@ -105,16 +105,16 @@ def test_an_answer_without_a_text_is_told(tmp_path: Path):
         AnswerFile(tmp_path / "a.jsonl").answered([Question(1, "x")])
 
 
-def children(pid: int) -> list[int]:
-    """Processes that one started, by what the system tells."""
-    found = []
+def running() -> dict[int, int]:
+    """Processes that are alive, each with the one that started it."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            words = path.read_text().rpartition(")")[2].split()
+            state, parent, *_ = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(words[1]) == pid and words[0] != "Z":
-            found.append(int(path.parent.name))
+        if state != "Z":
+            found[int(path.parent.name)] = int(parent)
     return found
 
 
@@ -139,12 +139,12 @@ def test_workers_end_with_the_process_that_deals_out(model: Path, tmp_path: Path
     command = [sys.executable, "-m", "llava.eval.run", *words, "--max-new-tokens", "4"]
     dealing = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     until(lambda: dealing.poll() is not None or len(answers.all_parts()) == 2)
-    left = children(dealing.pid)
+    left = {pid for pid, parent in running().items() if parent == dealing.pid}
     assert len(left) >= 2
     dealing.kill()
     assert dealing.wait() == -signal.SIGKILL
     assert main([*words[:-2], "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+    until(lambda: not left & running().keys())
     said = texts(answers.path)
     assert len(said) == 60 and not answers.all_parts()
     assert main([*words[:-2], "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0

@@ -205,7 +205,7 @@ def test_lmms_eval_follows_what_a_task_sets(
     ):
         model.generate_until(requests_of(documents[:1], [setting]))
         assert seen.pop() == expected, setting
-    with pytest.raises(ValueError, match="top_p is 1.5"):
+    with pytest.raises(ValueError, match="must be above 0 and at most 1"):
         model.generate_until(requests_of(documents[:1], [{"temperature": 0.7, "top_p": 1.5}]))
 
 
