@@ -3,7 +3,8 @@
     python scripts/reproduce_table.py --preset duet-192 --folder ./checkpoints/reproduce/llava-v1.5-7b-duet-192
 
 It reads `pretrain/train_summary.json`, `finetune/train_summary.json` and, if there, `results.json` from the folder: an
-object with a number for each benchmark that `configs/paper/table-3.yaml` names.
+object with a number for each benchmark that `configs/paper/table-3.yaml` names. `llava.eval.run --out` leaves those out
+where answers are missing; they are shown as `-`, and there is no average then.
 """
 
 from __future__ import annotations
