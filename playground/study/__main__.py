@@ -14,15 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from tqdm import tqdm
 
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
+from playground.study.crew import workers
 from playground.study.place import Place, StudySettings
 from playground.study.report import write_report
 from playground.study.work import ROOT, identity, run_cell, train_projector
@@ -81,7 +80,7 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
     waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
     failed: dict[str, BaseException] = {}
     total = sum(map(len, waiting.values()))
-    with _workers(jobs) as pool, tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar:
+    with workers(jobs) as pool, tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar:
         running: dict[Future[None], tuple[str, int | None]] = {
             pool.submit(train_projector, place, seed): (f"projector of seed {seed}", seed)
             for seed, cells in waiting.items()
@@ -99,19 +98,6 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
                         running[pool.submit(run_cell, place, seed, cell)] = (f"{cell.name} of seed {seed}", None)
                 bar.update(seed is None)
     return failed
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that take jobs. What stops this one stops them, too: a pool by itself would finish all it was given."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                process.terminate()
-            raise
 
 
 def _cells_to_do(place: Place, seed: int) -> list[Cell]:
