@@ -230,3 +230,17 @@ def test_stopping_the_study_stops_its_workers() -> None:
 def test_the_quickstart_takes_no_other_word() -> None:
     done = subprocess.run(["bash", "scripts/quickstart.sh", "--studdy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "no argument but --study; this was given: --studdy" in done.stderr
+
+
+def test_the_document_shows_what_was_measured() -> None:
+    """Made again from the stored numbers: a changed table, plot or budget means that the study has to be run again."""
+    summary = Summary.load(ROOT / "docs" / "benchmarks" / "study.json")
+    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert tables(summary, Path("images")) in text
+    for half in (TRAINING_FREE, TRAINED):
+        assert (ROOT / "docs" / "images" / f"study-{half}.svg").read_text(encoding="utf-8") == plot(summary, half)
+        for cell in all_cells():
+            row = summary.row(half, cell.method, cell.budget)
+            assert row.tokens == pytest.approx(tokens(cell)) and len(row.right) == summary.about["seeds"]
+    assert summary.row(TRAINING_FREE, UNCOMPRESSED).accuracy >= 0.9
+    assert summary.row(TRAINING_FREE, BLANK).accuracy <= 0.4
