@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,12 +284,31 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
         0; 1 if questions have no answer, something could not be scored or a process died; 2 for wrong input.
     """
     options = parse(arguments)
+    return exit_status(lambda: _run_and_write(options, benchmarks))
+
+
+def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] | None) -> int:
+    _check(options)
+    if options.num_gpus is None:
+        options.num_gpus = max(1, torch.cuda.device_count()) if best_device(options.device) == "cuda" else 1
+    results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))
+    if options.out is not None:
+        write_headlines(results, Path(options.out))
+    return 0 if whole else 1
+
+
+def exit_status(program: Callable[[], int]) -> int:
+    """Run a program that answers; what ends it early becomes a sentence on standard error and a status.
+
+    Args:
+        program: gives the status where nothing does.
+
+    Returns:
+        its status; 1 if a process died or memory ran out, 2 for wrong input, 130 if it was interrupted.
+    """
     logging.basicConfig(level=logging.WARNING)
     try:
-        _check(options)
-        if options.num_gpus is None:
-            options.num_gpus = max(1, torch.cuda.device_count()) if best_device(options.device) == "cuda" else 1
-        results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))
+        return program()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -299,9 +318,6 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
     except KeyboardInterrupt:
         print("Stopped. The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
-    if options.out is not None:
-        write_headlines(results, Path(options.out))
-    return 0 if whole else 1
 
 
 def _check(options: argparse.Namespace) -> None:

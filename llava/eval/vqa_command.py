@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import sys
@@ -15,9 +14,8 @@ from llava.eval.answers import AnswerFile
 from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
 from llava.eval.jobs import Job
 from llava.eval.questions import Question
-from llava.eval.run import INTERRUPTED, crew_of, manner_of, sources_of, subject_of
+from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
 from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
-from llava.eval.workers import WorkerError
 from llava.serve.inputs import add_loading_flags, check_device
 
 Item = TypeVar("Item")
@@ -87,18 +85,7 @@ def run_command(options: argparse.Namespace, read: Reader) -> int:
     Returns:
         exit status: 0; 1 if questions have no answer or memory ran out; 2 for wrong input.
     """
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        return _answer(options, read)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except WorkerError as error:
-        print(f"{error} The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: _answer(options, read))
 
 
 def _answer(options: argparse.Namespace, read: Reader) -> int:
