@@ -56,7 +56,7 @@ def test_reproducing_goes_on_at_the_step_that_failed(reproduction: tuple[Shell, 
     shell, variables = reproduction
     script, work = "scripts/reproduce.sh", Path(variables["OUTPUT"], "pretrain/work")
     status, _, err = shell.run(script, "duet-64", MISSING="1", **variables)
-    assert (status, asked(variables)) == (1, ["benchmarks"]) and "set EVALUATE=0 to train without evaluating" in err
+    assert (status, asked(variables)) == (1, ["benchmarks"]) and "EVALUATE=0 trains without evaluating" in err
     status, _, err = shell.run(script, "duet-64", STATUS="75", **variables)
     assert status == 75, err
     assert asked(variables) == ["benchmarks", "check 1", "check 2", "phase 1"]
