@@ -212,11 +212,12 @@ def test_an_unfinished_study_goes_on_to_its_report(tmp_path: Path) -> None:
 STOPPED = """
 import os, signal, time
 from playground.study.crew import workers
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the study does; who runs this may ignore SIGINT
 with workers(2) as pool:
     for _ in range(20):
         pool.submit(time.sleep, 100)
     time.sleep(1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(100)
 """
 
