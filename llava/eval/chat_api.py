@@ -82,7 +82,7 @@ class ChatApi:
             raise ChatError(f"The key of the judge holds characters that no key has; check {KEY_VARIABLE}.")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ChatApi:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ChatApi:
         """The model that LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY (or OPENAI_API_KEY) and LLAVA_JUDGE_MODEL name.
 
         OPENAI_API_KEY is sent to OpenAI's own address only.
@@ -90,6 +90,7 @@ class ChatApi:
         Raises:
             ChatError: if a value cannot be used, or OpenAI's address is asked without a key.
         """
+        environment = os.environ if environment is None else environment
         url = environment.get(URL_VARIABLE) or DEFAULT_URL
         key = (environment.get(KEY_VARIABLE) or "").strip()
         if not key and urlsplit(url).hostname == urlsplit(DEFAULT_URL).hostname:

@@ -10,7 +10,6 @@ for again. Unlike LLaVA's command it asks at temperature 0, and finds answers by
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
 from llava.eval.judge import Judge, Verdict
 
 
-def review(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> list[Verdict]:
+def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:
     """Grade all pairs of answers; see the command line for `options`.
 
     Raises:

@@ -29,7 +29,7 @@ _WANTED = (
 )
 
 
-def grade(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> list[Verdict]:
+def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:
     """Grade an answer file and write the verdicts together; see the command line for `options`.
 
     Raises:
@@ -37,7 +37,8 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] = os.envir
     """
     answers = read_predictions(options.pred_path)
     flags = {URL_VARIABLE: options.api_base, KEY_VARIABLE: options.api_key, WORKERS_VARIABLE: options.num_tasks}
-    judge = Judge.from_environment(dict(environment) | {name: str(value) for name, value in flags.items() if value})
+    outside = os.environ if environment is None else environment
+    judge = Judge.from_environment(dict(outside) | {name: str(value) for name, value in flags.items() if value})
     tasks = [match_task(name, line["question"], line["answer"], line["pred"]) for name, line in answers.items()]
     verdicts = judge.grade(tasks, read_match, options.output_dir / VERDICTS, REMINDER, MAX_TOKENS)
     together = {

@@ -89,12 +89,13 @@ class Judge:
             raise ValueError(f"The judge has {self.workers} workers; give a number of 1 or more.")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Judge:
-        """The judge that the variables LLAVA_JUDGE_* describe.
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Judge:
+        """The judge that the variables LLAVA_JUDGE_* describe, by default those of the process.
 
         Raises:
             ValueError: if a value cannot be used or the key is missing.
         """
+        environment = os.environ if environment is None else environment
         value = environment.get(WORKERS_VARIABLE) or str(DEFAULT_WORKERS)
         if not (value.isascii() and value.isdigit() and int(value)):
             raise ValueError(f"{WORKERS_VARIABLE} is {value!r}; set it to a number of 1 or more.")
@@ -269,11 +270,12 @@ def _line(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and {"request", "judge", "content"} <= set(value) else None
 
 
-def judge_is_configured(environment: Mapping[str, str] = os.environ) -> bool:
+def judge_is_configured(environment: Mapping[str, str] | None = None) -> bool:
     """Whether the environment names a judge: an address, or a key that is meant for judging.
 
     OPENAI_API_KEY alone does not count: it is often set for other purposes, and judging costs money.
     """
+    environment = os.environ if environment is None else environment
     return any(environment.get(name) for name in (URL_VARIABLE, KEY_VARIABLE))
 
 
