@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.reading import need_field
 from llava.eval.benchmarks.sqa import OPTIONS, read_problems
+from llava.eval.whole_files import write_whole
 
 _REASON = "BECAUSE:"
 ASKED = {
@@ -156,9 +156,7 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
     """Write a file in one step; one with other content is kept unless it may be overwritten."""
     if not overwrite and path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"{path} is there with other content; move it away or give --overwrite.")
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, 
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
+from llava.eval.whole_files import write_whole
 
 VERDICTS = "verdicts.jsonl"
 _WANTED = (
@@ -46,10 +47,7 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
         for (name, line), verdict in zip(answers.items(), verdicts, strict=True)
         if verdict.grade is not None
     }
-    options.output_json.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output_json.with_name(options.output_json.name + ".unfinished")
-    unfinished.write_text(json.dumps(together), encoding="utf-8")
-    os.replace(unfinished, options.output_json)
+    write_whole(options.output_json, json.dumps(together))
     return verdicts
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from llava.eval.whole_files import write_whole
 
 RESULT_SUFFIX = ".result.json"
 
@@ -70,9 +71,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the file in one step, so that a kill leaves the old one or the new one."""
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:

@@ -14,7 +14,6 @@ import datetime
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
+from llava.eval.whole_files import write_whole
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 
@@ -237,10 +237,7 @@ def write_headlines(results: Iterable[Result], path: Path) -> None:
     partial = [result.title for result in results if not result.complete]
     if partial:
         print(f"{path} leaves out {', '.join(partial)}, where answers are missing.", file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(headlines, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(headlines, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

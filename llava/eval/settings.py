@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.fingerprint import Fingerprint, fingerprint
 from llava.eval.questions import Question
+from llava.eval.whole_files import write_whole
 from llava.model.builder import resolve
 
 SETTINGS_SUFFIX = ".settings.json"
@@ -102,10 +102,8 @@ def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Map
         run: name of the run, as in `llava.eval.answers.AnswerFile`.
         about: what else a reader of the results wants to know.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
     content = {"identity": identity, "run": run, "about": about}
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _changes(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ average is the paper's: mean share, over the benchmarks, of the score without co
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections import defaultdict
@@ -27,6 +26,7 @@ from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
 from llava.eval.tables.rows import MeasuredRow
 from llava.eval.tables.training import TrainingRun, find_training
+from llava.eval.whole_files import write_whole
 
 ENDINGS = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
@@ -100,9 +100,7 @@ def _write(tables: Sequence[Table], form: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         path = folder / f"{_file_name(table.name)}{ENDINGS[form]}"
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(_text([table], form), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, _text([table], form))
         print(f"wrote {path}")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.eval.benchmarks.reading import read_json
+from llava.eval.whole_files import write_whole
 
 Shape = TypeVar("Shape", bound="list[Any] | dict[str, Any]")
 
@@ -32,8 +32,5 @@ def read_json_as(shape: type[Shape], path: Path, benchmark: str) -> Shape:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file in one step, in a folder that is made if need be; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(value))
     return path

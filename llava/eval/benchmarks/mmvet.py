@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from llava.eval.benchmarks.base import JudgedBenchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json, read_questions
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
+from llava.eval.whole_files import write_whole
 
 PUBLISHED_JUDGE = "gpt-4-0613"
 REMINDER = "Predict the correctness of the answer (digit): "
@@ -119,10 +119,7 @@ def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         if "question_id" not in line or "text" not in line:
             raise ValueError(f"Answer {number} has no question_id or no text; remove the line or the file.")
         predictions[f"v1_{line['question_id']}"] = line["text"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(predictions, indent=2), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(predictions, indent=2))
 
 
 def grading_prompt(question: str, truth: str, prediction: str) -> str:

@@ -8,7 +8,6 @@ they are there and the frames are not, the questions about videos are left out.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json, read_questions
 from llava.eval.questions import Answered, Question
+from llava.eval.whole_files import write_whole
 
 _FOLDER = "seed_bench"
 _IMAGES = "SEED-Bench-image"
@@ -163,6 +163,4 @@ def write_predictions(path: Path, questions: Sequence[SeedQuestion], given: Mapp
         json.dumps({"question_id": question.question_id, "prediction": given[str(question.question_id)]}) + "\n"
         for question in questions
     ]
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, "".join(lines))

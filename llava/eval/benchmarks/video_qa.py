@@ -8,7 +8,6 @@ decides whether an answer means the same as the right one, with the request that
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from llava.eval.benchmarks.reading import file_in, need_field, read_json
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+from llava.eval.whole_files import write_whole
 
 PUBLISHED_JUDGE = "gpt-3.5-turbo"
 REMINDER = "Only provide the Python dictionary string, such as {'pred': 'yes', 'score': 4}."
@@ -118,9 +118,7 @@ class VideoQA(JudgedBenchmark):
             values = (question.question_id, question.text, question.facts["answer"], item.text)
             lines[str(question.question_id)] = dict(zip(ANSWER_FIELDS, values, strict=True))
         path = stem.with_name(f"{stem.name}.jsonl")
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines.values()), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
         return path
 
     def _folder(self, root: Path) -> Path:
