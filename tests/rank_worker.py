@@ -18,11 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 TEXT, IMAGE, FIVE = chat(2, (0,)), chat(1), chat(4, (5,))
 RANDOM = {"v2v": DUET["v2v"], "t2v": DUET["t2v"] | {"score": "random"}}
+BEFORE = {"t2v": {"layers": [3, 5], "keep": [1.0, 0.5], "scored_by": "before"}}
 ALL_KEPT = {"t2v": {"layers": [2, 4], "keep": [1.0, 0.5]}}
 CASES = {  # compression, and the rows of each rank in turn
     "text-on-one-rank": (DUET, [[TEXT, TEXT], [IMAGE, FIVE]]),
     "text-everywhere": (DUET, [[TEXT], [TEXT, TEXT]]),
     "nothing-to-drop-on-one-rank": (ALL_KEPT, [[TEXT], [IMAGE]]),
+    "scored-before-the-drop": (BEFORE, [[TEXT], [IMAGE]]),
     "controls": (RANDOM, [[TEXT], [IMAGE]]),
     "no-compression": (None, [[TEXT], [FIVE]]),
 }

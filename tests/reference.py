@@ -188,11 +188,13 @@ def decode(model: Any, x: Tensor, visual: list[int], votes: list[bool], labels: 
     rank = [sum(visual[:place]) if is_visual else -1 for place, is_visual in enumerate(visual)]
     voters = [place for place, may in enumerate(votes) if may]
     kept, all_scores = [], []
+    entered: list[Tensor] = []  # what each layer got; scores are asked for before anything is dropped
     for number, layer in enumerate(decoder.layers):
         if t2v is not None and number in t2v.layers:
             here = {place: at for at, place in enumerate(alive)}
+            scorer, seen = (layer, x) if t2v.scored_by == "after" else (decoder.layers[number - 1], entered[-1])
             with torch.no_grad():
-                scores = vote(decoder, layer, x, positions, [here[place] for place in voters])
+                scores = vote(decoder, scorer, seen, positions, [here[place] for place in voters])
             share = t2v.keep[t2v.layers.index(number)]
             candidates = [place for place in alive if visual[place]]
             best = sorted(candidates, key=lambda place: (-scores[here[place]], place))[: int(sum(visual) * share)]
@@ -203,6 +205,7 @@ def decode(model: Any, x: Tensor, visual: list[int], votes: list[bool], labels: 
             all_scores.append([scores[here[place]] for place in candidates])
             alive = stays
             kept.append([rank[place] for place in alive if visual[place]])
+        entered.append(x)
         x = run_layer(decoder, layer, x, positions)
     logits = rms_norm(x, decoder.norm) @ model.lm_head.weight.T
     return Answer(logits, [labels[place] for place in alive], kept, all_scores)

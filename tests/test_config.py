@@ -66,6 +66,8 @@ GOOD = {"v2v": {"dominant": 3, "contextual": 1}, "t2v": {"layers": [1], "keep": 
         ("t2v", {"queries": "all"}, "t2v.queries is 'all'; it must be one of last, text, salient."),
         ("t2v", {"score": "cls"}, "t2v.score is 'cls'; it must be one of attention, random, uniform."),
         ("t2v", {"positions": "kept"}, "t2v.positions is 'kept'; it must be one of renumber, original."),
+        ("t2v", {"scored_by": "both"}, "t2v.scored_by is 'both'; it must be one of after, before."),
+        ("t2v", {"scored_by": None}, "t2v.scored_by is None; it must be one of after, before."),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_accepted(stage: str, change: dict, sentence: str):
@@ -122,7 +124,7 @@ def test_configurations_cannot_be_changed():
 
 EVERYTHING = CompressionConfig(
     V2VConfig(5, 3, 2, score="received", clusters="neighbours", seed=4),
-    T2VConfig((1, 4), (0.5, 0.0), queries="salient", score="random", positions="original", seed=9),
+    T2VConfig((1, 4), (0.5, 0.0), queries="salient", score="random", positions="original", seed=9, scored_by="before"),
 )
 
 
@@ -136,6 +138,12 @@ def test_round_trips_through_dict_json_yaml_and_resolve(tmp_path: Path):
         for source in (config, plain, path, str(path)):
             assert CompressionConfig.resolve(source) == config
     assert CompressionConfig.resolve(None) == CompressionConfig.from_dict({}) == CompressionConfig()
+
+
+def test_a_configuration_from_before_scored_by_existed_means_what_it_meant():
+    old = {name: value for name, value in T2VConfig((2,), (0.5,)).__dict__.items() if name != "scored_by"}
+    assert CompressionConfig.from_dict({"t2v": old}).t2v == T2VConfig((2,), (0.5,), scored_by="after")
+    assert T2VConfig((2,), (0.5,)) != T2VConfig((2,), (0.5,), scored_by="before")
 
 
 def test_round_trip_through_a_checkpoint(tmp_path: Path):
@@ -163,7 +171,7 @@ STAIRS = {  # tokens of the first layer, last layer, and average, from the paper
     "visionzip-128": (128, 128, 128),
     "visionzip-64": (64, 64, 64),
     "pyramiddrop": (576, 72, 270),
-    "fastv": (576, 288, (3 * 576 + 29 * 288) / 32),
+    "fastv": (576, 288, 306),
     "next-640": (205, 0, 640 / 5),  # of one of five crops (Table 13: 640.5, 318.75 and 159.25 over all of them)
     "next-320": (102, 0, 318.75 / 5),
     "next-160": (51, 0, (51 * 16 + 25 * 8) / 32),

@@ -45,6 +45,7 @@ CASES = {
     "t2v-mqa": (tiny.T2V_ONLY, 1),
     "to-zero": (tiny.TO_ZERO, 2),
     "original": (tiny.ORIGINAL, 2),
+    "before": (tiny.BEFORE, 2),
 }
 
 
@@ -104,7 +105,7 @@ def beams_by_hand(model, row: Row, images: Tensor, width: int, count: int) -> li
     return beams[0][1]
 
 
-@pytest.mark.parametrize("settings", [tiny.DUET, tiny.ORIGINAL], ids=["duet", "original"])
+@pytest.mark.parametrize("settings", [tiny.DUET, tiny.ORIGINAL, tiny.BEFORE], ids=["duet", "original", "before"])
 def test_beam_search_equals_beams_by_hand(settings):
     model = tiny_llava(compression=settings)
     expected = [beams_by_hand(model, row, own, 3, 4) for row, own in zip(ROWS, images_of(ROWS, IMAGES), strict=True)]

@@ -28,6 +28,7 @@ COMPRESSIONS = {
     "to-zero": tiny.TO_ZERO,
     "v2v-only": tiny.V2V_ONLY,
     "original-positions": tiny.ORIGINAL,
+    "scored-before": tiny.BEFORE,
 }
 MIXED = [chat(1), chat(2, (0,)), chat(3, (2, 1)), chat(4, (5,)), chat(5, (0, 1))]
 

@@ -23,6 +23,7 @@ T2V_ONLY = {"t2v": {"layers": [2, 4], "keep": [0.5, 0.25], "queries": "text"}}
 TO_ZERO = {"v2v": {"dominant": 9, "contextual": 1}, "t2v": {"layers": [3, 5], "keep": [0.5, 0.0], "queries": "salient"}}
 V2V_ONLY = {"v2v": {"dominant": 6, "contextual": 2, "cluster_width": 2}}
 ORIGINAL = {"t2v": {"layers": [1, 3], "keep": [0.6, 0.3], "positions": "original"}}
+BEFORE = {"t2v": {"layers": [1, 2, 4], "keep": [0.7, 0.4, 0.2], "positions": "original", "scored_by": "before"}}
 
 
 def tower_config(layers: int = 5, width: int = 16, heads: int = 2) -> CLIPVisionConfig:

@@ -17,6 +17,7 @@ V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
 T2V_SCORES = ("attention", "random", "uniform")
 T2V_QUERIES = ("last", "text", "salient")
 T2V_POSITIONS = ("renumber", "original")
+T2V_SCORED_BY = ("after", "before")
 
 
 def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
@@ -98,6 +99,10 @@ class T2VConfig:
         positions: `renumber` closes the gaps after a drop (published behaviour); `original` leaves survivors
             where they were.
         seed: of the `random` score.
+        scored_by: the layer whose attention ranks, by its queries and keys. `after`: the first layer behind the drop,
+            on the hidden states that it would get (PyramidDrop and DUET as released). `before`: the last layer in
+            front of the drop, on the hidden states that it got, so its own attention weights (FastV as released).
+            The controls look at no layer.
     """
 
     layers: tuple[int, ...]
@@ -106,6 +111,7 @@ class T2VConfig:
     score: str = "attention"
     positions: str = "renumber"
     seed: int = 0
+    scored_by: str = "after"
 
     def __post_init__(self) -> None:
         for field in ("layers", "keep"):
@@ -119,6 +125,7 @@ class T2VConfig:
         _require_choice("t2v.score", self.score, T2V_SCORES)
         _require_choice("t2v.positions", self.positions, T2V_POSITIONS)
         _require_count("t2v.seed", self.seed, 0)
+        _require_choice("t2v.scored_by", self.scored_by, T2V_SCORED_BY)
 
     def _check_layers(self) -> None:
         for layer in self.layers:

@@ -4,7 +4,8 @@
     python -m llava.compression.schedule --preset mine.yaml --model path/of/a/checkpoint
 
 FLOPs count a multiply-add as two and causal attention once (half of the full square). Scoring is not counted: one
-key projection and a few query rows at each drop, under 1 % of a prefill.
+key projection and a few query rows at each drop, under 1 % of a prefill. Whichever layer scores (`t2v.scored_by`), it
+computes them once more: the layer in front of the drop, too, gives no attention weights unless its kernel is eager.
 """
 
 from __future__ import annotations

@@ -62,6 +62,10 @@ def run_stages(
 ) -> StagedOutput:
     """Training and prefill: every layer, with a drop between stages.
 
+    Scoring computes queries and keys itself, because no attention kernel but the eager one gives its weights. Where
+    the last layer in front of a drop scores (`scored_by: before`), that is done right before this layer runs, when its
+    input is at hand and, if the model is spread out or partitioned, its weights are near.
+
     Args:
         decoder: Llama-like model.
         hidden_states: [B, L, D] embeddings.
@@ -71,17 +75,27 @@ def run_stages(
         kwargs: handed to every layer.
     """
     layouts, scores = [layout], []
+    ranking: Tensor | None = None
     for stage, (first, last) in enumerate(_stage_bounds(decoder, t2v)):
         if stage > 0 and t2v is not None:
             hidden_states, layout = _on_device_of(decoder.layers[first], hidden_states, layout)
-            ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
+            if t2v.scored_by == "after":
+                ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
+            elif ranking is not None:
+                ranking = ranking.to(hidden_states.device)
             hidden_states, layout = _drop(hidden_states, layout, ranking, t2v, stage - 1)
             layouts.append(layout)
             scores.append(ranking)
         if cache is not None:
             cache.begin_stage(first, layout)
         mask = _causal_mask(decoder, hidden_states, layout.attention_mask(), cache, first)
-        hidden_states = _run_layers(decoder, first, last, hidden_states, mask, layout.positions, cache, **kwargs)
+        begin = first
+        if t2v is not None and t2v.scored_by == "before" and last < len(decoder.layers):
+            begin = last - 1
+            hidden_states = _run_layers(decoder, first, begin, hidden_states, mask, layout.positions, cache, **kwargs)
+            hidden_states, layout = _on_device_of(decoder.layers[begin], hidden_states, layout)
+            ranking = rank_visual_tokens(decoder, begin, hidden_states, layout, t2v, stage)
+        hidden_states = _run_layers(decoder, begin, last, hidden_states, mask, layout.positions, cache, **kwargs)
     return StagedOutput(decoder.norm(hidden_states), tuple(layouts), tuple(scores))
 
 
@@ -102,7 +116,7 @@ def continue_stages(decoder: Any, hidden_states: Tensor, cache: StagedCache, **k
 def rank_visual_tokens(
     decoder: Any, layer_index: int, hidden_states: Tensor, layout: TokenLayout, t2v: T2VConfig, stage: int
 ) -> Tensor | None:
-    """Scores float32 [B, L] for drop `stage`, from the queries and keys of the layer that comes next.
+    """Scores float32 [B, L] for drop `stage`, from the queries and keys of the layer that scores.
 
     Detached: no gradient flows through a choice. None where nothing has to be ranked. Whether the layer's weights
     are used depends on the configuration alone when several ranks train together, because gathering partitioned
@@ -122,8 +136,8 @@ def attention_ranking(decoder: Any, layer_index: int, hidden_states: Tensor, lay
 
     Args:
         decoder: Llama-like model.
-        layer_index: 0-based number of the layer that scores, the one behind the drop.
-        hidden_states: [B, L, D] that this layer would get.
+        layer_index: 0-based number of the layer that scores: the first behind the drop, or the last in front of it.
+        hidden_states: [B, L, D] that this layer gets, or would get were nothing dropped.
         layout: of the L positions.
     """
     layer = decoder.layers[layer_index]

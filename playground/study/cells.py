@@ -29,7 +29,7 @@ _PYRAMIDDROP = {
 """Layers and tokens left behind them, each time half. See `reaches`."""
 
 _FASTV = {67: 34, 78: 16, 89: 2}
-"""Tokens left behind the first layer, the published second of 32 rounded to what 8 layers have."""
+"""Tokens left behind the first layer, by its own attention; the published second of 32, rounded to what 8 have."""
 
 METHODS = (
     "DUET vanilla", "DUET C", "DUET C+all", "DUET C+S", "VisionZip", "PyramidDrop", "FastV", "random", "uniform",
@@ -71,7 +71,7 @@ class Cell:
         if self.method == "PyramidDrop":
             return CompressionConfig(t2v=_drops(*_PYRAMIDDROP[self.budget]))
         if self.method == "FastV":
-            return CompressionConfig(t2v=_drops((1,), (_FASTV[self.budget],), positions="original"))
+            return CompressionConfig(t2v=_drops((1,), (_FASTV[self.budget],), positions="original", scored_by="before"))
         if self.method in ("random", "uniform"):
             return _control(self.method, sum(_DUET[self.budget]), seed)
         return _duet(self.method, *_DUET[self.budget])
@@ -105,6 +105,6 @@ def _control(score: str, tokens: int, seed: int) -> CompressionConfig:
     )
 
 
-def _drops(layers: tuple[int, ...], left: tuple[int, ...], positions: str = "renumber") -> T2VConfig:
+def _drops(layers: tuple[int, ...], left: tuple[int, ...], **options: str) -> T2VConfig:
     """Drops that leave so many of all patches; half a token more, as shares are floored."""
-    return T2VConfig(layers, tuple((count + 0.5) / PATCHES for count in left), positions=positions)
+    return T2VConfig(layers, tuple((count + 0.5) / PATCHES for count in left), **options)
