@@ -7,7 +7,7 @@ after 4 and 6 of 8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava.compression import CompressionConfig, T2VConfig, V2VConfig
 
@@ -71,7 +71,8 @@ class Cell:
         if self.method == "PyramidDrop":
             return CompressionConfig(t2v=_drops(*_PYRAMIDDROP[self.budget]))
         if self.method == "FastV":
-            return CompressionConfig(t2v=_drops((1,), (_FASTV[self.budget],), positions="original", scored_by="before"))
+            drop = _drops((1,), (_FASTV[self.budget],))
+            return CompressionConfig(t2v=replace(drop, positions="original", scored_by="before"))
         if self.method in ("random", "uniform"):
             return _control(self.method, sum(_DUET[self.budget]), seed)
         return _duet(self.method, *_DUET[self.budget])
@@ -105,6 +106,6 @@ def _control(score: str, tokens: int, seed: int) -> CompressionConfig:
     )
 
 
-def _drops(layers: tuple[int, ...], left: tuple[int, ...], **options: str) -> T2VConfig:
+def _drops(layers: tuple[int, ...], left: tuple[int, ...]) -> T2VConfig:
     """Drops that leave so many of all patches; half a token more, as shares are floored."""
-    return T2VConfig(layers, tuple((count + 0.5) / PATCHES for count in left), **options)
+    return T2VConfig(layers, tuple((count + 0.5) / PATCHES for count in left))
