@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.image_opening import as_rgb, opening_of
 
 ASPECT_RATIOS = ("square", "pad")
 
@@ -59,13 +60,19 @@ def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pixels of several images, shaped as `model_cfg.image_aspect_ratio` says.
+    """Pixels of several images, opened as the model was trained and shaped as `model_cfg.image_aspect_ratio` says.
+
+    Args:
+        images: as Pillow opens them, in any mode, or as RGB; see `llava.image_opening`.
+        image_processor: a CLIP image processor.
+        model_cfg: of the model.
 
     Returns:
         Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list.
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    pixels = [preprocess_image(image, image_processor, aspect_ratio) for image in images]
+    opening = opening_of(model_cfg)
+    pixels = [preprocess_image(as_rgb(image, opening), image_processor, aspect_ratio) for image in images]
     same_shape = len({tuple(tensor.shape) for tensor in pixels}) == 1
     return torch.stack(pixels) if same_shape else pixels
 

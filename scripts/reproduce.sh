@@ -12,6 +12,7 @@
 # For one phase alone: PRETRAIN_ or FINETUNE_ in front of the name, as in PRETRAIN_BATCH_SIZE=16. Besides:
 #
 #   OUTPUT             where everything goes                        ./checkpoints/reproduce/llava-v1.5-7b-PRESET
+#   IMAGE_OPENING      llava, as published, or upright              llava
 #   EVAL_FOLDER        benchmarks, as LLaVA lays them out           ./playground/data/eval
 #   EVALUATE           0 trains without evaluating                  1
 #   MAX_BAD_SHARE      records that may have errors                 0
@@ -29,9 +30,12 @@ source scripts/lib/steps.sh
 
 # Variables that decide what is learned. A phase that was begun under others is not continued.
 SETTINGS=(
-    MODEL VISION_TOWER PROJECTOR VERSION IMAGE_ASPECT LEARNING_RATE WARMUP_RATIO SCHEDULER WEIGHT_DECAY EPOCHS MAX_STEPS
-    MAX_LENGTH GLOBAL_BATCH_SIZE ACCUMULATION BF16 FP16 SEED
+    MODEL VISION_TOWER PROJECTOR VERSION IMAGE_ASPECT IMAGE_OPENING LEARNING_RATE WARMUP_RATIO SCHEDULER WEIGHT_DECAY
+    EPOCHS MAX_STEPS MAX_LENGTH GLOBAL_BATCH_SIZE ACCUMULATION BF16 FP16 SEED
 )
+
+# The published numbers come from models that saw images as LLaVA opens them, rotation marks left aside.
+IMAGE_OPENING=${IMAGE_OPENING:-llava}
 
 preset=${1:-}
 if [ "$#" -ne 1 ] || [ ! -f "configs/compression/$preset.yaml" ]; then
@@ -77,7 +81,7 @@ check_data() {
     local chain=${chain:-} report="$output/check-$2.json"
     if [ "${CHECK:-1}" = 0 ]; then return; fi
     run_step "$1" "$report" "$python" -m llava.data.check --data-path "$3" --image-folder "$4" --version "$2" \
-        --max-bad-share "${MAX_BAD_SHARE:-0}" --report "$report"
+        --image-opening "$IMAGE_OPENING" --max-bad-share "${MAX_BAD_SHARE:-0}" --report "$report"
 }
 
 # check_benchmarks: a missing file is cheaper to find before the training than behind it.

@@ -25,6 +25,7 @@ from llava.data.records import Record
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table
+from llava.image_opening import DEFAULT_OPENING, check_opening
 from llava.mm_utils import preprocess_image
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class DataConfig:
         visual_tokens: tokens that one image becomes on its way into the decoder.
         image_folder: where image names start, unless their source in a mixture has a folder of its own.
         image_aspect_ratio: `pad` or `square`.
+        image_opening: `upright` or `llava`, see `llava.image_opening`.
         use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
         find_salient: says which words of a question are salient.
         salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is
@@ -58,6 +60,7 @@ class DataConfig:
     visual_tokens: int
     image_folder: str | Path = "."
     image_aspect_ratio: str = "square"
+    image_opening: str = DEFAULT_OPENING
     use_im_start_end: bool = False
     find_salient: SalientFinder = salient_spans
     salient_name: str | None = None
@@ -67,11 +70,12 @@ class DataConfig:
     num_proc: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the policy.
+        """Check the policy and the opening.
 
         Raises:
-            ValueError: if there is no such policy.
+            ValueError: if there is no such policy or opening.
         """
+        check_opening(self.image_opening)
         if self.on_bad_sample not in BAD_SAMPLE_POLICIES:
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; accepted are {', '.join(BAD_SAMPLE_POLICIES)}.")
 
@@ -187,7 +191,8 @@ class LazySupervisedDataset(Dataset):
         images, problems = [], []
         for name in record.images[:count]:
             try:
-                image = open_rgb(image_path(record.image_folder or self.config.image_folder, name))
+                path = image_path(record.image_folder or self.config.image_folder, name)
+                image = open_rgb(path, self.config.image_opening)
             except BadImageError as error:
                 if self.config.on_bad_sample == "fail":
                     raise BadImageError(f"record {record.id!r}: {error}") from error

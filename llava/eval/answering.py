@@ -52,6 +52,7 @@ class Manner:
         temperature, top_p, num_beams: of generation, as in LLaVA.
         seed: of sampling.
         num_frames: of a video that are shown.
+        image_opening: `upright` or `llava`, see `llava.image_opening`; None for the model's.
         loader_workers: processes that read images ahead.
     """
 
@@ -62,6 +63,7 @@ class Manner:
     num_beams: int = 1
     seed: int = 0
     num_frames: int = 8
+    image_opening: str | None = None
     loader_workers: int = 0
 
     def generation(self) -> dict[str, Any]:
@@ -182,8 +184,9 @@ class Answerer:
         tower = self.model.get_vision_tower()
         per_image = 0 if tower is None else self.model.visual_tokens_per_image(self.compression)
         preparer = Preparer(
-            self.tokenizer, self.image_processor, self.model.config, manner.conv_mode, per_image, manner.num_frames
-        )
+            self.tokenizer, self.image_processor, self.model.config, manner.conv_mode, per_image, manner.num_frames,
+            manner.image_opening,
+        )  # fmt: skip
         began = time.perf_counter()
         for batch in read_ahead(preparer, tasks, manner.loader_workers):
             texts, tokens = self._generate(batch, generation, manner) if batch.rows else ({}, {})

@@ -17,6 +17,7 @@ from llava.data.collator import SupervisedCollator
 from llava.data.images import open_rgb
 from llava.data.tokenization import encode_prompt
 from llava.eval.questions import Picture, Question
+from llava.image_opening import DEFAULT_OPENING, opening_of
 from llava.mm_utils import preprocess_image
 from llava.serve.inputs import place_images
 
@@ -84,6 +85,7 @@ class Preparer:
         conv_mode: key of `conv_templates`.
         visual_tokens: that one image brings into the model.
         num_frames: of a video that are shown.
+        image_opening: `upright` or `llava`; None for the model's.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -92,6 +94,7 @@ class Preparer:
     conv_mode: str
     visual_tokens: int
     num_frames: int
+    image_opening: str | None = None
 
     def __getitem__(self, task: Task) -> Batch:
         samples, problems = {}, {}
@@ -127,24 +130,29 @@ class Preparer:
         return encoded.tensors() | {"images": pixels, "sample_id": question.question_id, "truncated": False}
 
     def _images(self, question: Question) -> list[Image.Image]:
+        opening = opening_of(self.config, self.image_opening)
         if question.video is None:
-            return [open_picture(picture) for picture in question.images]
+            return [open_picture(picture, opening) for picture in question.images]
         from llava.eval.video import read_frames
 
-        return read_frames(question.video, self.num_frames)
+        return read_frames(question.video, self.num_frames, opening)
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: Picture, opening: str = DEFAULT_OPENING) -> Image.Image:
     """An image as RGB, from a file or from the content of one.
+
+    Args:
+        picture: the file or the content.
+        opening: `upright` or `llava`, see `llava.image_opening`.
 
     Raises:
         ValueError: if it cannot be read.
     """
     if isinstance(picture, bytes):
-        return open_rgb(io.BytesIO(picture))
+        return open_rgb(io.BytesIO(picture), opening)
     if not picture.is_file():
         raise ValueError(f"There is no image file {str(picture)!r}.")
-    return open_rgb(picture)
+    return open_rgb(picture, opening)
 
 
 def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Iterable[Batch]:

@@ -18,6 +18,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
+from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
@@ -45,13 +46,22 @@ class Respondent:
     Args:
         tokenizer, model, image_processor: of `load_pretrained_model`.
         conv_mode: key of `conv_templates`.
+        image_opening: `upright` or `llava`, see `llava.image_opening`; None for the model's.
 
     Raises:
-        ValueError: if there is no such template.
+        ValueError: if there is no such template or opening.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Any, image_processor: Any, conv_mode: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        image_processor: Any,
+        conv_mode: str,
+        image_opening: str | None = None,
+    ) -> None:
         get_template(conv_mode)
+        self.image_opening = opening_of(model.config, image_opening)
         self.tokenizer = tokenizer
         self.model = model
         self.image_processor = image_processor
@@ -67,6 +77,7 @@ class Respondent:
         model_base: str | None = None,
         conv_mode: str | None = None,
         device: str | None = None,
+        image_opening: str | None = None,
         **loading: Any,
     ) -> Respondent:
         """Load a model.
@@ -75,6 +86,7 @@ class Respondent:
             model_path, model_base: as in `load_pretrained_model`.
             conv_mode: key of `conv_templates`; None goes by the model's name.
             device: by default a GPU where there is one.
+            image_opening: as in the constructor.
             loading: to `load_pretrained_model`, such as `compression`, `dtype`, `load_4bit`; None is left out.
 
         Raises:
@@ -85,7 +97,7 @@ class Respondent:
         tokenizer, model, image_processor, _ = load_pretrained_model(
             model_path, model_base, name, device=best_device(device), **given
         )
-        return cls(tokenizer, model, image_processor, conv_mode or conv_mode_of(name))
+        return cls(tokenizer, model, image_processor, conv_mode or conv_mode_of(name), image_opening)
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], **generation: Any) -> list[str]:
@@ -142,7 +154,8 @@ class Respondent:
         samples = []
         for number, (text, prompt) in enumerate(zip(encoded, prompts, strict=True)):
             pixels = [
-                preprocess_image(image.convert("RGB"), self.image_processor, aspect_ratio) for image in prompt.images
+                preprocess_image(as_rgb(image, self.image_opening), self.image_processor, aspect_ratio)
+                for image in prompt.images
             ]
             samples.append(text.tensors() | {"images": pixels, "sample_id": number, "truncated": False})
         collated = self._collate(samples)

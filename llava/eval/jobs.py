@@ -24,6 +24,7 @@ from llava.eval.questions import Question
 from llava.eval.sessions import UNKNOWN_DEVICE, Session, counted, described
 from llava.eval.settings import check_same, hash_of, read_settings, write_settings
 from llava.eval.workers import Assignment, Crew
+from llava.image_opening import DEFAULT_OPENING
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Subject:
         compression_name: what it is called.
         dtype: of the weights.
         bits: 4 or 8 where the language model is quantised.
+        image_opening: `upright` or `llava`, see `llava.image_opening`.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Subject:
     compression_name: str
     dtype: str
     bits: int | None = None
+    image_opening: str = DEFAULT_OPENING
 
 
 @dataclass
@@ -90,6 +93,8 @@ class Job:
         del manner["loader_workers"]
         if all(question.video is None for question in self.questions):
             del manner["num_frames"]
+        if not any(question.images or question.video for question in self.questions):
+            del manner["image_opening"]
         return {
             "files": self.subject.files,
             "compression": self.subject.compression.to_dict(),

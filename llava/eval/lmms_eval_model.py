@@ -44,6 +44,7 @@ class DuetLlava(_Base):
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         num_frames: taken of a video.
+        image_opening: `upright` or `llava`, see `llava.image_opening`; by default as the model was trained.
         max_batch_size: accepted, for lmms-eval passes it; not used.
 
     Raises:
@@ -64,6 +65,7 @@ class DuetLlava(_Base):
         load_8bit: bool = False,
         load_4bit: bool = False,
         num_frames: int = 8,
+        image_opening: str | None = None,
         max_batch_size: int | str | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class DuetLlava(_Base):
         self.batch_size = int(batch_size)
         self.num_frames = num_frames
         self._respondent = Respondent.open(
-            str(pretrained), model_base, conv_template, device,
+            str(pretrained), model_base, conv_template, device, image_opening,
             compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
         )  # fmt: skip
 
@@ -177,7 +179,7 @@ class DuetLlava(_Base):
         if isinstance(visual, Image.Image):
             return [visual]
         if isinstance(visual, str):
-            return read_frames(Path(visual), self.num_frames)
+            return read_frames(Path(visual), self.num_frames, self._respondent.image_opening)
         raise ValueError(
             f"A task shows a {type(visual).__name__}; this model takes images and paths of videos. Leave the task out."
         )

@@ -40,6 +40,7 @@ from llava.eval.results import Result
 from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.settings import open_checkpoint
 from llava.eval.workers import Alone, Crew, Processes, WorkerError
+from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints import vision_config
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
@@ -97,6 +98,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
         compression_name=compression_name(options, chosen),
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
         bits=4 if options.load_4bit else 8 if options.load_8bit else None,
+        image_opening=opening_of(config, options.image_opening),
     )
 
 
@@ -147,8 +149,8 @@ def crew_of(sources: Sequence[ModelSource]) -> Crew:
     return Alone(sources[0]) if len(sources) == 1 else Processes(sources)
 
 
-def manner_of(options: argparse.Namespace, conv_mode: str, max_new_tokens: int) -> Manner:
-    """How the flags say to ask.
+def manner_of(options: argparse.Namespace, subject: Subject, conv_mode: str, max_new_tokens: int) -> Manner:
+    """How the flags say to ask a model.
 
     Raises:
         ValueError: if one is out of range.
@@ -164,6 +166,7 @@ def manner_of(options: argparse.Namespace, conv_mode: str, max_new_tokens: int) 
         num_beams=options.num_beams,
         seed=options.seed,
         num_frames=getattr(options, "num_frames", 8),
+        image_opening=subject.image_opening,
         loader_workers=ahead,
     )
     manner.generation()
@@ -183,11 +186,12 @@ def entry_of(options: argparse.Namespace, subject: Subject, benchmark: Benchmark
         ValueError: if a file is missing or something does not fit.
     """
     conv_mode = options.conv_mode or template_of(subject.name)
-    manner = manner_of(options, conv_mode, options.max_new_tokens or benchmark.max_new_tokens)
+    manner = manner_of(options, subject, conv_mode, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
         "conv_mode": conv_mode, "temperature": options.temperature, "top_p": options.top_p,
         "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": subject.dtype,
-        "bits": subject.bits, "num_frames": manner.num_frames, "limit": options.limit,
+        "bits": subject.bits, "num_frames": manner.num_frames,
+        "image_opening": manner.image_opening, "limit": options.limit,
     }  # fmt: skip
     about = {"compression": subject.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(

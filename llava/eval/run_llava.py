@@ -16,14 +16,16 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
+from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
-from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, read_image, sampling
+from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, open_image, sampling
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,
     "device": None,
+    "image_opening": None,
     "load_8bit": False,
     "load_4bit": False,
     "conv_mode": None,
@@ -53,7 +55,7 @@ def eval_model(args: Any) -> str:
         check_device(options.device)
     if options.conv_mode:
         get_template(options.conv_mode)
-    images = [read_image(place) for place in image_files(args.image_file, options.sep)]
+    pictures = [open_image(place) for place in image_files(args.image_file, options.sep)]
     generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -64,6 +66,8 @@ def eval_model(args: Any) -> str:
         model, tokenizer, image_processor, _template(options.conv_mode, name),
         compression=budget(options, model.compression), **generation,
     )  # fmt: skip
+    opening = opening_of(model.config, options.image_opening)
+    images = [as_rgb(picture, opening) for picture in pictures]
     answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
     print(answer)
     return answer

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava.data.images import as_rgb, explained, open_rgb
+from llava.data.images import explained, open_rgb
+from llava.image_opening import DEFAULT_OPENING, as_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
-def read_frames(path: Path, count: int) -> list[Image.Image]:
+def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
     """Frames of a video at equal distances, the first and the last among them, as RGB images.
 
     A video with fewer frames gives some of them twice, so that every question shows as many images.
@@ -25,6 +26,7 @@ def read_frames(path: Path, count: int) -> list[Image.Image]:
         path: a folder of images in the order of their names, an animation such as a GIF, or a video file, which needs
             the package `av`.
         count: frames to take.
+        opening: of the images of a folder or an animation, see `llava.image_opening`.
 
     Raises:
         ValueError: if the video is missing or cannot be read, or count is below 1.
@@ -35,9 +37,9 @@ def read_frames(path: Path, count: int) -> list[Image.Image]:
         raise ValueError(f"There is no video {path}.")
     with explained(f"Video {path}"):
         if path.is_dir():
-            return _from_folder(path, count)
+            return _from_folder(path, count, opening)
         if path.suffix.lower() in ANIMATION_SUFFIXES:
-            return _from_animation(path, count)
+            return _from_animation(path, count, opening)
         return _from_video(path, count)
 
 
@@ -46,11 +48,11 @@ def frame_numbers(total: int, count: int) -> list[int]:
     return [int(number) for number in np.linspace(0, total - 1, count, dtype=int)]
 
 
-def _from_folder(path: Path, count: int) -> list[Image.Image]:
+def _from_folder(path: Path, count: int, opening: str) -> list[Image.Image]:
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise ValueError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return [open_rgb(files[number]) for number in frame_numbers(len(files), count)]
+    return [open_rgb(files[number], opening) for number in frame_numbers(len(files), count)]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -58,13 +60,13 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 
-def _from_animation(path: Path, count: int) -> list[Image.Image]:
+def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
     with Image.open(path) as image:
         wanted = frame_numbers(getattr(image, "n_frames", 1), count)
         taken = {}
         for number in sorted(set(wanted)):
             image.seek(number)
-            taken[number] = as_rgb(image)
+            taken[number] = as_rgb(image, opening)
     return [taken[number] for number in wanted]
 
 

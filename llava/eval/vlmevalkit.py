@@ -35,6 +35,7 @@ class DuetLlava(_Base):
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         temperature, top_p, num_beams, max_new_tokens: of answering.
+        image_opening: `upright` or `llava`, see `llava.image_opening`; by default as the model was trained.
 
     Raises:
         ValueError: if the model cannot be opened or a value is out of range.
@@ -57,11 +58,12 @@ class DuetLlava(_Base):
         top_p: float | None = None,
         num_beams: int = 1,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        image_opening: str | None = None,
     ) -> None:
         super().__init__()
         self._generation = sampling(temperature, top_p, num_beams, max_new_tokens)
         self._respondent = Respondent.open(
-            model_path, model_base, conv_mode, device,
+            model_path, model_base, conv_mode, device, image_opening,
             compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
         )  # fmt: skip
 
@@ -79,7 +81,7 @@ class DuetLlava(_Base):
         for part in message:
             if part["type"] == "image":
                 text += f"{DEFAULT_IMAGE_TOKEN}\n"
-                images.append(read_image(part["value"]))
+                images.append(read_image(part["value"], self._respondent.image_opening))
             elif part["type"] == "text":
                 text += part["value"].replace(DEFAULT_IMAGE_TOKEN, "")
             else:

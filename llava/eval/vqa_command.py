@@ -95,9 +95,10 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
         check_device(options.device)
     answers = AnswerFile(Path(options.answers_file))
     with answers.locked():
+        subject = subject_of(options)
         job = Job(
-            title=answers.path.name, subject=subject_of(options),
-            manner=manner_of(options, options.conv_mode, options.max_new_tokens), questions=read(options),
+            title=answers.path.name, subject=subject,
+            manner=manner_of(options, subject, options.conv_mode, options.max_new_tokens), questions=read(options),
             answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
             way_out="--fresh removes these answers and starts anew.",
         )  # fmt: skip

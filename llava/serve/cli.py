@@ -18,10 +18,19 @@ from PIL import Image
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
+from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
-from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, read_image, sampling
+from llava.serve.inputs import (
+    add_loading_flags,
+    best_device,
+    check_device,
+    conv_mode_of,
+    open_image,
+    read_image,
+    sampling,
+)
 from llava.serve.overlay import draw_overlay
 
 COMMANDS = """commands in the chat:
@@ -59,6 +68,7 @@ class Session:
         self.chat = chat
         self.options = options
         self.pending = images
+        self.opening = opening_of(chat.model.config, options.image_opening)
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> Session:
@@ -68,7 +78,7 @@ class Session:
             ValueError: if an option does not fit, an image cannot be read, or the folder holds no model.
         """
         _check(options)
-        images = [read_image(place) for place in options.image_file]
+        pictures = {place: open_image(place) for place in options.image_file}
         generation = sampling(options.temperature, options.top_p, None, options.max_new_tokens)
         name = get_model_name_from_path(options.model_path)
         tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -79,7 +89,8 @@ class Session:
             model, tokenizer, image_processor, options.conv_mode or conv_mode_of(name), options.compression,
             reencode=options.reencode, **generation,
         )  # fmt: skip
-        return cls(chat, options, images)
+        opening = opening_of(model.config, options.image_opening)
+        return cls(chat, options, [as_rgb(pictures[place], opening) for place in options.image_file])
 
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
@@ -141,7 +152,7 @@ class Session:
             raise ValueError(
                 "With --cached, images can be shown with the first question only; /reset starts a new conversation."
             )
-        self.pending = [*self.pending, read_image(place)]
+        self.pending = [*self.pending, read_image(place, self.opening)]
         print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
 
     def _choose(self, name: str) -> None:

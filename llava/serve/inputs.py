@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import struct
-import warnings
-import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import httpx
 from PIL import Image
-from transformers.image_utils import load_image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
+from llava.data.images import explained
 from llava.data.records import wrap_image_marks
+from llava.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
 
 DEFAULT_CONV_MODE = "v1"
 IMAGE_TIMEOUT = 30.0
@@ -31,7 +30,6 @@ _TEMPLATES_BY_NAME = (
     ("mpt", "mpt"),
     ("v0", "llava_v0"),
 )
-_UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, httpx.HTTPError)
 
 
 def conv_mode_of(model_name: str) -> str:
@@ -47,8 +45,23 @@ def stop_string(conv_mode: str) -> str:
     return ends or template.sep
 
 
-def read_image(place: str) -> Image.Image:
-    """An image by path or http(s) address, as RGB and upright.
+def read_image(place: str, opening: str = DEFAULT_OPENING) -> Image.Image:
+    """An image by path or http(s) address, as RGB.
+
+    Args:
+        place: the path or address.
+        opening: `upright` or `llava`, see `llava.image_opening`.
+
+    Raises:
+        ValueError: if there is none or it cannot be read; names it.
+    """
+    image = open_image(place)
+    with explained(f"Image {place!r}"):
+        return as_rgb(image, opening)
+
+
+def open_image(place: str) -> Image.Image:
+    """An image by path or http(s) address as Pillow opens it, decoded; `as_rgb` makes of it what a model sees.
 
     Raises:
         ValueError: if there is none or it cannot be read; names it.
@@ -56,12 +69,17 @@ def read_image(place: str) -> Image.Image:
     is_address = place.startswith(("http://", "https://"))
     if not is_address and not Path(place).is_file():
         raise ValueError(f"There is no image file {place!r}; give a path or an http(s) address.")
+    with explained(f"Image {place!r}"):
+        image = Image.open(BytesIO(_download(place) if is_address else Path(place).read_bytes()))
+        image.load()
+        return image
+
+
+def _download(address: str) -> bytes:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return load_image(place, timeout=IMAGE_TIMEOUT)
-    except (*_UNREADABLE, httpx.InvalidURL, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"Image {place!r} cannot be read: {error}") from error
+        return httpx.get(address, timeout=IMAGE_TIMEOUT, follow_redirects=True).raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(error) from error
 
 
 def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:
@@ -133,6 +151,10 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-base", "--model_base", help="language model that a projector or LoRA folder belongs to"
     )
+    parser.add_argument(
+        "--image-opening", "--image_opening", choices=OPENINGS,
+        help="`upright` applies a photo's rotation mark, `llava` does not; by default as the model was trained",
+    )  # fmt: skip
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
     parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")

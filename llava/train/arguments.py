@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
+from llava.image_opening import DEFAULT_OPENING, OPENINGS
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class DataArguments:
     eval_data_path: str | None = _flag(None, "Held-out conversations; their loss is logged as eval_loss.")
     image_folder: str = _flag(".", "Where the image names of the data start.")
     image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")
+    image_opening: str | None = _flag(
+        None,
+        "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",
+    )
     salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
     on_bad_sample: str = _flag("fail", "An image that cannot be read: `fail` stops the run, `skip` counts it.")
     max_bad_share: float = _flag(0.01, "With --on_bad_sample skip: share of skipped samples at which a run stops.")
@@ -137,6 +142,7 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         "bits": (args.bits, (16, 8, 4)),
         "quant_type": (args.quant_type, ("nf4", "fp4")),
         "lora_bias": (args.lora_bias, ("none", "lora_only", "all")),
+        "image_opening": (data_args.image_opening or DEFAULT_OPENING, OPENINGS),
         "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
     }
     for name, (value, values) in accepted.items():

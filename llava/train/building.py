@@ -14,6 +14,7 @@ from llava.compression.salience import salient_words
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.image_opening import opening_of
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.quantization import bitsandbytes_config
 from llava.model.tokenizer import read_tokenizer
@@ -59,6 +60,7 @@ def load_model(
     )
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
+    config.image_opening = _image_opening(config, data_args)
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
     model_args.vision_tower = model_args.vision_tower or getattr(config, "mm_vision_tower", None)
@@ -113,6 +115,7 @@ def make_data(
         visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
         image_folder=data_args.image_folder,
         image_aspect_ratio=data_args.image_aspect_ratio,
+        image_opening=opening_of(model.config),
         use_im_start_end=model_args.mm_use_im_start_end,
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
@@ -131,6 +134,15 @@ def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> L
     if data_args.eval_data_path is None:
         return None
     return LazySupervisedDataset(data_args.eval_data_path, dataset.tokenizer, dataset.image_processor, dataset.config)
+
+
+def _image_opening(config: Any, data_args: DataArguments) -> str:
+    """How images are opened: as the flag says, else as the checkpoint was trained; a change is said in the log."""
+    opening = opening_of(config, data_args.image_opening)
+    former = getattr(config, "image_opening", None)
+    if former not in (None, opening):
+        logger.warning("The checkpoint was trained with --image_opening %s; from now on it is %s.", former, opening)
+    return opening
 
 
 def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> str:

@@ -32,6 +32,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
 from llava.data.tokenization import encode_prompt
+from llava.image_opening import opening_of
 from llava.mm_utils import preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
@@ -92,7 +93,7 @@ class Subject:
 
     def _sample(self, question: Question) -> dict[str, Any]:
         encoded = encode_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{question.text}"], self.tokenizer, self.template)
-        image = open_rgb(image_path(self.image_folder, question.image))
+        image = open_rgb(image_path(self.image_folder, question.image), opening_of(self.model.config))
         aspect_ratio = getattr(self.model.config, "image_aspect_ratio", None)
         pixels = preprocess_image(image, self.image_processor, aspect_ratio)
         return encoded.tensors() | {"images": [pixels], "sample_id": question.question_id, "truncated": False}

@@ -15,6 +15,7 @@
 #   WORKERS            data loading processes of each device                           4
 #   EVAL_DATA_PATH     held-out conversations; if given, their loss is measured        none
 #   EVAL_STEPS, EVAL_BATCH_SIZE   how often, and samples of one device at a time       500, 4
+#   IMAGE_OPENING      upright, or llava: rotation marks of photos left aside          the checkpoint's, else upright
 #   ON_BAD_SAMPLE, MAX_BAD_SHARE  what to do about images that cannot be read          left to the trainer
 #   DATA_CACHE_DIR     where prepared data is kept                                     left to the trainer
 #   PEAK_TFLOPS        of one device, for the share of it that is used                 left to the trainer
@@ -76,6 +77,7 @@ set_common_flags() {
         --dataloader_num_workers "${WORKERS:-4}"
         --seed "${SEED:-42}"
         --report_to "${REPORT_TO:-none}"
+        ${IMAGE_OPENING:+--image_opening "$IMAGE_OPENING"}
         ${ON_BAD_SAMPLE:+--on_bad_sample "$ON_BAD_SAMPLE"}
         ${MAX_BAD_SHARE:+--max_bad_share "$MAX_BAD_SHARE"}
         ${DATA_CACHE_DIR:+--data_cache_dir "$DATA_CACHE_DIR"}

@@ -21,6 +21,7 @@ from llava.data.check.run import CheckResult, check
 from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
 from llava.data.mixture import MIXTURE_SUFFIXES
+from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 
 _OUTPUTS = ("report", "text", "write_clean", "list_all")
@@ -77,6 +78,7 @@ def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: Vision
         visual_tokens=visual_tokens_of(options.compression, decoder, vision),
         images=options.images,
         aspect_ratio=options.image_aspect_ratio,
+        image_opening=options.image_opening,
     )
 
 
@@ -109,6 +111,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help="as in training; default: %(default)s"
+    )
+    data.add_argument(
+        "--image-opening", choices=OPENINGS, default=DEFAULT_OPENING, help="as in training; default: %(default)s"
     )
     data.add_argument(
         "--images",

@@ -57,7 +57,7 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
             return [fault]
         findings = _read_header(path, name, settings)
         if settings.images == "full" and not any(finding.is_error for finding in findings):
-            findings += _decode(path, name)
+            findings += _decode(path, name, settings.image_opening)
         return findings
     except Exception as error:  # Pillow's readers raise many kinds on damaged files, as they would in training
         return [Finding("image_broken", f"{name}: {type(error).__name__}: {error}")]
@@ -136,12 +136,12 @@ def _look_at_format(image: Any, path: Path, name: str) -> list[Finding]:
     return findings
 
 
-def _decode(path: Path, name: str) -> list[Finding]:
+def _decode(path: Path, name: str, opening: str) -> list[Finding]:
     """Open as training does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            open_rgb(path)
+            open_rgb(path, opening)
         except BadImageError as error:
             return [Finding("image_broken", f"{name}: {error.__cause__ or error}")]
     return []

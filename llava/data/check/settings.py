@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llava.image_opening import DEFAULT_OPENING
+
 IMAGE_MODES = ("full", "header", "skip")
 
 
@@ -18,6 +20,7 @@ class CheckSettings:
         budgets: names of the compressions looked at.
         visual_tokens: tokens that one image becomes under each of them.
         images: `full` decodes every image, `header` reads its first bytes, `skip` opens none.
+        image_opening: `upright` or `llava`, as in training.
         aspect_ratio: `pad` or `square`, as in training: decides how much memory a thin image takes.
     """
 
@@ -28,3 +31,4 @@ class CheckSettings:
     visual_tokens: tuple[int, ...] = (576,)
     images: str = "full"
     aspect_ratio: str = "pad"
+    image_opening: str = DEFAULT_OPENING

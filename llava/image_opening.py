@@ -1,0 +1,131 @@
+"""What an image file's pixels become before a model sees them: one rule for training, evaluation, chat and harnesses.
+
+`upright`, the default:
+
+- The camera's rotation mark (EXIF or XMP orientation) is applied.
+- Transparent parts are white: whatever has an alpha channel or a transparent colour lies on a white sheet.
+- 16-bit grey keeps its upper 8 bits, as Pillow does with 16-bit colour files. 32-bit grey files (modes `I` and `F`) do
+  not say what white is; it is the end of the smallest usual range that holds all their values: 1 (`F` only), 255,
+  65535, and for integers 2^31 - 1. Values outside all of these, negative ones for instance, are stretched from their
+  smallest (black) to their largest (white). NaN is black.
+- Of several frames the first is taken. CMYK and other colour spaces are converted as Pillow does, colour profiles are
+  left aside.
+
+`llava` is what LLaVA's code does: `Image.open(path).convert("RGB")`, nothing else. Photos with a rotation mark are seen
+lying, transparency is dropped, and grey of more than 8 bits is clipped at 255. Numbers published for LLaVA's
+checkpoints were measured so.
+
+A model is trained under one of the two, and `config.json` says which under the key `image_opening`; every program asks
+that model with images that were opened the same way, unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+OPENINGS = ("upright", "llava")
+DEFAULT_OPENING = "upright"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
+_RANGES = {"I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "F": (1, 2**8 - 1, 2**16 - 1)}
+
+
+def check_opening(opening: str) -> str:
+    """The name of an opening.
+
+    Raises:
+        ValueError: if there is no such opening.
+    """
+    if opening not in OPENINGS:
+        raise ValueError(f"image_opening is {opening!r}; accepted are {', '.join(OPENINGS)}.")
+    return opening
+
+
+def opening_of(config: Any, asked: str | None = None) -> str:
+    """How the images of a model are opened.
+
+    Args:
+        config: of the model; one that does not say has the default.
+        asked: overrides it.
+
+    Raises:
+        ValueError: if there is no such opening.
+    """
+    return check_opening(asked or getattr(config, "image_opening", None) or DEFAULT_OPENING)
+
+
+def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
+    """An image as RGB, by the rules of this module. What it returns comes back unchanged when given again.
+
+    Args:
+        image: as Pillow opened it, in any mode; of several frames the one it stands at.
+        opening: `upright` or `llava`.
+
+    Raises:
+        ValueError: if there is no such opening, or Pillow cannot convert the mode.
+        OSError: and others of Pillow's, if the pixels cannot be decoded.
+    """
+    if check_opening(opening) == "llava":
+        rgb = image.convert("RGB")
+    else:
+        image.load()  # marks may stand behind the pixels
+        turn = _TURNS.get(_orientation(image))
+        rgb = _flat(image)
+        rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {}  # or the rotation mark would be applied again
+    return rgb
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The rotation mark, if it can be read: damaged metadata does not keep anyone from seeing the pixels."""
+    try:
+        mark = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGED:
+        return None
+    return mark if isinstance(mark, int) else None
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB of an image of any mode, transparent parts white."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        grey = Image.fromarray((deep >> 8).astype(np.uint8))
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey.paste(255, mask=Image.fromarray(deep == transparent))
+        return grey.convert("RGB")
+    if image.mode in _RANGES:
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode, image.format)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _eight_bits(values: NDArray[Any], mode: str, file_format: str | None) -> NDArray[np.uint8]:
+    """32-bit grey [H, W] as 8 bits, by the smallest usual range that holds it; the end of the range is white."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    ranges = (2**16 - 1,) if file_format == "PPM" and mode == "I" else _RANGES[mode]  # Pillow scales PGM to 16 bits
+    end = next((end for end in ranges if low >= 0 and high <= end), None)
+    if mode == "I" and end is not None:
+        return (values >> (end.bit_length() - 8)).astype(np.uint8)
+    black, white = (low, high) if end is None else (0.0, float(end))
+    shares = np.clip((values.astype(np.float64) - black) / max(white - black, np.finfo(np.float64).tiny), 0, 1)
+    eight: NDArray[np.uint8] = np.nan_to_num(np.rint(shares * 255)).astype(np.uint8)
+    return eight
