@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny import columns_of_stock
 from tiny_text import llama
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
@@ -385,13 +386,14 @@ def pixels(dtype: torch.dtype = torch.float64) -> Tensor:
 
 @torch.no_grad()
 def stock_logits(model: LlavaForConditionalGeneration) -> Tensor:
-    """Logits [1, L, V] for `IDS` and `pixels`, the placeholder spelled out as transformers wants it."""
+    """Logits [1, T, V] for `IDS` and `pixels`, the placeholder spelled out as transformers wants it."""
     token = model.config.image_token_index
     ids = [part for word in IDS for part in ([token] * PATCHES if word == -200 else [word])]
-    return model(input_ids=torch.tensor([ids]), pixel_values=pixels(model.dtype)).logits
+    found = model(input_ids=torch.tensor([ids]), pixel_values=pixels(model.dtype)).logits
+    return columns_of_stock(found, torch.tensor([ids]), token)
 
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
-    """Logits [1, L, V] of a LLaVA of ours for the same prompt."""
+    """Logits [1, T, V] of a LLaVA of ours for the same prompt."""
     return model(input_ids=torch.tensor([IDS]), images=pixels(model.dtype)).logits

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from published import logits, stock, stock_logits
 from safetensors.torch import load_file, save_file
+from tiny import columns_of_stock
 from tiny_text import llama_legacy
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
@@ -102,7 +103,9 @@ def test_the_stock_processor_and_model_see_and_say_the_same(folders: Path, tmp_p
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")
     assert inputs["input_ids"].shape[1] == len(ids) - 1 + published.PATCHES
     with torch.no_grad():
-        theirs = in_transformers(tmp_path / "hf")(**inputs.to(torch.float64)).logits[..., : published.VOCABULARY]
+        stock = in_transformers(tmp_path / "hf")
+        theirs = stock(**inputs.to(torch.float64)).logits[..., : published.VOCABULARY]
+        theirs = columns_of_stock(theirs, inputs["input_ids"], stock.config.image_token_index)
         ours = model(input_ids=ids[None], images=pixels.double()).logits
     torch.testing.assert_close(ours, theirs, **EXACT)
     assert processor.tokenizer.pad_token == "<pad>"
@@ -124,6 +127,7 @@ def test_class_features_tied_weights_and_another_rope_are_said_there(folders: Pa
     ids = torch.cat([torch.tensor([1, -200]), words])
     with torch.no_grad():
         theirs = model(**inputs.to(torch.float64)).logits
+        theirs = columns_of_stock(theirs, inputs["input_ids"], model.config.image_token_index)
         mine = ours(input_ids=ids[None], images=inputs["pixel_values"].double()).logits
     torch.testing.assert_close(mine, theirs[..., : published.VOCABULARY], **EXACT)
     assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -55,8 +55,7 @@ def test_loss_and_all_gradients_equal_those_of_the_full_logits(name: str, side: 
     output.loss.backward()
     measured = gradients(model)
     whole = step(model, side=side, return_logits=True)
-    layout = whole.layouts[-1]
-    expected = full_loss(whole.logits, layout.labels.masked_fill(~layout.valid, IGNORE_INDEX))
+    expected = full_loss(whole.logits, collate(ROWS, side, labels=True)["labels"])
     expected.backward()
     torch.testing.assert_close(output.loss.double(), expected, atol=1e-6, rtol=0)
     assert_same(measured, gradients(model), atol=1e-6, rtol=1e-5)
@@ -180,7 +179,7 @@ def test_the_tower_is_frozen_by_default_and_learns_when_unfrozen():
         weight[place] += change
         output = step(model, return_logits=True)
         weight[place] -= change
-        return full_loss(output.logits, output.layouts[-1].labels)
+        return full_loss(output.logits, collate(ROWS, labels=True)["labels"])
 
     slope = (loss_at(1e-4) - loss_at(-1e-4)) / 2e-4
     torch.testing.assert_close(slope, found[name].view(-1)[place], rtol=2e-3, atol=0)

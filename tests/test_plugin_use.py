@@ -32,6 +32,7 @@ from llava import compress
 from llava.compression import CompressionConfig, presets
 from llava.model.plugin import CompressedModel
 from llava.model.plugin.llava import CompressedLlava
+from llava.model.splice import warn_without_answers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,6 +140,45 @@ def test_the_stock_trainer_trains_it(family: str, tmp_path: Path) -> None:
     assert losses[True] == pytest.approx(losses[False], abs=2e-3)
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert saved["architectures"] == [model.stock.__name__] and saved["compression"]["t2v"]["layers"] == [2, 4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_metrics_of_the_stock_trainer_compare_logits_and_labels_column_by_column(family: str, tmp_path: Path) -> None:
+    model, samples = compress(vlm(family), BOTH), [prompt(family, seed) for seed in (1, 2, 3)]
+    seen = {}
+
+    def measure(found: Any) -> dict[str, float]:
+        seen["predictions"], seen["labels"] = torch.tensor(found.predictions), torch.tensor(found.label_ids)
+        return {}
+
+    options = TrainingArguments(
+        tmp_path, per_device_eval_batch_size=3, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    trainer = Trainer(
+        model=model, args=options, compute_metrics=measure, eval_dataset=[{}] * 3,
+        data_collator=lambda rows: batch(samples, "right", answers=True),
+        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+    )  # fmt: skip
+    trainer.evaluate()
+    assert seen["predictions"].shape[:2] == seen["labels"].shape
+    for row, sample in enumerate(samples):
+        inputs = batch([sample], answers=True)
+        with torch.no_grad():
+            alone = model(**inputs).logits[0]
+        got = seen["predictions"][row, : alone.shape[0]]
+        torch.testing.assert_close(got.double(), alone.double(), atol=1e-9, rtol=0)
+
+
+def test_training_without_labels_says_who_votes(caplog: pytest.LogCaptureFixture) -> None:
+    """As transformers' Trainer does for label smoothing."""
+    warn_without_answers.cache_clear()
+    model, inputs = compress(vlm("llava"), BOTH).train(), batch([prompt("llava", 1)])
+    model(**inputs)
+    assert "neither labels nor a query_mask" in caplog.text
+    caplog.clear()
+    warn_without_answers.cache_clear()
+    model(**inputs, logits_to_keep=3)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)

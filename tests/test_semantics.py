@@ -9,7 +9,7 @@ import pytest
 import reference
 import tiny
 import torch
-from tiny import Row, chat, collate, images_of, pixels, stock_llama, stock_tower, tiny_llava
+from tiny import Row, chat, collate, images_of, pixels, run_spliced, stock_llama, stock_tower, tiny_llava
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig as StockLlamaConfig
@@ -34,7 +34,7 @@ MIXED = [chat(1), chat(2, (0,)), chat(3, (2, 1)), chat(4, (5,)), chat(5, (0, 1))
 
 
 def run(model, rows: list[Row], images: Tensor, side: str = "right", **kwargs):
-    return model(**collate(rows, side), images=images if len(images) else None, **kwargs)
+    return run_spliced(model, collate(rows, side), images if len(images) else None, **kwargs)
 
 
 def by_row(output, layout) -> list[Tensor]:
@@ -181,7 +181,7 @@ def test_rows_of_equal_length_without_a_mask_differ_in_length_after_a_drop():
     mask = ids != 0
     roles = collate([with_image, text])["query_mask"]
     images = pixels(1)
-    output = model(input_ids=ids, attention_mask=mask, query_mask=roles, images=images)
+    output = run_spliced(model, {"input_ids": ids, "attention_mask": mask, "query_mask": roles}, images)
     assert output.layouts[0].attention_mask() is None and not output.layouts[0].is_padded
     for row, own, logits in zip(
         [with_image, text], [images, images[:0]], by_row(output, output.layouts[-1]), strict=True
@@ -252,7 +252,7 @@ def test_in_a_plain_caption_the_last_visual_token_votes(queries: str, flags: str
         del batch["query_mask"]
     if flags == "empty":
         batch["query_mask"][0] = 0
-    output = model(**batch, images=torch.cat([images, pixels(1, 5)]))
+    output = run_spliced(model, batch, torch.cat([images, pixels(1, 5)]))
     assert output.loss.isfinite()
     for layout, kept in zip(output.layouts[1:], expected.kept, strict=True):
         assert layout.visual_index[0][layout.is_visual[0]].tolist() == kept
@@ -264,7 +264,7 @@ def test_image_as_last_token_of_a_prompt(queries: str):
     model = tiny_llava(compression={"t2v": {"layers": [2, 4], "keep": [0.5, 0.25], "queries": queries}})
     row, images = Row([1, 4, 9, IMAGE_TOKEN_INDEX], [0, 0, 0, 7], [IGNORE_INDEX] * 4), pixels(1)
     expected = reference.answer(model, row, images, model.compression)
-    output = model(torch.tensor([row.ids]), images=images)
+    output = run_spliced(model, {"input_ids": torch.tensor([row.ids])}, images)
     torch.testing.assert_close(output.logits[0], expected.logits, **CLOSE)
 
 

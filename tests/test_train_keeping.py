@@ -293,7 +293,7 @@ def test_validation_loss_is_the_mean_over_held_out_tokens(assets: Path, tmp_path
                 batch["input_ids"], batch["attention_mask"], images=batch.get("images"),
                 labels=batch["labels"], query_mask=batch["query_mask"],
             )  # fmt: skip
-        labels = output.layouts[-1].labels if output.layouts[-1].labels is not None else batch["labels"]
+        labels = batch["labels"]
         total += float(F.cross_entropy(output.logits[0, :-1].float(), labels[0, 1:], reduction="sum"))
         count += int((labels[0, 1:] != -100).sum())
     assert found[0][-1] == pytest.approx(total / count, rel=1e-4)

@@ -188,3 +188,20 @@ def collate(rows: list[Row], side: str = "right", labels: bool = False) -> dict[
 def images_of(rows: list[Row], images: Tensor) -> list[Tensor]:
     """The images of each row, given those of the batch in reading order."""
     return list(images.split([row.images for row in rows]))
+
+
+def run_spliced(model: LlavaLlamaForCausalLM, batch: dict[str, Tensor], images: Any, **kwargs: Any) -> Any:
+    """The model on a batch that was embedded and spliced first: logits at each token that is left, visual ones too."""
+    options = {"compression": kwargs["compression"]} if "compression" in kwargs else {}
+    embeddings, layout = model.prepare_multimodal_inputs(**batch, images=images, **options)
+    return model(inputs_embeds=embeddings, layout=layout, labels=batch.get("labels"), **kwargs)
+
+
+def columns_of_stock(logits: Tensor, ids: Tensor, placeholder: int) -> Tensor:
+    """Logits [1, L, V] of transformers' LLaVA at the columns of a prompt with one mark an image.
+
+    Of each image the last placeholder stays, which says what follows the image. Images must not touch.
+    """
+    is_visual = ids[0] == placeholder
+    followed = torch.cat([is_visual[1:], is_visual.new_zeros(1)])
+    return logits[:, ~(is_visual & followed)]

@@ -33,6 +33,8 @@ class TokenLayout:
         max_supervised: no more positions than this have a target, the first column aside.
         labels: int64 [B, L], target id of each position, -100 where there is none; None without labels.
         following: int64 [B, 1], position of whatever comes behind each row; None: one more than its largest.
+        columns: int64 [B, L], column of the caller's input that each token belongs to, never falling along a row, -1 on
+            padding; None where the layout itself is the input.
     """
 
     valid: Tensor
@@ -48,6 +50,7 @@ class TokenLayout:
     max_supervised: int = 0
     labels: Tensor | None = None
     following: Tensor | None = None
+    columns: Tensor | None = None
 
     @classmethod
     def of_text(cls, valid: Tensor) -> TokenLayout:
@@ -102,6 +105,13 @@ class TokenLayout:
         """The same layout with other rotary positions, broadcastable to [B, L] or [A, B, L]."""
         axes = positions.shape[:1] if positions.dim() == 3 else ()
         return dataclasses.replace(self, positions=positions.expand(*axes, *self.valid.shape))
+
+    def input_columns(self) -> Tensor:
+        """int64 [B, L]: `columns`, or the token's own place where the layout itself is the input; -1 on padding."""
+        if self.columns is not None:
+            return self.columns
+        place = torch.arange(self.valid.shape[1], device=self.valid.device)
+        return place.expand(self.valid.shape).masked_fill(~self.valid, -1)
 
     def next_position(self) -> Tensor:
         """int64 [B, 1]: the position, on every axis, of a text token behind each row."""

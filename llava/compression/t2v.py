@@ -159,6 +159,7 @@ def gather_kept(
         following=None if renumber else layout.next_position(),
         lengths=lengths,
         visual=tuple(counts),
+        columns=travel(layout.input_columns(), -1),
         labels=None if layout.labels is None else travel(layout.labels, IGNORED_LABEL),
     )
     hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))

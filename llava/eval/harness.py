@@ -21,6 +21,7 @@ from llava.data.tokenization import EncodedText, encode_conversation, encode_pro
 from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
+from llava.model.columns import own_columns
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.inputs import best_device, conv_mode_of, place_images
 
@@ -133,9 +134,10 @@ class Respondent:
             encoded.append(encode_conversation(turns, self.tokenizer, self.conv_mode, bool(prompt.images)))
         inputs = self._batch(encoded, prompts)
         output = self.model(**inputs, use_cache=False, return_logits=True)
-        layout = output.layouts[-1]
-        labels = inputs["labels"] if layout.labels is None else layout.labels
-        labels = labels.to(output.logits.device)
+        labels = inputs["labels"].to(output.logits.device)
+        if output.layouts[-1].labels is not None:  # what was cut off for its length is not there to be scored
+            kept = own_columns(output.layouts[-1], labels.shape[1]).to(labels.device)
+            labels = labels.masked_fill(~kept, IGNORE_INDEX)
         return [_likelihood(logits, row) for logits, row in zip(output.logits, labels, strict=True)]
 
     def _question(self, prompt: Prompt) -> str:
@@ -164,7 +166,7 @@ class Respondent:
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> tuple[float, bool]:
-    """Mean loss of one row's labels [L] under its logits [L, V], and whether each is the likeliest token."""
+    """Mean loss of one row's labels [T] under its logits [T, V], and whether each is the likeliest token."""
     targets = labels[1:]
     chosen = targets != IGNORE_INDEX
     if not bool(chosen.any()):

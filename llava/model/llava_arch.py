@@ -22,7 +22,7 @@ from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import SplicePlan, plan_splice, splice_embeddings
+from llava.model.splice import SplicePlan, check_shapes, plan_splice, splice_embeddings
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -148,6 +148,7 @@ class LlavaMetaForCausalLM(_Base):
         query_mask: Tensor | None = None,
         compression: CompressionConfig | None = None,
         padding_side: str = "right",
+        answers: Tensor | None = None,
     ) -> tuple[Tensor, TokenLayout]:
         """Embed the text, encode the images and splice them in.
 
@@ -160,11 +161,13 @@ class LlavaMetaForCausalLM(_Base):
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
             compression: instead of the model's own.
             padding_side: of the result.
+            answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
 
         Returns:
             embeddings [B, L, D], zeros on padding, and their layout.
         """
         compression = compression or self.compression
+        check_shapes(input_ids, attention_mask=attention_mask, labels=labels, query_mask=query_mask)
         host_ids, host_mask = input_ids.cpu(), _host(attention_mask)
         crops, used = _match_images(host_ids, host_mask, images)
         needed = [crops[index] for index in used]
@@ -179,6 +182,7 @@ class LlavaMetaForCausalLM(_Base):
             host_mask,
             [per_crop * len(crop) for crop in needed],
             labels=_host(labels),
+            answers=_host(answers),
             query_mask=_host(query_mask),
             queries=queries,
             padding_side=padding_side,

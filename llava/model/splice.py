@@ -7,6 +7,7 @@ Shapes: B rows, T positions before splicing, L after it, M images of the batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def plan_splice(
     tokens_per_image: Sequence[int],
     *,
     labels: Tensor | None = None,
+    answers: Tensor | None = None,
     query_mask: Tensor | None = None,
     queries: str = "last",
     padding_side: str = "right",
@@ -56,14 +58,17 @@ def plan_splice(
         attention_mask: [B, T], 0 on padding (either side), or None.
         tokens_per_image: visual tokens of each placeholder's image, in reading order.
         labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none.
+        answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
         query_mask: int64 [B, T], flags of `QueryRole`; None derives them, see `default_query_mask`.
         queries: which of them vote, see `T2VConfig.queries`.
         padding_side: of the result.
         max_length: longer rows lose their end, and a warning says how many answer tokens went with it.
 
     Raises:
-        ValueError: if the number of placeholders is not the number of images.
+        ValueError: if the number of placeholders is not the number of images, or a tensor has another shape than the
+            ids.
     """
+    check_shapes(input_ids, attention_mask=attention_mask, labels=labels, answers=answers, query_mask=query_mask)
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     is_image = (input_ids == IMAGE_TOKEN_INDEX) & valid
     placeholders = int(is_image.sum())
@@ -72,7 +77,9 @@ def plan_splice(
             f"The batch has {placeholders} image placeholders but {len(tokens_per_image)} images; give one image for "
             "each <image> in the prompt."
         )
-    derived = default_query_mask(input_ids, valid, labels)
+    if answers is None and labels is not None:
+        answers = labels != IGNORE_INDEX
+    derived = default_query_mask(input_ids, valid, answers)
     query_mask = derived if query_mask is None else query_mask
     width = valid.long()
     width[is_image] = torch.tensor(tokens_per_image, dtype=torch.long)
@@ -92,23 +99,49 @@ def splice_embeddings(text: Tensor, features: Tensor | None, plan: SplicePlan) -
     return embeddings.masked_fill(~plan.layout.valid[..., None], 0)
 
 
-def default_query_mask(input_ids: Tensor, valid: Tensor, labels: Tensor | None) -> Tensor:
+def check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError where something that has one value for each token has another shape than the ids [B, T]."""
+    for name, values in others.items():
+        if values is not None and values.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, but input_ids has {tuple(input_ids.shape)}; give one value "
+                "for each token of the prompt and, where one is given, of its answer."
+            )
+
+
+@functools.cache
+def warn_without_answers() -> None:
+    """Say once that a training step without labels or a query mask lets the last token of each row vote."""
+    logger.warning(
+        "A model in training mode was given neither labels nor a query_mask, so the last token of each row ranks the "
+        "visual tokens, which may be part of the answer (transformers' Trainer keeps labels back for "
+        "label_smoothing_factor and compute_loss_func). Pass query_mask, or logits_to_keep with the length of the "
+        "answer plus one."
+    )
+
+
+def default_query_mask(input_ids: Tensor, valid: Tensor, answers: Tensor | None) -> Tensor:
     """Voting roles of a batch that came without any: never an answer token, instructions in text only.
 
-    With labels, instructions are the tokens without one, and the last token before each run of labels is LAST;
-    without labels everything is instruction and the last token of the row is LAST.
+    With answers, instructions are all other tokens, and the last token before each answer is LAST; without them
+    everything is instruction and the last token of the row is LAST. Padding between two tokens changes nothing.
+
+    Args:
+        input_ids: int64 [B, T].
+        valid: bool [B, T], False on padding.
+        answers: bool [B, T], tokens of given answers; None if there are none.
 
     Returns:
         int64 [B, T], flags of `QueryRole`.
     """
-    ends = valid & ~_next(valid, False)
     text = valid & (input_ids != IMAGE_TOKEN_INDEX)
-    if labels is None:
-        instruction, last = text, ends
+    following = _following_token(valid)
+    if answers is None:
+        instruction, last = text, valid & (following < 0)
     else:
-        answer = (labels != IGNORE_INDEX) & valid
+        answer = answers & valid
         instruction = text & ~answer
-        last = valid & ~answer & _next(answer, False)
+        last = valid & ~answer & (following >= 0) & answer.gather(1, following.clamp(min=0))
     return instruction * int(QueryRole.INSTRUCTION) + last * int(QueryRole.LAST)
 
 
@@ -193,8 +226,18 @@ def _pad(
         max_supervised=0 if targets is None else int((targets[:, 1:] != IGNORE_INDEX).sum()),
         padding_side=padding_side,
         labels=targets,
+        columns=rows(stream.token % before, -1),
     )
     return SplicePlan(rows(source, 0), layout)
+
+
+def _following_token(valid: Tensor) -> Tensor:
+    """int64 [B, T]: column of the next valid token behind each column, -1 where there is none."""
+    width = valid.shape[1]
+    column = torch.where(valid, torch.arange(width), width)
+    nearest = column.flip(1).cummin(dim=1).values.flip(1)  # at or behind each column
+    following = torch.cat([nearest[:, 1:], torch.full_like(nearest[:, :1], width)], dim=1)
+    return torch.where(following < width, following, -1)
 
 
 def _targets(labels: Tensor, stream: _Stream, visual: Tensor) -> Tensor:

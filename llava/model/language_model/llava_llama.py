@@ -6,7 +6,6 @@ Shapes: B rows, T positions before splicing, L after it, L' after the last drop,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +19,16 @@ from transformers import (
     LlamaModel,
     TextStreamer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.columns import given_answer
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.loss import next_token_loss
+from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
+from llava.model.splice import warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
@@ -39,27 +38,7 @@ class LlavaConfig(LlamaConfig):
     """Llama's configuration plus LLaVA's (`mm_*`) and the compression block."""
 
     model_type = "llava_llama"
-
-
-@dataclass
-class LlavaModelOutput(BaseModelOutputWithPast):
-    """Output of the decoder.
-
-    Attributes:
-        layouts: what each stage worked on; the last one describes `last_hidden_state`. None while decoding.
-        scores: what each drop was ranked by.
-    """
-
-    layouts: tuple[TokenLayout, ...] | None = None
-    scores: tuple[Tensor | None, ...] | None = None
-
-
-@dataclass
-class LlavaCausalLMOutput(CausalLMOutputWithPast):
-    """Output of the whole model; `logits` stand at the positions of the last of `layouts`."""
-
-    layouts: tuple[TokenLayout, ...] | None = None
-    scores: tuple[Tensor | None, ...] | None = None
+    keys_to_ignore_at_inference = ["past_key_values", "layouts", "scores"]  # noqa: RUF012 (theirs)
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -169,6 +148,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         return_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutput:
         """From token ids and images to loss and logits.
@@ -184,18 +164,30 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
             layout: of `inputs_embeds`, if those are given and hold visual tokens.
             compression: instead of the model's own.
             return_logits: None leaves them out where labels are given in training.
-            logits_to_keep: as in transformers; logits of the last so many positions, 0 for all.
+            logits_to_keep: as in transformers; logits of the last so many columns, 0 for all. Without labels or query
+                mask, who keeps the last K + 1 scores the K last tokens: they do not vote on visual tokens.
             num_items_in_batch: targets of the whole (accumulated) batch, to divide the summed loss by.
+            shift_labels: int64 [B, T], what each column is to predict; taken for the loss instead of `labels`.
         """
         compression = compression or self.compression
+        cuts = compression.t2v.layers if compression.t2v else ()
+        wanted = Wanted.of(labels, shift_labels, num_items_in_batch, return_logits, logits_to_keep, self.training, cuts)
         if use_cache is None:
-            use_cache = self.config.use_cache and labels is None and not self.training
+            use_cache = self.config.use_cache and not wanted.loss and not self.training
         decoding = is_filled(past_key_values)
-        if decoding and labels is not None:
+        if decoding and wanted.loss:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
+        width = None
         if input_ids is not None and not decoding and _shows_images(input_ids, images):
+            is_visual, width = input_ids == IMAGE_TOKEN_INDEX, input_ids.shape[1]
+            wanted = wanted.without_visual(is_visual)
+            answers = None
+            if not wanted.loss and query_mask is None:
+                answers = given_answer(input_ids, attention_mask, is_visual, logits_to_keep)
+                if answers is None and compression.t2v and self.training and torch.is_grad_enabled():
+                    warn_without_answers()
             inputs_embeds, layout = self.prepare_multimodal_inputs(
-                input_ids, attention_mask, labels, images, query_mask, compression
+                input_ids, attention_mask, wanted.token_labels(), images, query_mask, compression, answers=answers
             )
             input_ids = None
         outputs = self.model(
@@ -209,22 +201,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
             t2v=compression.t2v,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        loss = None
-        if labels is not None:
-            loss = next_token_loss(self.lm_head, hidden_states, outputs.layouts[-1], labels, num_items_in_batch)
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)) if return_logits else None
-        return LlavaCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            layouts=outputs.layouts,
-            scores=outputs.scores,
-        )
+        return with_head(self.lm_head, outputs, wanted, width)
 
     @torch.no_grad()
     def generate(

@@ -7,40 +7,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
-from llava.model.language_model.llava_llama import LlavaCausalLMOutput, LlavaModelOutput
-from llava.model.loss import next_token_loss
+from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
-from llava.model.plugin.placeholders import Contracted, VisualSpan, contract
-from llava.model.splice import plan_splice, splice_embeddings
+from llava.model.plugin.placeholders import VisualSpan, contract
+from llava.model.plugin.prompt import Prefill, at_stock_positions
+from llava.model.results import LlavaModelOutput, Wanted, with_head
+from llava.model.splice import check_shapes, plan_splice, splice_embeddings, warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
 
 OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """A prompt ready for the decoder: embeddings [B, L, D] and their layout."""
-
-    embeddings: Tensor
-    layout: TokenLayout
-
-    def repeat_interleave(self, repeats: int) -> Prefill:
-        """Each row `repeats` times, for beams."""
-        return Prefill(self.embeddings.repeat_interleave(repeats, dim=0), self.layout.repeat_interleave(repeats))
 
 
 def forward_like(stock: Any) -> Callable[..., Any]:
@@ -179,47 +167,33 @@ class CompressedModel(StagedGeneration):
         compression = self.compression if own["compression"] is None else self._checked(own["compression"])
         if compression == CompressionConfig():
             return self.stock.forward(self, **inputs, **more)
-        cache, labels = inputs.get("past_key_values"), inputs.get("labels")
+        cache, given = inputs.get("past_key_values"), inputs | more
+        shift_labels = more.pop("shift_labels", None)
+        wanted = Wanted.of(
+            inputs.get("labels"), shift_labels, given.get("num_items_in_batch"), own["return_logits"],
+            given.get("logits_to_keep"), self.training, compression.t2v.layers if compression.t2v else (),
+            layouts=bool(own["output_layouts"]),
+        )  # fmt: skip
         if cache is not None and not isinstance(cache, StagedCache):
             raise ValueError(f"past_key_values is a {type(cache).__name__}; it must be a StagedCache, or left out.")
         if cache is not None and is_filled(cache):
             new, mask = self._new_text(inputs), inputs.get("attention_mask")
             cache.expect(None if mask is None else mask[:, -new.shape[1] :])
             outputs = _continue(self.decoder, new, cache, **_of_layers(more))
+            width = None
         else:
-            prefill = own["prefill"] or self.prefill(inputs | own, compression)
-            caching = inputs.get("use_cache", more.get("use_cache"))
+            if shift_labels is not None and inputs.get("input_ids") is not None:
+                wanted = wanted.without_visual(self._is_placeholder(inputs["input_ids"]))
+            prefill = own["prefill"] or self.prefill(inputs | own | {"shift_labels": shift_labels}, compression)
+            caching = given.get("use_cache")
             if caching is None:
-                caching = self.decoder.config.use_cache and labels is None and not self.training
+                caching = self.decoder.config.use_cache and not wanted.loss and not self.training
             if caching and cache is None:
                 cache = StagedCache(self.decoder.config)
             cache = cache if caching else None
             outputs = _run(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **_of_layers(more))
-        return self._with_head(outputs, labels, inputs | more, own)
-
-    def _with_head(
-        self, outputs: LlavaModelOutput, labels: Tensor | None, inputs: Mapping[str, Any], own: Mapping[str, Any]
-    ) -> LlavaCausalLMOutput:
-        """Loss and logits of what the decoder returned."""
-        hidden_states, loss = outputs.last_hidden_state, None
-        if labels is not None:
-            if outputs.layouts is None:
-                raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence.")
-            items = inputs.get("num_items_in_batch")
-            loss = next_token_loss(self.lm_head, hidden_states, outputs.layouts[-1], labels, items)
-        wanted = own["return_logits"]
-        if wanted is None:
-            wanted = labels is None or not self.training
-        shown = slice_logits_to_keep(hidden_states, inputs.get("logits_to_keep", 0)) if wanted else None
-        return LlavaCausalLMOutput(
-            loss=loss,
-            logits=None if shown is None else self.lm_head(shown),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            layouts=outputs.layouts if own["output_layouts"] else None,
-            scores=outputs.scores if own["output_layouts"] else None,
-        )
+            width = prefill.width
+        return with_head(self.lm_head, outputs, wanted, width)
 
     def prefill(
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
@@ -227,12 +201,13 @@ class CompressedModel(StagedGeneration):
         """Embed the text, encode what is seen, and bring both into rows.
 
         Args:
-            inputs: of the stock model, by name, and `query_mask`.
+            inputs: of the stock model, by name, `query_mask` and `shift_labels`.
             compression: what to do.
             padding_side: of the result; None pads as the input is padded.
 
         Raises:
-            ValueError: if there is no `input_ids`, or the placeholders do not fit the images.
+            ValueError: if there is no `input_ids`, the placeholders do not fit the images, or another tensor has
+                another shape than the ids.
         """
         ids, mask, embeds = (inputs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
         visual = {name: inputs.get(name) for name in self.visual_inputs}
@@ -246,13 +221,16 @@ class CompressedModel(StagedGeneration):
             if embeds is None or any(value is not None for value in visual.values()):
                 raise ValueError("Give the prompt as input_ids: its placeholders say where the visual tokens go.")
             whole = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
-            return Prefill(embeds, TokenLayout.of_text(whole))
+            return Prefill(embeds, TokenLayout.of_text(whole), embeds.shape[1])
+        labels, answers = self._labels_and_answers(inputs, compression)
+        check_shapes(ids, attention_mask=mask, labels=labels, query_mask=inputs.get("query_mask"))
         text = contract(ids, mask, self.visual_spans(compression, visual))
         plan = plan_splice(
             text.input_ids,
             text.attention_mask,
             [len(span.features) for span in text.spans],
-            labels=text.labels(inputs.get("labels")),
+            labels=text.labels(labels),
+            answers=text.take(answers),
             query_mask=text.take(inputs.get("query_mask")),
             queries=compression.t2v.queries if compression.t2v else "last",
             padding_side=padding_side or _padding_side(mask),
@@ -260,11 +238,34 @@ class CompressedModel(StagedGeneration):
         _check_positions(inputs.get("position_ids"), mask)
         positions = self.rotary_positions(ids, mask, inputs)
         if positions is not None:
-            plan = replace(plan, layout=_at_stock_positions(plan.layout, plan.source, positions, text, mask))
+            plan = replace(plan, layout=at_stock_positions(plan.layout, plan.source, positions, text, mask))
+        plan = replace(plan, layout=replace(plan.layout, columns=text.input_columns(plan.source, plan.layout.valid)))
         plan = plan.to(ids.device)
         embeddings = self.get_input_embeddings()(text.input_ids.clamp(min=0).to(ids.device))
         features = torch.cat([span.features.to(embeddings) for span in text.spans]) if text.spans else None
-        return Prefill(splice_embeddings(embeddings, features, plan), plan.layout)
+        return Prefill(splice_embeddings(embeddings, features, plan), plan.layout, ids.shape[1])
+
+    def _labels_and_answers(
+        self, inputs: Mapping[str, Any], compression: CompressionConfig
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Labels int64 [B, T], made of `shift_labels` where given, and which tokens are an answer, bool [B, T]."""
+        shift_labels, labels = inputs.get("shift_labels"), inputs.get("labels")
+        if shift_labels is not None:
+            return labels_of(shift_labels), None
+        if labels is not None or inputs.get("query_mask") is not None:
+            return labels, None
+        ids = inputs["input_ids"]
+        placeholders = self._is_placeholder(ids)
+        answers = given_answer(ids, inputs.get("attention_mask"), placeholders, inputs.get("logits_to_keep"))
+        if answers is None and compression.t2v and self.training and torch.is_grad_enabled():
+            warn_without_answers()
+        return None, answers
+
+    def _is_placeholder(self, input_ids: Tensor) -> Tensor:
+        """bool [B, T]: where images and videos go."""
+        tokens = [getattr(self.config, name, None) for name in ("image_token_id", "video_token_id")]
+        known = torch.tensor([token for token in tokens if token is not None], device=input_ids.device)
+        return torch.isin(input_ids, known)
 
     def _new_text(self, inputs: Mapping[str, Any]) -> Tensor:
         """Embeddings of tokens behind a filled cache."""
@@ -355,32 +356,6 @@ def _check_positions(position_ids: Tensor | None, attention_mask: Tensor | None)
             "position_ids do not count the tokens of each row one by one. A compressed model numbers its tokens "
             "itself; leave them out, and give packed sequences as rows."
         )
-
-
-def _at_stock_positions(
-    layout: TokenLayout, source: Tensor, positions: Tensor, text: Contracted, attention_mask: Tensor | None
-) -> TokenLayout:
-    """Give every token the position, on every axis, that it has in the uncompressed prompt.
-
-    Args:
-        layout, source: of the plan, L positions.
-        positions: int64 [A, B, T] of the uncompressed prompt.
-        text: the contracted prompt.
-        attention_mask: [B, T] of the uncompressed prompt.
-    """
-    positions = positions.cpu()
-    # New text goes on behind the last token, as in the stock model: a long video reaches further in time than the text.
-    last = torch.full((positions.shape[1],), positions.shape[2] - 1)
-    if attention_mask is not None:
-        last = attention_mask.cpu().long().cumsum(dim=1).argmax(dim=1)
-    behind = positions[:, torch.arange(len(last)), last].amax(dim=0)[:, None] + 1
-    columns = text.columns.expand(len(positions), -1, -1)
-    pieces = [positions.gather(2, columns).flatten(1)]
-    for (row, column), span in zip(text.starts, text.spans, strict=True):
-        slots = torch.arange(len(span.features)) if span.slots is None else span.slots.cpu()
-        pieces.append(positions[:, row, column + slots])
-    placed = torch.cat(pieces, dim=1)[:, source].masked_fill(~layout.valid, 0)
-    return replace(layout.at_positions(placed), following=behind)
 
 
 def adapters(kind: type[CompressedModel] = CompressedModel) -> Sequence[type[CompressedModel]]:

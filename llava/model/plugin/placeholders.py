@@ -58,6 +58,22 @@ class Contracted:
         taken = self.take(labels)
         return None if taken is None else taken.masked_fill(self.input_ids == IMAGE_TOKEN_INDEX, IGNORE_INDEX)
 
+    def input_columns(self, source: Tensor, valid: Tensor) -> Tensor:
+        """The column of the batch before that each spliced token belongs to, int64 [B, L], -1 on padding.
+
+        The visual tokens of a span stand at their slots; without slots at its first placeholders, those that are more
+        at its last.
+
+        Args:
+            source: int64 [B, L] of a `SplicePlan` for this batch.
+            valid: bool [B, L].
+        """
+        pieces = [self.columns.flatten()]
+        for (_, column), span in zip(self.starts, self.spans, strict=True):
+            slots = torch.arange(len(span.features)) if span.slots is None else span.slots.cpu()
+            pieces.append(column + slots.clamp(max=max(span.replaced - 1, 0)))
+        return torch.cat(pieces)[source].masked_fill(~valid, -1)
+
 
 def contract(input_ids: Tensor, attention_mask: Tensor | None, spans: Mapping[int, Sequence[VisualSpan]]) -> Contracted:
     """Leave one placeholder of each span and no padding in front.
