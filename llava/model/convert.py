@@ -10,6 +10,7 @@ compression block stays in `config.json`, and the way back finds it there.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -137,11 +138,17 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Also with its `tokenizer.model`, where it was read from one: LLaVA's own program reads nothing else."""
+    """Also with its `tokenizer.model`, where it was read from one: LLaVA's own program reads nothing else.
+
+    It does so with the class `LlamaTokenizer`, which the configuration therefore names.
+    """
     tokenizer.save_pretrained(folder)
     original = getattr(tokenizer, "vocab_file", None)
     if original and Path(original).name == "tokenizer.model" and Path(original).is_file():
         shutil.copy(original, folder)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer"}
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_savable(generation: GenerationConfig) -> None:

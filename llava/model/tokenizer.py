@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from llava.model.hf_format import is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.named_tokens import add_named, named_tokens, special_tokens
+from llava.model.sentencepiece_model import build_tokenizer, merged_by_id, read_sentencepiece, shape_spaces
+from llava.model.tokenizer_probes import first_difference
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -22,26 +31,120 @@ def has_tokenizer(folder: Path) -> bool:
 def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 
-    `AutoTokenizer` alone takes LLaVA's own `model_type` "llava" for transformers' LLaVA and then reads a
-    `tokenizer.model` without Llama's rules: other ids, without a word. Here the class that the tokenizer names decides.
+    Where there is a `tokenizer.model` of a Llama, it decides: the ids are SentencePiece's own, which is how LLaVA
+    tokenises, and a `tokenizer.json` beside it that gives others is named in a warning. A Llama's `tokenizer.json`
+    alone keeps its merges and gets SentencePiece's treatment of spaces. Anything else is what `AutoTokenizer` makes
+    of it; LLaVA's own `model_type` "llava", which it would take for transformers' LLaVA, is kept from it.
 
     Args:
         name: folder or hub name.
         options: of transformers' `from_pretrained`.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if it cannot be read, or gives other ids than the SentencePiece model beside it.
     """
     try:
-        if _is_bare_sentencepiece(name):
-            return LlamaTokenizer.from_pretrained(name, **options)
+        settings = dict(get_tokenizer_config(str(name), cache_dir=options.get("cache_dir")))
+        pieces, whole = (_file_of(name, file, options) for file in ("tokenizer.model", "tokenizer.json"))
+        if pieces is not None and _is_llama(settings, alone=whole is None):
+            return _from_pieces(name, pieces, whole, settings, options)
         ambiguous = not is_hf_config(_config_of(name))
-        return AutoTokenizer.from_pretrained(name, **({"config": LlavaConfig()} if ambiguous else {}), **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **({"config": LlavaConfig()} if ambiguous else {}), **options)
+        if type(tokenizer) is LlamaTokenizer:
+            if pieces is not None:
+                return _from_pieces(name, pieces, whole, settings, options)
+            tokenizer = _with_spaces(name, tokenizer, settings, options)
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
             f"The tokenizer of {str(name)!r} cannot be read. A tokenizer.model needs the packages sentencepiece and "
             f"protobuf, in versions that fit each other; a tokenizer.json needs neither. ({str(error).splitlines()[0]})"
         ) from error
+    if pieces is not None and type(tokenizer) is PreTrainedTokenizerFast:
+        _require_same_ids(name, pieces, tokenizer)
+    return tokenizer
+
+
+def _from_pieces(
+    name: str | Path, pieces: Path, whole: Path | None, settings: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """A tokenizer with the ids of `tokenizer.model`; special and added tokens are those that the folder names."""
+    proto = read_sentencepiece(pieces)
+    legacy = settings.get("legacy") is not False  # as the slow LlamaTokenizer reads a configuration without it
+    backend = build_tokenizer(proto, legacy)
+    extra = _added_file(name, options)
+    special = special_tokens(settings, _special_map(name, options), proto)
+    add_named(backend, named_tokens(settings, whole, extra, special), proto, legacy)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        name, tokenizer_object=backend, vocab_file="", legacy=legacy,
+        **{"add_bos_token": settings.get("add_bos_token", True), "add_eos_token": settings.get("add_eos_token", False)},
+        **{**special, **options},
+    )  # fmt: skip
+    tokenizer.vocab_file = str(pieces)
+    found = first_difference(pieces, tokenizer)
+    if found is not None:
+        raise ValueError(f"its tokenizer.model cannot be rebuilt: {found}")
+    if whole is not None:
+        found = first_difference(pieces, Tokenizer.from_file(str(whole)))
+        if found is not None:
+            logger.warning(
+                "The tokenizer.json in %s is not its tokenizer.model: %s. The ids of tokenizer.model are used; if the "
+                "model was trained with those of tokenizer.json, move tokenizer.model elsewhere.", name, found,
+            )  # fmt: skip
+    return tokenizer
+
+
+def _with_spaces(
+    name: str | Path, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """A Llama's `tokenizer.json` with SentencePiece's treatment of spaces; as it is where its merges are not its."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if merged_by_id(json.loads(backend.to_str())["model"]):
+        logger.warning(
+            "The tokenizer.json in %s orders its merges by the ids of their pieces, as transformers converts a "
+            "SentencePiece model without its scores: runs of spaces may be split otherwise than the language model "
+            "knows them. Put the tokenizer.model of the language model beside it, unless the model was trained so.",
+            name,
+        )
+        return tokenizer
+    shape_spaces(backend, bool(settings.get("legacy", False)), prefix=settings.get("add_prefix_space") is not False)
+    return PreTrainedTokenizerFast.from_pretrained(name, tokenizer_object=backend, vocab_file="", **options)
+
+
+def _require_same_ids(name: str | Path, pieces: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        read_sentencepiece(pieces)
+    except ValueError:  # other libraries also call their files tokenizer.model
+        return
+    found = first_difference(pieces, tokenizer)
+    if found is not None:
+        raise ValueError(
+            f"The tokenizer.json in {str(name)!r} is not its tokenizer.model: {found}. Delete the one that the model "
+            "was not trained with."
+        )
+
+
+def _is_llama(settings: dict[str, Any], alone: bool) -> bool:
+    """Whether a `tokenizer.model` is a Llama's; alone and with nothing that says whose, it is."""
+    kind = settings.get("tokenizer_class")
+    return alone if kind is None else kind.removesuffix("Fast") == "LlamaTokenizer"
+
+
+def _file_of(name: str | Path, file: str, options: dict[str, Any]) -> Path | None:
+    found = cached_file(
+        str(name), file, cache_dir=options.get("cache_dir"), _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
+def _added_file(name: str | Path, options: dict[str, Any]) -> dict[str, int]:
+    path = _file_of(name, "added_tokens.json", options)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _special_map(name: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    path = _file_of(name, "special_tokens_map.json", options)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def _config_of(name: str | Path) -> dict[str, Any]:
@@ -49,11 +152,3 @@ def _config_of(name: str | Path) -> dict[str, Any]:
         return dict(LlavaConfig.get_config_dict(name)[0])
     except OSError:  # adapters may come without one
         return {}
-
-
-def _is_bare_sentencepiece(name: str | Path) -> bool:
-    """Whether a folder holds a `tokenizer.model` and nothing that says whose: the models opened here are Llamas."""
-    folder = Path(name)
-    if not (folder / "tokenizer.model").is_file() or (folder / "tokenizer.json").is_file():
-        return False
-    return get_tokenizer_config(str(folder)).get("tokenizer_class") is None
