@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
 from llava.model.hf_format import is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
@@ -46,6 +46,9 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     try:
         settings = dict(get_tokenizer_config(str(name), cache_dir=options.get("cache_dir")))
         pieces, whole = (_file_of(name, file, options) for file in ("tokenizer.model", "tokenizer.json"))
+        if pieces is not None and whole is not None and not (is_sentencepiece_available() and is_protobuf_available()):
+            logger.warning("The tokenizer.json in %s is taken unchecked: sentencepiece or protobuf is missing.", name)
+            pieces = None
         if pieces is not None and _is_llama(settings, alone=whole is None):
             return _from_pieces(name, pieces, whole, settings, options)
         ambiguous = not is_hf_config(_config_of(name))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +29,12 @@ def first_difference(pieces: Path, tokenizer: PreTrainedTokenizerBase | Tokenize
     Args:
         pieces: `tokenizer.model`.
         tokenizer: what should give the same ids, without special tokens.
+
+    Raises:
+        ImportError: without sentencepiece.
     """
+    from sentencepiece import SentencePieceProcessor
+
     model = SentencePieceProcessor(model_file=str(pieces))
     named = _named(tokenizer)
     for text in (*PROBES, *_from_vocabulary(model)):
