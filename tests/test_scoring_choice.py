@@ -252,14 +252,48 @@ def test_a_table_without_answers_has_no_headline(tmp_path: Path):
     assert scores.headline is None and scores.values == {} and "holds no answers" in scores.notes[0]
 
 
-def test_fields_that_say_nothing_are_nothing_and_images_may_refer_to_other_rows(tmp_path: Path):
+def test_images_may_refer_to_other_rows(tmp_path: Path):
     rows = files.mmbench_rows(files.MMBENCH[1:2])
-    rows[0] |= {"hint": "nan", "C": "nan", "D": "None"}
     rows[1]["image"] = "8"
     files.write_rows(tmp_path / "table.tsv", rows)
     first, second = table_questions(tmp_path / "table.tsv", None)
-    assert first.text == "Is it day?\nA. yes\nB. no" and first.fields["options"] == ["yes", "no"]
     assert second.images == first.images == (files.png(80),)
+
+
+LOOKS_EMPTY = ("None", "NA", "null", "nan", "N/A", "NaN", "n/a", "NULL", "#N/A", "<NA>", "-nan", "none", "0", "False")
+
+
+@pytest.mark.parametrize("text", LOOKS_EMPTY)
+def test_an_option_or_question_that_reads_like_nothing_is_asked_and_scored(text: str, tmp_path: Path):
+    asked = [(7, text, text, (text, "dog", "bird"), "A", "object", "perception"), *files.MMBENCH[1:]]
+    rows = files.mmbench_rows(tuple(asked))
+    files.write_rows(tmp_path / "mmbench" / "mmbench_dev_20230712.tsv", rows)
+    benchmark = get_benchmark("mmbench")
+    questions = {question.question_id: question for question in benchmark.questions(tmp_path)}
+    assert questions[7].recorded_prompt == f"{text}\n{text}\nA. {text}\nB. dog\nC. bird"
+    assert questions[1_000_007].recorded_prompt == f"{text}\n{text}\nA. bird\nB. {text}\nC. dog"
+    assert questions[8].fields["options"] == ["yes", "no"], "an empty field is no option"
+    assert questions[12].facts["hint"] is None
+    right = answered(tmp_path, "mmbench", {7: "A", 1_000_007: text, 2_000_007: "C"})
+    assert benchmark.score(tmp_path, right).headline == 100
+
+
+def test_a_submission_keeps_texts_that_look_like_numbers_formulas_or_nothing(tmp_path: Path):
+    openpyxl = pytest.importorskip("openpyxl", reason="xlsx is written with openpyxl")
+    said = ["007", "1e5", "True", "None", "=1+1", "#N/A", "NA", "-3.50", "+cmd|' /C calc'!A0", "", " B "]
+    options = ("007", "=2", "#DIV/0!", "null")
+    asked = tuple((index, "N/A", "", options, "B", "object", "perception") for index in range(1, len(said) + 1))
+    rows = [row for row in files.mmbench_rows(asked) if row["index"] < 1_000_000]
+    files.write_rows(tmp_path / "mmbench" / "mmbench_dev_20230712.tsv", rows)
+    items = answered(tmp_path, "mmbench", dict(enumerate(said, start=1)))
+    path = get_benchmark("mmbench").write_submission(tmp_path, items, tmp_path / "mmbench.submission")
+    head, *lines = openpyxl.load_workbook(path).active.iter_rows()
+    cells = [dict(zip([cell.value for cell in head], line, strict=True)) for line in lines]
+    assert [line["index"].value for line in cells] == list(range(1, len(said) + 1))
+    assert [line["prediction"].value or "" for line in cells] == said
+    assert {line["prediction"].data_type for line in cells if line["prediction"].value} == {"s"}
+    for line in cells:
+        assert tuple(line[letter].value for letter in "ABCD") == options and line["question"].value == "N/A"
 
 
 def test_tables_that_cannot_be_asked_are_named(tmp_path: Path):
@@ -268,7 +302,10 @@ def test_tables_that_cannot_be_asked_are_named(tmp_path: Path):
     for change, reason in (
         ({"image": ""}, "index 7 has no image"),
         ({"image": "9999"}, "index 7 has no image"),
-        ({"A": ""}, "index 7 has no question or no option A"),
+        ({"question": ""}, "index 7 has no question or no option A"),
+        ({"A": "", "B": "", "C": ""}, "index 7 has no question or no option A"),
+        ({"A": ""}, "index 7 has an option C, but not all before it"),
+        ({"B": " "}, "index 7 has an option C, but not all before it"),
         ({"index": "seven"}, "is not a table of MMBench"),
     ):
         files.write_rows(path, [rows[0] | change])

@@ -117,8 +117,8 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
     questions = []
     for row in rows:
         place = f"{path}, index {row['index']}"
-        options = _options(row)
-        if not options or not row["question"]:
+        options = _options(row, place)
+        if not options or row["question"] is None:
             raise ValueError(f"{place} has no question or no option A; download the file again.")
         question = Question(
             question_id=row["index"],
@@ -126,7 +126,7 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
             images=(_image(row["image"], images, place),),
             facts={
                 "question": row["question"],
-                "hint": None if _is_none(row.get("hint")) else row["hint"],
+                "hint": row.get("hint"),
                 "answer": row.get("answer"),
                 "l2-category": row.get("l2-category"),
                 "rotations": rotations[row["index"] % ROUND],
@@ -206,21 +206,34 @@ def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) ->
     table.insert(min(_PLACE_OF_PREDICTION, len(table.columns)), "prediction", said)
     unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     try:
-        table.to_excel(unfinished, index=False, engine="openpyxl")
+        _write_text(table, unfinished)
     except ImportError as error:
         raise ValueError("Writing xlsx needs openpyxl; install it with `pip install openpyxl`.") from error
     os.replace(unfinished, path)
 
 
+def _write_text(table: DataFrame, path: Path) -> None:
+    """Write a table as xlsx in which text is text, also where it looks like a formula or an error of a spreadsheet."""
+    import pandas
+
+    with pandas.ExcelWriter(path, engine="openpyxl") as writer:
+        table.to_excel(writer, index=False)
+        for row in writer.book.active.iter_rows():
+            for cell in row:
+                if cell.data_type in ("f", "e"):  # openpyxl takes "=5" for a formula and "#N/A" for an error
+                    cell.data_type = "s"
+
+
 def _read_table(path: Path, benchmark: str) -> DataFrame:
     """The table with `index` as number, everything else as text, and None for empty fields.
 
-    Pandas decides what is empty (also "nan", "None" and their like), as it does for LLaVA.
+    Only an empty field is nothing: "None", "nan" or "N/A" may be an option. LLaVA, which leaves that to pandas, drops
+    such an option and all behind it.
     """
     import pandas
 
     try:
-        table = pandas.read_table(require(path, benchmark), dtype=str)
+        table = pandas.read_table(require(path, benchmark), dtype=str, keep_default_na=False)
         table["index"] = table["index"].astype(int)
         missing = [name for name in ("question", "image", "A") if name not in table.columns]
     except (ValueError, KeyError) as error:
@@ -229,22 +242,18 @@ def _read_table(path: Path, benchmark: str) -> DataFrame:
         raise ValueError(f"{path} is not a table of MMBench ({error}); download it again.") from error
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}, only {', '.join(table.columns)}; download it again.")
-    return table.astype(object).where(table.notna(), None)
+    texts = table.astype(object)
+    empty = table.isna() | texts.map(lambda value: isinstance(value, str) and not value.strip())
+    return texts.where(~empty, None)
 
 
-def _is_none(text: str | None) -> bool:
-    """Whether a hint or an option is missing, as LLaVA takes it."""
-    return text is None or text.lower() in ("nan", "none")
-
-
-def _options(row: Mapping[str, Any]) -> list[str]:
-    """Texts up to the first that is missing."""
-    options: list[str] = []
-    for letter in LETTERS:
-        if _is_none(row.get(letter)):
-            break
-        options.append(row[letter])
-    return options
+def _options(row: Mapping[str, Any], place: str) -> list[str]:
+    """Texts of the options, which stand side by side from A on."""
+    given = {letter: row[letter] for letter in LETTERS if row.get(letter) is not None}
+    behind = [letter for letter in given if letter not in LETTERS[: len(given)]]
+    if behind:
+        raise ValueError(f"{place} has an option {behind[0]}, but not all before it; download the file again.")
+    return list(given.values())
 
 
 def _asked(
