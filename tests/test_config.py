@@ -218,7 +218,9 @@ def test_presets_of_other_voters_differ_in_nothing_else(name: str):
 
 def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():
     listed = [line.split()[0] for line in schedule().stdout.splitlines()[1:]]
-    assert set(presets()) - set(listed) == {"qwen-640"}, "870 tokens of a tower that gives 577"
+    others = ("next-", "visionzip-next-", "video-", "qwen-")
+    assert set(listed) == {name for name in presets() if not name.startswith(others)}
+    assert "duet-192" in listed and "pyramiddrop" in listed and "fastv" in listed and "visionzip-64" in listed
 
 
 def test_presets_hold_the_published_settings():

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     for family, name in NAMES.items():
         side = 224 if family == "video_llava" else 336
-        model = vlm(family, torch.float32, layers=26, tower=tower(side))
+        model = vlm(family, torch.float32, layers=28 if family == "qwen2_5_vl" else 32, tower=tower(side))
         if family in ("llava", "llava_next"):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")

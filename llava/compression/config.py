@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llava.compression.made_for import MadeFor
+
 V2V_SCORES = ("cls", "received", "random", "uniform")
 V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
 T2V_SCORES = ("attention", "random", "uniform")
@@ -160,10 +162,17 @@ class T2VConfig:
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """The two stages together; `None` switches a stage off, and without both the model is plain LLaVA."""
+    """The two stages together; `None` switches a stage off, and without both the model is plain LLaVA.
+
+    Attributes:
+        v2v, t2v: the stages.
+        made_for: the models that the file was made for, if it says so. It decides nothing, makes no configurations
+            differ and is not saved.
+    """
 
     v2v: V2VConfig | None = None
     t2v: T2VConfig | None = None
+    made_for: MadeFor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any] | None) -> CompressionConfig:
@@ -215,10 +224,25 @@ class CompressionConfig:
             raise ValueError(f"{origin} is not valid YAML: {error}") from error
         if data is not None and not isinstance(data, Mapping):
             raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {data!r}.")
+        stages = dict(data or {})
         try:
-            return cls.from_dict(data)
+            made_for = MadeFor.of(Path(origin).stem, stages.pop("for")) if "for" in stages else None
+            return dataclasses.replace(cls.from_dict(stages), made_for=made_for)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
+
+    def check_made_for(self, model_type: str, num_layers: int) -> None:
+        """Refuse a preset that was made for other models; what came from no such file fits any.
+
+        Args:
+            model_type: as the model's `config.json` has it.
+            num_layers: of its decoder.
+
+        Raises:
+            ValueError: if the family or the depth is another; says what to give instead.
+        """
+        if self.made_for is not None:
+            self.made_for.check(model_type, num_layers)
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain JSON values that `from_dict` reads back to an equal object."""

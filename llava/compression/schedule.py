@@ -241,12 +241,26 @@ def model_shape(name: str) -> tuple[DecoderShape, VisionShape]:
     )
 
 
-def fitting(decoder: DecoderShape, vision: VisionShape) -> list[str]:
-    """Presets that fit a model: some are made for other towers and depths."""
+def model_kind(name: str) -> str:
+    """The `model_type` of a model in `MODELS`, or of a checkpoint folder."""
+    path = Path(name) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return str(config.get("model_type", "llava_llama"))
+
+
+def fitting(kind: str, decoder: DecoderShape, vision: VisionShape) -> list[str]:
+    """Presets that fit a model: some are made for other families, towers and depths.
+
+    Args:
+        kind: its `model_type`.
+        decoder, vision: its dimensions.
+    """
     names = []
     for name in presets():
         try:
-            visual_tokens_per_layer(CompressionConfig.from_preset(name), decoder.layers, vision)
+            config = CompressionConfig.from_preset(name)
+            visual_tokens_per_layer(config, decoder.layers, vision)
+            config.check_made_for(kind, decoder.layers)
         except ValueError:
             continue
         names.append(name)
@@ -264,8 +278,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         decoder, vision = model_shape(options.model)
-        configs = {name: CompressionConfig.resolve(name) for name in options.preset or fitting(decoder, vision)}
-        print(table(configs, decoder, vision, options.text_tokens))
+        kind = model_kind(options.model)
+        configs = {name: CompressionConfig.resolve(name) for name in options.preset or fitting(kind, decoder, vision)}
+        text = table(configs, decoder, vision, options.text_tokens)
+        for config in configs.values():
+            config.check_made_for(kind, decoder.layers)
+        print(text)
     except ValueError as error:
         sys.exit(f"schedule: {error}")
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.compression.config import CompressionConfig, presets
+from llava.compression.schedule import model_kind
 from llava.doctor.faults import find_faults
 from llava.doctor.fit import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
 from llava.doctor.machine import Machine, examine
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"doctor: {problem}", file=sys.stderr)
         return 2
     try:
-        compression = CompressionConfig.resolve(options.compression)
-        request = Request(ModelShape.of(options.model), compression, options.compression)
+        compression, shape = CompressionConfig.resolve(options.compression), ModelShape.of(options.model)
+        compression.check_made_for(model_kind(options.model), shape.decoder.layers)
+        request = Request(shape, compression, options.compression)
         diagnosis = diagnose(examine(options.output_dir, options.comm_test), request, options)
     except ValueError as error:
         print(f"doctor: {error}", file=sys.stderr)

@@ -107,6 +107,7 @@ def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> C
     decoder, vision = _shapes(model)
     try:
         tokens = visual_tokens_per_layer(config, decoder.layers, vision, load.images)
+        config.check_made_for(model.config.model_type, decoder.layers)
     except ValueError as error:
         raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)

@@ -109,11 +109,12 @@ def _name_of(model_path: str) -> str:
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
-    """Refuse a budget for another tower or depth before anything is loaded."""
+    """Refuse a budget for another tower, depth or family before anything is loaded."""
     tower = vision_config(config)
     if tower is not None:
         select = getattr(config, "mm_vision_select_layer", -2)
         visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
+    chosen.check_made_for(config.model_type, config.num_hidden_layers)
 
 
 def sources_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> list[ModelSource]:

@@ -126,6 +126,7 @@ class LlavaMetaForCausalLM(_Base):
             tower.tokens_per_image(resolved.v2v)
         if resolved.t2v is not None:
             resolved.t2v.check_depth(self.config.num_hidden_layers)
+        resolved.check_made_for(self.config.model_type, self.config.num_hidden_layers)
         self.config.compression = resolved.to_dict()
 
     def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
@@ -177,6 +178,8 @@ class LlavaMetaForCausalLM(_Base):
         if needed and queries == "salient" and query_mask is None:
             _say_without_query_mask()
         per_crop = self.visual_tokens_per_image(compression) if needed else 0
+        if needed:
+            compression.check_made_for(self.config.model_type, self.config.num_hidden_layers)
         plan = plan_splice(
             host_ids,
             host_mask,

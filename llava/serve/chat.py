@@ -127,6 +127,7 @@ class Chat:
             self.model.visual_tokens_per_image(resolved)
             if resolved.t2v is not None:
                 resolved.t2v.check_depth(self.model.config.num_hidden_layers)
+            resolved.check_made_for(self.model.config.model_type, self.model.config.num_hidden_layers)
         self._compression = resolved
         self._forget_cache()
 

@@ -207,10 +207,11 @@ def resolve_compression(args: ModelArguments, present: CompressionConfig) -> Com
     }
     if args.layer_list is not None and base.t2v is None and args.use_salient_tokens is None:
         logger.info("t2v.queries is last, the paper's variant C; the released code's is text: name it in a YAML file.")
-    return CompressionConfig(
+    chosen = CompressionConfig(
         v2v=_override(V2VConfig, base.v2v, v2v, "--dominant_num and --context_num"),
         t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),
     )
+    return base if chosen == base else chosen  # a preset as it is fits only the models that it was made for
 
 
 def parse_list(flag: str, text: str | None) -> list[float] | None:

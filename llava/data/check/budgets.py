@@ -95,8 +95,11 @@ def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision:
     Raises:
         ValueError: if a compression does not exist or does not fit the model.
     """
-    configs = map(CompressionConfig.resolve, compressions)
-    return tuple(visual_tokens_per_layer(config, decoder.layers, vision)[0] for config in configs)
+    configs = list(map(CompressionConfig.resolve, compressions))
+    tokens = tuple(visual_tokens_per_layer(config, decoder.layers, vision)[0] for config in configs)
+    for config in configs:
+        config.check_made_for("llava_llama", decoder.layers)
+    return tokens
 
 
 def figures(

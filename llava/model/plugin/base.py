@@ -120,7 +120,8 @@ class CompressedModel(StagedGeneration):
         self.config.compression = self._checked(compression).to_dict()
 
     def _checked(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> CompressionConfig:
-        resolved = self.fitted(CompressionConfig.resolve(compression))
+        asked = CompressionConfig.resolve(compression)
+        resolved = self.fitted(asked)
         if resolved != CompressionConfig():
             self._check_decoder()
         tokens = self.tower_tokens()
@@ -128,6 +129,7 @@ class CompressedModel(StagedGeneration):
             resolved.v2v.token_count(tokens)
         if resolved.t2v is not None:
             resolved.t2v.check_depth(len(self.decoder.layers))
+        asked.check_made_for(self.config.model_type, len(self.decoder.layers))
         return resolved
 
     def _check_decoder(self) -> None:

@@ -1,0 +1,76 @@
+"""Which models a preset was made for: budgets and depths mean nothing on a model of another family or depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FAMILIES = {
+    "llava-1.5": ("llava", "llava_llama", "llava_mistral", "llama", "mistral"),
+    "llava-next": ("llava_next",),
+    "video-llava": ("video_llava",),
+    "qwen2.5-vl": ("qwen2_5_vl",),
+}
+"""The `model_type` that transformers (or this project) gives the models of each family; a bare language model is the
+LLaVA that training makes of it."""
+
+
+def family_of(model_type: str) -> str:
+    """The family of a `model_type`; one that no family has is its own."""
+    return next((family for family, kinds in FAMILIES.items() if model_type in kinds), model_type)
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """What a compression file says under `for`.
+
+    Attributes:
+        preset: name of the file.
+        families: keys of `FAMILIES`.
+        layers: of the decoder; None where any number will do.
+    """
+
+    preset: str
+    families: tuple[str, ...]
+    layers: int | None = None
+
+    @classmethod
+    def of(cls, preset: str, data: Any) -> MadeFor:
+        """Read a mapping `{family: llava-1.5, layers: 32}`; there may be a list of families, and no layers.
+
+        Raises:
+            ValueError: if it is anything else.
+        """
+        if not isinstance(data, Mapping) or not set(data) <= {"family", "layers"} or "family" not in data:
+            raise ValueError(f"for is {data!r}; it must be a mapping such as {{family: llava-1.5, layers: 32}}.")
+        named, layers = data["family"], data.get("layers")
+        families = tuple(named) if isinstance(named, list) else (named,)
+        unknown = [family for family in families if family not in FAMILIES]
+        if unknown:
+            raise ValueError(
+                f"for.family is {unknown[0]!r}; it must be one of {', '.join(FAMILIES)}, or a list of these."
+            )
+        if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
+            raise ValueError(f"for.layers is {layers!r}; it must be a whole number of at least 1.")
+        return cls(preset, families, layers)
+
+    def check(self, model_type: str, num_layers: int) -> None:
+        """Refuse a model of another family or depth.
+
+        Args:
+            model_type: as the model's `config.json` has it.
+            num_layers: of its decoder.
+
+        Raises:
+            ValueError: says what the preset is for, what the model is, and what to give instead.
+        """
+        family = family_of(model_type)
+        if family in self.families and self.layers in (None, num_layers):
+            return
+        depth = "" if self.layers is None else f" with {self.layers} decoder layers"
+        raise ValueError(
+            f"The compression {self.preset} is made for {' or '.join(self.families)}{depth}, but this is a {family}, "
+            f"and the decoder has {num_layers} layers. Give a preset for it, or a YAML file of your own (a copy of "
+            f"{self.preset}.yaml without the line `for`) with tokens and layers that suit this model."
+        )
