@@ -21,6 +21,12 @@
 #   STUDY_JOBS                 cells at a time                         2
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/help.sh
+source scripts/lib/help.sh
+if asks_for_help "$@"; then
+    show_help scripts/quickstart.sh
+    exit 0
+fi
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
 # shellcheck source=scripts/lib/steps.sh

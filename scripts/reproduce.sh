@@ -5,8 +5,9 @@
 #   PRETRAIN_DATA_PATH=... PRETRAIN_IMAGE_FOLDER=... FINETUNE_DATA_PATH=... FINETUNE_IMAGE_FOLDER=... \
 #       bash scripts/reproduce.sh duet-192
 #
-# The argument is any preset of configs/compression. A step that is done is skipped, so the same command goes on at the
-# step that failed or was interrupted; a phase that was begun under other settings is left alone and the script says so.
+# The argument is a preset of configs/compression that is made for LLaVA-1.5. A step that is done is skipped, so the same
+# command goes on at the step that failed or was interrupted; a phase that was begun under other settings is left alone
+# and the script says so.
 #
 # Both phases are recipes of scripts/v1_5 and read their environment variables (bash scripts/v1_5/finetune.sh --help).
 # For one phase alone: PRETRAIN_ or FINETUNE_ in front of the name, as in PRETRAIN_BATCH_SIZE=16. Besides:
@@ -23,6 +24,12 @@
 # Status 75 means that a phase was told to stop and saved; the same command goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/help.sh
+source scripts/lib/help.sh
+if asks_for_help "$@"; then
+    show_help scripts/reproduce.sh
+    exit 0
+fi
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
 # shellcheck source=scripts/lib/steps.sh
@@ -41,6 +48,11 @@ preset=${1:-}
 if [ "$#" -ne 1 ] || [ ! -f "configs/compression/$preset.yaml" ]; then
     presets=$(cd configs/compression && printf '%s, ' *.yaml)
     printf "error: the preset is '%s'; give one of %s.\n" "$*" "$(sed 's/\.yaml//g; s/, $//' <<<"$presets")" >&2
+    exit 2
+fi
+misfit=$(fits_llava "$preset")
+if [ -n "$misfit" ]; then
+    printf 'error: %s\n' "$misfit" >&2
     exit 2
 fi
 output=${OUTPUT:-./checkpoints/reproduce/llava-v1.5-7b-$preset}

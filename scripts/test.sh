@@ -7,6 +7,12 @@
 # PYTEST_XDIST_AUTO_NUM_WORKERS=1 takes another number of processes for everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/help.sh
+source scripts/lib/help.sh
+if asks_for_help "$@"; then
+    show_help scripts/test.sh
+    exit 0
+fi
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
 setup_environment test

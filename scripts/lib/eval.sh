@@ -59,7 +59,7 @@ judge_flag() {
 evaluate() {
     local benchmark=$1 gpus judge words
     shift
-    if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    if asks_for_help "$@"; then
         show_help "scripts/v1_5/eval/$(basename "$0")" scripts/lib/eval.sh
         exit 0
     fi

@@ -23,32 +23,27 @@
 
 # shellcheck disable=SC2034 # the recipes use the arrays
 
+# shellcheck source=scripts/lib/help.sh
+source scripts/lib/help.sh
 # shellcheck source=scripts/lib/launch.sh
 source scripts/lib/launch.sh
 
 # begin_recipe SUFFIX [WORD...]: with --help prints the documentation and ends; else settles COMPRESSION, RUN (the name
 # of the model with this budget), OUTPUT_DIR (its folder, with the suffix) and RUN_NAME.
 begin_recipe() {
-    local name
-    if [ "${2:-}" = --help ] || [ "${2:-}" = -h ]; then
+    local name misfit
+    if asks_for_help "${@:2}"; then
         show_help "scripts/v1_5/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
         exit 0
     fi
     COMPRESSION=${COMPRESSION-duet-192}
+    misfit=$(fits_llava "$COMPRESSION")
+    if [ -n "$misfit" ]; then refuse "COMPRESSION is '$COMPRESSION': $misfit"; fi
     name=$(basename "$COMPRESSION" .yaml)
     RUN=llava-v1.5-7b${name:+-$name}
     OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}
     RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT_DIR")}
     set_common_flags
-}
-
-# show_help FILE...: prints the comment at the top of each file.
-show_help() {
-    local file
-    for file in "$@"; do
-        sed -n '/^#!\|^# shellcheck shell/d; /^#/!q; s/^# \{0,1\}//p' "$file"
-        echo
-    done
 }
 
 # set_common_flags: sets common_flags, what every recipe passes to the trainer.

@@ -6,7 +6,15 @@
 # Missing ones have the released values: layers [16,24], ratios [0.5,0.0], 300 dominant and 7 contextual tokens,
 # clusters of width 4, wandb. Name and folder are those of scripts/v1_5/pretrain.sh.
 set -euo pipefail
+recipe="$(dirname "${BASH_SOURCE[0]}")/../../../v1_5/pretrain.sh"
+# shellcheck source=scripts/lib/help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../../lib/help.sh"
+if asks_for_help "$@"; then
+    show_help "${BASH_SOURCE[0]}"
+    exec bash "$recipe" --help
+fi
+refuse_flags_among 8 "$@"
 export RUN_NAME="${1:-${RUN_NAME:-}}" OUTPUT_DIR="${2:-${OUTPUT_DIR:-}}" REPORT_TO="${8:-${REPORT_TO:-wandb}}"
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../../../v1_5/pretrain.sh" \
+exec bash "$recipe" \
     --layer_list "${3:-[16,24]}" --image_token_ratio_list "${4:-[0.5,0.0]}" \
     --dominant_num "${5:-300}" --context_num "${6:-7}" --cluster_width "${7:-4}" "${@:9}"

@@ -1,0 +1,69 @@
+"""Asked for help, no script starts anything; and none plans a LLaVA-1.5 under the budget of another family."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.sh") if path.parent.name != "lib")
+STARTED = ("python", "python3", "python3.11", "torchrun", "deepspeed", "srun", "pip", "shellcheck")
+
+
+def shell(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script where whatever it might start only leaves its name."""
+    stubs = tmp_path / "stubs"
+    stubs.mkdir(exist_ok=True)
+    for name in STARTED:
+        (stubs / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{tmp_path}/started\nexit 1\n')
+        (stubs / name).chmod(0o755)
+    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    own = {"PATH": f"{stubs}:/usr/bin:/bin", "VENV": str(tmp_path / "venv"), "OUTPUT": str(tmp_path / "out")}
+    return subprocess.run(
+        ["bash", str(ROOT / words[0]), *words[1:]], cwd=tmp_path, env={**kept, **own, **variables},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_help(script: str, tmp_path: Path):
+    first = next(line for line in (ROOT / script).read_text().splitlines() if line.startswith("# ")).removeprefix("# ")
+    if script == "scripts/finetune_qlora.sh":  # LLaVA's place for another script
+        first = (ROOT / "scripts/v1_5/finetune_qlora.sh").read_text().splitlines()[1].removeprefix("# ")
+    for words in (["--help"], ["-h"], ["something", "--help"]):
+        said = shell(tmp_path, script, *words)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.startswith(first) and not said.stderr
+    assert not (tmp_path / "started").exists() and not (tmp_path / "out").exists() and not (tmp_path / "venv").exists()
+
+
+def test_the_released_scripts_take_no_flag_for_a_name(tmp_path: Path):
+    for name, count in (("finetune", 9), ("pretrain", 8)):
+        script = f"scripts/llava/v1_5/pdrop_train/{name}.sh"
+        said = shell(tmp_path, script, "--bits", "4", DRY_RUN="1")
+        assert said.returncode == 2 and f"'--bits' stands among the first {count} arguments" in said.stderr
+        said = shell(tmp_path, script, *[""] * count, "--bits", "4", DRY_RUN="1", DEVICE="cpu")
+        assert said.returncode == 0 and said.stdout.rstrip().endswith("--bits 4"), said.stderr
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "configs/compression").glob("*.yaml")))
+def test_recipes_and_reproducing_take_presets_of_their_family_alone(preset: str, tmp_path: Path):
+    made_for = (yaml.safe_load((ROOT / f"configs/compression/{preset}.yaml").read_text()) or {}).get("for")
+    families = [] if made_for is None else made_for["family"]
+    fits = made_for is None or "llava-1.5" in ([families] if isinstance(families, str) else families)
+    for words, variables in (
+        (("scripts/reproduce.sh", preset), {}),
+        (("scripts/v1_5/finetune.sh",), {"COMPRESSION": preset}),
+    ):
+        said = shell(tmp_path, *words, DRY_RUN="1", DEVICE="cpu", **variables)
+        if fits:
+            assert said.returncode == 0 and f"--compression {preset}" in said.stdout, said.stderr
+        else:
+            assert said.returncode == 2 and not said.stdout
+            assert f"the preset {preset} is made for {families}, but this trains a LLaVA-1.5" in said.stderr
+        if preset not in ("none", "next-640", "pyramiddrop"):
+            break  # both read the file through one function
