@@ -7,9 +7,12 @@ what each piece is, so that answers are known by construction and never searched
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+
+_SYSTEM_MARK = re.compile(r"<\|im_start\|>system\n|<\|start_header_id\|>system<\|end_header_id\|>\n\n")
 
 
 class SeparatorStyle(Enum):
@@ -68,6 +71,11 @@ class Conversation:
     def copy(self) -> Conversation:
         """An independent copy: the templates in `conv_templates` are shared and must stay as they are."""
         return dataclasses.replace(self, messages=[list(message) for message in self.messages])
+
+    def set_system(self, text: str) -> None:
+        """Replace the system prompt; the mark of the role that the template's own begins with stays in front."""
+        mark = _SYSTEM_MARK.match(self.system)
+        self.system = (mark[0] if mark else "") + text
 
     def get_prompt(self) -> str:
         """The whole prompt as one string."""
@@ -222,9 +230,17 @@ def get_template(name: str) -> Conversation:
     return conv_templates[name].copy()
 
 
-def fill_template(name: str, turns: Sequence[str | None]) -> Conversation:
-    """The named template filled with alternating turns, the human first; a last None asks for an answer."""
+def fill_template(name: str, turns: Sequence[str | None], system: str | None = None) -> Conversation:
+    """The named template filled with alternating turns, the human first; a last None asks for an answer.
+
+    Args:
+        name: key of `conv_templates`.
+        turns: texts.
+        system: instead of the template's system prompt.
+    """
     conversation = get_template(name)
+    if system is not None:
+        conversation.set_system(system)
     for turn, text in enumerate(turns):
         conversation.append_message(conversation.roles[turn % 2], text)
     return conversation

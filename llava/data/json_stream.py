@@ -1,38 +1,104 @@
-"""Reading a JSON list or JSON lines one item at a time.
+"""Reading a JSON list, JSON lines or a Parquet table one item at a time.
 
 A file of a gigabyte becomes several as Python objects; here only one item and a window of the text exist at once.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 CHUNK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ENDS = (",", "]", " ", "\t", "\n", "\r")  # what may follow an item
+_ROWS = 256  # of a Parquet table at a time
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+# First bytes of files that are not read, and what they are.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    b"BZh": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it",
+    b"ARROW1": "an Arrow file; write it as Parquet or JSON lines",
+    b"\xff\xfe": "UTF-16 text, not UTF-8; save it as that",
+    b"\xfe\xff": "UTF-16 text, not UTF-8; save it as that",
+}
 
 
 def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
-    """Items of a JSON list, or the objects of a file that has one on every line.
+    """Items of a JSON list, the objects of a file that has one on every line, or the rows of a Parquet table.
+
+    What a file is, its first bytes say, whatever its name.
 
     Args:
-        path: a UTF-8 file.
+        path: UTF-8 text with or without a byte order mark, perhaps compressed with gzip; or Parquet.
         chunk: characters of a list to read at a time.
 
     Raises:
-        ValueError: if it is neither; says where.
+        ValueError: if it is none of these; says where.
     """
-    with path.open(encoding="utf-8-sig") as file:
+    if is_parquet(path):
+        yield from _rows(path)
+        return
+    with open_text(path) as file:
         try:
             yield from _items(_Window(file, chunk)) if _starts_a_list(file) else _lines(file)
         except _FormatError as error:
             raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is a Parquet table."""
+    return _first_bytes(path).startswith(_PARQUET)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file for reading, unpacked if it is compressed with gzip; a byte order mark is left out.
+
+    Raises:
+        ValueError: if it is something else, or while reading turns out to be damaged.
+    """
+    first = _first_bytes(path)
+    for beginning, what in _OTHERS.items():
+        if first.startswith(beginning):
+            raise ValueError(f"{path} is {what}. JSON and JSON lines, both also with gzip, and Parquet are read.")
+    try:
+        if first.startswith(_GZIP):
+            with gzip.open(path, "rt", encoding="utf-8-sig") as unpacked:
+                yield unpacked
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}; copy it again.") from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError(f"{path} is a Parquet table, which needs the package pyarrow; install it.") from error
+    try:
+        with ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=_ROWS):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is a damaged Parquet table: {error}") from error
 
 
 class _FormatError(Exception):
@@ -104,7 +170,7 @@ def _lines(file: TextIO) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json.loads(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
             except (json.JSONDecodeError, RecursionError) as error:
                 raise _FormatError(f"line {number}: {error}") from error
 

@@ -41,7 +41,7 @@ class Source:
     """One file of a mixture.
 
     Attributes:
-        path: a JSON list or JSONL file.
+        path: in a format of `llava.data.json_stream`.
         image_folder: where its image names start; None for the folder of the command line.
         weight: how often an epoch sees a record of it.
         name: for reports; None for a file that stands alone.
@@ -113,12 +113,14 @@ class RecordMix(Sequence[Record]):
             share = f", {count / len(self):.1%} of {len(self):,}" if len(self.sources) > 1 else ""
             folder = f", images in {source.image_folder}" if source.image_folder else ""
             name = source.name or source.path
+            begun = int((table.column("left_out") > 0).sum())
+            folder += f"; the first turn of {begun:,} records is the assistant's and left out" if begun else ""
             lines.append(f"{name}: {len(table):,} records x {source.weight:g} = {count:,} samples{share}{folder}")
         return "\n".join(lines)
 
 
 def open_mix(path: str | Path, cache_dir: str | Path | None = None) -> RecordMix:
-    """Open a JSON or JSONL file, or a YAML mixture of them.
+    """Open a data file, or a YAML mixture of them.
 
     Args:
         path: the file.
@@ -128,8 +130,13 @@ def open_mix(path: str | Path, cache_dir: str | Path | None = None) -> RecordMix
         ValueError: if a file is missing or faulty.
     """
     path = Path(path)
-    sources, seed = read_mixture(path) if path.suffix in MIXTURE_SUFFIXES else ([Source(path)], 0)
+    sources, seed = read_mixture(path) if is_mixture(path) else ([Source(path)], 0)
     return RecordMix(sources, [open_records(source.path, cache_dir) for source in sources], seed)
+
+
+def is_mixture(path: Path) -> bool:
+    """Whether a file is a mixture, by the ending of its name."""
+    return path.suffix.lower() in MIXTURE_SUFFIXES
 
 
 def draw_rows(count: int, weight: float, seed: int) -> NDArray[np.int64]:

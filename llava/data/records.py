@@ -9,9 +9,10 @@ from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.data.json_stream import iterate_json
+from llava.data.media import check_marks, read_images
+from llava.data.turns import read_talk
 
 FAULTS_TO_SHOW = 5
-_SPEAKERS = ("human", "gpt")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Record:
         images: file names.
         image_folder: where they start, if its source in a mixture has a folder of its own.
         source: name of its source in a mixture.
+        system: what stands for the template's system prompt in this conversation; None leaves it.
+        left_out: turns of the assistant that stood before the first human one, and are not among `turns`.
     """
 
     id: str
@@ -31,20 +34,23 @@ class Record:
     images: tuple[str, ...] = ()
     image_folder: str | None = None
     source: str | None = None
+    system: str | None = None
+    left_out: int = 0
 
     @property
     def num_words(self) -> int:
-        """Words in all turns: a cheap measure of length."""
-        return sum(len(turn.replace(DEFAULT_IMAGE_TOKEN, "").split()) for turn in self.turns)
+        """Words in all turns and in the system prompt of its own: a cheap measure of length."""
+        texts = (self.system or "", *self.turns)
+        return sum(len(text.replace(DEFAULT_IMAGE_TOKEN, "").split()) for text in texts)
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read a JSON list or a JSONL file of LLaVA records into memory; see `iterate_records`."""
+    """Read a file of LLaVA records into memory; see `iterate_records`."""
     return list(iterate_records(path))
 
 
 def iterate_records(path: str | Path) -> Iterator[Record]:
-    """Read a JSON list or a JSONL file of LLaVA records and check them all, before hours of training.
+    """Read a file of LLaVA records, in a format of `iterate_json`, and check them all, before hours of training.
 
     Raises:
         ValueError: if the file or a record is not in LLaVA's format. Faulty records are told together, after the
@@ -66,7 +72,10 @@ def iterate_records(path: str | Path) -> Iterator[Record]:
         yield record
     if faulty:
         listed = "\n  ".join(shown)
-        raise ValueError(f"{path}: {faulty} of {faulty + good} records are unusable:\n  {listed}")
+        raise ValueError(
+            f"{path}: {faulty} of {faulty + good} records are unusable:\n  {listed}\n"
+            "python -m llava.data.check names them all, and --write-clean writes a file without them."
+        )
     if not good:
         raise ValueError(f"{path} holds no records.")
 
@@ -74,26 +83,22 @@ def iterate_records(path: str | Path) -> Iterator[Record]:
 def parse_record(data: Any, index: int) -> Record:
     """Check one record; `index` names it where it has no id.
 
-    The image's mark moves to the front of its turn when the turn has one, as LLaVA does. Leading turns that
-    are not human are left out. Without images, `<image>` is ordinary text.
+    The image's mark moves to the front of its turn when the turn has one, as LLaVA does. See `llava.data.turns` for
+    roles and system prompts, `llava.data.media` for images and their marks.
 
     Raises:
         ValueError: if a field is missing or of the wrong kind, turns do not alternate, images and their marks
-            do not agree, or a text cannot be written as UTF-8.
+            do not agree, media are named that are not read, or a text cannot be written as UTF-8.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
-    name = str(data.get("id", index))
-    images = data.get("image") or ()
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
-        raise ValueError(f"record {name!r}: 'image' must be a file name or a list of them.")
-    turns = _turns(data.get("conversations"), name)
-    _require_text([name, *images, *turns], name)
-    if images:
-        turns = [_image_first(turn) for turn in turns]
-        _check_marks(turns, len(images), name)
-    return Record(name, tuple(turns), tuple(images))
+    name = _name(data.get("id"), index)
+    images = read_images(data, name)
+    talk = read_talk(data, name)
+    _require_text([name, *images, *talk.turns, talk.system or ""], name)
+    check_marks(talk.turns, talk.system, len(images), name)
+    turns = tuple(map(_image_first, talk.turns)) if images else talk.turns
+    return Record(name, turns, images, system=talk.system, left_out=talk.left_out)
 
 
 def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) -> str:
@@ -106,20 +111,13 @@ def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) ->
     return text.replace(DEFAULT_IMAGE_TOKEN, mark)
 
 
-def _turns(conversations: Any, name: str) -> list[str]:
-    if not isinstance(conversations, Sequence) or not all(isinstance(turn, Mapping) for turn in conversations):
-        raise ValueError(f"record {name!r}: 'conversations' must be a list of {{'from', 'value'}} mappings.")
-    said = [(turn.get("from"), turn.get("value")) for turn in conversations]
-    if said and said[0][0] != _SPEAKERS[0]:
-        said = said[1:]
-    if not said:
-        raise ValueError(f"record {name!r} has no human turn.")
-    for turn, (speaker, value) in enumerate(said):
-        if speaker != _SPEAKERS[turn % 2]:
-            raise ValueError(f"record {name!r}: turn {turn} is from {speaker!r}, expected {_SPEAKERS[turn % 2]!r}.")
-        if not isinstance(value, str):
-            raise ValueError(f"record {name!r}: turn {turn} has no text.")
-    return [value for _, value in said]
+def _name(value: Any, index: int) -> str:
+    """The id of a record as text; its number where it has none."""
+    if value is None or value == "":
+        return str(index)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"record {index}: 'id' is {value!r}; it must be text or a number.")
+    return str(value)
 
 
 def _require_text(texts: Sequence[str], name: str) -> None:
@@ -137,11 +135,3 @@ def _image_first(turn: str) -> str:
     if turn.count(DEFAULT_IMAGE_TOKEN) != 1:
         return turn
     return f"{DEFAULT_IMAGE_TOKEN}\n{turn.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
-
-
-def _check_marks(turns: Sequence[str], num_images: int, name: str) -> None:
-    if any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[1::2]):
-        raise ValueError(f"record {name!r}: an answer holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images.")
-    marks = sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns)
-    if marks != num_images:
-        raise ValueError(f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s).")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava.data import json_stream, records
+from llava.data import json_stream, media, records, turns
 from llava.data.cache import cached_table, digest_file, digest_text
 from llava.data.records import Record, iterate_records
 
@@ -35,7 +35,7 @@ class RecordTable:
         path: the file.
         content: digest of what it holds, wherever it lies and whatever its date.
         key: of the table in the cache.
-        rows: columns `id`, `turns`, `images`, `num_words` and `num_images`.
+        rows: columns `id`, `turns`, `images`, `system`, `num_words`, `num_images` and `left_out`.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class RecordTable:
 
 
 def open_records(path: str | Path, cache_dir: str | Path | None = None) -> RecordTable:
-    """Map the records of a JSON list or JSONL file; read and check it first if that was never done.
+    """Map the records of a data file; read and check it first if that was never done.
 
     Args:
         path: the file.
@@ -65,19 +65,21 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
     if not path.is_file():
         raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
     content = digest_file(path)
-    key = "records-" + digest_text([content, source_of(json_stream, records)])
+    key = "records-" + digest_text([content, source_of(json_stream, media, records, turns)])
     return RecordTable(path, content, key, cached_table(cache_dir, key, lambda folder: _write(path, folder)))
 
 
 def row_of(record: Record) -> dict[str, Any]:
     """A record as a row of the table."""
-    numbers = {"num_words": record.num_words, "num_images": len(record.images)}
-    return {"id": record.id, "turns": list(record.turns), "images": list(record.images), **numbers}
+    numbers = {"num_words": record.num_words, "num_images": len(record.images), "left_out": record.left_out}
+    lists = {"turns": list(record.turns), "images": list(record.images)}
+    return {"id": record.id, **lists, "system": record.system, **numbers}
 
 
 def record_of(row: dict[str, Any], image_folder: str | None = None, source: str | None = None) -> Record:
     """The record that a row was made of; folder and source are not in the table, mixtures that share it differ."""
-    return Record(row["id"], tuple(row["turns"]), tuple(row["images"]), image_folder, source)
+    own = {"system": row["system"], "left_out": row["left_out"]}
+    return Record(row["id"], tuple(row["turns"]), tuple(row["images"]), image_folder, source, **own)
 
 
 def source_of(*modules: ModuleType) -> str:
@@ -92,7 +94,8 @@ def _write(path: Path, folder: Path) -> None:
 
     logger.info("Reading and checking %s; this is done once.", path)
     texts, number = List(Value("string")), Value("int32")
-    kinds = {"id": Value("string"), "turns": texts, "images": texts, "num_words": number, "num_images": number}
+    kinds = {"id": Value("string"), "turns": texts, "images": texts, "system": Value("string")}
+    kinds |= {"num_words": number, "num_images": number, "left_out": number}
     rows: Iterator[Record] = tqdm(iterate_records(path), desc=f"Reading {path.name}", unit=" records", disable=None)
     with ArrowWriter(path=str(folder / "records.arrow"), features=Features(kinds)) as writer:
         for record in rows:

@@ -70,6 +70,7 @@ def encode_conversation(
     template: str,
     with_images: bool,
     find_salient: SalientFinder = salient_spans,
+    system: str | None = None,
 ) -> EncodedText:
     """Encode a conversation for training: every answer and the separator that ends it carries labels.
 
@@ -80,11 +81,13 @@ def encode_conversation(
             and teaches the second, a caption.
         with_images: without images, `<image>` is text like any other.
         find_salient: says which words of a question are salient.
+        system: instead of the template's system prompt.
 
     Raises:
-        ValueError: if the template is unknown, the tokenizer is not a fast one, or a caption has no image.
+        ValueError: if the template is unknown or has no system prompt to replace, the tokenizer is not a fast one, or
+            a caption has no image.
     """
-    return _encode(_segments(turns, template), tokenizer, with_images, find_salient)
+    return _encode(_segments(turns, template, system), tokenizer, with_images, find_salient)
 
 
 def encode_prompt(
@@ -92,6 +95,7 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     find_salient: SalientFinder = salient_spans,
+    system: str | None = None,
 ) -> EncodedText:
     """Encode a conversation that ends in a question, for generation.
 
@@ -103,6 +107,7 @@ def encode_prompt(
         tokenizer: a fast tokenizer.
         template: key of `conv_templates`.
         find_salient: as in training.
+        system: as in training.
 
     Raises:
         ValueError: as `encode_conversation`, or if the last turn is not a question.
@@ -110,7 +115,7 @@ def encode_prompt(
     if len(turns) % 2 == 0:
         raise ValueError(f"The conversation has {len(turns)} turns; it must end with a human turn to be answered.")
     with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns)
-    encoded = _encode(_segments([*turns, None], template), tokenizer, with_images, find_salient)
+    encoded = _encode(_segments([*turns, None], template, system), tokenizer, with_images, find_salient)
     if encoded.query_mask:
         encoded.query_mask[-1] |= QueryRole.LAST
     return EncodedText(encoded.input_ids, [IGNORE_INDEX] * len(encoded.labels), encoded.query_mask)
@@ -140,10 +145,12 @@ def truncate(encoded: EncodedText, max_length: int, visual_tokens: int) -> Encod
     return EncodedText(encoded.input_ids[:kept], encoded.labels[:kept], query_mask, truncated=True)
 
 
-def _segments(turns: Sequence[str | None], template: str) -> list[Segment]:
+def _segments(turns: Sequence[str | None], template: str, system: str | None) -> list[Segment]:
     conversation = get_template(template)
     if conversation.sep_style is not SeparatorStyle.PLAIN:
-        return fill_template(template, turns).segments()
+        return fill_template(template, turns, system).segments()
+    if system is not None:
+        raise ValueError(f"Template {template!r} has no system prompt; take the system turn out, or choose another.")
     images = (turns[0] or "").count(DEFAULT_IMAGE_TOKEN)
     if images == 0:
         raise ValueError(f"Template {template!r} describes images, but the first turn holds no {DEFAULT_IMAGE_TOKEN}.")

@@ -62,7 +62,9 @@ class RecordEncoder:
             tagged = "mmtag" in get_template(self.template).version
             turns = [wrap_image_marks(turn, self.use_im_start_end, tagged) for turn in turns]
         try:
-            return encode_conversation(turns, self.tokenizer, self.template, bool(record.images), self.find_salient)
+            return encode_conversation(
+                turns, self.tokenizer, self.template, bool(record.images), self.find_salient, record.system
+            )
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
 

@@ -56,7 +56,7 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data_path: str | None = _flag(None, "JSON list or JSON lines of LLaVA conversations, or a YAML mixture of them.")
+    data_path: str | None = _flag(None, "LLaVA conversations: JSON, JSON lines, Parquet, or a YAML mixture of them.")
     eval_data_path: str | None = _flag(None, "Held-out conversations; their loss is logged as eval_loss.")
     image_folder: str = _flag(".", "Where the image names of the data start.")
     image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")

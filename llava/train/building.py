@@ -125,6 +125,12 @@ def make_data(
     assert data_args.data_path is not None
     processor = None if tower is None else tower.image_processor
     dataset = LazySupervisedDataset(data_args.data_path, tokenizer, processor, config)
+    if tower is not None and not dataset.has_image.any():
+        logger.warning(
+            "The model has a vision tower, but no record of %s names an image under 'image': it will learn from text "
+            "alone.",
+            data_args.data_path,
+        )
     size = None if tower is None else tower.config.image_size
     return dataset, SupervisedCollator(tokenizer.pad_token_id, size)
 

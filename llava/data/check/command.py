@@ -20,7 +20,7 @@ from llava.data.check.report import Report, write_all
 from llava.data.check.run import CheckResult, check
 from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
-from llava.data.mixture import MIXTURE_SUFFIXES
+from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 
@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
-    data.add_argument("--data-path", nargs="+", type=Path, required=True, help="JSON, JSON lines or YAML mixtures")
+    formats = "JSON, JSON lines, Parquet or YAML mixtures"
+    data.add_argument("--data-path", nargs="+", type=Path, required=True, help=formats)
     data.add_argument("--image-folder", default=".", help="where image names start; default: %(default)s")
     data.add_argument("--version", default="v1", help="template, `plain` for pre-training; default: %(default)s")
     data.add_argument("--tokenizer", help="folder or hub name; without it, token counts are estimates")
@@ -181,7 +182,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-bad-share is {options.max_bad_share:g}; it is a share, from 0 to 1.")
     if options.write_clean and options.limit:
         raise ValueError("--write-clean would lose the records beyond --limit; leave one of them out.")
-    if options.write_clean and any(path.suffix in MIXTURE_SUFFIXES for path in options.data_path):
+    if options.write_clean and any(is_mixture(path) for path in options.data_path):
         raise ValueError("--write-clean cannot keep a mixture's weights and image folders; clean its files one by one.")
     if options.images != "skip" and not Path(options.image_folder).is_dir():
         raise ValueError(f"There is no folder {options.image_folder!r}; check --image-folder, or give --images skip.")

@@ -45,7 +45,7 @@ def load_tokenizer(name: str | None) -> Any:
 
 def identity(data: Any) -> str | None:
     """The id that a record gives itself, if it does."""
-    return str(data["id"]) if isinstance(data, Mapping) and data.get("id") is not None else None
+    return str(data["id"]) if isinstance(data, Mapping) and data.get("id") not in (None, "") else None
 
 
 def first_line(error: BaseException) -> str:
@@ -111,8 +111,11 @@ def _look_at_words(record: Record) -> list[Finding]:
     blank = [number for number, turn in enumerate(record.turns) if number % 2 and not turn.strip()]
     if blank and len(blank) < len(record.turns[1::2]):
         findings.append(Finding("blank_answer", f"turn {', '.join(map(str, blank))}"))
-    if not record.images and any(DEFAULT_IMAGE_TOKEN in turn for turn in record.turns):
-        findings.append(Finding("mark_without_image", "the record has no 'image'"))
+    if record.left_out:
+        findings.append(Finding("leading_answer", "the first turn is the assistant's"))
+    marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
+    if marked:
+        findings.append(Finding("mark_in_answer", f"turn {', '.join(map(str, marked))}"))
     return findings
 
 

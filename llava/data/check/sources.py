@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava.data.json_stream import iterate_json
-from llava.data.mixture import MIXTURE_SUFFIXES, read_mixture
+from llava.data.json_stream import is_parquet, iterate_json, open_text
+from llava.data.mixture import is_mixture, read_mixture
 
 
 class SourceError(ValueError):
@@ -30,7 +30,7 @@ class Source:
     """One data file.
 
     Attributes:
-        path: JSON list or JSON lines.
+        path: in a format of `llava.data.json_stream`.
         image_folder: where the image names of its records start.
         weight, seed: how often an epoch sees a record of it, and the seed of the draw that a fraction needs.
         objects: its records as parsed, and `Unreadable` for lines that are not JSON.
@@ -64,7 +64,7 @@ def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | No
 
 
 def read_objects(path: Path) -> list[Any]:
-    """The records of a JSON list or JSON lines file, unchecked; a line that is not JSON becomes `Unreadable`.
+    """The records of a data file, unchecked; a line that is not JSON becomes `Unreadable`.
 
     Raises:
         SourceError: as `read_sources`.
@@ -72,9 +72,8 @@ def read_objects(path: Path) -> list[Any]:
     if not path.is_file():
         raise SourceError(f"There is no data file {str(path)!r}; check --data-path.")
     try:
-        objects = list(iterate_json(path)) if _begins_a_list(path) else _read_lines(path)
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: {error}") from error
+        whole = is_parquet(path) or _begins_a_list(path)
+        objects = list(iterate_json(path)) if whole else _read_lines(path)
     except ValueError as error:
         raise SourceError(str(error)) from error
     if not objects:
@@ -86,6 +85,8 @@ def read_objects(path: Path) -> list[Any]:
 
 def write_clean(path: Path, objects: Iterable[Any]) -> int:
     """Write records, unchanged and in order, in one step: the file appears whole or not at all.
+
+    Dates and the like, which only a Parquet table has, become text.
 
     Args:
         path: JSON lines if it ends in `.jsonl`, otherwise a JSON list.
@@ -101,7 +102,9 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write("" if lines else "[\n")
             for count, data in enumerate(objects, 1):
-                file.write(("" if lines or count == 1 else ",\n") + json.dumps(data) + ("\n" if lines else ""))
+                file.write(
+                    ("" if lines or count == 1 else ",\n") + json.dumps(data, default=str) + ("\n" if lines else "")
+                )
             file.write("" if lines else "\n]\n")
             file.flush()
             os.fsync(file.fileno())
@@ -113,25 +116,25 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
 
 
 def _begins_a_list(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         return file.read(4096).lstrip().startswith("[")
 
 
 def _read_lines(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         return [_line(line, number) for number, line in enumerate(file, 1) if line.strip()]
 
 
 def _line(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
         return Unreadable(f"line {number}: {error}")
 
 
 def _places(path: Path, image_folder: str) -> list[Source]:
     """The data files that a path stands for, not read yet."""
-    if path.suffix not in MIXTURE_SUFFIXES:
+    if not is_mixture(path):
         return [Source(path, image_folder)]
     try:
         entries, seed = read_mixture(path)

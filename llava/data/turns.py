@@ -1,0 +1,134 @@
+"""Who says what in a record: turns in either spelling of roles and keys, and the row's own system prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.data.media import IMAGE_KEYS, unread_media
+
+TURN_KEYS = ("conversations", "messages")
+_ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ACCEPTED = "'human' or 'user', 'gpt' or 'assistant', and 'system'"
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What is said in a record.
+
+    Attributes:
+        turns: texts, human and assistant alternating, the human first.
+        system: the record's system prompt; None for the template's.
+        left_out: turns of an assistant before the first human one, which are not trained: 0 or 1.
+    """
+
+    turns: tuple[str, ...]
+    system: str | None = None
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A turn as the file has it: its number there, the role as it is spelt, what that means, and the text."""
+
+    number: int
+    spelling: str
+    role: str
+    text: str
+
+
+def read_talk(data: Mapping[Any, Any], name: str) -> Talk:
+    """The conversation of a record.
+
+    Turns are `{"from": "human" | "gpt", "value"}` under `conversations`, or `{"role": "user" | "assistant", "content"}`
+    under `messages`; keys and spellings may be mixed. A first turn of the `system`, or a text under the key `system`,
+    replaces the system prompt of the template unless it is empty. One turn of the assistant in front of all human ones
+    is left out, as in LLaVA. A whole number is read as its digits.
+
+    Args:
+        data: the record as parsed.
+        name: of the record, for errors.
+
+    Raises:
+        ValueError: if turns are missing or of the wrong kind, do not alternate, have an unknown role, no text, or name
+            media.
+    """
+    turns = [_turn(turn, number, name) for number, turn in enumerate(_list_of_turns(data, name))]
+    said = next((turn.text for turn in turns[:1] if turn.role == "system"), None)
+    spoken = turns[1:] if said is not None else turns
+    left_out = int(bool(spoken) and spoken[0].role == "assistant")
+    spoken = spoken[left_out:]
+    if not spoken:
+        raise ValueError(f"record {name!r} has no human turn.")
+    _check_order(spoken, name)
+    return Talk(tuple(turn.text for turn in spoken), _system(data, said, name), left_out)
+
+
+def _list_of_turns(data: Mapping[Any, Any], name: str) -> Sequence[Any]:
+    given = [key for key in TURN_KEYS if data.get(key) is not None]
+    if len(given) == 2:
+        raise ValueError(f"record {name!r} has both 'conversations' and 'messages'; keep one of the two keys.")
+    turns = data[given[0]] if given else None
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
+        key = given[0] if given else "conversations"
+        raise ValueError(
+            f"record {name!r}: {key!r} must be a list of turns, {{'from', 'value'}} or {{'role', 'content'}} mappings."
+        )
+    return turns
+
+
+def _turn(turn: Mapping[Any, Any], number: int, name: str) -> _Turn:
+    where = f"record {name!r}: turn {number}"
+    spelling = _only(turn, ("from", "role"), where)
+    role = _ROLES.get(spelling) if isinstance(spelling, str) else None
+    if role is None:
+        raise ValueError(f"{where} is from {spelling!r}; accepted are {_ACCEPTED}.")
+    media = [key for key in IMAGE_KEYS if turn.get(key)] + unread_media(turn)
+    if media:
+        raise ValueError(
+            f"{where} names media under {media[0]!r}, which is not read; name images under 'image' of the record."
+        )
+    return _Turn(number, spelling, role, _text(_only(turn, ("value", "content"), where), where))
+
+
+def _only(turn: Mapping[Any, Any], keys: tuple[str, str], where: str) -> Any:
+    """The value under one of two keys; None where there is none."""
+    given = [turn[key] for key in keys if turn.get(key) is not None]
+    if len(given) == 2:
+        raise ValueError(f"{where} has both {keys[0]!r} and {keys[1]!r}; keep one of the two keys.")
+    return given[0] if given else None
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None:
+        raise ValueError(f"{where} has no text.")
+    if isinstance(value, list | tuple | Mapping):
+        raise ValueError(f"{where} is made of parts; write one text, with <image> where an image goes.")
+    raise ValueError(f"{where} is {value!r}, which is no text; write it between quotation marks.")
+
+
+def _check_order(spoken: Sequence[_Turn], name: str) -> None:
+    former = None
+    for place, turn in enumerate(spoken):
+        where = f"record {name!r}: turn {turn.number} is from {turn.spelling!r}"
+        if turn.role == "system":
+            raise ValueError(f"{where}; the system speaks once, and first.")
+        if turn.role != ("human", "assistant")[place % 2]:
+            before = f"so is turn {former.number} ({former.spelling!r})" if former else "the human must come first"
+            raise ValueError(f"{where}, and {before}; human and assistant take turns.")
+        former = turn
+
+
+def _system(data: Mapping[Any, Any], said: str | None, name: str) -> str | None:
+    """The row's system prompt, from its first turn or the key beside the turns."""
+    beside = data.get("system")
+    if not isinstance(beside, str | None):
+        raise ValueError(f"record {name!r}: 'system' is {beside!r}; it must be text.")
+    if said and beside and said != beside:
+        raise ValueError(f"record {name!r} has a system turn and another text under 'system'; keep one of the two.")
+    return said or beside or None
