@@ -93,7 +93,7 @@ def load_pretrained_model(
     checkpoint, base = resolve(model_path, model_base, model_name, **hub)
     if base is None:
         assert checkpoint.config is not None
-        model = _load_whole(checkpoint, checkpoint.config, options)
+        model = load_whole(checkpoint, checkpoint.config, options)
     else:
         model = _load_over(base, checkpoint, options)
     if compression is not None:
@@ -168,14 +168,25 @@ def _as_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dt
     return known
 
 
-def _load_whole(
+def load_whole(
     checkpoint: Checkpoint,
     config: LlavaConfig,
     options: Mapping[str, Any],
     projector: Path | None = None,
     described: str = "the model that config.json describes",
 ) -> LlavaLlamaForCausalLM:
-    """Load a whole model, every weight of it; with `projector`, all but that file's."""
+    """Load a whole model, every weight of it; with `projector`, all but that file's.
+
+    Args:
+        checkpoint: of a whole model.
+        config: describes it, or it and the tower that goes with `projector`.
+        options: of transformers' `from_pretrained`.
+        projector: file that the projector is going to be read from.
+        described: what the model is called in messages.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it, the shapes and the file.
+    """
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         has_tower = require_fit(config, checkpoint.files, checkpoint.key_mapping, projector, described)
         tower = getattr(config, "mm_vision_tower", None)
@@ -226,7 +237,7 @@ def _load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]
     rows, config.vocab_size = config.vocab_size, base.config.vocab_size
     own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
     replaces = own.is_file() and any(map(projector_name, read_header(own)))
-    model = _load_whole(base, config, options, own if replaces else None, "the base model")
+    model = load_whole(base, config, options, own if replaces else None, "the base model")
     if rows > base.config.vocab_size:
         _grow_vocabulary(model, rows)
     if checkpoint.kind is Kind.LORA:

@@ -32,6 +32,15 @@ else:
 logger = logging.getLogger(__name__)
 
 
+# LLaVA's, for what its model arguments leave open.
+_VISION_DEFAULTS: dict[str, Any] = {
+    "mm_projector_type": "linear",
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "mm_patch_merge_type": "flat",
+}
+
+
 class LlavaMetaModel(_Base):
     """Adds the tower and the projector to a transformers language model (without head)."""
 
@@ -78,10 +87,9 @@ class LlavaMetaModel(_Base):
     def _write_vision_config(self, model_args: Any) -> None:
         self.config.use_mm_proj = True
         self.config.mm_vision_tower = model_args.vision_tower
-        self.config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
-        self.config.mm_vision_select_layer = getattr(model_args, "mm_vision_select_layer", -2)
-        self.config.mm_vision_select_feature = getattr(model_args, "mm_vision_select_feature", "patch")
-        self.config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+        for field, default in _VISION_DEFAULTS.items():
+            value = getattr(model_args, field, None)
+            setattr(self.config, field, default if value is None else value)
 
     def config_device(self) -> torch.device:
         """Device of the language model."""
@@ -97,6 +105,7 @@ class LlavaMetaForCausalLM(_Base):
 
     config: Any
     model: Any
+    name_or_path: Any
     resize_token_embeddings: Any
     get_input_embeddings: Any
     get_output_embeddings: Any
@@ -226,20 +235,22 @@ class LlavaMetaForCausalLM(_Base):
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Add LLaVA's optional image tokens to tokenizer and embeddings (`mm_use_im_patch_token`, `..._start_end`).
 
-        New embeddings start as the mean of the old ones.
+        Tokens that have no row yet get one, the mean of the others; a row that the checkpoint has stays what it is.
         """
         added = []
         if getattr(model_args, "mm_use_im_patch_token", False):
             added.append(DEFAULT_IMAGE_PATCH_TOKEN)
         if getattr(model_args, "mm_use_im_start_end", False):
             added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-        count = tokenizer.add_tokens(added, special_tokens=True)
-        if not count:
+        tokenizer.add_tokens(added, special_tokens=True)
+        old = self.config.vocab_size
+        rows = max([old, *(tokenizer.convert_tokens_to_ids(token) + 1 for token in added)])
+        if rows == old:
             return
-        self.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        self.resize_token_embeddings(rows, mean_resizing=False)
         for embedding in (self.get_input_embeddings(), self.get_output_embeddings()):
             with torch.no_grad(), gathered([embedding.weight], changed=True):
-                embedding.weight[-count:] = embedding.weight[:-count].mean(dim=0)
+                embedding.weight[old:] = embedding.weight[:old].mean(dim=0)
 
 
 def _match_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from transformers import HfArgumentParser
 
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
+from llava.mm_utils import ASPECT_RATIOS
 
 logger = logging.getLogger(__name__)
 
@@ -23,23 +25,29 @@ def _flag(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
+_ELSE = "What a checkpoint records takes the default's place."
+
+
 @dataclass
 class ModelArguments:
     """What is trained."""
+
+    # Names of the flags that the command line held; no flag itself.
+    given = frozenset[str]()
 
     model_name_or_path: str = _flag("lmsys/vicuna-7b-v1.5", "Language model or LLaVA checkpoint: a folder or hub name.")
     version: str = _flag("v1", "Conversation template: `plain` for pre-training, `v1` for fine-tuning.")
     freeze_backbone: bool = _flag(False, "Leave the language model as it is.")
     tune_mm_mlp_adapter: bool = _flag(False, "Train the projector alone (pre-training).")
-    vision_tower: str | None = _flag(None, "CLIP vision model: a folder or hub name.")
+    vision_tower: str | None = _flag(None, "CLIP vision model: a folder or hub name. By default the checkpoint's.")
     unfreeze_mm_vision_tower: bool = _flag(False, "Train the vision tower as well.")
-    mm_vision_select_layer: int = _flag(-2, "Hidden state of the tower that is used.")
-    mm_vision_select_feature: str = _flag("patch", "`patch`, or `cls_patch` to keep the CLS token.")
+    mm_vision_select_layer: int = _flag(-2, f"Hidden state of the tower that is used. {_ELSE}")
+    mm_vision_select_feature: str = _flag("patch", f"`patch`, or `cls_patch` to keep the CLS token. {_ELSE}")
     pretrain_mm_mlp_adapter: str | None = _flag(None, "`mm_projector.bin` of the pre-training.")
-    mm_projector_type: str = _flag("linear", "`linear`, `mlpNx_gelu` or `identity`.")
-    mm_use_im_start_end: bool = _flag(False, "Surround images with <im_start> and <im_end>.")
-    mm_use_im_patch_token: bool = _flag(False, "Add the token <im_patch> to the vocabulary.")
-    mm_patch_merge_type: str = _flag("flat", "How tiles of an image are joined; `flat`.")
+    mm_projector_type: str = _flag("linear", f"`linear`, `mlpNx_gelu` or `identity`. {_ELSE}")
+    mm_use_im_start_end: bool = _flag(False, f"Surround images with <im_start> and <im_end>. {_ELSE}")
+    mm_use_im_patch_token: bool = _flag(False, f"Add the token <im_patch> to the vocabulary. {_ELSE}")
+    mm_patch_merge_type: str = _flag("flat", "How tiles of an image are joined; only `flat`.")
     attn_implementation: str | None = _flag(
         None, "`sdpa`, `eager` or `flash_attention_2`; by default FlashAttention where it is installed, else SDPA."
     )
@@ -56,13 +64,17 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
+    given = frozenset[str]()
+
     data_path: str | None = _flag(None, "LLaVA conversations: JSON, JSON lines, Parquet, or a YAML mixture of them.")
     eval_data_path: str | None = _flag(None, "Held-out conversations; their loss is logged as eval_loss.")
     image_folder: str = _flag(".", "Where the image names of the data start.")
-    image_aspect_ratio: str = _flag("square", "`pad` to a square in the mean colour, or `square`: resize and crop.")
     image_opening: str | None = _flag(
         None,
         "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",
+    )
+    image_aspect_ratio: str = _flag(
+        "square", f"`pad` to a square in the mean colour, or `square`: resize and crop. {_ELSE}"
     )
     salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
     on_bad_sample: str = _flag("fail", "An image that cannot be read: `fail` stops the run, `skip` counts it.")
@@ -74,13 +86,15 @@ class DataArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """How it is trained: transformers' arguments and LLaVA's."""
 
+    given = frozenset[str]()
+
     cache_dir: str | None = _flag(None, "Where downloads are kept.")
     remove_unused_columns: bool = _flag(False, "Must stay False: the collator makes the model's inputs.")
     logging_nan_inf_filter: bool = _flag(False, "Useless here: a loss that is not finite stops the run.")
     ddp_find_unused_parameters: bool | None = _flag(False, "Not needed: every rank uses every trained weight.")
     overwrite_output_dir: bool = _flag(False, "Train into a folder that already holds a finished model.")
     freeze_mm_mlp_adapter: bool = _flag(False, "Leave the projector as it is.")
-    model_max_length: int = _flag(512, "Longest sequence, expanded images included; longer ones are cut.")
+    model_max_length: int = _flag(512, f"Longest sequence, expanded images included; longer ones are cut. {_ELSE}")
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it differs.")
     mm_vision_tower_lr: float | None = _flag(None, "Learning rate of the vision tower, if it differs; trains it.")
     lora_enable: bool = _flag(False, "Train low-rank adapters of the language model's layers instead of its weights.")
@@ -124,12 +138,38 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     Raises:
         ValueError: for unknown flags, values out of range and values that do not go together.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     arguments = modern_spelling(sys.argv[1:] if argv is None else argv)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    model_args, data_args, training_args = _parse(arguments)
     if data_args.data_path is None:
         raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")
     _check_together(model_args, data_args, training_args)
+    return model_args, data_args, training_args
+
+
+def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read flags in the present spelling; each result also knows which flags were there.
+
+    Raises:
+        ValueError: for unknown flags; names them, and one that was perhaps meant.
+    """
+    kinds = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        list(arguments), return_remaining_strings=True, look_for_args_file=False
+    )
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
+        meant = f" Perhaps --{near[0]} is meant." if near else ""
+        raise ValueError(f"{' '.join(unknown)!r} on the command line is no flag of this program.{meant}")
+    absent = object()
+    sparse = HfArgumentParser(kinds)
+    sparse.set_defaults(**dict.fromkeys(names, absent))
+    read = vars(sparse.parse_known_args(list(arguments))[0])
+    given = frozenset(name for name, value in read.items() if value is not absent)
+    model_args, data_args, training_args = parsed
+    for args in parsed:
+        args.given = given
     return model_args, data_args, training_args
 
 
@@ -143,11 +183,15 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         "quant_type": (args.quant_type, ("nf4", "fp4")),
         "lora_bias": (args.lora_bias, ("none", "lora_only", "all")),
         "image_opening": (data_args.image_opening or DEFAULT_OPENING, OPENINGS),
+        "mm_patch_merge_type": (model_args.mm_patch_merge_type, ("flat",)),
+        "mm_vision_select_feature": (model_args.mm_vision_select_feature, ("patch", "cls_patch")),
+        "image_aspect_ratio": (data_args.image_aspect_ratio, ASPECT_RATIOS),
         "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
     }
     for name, (value, values) in accepted.items():
         if value not in values:
             raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(map(str, values))}.")
+    _check_parts(model_args, args)
     if args.bits != 16 and not args.lora_enable:
         raise ValueError(f"--bits {args.bits} stores weights that cannot be trained; add --lora_enable True.")
     if args.lora_weight_path and not args.lora_enable:
@@ -156,7 +200,25 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         raise ValueError(f"--max_bad_share is {data_args.max_bad_share}; it is a share, from 0 to 1.")
     if args.eval_strategy != "no" and data_args.eval_data_path is None:
         raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
-    if args.mm_vision_tower_lr is not None:
+
+
+def _check_parts(model_args: ModelArguments, args: TrainingArguments) -> None:
+    """Flags of the projector and the tower that would do nothing, or that contradict each other.
+
+    Raises:
+        ValueError: names them.
+    """
+    tower_rate = args.mm_vision_tower_lr is not None
+    if model_args.tune_mm_mlp_adapter and (model_args.unfreeze_mm_vision_tower or tower_rate):
+        flag = "--mm_vision_tower_lr" if tower_rate else "--unfreeze_mm_vision_tower"
+        raise ValueError(
+            f"--tune_mm_mlp_adapter trains and saves the projector alone, so {flag} cannot be honoured; choose one."
+        )
+    if tower_rate and "unfreeze_mm_vision_tower" in model_args.given and not model_args.unfreeze_mm_vision_tower:
+        raise ValueError("--mm_vision_tower_lr trains the tower, --unfreeze_mm_vision_tower False forbids it; choose.")
+    if args.mm_projector_lr is not None and args.freeze_mm_mlp_adapter:
+        raise ValueError("--mm_projector_lr is a rate for what --freeze_mm_mlp_adapter does not train; choose one.")
+    if tower_rate:
         model_args.unfreeze_mm_vision_tower = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.image_opening import opening_of
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.builder import load_whole
+from llava.model.checkpoints import Checkpoint
 from llava.model.quantization import bitsandbytes_config
 from llava.model.tokenizer import read_tokenizer
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+from llava.train.opening import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +32,7 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
     """The language model's tokenizer, padding on the right with a token that needs no new embedding."""
     get_template(model_args.version)
     tokenizer = read_tokenizer(
-        model_args.model_name_or_path,
-        cache_dir=training_args.cache_dir,
+        find_start(model_args, training_args).folder,
         model_max_length=training_args.model_max_length,
         padding_side="right",
     )
@@ -47,23 +50,19 @@ def load_model(
     """Language model, tower and projector, with the compression of the flags.
 
     Raises:
-        ValueError: if the compression does not fit the model.
+        ValueError: if the checkpoint cannot be trained or is not whole, a flag contradicts what it records, or the
+            compression does not fit the model.
     """
-    model = LlavaLlamaForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        cache_dir=training_args.cache_dir,
-        attn_implementation=_attention(model_args, training_args),
-        dtype=_stored_dtype(training_args),
-        quantization_config=bitsandbytes_config(
-            training_args.bits, compute_dtype(training_args), training_args.double_quant, training_args.quant_type
-        ),
-    )
+    start = find_start(model_args, training_args)
+    config = settle_flags(start, model_args, data_args, training_args)
+    require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
+    model = _open(start, model_args, training_args)
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
     config.image_opening = _image_opening(config, data_args)
+    tokenizer.model_max_length = training_args.model_max_length
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
-    model_args.vision_tower = model_args.vision_tower or getattr(config, "mm_vision_tower", None)
     if model_args.vision_tower:
         model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
         config.mm_projector_lr = training_args.mm_projector_lr
@@ -72,6 +71,34 @@ def load_model(
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     model.set_compression(resolve_compression(model_args, model.compression))
     _repair_generation_config(model)
+    return model
+
+
+def _open(start: Checkpoint, model_args: ModelArguments, training_args: TrainingArguments) -> LlavaLlamaForCausalLM:
+    """Read the whole checkpoint; nothing of it may be made up. A language model gets its tower and projector later.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it.
+    """
+    config = start.config
+    assert config is not None
+    options: dict[str, Any] = {
+        "attn_implementation": _attention(model_args, training_args),
+        "dtype": _stored_dtype(training_args),
+        "quantization_config": bitsandbytes_config(
+            training_args.bits, compute_dtype(training_args), training_args.double_quant, training_args.quant_type
+        ),
+    }
+    adapter = None
+    if getattr(config, "mm_vision_tower", None):
+        if model_args.pretrain_mm_mlp_adapter:
+            adapter = Path(model_args.pretrain_mm_mlp_adapter)
+        config.mm_vision_tower = model_args.vision_tower
+        for field in OF_THE_PROJECTOR:
+            setattr(config, field, getattr(model_args, field))
+    model = load_whole(start, config, options, adapter)
+    # The name rather than the folder that it was fetched to: adapters record it as their base.
+    model.name_or_path = model.config._name_or_path = model_args.model_name_or_path
     return model
 
 
@@ -114,9 +141,9 @@ def make_data(
         max_length=tokenizer.model_max_length,
         visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
         image_folder=data_args.image_folder,
-        image_aspect_ratio=data_args.image_aspect_ratio,
         image_opening=opening_of(model.config),
-        use_im_start_end=model_args.mm_use_im_start_end,
+        image_aspect_ratio=getattr(model.config, "image_aspect_ratio", None) or "square",
+        use_im_start_end=bool(getattr(model.config, "mm_use_im_start_end", False)),
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
         on_bad_sample=data_args.on_bad_sample,

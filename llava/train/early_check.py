@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from llava.model.builder import load_pretrained_model
 from llava.model.collectives import whole_shape
 from llava.model.loading import PROJECTOR_FILE, read_shapes
 from llava.model.lora import NON_LORA_FILE
+from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +46,60 @@ def require_whole(folder: str | Path, expected: dict[str, tuple[int, ...]]) -> N
         OSError: if a weight is missing or has another shape; names it.
     """
     folder = Path(folder)
-    found: dict[str, tuple[int, ...]] = {}
-    for path in [*sorted(folder.glob("*.safetensors")), folder / PROJECTOR_FILE, folder / NON_LORA_FILE]:
-        if path.is_file():
-            found |= read_shapes(path)
-    if not found and any(folder.glob("global_step*")):
+    if in_pieces(folder):
         logger.info("Weights are saved in pieces (stage3_gather_16bit_weights_on_model_save is off); not read back.")
         return
+    found: dict[str, tuple[int, ...]] = {}
+    for path in _weights_in(folder):
+        found |= read_shapes(path)
     for name, shape in expected.items():
         if found.get(name) != shape:
             was = f"has shape {found[name]}" if name in found else "is missing"
             raise OSError(f"The trial save is not whole: {name} {was}, expected {shape}. Nothing was trained yet.")
+
+
+def require_opens(folder: str | Path, base: str | None, args: TrainingArguments) -> None:
+    """Open a checkpoint with the loader that its users have, on the meta device: everything but the numbers.
+
+    Args:
+        folder: of the checkpoint.
+        base: model under a projector or adapters; None for a whole model.
+        args: of the run.
+
+    Raises:
+        OSError: if it does not open.
+    """
+    if in_pieces(Path(folder)):
+        return
+    try:
+        with _outside_the_run(args):
+            load_pretrained_model(str(folder), base, device_map={"": "meta"}, device="cpu", cache_dir=args.cache_dir)
+    except (ValueError, OSError) as error:
+        raise OSError(f"The trial save cannot be opened again: {error} Nothing was trained yet.") from error
+
+
+def in_pieces(folder: Path) -> bool:
+    """Whether a checkpoint holds DeepSpeed's pieces instead of weights, as its settings can ask for."""
+    return not _weights_in(folder) and any(folder.glob("global_step*"))
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    places = [*sorted(folder.glob("*.safetensors")), folder / PROJECTOR_FILE, folder / NON_LORA_FILE]
+    return [path for path in places if path.is_file()]
+
+
+@contextmanager
+def _outside_the_run(args: TrainingArguments) -> Iterator[None]:
+    """As a program of its own would load: no weight is partitioned by ZeRO-3, and the run's random numbers stay."""
+    settings = getattr(args, "hf_deepspeed_config", None)
+    if settings is not None:
+        unset_hf_deepspeed_config()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if settings is not None:
+            set_hf_deepspeed_config(settings)
 
 
 def require_room(

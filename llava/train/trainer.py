@@ -33,7 +33,7 @@ from llava.train.checkpoint import (
     publish_model,
     save_adapter,
 )
-from llava.train.early_check import expected_weights, require_room, require_whole
+from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
 from llava.train.facts import RunFacts
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -303,6 +303,7 @@ class LlavaTrainer(Trainer):
             if self.args.should_save:
                 size = seal(written)
                 require_whole(written, expected)
+                require_opens(written, None if self.part == "model" else self.model.config.name_or_path, self.args)
                 trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
 

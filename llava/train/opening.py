@@ -1,0 +1,277 @@
+"""What a run starts from: a folder that can be trained, and what its configuration says where flags say nothing.
+
+A LLaVA's weights mean something only with the settings they were trained with. What its `config.json` records is the
+default of the flags, and a flag that says something else is an error: the checkpoint would claim one thing, and the
+weights would have learnt another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llava.mm_utils import ASPECT_RATIOS
+from llava.model.checkpoints import Checkpoint, Kind, examine, vision_config
+from llava.model.hub import fetch
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.multimodal_encoder.known_towers import known_tower
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# What a projector was trained with, and LLaVA's defaults where nothing says.
+OF_THE_PROJECTOR: dict[str, Any] = {
+    "mm_projector_type": "linear",
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+}
+# What a whole LLaVA, or adapters of one, was trained with besides.
+OF_THE_LLAVA: dict[str, Any] = OF_THE_PROJECTOR | {
+    "mm_patch_merge_type": "flat",
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+    "image_aspect_ratio": "square",
+}
+# These may be changed on purpose, after a look at what they change.
+_CHOICES = ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One place that says how a model was trained: its name in messages, and the fields it says."""
+
+    name: str
+    says: Mapping[str, Any]
+
+
+def find_start(model_args: ModelArguments, training_args: TrainingArguments) -> Checkpoint:
+    """The checkpoint that `--model_name_or_path` names.
+
+    Raises:
+        ValueError: if it is no whole model in LLaVA's format or a plain Llama; says what it is and what to do.
+    """
+    name = model_args.model_name_or_path
+    start = examine(fetch(name, cache_dir=training_args.cache_dir))
+    if start.kind is Kind.LORA:
+        raise ValueError(
+            f"--model_name_or_path {name!r} holds LoRA adapters, not a model. Merge them and start from the result "
+            f"(python scripts/merge_lora_weights.py --model-path {name} --save-model-path MERGED), or go on with the "
+            f"adapters: --lora_enable True --lora_weight_path {name}, and their base as --model_name_or_path."
+        )
+    if start.kind is Kind.PROJECTOR:
+        raise ValueError(
+            f"--model_name_or_path {name!r} holds only the projector of a pre-training. Name the language model there, "
+            f"and the projector as --pretrain_mm_mlp_adapter {start.files[0]}."
+        )
+    if start.kind is Kind.HF:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is a LLaVA in transformers' format. Write it in LLaVA's and start from "
+            f"that: python -m llava.model.convert --to llava {name} TARGET."
+        )
+    assert start.config is not None
+    if getattr(start.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is quantised (quantization_config in its config.json). Start from the "
+            "model it was made from; --bits 4 quantises while loading."
+        )
+    return start
+
+
+def settle_flags(
+    start: Checkpoint, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> LlavaConfig:
+    """Fill in what flags leave open from what the checkpoint, its adapters or its projector record.
+
+    Args:
+        start: of `find_start`.
+        model_args, data_args, training_args: changed.
+
+    Returns:
+        The configuration to build the model from. It has a vision tower only where the checkpoint holds a LLaVA.
+
+    Raises:
+        ValueError: if a flag contradicts what is recorded, or asks for something that needs a vision tower where there
+            is none.
+    """
+    assert start.config is not None
+    config = start.config
+    is_llava = bool(getattr(config, "mm_vision_tower", None))
+    sources = [_Source("on the command line", _given(model_args, data_args))]
+    if training_args.lora_weight_path:
+        sources += _recorded_beside(Path(training_args.lora_weight_path) / "config.json", OF_THE_LLAVA)
+    if is_llava:
+        sources.append(_Source(f"in {str(start.folder / 'config.json')!r}", config.to_dict()))
+    model_args.vision_tower = _settle_tower(sources)
+    if not is_llava and model_args.pretrain_mm_mlp_adapter:
+        beside = _recorded_beside(Path(model_args.pretrain_mm_mlp_adapter).parent / "config.json", OF_THE_PROJECTOR)
+        _compare_towers(model_args.vision_tower, beside)
+        sources += beside
+    depth = _depth(model_args.vision_tower, config if is_llava else None)
+    for field, default in OF_THE_LLAVA.items():
+        value = _settle(field, sources, depth)
+        setattr(data_args if hasattr(data_args, field) else model_args, field, default if value is None else value)
+    recorded = getattr(config, "tokenizer_model_max_length", None) if is_llava else None
+    if recorded and "model_max_length" not in training_args.given:
+        training_args.model_max_length = recorded
+    _require_supported(model_args, data_args, training_args)
+    return config
+
+
+def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    """Check that every token has an embedding; one without would end the run with an IndexError when it first comes up.
+
+    Args:
+        tokenizer: of the model.
+        rows: of its embeddings.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: if a token lies beyond the embeddings; names it, and the padding token if it is that.
+    """
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if not beyond:
+        return
+    first = min(beyond, key=beyond.__getitem__)
+    what = "padding token" if first == tokenizer.pad_token else "token"
+    more = f" (and {len(beyond) - 1} more such tokens)" if len(beyond) > 1 else ""
+    raise ValueError(
+        f"The tokenizer of {name!r} has the {what} {first!r} with the id {beyond[first]}{more}, but the embeddings "
+        f"have only {rows} rows. Either the tokenizer is another model's, or the token was added and the embeddings "
+        "were not enlarged: take it out of the tokenizer's files, or call resize_token_embeddings(len(tokenizer)) on "
+        "the language model and save both."
+    )
+
+
+def _given(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
+    """What the flags say: those of the command line, and those that a caller set to something else than the default."""
+    said: dict[str, Any] = {"mm_vision_tower": model_args.vision_tower}
+    for field, default in OF_THE_LLAVA.items():
+        holder = data_args if hasattr(data_args, field) else model_args
+        value = getattr(holder, field)
+        if field in holder.given or value != default:
+            said[field] = value
+    return said
+
+
+def _recorded_beside(path: Path, fields: Mapping[str, Any]) -> list[_Source]:
+    """What a `config.json` beside adapters or a projector says; nothing where there is none."""
+    if not path.is_file():
+        return []
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); fetch or copy it anew.") from error
+    if not isinstance(held, dict) or not held.get("mm_vision_tower"):
+        return []
+    says = {field: held[field] for field in ("mm_vision_tower", *fields) if field in held}
+    return [_Source(f"in {str(path)!r}", says)]
+
+
+def _settle(field: str, sources: Sequence[_Source], depth: int | None) -> Any:
+    """The value that all sources agree on; None where none says.
+
+    Raises:
+        ValueError: if they do not agree.
+    """
+    found = [(source, source.says[field]) for source in sources if source.says.get(field) is not None]
+    for source, value in found[1:]:
+        first, chosen = found[0]
+        if _plain(field, value, depth) != _plain(field, chosen, depth):
+            raise ValueError(
+                f"{field} is {chosen!r} {first.name}, but {value!r} {source.name}, which the weights were trained "
+                f"with. {_advice(field, source)}"
+            )
+    return found[0][1] if found else None
+
+
+def _advice(field: str, source: _Source) -> str:
+    flag = "--vision_tower" if field == "mm_vision_tower" else f"--{field}"
+    if field in _CHOICES:
+        return f"Leave {flag} out; to change it on purpose, write the new value {source.name}."
+    if field == "mm_vision_tower":
+        return f"Leave {flag} out; if it is the same tower in another place, write its new path {source.name}."
+    return f"Leave {flag} out, or start from another model."
+
+
+def _plain(field: str, value: Any, depth: int | None) -> Any:
+    """A value as it can be compared: layers counted from the front."""
+    if field == "mm_vision_select_layer" and depth and isinstance(value, int):
+        return value % (depth + 1)
+    return value
+
+
+def _settle_tower(sources: Sequence[_Source]) -> str | None:
+    """The tower's name as it was given last, if all names that are given are those of one tower.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    found = [(source, str(source.says["mm_vision_tower"])) for source in sources if source.says.get("mm_vision_tower")]
+    for source, name in found[1:]:
+        if not _same_tower(found[0][1], name):
+            _settle("mm_vision_tower", [found[0][0], source], None)
+    return found[0][1] if found else None
+
+
+def _same_tower(one: str, other: str) -> bool:
+    """Whether two names are those of one tower: equal, one folder, or copies of one that everybody knows by name."""
+    if one == other or (Path(one).is_dir() and Path(other).is_dir() and os.path.samefile(one, other)):
+        return True
+    return known_tower(one) is not None and PurePath(one).name == PurePath(other).name
+
+
+def _compare_towers(name: str | None, beside: Sequence[_Source]) -> None:
+    for source in beside:
+        recorded = source.says["mm_vision_tower"]
+        if name is not None and not _same_tower(name, recorded):
+            logger.warning(
+                "The projector was trained with the vision tower %r (%s); this run uses %r. It means something only "
+                "if that is the same tower in another place.", recorded, source.name, name,
+            )  # fmt: skip
+
+
+def _depth(tower: str | None, config: LlavaConfig | None) -> int | None:
+    """Layers of the tower: as the checkpoint has it, or as its own folder says.
+
+    Raises:
+        ValueError: if it is no CLIP tower, or cannot be found.
+    """
+    if tower is None:
+        return None
+    if config is None or not getattr(config, "mm_vision_config", None):
+        config = LlavaConfig(mm_vision_tower=tower)
+    dimensions = vision_config(config)
+    return None if dimensions is None else dimensions["num_hidden_layers"]
+
+
+def _require_supported(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
+    """Check what was taken over from a checkpoint, as the command line is checked when it is read.
+
+    Raises:
+        ValueError: if it is not supported, or if a flag needs a vision tower and there is none.
+    """
+    if data_args.image_aspect_ratio not in ASPECT_RATIOS:
+        raise ValueError(
+            f"The checkpoint records image_aspect_ratio {data_args.image_aspect_ratio!r}; supported are "
+            f"{', '.join(ASPECT_RATIOS)}."
+        )
+    if model_args.vision_tower is not None:
+        return
+    asked = {
+        "pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
+        "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
+        "unfreeze_mm_vision_tower": model_args.unfreeze_mm_vision_tower,
+        "mm_projector_lr": args.mm_projector_lr is not None,
+    }
+    for flag, value in asked.items():
+        if value:
+            raise ValueError(
+                f"--{flag} needs a vision tower, but {model_args.model_name_or_path!r} has none; add --vision_tower."
+            )
