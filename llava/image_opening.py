@@ -113,6 +113,10 @@ def _flat(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(np.asarray(image), image.mode, image.format)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # of a 16-bit colour file, whose pixels Pillow reads as 8 bits
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 

@@ -18,7 +18,7 @@ from tiny_llava import flags, write_assets
 from tiny_text import byte_level, llama
 
 from llava.constants import IGNORE_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import conv_templates, fill_template
 from llava.data.check.command import main
 from llava.data.check.sources import SourceError, read_objects, write_clean
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -252,6 +252,17 @@ def test_a_rows_system_turn_is_its_system_prompt(template: str, prompt: str) -> 
     assert conv_templates[template].system == before
 
 
+@pytest.mark.parametrize("template", [name for name in conv_templates if "plain" not in name])
+def test_every_template_takes_another_system_prompt_and_keeps_its_marks(template: str) -> None:
+    own = fill_template(template, ["red?", "three"])
+    other = fill_template(template, ["red?", "three"], "Be brief.")
+    body = own.system.rsplit("system\n", 1)[-1].rsplit("<|end_header_id|>\n\n", 1)[-1]
+    assert (body and body in own.get_prompt()) or template in ("mistral_instruct",)
+    assert other.get_prompt().count("Be brief.") == 1 and (not body or body not in other.get_prompt())
+    if body:
+        assert own.get_prompt().replace(body, "Be brief.") == other.get_prompt()
+
+
 def test_rows_without_a_system_turn_keep_the_templates_and_plain_has_none() -> None:
     empty = {"conversations": said(("system", ""), ("human", "red?"), ("gpt", "three"))}
     assert encode(empty, "v1")[0] == encode({"conversations": talk("red?", "three"), "system": None}, "v1")[0]
@@ -259,6 +270,9 @@ def test_rows_without_a_system_turn_keep_the_templates_and_plain_has_none() -> N
     with pytest.raises(ValueError, match="record '0': Template 'plain' has no system prompt"):
         encode(data, "plain")
     assert kinds(checked([data], template="plain", images="skip")) == [(0, "not_encodable")]
+    longer = {"image": "a.png", "conversations": talk("<image>", "red", "And?", "blue")}
+    assert kinds(checked([longer], template="plain", images="skip")) == [(0, "turns_unread")]
+    assert kinds(checked([longer], images="skip")) == []
     with pytest.raises(ValueError, match="'system' is 3; it must be text"):
         parse_record(TEXT | {"system": 3}, 0)
     with pytest.raises(ValueError, match="a system turn and another text under 'system'"):

@@ -12,19 +12,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_folder import write_model
 from tiny_text import byte_level
+from transformers import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.compression.config import CompressionConfig
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.images import BadImageError, image_path, open_rgb
 from llava.data.records import Record
+from llava.eval.answering import Manner
+from llava.eval.answers import AnswerFile
 from llava.eval.asking import Preparer, open_picture
 from llava.eval.harness import Prompt, Respondent
+from llava.eval.jobs import Job, Subject
 from llava.eval.questions import Question
 from llava.eval.video import read_frames
 from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import preprocess_image, process_images
+from llava.model.hf_format import config_there
+from llava.model.language_model.llava_llama import LlavaConfig
+from llava.serve.cli import Session, _parser
 from llava.serve.inputs import open_image, read_image
 
 ORIENTATION = 0x0112
@@ -303,3 +312,36 @@ def test_a_relative_image_folder_takes_absolute_names(tmp_path: Path, monkeypatc
     for folder in ("images", "./images/", "."):
         assert image_path(folder, str(tmp_path / "images" / "a.jpg")).resolve() == tmp_path / "images" / "a.jpg"
     assert json.dumps(str(image_path("images", "a.jpg"))) == '"images/a.jpg"'
+
+
+# === A model is asked as it was trained ===
+
+
+def test_chat_opens_photos_as_the_model_was_trained_unless_told_otherwise(odd, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+
+    def shown(*more: str) -> tuple[int, int]:
+        words = ["--model-path", str(model), "--device", "cpu", "--image-file", str(odd["lying"]), *more]
+        return Session.open(_parser().parse_args(words)).pending[0].size
+
+    assert shown() == (16, 8) and shown("--image-opening", "llava") == (8, 16)
+    (model / "config.json").write_text(json.dumps(config | {"image_opening": "llava"}))
+    assert shown() == (8, 16) and shown("--image-opening", "upright") == (16, 8)
+
+
+def test_answers_belong_to_the_opening_they_were_given_under(odd, tmp_path: Path) -> None:
+    subject = Subject("m", None, "m", {}, CompressionConfig.resolve("none"), "none", "float32")
+
+    def identity(opening: str, *images: Path) -> dict[str, Any]:
+        manner = Manner("v1", 8, image_opening=opening)
+        place = tmp_path / "answers.jsonl"
+        return Job("m", subject, manner, [Question(1, "x", images)], AnswerFile(place), place, "").identity
+
+    assert identity("upright", odd["lying"]) != identity("llava", odd["lying"])
+    assert identity("upright") == identity("llava")
+
+
+def test_the_opening_survives_the_way_to_transformers_format() -> None:
+    config = LlavaConfig(image_opening="llava", mm_vision_config=CLIPVisionConfig().to_dict())
+    assert config_there(config, 1, 2, 10).image_opening == "llava"

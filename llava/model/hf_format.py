@@ -42,6 +42,7 @@ _NAMES_THERE = {
 # What transformers' configuration has no field for; it keeps such values without looking at them.
 _CARRIED = (
     "compression",
+    "image_opening",
     "mm_vision_tower",
     "mm_use_im_start_end",
     "mm_use_im_patch_token",

@@ -66,7 +66,7 @@ def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> Te
     except Exception as error:
         return TextOutcome(name, findings=(Finding("unexpected", first_line(error)),))
     fits, findings = _encode(record, tokenizer, settings)
-    findings += _look_at_words(record)
+    findings += _look_at_words(record, settings.template)
     return TextOutcome(name, record.images, record.num_words, fits, tuple(findings))
 
 
@@ -105,7 +105,7 @@ def _judge(
     return [Finding("truncated", f"{where}; cut at {', '.join(cut)}")]
 
 
-def _look_at_words(record: Record) -> list[Finding]:
+def _look_at_words(record: Record, template: str) -> list[Finding]:
     """Faults that only a reader of the text would see."""
     findings = []
     blank = [number for number, turn in enumerate(record.turns) if number % 2 and not turn.strip()]
@@ -113,6 +113,8 @@ def _look_at_words(record: Record) -> list[Finding]:
         findings.append(Finding("blank_answer", f"turn {', '.join(map(str, blank))}"))
     if record.left_out:
         findings.append(Finding("leading_answer", "the first turn is the assistant's"))
+    if len(record.turns) > 2 and get_template(template).sep_style is SeparatorStyle.PLAIN:
+        findings.append(Finding("turns_unread", f"{len(record.turns)} turns"))
     marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
     if marked:
         findings.append(Finding("mark_in_answer", f"turn {', '.join(map(str, marked))}"))
