@@ -79,7 +79,7 @@ def _download(address: str) -> bytes:
     try:
         return httpx.get(address, timeout=IMAGE_TIMEOUT, follow_redirects=True).raise_for_status().content
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(error) from error
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
 def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:
