@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,13 @@ def square(items: list[int]) -> list[int]:
         if item == 13:
             raise RuntimeError("thirteen")
     return [item * item for item in items]
+
+
+def slow(items: list[float]) -> list[float]:
+    """Takes as many seconds as each item says."""
+    for item in items:
+        time.sleep(item)
+    return items
 
 
 def never_starts(items: list[int]) -> list[int]:

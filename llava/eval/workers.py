@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,7 @@ from llava.eval.questions import answer_line
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0
-"""Seconds that a worker is given to end before it is ended."""
+"""Seconds that workers are given to end before they are ended."""
 
 
 class WorkerError(RuntimeError):
@@ -200,8 +201,9 @@ class Processes(Crew):
         """As in `Crew`."""
         for connection in self._connections:
             connection.close()
+        deadline = time.monotonic() + _PATIENCE  # for all of them together
         for process in self._processes:
-            process.join(_PATIENCE if process.exitcode is None else 0)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.terminate()
                 process.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -15,12 +16,14 @@ from llava.train.preemption import PreemptedError
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+
 
 def run_and_exit(program: Callable[[], object]) -> None:
     """Run a program; in a group of several processes, end this one without tearing the interpreter down.
 
     Gloo's worker threads may still hold tensors when the interpreter goes away, which aborts a run that had
-    finished and saved; so all ranks meet, flush, and leave at once. After an error a rank leaves without
+    finished and saved; so all ranks meet, flush, and leave at once. After an error or Ctrl-C a rank leaves without
     waiting: the launcher ends the others. A run that was told to stop, and saved, ends with status 75.
     """
     try:
@@ -31,17 +34,20 @@ def run_and_exit(program: Callable[[], object]) -> None:
             sys.exit(stop.exit_status)
         distributed.barrier()
         _leave(stop.exit_status)
-    except Exception:
+    except (Exception, KeyboardInterrupt) as error:
         if not ranks_must_agree():
             raise
         traceback.print_exc()
-        _leave(1)
+        _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
     if ranks_must_agree():
         distributed.barrier()
         _leave(0)
 
 
 def _leave(status: int) -> None:
+    """End this process at once, its data workers first: they would notice only seconds later that it is gone."""
+    for child in multiprocessing.active_children():
+        child.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -15,13 +15,13 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
+from llava.data.workers import SIGNALS
 from llava.model.collectives import ranks_must_agree
 
 logger = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PREEMPTED_FILE = "preempted.json"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class PreemptedError(Exception):
@@ -36,6 +36,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: str | None = None
         self.stopped = False
+        self.interrupted = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,6 +48,8 @@ class StopOnSignal(TrainerCallback):
             yield
             return
         before = {name: signal.signal(name, self._note) for name in SIGNALS}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         try:
             yield
         finally:
@@ -56,8 +59,18 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number).name
 
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All ranks ask each other after every step, so that they stop after the same one."""
+        """All ranks ask each other after every step, so that they stop after the same one.
+
+        Raises:
+            KeyboardInterrupt: if Ctrl-C was pressed while Python could not raise it, such as in a callback of `fork`.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
         told = self.received is not None
         if ranks_must_agree():
             anyone = torch.tensor(int(told), device=args.device)

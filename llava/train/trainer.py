@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
+from llava.data.workers import leave_signals_to_parent
 from llava.model.collectives import whole_shape
 from llava.model.llava_arch import load_projector
 from llava.model.loading import PROJECTOR_FILE
@@ -35,10 +34,10 @@ from llava.train.checkpoint import (
 )
 from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
 from llava.train.facts import RunFacts
+from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
-from llava.train.preemption import SIGNALS
 from llava.train.skipped import SkippedSamples
 from llava.train.validation import held_out_loader, held_out_loss
 from llava.train.workload import Workload
@@ -111,6 +110,7 @@ class LlavaTrainer(Trainer):
         self.meter = TrainingMeter(workload, self.args.device, peak)
         self.sampler: EpochSampler | None = None
         self._staging: Path | None = None
+        self._step_ids: list[str] = []
         self.add_callback(_EpochOfSampler(self))
 
     # === Data ===
@@ -118,8 +118,7 @@ class LlavaTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """As in transformers; the workers leave it to the main process to react to a signal to stop."""
         loader = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = functools.partial(_ignore_signals, inner.worker_init_fn)
+        leave_signals_to_parent(getattr(loader, "base_dataloader", loader))
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -154,16 +153,19 @@ class LlavaTrainer(Trainer):
             self.counts.add(truncated, unsupervised, problems)
             if self.skipped is not None:
                 self.skipped.add(ids, problems)
-            self._require_finite(loss, ids)
+            self._step_ids += ids
+            require_finite_loss(loss, self.state.global_step + 1, ids, self.model)
         return (loss, outputs) if return_outputs else loss
 
-    def _require_finite(self, loss: Tensor, ids: list[str]) -> None:
-        if not torch.isfinite(loss.detach()).all():
-            raise FloatingPointError(
-                f"The loss is {loss.item()} in step {self.state.global_step + 1}; the weights were not updated with "
-                f"it. Samples of the batch: {', '.join(map(repr, ids))}. Lower --learning_rate, prefer --bf16 to "
-                "--fp16, or look at these samples."
-            )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers, which asks for it before every optimizer step; stops the run where it is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        ids, self._step_ids = self._step_ids, []
+        scaler = self.accelerator.scaler
+        scaled = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        scale = None if scaler is None else scaler.get_scale()
+        require_finite_gradient(norm, self.state.global_step + 1, ids, scaled, scale)
+        return norm
 
     # === Metrics ===
 
@@ -278,7 +280,12 @@ class LlavaTrainer(Trainer):
         return written
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in transformers, but a checkpoint gets its name only when it was written whole, and read back."""
+        """As in transformers, but a checkpoint gets its name only when it was written whole, and read back.
+
+        Raises:
+            FloatingPointError: if a weight or the optimizer's state is not finite; older checkpoints stay.
+        """
+        require_finite_weights(self.model, self.optimizer, self.state.global_step)
         with self.meter.paused(), self.staged() as staging:
             written = self._write_checkpoint(staging, trial)
             if self.args.should_save:
@@ -308,7 +315,12 @@ class LlavaTrainer(Trainer):
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
 
     def save_final(self) -> None:
-        """Write the trained model to the output folder, file by file only once all of them are whole."""
+        """Write the trained model to the output folder, file by file only once all of them are whole.
+
+        Raises:
+            FloatingPointError: if a weight is not finite.
+        """
+        require_finite_weights(self.model, None, self.state.global_step)
         with self.staged() as staging:
             self.save_model(str(staging / "final"))
             self.accelerator.wait_for_everyone()
@@ -369,11 +381,3 @@ class _EpochOfSampler(TrainerCallback):
         """`state.epoch` counts in fractions while an epoch runs."""
         if self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-def _ignore_signals(before: Any, worker: int) -> None:
-    """Start of a data loading process: a signal to the whole group must not end it before the run has saved."""
-    for name in SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
-    if before is not None:
-        before(worker)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from llava.constants import IGNORE_INDEX
+from llava.data.workers import leave_signals_to_parent
 
 
 class _Repeated(Dataset):
@@ -35,7 +36,7 @@ def held_out_loader(
     whole = world_size * batch_size
     length = -(-len(dataset) // whole) * whole
     share = Subset(_Repeated(dataset, length), range(rank, length, world_size))
-    return DataLoader(share, batch_size, collate_fn=collator, num_workers=workers)
+    return leave_signals_to_parent(DataLoader(share, batch_size, collate_fn=collator, num_workers=workers))
 
 
 @torch.no_grad()

@@ -10,7 +10,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
+
+from llava.data.workers import end_with
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,7 @@ Result = TypeVar("Result")
 
 CHUNKS_IN_FLIGHT = 4  # for each worker: enough that none waits, few enough that memory stays small
 MOST_DEATHS = 20
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 def chunks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -47,6 +51,7 @@ class Crew(Generic[Item, Result]):
     deaths: int = 0
     _pool: ProcessPoolExecutor | None = field(default=None, init=False)
     _lone: ProcessPoolExecutor | None = field(default=None, init=False)
+    _leash: tuple[Connection, Connection] | None = field(default=None, init=False)
 
     def run(self, chunks: Iterable[list[Item]]) -> Iterator[list[Result]]:
         """The results of every chunk, in the order of the chunks.
@@ -58,9 +63,10 @@ class Crew(Generic[Item, Result]):
             yield from map(self.work, chunks)
             return
         rest = iter(chunks)
+        self._leash = _SPAWN.Pipe(duplex=False)
         waiting: deque[tuple[list[Item], Future[list[Result]] | None]] = deque()
-        self._pool = self._start(self.workers)
         try:
+            self._pool = self._start(self.workers)
             while True:
                 for chunk in islice(rest, CHUNKS_IN_FLIGHT * self.workers - len(waiting)):
                     waiting.append((chunk, self._submit(chunk)))
@@ -68,9 +74,15 @@ class Crew(Generic[Item, Result]):
                     return
                 yield self._finish(*waiting.popleft())
         finally:
-            for pool in (self._pool, self._lone):
-                if pool is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
+            self._end()
+
+    def _end(self) -> None:
+        """End the processes at once: there is nothing left to do, or nobody who wants it done."""
+        for end in self._leash or ():
+            end.close()
+        for pool in (self._pool, self._lone):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, chunk: list[Item]) -> Future[list[Result]] | None:
         """Hand out a chunk, to new processes if one of the old ones has died; None if they cannot be started."""
@@ -111,7 +123,8 @@ class Crew(Generic[Item, Result]):
         return self.died(item, True)
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        assert self._leash is not None
+        pool = ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=end_with, initargs=(self._leash[0],))
         try:
             pool.submit(self.work, []).result()
         except BrokenProcessPool as error:

@@ -1,0 +1,71 @@
+"""Processes that prepare or check data, and how they end: when the process that started them wants it, or is gone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the processes that check data do without torch
+    from torch.utils.data import DataLoader
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def leave_signals_to_parent(loader: DataLoader) -> DataLoader:
+    """Let the workers of a loader obey SIGTERM and SIGUSR1 from their parent alone; returns the same loader.
+
+    A cluster sends these to every process of a job. A worker that died of them would take the batch with it that the
+    run needs before it can save, and one that ignored them would outlive the run: multiprocessing ends a worker with
+    SIGTERM and then waits for it, for ever.
+
+    Args:
+        loader: that was not iterated over yet; with or without workers.
+    """
+    loader.worker_init_fn = functools.partial(_start, loader.worker_init_fn)
+    return loader
+
+
+def end_with(leash: Connection) -> None:
+    """Let this process end when the other end of a pipe is closed, in the middle of its work.
+
+    The parent holds that end alone, so the system closes it however the parent dies. Without this the processes of a
+    pool wait for work for ever when their parent was killed. Ctrl-C is left to the parent.
+
+    Args:
+        leash: that nothing is ever sent through.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_outlive, args=(leash,), daemon=True).start()
+
+
+def _outlive(leash: Connection) -> None:
+    wait([leash])
+    os._exit(1)
+
+
+def _start(before: Callable[[int], Any] | None, worker: int) -> None:
+    """Start of a worker."""
+    _obey_parent_alone()
+    if before is not None:
+        before(worker)
+
+
+def _obey_parent_alone() -> None:
+    """Take the signals up in a thread, where it can be told who sent them; every later thread inherits the mask.
+
+    Where the system cannot wait for signals (macOS), torch's own handler stays, which ends a worker of all of them.
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)

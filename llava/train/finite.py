@@ -1,0 +1,139 @@
+"""Numbers that are not finite stop a run: a loss, a gradient before its step, a weight before it is saved."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from llava.model.collectives import ranks_must_agree
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_LOSS_SCALE = 2.0**-14
+"""Loss scale of fp16 that only gradients broken in every step lead to: the smallest normal number of float16."""
+_SHOWN = 32
+_ADVICE = "Lower --learning_rate, prefer --bf16 to --fp16, or look at these samples."
+_GO_ON = "The same command goes on from the last checkpoint."
+
+
+def require_finite_loss(loss: Tensor, step: int, ids: Sequence[str], model: nn.Module) -> None:
+    """Stop before the gradient of a broken loss reaches the optimizer.
+
+    Args:
+        loss: scalar.
+        step: that is under way, counting from 1.
+        ids: of the batch's samples.
+        model: looked at only to tell whether the samples or the weights are to blame.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; names step and samples.
+    """
+    if torch.isfinite(loss.detach()).all():
+        return
+    broken = broken_weight(model, None, frozen=True)
+    blame = (
+        _ADVICE
+        if broken is None
+        else (
+            f"Not these samples are to blame: {broken} was not finite before. Start from sound weights, with a lower "
+            "--learning_rate."
+        )
+    )
+    raise FloatingPointError(
+        f"The loss is {loss.item()} in step {step}; the weights were not updated with it. Samples of the batch: "
+        f"{_listed(ids)}. {blame}"
+    )
+
+
+def require_finite_gradient(
+    norm: Any, step: int, ids: Sequence[str], scaled: bool = False, scale: float | None = None
+) -> None:
+    """Stop on a gradient whose norm is not finite. All ranks must call it, with the same norm.
+
+    Where the loss is scaled, as fp16 wants it, the step is only noted: the scaler leaves it out and goes on with a
+    smaller scale.
+
+    Args:
+        norm: of the whole gradient before clipping; None where an engine does not tell it.
+        step: that is under way, counting from 1.
+        ids: of the samples of this rank in all batches of the step.
+        scaled: whether a scaler looks at the gradient; fp16 on a CPU has none.
+        scale: of the loss; None where an engine keeps it, and stops by itself when it is too small.
+
+    Raises:
+        FloatingPointError: names step and the samples of all ranks; the step is in no checkpoint.
+    """
+    value = None if norm is None else float(norm)
+    if value is None or (math.isfinite(value) and value >= 0):  # DeepSpeed's -1 stands for a norm that is not finite
+        return
+    if scaled and (scale is None or scale > SMALLEST_LOSS_SCALE):
+        logger.warning("The gradient overflowed in step %d; the scaler of the loss leaves this step out.", step)
+        return
+    raise FloatingPointError(
+        f"The norm of the gradient is {value if value >= 0 else math.nan} in step {step}, though the loss is finite; "
+        f"this step is in no checkpoint. Samples of the step: {_listed(_of_all_ranks(ids))}. {_ADVICE} {_GO_ON}"
+    )
+
+
+def require_finite_weights(model: nn.Module, optimizer: Any | None, step: int) -> None:
+    """Refuse to save what cannot be trained on. All ranks must call it.
+
+    Args:
+        model: whose trained weights are looked at; under ZeRO-3 each rank looks at its pieces.
+        optimizer: whose state is looked at as well; None leaves it out.
+        step: that was taken last.
+
+    Raises:
+        FloatingPointError: at every rank; names a weight.
+    """
+    found = [name for name in _of_all_ranks([broken_weight(model, optimizer)]) if name is not None]
+    if found:
+        raise FloatingPointError(
+            f"After step {step} {found[0]} is not finite, so nothing was saved. Lower --learning_rate or prefer "
+            f"--bf16 to --fp16. {_GO_ON}"
+        )
+
+
+def broken_weight(model: nn.Module, optimizer: Any | None, frozen: bool = False) -> str | None:
+    """What is not finite on this rank: the name of a weight, or `the optimizer's state`; None if all is well.
+
+    One pass over memory, and no copies: a minimum or maximum is NaN where any number is.
+
+    Args:
+        model: its trained weights.
+        optimizer: its state; None leaves it out.
+        frozen: the weights that are not trained as well.
+    """
+    named = [(name, tensor) for name, tensor in _tensors(model, optimizer, frozen) if tensor.numel()]
+    extremes = [torch.stack(torch.aminmax(tensor.detach())).isfinite().all().cpu() for _, tensor in named]
+    return next((name for (name, _), finite in zip(named, extremes, strict=True) if not finite), None)
+
+
+def _tensors(model: nn.Module, optimizer: Any | None, frozen: bool) -> Iterator[tuple[str, Tensor]]:
+    """Floating point tensors, as far as this rank holds them: under ZeRO-3 its piece of each weight."""
+    for name, weight in model.named_parameters():
+        if (frozen or weight.requires_grad) and weight.is_floating_point():
+            yield name, getattr(weight, "ds_tensor", weight)
+    state = getattr(optimizer, "state", None) or {}
+    for values in state.values():
+        for tensor in values.values() if isinstance(values, dict) else ():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                yield "the optimizer's state", tensor
+
+
+def _of_all_ranks(own: Sequence[Any]) -> list[Any]:
+    if not ranks_must_agree():
+        return list(own)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, list(own))
+    return [item for items in gathered for item in items]
+
+
+def _listed(ids: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, ids[:_SHOWN]))
+    return f"{shown} and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else shown

@@ -1,0 +1,190 @@
+"""A run that is over is gone: whatever ended it, no process stays behind, and the status says how it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import ROOT, end, environment, start, tail, wait
+from tiny_llava import flags, write_assets
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from llava.train.preemption import StopOnSignal
+
+SECONDS = 60  # of a program that needs a few; one that waits for its workers waits for ever
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world, and beside it `faulty.json`, in which one image is missing."""
+    folder = write_assets(tmp_path_factory.mktemp("assets"))
+    records = json.loads((folder / "chats.json").read_text())
+    records[6]["image"] = "missing.png"
+    (folder / "faulty.json").write_text(json.dumps(records))
+    return folder
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_until_gone(processes: list[psutil.Process], patience: float = 10) -> None:
+    """Of workers that do not end by themselves; a zombie has ended."""
+    deadline = time.monotonic() + patience
+    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def script(folder: Path, text: str) -> subprocess.Popen[bytes]:
+    """Start a program that hears Ctrl-C, whoever started the tests."""
+    path = folder / "program.py"
+    path.write_text("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + textwrap.dedent(text))
+    known = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    return subprocess.Popen([sys.executable, str(path)], env=known, cwd=folder, start_new_session=True)
+
+
+# === Data workers ===
+
+LOADER = """
+import os, sys, time
+from torch.utils.data import DataLoader
+from llava.data.workers import leave_signals_to_parent
+
+class Numbers:
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        return index
+
+loader = leave_signals_to_parent(DataLoader(Numbers(), num_workers={workers}, persistent_workers={persistent}))
+batches = iter(loader)
+next(batches)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "persistent", "then", "status"),
+    [
+        (1, False, "raise FileNotFoundError('no such image')", 1),
+        (4, True, "raise FloatingPointError('nan')", 1),
+        (2, True, "", 0),
+        (2, True, "os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+    ],
+)
+def test_a_program_with_data_workers_ends(
+    tmp_path: Path, workers: int, persistent: bool, then: str, status: int
+) -> None:
+    process = script(tmp_path, LOADER.format(workers=workers, persistent=persistent, then=then))
+    try:
+        assert process.wait(SECONDS) == status
+    finally:
+        end(process)
+
+
+def test_workers_outlive_a_signal_to_the_whole_job_and_not_their_parent(tmp_path: Path) -> None:
+    """The batch that is under way must arrive, or nothing could be saved; a parent that was killed needs none."""
+    then = """
+for told in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(told, lambda *_: None)
+for name in ("ready", "told", "done"):
+    open(name, "w").close()
+    while name == "ready" and not os.path.exists("go"):
+        time.sleep(0.01)
+    for _ in range(20):
+        next(batches)
+time.sleep(60)
+"""
+    process = script(tmp_path, LOADER.format(workers=2, persistent=False, then=then))
+    try:
+        wait_for_file(tmp_path / "ready", process)
+        workers = descendants(process)
+        assert len(workers) == 2
+        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGUSR1)
+        (tmp_path / "go").touch()
+        wait_for_file(tmp_path / "done", process)
+        assert [worker.is_running() for worker in workers] == [True, True]
+        process.kill()
+        wait_until_gone(workers, 15)
+    finally:
+        end(process)
+
+
+def wait_for_file(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_of_a_data_check_outlives_it(tmp_path: Path, by: signal.Signals) -> None:
+    text = """
+        from dying_worker import slow
+        from llava.data.check.workers import Crew
+        if __name__ == "__main__":
+            for results in Crew(slow, None, 2).run([[0.0], *([[30.0]] * 20)]):
+                open("ready", "w").close()
+    """
+    process = script(tmp_path, text)
+    try:
+        wait_for_file(tmp_path / "ready", process)
+        workers = descendants(process)
+        process.send_signal(by)
+        assert process.wait(10) == -by
+        wait_until_gone(workers)
+    finally:
+        end(process)
+
+
+# === Whole runs ===
+
+
+def test_ctrl_c_that_python_could_not_raise_ends_the_run_after_the_step() -> None:
+    """It comes in a callback of `fork`, where Python drops exceptions, whenever new workers are started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop, control = StopOnSignal(), TrainerControl()
+    try:
+        with stop.listening():
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                stop.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), control)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not control.should_save
+
+
+def test_a_recipe_whose_data_lacks_an_image_ends_with_an_error(assets: Path, tmp_path: Path) -> None:
+    variables = {
+        "LAUNCHER": "python", "DEVICE": "cpu", "PYTHON": sys.executable, "MODEL": str(assets / "lm"), "WORKERS": "2",
+        "VISION_TOWER": str(assets / "tower"), "COMPRESSION": str(assets / "tiny.yaml"), "GLOBAL_BATCH_SIZE": "4",
+        "IMAGE_FOLDER": str(assets / "images"), "DATA_PATH": str(assets / "faulty.json"), "MAX_LENGTH": "256",
+        "OUTPUT_DIR": str(tmp_path / "out"), "BATCH_SIZE": "4",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "scripts/v1_5/finetune_task.sh"], cwd=ROOT, env=environment() | variables, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1 and "missing.png" in done.stderr
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_with_workers_end_when_one_finds_no_image(assets: Path, tmp_path: Path) -> None:
+    options: dict[str, object] = {"data_path": assets / "faulty.json", "per_device_train_batch_size": 2}
+    options |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    process = start("torchrun", flags(assets, tmp_path / "out", "finetune", **options), tmp_path / "log")
+    assert wait(process, tmp_path / "log") == 1
+    assert "missing.png" in tail(tmp_path / "log", 100_000)
