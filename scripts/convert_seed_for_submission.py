@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.answer_files import answers_by_id
-from llava.eval.benchmarks.seed import read_annotation, seed_accuracies, write_predictions
+from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
+from llava.eval.unread import Unread
 
 LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         questions = read_annotation(options.annotation_file)
         for name, value in seed_accuracies(questions, given).items():
             print(f"{LABELS.get(name, name)}: {value:.2f}%")
+        Unread.count(given.values(), lambda text: text in LETTERS).tell(SEED.unread_as)
         write_predictions(options.result_upload_file, questions, given)
     except (ValueError, OSError) as error:
         print(f"convert_seed_for_submission: {error}", file=sys.stderr)

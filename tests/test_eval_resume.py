@@ -307,13 +307,13 @@ def test_texts_are_asked_as_they_stand(tmp_path: Path):
     assert [question.recorded_prompt for question in questions] == given
 
 
-def test_mmbench_fields_that_say_none_are_none(tmp_path: Path):
-    """In any case, as in LLaVA; the reader of tables itself knows only some spellings."""
+def test_mmbench_fields_that_say_none_are_text(tmp_path: Path):
+    """Where LLaVA, in any case, and the reader of tables, in some, take them for nothing."""
     rows = mmbench_rows(MMBENCH[1:2])
     rows[0] |= {"hint": "NONE", "C": "nAn", "D": "fish"}
     write_rows(tmp_path / "table.tsv", rows)
     first, second = table_questions(tmp_path / "table.tsv", None)
-    assert first.text == "Is it day?\nA. yes\nB. no", "options end at the first that is missing"
+    assert first.text == "NONE\nIs it day?\nA. yes\nB. no\nC. nAn\nD. fish"
     assert second.text == "The picture is bright.\nIs it day?\nA. no\nB. yes"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.json_lines import read_objects
-from llava.eval.questions import Question, answer_keys, question_keys
+from llava.eval.questions import Question, answer_keys, question_keys, with_text
 
 
 def new_run() -> str:
@@ -76,7 +76,7 @@ class AnswerFile:
                         f"{path}, answer {number} has no text; an answer line needs question_id, prompt and text. "
                         "Remove the line or the file."
                     )
-                named[line.get("answer_id") or f"line {number} of {path.name}"] = line
+                named[line.get("answer_id") or f"line {number} of {path.name}"] = with_text(line)
         return list(named.values())
 
     def answered(self, questions: Sequence[Question]) -> dict[int, dict[str, Any]]:

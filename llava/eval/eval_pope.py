@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import mean
 
 from llava.eval.answer_files import answers_by_id
-from llava.eval.benchmarks.pope import pope_splits, read_pope_questions, split_names
-from llava.eval.scoring.yes_no import Confusion
+from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
+from llava.eval.scoring.yes_no import Confusion, pope_reads
+from llava.eval.unread import Unread
 
 
 def report(split: str, counts: Confusion) -> str:
@@ -51,17 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
     options = parser.parse_args(arguments)
     try:
-        counts = _count(options.annotation_dir, options.question_file, options.result_file)
+        counts, unread = _count(options.annotation_dir, options.question_file, options.result_file)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     for split, confusion in counts.items():
         print(report(split, confusion))
     print(f"Average F1: {mean(confusion.f1 for confusion in counts.values())}")
+    unread.tell(POPE.unread_as)
     return 0
 
 
-def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> dict[str, Confusion]:
+def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Confusion], Unread]:
     present = split_names(annotation_dir)
     questions = read_pope_questions(question_file, annotation_dir)
     given = answers_by_id(result_file)
@@ -75,7 +77,7 @@ def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> dict
             f"{result_file} answers no question of {question_file} in the splits {', '.join(present)}; give the "
             "answers to these questions."
         )
-    return pope_splits(annotation_dir, answers)
+    return pope_splits(annotation_dir, answers), Unread.count((text for _, text in answers), pope_reads)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
+from llava.eval.unread import Unread
 from llava.eval.whole_files import write_whole
 
 
@@ -83,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problems = read_problems(options.base_dir, options.split, ScienceQA.name)
         _check(problems, options)
-        analyses, results = analyse(problems, answers_by_id(options.result_file), options.options)
+        given = answers_by_id(options.result_file)
+        analyses, results = analyse(problems, given, options.options)
+        texts = [str(line["text"]) for number, line in given.items() if number in problems]
+        unread = Unread.count(texts, lambda text: read_letter(text, options.options) in options.options)
         for path, content in ((options.output_file, analyses), (options.output_result, results)):
             if path is not None:
                 _write(path, content)
@@ -91,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(summary(analyses, results))
+    unread.tell(ScienceQA.unread_as)
     return 0
 
 

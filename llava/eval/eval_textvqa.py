@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.benchmarks.textvqa import Annotations, read_annotations, textvqa_accuracy
+from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
 from llava.eval.questions import answer_keys, read_answer_lines
+from llava.eval.scoring.vqa_normalise import evalai_answer
+from llava.eval.unread import Unread
 
 
 def eval_single(annotations: Annotations, annotation_file: Path, result_file: Path) -> float:
@@ -38,6 +40,7 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
     answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
     accuracy = textvqa_accuracy(annotations, answers, annotation_file)
     print(f"{result_file.stem}\nSamples: {len(lines)}\nAccuracy: {accuracy:.2f}%\n")
+    Unread.count((text for _, _, text in answers), lambda text: bool(evalai_answer(text))).tell(TextVQA.unread_as)
     return accuracy
 
 

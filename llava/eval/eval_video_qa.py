@@ -21,6 +21,7 @@ from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, 
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
+from llava.eval.unread import Unread
 from llava.eval.whole_files import write_whole
 
 VERDICTS = "verdicts.jsonl"
@@ -69,7 +70,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
         name = str(line["id"])
         if name in answers:
             raise ValueError(f"{path} answers question {name!r} twice; leave one of the answers.")
-        answers[name] = {field: str(line[field]) for field in ANSWER_FIELDS[1:]}
+        answers[name] = {field: "" if line[field] is None else str(line[field]) for field in ANSWER_FIELDS[1:]}
     if not answers:
         raise ValueError(f"{path} holds no answers; {_WANTED}")
     return answers
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         verdicts = grade(options)
+        empty = Unread.count(line["pred"] for line in read_predictions(options.pred_path).values()).empty
         grades = grades_of(verdicts)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -93,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("Average score:", values["mean_score"])
     if len(grades) < len(verdicts):
         print("Ungraded and left out:", len(verdicts) - len(grades))
+    if empty:
+        print("Empty answers:", empty)
     return 0
 
 

@@ -102,9 +102,14 @@ class Answered:
 
 
 def read_answer_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an answer file.
+    """The lines of an answer file; a text of null is empty.
 
     Raises:
         ValueError: if a line is not a JSON object.
     """
-    return read_objects(path, "remove the line or the file")
+    return [with_text(line) for line in read_objects(path, "remove the line or the file")]
+
+
+def with_text(line: dict[str, Any]) -> dict[str, Any]:
+    """An answer line whose text, if it is null, is empty: no model said "None"."""
+    return line | {"text": ""} if "text" in line and line["text"] is None else line

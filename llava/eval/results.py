@@ -31,6 +31,8 @@ class Result:
         num_answered: of these, those that have an answer.
         headline, values, notes: as in `Scores`.
         num_counted: answers that the headline is about, where a judge left some ungraded; else None.
+        empty: answers without a visible character; None in files that did not count them.
+        unreadable: others that no rule of scoring reads, or that a judge's grade could not be read for.
         versions: of Python, torch, transformers and this project.
         device: in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
         seed: of sampling and of random choices.
@@ -62,6 +64,8 @@ class Result:
     seconds: float | None = None
     date: str = ""
     answers: str = ""
+    empty: int | None = None
+    unreadable: int | None = None
 
     @property
     def complete(self) -> bool:

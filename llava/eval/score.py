@@ -29,6 +29,7 @@ from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
+from llava.eval.unread import NOTED_SHARE, Unread
 from llava.eval.whole_files import write_whole
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
@@ -108,7 +109,12 @@ def score_answers(
         said = (KEPT.format(date=kept.date), *_submit(place, benchmark, root, answered))
         return replace(kept, notes=(*kept.notes, *said))
     scores = _scores(place, benchmark, root, judge, answered)
+    unread = _unread(benchmark, answered, scores)
     notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
+    if judge is None and scores.values:
+        notes += unread.notes(benchmark.unread_as)
+    elif unread.empty > NOTED_SHARE * unread.answers:
+        notes.append(f"{unread.empty} of {unread.answers} answers are empty.")
     notes += _submit(place, benchmark, root, answered)
     result = Result(
         **_described(benchmark, stored),
@@ -122,6 +128,8 @@ def score_answers(
         judge=None if judge is None else judge.describe() | dict(scores.judged_by),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         answers=digest,
+        empty=unread.empty,
+        unreadable=unread.unreadable,
     )
     result.save(place.result)
     return result
@@ -168,6 +176,15 @@ def _scores(
     if judge is not None and isinstance(benchmark, JudgedBenchmark):
         return benchmark.judged(root, answered, judge, place.reviews)
     return benchmark.score(root, answered)
+
+
+def _unread(benchmark: Benchmark, answered: Sequence[Answered], scores: Scores) -> Unread:
+    """Answers that nothing was read from; where a judge graded, its grades are what has to be read."""
+    counted = Unread.count(item.text for item in answered)
+    if scores.counted is not None:
+        return replace(counted, unreadable=len(answered) - scores.counted)
+    unreadable = sum(bool(item.text.strip()) and not benchmark.reads(item) for item in answered)
+    return replace(counted, unreadable=unreadable)
 
 
 def _submit(place: Place, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
@@ -223,8 +240,11 @@ def summary_line(result: Result) -> str:
     """One result for the terminal."""
     headline = "no number here" if result.headline is None else f"{result.headline:.2f}"
     tokens = "" if result.average_tokens is None else f", {result.average_tokens:.2f} visual tokens on average"
+    counts = (("empty", result.empty), ("unreadable", result.unreadable))
+    unread = "".join(f", {count} {name}" for name, count in counts if count)
     notes = "".join(f"\n         {note}" for note in result.notes)
-    return f"{result.title:8} {headline}  ({result.num_answered} of {result.num_questions} questions{tokens}){notes}"
+    asked = f"{result.num_answered} of {result.num_questions} questions"
+    return f"{result.title:8} {headline}  ({asked}{unread}{tokens}){notes}"
 
 
 def write_headlines(results: Iterable[Result], path: Path) -> None:

@@ -42,11 +42,13 @@ class Benchmark(ABC):
         name: that `--benchmarks` takes.
         title: column of the paper's tables.
         max_new_tokens: longest answer, as LLaVA's scripts set it.
+        unread_as: what the rules of scoring take an answer for that they cannot read.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     max_new_tokens: ClassVar[int] = 128
+    unread_as: ClassVar[str] = "wrong"
 
     @abstractmethod
     def questions(self, root: Path) -> list[Question]:
@@ -71,6 +73,14 @@ class Benchmark(ABC):
         Raises:
             ValueError: if a file that scoring needs is missing or does not fit the questions.
         """
+
+    def reads(self, item: Answered) -> bool:
+        """Whether the rules of scoring find in an answer what was asked for, be it right or wrong.
+
+        Args:
+            item: a question with an answer that is not empty.
+        """
+        return True
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """Write what the benchmark's server or official script takes, where it has one.

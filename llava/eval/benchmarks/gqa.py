@@ -43,11 +43,15 @@ class GQA(Benchmark):
             if number not in records:
                 raise ValueError(f"{path} has no question {number}, but it was answered; download both files again.")
             place = f"{path}, question {number}"
-            right = gqa_prediction(item.text) == need_field(records[number], "answer", place)
+            right = gqa_prediction(item.text) == str(need_field(records[number], "answer", place))
             for group in ("accuracy", *_types(records[number])):
                 groups[group].append(right)
         values = {name: 100 * sum(verdicts) / len(verdicts) for name, verdicts in groups.items()}
         return Scores(values["accuracy"], values)
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`; of an answer of full stops alone nothing is left to compare."""
+        return bool(gqa_prediction(item.text))
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: what GQA's script reads as `testdev_balanced_predictions.json`."""

@@ -84,6 +84,10 @@ class MMBench(Benchmark):
         values |= {str(name): _per_cent(abilities[name]) for name in sorted(filter(None, abilities))}
         return Scores(values["circular_accuracy"], values, tuple(notes))
 
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`."""
+        return read_option(item.text, item.question.fields["options"]) is not None
+
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: the table that the server takes, as xlsx."""
         path = stem.with_name(f"{stem.name}.xlsx")

@@ -97,6 +97,10 @@ class MME(Benchmark):
             notes.append(f"{partial} images have a question without an answer; accuracy-plus is over the others.")
         return Scores(total, {"total": total, **sums, **values}, tuple(notes))
 
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`."""
+        return mme_reading(item.text) != "other"
+
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: an archive of the files that MME's `calculation.py --results_dir` reads.
 

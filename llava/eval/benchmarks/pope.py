@@ -17,7 +17,7 @@ from typing import Any
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json_lines, read_questions, require
 from llava.eval.questions import Answered, Question
-from llava.eval.scoring.yes_no import Confusion, pope_says_yes
+from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
 
 SPLITS = ("adversarial", "popular", "random")
 """Categories of the published benchmark."""
@@ -32,6 +32,7 @@ class POPE(Benchmark):
 
     name = "pope"
     title = "POPE"
+    unread_as = "yes"
 
     def questions(self, root: Path) -> list[Question]:
         """See `Benchmark.questions`."""
@@ -50,6 +51,10 @@ class POPE(Benchmark):
         if missing:
             notes.append(f"No question of the split {' or '.join(missing)} was answered; averages are over the others.")
         return Scores(values["f1"], values, tuple(notes))
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`."""
+        return pope_reads(item.text)
 
 
 def read_pope_questions(path: Path, images: Path) -> list[Question]:

@@ -22,6 +22,7 @@ _FOLDER = "seed_bench"
 _IMAGES = "SEED-Bench-image"
 _FRAMES = "SEED-Bench-video-image"
 _LAST_IMAGE_TYPE = 9
+LETTERS = ("A", "B", "C", "D")
 _NO_FRAMES = (
     f"{_FOLDER}/{_FRAMES} is missing, so only the questions about images were asked: `total` is about these alone."
 )
@@ -70,6 +71,10 @@ class SEED(Benchmark):
         if "image" not in values:
             return Scores(None, values, ("No question about an image was answered, so there is no SEED-I.",))
         return Scores(values["image"], values, (_NO_FRAMES,) if lacks_frames(root) else ())
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`."""
+        return item.text in LETTERS
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON lines for the leaderboard."""

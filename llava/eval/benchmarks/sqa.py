@@ -67,6 +67,10 @@ class ScienceQA(Benchmark):
             values["text_accuracy"] = _per_cent(text_only)
         return Scores(values["image_accuracy"], values)
 
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`."""
+        return read_letter(item.text, OPTIONS) in OPTIONS
+
 
 def science_questions(
     records: Sequence[Any], images: Path, place: str, suffix: str | None = LETTER_PROMPT

@@ -16,6 +16,7 @@ from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.reading import need_field, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.m4c import m4c_accuracy
+from llava.eval.scoring.vqa_normalise import evalai_answer
 
 Annotations = Mapping[tuple[str, str], Sequence[str]]
 """Ten people's answers by image and question in lower case."""
@@ -41,6 +42,10 @@ class TextVQA(Benchmark):
         lines = [(item.question.question_id, item.question.recorded_prompt, item.text) for item in answered]
         accuracy = textvqa_accuracy(read_annotations(path), lines, path)
         return Scores(accuracy, {"accuracy": accuracy})
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
+        return bool(evalai_answer(item.text))
 
 
 def read_annotations(path: Path) -> Annotations:

@@ -25,6 +25,7 @@ from llava.eval.benchmarks.open_answers import (
 )
 from llava.eval.benchmarks.reading import file_in, need_field, read_questions
 from llava.eval.questions import Answered, Question
+from llava.eval.scoring.vqa_normalise import evalai_answer
 
 _FOLDER = "vizwiz"
 _TEST = "llava_test.jsonl"
@@ -49,6 +50,10 @@ class VizWiz(Benchmark):
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark.score`."""
         return open_scores(answered, "the evaluation server of VizWiz")
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
+        return bool(evalai_answer(item.text))
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON for VizWiz' server; nothing for the validation split.

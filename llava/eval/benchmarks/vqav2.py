@@ -27,6 +27,7 @@ from llava.eval.benchmarks.open_answers import (
 )
 from llava.eval.benchmarks.reading import need_field, read_questions
 from llava.eval.questions import Answered, Question
+from llava.eval.scoring.vqa_normalise import evalai_answer
 
 SUBMITTED = "llava_vqav2_mscoco_test2015.jsonl"
 """Lists the questions of a submission."""
@@ -53,6 +54,10 @@ class VQAv2(Benchmark):
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark.score`."""
         return open_scores(answered, "the evaluation server of VQA")
+
+    def reads(self, item: Answered) -> bool:
+        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
+        return bool(evalai_answer(item.text))
 
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON for VQA's server; nothing for the validation split.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,13 @@ def pope_says_yes(text: str) -> bool:
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
+
+
+def pope_reads(text: str) -> bool:
+    """Whether the sentence that `pope_says_yes` reads says yes, or says no in a way that it takes for no."""
+    if not pope_says_yes(text):
+        return True
+    return "yes" in re.findall(r"\w+", text.split(".")[0].lower())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""Answers that are empty, or that no rule can read, are scored as published, and counted and said everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import eval_files_choice
+import eval_files_judged
+import eval_files_vqa
+import pytest
+from saved_results import shown
+
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa
+from llava.eval.answers import new_run
+from llava.eval.benchmarks import NAMES, get_benchmark
+from llava.eval.benchmarks.base import Scores
+from llava.eval.questions import Answered, answer_line
+from llava.eval.results import Result
+from llava.eval.score import Place, score_answers, summary_line
+from llava.eval.scoring.yes_no import pope_reads
+from llava.eval.settings import hash_of, write_settings
+from llava.eval.unread import Unread
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    **eval_files_choice.WRITERS, **eval_files_vqa.WRITERS, **eval_files_judged.WRITERS
+}  # fmt: skip
+READ_BY_RULE = ("pope", "mme", "sqa", "mmbench", "mmbench_cn", "seed")
+JUDGED = ("mmvet", "llava_bench", "msvd", "msrvtt", "tgif", "activitynet")
+
+
+def scored(tmp_path: Path, name: str, texts: Sequence[str | None]) -> Result:
+    """The result of these answers, in turn, as `llava.eval.score` gives it."""
+    root, place = tmp_path / "data", Place(tmp_path / "results", name)
+    WRITERS[name](root)
+    questions = get_benchmark(name).questions(root)
+    lines = [
+        answer_line(question, "", f"a{number}", "tiny") | {"text": texts[number % len(texts)]}
+        for number, question in enumerate(questions)
+    ]
+    place.folder.mkdir(parents=True, exist_ok=True)
+    place.answers.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    identity = {"questions": hash_of(questions), "compression": {}, "seed": 0}
+    about = {"model": "tiny", "compression": "none", "versions": {}, "device": "", "settings": {}}
+    write_settings(place.settings, identity, new_run(), about)
+    return score_answers(place, get_benchmark(name), root, None)
+
+
+def test_all_benchmarks_are_here():
+    assert set(WRITERS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("nothing", ["", " \n", None])
+def test_a_model_that_says_nothing_is_told_from_one_that_is_wrong(name: str, nothing: str | None, tmp_path: Path):
+    result = scored(tmp_path, name, [nothing])
+    assert (result.empty, result.unreadable) == (result.num_answered, 0) and result.empty > 1
+    assert sum(f"{result.empty} " in note and "empty" in note for note in result.notes) == 1
+    written = json.loads((tmp_path / "results" / f"{name}.result.json").read_text())
+    assert written["empty"] == result.empty and written["notes"] == list(result.notes)
+    assert f"{result.empty} empty" in summary_line(result)
+
+
+@pytest.mark.parametrize("name", READ_BY_RULE)
+def test_answers_that_no_rule_reads_are_counted(name: str, tmp_path: Path):
+    result = scored(tmp_path, name, ["I cannot tell", "¿?", "Perhaps; look."])
+    assert (result.empty, result.unreadable) == (0, result.num_answered)
+    said = "yes" if name == "pope" else "wrong"
+    count = result.num_answered
+    unread = f"Of {count} answers 0 are empty, and {count} others cannot be read by the rules of scoring"
+    assert f"{unread}; all of these count as {said}." in result.notes
+
+
+def test_the_published_number_of_a_silent_model_stays_and_is_explained(tmp_path: Path):
+    result = scored(tmp_path, "pope", [""])
+    assert result.headline == pytest.approx(200 / 3), "each split is half yes"
+    assert any("Of 12 answers 12 are empty" in note and "count as yes" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", READ_BY_RULE)
+def test_wrong_answers_are_no_unreadable_ones(name: str, tmp_path: Path):
+    for text in ("No", "Yes") if name in ("pope", "mme") else ("A", "D" if name in ("sqa", "seed") else "A"):
+        result = scored(tmp_path, name, [text])
+        assert (result.empty, result.unreadable) == (0, 0)
+        assert not any("cannot be read" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Yes", True), ("yes!", True), ("Yes, there is.", True), ("No", True), ("There is not", True), ("NO", False),
+        ("YES", True), ("None", False), ("There is a dog.", False), ("Maybe. Yes", False), ("yesterday", False),
+        ("Definitely yes; look", True), ("nope", False), ("0", False),
+    ],
+)  # fmt: skip
+def test_what_popes_rule_reads(text: str, read: bool):
+    assert pope_reads(text) is read
+
+
+@pytest.mark.parametrize("name", ["textvqa", "gqa", "vqav2", "vizwiz"])
+def test_open_answers_of_which_nothing_is_left_to_compare(name: str, tmp_path: Path):
+    result = scored(tmp_path, name, ["red", "..." if name == "gqa" else "the", "7"])
+    assert (result.empty, result.unreadable) == (0, 2)
+
+
+def test_only_a_share_that_matters_is_noted():
+    assert Unread(100, 3, 2).notes("wrong") == ()
+    assert len(Unread(100, 3, 3).notes("wrong")) == 1
+    assert Unread(0, 0, 0).notes("wrong") == ()
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_grades_that_cannot_be_read_count_as_unreadable(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scored(tmp_path, name, ["red"])
+    benchmark = get_benchmark(name)
+
+    class Judge:
+        def describe(self) -> dict[str, str]:
+            return {"model": "judge"}
+
+    def judged(root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+        return Scores(50.0, {"total": 50.0}, ("said by the judge",), counted=len(answered) - 2)
+
+    monkeypatch.setattr(benchmark, "judged", judged)
+    result = score_answers(Place(tmp_path / "results", name), benchmark, tmp_path / "data", Judge())
+    assert (result.empty, result.unreadable) == (0, 2) and result.notes == ("said by the judge",)
+    assert "2 unreadable" in summary_line(result)
+
+
+def test_the_note_stands_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    scored(tmp_path, "pope", [""])
+    assert "POPE: Of 12 answers 12 are empty" in shown(capsys, tmp_path / "results")
+
+
+def test_results_of_former_versions_open(tmp_path: Path):
+    scored(tmp_path, "pope", ["Yes"])
+    path = tmp_path / "results" / "pope.result.json"
+    data = json.loads(path.read_text())
+    del data["empty"], data["unreadable"]
+    path.write_text(json.dumps(data))
+    assert Result.load(path).empty is None and "empty" not in summary_line(Result.load(path))
+
+
+def test_llavas_commands_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("pope", "sqa", "textvqa"):
+        scored(tmp_path, name, ["", "¿?", None])
+    pope, results = tmp_path / "data" / "pope", tmp_path / "results"
+    for command, words in (
+        (eval_pope, ["--annotation-dir", pope / "coco", "--question-file", pope / "llava_pope_test.jsonl"]),
+        (eval_science_qa, ["--base-dir", tmp_path / "data" / "scienceqa"]),
+        (eval_textvqa, ["--annotation-file", tmp_path / "data" / "textvqa" / "TextVQA_0.5.1_val.json"]),
+    ):
+        name = command.__name__.rpartition("_")[2]
+        file = results / f"{'sqa' if name == 'qa' else name}.answers.jsonl"
+        assert command.main([*map(str, words), "--result-file", str(file)]) == 0
+        captured = capsys.readouterr()
+        assert " are empty, and " in captured.err and "empty" not in captured.out
