@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import check_padding_mask
 from llava.model.collectives import gathered, ranks_must_agree, whole_shape
+from llava.model.image_inputs import image_tensors
 from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -154,7 +155,7 @@ class LlavaMetaForCausalLM(_Base):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        images: Tensor | Sequence[Tensor] | None = None,
+        images: Any = None,
         query_mask: Tensor | None = None,
         compression: CompressionConfig | None = None,
         padding_side: str = "right",
@@ -167,7 +168,8 @@ class LlavaMetaForCausalLM(_Base):
             attention_mask: [B, T], 0 on padding of either side.
             labels: int64 [B, T], -100 where there is no target.
             images: one for each placeholder in reading order, or one a row (those of rows without a placeholder
-                are dummies); a tensor [M, 3, height, width] or a list of [3, ...] or [crops, 3, ...].
+                are dummies); a tensor [M, 3, height, width] or a list of [3, ...] or [crops, 3, ...]. Arrays, lists
+                of each row's images and what an image processor returns are taken as well; see `image_tensors`.
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
             compression: instead of the model's own.
             padding_side: of the result.
@@ -177,9 +179,10 @@ class LlavaMetaForCausalLM(_Base):
             embeddings [B, L, D], zeros on padding, and their layout.
         """
         compression = compression or self.compression
+        check_padding_mask(attention_mask, *input_ids.shape)
         check_shapes(input_ids, attention_mask=attention_mask, labels=labels, query_mask=query_mask)
         host_ids, host_mask = input_ids.cpu(), _host(attention_mask)
-        crops, used = _match_images(host_ids, host_mask, images)
+        crops, used = _match_images(host_ids, host_mask, *image_tensors(images))
         needed = [crops[index] for index in used]
         if crops and not needed and not self.training:
             _say_unseen()
@@ -254,9 +257,11 @@ class LlavaMetaForCausalLM(_Base):
 
 
 def _match_images(
-    input_ids: Tensor, attention_mask: Tensor | None, images: Tensor | Sequence[Tensor] | None
+    input_ids: Tensor, attention_mask: Tensor | None, images: list[Tensor] | None, of_rows: list[int] | None = None
 ) -> tuple[list[Tensor], list[int]]:
     """All images as crops [crops, 3, height, width], and which of them the placeholders stand for.
+
+    `of_rows` says how many images each row has, where they were given row by row.
 
     Raises:
         ValueError: if images and placeholders do not fit each other.
@@ -267,6 +272,8 @@ def _match_images(
         is_image &= attention_mask.bool()
     per_row = is_image.sum(dim=1).tolist()
     placeholders = sum(per_row)
+    if of_rows is not None:
+        return crops, _used_of_rows(per_row, of_rows)
     if placeholders == 0:
         return crops, []
     if len(crops) == placeholders:
@@ -277,6 +284,25 @@ def _match_images(
         f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were "
         "given; give one image for each placeholder, in reading order."
     )
+
+
+def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
+    """Which images placeholders stand for, where images come row by row; one of a row without any is a dummy."""
+    if len(of_rows) != len(per_row):
+        raise ValueError(
+            f"images holds lists for {len(of_rows)} rows, but {len(per_row)} prompts were given; give one each."
+        )
+    used: list[int] = []
+    first = 0
+    for row, (wanted, given) in enumerate(zip(per_row, of_rows, strict=True)):
+        if wanted != given and not (wanted == 0 and given == 1):
+            raise ValueError(
+                f"The prompt of row {row} holds {wanted} image placeholders, but images[{row}] holds {given} images; "
+                "give one image for each placeholder, in reading order."
+            )
+        used += range(first, first + wanted)
+        first += given
+    return used
 
 
 def _host(tensor: Tensor | None) -> Tensor | None:

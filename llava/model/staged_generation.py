@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMode
 
+from llava.model.accepted_inputs import check_cache
 from llava.model.staged_cache import StagedCache
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class StagedGeneration(_Base):
             if generation_config.use_cache is not False:
                 model_kwargs["past_key_values"] = StagedCache(self.config.get_text_config(decoder=True))
             return
-        if not isinstance(given, StagedCache):
-            raise ValueError(f"past_key_values is a {type(given).__name__}; it must be a StagedCache.")
+        check_cache(given)
         given._is_user_defined = True  # tells transformers that the cache outlives the call
 
 

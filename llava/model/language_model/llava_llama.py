@@ -5,7 +5,7 @@ Shapes: B rows, T positions before splicing, L after it, L' after the last drop,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import check_cache, is_attention_matrix, stands_apart, without_packing
 from llava.model.columns import given_answer
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
@@ -32,6 +33,7 @@ from llava.model.splice import warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
+from llava.model.text_inputs import check_forward, run_apart
 
 
 class LlavaConfig(LlamaConfig):
@@ -75,15 +77,18 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        check_cache(past_key_values)
         embeddings: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is not None and not isinstance(past_key_values, StagedCache):
-            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; it must be a StagedCache.")
         if past_key_values is not None and is_filled(past_key_values):
             past_key_values.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
             hidden_states = continue_stages(self, embeddings, past_key_values, **kwargs)
             return LlavaModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
         if layout is None:
             layout = _text_layout(embeddings, attention_mask, position_ids)
+            if stands_apart(position_ids, attention_mask, bool(use_cache)):
+                output = run_apart(self, embeddings, attention_mask, position_ids, **kwargs)
+                return LlavaModelOutput(last_hidden_state=output.last_hidden_state, layouts=(layout,), scores=())
+        kwargs = without_packing(kwargs)
         if past_key_values is None and use_cache:
             past_key_values = StagedCache(self.config)
         output = run_stages(self, embeddings, layout, t2v, past_key_values if use_cache else None, **kwargs)
@@ -112,8 +117,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """As in transformers; where the checkpoint does not hold the tower, it is read from where `config` says."""
+        path = pretrained_model_name_or_path
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         tower = model.get_vision_tower()
         if tower is not None:
@@ -140,11 +148,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        images: Tensor | Sequence[Tensor] | None = None,
+        images: Any = None,
         image_sizes: Any = None,
         query_mask: Tensor | None = None,
         layout: TokenLayout | None = None,
-        compression: CompressionConfig | None = None,
+        compression: CompressionConfig | str | Mapping[str, Any] | None = None,
         return_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
@@ -157,28 +165,35 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
             input_ids: int64 [B, T], `IMAGE_TOKEN_INDEX` where images go. With a filled cache: new text tokens.
             attention_mask: [B, T], 0 on padding of either side; with a filled cache that of the new tokens (of a
                 longer mask the last columns); without one every new token counts.
-            position_ids: [B, T] of text without images; with images they are made while splicing.
+            position_ids: [B, T] of text without images; with images they are made while splicing. Where they start anew
+                within a row, sequences are packed and do not see each other; for text alone, and without a cache.
             labels: int64 [B, T], -100 where there is no target.
             images, query_mask: see `prepare_multimodal_inputs`.
             image_sizes: accepted for LLaVA's sake; sizes do not matter as long as images are not cut into tiles.
             layout: of `inputs_embeds`, if those are given and hold visual tokens.
-            compression: instead of the model's own.
+            compression: instead of the model's own: an object, preset's name, YAML file or mapping.
             return_logits: None leaves them out where labels are given in training.
             logits_to_keep: as in transformers; logits of the last so many columns, 0 for all. Without labels or query
                 mask, who keeps the last K + 1 scores the K last tokens: they do not vote on visual tokens.
             num_items_in_batch: targets of the whole (accumulated) batch, to divide the summed loss by.
             shift_labels: int64 [B, T], what each column is to predict; taken for the loss instead of `labels`.
+
+        Raises:
+            ValueError: if the inputs do not fit each other; see `llava.model.text_inputs.check_forward`.
         """
-        compression = compression or self.compression
+        compression = self.compression if compression is None else CompressionConfig.resolve(compression)
+        shown, apart = check_forward(
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, images, layout, kwargs,
+            use_cache, self.config.use_cache,
+        )  # fmt: skip
         cuts = compression.t2v.layers if compression.t2v else ()
         wanted = Wanted.of(labels, shift_labels, num_items_in_batch, return_logits, logits_to_keep, self.training, cuts)
         if use_cache is None:
-            use_cache = self.config.use_cache and not wanted.loss and not self.training
-        decoding = is_filled(past_key_values)
-        if decoding and wanted.loss:
+            use_cache = self.config.use_cache and not wanted.loss and not self.training and not apart
+        if is_filled(past_key_values) and wanted.loss:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         width = None
-        if input_ids is not None and not decoding and _shows_images(input_ids, images):
+        if shown and input_ids is not None:
             is_visual, width = input_ids == IMAGE_TOKEN_INDEX, input_ids.shape[1]
             wanted = wanted.without_visual(is_visual)
             answers = None
@@ -207,7 +222,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
     def generate(
         self,
         inputs: Tensor | None = None,
-        images: Tensor | Sequence[Tensor] | None = None,
+        images: Any = None,
         image_sizes: Any = None,
         attention_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
@@ -252,11 +267,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         )
 
 
-def _shows_images(input_ids: Tensor, images: Any) -> bool:
-    """Whether a prompt has to be spliced; plain text goes to the decoder as it stands, position for position."""
-    return images is not None or bool((input_ids == IMAGE_TOKEN_INDEX).any())
-
-
 def _check_continuation(
     new_ids: Tensor, attention_mask: Tensor | None, cache: Any, images: Any, compression: Any
 ) -> None:
@@ -299,7 +309,7 @@ def _check_streamer(streamer: Any, rows: int) -> None:
 
 def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> TokenLayout:
     batch, length = embeddings.shape[:2]
-    if attention_mask is None:
+    if attention_mask is None or is_attention_matrix(attention_mask):
         layout = TokenLayout.of_full_text(batch, length, embeddings.device)
     else:
         layout = TokenLayout.of_text(attention_mask)

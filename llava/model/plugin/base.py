@@ -18,8 +18,18 @@ from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
+from llava.model.accepted_inputs import separated, stands_apart, without_packing
 from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
+from llava.model.plugin.inputs import (
+    BYPASS,
+    asks_nothing,
+    check_call,
+    check_prompt,
+    guard_inner_model,
+    refuse_soft_prompts_of_peft,
+    text_alone,
+)
 from llava.model.plugin.placeholders import VisualSpan, contract
 from llava.model.plugin.prompt import Prefill, at_stock_positions
 from llava.model.results import LlavaModelOutput, Wanted, with_head
@@ -44,15 +54,25 @@ def forward_like(stock: Any) -> Callable[..., Any]:
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
 
     @can_return_tuple
-    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+    def staged(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(theirs.bind(self, *args, **kwargs).arguments)
         del inputs["self"]
         more = inputs.pop(rest.name, {})
         return self.staged_forward(inputs, more)
 
-    forward.__signature__ = theirs.replace(parameters=[*named, *own, rest])
-    forward.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
-    return forward
+    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+        configured, given = getattr(self.config, "compression", None), kwargs.get("compression")
+        if not asks_nothing(configured if given is None else given):
+            return staged(self, *args, **kwargs)
+        more = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
+        if not asks_nothing(configured):
+            more[BYPASS] = True
+        return stock.forward(self, *args, **more)
+
+    made: Any = forward
+    made.__signature__ = theirs.replace(parameters=[*named, *own, rest])
+    made.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
+    return made
 
 
 class CompressedModel(StagedGeneration):
@@ -93,6 +113,25 @@ class CompressedModel(StagedGeneration):
         """Positions [A, B, T] that the stock model gives the uncompressed prompt; None where they are 0, 1, 2, ..."""
         return None
 
+    position_axes: ClassVar[tuple[int, ...]] = ()
+    """How many axes positions may have in front of [B, T]."""
+
+    def stands_apart(self, inputs: Mapping[str, Any], caching: bool) -> bool:
+        """Whether a prompt packs several sequences into a row, or has a 4-D mask.
+
+        Args:
+            inputs: of the stock model, by name.
+            caching: whether a cache is asked for; without one, transformers takes any jump for a border.
+        """
+        return stands_apart(inputs.get("position_ids"), inputs.get("attention_mask"), caching)
+
+    def separating_positions(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The positions by which the stock model keeps packed sequences apart, without a mask."""
+        return separated(position_ids, attention_mask)
+
+    def check_tower(self) -> None:
+        """Raise ValueError for a vision tower that V2V cannot work with."""
+
     def fitted(self, compression: CompressionConfig) -> CompressionConfig:
         """The nearest configuration that makes sense for the architecture."""
         return compression
@@ -124,6 +163,8 @@ class CompressedModel(StagedGeneration):
         resolved = self.fitted(asked)
         if resolved != CompressionConfig():
             self._check_decoder()
+        if resolved.v2v is not None:
+            self.check_tower()
         tokens = self.tower_tokens()
         if resolved.v2v is not None and tokens is not None:
             resolved.v2v.token_count(tokens)
@@ -145,6 +186,7 @@ class CompressedModel(StagedGeneration):
     def of(cls, model: Any, compression: CompressionConfig | str | Mapping[str, Any] | None) -> Any:
         """A compressed model around the weights of a stock one; see `llava.compress`."""
         twin = shared_copy(model, cls)
+        guard_inner_model(twin)
         twin.set_compression(getattr(model.config, "compression", None) if compression is None else compression)
         return twin
 
@@ -161,14 +203,12 @@ class CompressedModel(StagedGeneration):
         as_kind(self, self.stock).save_pretrained(*args, **kwargs)
 
     def staged_forward(self, inputs: dict[str, Any], more: dict[str, Any]) -> Any:
-        """Forward on inputs by name: those of the stock signature, and what else was given.
-
-        Without any compression the stock forward runs, untouched.
-        """
+        """Forward under a compression, on inputs by name: those of the stock signature, and what else was given."""
         own = {name: more.pop(name, None) for name in OWN_INPUTS}
         compression = self.compression if own["compression"] is None else self._checked(own["compression"])
-        if compression == CompressionConfig():
-            return self.stock.forward(self, **inputs, **more)
+        if check_call(self, inputs, more, own["prefill"]):
+            return self.stock.forward(self, **text_alone(self, inputs, more))
+        more = without_packing(more)
         cache, given = inputs.get("past_key_values"), inputs | more
         shift_labels = more.pop("shift_labels", None)
         wanted = Wanted.of(
@@ -176,8 +216,6 @@ class CompressedModel(StagedGeneration):
             given.get("logits_to_keep"), self.training, compression.t2v.layers if compression.t2v else (),
             layouts=bool(own["output_layouts"]),
         )  # fmt: skip
-        if cache is not None and not isinstance(cache, StagedCache):
-            raise ValueError(f"past_key_values is a {type(cache).__name__}; it must be a StagedCache, or left out.")
         if cache is not None and is_filled(cache):
             new, mask = self._new_text(inputs), inputs.get("attention_mask")
             cache.expect(None if mask is None else mask[:, -new.shape[1] :])
@@ -211,19 +249,13 @@ class CompressedModel(StagedGeneration):
             ValueError: if there is no `input_ids`, the placeholders do not fit the images, or another tensor has
                 another shape than the ids.
         """
-        ids, mask, embeds = (inputs.get(name) for name in ("input_ids", "attention_mask", "inputs_embeds"))
+        check_prompt(self, inputs)
+        ids: Any = inputs.get("input_ids")
+        mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
         visual = {name: inputs.get(name) for name in self.visual_inputs}
-        if inputs.get("mm_encoder_outputs"):
-            raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
-        if ids is not None and embeds is not None:
-            if ids.shape[1]:
-                raise ValueError("Both input_ids and inputs_embeds are given; leave one out.")
-            ids = None  # transformers puts empty ids beside embeddings
-        if ids is None:
-            if embeds is None or any(value is not None for value in visual.values()):
-                raise ValueError("Give the prompt as input_ids: its placeholders say where the visual tokens go.")
-            whole = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
-            return Prefill(embeds, TokenLayout.of_text(whole), embeds.shape[1])
+        if embeds is not None:
+            layout = self._layout_of_text(embeds, mask, inputs)
+            return Prefill(embeds, layout, embeds.shape[1], of_embeddings=True)
         labels, answers = self._labels_and_answers(inputs, compression)
         check_shapes(ids, attention_mask=mask, labels=labels, query_mask=inputs.get("query_mask"))
         text = contract(ids, mask, self.visual_spans(compression, visual))
@@ -237,7 +269,6 @@ class CompressedModel(StagedGeneration):
             queries=compression.t2v.queries if compression.t2v else "last",
             padding_side=padding_side or _padding_side(mask),
         )
-        _check_positions(inputs.get("position_ids"), mask)
         positions = self.rotary_positions(ids, mask, inputs)
         if positions is not None:
             plan = replace(plan, layout=at_stock_positions(plan.layout, plan.source, positions, text, mask))
@@ -269,6 +300,12 @@ class CompressedModel(StagedGeneration):
         known = torch.tensor([token for token in tokens if token is not None], device=input_ids.device)
         return torch.isin(input_ids, known)
 
+    def _layout_of_text(self, embeds: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]) -> TokenLayout:
+        """Layout of embeddings [B, T, D]; positions on several axes are theirs."""
+        layout = TokenLayout.of_text(torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask)
+        given = inputs.get("position_ids")
+        return layout if given is None or given.dim() != 3 else layout.at_positions(given[-3:])
+
     def _new_text(self, inputs: Mapping[str, Any]) -> Tensor:
         """Embeddings of tokens behind a filled cache."""
         if any(inputs.get(name) is not None for name in self.visual_inputs if name.startswith("pixel")):
@@ -299,12 +336,18 @@ class CompressedModel(StagedGeneration):
             raise ValueError(
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
             )
+        refuse_soft_prompts_of_peft(self)
         prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
-        if prompt.get("position_ids") is not None and prompt["position_ids"].dim() == 3:
-            del prompt["position_ids"]  # made by transformers, which needs more inputs for them than the adapter
         ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
         used = (*self.visual_inputs, "query_mask", "position_ids")
         return {name: value for name, value in model_kwargs.items() if name not in used} | ready
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
+        given = model_kwargs.get("compression")
+        if asks_nothing(getattr(self.config, "compression", None) if given is None else given):
+            return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+        return None
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         if model_kwargs.get("prefill") is None:
@@ -343,21 +386,6 @@ def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
 def _padding_side(attention_mask: Tensor | None) -> str:
     """Left if any row starts with padding."""
     return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
-
-
-def _check_positions(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:
-    """Raise ValueError for positions [B, T] that do not count each row's tokens one by one: nothing would heed them."""
-    if position_ids is None or position_ids.dim() != 2:
-        return
-    steps = position_ids.diff(dim=1) == 1
-    if attention_mask is not None:
-        both = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
-        steps = steps | ~both
-    if not bool(steps.all()):
-        raise ValueError(
-            "position_ids do not count the tokens of each row one by one. A compressed model numbers its tokens "
-            "itself; leave them out, and give packed sequences as rows."
-        )
 
 
 def adapters(kind: type[CompressedModel] = CompressedModel) -> Sequence[type[CompressedModel]]:

@@ -21,9 +21,8 @@ def merged_features(
     Raises:
         ValueError: if features of several layers are asked for, or the tower is of another kind.
     """
-    layer = single_layer(select_layer)
-    check_tower(tower)
-    return projector(encode_images(tower, pixels, layer, v2v).merged(v2v).tokens)
+    check_tower(tower, select_layer)
+    return projector(encode_images(tower, pixels, single_layer(select_layer), v2v).merged(v2v).tokens)
 
 
 def single_layer(select_layer: int | list[int]) -> int:
@@ -42,13 +41,20 @@ def single_layer(select_layer: int | list[int]) -> int:
     )
 
 
-def check_tower(tower: Any) -> None:
-    """Raise ValueError unless a tower is built like CLIP's."""
+def check_tower(tower: Any, select_layer: int | list[int]) -> None:
+    """Raise ValueError unless a tower is built like CLIP's and has the one layer that is asked for."""
+    layer = single_layer(select_layer)
     encoder = getattr(tower, "encoder", None)
     if not hasattr(tower, "embeddings") or not hasattr(encoder, "layers"):
         raise ValueError(
             f"The vision tower is a {type(tower).__name__}, which V2V cannot look into; towers like CLIP's and "
             "SigLIP's are accepted. Use a compression with t2v alone."
+        )
+    depth = len(tower.encoder.layers)
+    if not (1 <= layer <= depth or -depth <= layer <= -1):
+        raise ValueError(
+            f"vision_feature_layer is {layer}, but the vision tower has {depth} layers; accepted are 1 to {depth} and "
+            f"-{depth} to -1."
         )
 
 

@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration
 from llava.compression.config import CompressionConfig
 from llava.model.multimodal_encoder.encode import has_cls
 from llava.model.plugin.base import CompressedModel, forward_like
-from llava.model.plugin.clip import image_tokens, merged_features
+from llava.model.plugin.clip import check_tower, image_tokens, merged_features
 from llava.model.plugin.placeholders import VisualSpan
 
 
@@ -21,6 +21,10 @@ class CompressedLlava(CompressedModel, LlavaForConditionalGeneration):
     stock = LlavaForConditionalGeneration
     visual_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
     forward = forward_like(LlavaForConditionalGeneration)
+
+    def check_tower(self) -> None:
+        """Refuse towers unlike CLIP's, and features of several layers."""
+        check_tower(self.model.vision_tower, self.config.vision_feature_layer)
 
     def tower_tokens(self) -> int | None:
         """Tokens of the tower, CLS included; None for towers whose images differ in size."""

@@ -22,16 +22,18 @@ class Prefill:
         embeddings: [B, L, D].
         layout: of the L positions; its `columns` count those of the prompt as the processor made it.
         width: how many columns that prompt has.
+        of_embeddings: whether it came as embeddings.
     """
 
     embeddings: Tensor
     layout: TokenLayout
     width: int
+    of_embeddings: bool = False
 
     def repeat_interleave(self, repeats: int) -> Prefill:
         """Each row `repeats` times, for beams."""
         embeddings = self.embeddings.repeat_interleave(repeats, dim=0)
-        return Prefill(embeddings, self.layout.repeat_interleave(repeats), self.width)
+        return Prefill(embeddings, self.layout.repeat_interleave(repeats), self.width, self.of_embeddings)
 
 
 def at_stock_positions(

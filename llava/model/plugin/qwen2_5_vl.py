@@ -22,6 +22,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.precision import without_autocast
 from llava.compression.v2v import merge_visual_tokens
+from llava.model.accepted_inputs import is_attention_matrix, position_steps, separated, stands_apart, starts_anew
 from llava.model.plugin.base import CompressedModel, forward_like
 from llava.model.plugin.placeholders import VisualSpan
 
@@ -48,6 +49,42 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
     )
     forward = forward_like(Qwen2_5_VLForConditionalGeneration)
 
+    position_axes = (3, 4)
+
+    def stands_apart(self, inputs: Mapping[str, Any], caching: bool) -> bool:
+        """As in every family, but a jump forward is no border: images and videos make such jumps."""
+        positions, mask, ids = (inputs.get(name) for name in ("position_ids", "attention_mask", "input_ids"))
+        if positions is None or positions.dim() == 2 or is_attention_matrix(mask):
+            return stands_apart(positions, mask, caching=True)
+        if len(positions) == 4:
+            return starts_anew(positions[0], mask)
+        steps = position_steps(positions[0], mask)  # the same time all over an image, later behind it
+        if ids is not None:
+            text = (ids != self.config.image_token_id) & (ids != self.config.video_token_id)
+            steps = steps - (text[:, 1:] & text[:, :-1]).long()
+        return bool((steps < 0).any())
+
+    def separating_positions(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[4, B, T]: in front of the axes of the rotation, the counting that separates sequences."""
+        axes = position_ids if position_ids.dim() == 3 else position_ids[None].expand(3, -1, -1)
+        return torch.cat([separated(axes[0], attention_mask)[None], axes[-3:]])
+
+    def check_tower(self) -> None:
+        """Refuse towers in which no block attends to a whole image."""
+        self._scoring_block()
+
+    def _scoring_block(self) -> int:
+        """The last block that attends to a whole image."""
+        visual = self.model.visual
+        blocks = [block for block in visual.fullatt_block_indexes if 0 <= block < len(visual.blocks)]
+        if not blocks:
+            raise ValueError(
+                f"fullatt_block_indexes is {list(visual.fullatt_block_indexes)}, so none of the tower's "
+                f"{len(visual.blocks)} blocks attends to a whole image, and V2V has nothing to score by; mend "
+                "vision_config in config.json, or use a compression with t2v alone."
+            )
+        return max(blocks)
+
     def fitted(self, compression: CompressionConfig) -> CompressionConfig:
         """Without a CLS token patches are scored by what they receive; positions are two-dimensional and stay."""
         v2v, t2v = compression.v2v, compression.t2v
@@ -72,7 +109,7 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
 
     def _spans(self, encode: Any, pixels: Tensor, grid: Tensor, v2v: V2VConfig | None) -> list[VisualSpan]:
         sizes = [height * width // self._group for time, height, width in grid.tolist() for _ in range(time)]
-        block = max(self.model.visual.fullatt_block_indexes)
+        block = -1 if v2v is None else self._scoring_block()
         needs = {} if v2v is None else {"output_hidden_states": [block]}
         outputs = encode(pixels, grid, return_dict=True, **needs)
         frames = torch.cat(outputs.pooler_output).split(sizes)
@@ -126,8 +163,9 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
     ) -> Tensor | None:
         """The 3-D positions [3, B, T] of the uncompressed prompt."""
         given = inputs.get("position_ids")
-        if given is not None and given.dim() == 3:
-            return given[-3:]
+        if given is not None:
+            axes = given[-3:] if given.dim() == 3 else given[None].expand(3, -1, -1)
+            return axes.expand(-1, len(input_ids), -1)
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None:
             kinds = (input_ids == self.config.image_token_id).int() + 2 * (

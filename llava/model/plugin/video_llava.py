@@ -9,7 +9,7 @@ from transformers import VideoLlavaForConditionalGeneration
 
 from llava.compression.config import CompressionConfig
 from llava.model.plugin.base import CompressedModel, forward_like
-from llava.model.plugin.clip import image_tokens, merged_features
+from llava.model.plugin.clip import check_tower, image_tokens, merged_features
 from llava.model.plugin.placeholders import VisualSpan
 
 
@@ -29,6 +29,11 @@ class CompressedVideoLlava(CompressedModel, VideoLlavaForConditionalGeneration):
         "vision_feature_select_strategy",
     )
     forward = forward_like(VideoLlavaForConditionalGeneration)
+
+    def check_tower(self) -> None:
+        """Refuse towers unlike CLIP's, and features of several layers."""
+        for tower in (self.model.image_tower, self.model.video_tower):
+            check_tower(tower, self.config.vision_feature_layer)
 
     def tower_tokens(self) -> int | None:
         """Tokens of one image or frame, CLS included."""

@@ -1,0 +1,185 @@
+"""What a compressed model of transformers may be given: the checks that need to know its architecture.
+
+Shapes: B rows, T positions as the processor made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from llava.compression.config import CompressionConfig
+from llava.model.accepted_inputs import (
+    check_cache,
+    check_causal,
+    check_counting,
+    check_matrix,
+    check_packing,
+    check_padding_mask,
+    check_position_shape,
+    is_attention_matrix,
+    refuse_apart,
+    refuse_soft_prompt,
+)
+from llava.model.staged_generation import is_filled
+
+if TYPE_CHECKING:
+    from llava.model.plugin.base import CompressedModel
+    from llava.model.plugin.prompt import Prefill
+
+BYPASS = "uncompressed"
+"""Argument by which a compressed model says that its inner model may run as it stands, for one call without budget."""
+
+_FEATURES = (
+    "inputs_embeds were given beside pixels or input_ids; give the prompt as input_ids alone: its placeholders say "
+    "where the visual tokens go. Soft prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text "
+    "alone: use LoRA or another adapter of weights."
+)
+
+
+def asks_nothing(compression: Any) -> bool:
+    """Whether a configuration in any form compresses nothing; cheap for the block of a `config.json`."""
+    if compression is None:
+        return True
+    if isinstance(compression, dict) and not any(compression.values()):
+        return True
+    return CompressionConfig.resolve(compression) == CompressionConfig()
+
+
+def check_call(
+    model: CompressedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], prefill: Prefill | None
+) -> bool:
+    """Look at what forward was given, before it computes anything.
+
+    Args:
+        model: the compressed model.
+        inputs: of the stock signature, by name.
+        more: what else was given.
+        prefill: the prompt, where `generate` has prepared it.
+
+    Returns:
+        whether it is text that needs an attention of its own: packed sequences, or a 4-D mask.
+
+    Raises:
+        ValueError: names what cannot be done and what to change.
+    """
+    embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
+    check_cache(cache)
+    check_causal(more)
+    if is_filled(cache):
+        check_packing(more, packed=False)
+        _check_new_text(inputs)
+        return False
+    if prefill is not None:
+        if embeds is not None and not (prefill.of_embeddings and embeds.shape == prefill.embeddings.shape):
+            raise refuse_soft_prompt()
+        return False
+    rows, columns = check_one_prompt(model, inputs).shape[:2]
+    check_position_shape(inputs.get("position_ids"), rows, columns, model.position_axes)
+    caching = inputs.get("use_cache", more.get("use_cache"))
+    apart = model.stands_apart(inputs, model.decoder.config.use_cache if caching is None else bool(caching))
+    check_packing(more, apart)
+    if not apart:
+        return False
+    seen = shown(model, inputs) or (
+        ["image placeholders"] if _holds_placeholders(model, inputs.get("input_ids")) else []
+    )
+    if seen or cache is not None or caching:
+        raise refuse_apart(seen[0] if seen else "use_cache=True" if cache is None else "past_key_values")
+    if mask is not None and is_attention_matrix(mask):
+        check_matrix(mask, rows, columns)
+    else:
+        check_padding_mask(mask, rows, columns)
+    return True
+
+
+def _check_new_text(inputs: Mapping[str, Any]) -> None:
+    """Look at the mask and the positions of new text behind a filled cache."""
+    tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    rows, columns = tokens.shape[:2]
+    check_padding_mask(mask, rows, columns, behind_cache=True)
+    if positions is not None and positions.dim() == 2:
+        check_counting(positions[:, -columns:], None if mask is None else mask[:, -columns:])
+
+
+def check_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
+    """Look at a whole prompt, of forward or of `generate`.
+
+    Raises:
+        ValueError: names what cannot be done and what to change.
+    """
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if inputs.get("mm_encoder_outputs"):
+        raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
+    rows, columns = check_one_prompt(model, inputs).shape[:2]
+    check_padding_mask(mask, rows, columns)
+    check_position_shape(positions, rows, columns, model.position_axes)
+    if positions is not None and positions.dim() == 2:
+        check_counting(positions, mask)
+
+
+def check_one_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> Tensor:
+    """The prompt [B, T] or [B, T, D]; raise ValueError unless it is there once: ids, or embeddings of text alone."""
+    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if embeds is not None:
+        if (ids is not None and ids.shape[1]) or shown(model, inputs):  # transformers puts empty ids beside embeddings
+            raise ValueError(_FEATURES)
+        return embeds
+    if ids is None:
+        raise ValueError("Neither input_ids nor inputs_embeds is given; give the prompt as input_ids.")
+    return ids
+
+
+def shown(model: CompressedModel, inputs: Mapping[str, Any]) -> list[str]:
+    """Which of a model's inputs hold images or videos."""
+    return [name for name in model.visual_inputs if name.startswith("pixel") and inputs.get(name) is not None]
+
+
+def refuse_soft_prompts_of_peft(model: CompressedModel) -> None:
+    """Raise ValueError where peft is about to put a soft prompt before one that `generate` has prepared."""
+    preparing = vars(model).get("prepare_inputs_for_generation")
+    adapter = getattr(getattr(preparing, "__self__", None), "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(
+            f"{adapter.peft_type.value} of peft puts a soft prompt before a prompt that generate has prepared, where "
+            "nothing would heed it. Soft prompts do not work here: use LoRA or another adapter of weights."
+        )
+
+
+def guard_inner_model(model: Any) -> None:
+    """Let the model inside a compressed one refuse to be called by itself while a compression is configured."""
+    inner = getattr(model, "model", None)
+    if isinstance(inner, nn.Module) and refuse_direct_call not in inner._forward_pre_hooks.values():
+        inner.register_forward_pre_hook(refuse_direct_call, with_kwargs=True)
+
+
+def refuse_direct_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """A forward hook: raise ValueError where the inner model would run without the compression that is configured."""
+    if BYPASS in kwargs:
+        return args, {name: value for name, value in kwargs.items() if name != BYPASS}
+    if not asks_nothing(getattr(module.config, "compression", None)):
+        raise ValueError(
+            f"The {type(module).__name__} inside a compressed model was called by itself, where nothing is merged or "
+            'dropped; call the compressed model, or make one without a budget: compress(model, "none").'
+        )
+    return None
+
+
+def _holds_placeholders(model: CompressedModel, ids: Tensor | None) -> bool:
+    """Whether a prompt without pixels holds tokens that stand for visual ones."""
+    if ids is None:
+        return False
+    tokens = model.visual_spans(CompressionConfig(), dict.fromkeys(model.visual_inputs))
+    return any(bool((ids == token).any()) for token in tokens)
+
+
+def text_alone(model: CompressedModel, inputs: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for the stock forward of text that needs an attention of its own; see `check_call`."""
+    mask = inputs.get("attention_mask")
+    changes: dict[str, Any] = {BYPASS: True, "use_cache": False}
+    if not is_attention_matrix(mask):
+        changes |= {"attention_mask": None, "position_ids": model.separating_positions(inputs["position_ids"], mask)}
+    return {**inputs, **more, **changes}

@@ -1,0 +1,130 @@
+"""What the project's own model may be given, and text that needs an attention of its own: packed, or with a 4-D mask.
+
+Such text runs through transformers' own Llama, which separates packed sequences for every implementation of attention.
+Shapes: B rows, T positions, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import LlamaModel
+
+from llava.compression.layout import TokenLayout
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import (
+    check_cache,
+    check_causal,
+    check_counting,
+    check_matrix,
+    check_packing,
+    check_padding_mask,
+    check_position_shape,
+    is_attention_matrix,
+    refuse_apart,
+    refuse_soft_prompt,
+    separated,
+    stands_apart,
+)
+from llava.model.staged_generation import is_filled
+
+_llama_forward = inspect.unwrap(LlamaModel.forward)
+"""Llama's forward without the decorators, which LLaVA's forward has already."""
+
+
+def check_forward(
+    ids: Tensor | None,
+    embeds: Tensor | None,
+    mask: Any,
+    positions: Tensor | None,
+    cache: Any,
+    images: Any,
+    layout: TokenLayout | None,
+    more: Mapping[str, Any],
+    use_cache: bool | None,
+    cached_by_default: bool,
+) -> tuple[bool, bool]:
+    """Look at everything that `LlavaLlamaForCausalLM.forward` was given, before it computes anything.
+
+    Returns:
+        whether the prompt has to be spliced, and whether it is text that needs an attention of its own (`run_apart`).
+
+    Raises:
+        ValueError: names what cannot be done and what to change.
+    """
+    _check_prompt(ids, embeds, images, more)
+    check_cache(cache)
+    check_causal(more)
+    if layout is not None:
+        if embeds is None or tuple(layout.valid.shape) != tuple(embeds.shape[:2]):
+            raise refuse_soft_prompt()
+        return False, False
+    rows, columns = (ids if embeds is None else embeds).shape[:2]  # type: ignore[union-attr]
+    check_position_shape(positions, rows, columns)
+    filled = is_filled(cache)
+    if filled:
+        _check_new_text(ids, images)
+    shown = ids is not None and not filled and (images is not None or _holds_image(ids))
+    if filled or shown:
+        check_padding_mask(mask, rows, columns, filled)
+        check_counting(positions, None if mask is None else mask[:, -columns:])
+        check_packing(more, packed=False)
+        return shown, False
+    if mask is not None and is_attention_matrix(mask):
+        check_matrix(mask, rows, columns)
+    else:
+        check_padding_mask(mask, rows, columns)
+    apart = stands_apart(positions, mask, cache is not None or (cached_by_default if use_cache is None else use_cache))
+    check_packing(more, apart)
+    if apart and (cache is not None or use_cache):
+        raise refuse_apart("past_key_values" if cache is not None else "use_cache=True")
+    return False, apart
+
+
+def _check_prompt(ids: Tensor | None, embeds: Tensor | None, images: Any, more: Mapping[str, Any]) -> None:
+    """Raise ValueError unless there is one prompt, and its images are where the model looks for them."""
+    if (ids is None) == (embeds is None):
+        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+    for name in more:
+        if name.startswith("pixel_values") and more[name] is not None:
+            raise ValueError(f"{name} is not read by this model; give the pixels as images.")
+    if embeds is not None and images is not None:
+        raise ValueError(
+            "images were given beside inputs_embeds, which do not say where they go; give the prompt as input_ids. "
+            "Soft prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text alone: use LoRA or "
+            "another adapter of weights."
+        )
+
+
+def _check_new_text(ids: Tensor | None, images: Any) -> None:
+    """Raise ValueError for images behind a filled cache; single tokens, which `generate` feeds, are not looked at."""
+    if images is not None or (ids is not None and ids.shape[1] > 1 and _holds_image(ids)):
+        raise ValueError(
+            "Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give the "
+            "whole conversation without past_key_values."
+        )
+
+
+def _holds_image(input_ids: Tensor) -> bool:
+    """Whether a prompt has to be spliced; plain text goes to the decoder as it stands, position for position."""
+    return bool((input_ids == IMAGE_TOKEN_INDEX).any())
+
+
+def run_apart(
+    decoder: Any, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
+) -> Any:
+    """Run text embeddings [B, T, D] of packed sequences, or with a 4-D mask, through transformers' own Llama."""
+    mask: Tensor | None = attention_mask
+    if not is_attention_matrix(attention_mask) and position_ids is not None:
+        position_ids, mask = separated(position_ids, attention_mask), None
+    return _llama_forward(
+        decoder,
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        position_ids=position_ids,
+        use_cache=False,
+        **kwargs,
+    )

@@ -1,0 +1,191 @@
+"""The inputs of the project's own model: right as transformers or the row alone has them, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import DUET, pixels, stock_llama, tiny_llava
+from transformers import AutoModel, AutoModelForCausalLM, BatchFeature, DataCollatorWithFlattening, DynamicCache
+
+from llava.compression import CompressionConfig
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_llama import LlavaLlamaModel
+
+SEQUENCES = [[1, 5, 6, 7], [1, 8, 9], [1, 10, 11, 12, 13]]
+PROMPT = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7]])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_llava(compression=DUET)
+
+
+def packed(**collator: Any) -> dict[str, Any]:
+    made = DataCollatorWithFlattening(**collator)([{"input_ids": ids} for ids in SEQUENCES], return_tensors="pt")
+    return {name: made[name] for name in made if name != "labels"}
+
+
+@pytest.mark.parametrize("compression", ["none", DUET])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_sequences_do_not_see_each_other(attention: str, compression: Any) -> None:
+    model = tiny_llava(compression=compression, attention=attention)
+    inputs = packed(return_flash_attn_kwargs=True, return_seq_idx=True)
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True)
+        alone = [model(torch.tensor([ids]), output_hidden_states=True) for ids in SEQUENCES]
+        stock = stock_llama(model, attention)(inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+    torch.testing.assert_close(output.logits[0], torch.cat([one.logits[0] for one in alone]), atol=1e-9, rtol=0)
+    torch.testing.assert_close(output.logits, stock.logits, atol=1e-9, rtol=0)
+    for layer, states in enumerate(output.hidden_states):
+        expected = torch.cat([one.hidden_states[layer][0] for one in alone])
+        torch.testing.assert_close(states[0], expected, atol=1e-9, rtol=0)
+
+
+def test_packed_sequences_train_as_rows(model: Any) -> None:
+    made = DataCollatorWithFlattening()([{"input_ids": ids} for ids in SEQUENCES], return_tensors="pt")
+    rows = [torch.tensor([ids]) for ids in SEQUENCES]
+    sums = sum(model(row, labels=row).loss * (row.shape[1] - 1) for row in rows)
+    loss = model(**made).loss
+    torch.testing.assert_close(loss, sums / sum(row.shape[1] - 1 for row in rows), atol=1e-6, rtol=0)
+    loss.backward()
+
+
+def test_packed_rows_may_be_padded_on_either_side(model: Any) -> None:
+    first, second = [1, 5, 6, 1, 8, 9], [1, 7, 1, 4]
+    for side in ("left", "right"):
+        pad = (lambda row, fill: [fill] * 2 + row) if side == "left" else (lambda row, fill: row + [fill] * 2)
+        ids = torch.tensor([first, pad(second, 0)])
+        mask = torch.tensor([[1] * 6, pad([1] * 4, 0)])
+        positions = torch.tensor([[0, 1, 2, 0, 1, 2], pad([0, 1, 0, 1], 1)])
+        with torch.no_grad():
+            logits = model(ids, mask, positions).logits
+            for row, columns, tokens in (
+                (0, slice(0, 3), first[:3]), (0, slice(3, 6), first[3:]),
+                (1, slice(2, 4) if side == "left" else slice(0, 2), second[:2]),
+                (1, slice(4, 6) if side == "left" else slice(2, 4), second[2:]),
+            ):  # fmt: skip
+                expected = model(torch.tensor([tokens])).logits[0]
+                torch.testing.assert_close(logits[row, columns], expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("use_cache", [None, False])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("positions", [[3, 4, 5, 6, 7], [0, 1, 2, 7, 8], [0, 1, 2, 3, 4]])
+def test_offsets_and_gaps_are_taken_as_transformers_takes_them(
+    model: Any, positions: list[int], masked: bool, use_cache: bool | None
+) -> None:
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    mask = torch.ones_like(ids) if masked else None
+    options = {"attention_mask": mask, "position_ids": torch.tensor([positions]), "use_cache": use_cache}
+    with torch.no_grad():
+        expected = stock_llama(model)(ids, **options).logits
+        torch.testing.assert_close(model(ids, **options).logits, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
+def test_a_matrix_of_attention_is_taken_for_text(model: Any, kind: torch.dtype) -> None:
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    seen = torch.ones(1, 1, 5, 5).tril().bool()
+    seen[..., 3:, 1] = False
+    mask = seen if kind is torch.bool else torch.zeros(seen.shape, dtype=kind).masked_fill(~seen, -1e9)
+    with torch.no_grad():
+        expected = stock_llama(model)(ids, attention_mask=mask, use_cache=False).logits
+        torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected, atol=1e-9, rtol=0)
+
+
+def matrix(rows: int, columns: int) -> torch.Tensor:
+    return torch.ones(rows, 1, columns, columns).tril().bool()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"images": pixels(1), "attention_mask": matrix(1, 5)}, "whole attention matrix"),
+        ({"images": pixels(1), "attention_mask": torch.ones(1, 4)}, r"attention_mask has shape \(1, 4\)"),
+        ({"images": pixels(1), "attention_mask": torch.ones(5)}, r"attention_mask has shape \(5,\)"),
+        ({"images": pixels(1), "attention_mask": {"full_attention": None}}, "attention_mask is a dict"),
+        ({"images": pixels(1), "attention_mask": torch.tensor([[1, 1, 1, 2, 2]])}, "values from 1 to 2"),
+        ({"images": pixels(1), "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}, "do not count"),
+        ({"images": pixels(1), "position_ids": torch.arange(5)}, r"position_ids has shape \(5,\)"),
+        ({"images": pixels(1), "cu_seq_lens_q": torch.tensor([0, 2, 5])}, "describe several packed sequences"),
+        ({"images": pixels(1), "inputs_embeds": torch.zeros(1, 5, 32)}, "exactly one of input_ids"),
+        ({"images": pixels(1), "past_key_values": DynamicCache()}, "it must be a StagedCache, or left out"),
+        ({"images": pixels(1), "is_causal": False}, "is_causal"),
+        ({"pixel_values": pixels(1)}, "pixel_values is not read by this model; give the pixels as images"),
+        ({"images": Image.new("RGB", (4, 4))}, "images is a Image; the model takes pixels"),
+        ({"images": [Image.new("RGB", (4, 4))]}, r"images\[0\] is a Image; the model takes pixels"),
+        ({"images": ["cat.png"]}, r"images\[0\] is a str"),
+        ({"images": {"pixels": 1}}, "pixel_values is missing"),
+        ({"images": np.zeros((1, 56, 56, 3), np.uint8)}, r"images has shape \(1, 56, 56, 3\)"),
+        ({"images": np.zeros((1, 3, 56, 56), np.uint8)}, "holds uint8"),
+        ({"images": [[pixels(1)[0], pixels(1)[0]]]}, r"row 0 holds 1 image placeholders, but images\[0\] holds 2"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_a_sentence(model: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        model(PROMPT, **options)
+
+
+def test_text_refusals_are_sentences(model: Any) -> None:
+    ids, embeds = torch.tensor([[1, 5, 6, 7]]), torch.zeros(1, 4, 32, dtype=torch.float64)
+    restart = torch.tensor([[0, 1, 0, 1]])
+    for options, words in (
+        ({"position_ids": restart, "use_cache": True}, "is given with use_cache=True"),
+        ({"cu_seq_lens_q": [0, 2, 4]}, "describe several packed sequences"),
+        ({"seq_idx": torch.tensor([[0, 0, 1, 1]])}, "describe several packed sequences"),
+        ({"attention_mask": matrix(1, 5)}, r"attention_mask has shape \(1, 1, 5, 5\)"),
+        ({"attention_mask": matrix(1, 4).long()}, "give booleans"),
+        ({"attention_mask": torch.ones(1, 6)}, r"attention_mask has shape \(1, 6\)"),
+        ({"attention_mask": torch.tensor([[0.0, 0.0, 0.0, -1e9]])}, "additive masks"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(ids, **options)
+    with pytest.raises(ValueError, match="images were given beside inputs_embeds"):
+        model(inputs_embeds=embeds, images=pixels(1))
+    cache = model(PROMPT, images=pixels(1), use_cache=True).past_key_values
+    for options in ({"images": pixels(1)}, {"input_ids": PROMPT}):
+        with pytest.raises(ValueError, match="Images cannot be added behind a filled cache"):
+            model(**{"input_ids": ids, "past_key_values": cache} | options)
+
+
+def test_images_come_as_callers_have_them(model: Any) -> None:
+    """Two rows, with two images and with one: tensors, arrays, a list for each row, what a processor returns."""
+    ids = torch.tensor([[1, IMAGE_TOKEN_INDEX, 5, IMAGE_TOKEN_INDEX, 6], [1, IMAGE_TOKEN_INDEX, 7, 8, 9]])
+    images = pixels(3)
+    a, b, c = images
+    with torch.no_grad():
+        expected = model(ids, images=images).logits
+        for given in (
+            [a, b, c], [[a, b], [c]], [[a, b], c], images.numpy(), [a.numpy(), b, c.numpy()],
+            BatchFeature({"pixel_values": images}), {"pixel_values": [a, b, c]}, images[:, None],
+        ):  # fmt: skip
+            assert torch.equal(model(ids, images=given).logits, expected)
+        assert torch.equal(model(ids[1:], images=c).logits, model(ids[1:], images=images[2:]).logits)
+        answers = [model.generate(ids, images=given, max_new_tokens=2) for given in (images, [[a, b], [c]])]
+    assert torch.equal(*answers)
+    with pytest.raises(ValueError, match="row 0 holds 2 image placeholders"):
+        model(ids, images=[[a], [b, c]])
+    with pytest.raises(ValueError, match="lists for 1 rows, but 2 prompts"):
+        model(ids, images=[[a, b, c]])
+
+
+@pytest.mark.parametrize("given", ["none", {}, {"t2v": DUET["t2v"]}, CompressionConfig()])
+def test_forward_takes_a_compression_in_every_form(model: Any, given: Any) -> None:
+    images = pixels(1)
+    with torch.no_grad():
+        expected = model(PROMPT, images=images, compression=CompressionConfig.resolve(given)).logits
+        assert torch.equal(model(PROMPT, images=images, compression=given).logits, expected)
+        assert not torch.equal(model(PROMPT, images=images).logits[:, -1], expected[:, -1])
+
+
+def test_a_folder_opens_by_every_name_transformers_gives_it(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(type(model.get_vision_tower()), "read_image_processor", lambda self, path: None)
+    monkeypatch.setattr(type(model.get_vision_tower()), "image_processor", Image, raising=False)
+    model.model.save_pretrained(tmp_path)
+    assert AutoModel and AutoModelForCausalLM and LlavaLlamaForCausalLM and LlavaLlamaModel

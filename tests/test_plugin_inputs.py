@@ -1,0 +1,180 @@
+"""What a compressed model of transformers may be given, in every family: right as stock has it, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_plugin import BOTH, KINDS, NO_DROP, T2V, answered
+from tiny_vlms import FAMILIES, batch, prompt, vlm
+from transformers import DataCollatorWithFlattening, DynamicCache
+
+from llava import compress
+
+SEQUENCES = [[1, 5, 6, 7], [1, 8, 9], [1, 10, 11, 12, 13]]
+
+
+@pytest.fixture(scope="module")
+def stock() -> dict[str, Any]:
+    return {family: vlm(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def compressed(stock: dict[str, Any]) -> dict[str, Any]:
+    return {family: compress(model, BOTH) for family, model in stock.items()}
+
+
+def shown(family: str) -> dict[str, Any]:
+    return batch([prompt(family, 1, KINDS[family][0])])
+
+
+def packed(family: str, kind: str) -> dict[str, Any]:
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    made = collator([{"input_ids": ids} for ids in SEQUENCES], return_tensors="pt")
+    del made["labels"]
+    if kind != "2-D":
+        made["position_ids"] = made["position_ids"][None].expand(int(kind[0]), -1, -1)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["2-D", "3-axis", "4-axis"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_text_is_kept_apart(compressed: dict[str, Any], family: str, kind: str) -> None:
+    model, inputs = compressed[family], packed(family, kind)
+    if kind != "2-D" and family != "qwen2_5_vl":
+        with pytest.raises(ValueError, match=r"position_ids has shape \(\d, 1, 12\)"):
+            model(**inputs)
+        return
+    with torch.no_grad():
+        alone = torch.cat([model(torch.tensor([ids])).logits[0] for ids in SEQUENCES])
+        output = model(**inputs, output_hidden_states=True)
+        torch.testing.assert_close(output.logits[0], alone, atol=1e-9, rtol=0)
+        mask = torch.ones_like(inputs["input_ids"])
+        torch.testing.assert_close(model(**inputs, attention_mask=mask).logits[0], alone, atol=1e-9, rtol=0)
+    assert len(output.hidden_states) == 7 and output.past_key_values is None
+    with pytest.raises(ValueError, match="is given with use_cache=True"):
+        model(**inputs, use_cache=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_prompts_with_images_are_refused(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    columns = inputs["input_ids"].shape[1]
+    positions = torch.cat([torch.arange(columns - 3), torch.arange(3)])[None]
+    several = [positions, *([positions.expand(4, 1, -1), positions.expand(3, 1, -1)] if "qwen" in family else [])]
+    for given in several:
+        with pytest.raises(ValueError, match="give each sequence a row of its own"):
+            model(**inputs | {"position_ids": given, "attention_mask": None})
+    with pytest.raises(ValueError, match="give each sequence a row of its own"):
+        model(**inputs, cu_seq_lens_q=torch.tensor([0, columns - 3, columns]))
+    with pytest.raises(ValueError, match="do not count the tokens"):
+        model.generate(**inputs, position_ids=positions, max_new_tokens=1)
+
+
+def test_positions_of_qwen_are_taken_as_the_stock_model_takes_them(stock: dict[str, Any]) -> None:
+    """Three axes, four, or one for all three; made by the stock model or counted by hand."""
+    model, inputs = stock["qwen2_5_vl"], shown("qwen2_5_vl")
+    staged = compress(model, NO_DROP)
+    ids = inputs["input_ids"]
+    names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+    made, _ = model.model.get_rope_index(ids, **{name: inputs[name] for name in names})
+    counted = torch.arange(ids.shape[1])[None]
+    with torch.no_grad():
+        for positions in (made, torch.cat([counted[None], made]), made + 5, counted, counted + 3):
+            expected = model(**inputs, position_ids=positions).logits
+            got = staged(**inputs, position_ids=positions).logits
+            torch.testing.assert_close(got, expected, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_are_padding_or_a_sentence(compressed: dict[str, Any], stock: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    columns = inputs["input_ids"].shape[1]
+    seen = torch.ones(1, 1, columns, columns).tril().bool()
+    for mask, words in (
+        (seen, "attention_mask has 4 dimensions"),
+        (torch.zeros(seen.shape).masked_fill(~seen, -1e9), "attention_mask has 4 dimensions"),
+        (torch.ones(1, columns + 2), "attention_mask has shape"),
+        (torch.ones(1, columns - 2), "attention_mask has shape"),
+        (torch.ones(2, columns), "attention_mask has shape"),
+        (torch.ones(columns), "attention_mask has shape"),
+        ({"full_attention": torch.ones(1, columns)}, "attention_mask is a dict"),
+        (torch.full((1, columns), 2), "values from 2 to 2"),
+        (torch.zeros(1, columns).index_fill(1, torch.tensor([0]), -1e9), "additive masks"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(**inputs | {"attention_mask": mask})
+    text = batch([prompt(family, 3, ())])
+    ids = text["input_ids"]
+    seen = torch.ones(1, 1, ids.shape[1], ids.shape[1]).tril().bool()
+    seen[..., 3:, 1] = False
+    with torch.no_grad():
+        expected = stock[family](ids, attention_mask=seen, use_cache=False).logits
+        torch.testing.assert_close(model(ids, attention_mask=seen).logits, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_beside_ids_or_pixels_are_refused(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    without = {name: value for name, value in inputs.items() if name != "input_ids"}
+    for call in (model, model.generate):
+        for given in (inputs, without):
+            with pytest.raises(ValueError, match="give the prompt as input_ids alone"):
+                call(**given, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="give the prompt as input_ids"):
+        model()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_inner_model_does_not_run_uncompressed(stock: dict[str, Any], family: str) -> None:
+    model, inputs = compress(stock[family], T2V), shown(family)
+    for call in (model.model, model.base_model):
+        with pytest.raises(ValueError, match=r"called by itself.* make one without a budget"):
+            call(**inputs)
+    with torch.no_grad():
+        expected = stock[family](**inputs)
+        assert torch.equal(stock[family].model(**inputs)[0], compress(model, "none").model(**inputs)[0])
+        assert torch.equal(model(**inputs, compression="none").logits, expected.logits)
+        labelled = inputs | {"labels": inputs["input_ids"]}
+        assert torch.equal(model(**labelled, compression="none").loss, stock[family](**labelled).loss)
+    assert answered(model, inputs, compression="none") == answered(stock[family], inputs)
+    model.set_compression("none")
+    assert torch.equal(model.model(**inputs)[0], stock[family].model(**inputs)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_caches_are_refused(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    for call in (model, model.generate):
+        with pytest.raises(
+            ValueError, match="past_key_values is a DynamicCache; it must be a StagedCache, or left out"
+        ):
+            call(**inputs, past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["prompt", "encoder", "prefix"])
+def test_soft_prompts_work_or_are_refused(family: str, kind: str) -> None:
+    """Never the answer that the model gives without them."""
+    peft = pytest.importorskip("peft")
+    sizes = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4, "num_layers": 6, "num_attention_heads": 4}
+    config = {
+        "prompt": lambda: peft.PromptTuningConfig(**sizes, token_dim=32),
+        "encoder": lambda: peft.PromptEncoderConfig(**sizes, token_dim=32, encoder_hidden_size=16),
+        "prefix": lambda: peft.PrefixTuningConfig(**sizes | {"num_attention_heads": 2}, token_dim=16),
+    }[kind]()
+    inputs, text = shown(family), batch([prompt(family, 3, ())])
+    model = peft.get_peft_model(compress(vlm(family), BOTH), config).double().eval()
+    for given in (inputs, text):
+        with pytest.raises(ValueError, match=r"soft prompt before a prompt .*use LoRA"):
+            model.generate(**given, max_new_tokens=2)
+    if family == "llava":  # at this size peft takes a layer of Qwen's tower for its word embeddings
+        with pytest.raises(ValueError, match="use LoRA"):
+            model(**inputs)
+    if family == "llava" and kind != "prefix":
+        with torch.no_grad():
+            expected = peft.get_peft_model(compress(vlm(family), "none"), config).double().eval()
+            expected.load_state_dict(model.state_dict())
+            torch.testing.assert_close(model(**text).logits, expected(**text).logits, atol=1e-6, rtol=0)
