@@ -11,6 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
+
+TEMPLATE_FIELD = "conversation_template"
+"""Of `config.json`: the template that a model was trained with."""
 
 _SYSTEM_MARK = re.compile(r"<\|im_start\|>system\n|<\|start_header_id\|>system<\|end_header_id\|>\n\n")
 
@@ -23,6 +27,8 @@ class SeparatorStyle(Enum):
     MPT = auto()
     PLAIN = auto()
     LLAMA_2 = auto()
+    CHATML = auto()
+    LLAMA_3 = auto()
 
 
 class SegmentKind(Enum):
@@ -32,11 +38,15 @@ class SegmentKind(Enum):
     ROLE = auto()
     QUESTION = auto()
     ANSWER = auto()
+    AFTER = auto()
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a prompt. An answer includes the space before it and the separator that ends it."""
+    """A piece of a prompt. An answer includes the space before it and the separator that ends it.
+
+    `AFTER` is what stands between that and the next turn: the template writes it, so it is neither learnt nor asked.
+    """
 
     text: str
     kind: SegmentKind
@@ -51,7 +61,8 @@ class Conversation:
         roles: names of the two speakers, the human first.
         messages: [role, text] pairs; a text of None leaves the answer open, for generation.
         offset: how many leading messages belong to the template itself.
-        sep, sep2: after a human's and after an assistant's turn (`sep2` of None: the same).
+        sep, sep2: after a human's and after an assistant's turn (`sep2` of None: the same). In the styles CHATML and
+            LLAMA_3 `sep` ends every turn, and `sep2` is what stands between turns.
         version: name that the trainer tells formats apart by.
     """
 
@@ -89,8 +100,16 @@ class Conversation:
             SeparatorStyle.MPT: self._mpt_segments,
             SeparatorStyle.PLAIN: self._plain_segments,
             SeparatorStyle.LLAMA_2: self._llama_2_segments,
+            SeparatorStyle.CHATML: self._headed_segments,
+            SeparatorStyle.LLAMA_3: self._headed_segments,
         }
         return [segment for segment in builders[self.sep_style]() if segment.text]
+
+    @property
+    def end_mark(self) -> str:
+        """What ends an answer."""
+        ends = self.sep2 if self.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else self.sep
+        return ends or self.sep
 
     @property
     def _seps(self) -> tuple[str, str]:
@@ -133,6 +152,23 @@ class Conversation:
             yield Segment(message, SegmentKind.QUESTION)
             yield Segment(" [/INST]", SegmentKind.ROLE)
 
+    def _headed_segments(self) -> Iterator[Segment]:
+        """ChatML with newlines, and Llama 3: every turn has a head and an end mark, the system prompt as well."""
+        head, between = _SYSTEM_HEADS[self.sep_style], self.sep2 or ""
+        if self.system:
+            system = self.system if self.system.startswith(head) else head + self.system
+            yield Segment(system + self.sep + between, SegmentKind.SYSTEM)
+        for turn, (role, message) in enumerate(self.messages):
+            yield Segment(role or "", SegmentKind.ROLE)
+            if message is None:
+                continue
+            if turn % 2:
+                yield Segment(message + self.sep, SegmentKind.ANSWER)
+                yield Segment(between, SegmentKind.AFTER)
+            else:
+                yield Segment(message, SegmentKind.QUESTION)
+                yield Segment(self.sep + between, SegmentKind.ROLE)
+
 
 def _spoken(turn: int, before: str, message: str, after: str) -> Iterator[Segment]:
     """One turn's text: an answer with all that surrounds it, or a question apart from its surroundings."""
@@ -174,6 +210,11 @@ _MPT_SYSTEM = (
     "The assistant gives helpful and honest answers."
 )
 _CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+_LLAMA_3_ROLES = tuple(f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+_SYSTEM_HEADS = {
+    SeparatorStyle.CHATML: "<|im_start|>system\n",
+    SeparatorStyle.LLAMA_3: "<|start_header_id|>system<|end_header_id|>\n\n",
+}
 
 
 def _v0(system: str, version: str = "Unknown") -> Conversation:
@@ -192,6 +233,22 @@ def _llama_2(system: str, sep: str = "<s>") -> Conversation:
 
 def _chatml(system: str) -> Conversation:
     return Conversation(system, _CHATML_ROLES, sep_style=SeparatorStyle.MPT, sep="<|im_end|>", version="mpt")
+
+
+def _chatml_lines(system: str = "") -> Conversation:
+    """ChatML as tokenizers publish it: with a line break behind every end mark."""
+    style = SeparatorStyle.CHATML
+    head = _SYSTEM_HEADS[style] if system else ""
+    return Conversation(head + system, _CHATML_ROLES, sep_style=style, sep="<|im_end|>", sep2="\n", version="chatml")
+
+
+def _llama_3(system: str = "") -> Conversation:
+    style = SeparatorStyle.LLAMA_3
+    head = _SYSTEM_HEADS[style] if system else ""
+    user, assistant = _LLAMA_3_ROLES
+    return Conversation(
+        head + system, (user, assistant), sep_style=style, sep="<|eot_id|>", sep2="", version="llama_v3"
+    )
 
 
 def _plain() -> Conversation:
@@ -215,6 +272,13 @@ conv_templates: dict[str, Conversation] = {
     "v1_mmtag": _v1(_TAGGED_IMAGES, version="v1_mmtag"),
     "llava_llama_2": _llama_2(_LANGUAGE_AND_VISION),
     "mpt": _chatml(_MPT_SYSTEM),
+    "chatml": _chatml_lines(),
+    "smollm2": _chatml_lines("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    "qwen_1_5": _chatml_lines("You are a helpful assistant."),
+    "qwen_2": _chatml_lines("You are a helpful assistant."),
+    "qwen_2_5": _chatml_lines("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "llama_3": _llama_3(),
+    "llava_llama_3": _llama_3(_LANGUAGE_AND_VISION),
 }
 default_conversation = conv_templates["vicuna_v1"]
 
@@ -228,6 +292,28 @@ def get_template(name: str) -> Conversation:
     if name not in conv_templates:
         raise ValueError(f"There is no conversation template {name!r}; accepted are {', '.join(conv_templates)}.")
     return conv_templates[name].copy()
+
+
+def recorded_template(config: Any) -> str | None:
+    """The template that a model was trained with, as its `config.json` says in `conversation_template`.
+
+    None where it says none, as published checkpoints do, and for `plain`, in which nobody can be asked.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ValueError: if there is no such template.
+    """
+    name = getattr(config, TEMPLATE_FIELD, None)
+    if name is None:
+        return None
+    if name not in conv_templates:
+        raise ValueError(
+            f"{TEMPLATE_FIELD} in config.json is {name!r}, which this version does not know; accepted are "
+            f"{', '.join(conv_templates)}."
+        )
+    return None if conv_templates[name].sep_style is SeparatorStyle.PLAIN else str(name)
 
 
 def fill_template(name: str, turns: Sequence[str | None], system: str | None = None) -> Conversation:

@@ -23,7 +23,8 @@ from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.columns import own_columns
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
-from llava.serve.inputs import best_device, conv_mode_of, place_images
+from llava.serve.inputs import best_device, place_images
+from llava.serve.template import choose_template
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +80,17 @@ class Respondent:
         conv_mode: str | None = None,
         device: str | None = None,
         image_opening: str | None = None,
+        usual_conv_mode: str | None = None,
         **loading: Any,
     ) -> Respondent:
         """Load a model.
 
         Args:
             model_path, model_base: as in `load_pretrained_model`.
-            conv_mode: key of `conv_templates`; None goes by the model's name.
+            conv_mode: key of `conv_templates`; None is that of training.
             device: by default a GPU where there is one.
             image_opening: as in the constructor.
+            usual_conv_mode: where the model records no template; None goes by its name.
             loading: to `load_pretrained_model`, such as `compression`, `dtype`, `load_4bit`; None is left out.
 
         Raises:
@@ -98,7 +101,8 @@ class Respondent:
         tokenizer, model, image_processor, _ = load_pretrained_model(
             model_path, model_base, name, device=best_device(device), **given
         )
-        return cls(tokenizer, model, image_processor, conv_mode or conv_mode_of(name), image_opening)
+        template = choose_template(model.config, name, conv_mode, usual_conv_mode)
+        return cls(tokenizer, model, image_processor, template, image_opening)
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], **generation: Any) -> list[str]:

@@ -40,6 +40,7 @@ class Subject:
         dtype: of the weights.
         bits: 4 or 8 where the language model is quantised.
         image_opening: `upright` or `llava`, see `llava.image_opening`.
+        template: key of `conv_templates`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Subject:
     dtype: str
     bits: int | None = None
     image_opening: str = DEFAULT_OPENING
+    template: str = "vicuna_v1"
 
 
 @dataclass

@@ -38,7 +38,8 @@ class DuetLlava(_Base):
         pretrained: folder or hub name, as in `load_pretrained_model`.
         model_base: language model of a projector or LoRA folder.
         compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
-        conv_template: key of `conv_templates`; by default that of LLaVA-1.5, as for lmms-eval's own `llava`.
+        conv_template: key of `conv_templates`; by default that of training, and where the model records none that of
+            LLaVA-1.5, as for lmms-eval's own `llava`.
         batch_size: questions per batch.
         device: by default a GPU where there is one; under `accelerate launch` each process takes its own.
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
@@ -58,7 +59,7 @@ class DuetLlava(_Base):
         pretrained: str = "",
         model_base: str | None = None,
         compression: str | None = None,
-        conv_template: str = "vicuna_v1",
+        conv_template: str | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
         dtype: str | None = None,
@@ -82,7 +83,7 @@ class DuetLlava(_Base):
         self.num_frames = num_frames
         self._respondent = Respondent.open(
             str(pretrained), model_base, conv_template, device, image_opening,
-            compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
+            usual_conv_mode="vicuna_v1", compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
         )  # fmt: skip
 
     @property

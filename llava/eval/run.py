@@ -44,6 +44,7 @@ from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints import vision_config
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
+from llava.serve.template import choose_template
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""
@@ -84,6 +85,8 @@ def subject_of(options: argparse.Namespace) -> Subject:
         ValueError: if there is no such model, or no such budget.
     """
     config, files = open_checkpoint(options.model_path, options.model_base)
+    name = _name_of(options.model_path)
+    usual = getattr(options, "usual_conv_mode", None) or template_of(name)
     chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
     _check_fit(chosen, config)
     if options.load_4bit and options.load_8bit:
@@ -92,13 +95,14 @@ def subject_of(options: argparse.Namespace) -> Subject:
     return Subject(
         model=options.model_path,
         model_base=options.model_base,
-        name=_name_of(options.model_path),
+        name=name,
         files=files,
         compression=chosen,
         compression_name=compression_name(options, chosen),
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
         bits=4 if options.load_4bit else 8 if options.load_8bit else None,
         image_opening=opening_of(config, options.image_opening),
+        template=choose_template(config, name, options.conv_mode, usual),
     )
 
 
@@ -150,17 +154,17 @@ def crew_of(sources: Sequence[ModelSource]) -> Crew:
     return Alone(sources[0]) if len(sources) == 1 else Processes(sources)
 
 
-def manner_of(options: argparse.Namespace, subject: Subject, conv_mode: str, max_new_tokens: int) -> Manner:
+def manner_of(options: argparse.Namespace, subject: Subject, max_new_tokens: int) -> Manner:
     """How the flags say to ask a model.
 
     Raises:
         ValueError: if one is out of range.
     """
-    check_template(conv_mode)
+    check_template(subject.template)
     on_cpu = best_device(options.device) == "cpu"
     ahead = options.loader_workers if options.loader_workers is not None else 0 if on_cpu else 4
     manner = Manner(
-        conv_mode=conv_mode,
+        conv_mode=subject.template,
         max_new_tokens=max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -175,7 +179,7 @@ def manner_of(options: argparse.Namespace, subject: Subject, conv_mode: str, max
 
 
 def template_of(model_name: str) -> str:
-    """The template of LLaVA's evaluation scripts; another where the model's name asks for another kind."""
+    """That of LLaVA's evaluation scripts, or another where the name of a model that records none asks for it."""
     by_name = conv_mode_of(model_name)
     return "vicuna_v1" if by_name in ("llava_v1", "v1") else by_name
 
@@ -186,10 +190,9 @@ def entry_of(options: argparse.Namespace, subject: Subject, benchmark: Benchmark
     Raises:
         ValueError: if a file is missing or something does not fit.
     """
-    conv_mode = options.conv_mode or template_of(subject.name)
-    manner = manner_of(options, subject, conv_mode, options.max_new_tokens or benchmark.max_new_tokens)
+    manner = manner_of(options, subject, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
-        "conv_mode": conv_mode, "temperature": options.temperature, "top_p": options.top_p,
+        "conv_mode": manner.conv_mode, "temperature": options.temperature, "top_p": options.top_p,
         "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": subject.dtype,
         "bits": subject.bits, "num_frames": manner.num_frames,
         "image_opening": manner.image_opening, "limit": options.limit,
@@ -350,7 +353,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", help="folder of results (default: results, beside --out where that is given)")
     parser.add_argument("--out", help="also write an object of headlines, such as {'GQA': 61.9}, to this file")
-    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     add_generation_flags(parser, temperature=0.0, max_new_tokens=None)
     parser.add_argument("--num-frames", "--num_frames", type=int, default=8, help="shown of a video (default: 8)")
     parser.add_argument("--limit", type=int, help="ask only so many questions of each benchmark")

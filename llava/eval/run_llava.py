@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
-from llava.conversation import get_template
+from llava.conversation import get_template, recorded_template
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, open_image, sampling
+from llava.serve.template import choose_template
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,
@@ -63,7 +64,7 @@ def eval_model(args: Any) -> str:
         device=best_device(options.device),
     )  # fmt: skip
     chat = Chat(
-        model, tokenizer, image_processor, _template(options.conv_mode, name),
+        model, tokenizer, image_processor, _template(model.config, name, options.conv_mode),
         compression=budget(options, model.compression), **generation,
     )  # fmt: skip
     opening = opening_of(model.config, options.image_opening)
@@ -79,14 +80,14 @@ def image_files(names: str | None, sep: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _template(asked: str | None, name: str) -> str:
-    """The template that was asked for; a word where the model's name asks for another, as LLaVA does."""
+def _template(config: Any, name: str, asked: str | None) -> str:
+    """The template to ask in; a word where the name of a model that records none asks for another, as LLaVA does."""
     by_name = conv_mode_of(name)
-    if asked is not None and asked != by_name:
+    if asked is not None and asked != by_name and recorded_template(config) is None:
         logging.getLogger(__name__).warning(
             "The model's name suggests conv_mode %s, but %s was asked for and is used.", by_name, asked
         )
-    return asked or by_name
+    return choose_template(config, name, asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add_loading_flags(parser)
     parser.add_argument("--image-file", "--image_file", required=True, help="paths or addresses, joined by --sep")
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
-    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--sep", help="between image files (default: a comma)")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.2)")
     parser.add_argument("--top_p", "--top-p", type=float, help="sample from the likeliest tokens of this total share")

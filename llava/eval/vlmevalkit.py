@@ -30,7 +30,7 @@ class DuetLlava(_Base):
     Args:
         model_path, model_base: as in `load_pretrained_model`.
         compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
-        conv_mode: key of `conv_templates`; by default by the model's name.
+        conv_mode: key of `conv_templates`; by default that of training, or by the model's name.
         device: by default a GPU where there is one.
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.

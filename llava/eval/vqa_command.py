@@ -38,7 +38,8 @@ def vqa_parser(
     parser.add_argument("--image-folder", "--image_folder", default="", help="that image names are relative to")
     parser.add_argument("--question-file", "--question_file", default=question_file, help=f"(default: {question_file})")
     parser.add_argument("--answers-file", "--answers_file", default="answer.jsonl", help="(default: answer.jsonl)")
-    parser.add_argument("--conv-mode", "--conv_mode", default=conv_mode, help=f"(default: {conv_mode})")
+    parser.add_argument("--conv-mode", "--conv_mode", help=f"(default: that of training, or {conv_mode})")
+    parser.set_defaults(usual_conv_mode=conv_mode)
     parser.add_argument("--num-chunks", "--num_chunks", type=int, default=1, help="parts of the questions (default: 1)")
     parser.add_argument("--chunk-idx", "--chunk_idx", type=int, default=0, help="the part to answer (default: 0)")
     add_generation_flags(parser, temperature=0.2, max_new_tokens=new_tokens)
@@ -98,7 +99,7 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
         subject = subject_of(options)
         job = Job(
             title=answers.path.name, subject=subject,
-            manner=manner_of(options, subject, options.conv_mode, options.max_new_tokens), questions=read(options),
+            manner=manner_of(options, subject, options.max_new_tokens), questions=read(options),
             answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
             way_out="--fresh removes these answers and starts anew.",
         )  # fmt: skip

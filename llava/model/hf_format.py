@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava.conversation import TEMPLATE_FIELD
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
 
@@ -43,6 +44,7 @@ _NAMES_THERE = {
 _CARRIED = (
     "compression",
     "image_opening",
+    TEMPLATE_FIELD,
     "mm_vision_tower",
     "mm_use_im_start_end",
     "mm_use_im_patch_token",

@@ -30,8 +30,9 @@ from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, p
 from llava.model.staged_cache import StagedCache
 from llava.model.trace import CompressionTrace, trace_compression
 from llava.serve.ending import answer_text, end_tokens, needed_stop_string
-from llava.serve.inputs import conv_mode_of, place_images
+from llava.serve.inputs import place_images
 from llava.serve.streaming import Answering
+from llava.serve.template import choose_template
 from llava.serve.usage import Usage
 
 DEFAULT_NEW_TOKENS = 512
@@ -59,7 +60,7 @@ class Chat:
 
     Args:
         model, tokenizer, image_processor: of `load_pretrained_model`.
-        conv_mode: key of `conv_templates`; None goes by the model's name.
+        conv_mode: key of `conv_templates`; None is that of training, or goes by the model's name.
         compression: instead of the model's own: an object, preset's name, YAML file or mapping.
         reencode: whether each question computes the whole conversation again, to choose its own visual tokens; else
             later questions see those that the first one left, and later turns take no images.
@@ -89,7 +90,8 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.conv_mode = conv_mode or conv_mode_of(get_model_name_from_path(model.config.name_or_path or "llava"))
+        name = get_model_name_from_path(model.config.name_or_path or "llava")
+        self.conv_mode = choose_template(model.config, name, conv_mode)
         self.reencode = reencode
         self._generation = self._with_defaults(generation)
         self._stop = needed_stop_string(tokenizer, self.conv_mode)

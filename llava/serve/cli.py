@@ -26,12 +26,12 @@ from llava.serve.inputs import (
     add_loading_flags,
     best_device,
     check_device,
-    conv_mode_of,
     open_image,
     read_image,
     sampling,
 )
 from llava.serve.overlay import draw_overlay
+from llava.serve.template import choose_template
 
 COMMANDS = """commands in the chat:
   /image PATH          show an image (path or http(s) address) with the next question
@@ -86,8 +86,8 @@ class Session:
             device=best_device(options.device),
         )  # fmt: skip
         chat = Chat(
-            model, tokenizer, image_processor, options.conv_mode or conv_mode_of(name), options.compression,
-            reencode=options.reencode, **generation,
+            model, tokenizer, image_processor, choose_template(model.config, name, options.conv_mode),
+            options.compression, reencode=options.reencode, **generation,
         )  # fmt: skip
         opening = opening_of(model.config, options.image_opening)
         return cls(chat, options, [as_rgb(pictures[place], opening) for place in options.image_file])
@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image-file", "--image_file", nargs="+", default=[], metavar="FILE_OR_URL",
         help="images of the first question: paths or http(s) addresses",
     )  # fmt: skip
-    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default by the model's name")
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 takes the likeliest token (default: 0.2)")
     parser.add_argument("--top-p", "--top_p", type=float, help="sample from the likeliest tokens of this total share")
     parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=512, help="default: 512")

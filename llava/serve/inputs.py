@@ -12,7 +12,7 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import SeparatorStyle, get_template
+from llava.conversation import get_template
 from llava.data.images import explained
 from llava.data.records import wrap_image_marks
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
@@ -33,16 +33,17 @@ _TEMPLATES_BY_NAME = (
 
 
 def conv_mode_of(model_name: str) -> str:
-    """The conversation template that a model's name asks for, by LLaVA's rules; that of training where none fits."""
+    """The conversation template that a model's name asks for, by LLaVA's rules, and v1 where none fits.
+
+    For models whose `config.json` records none; see `llava.serve.template`.
+    """
     name = model_name.lower()
     return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)
 
 
 def stop_string(conv_mode: str) -> str:
     """What ends an answer in a template."""
-    template = get_template(conv_mode)
-    ends = template.sep2 if template.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else template.sep
-    return ends or template.sep
+    return get_template(conv_mode).end_mark
 
 
 def read_image(place: str, opening: str = DEFAULT_OPENING) -> Image.Image:
