@@ -47,7 +47,7 @@ def test_answers_hold_the_text_and_its_end_and_nothing_of_the_question(name: str
     segments = conversation.segments()
     answers = [segment.text for segment in segments if segment.kind is SegmentKind.ANSWER]
     questions = [segment.text for segment in segments if segment.kind is SegmentKind.QUESTION]
-    ends = conversation.sep if conversation.sep2 is None else conversation.sep2
+    ends = conversation.end_mark
     assert [answer.removesuffix(ends).strip() for answer in answers] == TURNS[1::2]
     assert all(answer.endswith(ends) for answer in answers)
     assert questions == TURNS[::2]

@@ -182,7 +182,8 @@ def test_defaults_are_llavas(command: Any, question_file: str, template: str, ne
     options = vars(command.parser().parse_args(["--model-path", "m"]))
     llavas = {
         "model_base": None, "image_folder": "", "question_file": question_file, "answers_file": "answer.jsonl",
-        "conv_mode": template, "num_chunks": 1, "chunk_idx": 0, "temperature": 0.2, "top_p": None, "num_beams": 1,
+        "conv_mode": None, "usual_conv_mode": template,
+        "num_chunks": 1, "chunk_idx": 0, "temperature": 0.2, "top_p": None, "num_beams": 1,
         "max_new_tokens": new_tokens,
     } | more  # fmt: skip
     assert {name: options[name] for name in llavas} == llavas
@@ -215,7 +216,7 @@ def test_each_script_runs_its_benchmark(name: str, tmp_path: Path):
     assert words[:3] == ["python", "-m", "llava.eval.run"]
     options = parse(words[3:])
     assert options.benchmarks == SCRIPTS[name] and options.model_path == "liuhaotian/llava-v1.5-7b"
-    assert (options.conv_mode, options.temperature, options.num_gpus, options.batch_size) == ("vicuna_v1", 0, 1, 1)
+    assert (options.conv_mode, options.temperature, options.num_gpus, options.batch_size) == (None, 0, 1, 1)
     assert options.compression is None and options.judge is None
     assert options.eval_folder == "./playground/data/eval"
 

@@ -33,9 +33,11 @@ from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
 from llava.data.tokenization import encode_prompt
 from llava.image_opening import opening_of
-from llava.mm_utils import preprocess_image
+from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
+from llava.serve.ending import answer_text, ending_options, needed_stop_string
+from llava.serve.template import choose_template
 from playground.quickstart.machine import describe_machine
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 
@@ -79,7 +81,8 @@ class Subject:
         tokenizer, model, image_processor, _ = load_pretrained_model(
             options.model_path, device=device, device_map=device, dtype=torch.float32
         )
-        return cls(tokenizer, model, image_processor, options.template, Path(options.image_folder))
+        template = choose_template(model.config, get_model_name_from_path(options.model_path), options.template)
+        return cls(tokenizer, model, image_processor, template, Path(options.image_folder))
 
     def prepare(self, questions: Sequence[Question], batch_size: int) -> list[Batch]:
         """Tokens and pixels of all questions, once for all configurations."""
@@ -100,10 +103,12 @@ class Subject:
 
     def answer(self, batch: Batch, compression: CompressionConfig) -> list[str]:
         """Greedy answers."""
+        stop = needed_stop_string(self.tokenizer, self.template)
         ids = self.model.generate(
-            **batch.inputs, compression=compression, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
-        )
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            **batch.inputs, compression=compression, do_sample=False, max_new_tokens=MAX_NEW_TOKENS,
+            **ending_options(self.model, self.tokenizer, stop),
+        )  # fmt: skip
+        return [answer_text(text, stop) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def trace(self, batch: Batch, compression: CompressionConfig) -> CompressionTrace:
         """Where the patches of a batch go."""
@@ -138,6 +143,7 @@ def open_results(options: argparse.Namespace) -> Results:
     questions = read_questions(Path(options.questions), options.limit)
     settings = new_settings([Path(name) for name in options.compression], options.blank)
     identity = fingerprint(Path(options.model_path), questions, settings)
+    identity |= {} if options.template is None else {"template": options.template}
     if Path(options.out).is_file():
         earlier = Results.load(Path(options.out))
         if earlier.fingerprint == identity:
@@ -249,7 +255,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compression", nargs="+", required=True, help="YAML files; the first is compared with")
     parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--template", default="v1", help="conversation template of the training")
+    parser.add_argument("--template", help="conversation template; by default that of training")
     parser.add_argument("--limit", type=int, default=None, help="answer only so many questions")
     parser.add_argument(
         "--blank", action=argparse.BooleanOptionalAction, default=True, help="also ask about empty images"

@@ -8,7 +8,8 @@
 #   COMPRESSION        preset, YAML file or none                                what the model was trained with
 #   EVAL_FOLDER        benchmarks, as LLaVA lays them out                       ./playground/data/eval
 #   OUTPUT             where answers and numbers go                             ./results
-#   CONV_MODE          conversation template                                    vicuna_v1
+#   CONV_MODE          conversation template                                    that of training; vicuna_v1 where the
+#                                                                               model records none
 #   TEMPERATURE        0 takes the likeliest token                              0
 #   MAX_NEW_TOKENS     longest answer                                           as the benchmark asks
 #   BATCH_SIZE         questions answered together on a GPU                     16; 1 on a CPU
@@ -81,7 +82,7 @@ evaluate() {
         ${COMPRESSION:+--compression "$COMPRESSION"}
         --eval-folder "${EVAL_FOLDER:-./playground/data/eval}"
         --output "${OUTPUT:-./results}"
-        --conv-mode "${CONV_MODE:-vicuna_v1}"
+        ${CONV_MODE:+--conv-mode "$CONV_MODE"}
         --temperature "${TEMPERATURE:-0}"
         ${MAX_NEW_TOKENS:+--max-new-tokens "$MAX_NEW_TOKENS"}
         --batch-size "$BATCH_SIZE"
