@@ -22,6 +22,7 @@ that model with images that were opened the same way, unless it is told otherwis
 from __future__ import annotations
 
 import struct
+import warnings
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,9 @@ def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     """The rotation mark, if it can be read: damaged metadata does not keep anyone from seeing the pixels."""
     try:
-        mark = image.getexif().get(ExifTags.Base.Orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mark = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return None
     return mark if isinstance(mark, int) else None
