@@ -20,12 +20,17 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            wait_for(device)
-            start = time.perf_counter()
-            run()
-            wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(run, device))
     return seconds
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, the device idle before it and waited for behind it."""
+    wait_for(device)
+    start = time.perf_counter()
+    run()
+    wait_for(device)
+    return time.perf_counter() - start
 
 
 def wait_for(device: torch.device) -> None:

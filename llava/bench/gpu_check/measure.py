@@ -1,0 +1,286 @@
+"""The parts that measure: prefill, training step and decoding of a LLaVA with random weights, budget against budget.
+
+All budgets run in turn within one process (A B C D A B C D), after one call each to warm up, so that a change of load
+or clock touches all of them. Out of memory is the result of a row, not the end of the run.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from llava.bench.gpu_check.task import NotHereError, Task
+from llava.bench.step import build_model, limit, make_batch, runner
+from llava.bench.timing import timed, wait_for
+from llava.compression.config import CompressionConfig
+from llava.compression.schedule import VisionShape, average_visual_tokens, training_passes, visual_tokens_per_layer
+from llava.train.hardware import device_peak
+
+BASELINE = "none"
+BUDGETS = (BASELINE, "duet-192", "duet-128", "duet-64")
+TEXT_TOKENS = 100
+LAST_LAYERS = 4
+"""Whose gradients are taken where those of all layers do not fit."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is asked of a shape.
+
+    Attributes:
+        batches: of prefill and decoding.
+        steps: batches of a training step to try, rising.
+        rounds: after the warm-up, while time is left.
+        new_tokens: that decoding makes.
+        text: tokens of a row's prompt beside its image.
+    """
+
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    rounds: int
+    new_tokens: int
+    text: int
+
+
+LOADS = {
+    "llava-1.5-7b": Load((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
+    "tiny": Load((1, 2), (1, 2), 2, 3, 20),
+}
+
+
+@dataclass
+class Measured:
+    """One variant: seconds of every round and the most bytes its tensors took on the device (None on a CPU)."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
+
+
+def prefill(task: Task) -> bool:
+    """From pixels and ids to the logits of the first answer token."""
+    model = _model(task)
+    for size in LOADS[task.shape].batches:
+        inputs = make_batch(model, size, LOADS[task.shape].text)
+        calls = {name: runner(model, inputs, _config(name), "prefill") for name in BUDGETS}
+        flops = {name: limit(model, _config(name), "prefill", LOADS[task.shape].text, 1) for name in BUDGETS}
+        _compare(task, model, {name: partial(timed, call, model.device) for name, call in calls.items()}, size, flops)
+    return True
+
+
+def train(task: Task) -> bool:
+    """Forward and backward of everything but the frozen tower, activations checkpointed, no optimizer."""
+    model = _model(task).train()
+    model.activation_checkpointing_enable()
+    trained, size = "all but the vision tower", _largest_batch(task, model)
+    if size is None:
+        trained, size = f"the last {LAST_LAYERS} layers", _freeze_all_but_last(task, model)
+    if size is None:
+        raise NotHereError("Not even one row fits with the gradients of a few layers.")
+    text = LOADS[task.shape].text
+    inputs = make_batch(model, size, text)
+    calls = {name: runner(model, inputs, _config(name), "train") for name in BUDGETS}
+    whole = trained.startswith("all")
+    flops = {name: limit(model, _config(name), "train", text, training_passes(True, True)) for name in BUDGETS}
+    without = {name: limit(model, _config(name), "train", text, training_passes(True, False)) for name in BUDGETS}
+    variants = {name: partial(timed, call, model.device) for name, call in calls.items()}
+    _compare(
+        task, model, variants, size, flops if whole else None, without if whole else None,
+        gradients_of=trained, activation_checkpointing=True,
+    )  # fmt: skip
+    return True
+
+
+def decode(task: Task) -> bool:
+    """New tokens behind a filled cache, one at a time; the prefill is not in the time."""
+    model = _model(task)
+    load = LOADS[task.shape]
+    for size in load.batches:
+        inputs = make_batch(model, size, load.text)
+        variants = {name: partial(_decode_seconds, model, inputs, _config(name), load.new_tokens) for name in BUDGETS}
+        _compare(task, model, variants, size, new_tokens=load.new_tokens)
+    return True
+
+
+@torch.no_grad()
+def _decode_seconds(model: Any, inputs: dict[str, torch.Tensor], config: CompressionConfig, count: int) -> float:
+    output = model(inputs["input_ids"], images=inputs["images"], compression=config, use_cache=True, logits_to_keep=1)
+    cache, token = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
+    wait_for(model.device)
+    began = time.perf_counter()
+    for _ in range(count):
+        token = model(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+    wait_for(model.device)
+    return time.perf_counter() - began
+
+
+def _model(task: Task) -> Any:
+    """The model with random weights, made on the device: 16 bits on a GPU, 32 on a CPU.
+
+    Raises:
+        NotHereError: for a big model on a CPU.
+    """
+    device = torch.device(task.device)
+    if device.type == "cpu" and task.shape != "tiny":
+        raise NotHereError(f"There is no GPU here, and {task.shape} takes hours on a CPU; --shape tiny is for one.")
+    torch.manual_seed(0)
+    began = time.monotonic()
+    model = build_model(task.shape, device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
+    wait_for(device)
+    task.found(
+        "row",
+        shape=task.shape,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=model.config._attn_implementation,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        build_seconds=round(time.monotonic() - began, 2),
+    )
+    return model
+
+
+def _config(name: str) -> CompressionConfig:
+    return CompressionConfig.from_preset(name)
+
+
+def _compare(
+    task: Task,
+    model: Any,
+    variants: Mapping[str, Callable[[], float]],
+    size: int,
+    flops: Mapping[str, float] | None = None,
+    model_flops: Mapping[str, float] | None = None,
+    **about: Any,
+) -> None:
+    """Run variants in turn and write a line for each round and each variant.
+
+    Args:
+        task: for the results and the time left.
+        model: that they run.
+        variants: a name, and a call that does the work once and returns its seconds.
+        size: rows of the batch.
+        flops: that one row takes, recomputation included; None where they are not known.
+        model_flops: the same without recomputation, if that differs.
+        about: what else belongs in each line.
+    """
+    about = {"batch": size, "text_tokens": LOADS[task.shape].text, **about}
+    measured: dict[str, Measured] = {}
+    for name, run in variants.items():
+        seconds, error = attempt(run)
+        if error is None:
+            measured[name] = Measured()
+            task.found("round", round=0, warm_up=True, seconds={name: seconds}, **about)
+        else:
+            task.found("row", compression=name, error=error, **about)
+    last = 0.0
+    for number in range(1, LOADS[task.shape].rounds + 1):
+        if number > 1 and task.left() < 1.5 * last + 2:
+            break
+        last = _round(task, model, variants, measured, number, about)
+    for name, result in measured.items():
+        if result.seconds:
+            task.found("row", **_row(model, name, measured, size, flops, model_flops, about))
+
+
+def _round(
+    task: Task,
+    model: Any,
+    variants: Mapping[str, Callable[[], float]],
+    measured: dict[str, Measured],
+    number: int,
+    about: Mapping[str, Any],
+) -> float:
+    """Every variant once; returns how long all of them took."""
+    began, on_gpu, seconds = time.monotonic(), model.device.type == "cuda", {}
+    for name, result in list(measured.items()):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(model.device)
+        taken, error = attempt(variants[name])
+        if taken is None:
+            del measured[name]
+            task.found("row", compression=name, error=error, **about)
+            continue
+        seconds[name] = taken
+        result.seconds.append(taken)
+        if on_gpu:
+            result.peak = max(result.peak or 0, torch.cuda.max_memory_allocated(model.device))
+    task.found("round", round=number, seconds=seconds, **about)
+    return time.monotonic() - began
+
+
+def attempt(run: Callable[[], float]) -> tuple[float | None, str | None]:
+    """Seconds of a call, or why it ran out of memory; what it had taken is free again then."""
+    error = None
+    try:
+        return run(), None
+    except torch.OutOfMemoryError as problem:
+        error = f"out of memory: {str(problem).splitlines()[0]}"
+    gc.collect()  # outside the handler, whose traceback holds the tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, error
+
+
+def _row(
+    model: Any,
+    name: str,
+    measured: Mapping[str, Measured],
+    size: int,
+    flops: Mapping[str, float] | None,
+    model_flops: Mapping[str, float] | None,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is known of a variant: time, memory, and both against the baseline and the limits."""
+    result, seconds = measured[name], median(measured[name].seconds)
+    vision = VisionShape.of(model.get_vision_tower().config)
+    tokens = visual_tokens_per_layer(_config(name), model.config.num_hidden_layers, vision)
+    row: dict[str, Any] = {
+        "compression": name, "visual_tokens": round(average_visual_tokens(tokens), 2), **about,
+        "seconds": result.seconds, "median": seconds, "peak_gib": result.peak and round(result.peak / 2**30, 3),
+    }  # fmt: skip
+    if "new_tokens" in about:
+        row["tokens_per_second"] = size * about["new_tokens"] / seconds
+    baseline = measured.get(BASELINE)
+    faster = median(baseline.seconds) / seconds if baseline and baseline.seconds else None
+    row["faster"] = faster
+    if flops is None:
+        return row
+    possible = flops[BASELINE] / flops[name]
+    peak = device_peak(model.device, model.dtype)
+    work = {"utilisation": flops, "model_flops_utilisation": model_flops or flops}
+    row |= {key: each[name] * size / seconds / peak if peak else None for key, each in work.items()}
+    row |= {"tflop_per_second": flops[name] * size / seconds / 1e12, "faster_by_flops": possible}
+    # Of the time that FLOPs would let it save, the share that it saves.
+    row["share_of_flop_limit"] = (1 - 1 / faster) / (1 - 1 / possible) if faster and possible > 1 else None
+    return row
+
+
+def _largest_batch(task: Task, model: Any) -> int | None:
+    """The largest batch of an uncompressed step that fits and leaves time to measure; None if one row does not fit."""
+    load, best = LOADS[task.shape], None
+    for size in load.steps:
+        call = runner(model, make_batch(model, size, load.text), _config(BASELINE), "train")
+        seconds, error = attempt(partial(timed, call, model.device))
+        del call
+        model.zero_grad(set_to_none=True)
+        task.found("search", batch=size, seconds=seconds, error=error)
+        if seconds is None:
+            break
+        best = size
+        # The next one takes twice as long, and so do a warm-up and three rounds of all budgets at about half of it.
+        if task.left() < 2 * seconds * (1 + 4 * len(BUDGETS) * 0.6):
+            task.found("search", batch=2 * size, seconds=None, error="not tried: no time would be left to measure it")
+            break
+    return best
+
+
+def _freeze_all_but_last(task: Task, model: Any) -> int | None:
+    """Train a few layers only, and search again."""
+    model.requires_grad_(False)
+    model.get_model().layers[-LAST_LAYERS:].requires_grad_(True)
+    return _largest_batch(task, model)

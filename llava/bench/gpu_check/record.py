@@ -1,0 +1,82 @@
+"""The file of results: one JSON object a line, on the disk as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "gpu_check.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Appends lines to a file, from this process or several.
+
+    Attributes:
+        path: of the file.
+        run: name of the run, in every line: a file may hold several.
+        began: Unix time of the run's start; every line says how many seconds after it was written.
+    """
+
+    path: Path
+    run: str
+    began: float
+
+    def add(self, part: str, kind: str, **values: Any) -> None:
+        """Write a line and have it on the disk when this returns.
+
+        Args:
+            part: of the check.
+            kind: `start` or `end` of a part, or what the part found: `row`, `round`, `search`.
+            values: JSON values; a NaN or infinite number becomes text.
+        """
+        line = {"run": self.run, "at": round(time.time() - self.began, 2), "part": part, "kind": kind, **values}
+        data = (json.dumps(_plain(line), allow_nan=False) + "\n").encode()
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, data)  # one call: a line is there or not
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def place_of(out: Path) -> Path:
+    """The file that OUT names: itself, or `gpu_check.jsonl` in it if it is a folder.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    path = out / FILE_NAME if out.is_dir() else out
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_short = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n" if cut_short else b"")  # what a run left that died within a line
+    except OSError as error:
+        raise ValueError(f"OUT is {str(out)!r}, where nothing can be written: {error}") from error
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file; one that was cut short by a full disk or a power cut is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value
