@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,12 @@ SOURCES = sorted(
 )
 ROOMS = ["compression", "model", "data", "train"]  # each may import those before it
 PROGRAMS = {"train", "eval", "serve", "bench", "verify", "doctor"}
+LARGEST = 500_000  # bytes of a tracked file
+LARGE_ON_PURPOSE = ("playground/assets/", "tests/golden/")
+PACKED = (
+    ".whl", ".egg", ".jar", ".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst",
+    ".deb", ".rpm",
+)  # fmt: skip
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -85,3 +92,46 @@ def test_fault_10_the_tested_versions_are_the_ones_that_are_asked_for() -> None:
             assert requirement.specifier.contains(version.version), str(requirement)
     internals = next(requirement for requirement in map(Requirement, asked) if requirement.name == "transformers")
     assert str(internals.specifier) == "<5.24,>=5.23", "its internals are used: one minor release at a time"
+
+
+def unwanted(root: Path) -> list[str]:
+    """Tracked files of a checkout that do not belong there, each with the reason; links are not followed."""
+    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, check=True).stdout
+    found = []
+    for name in filter(None, listed.decode().split("\0")):
+        path = root / name
+        if name.startswith(LARGE_ON_PURPOSE) or path.is_symlink() or not path.is_file():
+            continue
+        if name.lower().endswith(PACKED):
+            found.append(f"{name} is a package or an archive")
+        elif path.stat().st_size > LARGEST:
+            found.append(f"{name} has {path.stat().st_size} bytes, more than {LARGEST}")
+    return found
+
+
+def test_no_wheel_archive_or_large_file_is_tracked() -> None:
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse"], capture_output=True).returncode:
+        pytest.skip("this is no git checkout, so nothing is tracked")
+    assert unwanted(ROOT) == []
+
+
+def test_a_downloaded_wheel_or_a_large_file_would_be_noticed(tmp_path: Path) -> None:
+    for name, size in {
+        "pillow-12.0-py3-none-any.whl": 10, "docs/Old.ZIP": 10,
+        "llava/weights.bin": LARGEST + 1, "llava/big.txt": LARGEST,
+        "playground/assets/model.safetensors": LARGEST + 1, "tests/golden/a/inputs.safetensors": LARGEST + 1,
+        "tests/golden.bin": LARGEST + 1, "räksmörgås \"x\".tar.gz": 1, "not tracked.whl": 10,
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"0" * size)
+    (tmp_path / "removed.whl").write_bytes(b"0")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "-f", ".", ":!not tracked.whl"], check=True)
+    (tmp_path / "removed.whl").unlink()
+    assert sorted(unwanted(tmp_path)) == [
+        "docs/Old.ZIP is a package or an archive",
+        f"llava/weights.bin has {LARGEST + 1} bytes, more than {LARGEST}",
+        "pillow-12.0-py3-none-any.whl is a package or an archive",
+        'räksmörgås "x".tar.gz is a package or an archive',
+        f"tests/golden.bin has {LARGEST + 1} bytes, more than {LARGEST}",
+    ]
