@@ -24,6 +24,7 @@ from llava.model.tokenizer import read_tokenizer
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.opening import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
+from llava.train.template import record_template, settle_template
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def load_model(
     """
     start = find_start(model_args, training_args)
     config = settle_flags(start, model_args, data_args, training_args)
+    settle_template(config, model_args, training_args)
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
     model = _open(start, model_args, training_args)
     config = model.config
@@ -71,6 +73,7 @@ def load_model(
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     model.set_compression(resolve_compression(model_args, model.compression))
     _repair_generation_config(model)
+    record_template(model, tokenizer, model_args.version)
     return model
 
 

@@ -1,0 +1,80 @@
+"""The conversation template of a run: chosen, looked at with the tokenizer, and recorded in what is saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llava.conversation import TEMPLATE_FIELD, SeparatorStyle, get_template, recorded_template
+from llava.data.end_marks import end_mark_warning, split_end_mark
+from llava.train.arguments import ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def settle_template(config: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Take the template that the checkpoint, or the adapters that training goes on with, were trained in.
+
+    A `--version` that makes other prompts is used, with a warning; that of pre-training, `plain`, without one.
+
+    Args:
+        config: of the checkpoint.
+        model_args: its `version` is changed where the command line does not say it.
+        training_args: of the run.
+
+    Raises:
+        ValueError: if a template does not exist.
+    """
+    asked = get_template(model_args.version)
+    recorded = _recorded(config, training_args.lora_weight_path)
+    if recorded is None or get_template(recorded) == asked:
+        return
+    default = type(model_args).version
+    if "version" not in model_args.given and model_args.version == default:
+        logger.info("The checkpoint was trained in template %s, which goes on: no --version was given.", recorded)
+        model_args.version = recorded
+    elif asked.sep_style is not SeparatorStyle.PLAIN:
+        logger.warning(
+            "The checkpoint was trained in template %s, as its config.json says; --version %s is used and recorded in "
+            "its place.", recorded, model_args.version,
+        )  # fmt: skip
+
+
+def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Write the template into the model's configuration, and what ends an answer among the tokens that end one.
+
+    A template whose end mark is not one token of the tokenizer is warned about.
+
+    Args:
+        model: its `config` and `generation_config` are changed.
+        tokenizer: of the model.
+        template: key of `conv_templates`.
+    """
+    setattr(model.config, TEMPLATE_FIELD, template)
+    warning = end_mark_warning(template, tokenizer) if tokenizer.is_fast else None
+    if warning is not None:
+        logger.warning("%s", warning)
+    mark = get_template(template).end_mark
+    if mark not in tokenizer.get_added_vocab() or split_end_mark(template, tokenizer):
+        return
+    end, generation = tokenizer.convert_tokens_to_ids(mark), model.generation_config
+    known = generation.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if end not in ends:
+        ends.append(end)
+        generation.eos_token_id = ends if len(ends) > 1 else end
+
+
+def _recorded(config: Any, adapters: str | None) -> str | None:
+    path = Path(adapters or "") / "config.json"
+    if adapters and path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        found = recorded_template(SimpleNamespace(**{TEMPLATE_FIELD: held.get(TEMPLATE_FIELD)}))
+        if found is not None:
+            return found
+    return recorded_template(config)

@@ -1,0 +1,194 @@
+"""A model remembers the conversation template that it was trained in, and every program asks it in that one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_folder import write_pictures
+from tiny_llava import flags, write_assets
+from tiny_text import llama
+from tokenizers import AddedToken
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llava.conversation import get_template, recorded_template
+from llava.eval.harness import Respondent
+from llava.eval.lmms_eval_model import DuetLlava
+from llava.eval.model_vqa_loader import parser as vqa_parser
+from llava.eval.run import subject_of
+from llava.eval.run_llava import eval_model
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.model.convert import convert
+from llava.serve.chat import Chat
+from llava.serve.ending import ending_options, needed_stop_string
+from llava.serve.template import choose_template
+from llava.train.arguments import parse_arguments
+from llava.train.building import load_model, load_tokenizer
+from llava.train.train import train
+from playground.quickstart.evaluate import Subject
+
+LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+MARKS = ("<|im_start|>", "<|im_end|>")
+
+
+def write_language_model(folder: Path) -> None:
+    """A language model whose tokenizer knows the marks of ChatML, and ends texts with another token."""
+    tokenizer = llama()
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS], special_tokens=True)
+    language = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(language).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `whole`, `lora` and `projector`, each after one step; the first two in ChatML."""
+    folder = write_assets(tmp_path_factory.mktemp("assets"))
+    write_language_model(folder / "lm")
+    train(flags(folder, folder / "whole", "finetune", max_steps=1, version="chatml"))
+    train(flags(folder, folder / "lora", "finetune", max_steps=1, version="chatml", **LORA))
+    train(flags(folder, folder / "projector", "pretrain", max_steps=1))
+    return folder
+
+
+def recorded_in(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text()).get("conversation_template")
+
+
+def opened(assets: Path, **changes: object) -> Any:
+    model_args, data_args, args = parse_arguments(flags(assets, assets / "unused", "finetune", **changes))
+    return load_model(model_args, data_args, args, load_tokenizer(model_args, args)), model_args
+
+
+def test_every_kind_of_folder_records_it(assets: Path) -> None:
+    assert [recorded_in(assets / name) for name in ("whole", "lora", "projector")] == ["chatml", "chatml", "plain"]
+    for name, base in (("whole", None), ("lora", assets / "lm"), ("projector", assets / "lm")):
+        _, model, _, _ = load_pretrained_model(str(assets / name), base and str(base), device="cpu")
+        assert recorded_template(model.config) == (None if name == "projector" else "chatml")
+
+
+def test_conversion_to_transformers_and_back_keeps_it(assets: Path, tmp_path: Path) -> None:
+    convert(str(assets / "whole"), tmp_path / "hf", "hf")
+    assert recorded_in(tmp_path / "hf") == "chatml"
+    _, model, _, _ = load_pretrained_model(str(tmp_path / "hf"), device="cpu")
+    assert recorded_template(model.config) == "chatml"
+    convert(str(tmp_path / "hf"), tmp_path / "back", "llava")
+    assert recorded_in(tmp_path / "back") == "chatml"
+
+
+@pytest.fixture(scope="module")
+def whole(assets: Path) -> tuple[Any, Any, Any]:
+    tokenizer, model, processor, _ = load_pretrained_model(str(assets / "whole"), device="cpu")
+    return tokenizer, model, processor
+
+
+def test_every_program_asks_in_it_unless_told_otherwise(
+    assets: Path, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(assets / "whole")
+    tokenizer, model, processor = whole
+    assert Chat(model, tokenizer, processor).conv_mode == "chatml"
+    assert Respondent.open(path, device="cpu").conv_mode == "chatml"
+    assert DuetLlava(pretrained=path, device="cpu")._respondent.conv_mode == "chatml"
+    options = vqa_parser().parse_args(["--model-path", path])
+    assert subject_of(options).template == "chatml"
+    asked = Namespace(model_path=path, template=None, image_folder=str(tmp_path), image_opening=None)
+    assert Subject.load(asked).template == "chatml"
+    seen = []
+    monkeypatch.setattr("llava.serve.chat.encode_prompt", lambda turns, _, template: seen.append(template) or 1 / 0)
+    picture = write_pictures(tmp_path, 1)[0]
+    with pytest.raises(ZeroDivisionError):
+        eval_model(SimpleNamespace(model_path=path, image_file=picture, query="What?", device="cpu"))
+    assert seen == ["chatml"]
+
+
+def test_models_that_record_none_go_by_the_rules_of_today() -> None:
+    assert choose_template(SimpleNamespace(), "llava-v1.5-7b") == "llava_v1"
+    assert choose_template(SimpleNamespace(), "llava-v1.5-7b", usual="vicuna_v1") == "vicuna_v1"
+    assert (
+        choose_template(SimpleNamespace(conversation_template="plain"), "llava-v1.6-mistral-7b") == "mistral_instruct"
+    )
+    assert choose_template(SimpleNamespace(conversation_template="v0"), "llava-v1.5-7b", usual="vicuna_v1") == "v0"
+    with pytest.raises(
+        ValueError, match="conversation_template in config.json is 'newer', which this version does not"
+    ):
+        choose_template(SimpleNamespace(conversation_template="newer"), "llava-v1.5-7b")
+
+
+def test_another_template_is_used_when_asked_for_and_warned_about(
+    assets: Path, whole: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer, model, processor = whole
+    with caplog.at_level(logging.WARNING):
+        assert Chat(model, tokenizer, processor, conv_mode="vicuna_v1").conv_mode == "vicuna_v1"
+    assert "was trained in conversation template chatml" in caplog.text and "vicuna_v1 was asked for" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        words = ["--model-path", str(assets / "whole"), "--conv-mode", "v0"]
+        assert subject_of(vqa_parser().parse_args(words)).template == "v0"
+        assert "v0 was asked for and is used" in caplog.text
+        caplog.clear()
+        v1 = SimpleNamespace(conversation_template="v1")
+        assert choose_template(v1, "m", "vicuna_v1") == "vicuna_v1"  # another name of the same
+        assert Chat(model, tokenizer, processor, conv_mode="chatml").conv_mode == "chatml"
+    assert "was asked for" not in caplog.text
+
+
+def test_training_goes_on_in_it_and_says_when_it_is_changed(assets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for changes in (
+        {"model_name_or_path": assets / "whole"},
+        {"lora_weight_path": assets / "lora", **LORA},
+    ):
+        _, args = opened(assets, version=None, **changes)
+        assert args.version == "chatml"
+        with caplog.at_level(logging.WARNING):
+            model, args = opened(assets, version="v1", **changes)
+        assert args.version == model.config.conversation_template == "v1"
+        assert "was trained in template chatml" in caplog.text and "--version v1 is used" in caplog.text
+        caplog.clear()
+
+
+def test_a_template_that_ends_in_no_token_is_warned_about_at_the_start(
+    assets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        opened(assets, version="llava_llama_3")
+    assert "Template 'llava_llama_3' ends an answer with '<|eot_id|>', which is not one token" in caplog.text
+    assert "Use --version v" in caplog.text  # what ends with this tokenizer's </s>
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        opened(assets, version="v1")
+        opened(assets, version="chatml")
+    assert "ends an answer" not in caplog.text
+
+
+def test_an_answer_ends_at_the_mark_of_its_template(assets: Path, whole: Any) -> None:
+    """The mark is among the saved tokens of end, so that any program stops there."""
+    tokenizer, model, _ = whole
+    mark = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    saved = json.loads((assets / "whole" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [2, mark] and model.generation_config.eos_token_id == [2, mark]
+    stop = needed_stop_string(tokenizer, "chatml")
+    assert stop == "<|im_end|>"
+    criterion = ending_options(model, tokenizer, stop)["stopping_criteria"][0]
+    import torch
+
+    rows = torch.tensor([[40, 41, mark], [40, mark, 41], [40, 41, 42]])
+    assert criterion(rows, None).tolist()[0] and not criterion(rows, None).tolist()[2]
+
+
+def test_the_name_of_the_folder_does_not_decide(assets: Path, tmp_path: Path, whole: Any) -> None:
+    folder = tmp_path / "my-mpt-llava-v0"
+    folder.symlink_to(assets / "whole", target_is_directory=True)
+    _, model, _, _ = load_pretrained_model(str(folder), device="cpu")
+    assert choose_template(model.config, get_model_name_from_path(str(folder))) == "chatml"
+    assert get_template("chatml").end_mark == "<|im_end|>"
