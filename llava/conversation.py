@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -300,12 +300,12 @@ def recorded_template(config: Any) -> str | None:
     None where it says none, as published checkpoints do, and for `plain`, in which nobody can be asked.
 
     Args:
-        config: of the model.
+        config: of the model, as an object or as the content of its `config.json`.
 
     Raises:
         ValueError: if there is no such template.
     """
-    name = getattr(config, TEMPLATE_FIELD, None)
+    name = config.get(TEMPLATE_FIELD) if isinstance(config, Mapping) else getattr(config, TEMPLATE_FIELD, None)
     if name is None:
         return None
     if name not in conv_templates:

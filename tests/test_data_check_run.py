@@ -14,7 +14,7 @@ import dying_worker
 import numpy as np
 import pytest
 from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
-from tiny_text import llama
+from tiny_text import byte_level, llama
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.compression.schedule import CLIP_L_336, MODELS
@@ -244,3 +244,21 @@ def test_report_counts_records_and_keeps_twenty_examples() -> None:
     assert report["findings"]["schema"]["records"] == 30 and len(report["findings"]["schema"]["examples"]) == 20
     assert list(report["findings"]) == list(KINDS) and report["tokens_are_estimates"] is True
     assert report["good"] == 0 and not math.isnan(report["budgets"]["none"]["mean_text_tokens"])
+
+
+def test_the_check_judges_by_the_template_of_the_checkpoint_and_names_one_that_does_not_fit(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "one.json").write_text(json.dumps([shown("a", "good.png")]))
+    byte_level().save_pretrained(tmp_path / "model")
+    words = ["--data-path", str(tmp_path / "one.json"), "--image-folder", str(folder), "--workers", "0"]
+    words += ["--tokenizer", str(tmp_path / "model"), "--report", str(tmp_path / "report.json")]
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"conversation_template": "chatml"}))
+    main(words)
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["template"] == "chatml"
+    assert "'chatml' ends an answer with '<|im_end|>', which is not one token" in caplog.text
+    caplog.clear()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    main(words)
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["template"] == "v1"
+    assert "ends an answer" not in caplog.text

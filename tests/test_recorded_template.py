@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_folder import write_pictures
 from tiny_llava import flags, write_assets
 from tiny_text import llama
@@ -26,7 +27,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.convert import convert
 from llava.serve.chat import Chat
-from llava.serve.ending import ending_options, needed_stop_string
+from llava.serve.ending import end_tokens, ending_options, needed_stop_string
 from llava.serve.template import choose_template
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
@@ -118,9 +119,7 @@ def test_models_that_record_none_go_by_the_rules_of_today() -> None:
         choose_template(SimpleNamespace(conversation_template="plain"), "llava-v1.6-mistral-7b") == "mistral_instruct"
     )
     assert choose_template(SimpleNamespace(conversation_template="v0"), "llava-v1.5-7b", usual="vicuna_v1") == "v0"
-    with pytest.raises(
-        ValueError, match="conversation_template in config.json is 'newer', which this version does not"
-    ):
+    with pytest.raises(ValueError, match=r"conversation_template in config\.json is 'newer', which this version"):
         choose_template(SimpleNamespace(conversation_template="newer"), "llava-v1.5-7b")
 
 
@@ -177,11 +176,11 @@ def test_an_answer_ends_at_the_mark_of_its_template(assets: Path, whole: Any) ->
     mark = tokenizer.convert_tokens_to_ids("<|im_end|>")
     saved = json.loads((assets / "whole" / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [2, mark] and model.generation_config.eos_token_id == [2, mark]
+    model_of_another_end = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=7, pad_token_id=0))
+    assert end_tokens(model_of_another_end, tokenizer)["eos_token_id"] == [7, 2], "the tokenizer's own end is one too"
     stop = needed_stop_string(tokenizer, "chatml")
     assert stop == "<|im_end|>"
     criterion = ending_options(model, tokenizer, stop)["stopping_criteria"][0]
-    import torch
-
     rows = torch.tensor([[40, 41, mark], [40, mark, 41], [40, 41, 42]])
     assert criterion(rows, None).tolist()[0] and not criterion(rows, None).tolist()[2]
 

@@ -21,12 +21,19 @@ def needed_stop_string(tokenizer: PreTrainedTokenizerBase, conv_mode: str) -> st
     return None if stop == tokenizer.eos_token else stop
 
 
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Options of `generate` for what the checkpoint's own settings leave open: the tokens of end and padding."""
-    own, options = model.generation_config, {}
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Options of `generate` for what the checkpoint's own settings leave open: the tokens of end and padding.
+
+    The tokenizer's EOS ends an answer also where those settings name other tokens only.
+    """
+    own = model.generation_config
+    options: dict[str, Any] = {}
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if own.eos_token_id is None and end is not None:
+    known = own.eos_token_id
+    if known is None and end is not None:
         options["eos_token_id"] = end
+    elif end is not None and end not in (ends := known if isinstance(known, list) else [known]):
+        options["eos_token_id"] = [*ends, end]
     if own.pad_token_id is None and (pad is not None or end is not None):
         options["pad_token_id"] = end if pad is None else pad
     return options

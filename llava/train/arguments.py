@@ -36,7 +36,7 @@ class ModelArguments:
     given = frozenset[str]()
 
     model_name_or_path: str = _flag("lmsys/vicuna-7b-v1.5", "Language model or LLaVA checkpoint: a folder or hub name.")
-    version: str = _flag("v1", "Conversation template: `plain` for pre-training, `v1` for fine-tuning.")
+    version: str = _flag("v1", f"Conversation template: `plain` for pre-training, `v1` for fine-tuning. {_ELSE}")
     freeze_backbone: bool = _flag(False, "Leave the language model as it is.")
     tune_mm_mlp_adapter: bool = _flag(False, "Train the projector alone (pre-training).")
     vision_tower: str | None = _flag(None, "CLIP vision model: a folder or hub name. By default the checkpoint's.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -73,8 +72,7 @@ def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: st
 def _recorded(config: Any, adapters: str | None) -> str | None:
     path = Path(adapters or "") / "config.json"
     if adapters and path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        found = recorded_template(SimpleNamespace(**{TEMPLATE_FIELD: held.get(TEMPLATE_FIELD)}))
+        found = recorded_template(json.loads(path.read_text(encoding="utf-8")))
         if found is not None:
             return found
     return recorded_template(config)

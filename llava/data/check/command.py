@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.compression.schedule import MODELS, DecoderShape, VisionShape, model_shape
-from llava.conversation import get_template
+from llava.conversation import get_template, recorded_template
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
 from llava.data.check.conversations import load_tokenizer
 from llava.data.check.report import Report, write_all
 from llava.data.check.run import CheckResult, check
 from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
+from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_options(options)
         decoder, vision = model_shape(options.model)
         settings = _settings(options, decoder, vision)
-        load_tokenizer(settings.tokenizer)
+        tokenizer = load_tokenizer(settings.tokenizer)
+        if settings.tokenizer is not None and (warning := end_mark_warning(settings.template, tokenizer)):
+            logging.getLogger(__name__).warning("%s", warning)
         sources = read_sources(options.data_path, options.image_folder, options.limit)
         _check_outputs(options, sources)
         result = check(sources, settings, options.workers)
@@ -69,6 +72,7 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
 
 
 def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
+    options.version = options.version or _recorded(options.tokenizer) or "v1"
     get_template(options.version)
     return CheckSettings(
         template=options.version,
@@ -80,6 +84,14 @@ def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: Vision
         aspect_ratio=options.image_aspect_ratio,
         image_opening=options.image_opening,
     )
+
+
+def _recorded(tokenizer: str | None) -> str | None:
+    """The template that the checkpoint with the tokenizer was trained in, if it says."""
+    path = Path(tokenizer or "", "config.json")
+    if tokenizer is None or not path.is_file():
+        return None
+    return recorded_template(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _with_hyphens(arguments: Sequence[str]) -> list[str]:
@@ -105,7 +117,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     formats = "JSON, JSON lines, Parquet or YAML mixtures"
     data.add_argument("--data-path", nargs="+", type=Path, required=True, help=formats)
     data.add_argument("--image-folder", default=".", help="where image names start; default: %(default)s")
-    data.add_argument("--version", default="v1", help="template, `plain` for pre-training; default: %(default)s")
+    data.add_argument(
+        "--version", help="template, `plain` for pre-training; default: that of the checkpoint --tokenizer, or v1"
+    )
     data.add_argument("--tokenizer", help="folder or hub name; without it, token counts are estimates")
     data.add_argument(
         "--model-max-length", type=_count, default=2048, help="tokens, expanded images included; default: %(default)s"
