@@ -1,4 +1,4 @@
-"""The parts of docs/training.md that follow from the code: arguments, memory, and the recipes' variables.
+"""The parts of docs/training.md that follow from the code: arguments, resuming, memory, and the recipes' variables.
 
 python -m llava.doctor.document           # writes them anew
 python -m llava.doctor.document --check   # says whether they are fresh; status 1 if not
@@ -13,6 +13,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,20 @@ from llava.doctor.memory import STAGES, Setting, need, why_not
 from llava.doctor.recipes import RECIPES
 from llava.doctor.shape import ModelShape
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
+from llava.train.resuming import GROUPS, Change
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "training.md"
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _GIB = 2**30
+# Differences that are no argument's, or more than one's.
+_COMPARED = (
+    ("samples of a step (devices x batch size x accumulation), order or content of the data", Change.REFUSED.value),
+    ("number of processes, batch size of a device at the same samples of a step, without ZeRO", Change.WARNED.value),
+    ("number of processes, with ZeRO, which cuts its optimizer state by rank", "error: start as many"),
+    ("whether projector or tower have a learning rate of their own", Change.REFUSED.value),
+    ("content of the language model, tower, projector, adapters or tokenizer", Change.REFUSED.value),
+)
 
 
 def arguments() -> str:
@@ -75,11 +85,25 @@ def variables() -> str:
     return "```text\n" + "\n\n".join(parts) + "\n```\n"
 
 
+def resuming() -> str:
+    """What becomes of a difference between two starts of a run, of every argument of the command line."""
+    known = [field.name for kind in (ModelArguments, DataArguments, TrainingArguments) for field in fields(kind)]
+    lines = ["| changed | |", "|---|---|"]
+    for facts, consequence in _COMPARED:
+        lines.append(f"| {facts} | {consequence} |")
+    for change, names in GROUPS.items():
+        flags = ", ".join(f"`--{name}`" for name in known if name in names)
+        lines.append(f"| {flags} | {change.value} |")
+    lines.append(f"| every other argument | {Change.REFUSED.value} |")
+    return "\n".join(lines) + "\n"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "spellings": spellings,
     "memory": memory,
     "variables": variables,
+    "resuming": resuming,
 }
 
 

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
+from llava.train.warmup import one_warmup
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _check_parts(model_args: ModelArguments, args: TrainingArguments) -> None:
 def modern_spelling(argv: Sequence[str]) -> list[str]:
     """Translate flags of older transformers releases; say so in the log."""
     result: list[str] = []
-    for name, values in _flags(argv):
+    for name, values in one_warmup(_flags(argv)):
         if name in WITHOUT_EFFECT:
             logger.info("--%s has no effect any more.", name)
         elif name == "group_by_length":

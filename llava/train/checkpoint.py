@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 STAGING = ".unfinished"  # inside the output folder, so that a rename never crosses file systems
 _STATE_FILE = "trainer_state.json"
+_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")  # as the command line reads them for other flags
 FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -40,12 +41,18 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None) -
     Args:
         output_dir: of the run; its newest whole checkpoint is taken up by itself.
         overwrite: begin anew whatever the folder holds.
-        asked: a checkpoint folder, where the user names one.
+        asked: a checkpoint folder, where the user names one; `True` says what happens anyway, and `False` that there
+            must be none to go on from.
 
     Raises:
-        ValueError: if the folder holds a finished model, or the checkpoint asked for is none.
+        ValueError: if the folder holds a finished model, if the checkpoint asked for is none, or if the run must not
+            go on from a checkpoint that is there.
     """
-    if asked and asked.lower() != "true":
+    word = (asked or "").lower()
+    if word in _YES and overwrite:
+        raise ValueError("--resume_from_checkpoint True goes on, --overwrite_output_dir True begins anew; choose one.")
+    if word and word not in _YES + _NO:
+        assert asked is not None
         if not (Path(asked) / _STATE_FILE).is_file():
             raise ValueError(
                 f"--resume_from_checkpoint is {asked!r}, but there is no {_STATE_FILE}; give a checkpoint."
@@ -56,7 +63,14 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None) -
     if overwrite:
         return None
     _refuse_finished_run(Path(output_dir))
-    return find_checkpoint(output_dir)
+    found = find_checkpoint(output_dir)
+    if word in _NO and found is not None:
+        raise ValueError(
+            f"--resume_from_checkpoint is {asked}, but {found} is there, and a new run would write among its "
+            "checkpoints. Say --overwrite_output_dir True to remove them and begin anew, choose another --output_dir, "
+            "or leave the flag out to go on."
+        )
+    return found
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from llava.compression.config import CompressionConfig
-from llava.train.arguments import TrainingArguments
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.digests import digest_adapters, digest_model, digest_tokenizer, digest_weights
+from llava.train.resuming import Change, differences, plain
 
 logger = logging.getLogger(__name__)
 
 FACTS_FILE = "run_facts.json"
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_*", "rank*-of-*-optimizer.pt")
+_FLAGS = {  # of the entries of `RunFacts.start`
+    "base model": "--model_name_or_path",
+    "vision tower": "--vision_tower",
+    "projector": "--pretrain_mm_mlp_adapter",
+    "adapters": "--lora_weight_path",
+    "tokenizer": "the tokenizer's files beside --model_name_or_path",
+    "DeepSpeed's optimizer and schedule": "--deepspeed",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class RunFacts:
         trained: `model`, `adapter_only`, or `lora` with rank and bits.
         engine: `torch`, or `deepspeed-zeroN`.
         seed: of the order.
+        arguments: values of all arguments by name; what becomes of a difference stands in `llava.train.resuming`.
+        start: fingerprints of what the weights started from; None for what was not there.
     """
 
     compression: dict[str, Any]
@@ -39,6 +52,8 @@ class RunFacts:
     trained: str
     engine: str
     seed: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, str | None] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
         """Leave `run_facts.json` in a checkpoint."""
@@ -46,23 +61,42 @@ class RunFacts:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFacts | None:
-        """Of a checkpoint; None in one that another program wrote."""
+        """Of a checkpoint; None in one that another program wrote, or that tells less than a run needs to go on.
+
+        Facts that later versions added are empty in the checkpoints of earlier ones.
+        """
         path = Path(folder) / FACTS_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        held = json.loads(path.read_text(encoding="utf-8"))
+        known = {entry.name: held[entry.name] for entry in fields(cls) if entry.name in held}
+        try:
+            return cls(**known)
+        except TypeError:
+            return None
 
 
-def describe_run(model: Any, dataset: Any, args: TrainingArguments, part: str) -> RunFacts:
+def describe_run(
+    model: Any,
+    dataset: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    part: str,
+) -> RunFacts:
     """The facts of a run that is about to start.
 
     Args:
         model: LLaVA, before adapters are put around it.
         dataset: with a `fingerprint` of its content.
-        args: of the run.
+        model_args, data_args, args: of the run, with what a checkpoint settled.
         part: what is trained, as in `LlavaTrainer`.
     """
     engine = "torch"
     if args.deepspeed:
         engine = f"deepspeed-zero{args.hf_deepspeed_config.get_value('zero_optimization.stage', 0)}"
+    arguments = plain(model_args, data_args, args)
+    arguments["image_opening"] = dataset.config.image_opening
     return RunFacts(
         compression=model.compression.to_dict(),
         data=dataset.fingerprint,
@@ -72,6 +106,8 @@ def describe_run(model: Any, dataset: Any, args: TrainingArguments, part: str) -
         trained=f"lora of rank {args.lora_r} over {args.bits} bits" if part == "lora" else part,
         engine=engine,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        arguments=arguments,
+        start=_start(dataset.tokenizer, model_args, args),
     )
 
 
@@ -79,8 +115,8 @@ def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
     """Refuse to go on as another run; say in the log what differs without harm.
 
     Raises:
-        ValueError: if compression, data, batch, seed, what is trained, or the engine changed; says both values and
-            what to do.
+        ValueError: if the checkpoint holds no optimizer, or if something changed that makes it another run; says both
+            values and what to do.
     """
     then = RunFacts.read(checkpoint)
     if then is None:
@@ -88,11 +124,71 @@ def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
         return
     for sentence in _refusals(then, now):
         raise ValueError(f"{checkpoint} cannot be resumed: {sentence}")
-    if then.world_size != now.world_size:
+    _say_what_cannot_be_told(checkpoint, then, now)
+    for difference in differences(then.arguments, now.arguments):
+        if difference.change is Change.APPLIED:
+            logger.warning("%s, from here on.", difference)
+        elif difference.change is Change.WARNED:
+            logger.warning("%s: the result will not be equal bit for bit.", difference)
+        elif difference.change is Change.UNSEEN:
+            logger.warning("%s: whether the same images lie there is not looked at.", difference)
+    if (then.world_size, _share(then)) != (now.world_size, _share(now)):
         logger.warning(
-            "Resuming with %d processes what %d began: the samples of every step are the same, but sums are taken in "
+            "Resuming with %d processes what %d began%s: the samples of every step are the same, but sums are taken in "
             "another order and dropout draws other numbers, so the result will not be equal bit for bit.",
-            now.world_size, then.world_size,
+            now.world_size, then.world_size, "" if _share(then) == _share(now) else ", in other batches",
+        )  # fmt: skip
+
+
+def require_optimizer(checkpoint: str | Path) -> None:
+    """Refuse a checkpoint of weights alone, with which optimizer and schedule would begin anew.
+
+    Raises:
+        ValueError: if it holds no state of an optimizer.
+    """
+    if not any(any(Path(checkpoint).glob(pattern)) for pattern in _OPTIMIZERS):
+        raise ValueError(
+            f"{checkpoint} cannot be resumed: it holds weights but no optimizer and no schedule (--save_only_model), "
+            "so both would begin anew. Begin a run with another --output_dir; --model_name_or_path can name the "
+            "checkpoint."
+        )
+
+
+def _share(facts: RunFacts) -> Any:
+    """Samples of a process in one forward pass; None in facts that do not say."""
+    return facts.arguments.get("per_device_train_batch_size")
+
+
+def _start(tokenizer: Any, model_args: ModelArguments, args: TrainingArguments) -> dict[str, str | None]:
+    """Fingerprints of what the weights start from."""
+    found: dict[str, str | None] = {
+        "base model": digest_model(model_args.model_name_or_path, args.cache_dir),
+        "tokenizer": digest_tokenizer(tokenizer),
+        "vision tower": None,
+        "projector": None,
+        "adapters": None,
+        "DeepSpeed's optimizer and schedule": None,
+    }
+    if model_args.vision_tower:
+        found["vision tower"] = digest_model(model_args.vision_tower, args.cache_dir)
+    if model_args.pretrain_mm_mlp_adapter:
+        found["projector"] = digest_weights(model_args.pretrain_mm_mlp_adapter)
+    if args.lora_weight_path:
+        found["adapters"] = digest_adapters(args.lora_weight_path)
+    if args.deepspeed:
+        own = {name: args.hf_deepspeed_config.config.get(name) for name in ("optimizer", "scheduler")}
+        found["DeepSpeed's optimizer and schedule"] = json.dumps(own, sort_keys=True)
+    return found
+
+
+def _say_what_cannot_be_told(checkpoint: str | Path, then: RunFacts, now: RunFacts) -> None:
+    unknown = [f"--{name}" for name in sorted(now.arguments.keys() - then.arguments.keys())]
+    unknown = ["the arguments"] if now.arguments and not then.arguments else unknown
+    unknown += [f"the {name}" for name in sorted(now.start.keys() - then.start.keys())]
+    if unknown:
+        logger.warning(
+            "%s says nothing of %s, as an earlier version wrote it; whether they are the same cannot be told.",
+            checkpoint, ", ".join(unknown),
         )  # fmt: skip
 
 
@@ -125,4 +221,27 @@ def _refusals(then: RunFacts, now: RunFacts) -> list[str]:
             f"{then.engine} cut the optimizer state into {then.world_size} pieces, but there are {now.world_size} "
             "processes; start as many, or take the weights with the checkpoint's zero_to_fp32.py and begin anew."
         )
+    return found + _other_start(then, now) + _other_arguments(then, now)
+
+
+def _other_start(then: RunFacts, now: RunFacts) -> list[str]:
+    """What the weights started from and is another now. What one of the two could not read is not compared."""
+    found = []
+    for name, before in then.start.items():
+        after = now.start.get(name, before)
+        if before != after and (name not in ("base model", "vision tower") or None not in (before, after)):
+            found.append(
+                f"the {name} is another than at its beginning ({_FLAGS.get(name, name)}); give the old one again, or "
+                "begin a run with another --output_dir."
+            )
     return found
+
+
+def _other_arguments(then: RunFacts, now: RunFacts) -> list[str]:
+    refused = [one for one in differences(then.arguments, now.arguments) if one.change is Change.REFUSED]
+    if not refused:
+        return []
+    return [
+        f"{'; '.join(map(str, refused))}. Give the old value{'s' if len(refused) > 1 else ''} again, or begin a run "
+        "with another --output_dir (--model_name_or_path can name the checkpoint)."
+    ]

@@ -19,7 +19,10 @@ SUMMARY_FILE = "train_summary.json"
 
 
 def count_parameters(model: LlavaLlamaForCausalLM) -> dict[str, dict[str, int]]:
-    """Weights of each part of the model: all of them, and those that are trained."""
+    """Weights of each part of the model: all of them, and those that are trained.
+
+    A weight that two parts share, such as a head tied to the embeddings, counts in the first of them alone.
+    """
     inner = model.get_model()
     parts: dict[str, nn.Module | None] = {
         "vision_tower": inner.vision_tower,
@@ -29,7 +32,8 @@ def count_parameters(model: LlavaLlamaForCausalLM) -> dict[str, dict[str, int]]:
         "norm": inner.norm,
         "lm_head": model.lm_head,
     }
-    return {name: _count(part) for name, part in parts.items() if part is not None}
+    seen: set[int] = set()
+    return {name: _count(part, seen) for name, part in parts.items() if part is not None}
 
 
 def visual_tokens(model: LlavaLlamaForCausalLM) -> tuple[int, ...]:
@@ -45,6 +49,7 @@ def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
     """Say what is trained, how images are compressed and what the data is like."""
     for name, count in count_parameters(model).items():
         state = "trained" if count["trained"] == count["all"] else "in part trained" if count["trained"] else "frozen"
+        state = state if count["all"] else "shared with a part above"
         logger.info("%-13s %15s weights, %s", name, f"{count['all']:,}", state)
     tokens = visual_tokens(model)
     if tokens:
@@ -97,7 +102,9 @@ def write_summary(
     return target
 
 
-def _count(part: nn.Module) -> dict[str, int]:
-    """Numbers of weights; `ds_numel` is the whole size of a weight that ZeRO-3 has partitioned."""
-    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in part.parameters()]
+def _count(part: nn.Module, seen: set[int]) -> dict[str, int]:
+    """Numbers of weights not seen before; `ds_numel` is the whole size of a weight that ZeRO-3 has partitioned."""
+    new = [weight for weight in part.parameters() if id(weight) not in seen]
+    seen.update(map(id, new))
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in new]
     return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}

@@ -17,7 +17,7 @@ from llava.train.adapters import add_lora
 from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
 from llava.train.checkpoint import remove_checkpoints, starting_point
-from llava.train.facts import describe_run, require_same_run
+from llava.train.facts import describe_run, require_optimizer, require_same_run
 from llava.train.meter import summary_table
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
@@ -48,8 +48,9 @@ def train(argv: Sequence[str] | None = None) -> Path:
     dataset, collator = make_data(model, tokenizer, model_args, data_args)
     held_out = make_held_out(dataset, data_args)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
-    facts = describe_run(model, dataset, training_args, part)
+    facts = describe_run(model, dataset, model_args, data_args, training_args, part)
     if checkpoint is not None:
+        require_optimizer(checkpoint)
         require_same_run(checkpoint, facts)
     statistics = measure(dataset, make_sampler(dataset, training_args).order(), training_args.train_batch_size)
     if part == "lora":

@@ -38,6 +38,7 @@ from llava.train.finite import require_finite_gradient, require_finite_loss, req
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
+from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
 from llava.train.validation import held_out_loader, held_out_loss
 from llava.train.workload import Workload
@@ -111,6 +112,7 @@ class LlavaTrainer(Trainer):
         self.sampler: EpochSampler | None = None
         self._staging: Path | None = None
         self._step_ids: list[str] = []
+        self._asked_rates: list[tuple[float, float]] = []
         self.add_callback(_EpochOfSampler(self))
 
     # === Data ===
@@ -195,28 +197,17 @@ class LlavaTrainer(Trainer):
         if self.optimizer is None and (self.args.mm_projector_lr, self.args.mm_vision_tower_lr) != (None, None):
             trained = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = optimizer_class(self._parameter_groups(trained), **options)
-        return super().create_optimizer(model)
+            groups = parameter_groups(trained, self.args, set(self.get_decay_parameter_names(trained)))
+            self.optimizer = optimizer_class(groups, **options)
+        optimizer = super().create_optimizer(model)
+        self._asked_rates = asked_rates(optimizer, self.args)
+        return optimizer
 
-    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trained weights by weight decay and learning rate; groups without weights are left out."""
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                groups.setdefault((name in decayed, self._learning_rate_of(name)), []).append(weight)
-        return [
-            {"params": weights, "weight_decay": self.args.weight_decay if decays else 0.0, "lr": rate}
-            for (decays, rate), weights in groups.items()
-        ]
-
-    def _learning_rate_of(self, name: str) -> float:
-        own = None
-        if "mm_projector." in name:
-            own = self.args.mm_projector_lr
-        elif "vision_tower." in name:
-            own = self.args.mm_vision_tower_lr
-        return self.args.learning_rate if own is None else own
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in transformers; the rates that this start asks for take the place of the checkpoint's."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            apply_rates(self.optimizer, self.lr_scheduler, self._asked_rates)
 
     # === Validation ===
 

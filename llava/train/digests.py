@@ -1,0 +1,84 @@
+"""Fingerprints of what a run starts from: cheap for files of any size, and the same wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llava.data.cache import digest_text
+from llava.model.hub import fetch
+from llava.model.loading import weight_files
+
+READ_WHOLE = 64 * 2**20
+"""Bytes up to which a file is read whole; of a larger one only samples are."""
+_STEP = 4 * 2**20
+_SAMPLE = 4096
+_HEAD = 2**20  # the header of a safetensors file, with names and shapes of its tensors, lies in it
+# What a config.json says about the program that wrote it, and about where it lay.
+_PASSING = ("_name_or_path", "transformers_version", "_commit_hash")
+_PROBES = (
+    "A picture of  two dogs\n",
+    "    indented: 3.14 €",
+    "<image>\nWhat is it? ASSISTANT:",
+    " 猫 naïve\t\U0001f642",
+)
+
+
+def digest_model(name: str, cache_dir: str | None = None) -> str | None:
+    """Of `config.json` and the weights of a model; None where it is no folder here and not in the hub's cache.
+
+    Args:
+        name: a folder, or a name on the hub.
+        cache_dir: of the hub.
+    """
+    try:
+        folder = fetch(name, cache_dir=cache_dir, local_files_only=True)
+    except ValueError:
+        return None
+    return _digest_folder(folder, weight_files(folder))
+
+
+def digest_adapters(folder: str | Path) -> str:
+    """Of LoRA adapters and of what was trained beside them."""
+    found = [path for pattern in ("adapter_model.*", "non_lora_trainables.*") for path in Path(folder).glob(pattern)]
+    return digest_text([digest_weights(path) for path in sorted(found)])
+
+
+def digest_weights(path: str | Path) -> str:
+    """Of a weight file: all of a small one; of a large one its size, its beginning and end, and 4 KiB of every 4 MiB.
+
+    Another training changes every tensor, so its samples differ; an edit of a single small tensor may go unseen.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        if size <= READ_WHOLE:
+            digest.update(file.read())
+            return digest.hexdigest()
+        digest.update(file.read(_HEAD))
+        for start in range(_HEAD, size - _SAMPLE, _STEP):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+        file.seek(-_SAMPLE, os.SEEK_END)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of what a tokenizer does: its size, its special tokens, and its ids of some texts."""
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    ids: Any = [tokenizer(text)["input_ids"] for text in _PROBES]
+    return digest_text([str(len(tokenizer)), json.dumps(special), json.dumps(ids)])
+
+
+def _digest_folder(folder: Path, weights: list[Path]) -> str:
+    settings = folder / "config.json"
+    held = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    known = {key: value for key, value in held.items() if key not in _PASSING}
+    return digest_text([json.dumps(known, sort_keys=True), *map(digest_weights, weights)])

@@ -1,0 +1,141 @@
+"""What becomes of an argument that changed between two starts of a run: one table, for every argument there is.
+
+An argument that stands in no group is refused, so that a new one is refused until somebody has thought about it. The
+table in docs/training.md is made from this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+
+class Change(enum.Enum):
+    """What a difference leads to; the values stand in the documentation."""
+
+    REFUSED = "error: restore it, or begin with another `OUTPUT_DIR`"
+    BY_CONTENT = "error if what it names or makes is another; another name or place of the same is not"
+    APPLIED = "holds from the next step on, and the log says so"
+    WARNED = "warning: the result will not be equal bit for bit"
+    UNSEEN = "warning: images are not part of the comparison"
+    HARMLESS = "nothing: the weights do not depend on it"
+
+
+GROUPS: dict[Change, frozenset[str]] = {
+    Change.BY_CONTENT: frozenset(
+        (
+            "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "lora_weight_path", "data_path",
+            "compression", "dominant_num", "context_num", "cluster_width", "layer_list", "image_token_ratio_list",
+            "use_salient_tokens", "deepspeed", "seed", "data_seed", "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+        )
+    ),
+    Change.APPLIED: frozenset(
+        (
+            "learning_rate", "mm_projector_lr", "mm_vision_tower_lr", "weight_decay", "max_grad_norm", "max_steps",
+            "num_train_epochs", "on_bad_sample", "max_bad_share", "load_best_model_at_end", "metric_for_best_model",
+            "greater_is_better",
+        )
+    ),
+    Change.WARNED: frozenset(
+        (
+            "attn_implementation", "tf32", "use_cpu", "full_determinism", "activation_checkpointing",
+            "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+        )
+    ),
+    Change.UNSEEN: frozenset(("image_folder",)),
+    Change.HARMLESS: frozenset(
+        (
+            # Where things are, and what is said
+            "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "cache_dir", "data_cache_dir", "run_name",
+            "project", "report_to", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "log_level",
+            "log_level_replica", "log_on_each_node", "logging_strategy", "logging_steps", "logging_first_step",
+            "logging_nan_inf_filter", "disable_tqdm", "peak_tflops", "skip_memory_metrics", "debug",
+            "include_num_input_tokens_seen",
+            # Validation
+            "eval_data_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval", "do_train",
+            "do_predict", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches",
+            "eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only",
+            "bf16_full_eval", "fp16_full_eval",
+            # Checkpoints
+            "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model",
+            "early_save_check", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "push_to_hub",
+            "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+            # How data and gradients travel
+            "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+            "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_timeout",
+            "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_static_graph",
+            "torch_empty_cache_steps", "local_rank", "use_cache",
+        )
+    ),
+}  # fmt: skip
+_OPTIONAL_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """An argument that changed.
+
+    Attributes:
+        name: of the argument.
+        then, now: its values.
+        change: what to do about it.
+    """
+
+    name: str
+    then: Any
+    now: Any
+    change: Change
+
+    def __str__(self) -> str:
+        return f"--{self.name} was {_shown(self.then)} and is {_shown(self.now)}"
+
+
+def change_of(name: str) -> Change:
+    """What a difference of this argument leads to."""
+    return next((change for change, names in GROUPS.items() if name in names), Change.REFUSED)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Arguments that both starts know and that differ, those that are compared by their content left out.
+
+    Args:
+        then: values of the run that left a checkpoint, as `plain` gives them.
+        now: of the run that is to go on from it.
+    """
+    found = []
+    for name in sorted(then.keys() & now.keys()):
+        change = change_of(name)
+        if then[name] == now[name] or change is Change.BY_CONTENT or _is_unused(name, then, now):
+            continue
+        if name in _OPTIONAL_RATES and None in (then[name], now[name]):
+            change = Change.REFUSED  # the optimizer sorts weights by whether they have a rate of their own
+        found.append(Difference(name, then[name], now[name], change))
+    return found
+
+
+def plain(*arguments: Any) -> dict[str, Any]:
+    """The values of argument classes as JSON can hold them, by name; access tokens are left out."""
+    fields = ((field.name, group) for group in arguments for field in dataclasses.fields(group))
+    return {name: _plain(getattr(group, name)) for name, group in fields if not name.endswith("_token")}
+
+
+def _is_unused(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether an argument has no effect beside another one: epochs where steps are given, as in transformers."""
+    return name == "num_train_epochs" and min(then.get("max_steps", -1), now.get("max_steps", -1)) > 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None or value == "" else str(value)
