@@ -4,6 +4,10 @@ IGNORE_INDEX = -100
 IMAGE_TOKEN_INDEX = -200
 
 DEFAULT_IMAGE_TOKEN = "<image>"
+WRITTEN_IMAGE_TOKEN = "\\<image>"
+"""How somebody writes the word `<image>` in a question without meaning an image."""
+LITERAL_IMAGE_TOKEN = "\ufdd0image>"
+"""The word `<image>` inside a conversation, where no image goes: as long, and tokenised as it (U+FDD0 is unused)."""
 DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
 DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"

@@ -20,6 +20,7 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
+    LITERAL_IMAGE_TOKEN,
 )
 from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
 from llava.mm_utils import leading_bos
@@ -182,7 +183,8 @@ def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool) 
             ids.append(IMAGE_TOKEN_INDEX)
             offsets.append((position, position + len(DEFAULT_IMAGE_TOKEN)))
             position += len(DEFAULT_IMAGE_TOKEN)
-        pieces = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        words = chunk.replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN)
+        pieces = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids += pieces["input_ids"]
         offsets += [(start + position, end + position) for start, end in pieces["offset_mapping"]]
         position += len(chunk)

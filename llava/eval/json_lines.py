@@ -1,34 +1,52 @@
-"""Reading files with one JSON object a line."""
+"""Reading files with one JSON object a line, or a JSON list of objects."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
 
 
-def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[str, Any]]:
-    """The objects of a file; empty lines are skipped.
+def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with its place for errors, such as "questions.jsonl, line 7".
+
+    A byte order mark in front and empty lines are skipped; line breaks may be those of Windows.
 
     Args:
         path: the file.
         advice: what to do about a line that is none, as a main clause.
-        torn_end: whether a kill may have cut the last line short; what stands behind the last line break is left out.
+        torn_end: whether a kill may have cut the last line short; what stands behind the last line break is left out,
+            and the file is no list.
 
     Raises:
         ValueError: if a line is not a JSON object.
         OSError: if the file cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")
-    objects = []
-    for number, line in enumerate(lines[:-1] if torn_end else lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); {advice}.") from error
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if content.lstrip().startswith(b"[") and not torn_end:
+        values = _parsed(content, str(path), advice)
+        places = [f"{path}, entry {number}" for number in range(1, len(values) + 1)]
+    else:
+        lines = content.split(b"\n")
+        told = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+        if torn_end and lines[-1].strip():
+            told.pop()
+        places = [place for place, _ in told]
+        values = [_parsed(line, place, advice) for place, line in told]
+    for place, value in zip(places, values, strict=True):
         if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object; {advice}.")
-        objects.append(value)
-    return objects
+            raise ValueError(f"{place} is not a JSON object; {advice}.")
+    return list(zip(places, values, strict=True))
+
+
+def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[str, Any]]:
+    """As `placed_objects`, without the places."""
+    return [value for _, value in placed_objects(path, advice, torn_end)]
+
+
+def _parsed(text: bytes, place: str, advice: str) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place} is not JSON ({error}); {advice}.") from error

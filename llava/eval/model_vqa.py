@@ -16,12 +16,12 @@ from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
 
 
 def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
-    """The questions of a chunk of one of LLaVA's question files.
+    """The questions of a chunk of one of LLaVA's question files; those without an image are about text.
 
     Raises:
         ValueError: if the file or a field is missing, or there is no such chunk.
     """
-    questions = read_questions(question_path(options), Path(options.image_folder), "mmvet")
+    questions = read_questions(question_path(options), Path(options.image_folder), "mmvet", about_text=True)
     return chunk(questions, options.num_chunks, options.chunk_idx)
 
 

@@ -21,6 +21,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, open_image, sampling
+from llava.serve.places import image_files
 from llava.serve.template import choose_template
 
 DEFAULTS: dict[str, Any] = {
@@ -44,9 +45,9 @@ def eval_model(args: Any) -> str:
     """Load a model, answer one question, print the answer and return it.
 
     Args:
-        args: anything with the attributes `model_path`, `image_file` (names joined by `sep`; empty for a question
-            about text) and `query`, and, where they should differ from `DEFAULTS`, those named there. In the query
-            `<image-placeholder>` (or `<image>`) says where an image goes; without it images come first.
+        args: anything with the attributes `model_path`, `image_file` (names joined by `sep`, or a list; empty for a
+            question about text) and `query`, and, where they should differ from `DEFAULTS`, those named there. In the
+            query `<image-placeholder>` (or `<image>`) says where an image goes; without it images come first.
 
     Raises:
         ValueError: if a value does not fit, an image cannot be read, or the folder holds no model.
@@ -72,12 +73,6 @@ def eval_model(args: Any) -> str:
     answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
     print(answer)
     return answer
-
-
-def image_files(names: str | None, sep: str) -> list[str]:
-    """The names in a list joined by `sep`."""
-    parts = (names or "").split(sep) if sep else [names or ""]
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _template(config: Any, name: str, asked: str | None) -> str:
@@ -106,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.run_llava", description="Ask a model one question about images."
     )
     add_loading_flags(parser)
-    parser.add_argument("--image-file", "--image_file", required=True, help="paths or addresses, joined by --sep")
+    parser.add_argument(
+        "--image-file", "--image_file", required=True, nargs="+", action="extend",
+        help="paths or addresses, joined by --sep, or one after the other; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--sep", help="between image files (default: a comma)")

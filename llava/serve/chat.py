@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
 from llava.compression.salience import QueryRole
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images
@@ -110,8 +110,10 @@ class Chat:
 
     @property
     def turns(self) -> list[tuple[str, str]]:
-        """Questions and answers so far; questions with their image marks."""
-        return list(zip(self._turns[::2], self._turns[1::2], strict=True))
+        """Questions and answers so far; questions with their image marks, and `\\<image>` where they mean the word."""
+        questions = (turn.replace(LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN) for turn in self._turns[::2])
+        answers = (turn.replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN) for turn in self._turns[1::2])
+        return list(zip(questions, answers, strict=True))
 
     @property
     def compression(self) -> CompressionConfig:
@@ -140,7 +142,7 @@ class Chat:
         error leaves the conversation as it was.
 
         Args:
-            question: text, with as many `<image>` as `images` or none to have them in front.
+            question: text, with as many `<image>` as `images` or none to have them in front; `\\<image>` is the word.
             images: RGB images of this turn.
 
         Raises:
@@ -161,7 +163,7 @@ class Chat:
         """Ask, and wait for the whole answer; arguments and errors as in `ask`."""
         for _ in self.ask(question, images):
             continue
-        return self._turns[-1]
+        return self.turns[-1][1]
 
     def trace(self) -> tuple[CompressionTrace, list[Tensor]]:
         """What became of every patch when the visual tokens that the last answer saw were chosen; and the images.
@@ -223,7 +225,8 @@ class Chat:
         if output is None:
             return
         new = output.sequences[0].tolist()
-        self._turns = [*request.turns, self._text(output.sequences[0])]
+        answer = self._text(output.sequences[0]).replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)  # it shows no image
+        self._turns = [*request.turns, answer]
         self._pixels = request.pixels
         self.images = self.images + images
         held = request.encoded.input_ids + new[:-1]  # the last token has been chosen, but not computed

@@ -7,6 +7,7 @@ printf 'What is this?\\nWhere is it?\\n' | python -m llava.serve.cli --model-pat
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from llava.serve.inputs import (
     sampling,
 )
 from llava.serve.overlay import draw_overlay
+from llava.serve.places import typed_place
 from llava.serve.template import choose_template
 
 COMMANDS = """commands in the chat:
@@ -39,7 +41,12 @@ COMMANDS = """commands in the chat:
   /compression NAME    another budget from the next question on: a preset or a YAML file
   /tokens              what the last answer took: visual tokens by layer, and the KV cache
   /exit                leave; so does the end of the input
-Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first."""
+Paths may be in quotes, begin with ~ or be file:// addresses. A question that begins with the name of a command, or with
+anything that reads like one, is asked with a second slash in front: //tokens are what?
+Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first;
+\\<image> is the word itself."""
+KNOWN = ("/image", "/reset", "/compression", "/tokens", "/exit")
+_MISTYPED = 0.7
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,14 +103,14 @@ class Session:
         """Answer line by line until the input ends or `/exit`."""
         speaker = get_template(self.chat.conv_mode).roles[0].strip() or "USER"
         for line in _lines(source, f"{speaker}: "):
-            command, _, rest = line.strip().partition(" ")
+            command, rest = as_command(line)
             if command == "/exit":
                 return
             try:
-                if command.startswith("/"):
-                    self._command(command, rest.strip())
-                elif command:
-                    self._ask(line.strip())
+                if command:
+                    self._command(command, rest)
+                elif rest:
+                    self._ask(rest)
             except KeyboardInterrupt:
                 print(flush=True)
             except (ValueError, OSError, RuntimeError) as error:
@@ -143,7 +150,9 @@ class Session:
         elif command == "/tokens":
             print(self.chat.usage or "Nothing has been answered yet.", flush=True)
         else:
-            raise ValueError(f"There is no command {command!r}.\n{COMMANDS}")
+            raise ValueError(
+                f"There is no command {command!r}; a second slash in front makes it a question.\n{COMMANDS}"
+            )
 
     def _add_image(self, place: str) -> None:
         if not place:
@@ -158,7 +167,7 @@ class Session:
     def _choose(self, name: str) -> None:
         if not name:
             raise ValueError("Name a budget: /compression NAME, a preset or a YAML file; none switches it off.")
-        self.chat.set_compression(name)
+        self.chat.set_compression(typed_place(name))
         print(f"visual tokens of an image by layer: {self._staircase(self.chat.compression)}", flush=True)
 
     def _staircase(self, compression: CompressionConfig) -> str:
@@ -171,6 +180,25 @@ class Session:
         layers = self.chat.model.config.num_hidden_layers
         draw_overlay(trace, pixels, self.chat.image_processor, layers).save(path)
         print(f"wrote {path}", flush=True)
+
+
+def as_command(line: str) -> tuple[str, str]:
+    """A line as a command and what stands behind it; the command is empty for a question, which may begin with a slash.
+
+    A first word that is no command is taken for a mistyped one if it is alone or close to one; `//` begins a question.
+
+    Args:
+        line: as it was read.
+    """
+    line = line.strip().removeprefix("\ufeff").strip()  # some shells begin what they pipe with a byte order mark
+    command, *rest = line.split(None, 1) or [""]
+    if line.startswith("//"):
+        return "", line[1:]
+    mistyped = not rest or difflib.get_close_matches(command.lower(), KNOWN, cutoff=_MISTYPED)
+    is_word = command[1:].isalpha()
+    if command in KNOWN or (command.startswith("/") and mistyped and is_word):
+        return command, rest[0] if rest else ""
+    return "", line
 
 
 def _lines(source: TextIO, prompt: str) -> Iterator[str]:
@@ -214,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_flags(parser)
     parser.add_argument(
-        "--image-file", "--image_file", nargs="+", default=[], metavar="FILE_OR_URL",
-        help="images of the first question: paths or http(s) addresses",
+        "--image-file", "--image_file", nargs="+", action="extend", default=[], metavar="FILE_OR_URL",
+        help="images of the first question: paths or http(s) addresses; may be given several times",
     )  # fmt: skip
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 takes the likeliest token (default: 0.2)")

@@ -11,11 +11,12 @@ import torch
 from huggingface_hub.utils import httpx
 from PIL import Image
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.data.images import explained
 from llava.data.records import wrap_image_marks
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
+from llava.serve.places import file_exists, is_address, typed_place
 
 DEFAULT_CONV_MODE = "v1"
 IMAGE_TIMEOUT = 30.0
@@ -64,14 +65,17 @@ def read_image(place: str, opening: str = DEFAULT_OPENING) -> Image.Image:
 def open_image(place: str) -> Image.Image:
     """An image by path or http(s) address as Pillow opens it, decoded; `as_rgb` makes of it what a model sees.
 
+    Args:
+        place: the path or address, also as `typed_place` takes it.
+
     Raises:
         ValueError: if there is none or it cannot be read; names it.
     """
-    is_address = place.startswith(("http://", "https://"))
-    if not is_address and not Path(place).is_file():
+    place = typed_place(place)
+    if not is_address(place) and not file_exists(place):
         raise ValueError(f"There is no image file {place!r}; give a path or an http(s) address.")
     with explained(f"Image {place!r}"):
-        image = Image.open(BytesIO(_download(place) if is_address else Path(place).read_bytes()))
+        image = Image.open(BytesIO(_download(place) if is_address(place) else Path(place).read_bytes()))
         image.load()
         return image
 
@@ -87,7 +91,7 @@ def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:
     """A question with a mark for each of its images: where it says `<image>`, else in front, a line each.
 
     Args:
-        question: text, with as many `<image>` as images or none.
+        question: text, with as many `<image>` as images or none; `\\<image>` is the word itself.
         count: images.
         config: of the model; its `mm_use_im_start_end` surrounds marks.
         conv_mode: key of `conv_templates`; some surround marks too.
@@ -95,11 +99,12 @@ def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:
     Raises:
         ValueError: if the question holds another number of marks.
     """
+    question = question.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
     marks = question.count(DEFAULT_IMAGE_TOKEN)
     if marks not in (0, count):
         raise ValueError(
             f"The question holds {marks} {DEFAULT_IMAGE_TOKEN}, but {count} images were given; write one for each, or "
-            "none to have them in front."
+            f"none to have them in front. {WRITTEN_IMAGE_TOKEN} is the word itself."
         )
     if marks == 0:
         question = f"{DEFAULT_IMAGE_TOKEN}\n" * count + question

@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.images import BadImageError, image_path
-from llava.eval.json_lines import read_objects
+from llava.eval.json_lines import placed_objects, read_objects
 from llava.eval.questions import Question
+
+_OTHER_MEDIA = (
+    "images", "image_file", "image_files", "image_path", "image_paths", "image_url", "img", "picture",
+    "video", "videos", "audio",
+)  # fmt: skip
 
 
 def require(path: Path, benchmark: str) -> Path:
@@ -34,13 +39,13 @@ def read_json(path: Path, benchmark: str) -> Any:
         ValueError: if it is missing or not JSON.
     """
     try:
-        return json.loads(require(path, benchmark).read_text(encoding="utf-8"))
+        return json.loads(require(path, benchmark).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from error
 
 
 def read_json_lines(path: Path, benchmark: str) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; empty lines are skipped.
+    """The objects of a file with one JSON object a line, or of a JSON list; empty lines are skipped.
 
     Raises:
         ValueError: if it is missing, or a line is not a JSON object.
@@ -60,7 +65,9 @@ def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
         ValueError: if the record lacks it.
     """
     if name not in record:
-        raise ValueError(f"{place} has no field {name!r}, only {', '.join(record) or 'none'}; download the file again.")
+        raise ValueError(
+            f"{place} has no field {name!r}, only {', '.join(record) or 'none'}; download the file again, or add it."
+        )
     return record[name]
 
 
@@ -84,31 +91,56 @@ def file_in(folder: Path, name: Any, place: str) -> Path:
         ) from error
 
 
-def read_questions(path: Path, images: Path | None, benchmark: str) -> list[Question]:
+def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = False) -> list[Question]:
     """The questions of one of LLaVA's question files: `question_id`, `image`, `text`, perhaps `category`.
 
-    Texts are asked as they stand, but for an `<image>` with a line break in front, which LLaVA puts there itself.
+    Texts are asked as they stand, but for an `<image>` with a line break in front of a question about one image, which
+    LLaVA puts there itself. `image` may be a list.
 
     Args:
-        path: JSON lines.
-        images: folder that image names are relative to; None for questions about text.
+        path: JSON lines or a JSON list.
+        images: folder that image names are relative to.
         benchmark: name, for errors.
+        about_text: whether there may be questions without an image, as in files of one's own.
 
     Raises:
-        ValueError: if the file is missing, a line lacks a field, or an image does not lie in the folder. Whether images
-            exist is not checked.
+        ValueError: if the file is missing, a record lacks a field or names no image, or an image does not lie in the
+            folder. Whether images exist is not checked.
     """
     questions = []
-    for number, record in enumerate(read_json_lines(path, benchmark), start=1):
-        place = f"{path}, line {number}"
-        name = record.get("image") if images is None else need_field(record, "image", place)
+    for place, record in placed_objects(require(path, benchmark), "mend the line, or download the file again"):
+        if not about_text:
+            need_field(record, "image", place)
+        text = str(need_field(record, "text", place))
+        names = _image_names(record, place)
+        if not names and not about_text:
+            raise ValueError(f"{place} names no image; download the file again.")
+        if not names and DEFAULT_IMAGE_TOKEN in text.replace(WRITTEN_IMAGE_TOKEN, ""):
+            raise ValueError(f"{place} holds {DEFAULT_IMAGE_TOKEN} in its text, but names no image; add `image`.")
         questions.append(
             Question(
                 question_id=need_field(record, "question_id", place),
-                text=str(need_field(record, "text", place)).removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n"),
-                images=(file_in(images, name, place),) if images is not None and name else (),
-                prompt=str(record["text"]),
+                text=text.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") if len(names) == 1 else text,
+                images=tuple(file_in(images, name, place) for name in names),
+                prompt=text,
                 facts={key: value for key, value in record.items() if key not in ("question_id", "text")},
             )
         )
     return questions
+
+
+def _image_names(record: Mapping[str, Any], place: str) -> list[str]:
+    """The images that a record names: one, several or none.
+
+    Raises:
+        ValueError: if the field is something else, or another field names what would not be shown.
+    """
+    named = record.get("image")
+    names = named if isinstance(named, list) else [] if named is None or named == "" else [named]
+    for name in names:
+        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+            raise ValueError(f"{place} has the image {name!r}; give the name of a file, or a list of names.")
+    unseen = [key for key in record if key.lower() in _OTHER_MEDIA and record[key]]
+    if unseen:
+        raise ValueError(f"{place} has a field {unseen[0]!r}, which is not read; name its images in `image`.")
+    return [str(name) for name in names]

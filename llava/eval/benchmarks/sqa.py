@@ -96,13 +96,14 @@ def science_questions(
             raise ValueError(f"{where} has no text at conversations[0].value; download the file again.")
         text = str(turns[0]["value"]).replace(DEFAULT_IMAGE_TOKEN, "").strip()
         text = f"{text}\n{suffix}" if suffix else text
-        image = record.get("image")
+        named = record.get("image")
+        names = named if isinstance(named, list) else [named] if named else []
         questions.append(
             Question(
                 question_id=need_field(record, "id", where),
                 text=text,
-                images=(file_in(images, image, where),) if image else (),
-                prompt=f"{DEFAULT_IMAGE_TOKEN}\n{text}" if image else text,
+                images=tuple(file_in(images, name, where) for name in names),
+                prompt=f"{DEFAULT_IMAGE_TOKEN}\n" * len(names) + text,
             )
         )
     return questions
