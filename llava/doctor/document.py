@@ -24,7 +24,9 @@ from llava.doctor.memory import STAGES, Setting, need, why_not
 from llava.doctor.recipes import RECIPES
 from llava.doctor.shape import ModelShape
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
+from llava.train.foreign_flags import FOREIGN
 from llava.train.resuming import GROUPS, Change
+from llava.train.supported import REFUSED, SOME_VALUES, WITHOUT_EFFECT_HERE, support_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "training.md"
@@ -58,6 +60,26 @@ def spellings() -> str:
     renamed = [f"| `--{old}` | `--{new}` |" for old, new in RENAMED.items()]
     gone = [f"| `--{name}` | accepted, without effect |" for name in sorted(WITHOUT_EFFECT)]
     return "\n".join(["| as in LLaVA's scripts | now |", "|---|---|", *renamed, *gone]) + "\n"
+
+
+def transformers_arguments() -> str:
+    """What becomes of each of transformers' `TrainingArguments`."""
+    lines = ["| transformers' flag | | |", "|---|---|---|"]
+    for field in dataclasses.fields(transformers.TrainingArguments):
+        kind = support_of(field.name)
+        if kind == "some values":
+            accepted, why = SOME_VALUES[field.name]
+            text = f"{', '.join(f'`{value}`' for value in accepted if value)}: {why}"
+        else:
+            text = {**REFUSED, **WITHOUT_EFFECT_HERE}.get(field.name, "")
+        lines.append(f"| `--{field.name}` | {kind} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def foreign() -> str:
+    """Flags of other programs that are refused."""
+    lines = [f"| `{name}` | {why} |" for name, why in FOREIGN.items()]
+    return "\n".join(["| flag of another program, or of an older transformers | |", "|---|---|", *lines]) + "\n"
 
 
 def memory() -> str:
@@ -101,6 +123,8 @@ def resuming() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "arguments": arguments,
     "spellings": spellings,
+    "transformers": transformers_arguments,
+    "foreign": foreign,
     "memory": memory,
     "variables": variables,
     "resuming": resuming,

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava.model.lora import LORA_TARGETS, load_adapters
+from llava.model.lora import ADAPTER_CONFIG_FILE, LORA_TARGETS, load_adapters
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+_RECORDED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_bias": "bias", "lora_dropout": "lora_dropout"}
+_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What makes adapters compute something else, or elsewhere, than those that are trained here.
+_OTHER_KINDS = (
+    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+    "fan_in_fan_out", "trainable_token_indices", "lora_bias", "target_parameters",
+)  # fmt: skip
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
@@ -18,6 +28,59 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else torch.float32
+
+
+def settle_adapters(args: TrainingArguments, model: str) -> None:
+    """With `--lora_weight_path`, take rank, alpha, biases and dropout from the adapters that the run goes on from.
+
+    Args:
+        args: changed.
+        model: what the run starts from.
+
+    Raises:
+        ValueError: if a flag contradicts them, or they are not of the kind that is trained here.
+    """
+    if not args.lora_weight_path:
+        return
+    from peft import LoraConfig
+
+    path = Path(args.lora_weight_path) / ADAPTER_CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"--lora_weight_path {args.lora_weight_path!r} holds no {ADAPTER_CONFIG_FILE}; give adapters.")
+    held = LoraConfig.from_pretrained(args.lora_weight_path)
+    for flag, field in _RECORDED.items():
+        value = getattr(held, field)
+        if flag not in args.given:
+            setattr(args, flag, value)
+        elif flag != "lora_dropout" and getattr(args, flag) != value:
+            raise ValueError(
+                f"--{flag} is {getattr(args, flag)!r}, but the adapters in {args.lora_weight_path!r} have {value!r}, "
+                f"and mean something else with another. Leave --{flag} out, or merge them "
+                "(scripts/merge_lora_weights.py) and begin new ones on the result."
+            )
+    _require_our_kind(held, args.lora_weight_path)
+    base = held.base_model_name_or_path
+    if base and base != model and not _one_folder(base, model):
+        logger.warning("The adapters in %s were trained on %r; this run puts them on %r.", path.parent, base, model)
+
+
+def _require_our_kind(held: Any, folder: str) -> None:
+    options = [name for name in _OTHER_KINDS if getattr(held, name, None)]
+    targets = held.target_modules
+    if isinstance(targets, str):
+        other = targets != LORA_TARGETS
+    else:
+        other = {name.rsplit(".", 1)[-1] for name in targets or ()} != set(_ADAPTED)
+    if options or other:
+        what = f"{options[0]} {getattr(held, options[0])!r}" if options else f"target_modules {targets!r}"
+        raise ValueError(
+            f"The adapters in {folder!r} have {what}; only plain LoRA on {', '.join(_ADAPTED)} goes on here. Merge "
+            "them (scripts/merge_lora_weights.py) and begin new ones on the result."
+        )
+
+
+def _one_folder(one: str, other: str) -> bool:
+    return Path(one).is_dir() and Path(other).is_dir() and os.path.samefile(one, other)
 
 
 def add_lora(model: Any, args: TrainingArguments) -> Any:

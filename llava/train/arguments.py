@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from transformers import HfArgumentParser
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
+from llava.train.foreign_flags import FOREIGN, is_switched_off
+from llava.train.supported import require_supported
 from llava.train.warmup import one_warmup
 
 logger = logging.getLogger(__name__)
@@ -133,6 +136,9 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Read the command line.
 
@@ -154,23 +160,21 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
         ValueError: for unknown flags; names them, and one that was perhaps meant.
     """
     kinds = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(kinds)
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        list(arguments), return_remaining_strings=True, look_for_args_file=False
-    )
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    absent = object()
+    sparse = HfArgumentParser(kinds)
+    sparse.set_defaults(**dict.fromkeys(names, absent))
+    read, unknown = sparse.parse_known_args(list(arguments))
+    said = {name: value for name, value in vars(read).items() if value is not absent}
+    require_supported(said)
     if unknown:
         near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
         meant = f" Perhaps --{near[0]} is meant." if near else ""
         raise ValueError(f"{' '.join(unknown)!r} on the command line is no flag of this program.{meant}")
-    absent = object()
-    sparse = HfArgumentParser(kinds)
-    sparse.set_defaults(**dict.fromkeys(names, absent))
-    read = vars(sparse.parse_known_args(list(arguments))[0])
-    given = frozenset(name for name, value in read.items() if value is not absent)
+    parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(list(arguments), look_for_args_file=False)
     model_args, data_args, training_args = parsed
     for args in parsed:
-        args.given = given
+        args.given = frozenset(said)
     return model_args, data_args, training_args
 
 
@@ -192,15 +196,51 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
     for name, (value, values) in accepted.items():
         if value not in values:
             raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(map(str, values))}.")
+    if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", model_args.mm_projector_type):
+        kind = model_args.mm_projector_type
+        raise ValueError(f"--mm_projector_type is {kind!r}; it must be linear, identity or mlpNx_gelu.")
     _check_parts(model_args, args)
     if args.bits != 16 and not args.lora_enable:
         raise ValueError(f"--bits {args.bits} stores weights that cannot be trained; add --lora_enable True.")
+    idle = [name for name in LORA_FLAGS if name in args.given]
+    if idle and not args.lora_enable:
+        logger.warning("--%s does nothing without --lora_enable True.", ", --".join(idle))
     if args.lora_weight_path and not args.lora_enable:
         raise ValueError("--lora_weight_path names adapters to go on from; add --lora_enable True.")
     if not 0 <= data_args.max_bad_share <= 1:
         raise ValueError(f"--max_bad_share is {data_args.max_bad_share}; it is a share, from 0 to 1.")
-    if args.eval_strategy != "no" and data_args.eval_data_path is None:
-        raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
+    if data_args.eval_data_path is None:
+        if args.eval_strategy != "no":
+            raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
+        if args.eval_on_start or args.do_eval:
+            flag = "eval_on_start" if args.eval_on_start else "do_eval"
+            raise ValueError(f"--{flag} asks for a measurement, but there is no --eval_data_path to use.")
+    _check_engine(args)
+
+
+def _check_engine(args: TrainingArguments) -> None:
+    """Flags that DeepSpeed's settings or the order of the data would pass over.
+
+    Raises:
+        ValueError: names them.
+    """
+    if args.train_sampling_strategy == "sequential" and args.group_by_modality_length:
+        raise ValueError(
+            "--group_by_modality_length orders the data, --train_sampling_strategy sequential forbids it; choose one."
+        )
+    if not args.deepspeed:
+        return
+    settings = args.hf_deepspeed_config
+    rates = [name for name in ("mm_projector_lr", "mm_vision_tower_lr") if getattr(args, name) is not None]
+    if rates and settings.get_value("optimizer") is not None:
+        raise ValueError(
+            f"The optimizer in --deepspeed {args.deepspeed} has one learning rate, so --{rates[0]} would do nothing; "
+            "take the optimizer out of that file."
+        )
+    if args.bits != 16 and settings.is_zero3():
+        raise ValueError(
+            f"--bits {args.bits} cannot be cut into ZeRO-3's pieces; give --deepspeed ./scripts/zero2.json."
+        )
 
 
 def _check_parts(model_args: ModelArguments, args: TrainingArguments) -> None:
@@ -224,7 +264,11 @@ def _check_parts(model_args: ModelArguments, args: TrainingArguments) -> None:
 
 
 def modern_spelling(argv: Sequence[str]) -> list[str]:
-    """Translate flags of older transformers releases; say so in the log."""
+    """Translate flags of older transformers releases; say so in the log.
+
+    Raises:
+        ValueError: for a flag of another program that asks for something that cannot be had.
+    """
     result: list[str] = []
     for name, values in one_warmup(_flags(argv)):
         if name in WITHOUT_EFFECT:
@@ -232,6 +276,8 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
         elif name == "group_by_length":
             if not values or values[0].lower() in ("true", "1", "yes"):
                 result += ["--train_sampling_strategy", "group_by_length"]
+        elif name in FOREIGN and is_switched_off(name, values):
+            logger.info("--%s asks for nothing that is done otherwise.", name)
         elif name in RENAMED:
             logger.info("--%s is now --%s.", name, RENAMED[name])
             result += [f"--{RENAMED[name]}", *values]

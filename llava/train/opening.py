@@ -22,6 +22,7 @@ from llava.model.checkpoints import Checkpoint, Kind, examine, vision_config
 from llava.model.hub import fetch
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
+from llava.train.adapters import settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def settle_flags(
         ValueError: if a flag contradicts what is recorded, or asks for something that needs a vision tower where there
             is none.
     """
+    settle_adapters(training_args, model_args.model_name_or_path)
     assert start.config is not None
     config = start.config
     is_llava = bool(getattr(config, "mm_vision_tower", None))

@@ -40,6 +40,7 @@ from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
+from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
 from llava.train.workload import Workload
 
@@ -101,6 +102,7 @@ class LlavaTrainer(Trainer):
         skipped: SkippedSamples | None = None,
         **kwargs: Any,
     ) -> None:
+        require_own_loss(kwargs, kwargs["args"])
         super().__init__(**kwargs)
         self.part = part
         self.facts = facts

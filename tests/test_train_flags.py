@@ -1,0 +1,280 @@
+"""No flag is taken and passed over: each is honoured, or refused in words when flags are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from distributed import losses, summary, weights
+from tiny_llava import flags, write_assets
+
+from llava.train import supported
+from llava.train.arguments import parse_arguments
+from llava.train.building import load_model, load_tokenizer
+from llava.train.foreign_flags import FOREIGN
+from llava.train.train import train
+from llava.train.trainer import LlavaTrainer
+
+BASE = ["--data_path", "d.json", "--output_dir", "out", "--use_cpu", "True"]
+LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tower, language model and data, and under `lora` adapters of rank 4."""
+    folder = write_assets(tmp_path_factory.mktemp("assets"))
+    train(flags(folder, folder / "lora", "finetune", max_steps=1, early_save_check=False, **LORA))
+    return folder
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        parse_arguments([*BASE, *words])
+    return str(caught.value)
+
+
+# === transformers' arguments ===
+
+
+def test_every_argument_of_transformers_stands_in_exactly_one_table() -> None:
+    """A new release with new arguments fails here: read what they do, and put them into a table."""
+    fields = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    tables = (supported.HONOURED, supported.SOME_VALUES, supported.REFUSED, supported.WITHOUT_EFFECT_HERE)
+    named = [name for table in tables for name in table]
+    assert sorted(named) == sorted(set(named)), "no name stands in two tables"
+    assert set(named) == fields
+
+
+ASKED = {
+    "label_smoothing_factor": "0.1", "optim_target_modules": "all-linear", "torch_compile_backend": "inductor",
+    "torch_compile_mode": "default", "neftune_noise_alpha": "5",
+    "eval_do_concat_batches": "False", "include_for_metrics": "inputs", "label_names": "labels",
+    "hub_token": "secret", "hub_private_repo": "True", "hub_model_id": "me/model", "hub_strategy": "end",
+    "hub_revision": "main", "accelerator_config": '{"split_batches": true}', "fsdp": "full_shard",
+    "fsdp_config": '{"min_num_params": 1}', "dataloader_in_order": "False", "length_column_name": "size",
+    "skip_memory_metrics": "False", "debug": "underflow_overflow",
+}  # fmt: skip
+
+
+OBJECTS = {"parallelism_config", "liger_kernel_config"}  # no command line can hold them
+
+
+@pytest.mark.parametrize("name", sorted(set(supported.REFUSED) - OBJECTS))
+def test_what_a_run_cannot_do_is_refused_before_anything_is_loaded(name: str) -> None:
+    said = refusal(f"--{name}", ASKED.get(name, "True"))
+    assert said.startswith(f"--{name} ") and supported.REFUSED[name] in said and "Leave it out." in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--label_smoothing_factor", "0"], ["--torch_compile", "False"], ["--fsdp", ""], ["--push_to_hub", "False"],
+        ["--remove_unused_columns", "False"], ["--eval_do_concat_batches", "True"], ["--hub_strategy", "every_save"],
+        ["--include_num_input_tokens_seen", "no"], ["--skip_memory_metrics", "True"],
+        ["--do_train", "True"], ["--prediction_loss_only", "True"], ["--optim", "adamw_torch"],
+    ],
+)  # fmt: skip
+def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> None:
+    parse_arguments([*BASE, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optim", "galore_adamw"], "--optim is 'galore_adamw'; accepted are adamw_torch"),
+        (["--optim", "lomo"], "--optim is 'lomo'"),
+        (["--train_sampling_strategy", "batch_rebalance"], "accepted are random, sequential, group_by_length"),
+        (["--metric_for_best_model", "accuracy"], "accepted are loss, eval_loss"),
+        (["--optim", "sgd", "--optim_args", "momentum=0.9,beta=1"], "'beta=1', which sgd does not have"),
+        (["--optim_args", "momentum=0.9"], "adamw_torch_fused does not have; it has none"),
+        (["--eval_on_start", "True"], "--eval_on_start asks for a measurement"),
+        (["--do_eval", "True"], "--do_eval asks for a measurement"),
+        (["--train_sampling_strategy", "sequential", "--group_by_modality_length", "True"], "choose one"),
+    ],
+)
+def test_values_that_would_be_passed_over_are_refused(words: list[str], said: str) -> None:
+    assert said in refusal(*words)
+
+
+HONOURED: list[dict[str, object]] = [
+    *({"optim": name} for name in ("adamw_torch", "adafactor", "adagrad", "rmsprop", "adamw_8bit", "lion_32bit")),
+    {"optim": "sgd", "optim_args": "momentum=0.9"},
+    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr": 1e-5}', "warmup_steps": 1},
+    {"train_sampling_strategy": "sequential"},
+    {"train_sampling_strategy": "group_by_length", "data_seed": 3},
+    {"average_tokens_across_devices": False, "gradient_accumulation_steps": 2},
+    {"activation_checkpointing": True, "activation_checkpointing_kwargs": '{"use_reentrant": false}'},
+    {"torch_empty_cache_steps": 1, "logging_first_step": True},
+    {"max_grad_norm": 0.1, "adam_beta1": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", HONOURED, ids=lambda options: "-".join(map(str, options.values()))[:40])
+def test_what_is_called_honoured_runs(assets: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    """Two steps; the rate of the projector's own group is kept whatever the optimizer."""
+    more = {"max_steps": 2, "early_save_check": False, "mm_projector_lr": 1e-3}
+    train(flags(assets, tmp_path / "out", "finetune", **more | options))
+    found = losses(tmp_path / "out")
+    assert len(found) == 2 and all(loss == loss for loss in found)
+
+
+def test_the_best_model_is_kept_by_its_held_out_loss(assets: Path, tmp_path: Path) -> None:
+    options = {
+        "eval_data_path": assets / "chats.json", "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True,
+        "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "learning_rate": 3.0,
+        "max_steps": 2, "early_save_check": False,
+    }  # fmt: skip
+    train(flags(assets, tmp_path / "out", "finetune", **options))
+    found = [entry["eval_loss"] for entry in summary(tmp_path / "out")["evaluations"]]
+    assert len(found) == 4 and found[-1] == pytest.approx(min(found[1:3]), rel=1e-5)
+
+
+def test_a_trainer_is_not_given_what_it_would_pass_over(assets: Path, tmp_path: Path) -> None:
+    model_args, data_args, args = parse_arguments(flags(assets, tmp_path, "finetune"))
+    model = load_model(model_args, data_args, args, load_tokenizer(model_args, args))
+    for name in ("compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func"):
+        options: dict[str, Any] = {name: lambda *_: 0}
+        with pytest.raises(ValueError, match=f"{name} cannot be honoured"):
+            LlavaTrainer(model=model, args=args, **options)
+    args.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match=r"--label_smoothing_factor 0\.1 cannot be honoured"):
+        LlavaTrainer(model=model, args=args)
+
+
+# === Flags of other programs ===
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_flag_of_another_program_is_refused_with_a_reason_unless_it_is_off(name: str) -> None:
+    for words in ([f"--{name}", "4"], [f"--{name}=some,thing"], [f"--{name}"]):
+        assert refusal(*words) == f"--{' '.join(words)[2:].replace('=', ' ')} is not supported: {FOREIGN[name]}."
+    for value in ("False", "None", "auto"):
+        parse_arguments([*BASE, f"--{name}", value])
+
+
+def test_no_flag_of_our_own_counts_as_foreign() -> None:
+    _, _, args = parse_arguments(BASE)
+    known = {field.name for kind in parse_arguments(BASE) for field in dataclasses.fields(kind)}
+    assert not known & set(FOREIGN) and args.given == {"data_path", "output_dir", "use_cpu"}
+
+
+def test_a_misspelled_flag_is_named_with_the_one_that_is_meant() -> None:
+    said = refusal("--mm_projectortype", "mlp2x_gelu")
+    assert "'--mm_projectortype mlp2x_gelu'" in said and "Perhaps --mm_projector_type is meant." in said
+
+
+# === Parts that do not go together ===
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--mm_patch_merge_type", "spatial_unpad"],
+            "--mm_patch_merge_type is 'spatial_unpad'; it must be one of flat",
+        ),
+        (["--mm_patch_merge_type", "spatial"], "it must be one of flat"),
+        (["--image_aspect_ratio", "anyres"], "--image_aspect_ratio is 'anyres'; it must be one of square, pad"),
+        (["--image_aspect_ratio", "anyres_max_9"], "must be one of square, pad"),
+        (["--image_aspect_ratio", "highres"], "must be one of square, pad"),
+        (["--mm_vision_select_feature", "cls"], "must be one of patch, cls_patch"),
+        (["--mm_projector_type", "pooler"], "must be linear, identity or mlpNx_gelu"),
+        (["--tune_mm_mlp_adapter", "True", "--unfreeze_mm_vision_tower", "True"], "--unfreeze_mm_vision_tower cannot"),
+        (["--tune_mm_mlp_adapter", "True", "--mm_vision_tower_lr", "2e-6"], "--mm_vision_tower_lr cannot"),
+        (["--unfreeze_mm_vision_tower", "False", "--mm_vision_tower_lr", "2e-6"], "forbids it"),
+        (["--freeze_mm_mlp_adapter", "True", "--mm_projector_lr", "2e-6"], "does not train"),
+    ],
+)
+def test_parts_that_cannot_be_had_are_refused_when_flags_are_read(words: list[str], said: str) -> None:
+    assert said in refusal(*words)
+
+
+def test_adapter_flags_without_adapters_are_said_to_do_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "llava")
+    parse_arguments([*BASE, "--lora_r", "128", "--lora_alpha", "256"])
+    assert "--lora_r, --lora_alpha does nothing without --lora_enable True." in caplog.text
+
+
+@pytest.mark.parametrize("rates", [{"mm_projector_lr": 1e-4}, {"mm_vision_tower_lr": 1e-4}])
+def test_an_optimizer_of_deepspeed_leaves_no_room_for_rates_of_parts(tmp_path: Path, rates: dict[str, float]) -> None:
+    settings = {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "zero_optimization": {"stage": 2}}
+    settings["train_micro_batch_size_per_gpu"] = "auto"
+    (tmp_path / "zero.json").write_text(json.dumps(settings))
+    words = [word for name, value in rates.items() for word in (f"--{name}", str(value))]
+    said = refusal("--deepspeed", str(tmp_path / "zero.json"), *words)
+    assert f"--{next(iter(rates))} would do nothing" in said
+
+
+def test_quantised_weights_are_not_cut_by_zero3(tmp_path: Path) -> None:
+    (tmp_path / "zero3.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"})
+    )
+    words = ["--deepspeed", str(tmp_path / "zero3.json"), "--bits", "4", "--lora_enable", "True"]
+    assert "cannot be cut into ZeRO-3's pieces" in refusal(*words)
+
+
+# === Going on with adapters ===
+
+
+def opened(assets: Path, **changes: object) -> Any:
+    model_args, data_args, args = parse_arguments(flags(assets, assets / "unused", "finetune", **changes))
+    load_model(model_args, data_args, args, load_tokenizer(model_args, args))
+    return args
+
+
+def test_adapters_that_go_on_keep_their_rank_and_scale(assets: Path, tmp_path: Path) -> None:
+    options = {"lora_enable": True, "lora_weight_path": assets / "lora", "max_steps": 1, "learning_rate": 0.0}
+    train(flags(assets, tmp_path / "on", "finetune", mm_projector_type=None, early_save_check=False, **options))
+    before, after = (
+        json.loads((path / "adapter_config.json").read_text()) for path in (assets / "lora", tmp_path / "on")
+    )
+    assert (after["r"], after["lora_alpha"]) == (before["r"], before["lora_alpha"]) == (4, 8)
+    kept, went_on = weights(assets / "lora"), weights(tmp_path / "on")
+    assert kept.keys() == went_on.keys() and all(torch.equal(kept[name], went_on[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("lora_r", 8), ("lora_alpha", 16), ("lora_alpha", 4), ("lora_bias", "all")]
+)
+def test_adapters_with_another_rank_or_scale_are_refused(assets: Path, flag: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"--{flag} is {value!r}, but the adapters in .* have .*Leave --{flag} out"):
+        opened(assets, lora_enable=True, lora_weight_path=assets / "lora", **{flag: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, "have target_modules"),
+        ({"use_rslora": True}, "have use_rslora True"),
+        ({"use_dora": True}, "have use_dora True"),
+        ({"alpha_pattern": {"q_proj": 3}}, "have alpha_pattern"),
+    ],
+)
+def test_adapters_of_another_kind_are_refused(
+    assets: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    shutil.copytree(assets / "lora", tmp_path / "lora")
+    path = tmp_path / "lora/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=said):
+        opened(assets, lora_enable=True, lora_weight_path=tmp_path / "lora")
+
+
+def test_adapters_that_are_none_or_of_another_base_are_said(
+    assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=r"holds no adapter_config\.json"):
+        opened(assets, lora_enable=True, lora_weight_path=assets / "lm")
+    shutil.copytree(assets / "lm", tmp_path / "other")
+    opened(assets, lora_enable=True, lora_weight_path=assets / "lora", model_name_or_path=tmp_path / "other")
+    assert "were trained on" in caplog.text and str(tmp_path / "other") in caplog.text
+    said = {"lora_weight_path": assets / "lora", "mm_vision_select_layer": -1, "lora_enable": True}
+    with pytest.raises(ValueError, match=r"mm_vision_select_layer is -1 on the command line, but -2 in"):
+        opened(assets, **said)
