@@ -73,6 +73,9 @@ def _from_pieces(
     """A tokenizer with the ids of `tokenizer.model`; special and added tokens are those that the folder names."""
     proto = read_sentencepiece(pieces)
     legacy = settings.get("legacy") is not False  # as the slow LlamaTokenizer reads a configuration without it
+    if not legacy and settings.get("add_prefix_space") is False:
+        proto.normalizer_spec.add_dummy_prefix = False
+    model = proto.SerializeToString()
     backend = build_tokenizer(proto, legacy)
     extra = _added_file(name, options)
     special = special_tokens(settings, _special_map(name, options), proto)
@@ -83,11 +86,11 @@ def _from_pieces(
         **{**special, **options},
     )  # fmt: skip
     tokenizer.vocab_file = str(pieces)
-    found = first_difference(pieces, tokenizer)
+    found = first_difference(model, tokenizer)
     if found is not None:
         raise ValueError(f"its tokenizer.model cannot be rebuilt: {found}")
     if whole is not None:
-        found = first_difference(pieces, Tokenizer.from_file(str(whole)))
+        found = first_difference(model, Tokenizer.from_file(str(whole)))
         if found is not None:
             logger.warning(
                 "The tokenizer.json in %s is not its tokenizer.model: %s. The ids of tokenizer.model are used; if the "
@@ -118,7 +121,7 @@ def _require_same_ids(name: str | Path, pieces: Path, tokenizer: PreTrainedToken
         read_sentencepiece(pieces)
     except ValueError:  # other libraries also call their files tokenizer.model
         return
-    found = first_difference(pieces, tokenizer)
+    found = first_difference(pieces.read_bytes(), tokenizer)
     if found is not None:
         raise ValueError(
             f"The tokenizer.json in {str(name)!r} is not its tokenizer.model: {found}. Delete the one that the model "

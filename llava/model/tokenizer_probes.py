@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -23,11 +22,11 @@ PROBES = (*_SPACES, *_WORDS, *_SCRIPTS)
 _SAMPLE = 128
 
 
-def first_difference(pieces: Path, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> str | None:
+def first_difference(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> str | None:
     """How a tokenizer first differs from a SentencePiece model, as half a sentence; None where it does not.
 
     Args:
-        pieces: `tokenizer.model`.
+        pieces: content of `tokenizer.model`.
         tokenizer: what should give the same ids, without special tokens.
 
     Raises:
@@ -35,7 +34,7 @@ def first_difference(pieces: Path, tokenizer: PreTrainedTokenizerBase | Tokenize
     """
     from sentencepiece import SentencePieceProcessor
 
-    model = SentencePieceProcessor(model_file=str(pieces))
+    model = SentencePieceProcessor(model_proto=pieces)
     named = _named(tokenizer)
     for text in (*PROBES, *_from_vocabulary(model)):
         if any(token in text for token in named):
