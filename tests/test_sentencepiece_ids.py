@@ -14,6 +14,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from slow_llama import published_vocabulary, slow_ids
 from tiny_llava import flags, write_assets
+from tiny_text import byte_level
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from llava.data.tokenization import encode_conversation
@@ -221,6 +222,15 @@ def test_a_tokenizer_json_that_contradicts_the_model_beside_it_is_refused(tmp_pa
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**SETTINGS, "tokenizer_class": "TokenizersBackend"}))
     with pytest.raises(ValueError, match=f"{tmp_path.name}.*is not its tokenizer.model.*Delete the one"):
         read_tokenizer(tmp_path)
+
+
+def test_a_file_of_another_kind_beside_a_tokenizer_json_is_left_alone(tmp_path: Path) -> None:
+    """Llama 3 calls its byte pairs tokenizer.model too, and its class LlamaTokenizer in some folders."""
+    byte_level().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    for kind in ("LlamaTokenizer", "PreTrainedTokenizerFast"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "eos_token": "</s>"}))
+        assert ids_of(read_tokenizer(tmp_path), "a  b") == ids_of(byte_level(), "a  b")
 
 
 def test_added_tokens_keep_their_ids_and_are_found_in_any_text(tmp_path: Path, pieces: Any) -> None:

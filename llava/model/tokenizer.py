@@ -49,6 +49,8 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
         if pieces is not None and whole is not None and not (is_sentencepiece_available() and is_protobuf_available()):
             logger.warning("The tokenizer.json in %s is taken unchecked: sentencepiece or protobuf is missing.", name)
             pieces = None
+        if pieces is not None and whole is not None and not _is_sentencepiece(pieces):
+            pieces = None  # Llama 3 also calls its file of byte pairs tokenizer.model
         if pieces is not None and _is_llama(settings, alone=whole is None):
             return _from_pieces(name, pieces, whole, settings, options)
         ambiguous = not is_hf_config(_config_of(name))
@@ -117,16 +119,20 @@ def _with_spaces(
 
 
 def _require_same_ids(name: str | Path, pieces: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    try:
-        read_sentencepiece(pieces)
-    except ValueError:  # other libraries also call their files tokenizer.model
-        return
     found = first_difference(pieces.read_bytes(), tokenizer)
     if found is not None:
         raise ValueError(
             f"The tokenizer.json in {str(name)!r} is not its tokenizer.model: {found}. Delete the one that the model "
             "was not trained with."
         )
+
+
+def _is_sentencepiece(file: Path) -> bool:
+    try:
+        read_sentencepiece(file)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_llama(settings: dict[str, Any], alone: bool) -> bool:
