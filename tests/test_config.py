@@ -198,7 +198,7 @@ def test_presets_meet_their_budgets(name: str):
 
 
 def test_every_preset_is_tested():
-    assert sorted(STAIRS | QWEN) == presets()
+    assert sorted([*STAIRS, *QWEN, "visionzip-qwen-640"]) == presets()
 
 
 @pytest.mark.parametrize("name", QWEN)
@@ -206,6 +206,12 @@ def test_presets_of_qwen_meet_their_caps(name: str):
     config = CompressionConfig.from_preset(name)
     tokens = tokens_per_layer(config.t2v, config.v2v.token_count(10_000), 28)
     assert (tokens[0], tokens[-1]) == QWEN[name] and tokens.count(tokens[0]) == 14
+
+
+def test_visionzip_on_qwen_has_the_split_of_the_released_scripts():
+    config = CompressionConfig.from_preset("visionzip-qwen-640")
+    assert config == CompressionConfig(V2VConfig(540, 100, score="received", clusters="uniform"))
+    assert tokens_per_layer(config.t2v, config.v2v.token_count(10_000), 28) == (640,) * 28
 
 
 @pytest.mark.parametrize("name", VOTED)
@@ -218,7 +224,7 @@ def test_presets_of_other_voters_differ_in_nothing_else(name: str):
 
 def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():
     listed = [line.split()[0] for line in schedule().stdout.splitlines()[1:]]
-    others = ("next-", "visionzip-next-", "video-", "qwen-")
+    others = ("next-", "visionzip-next-", "visionzip-qwen-", "video-", "qwen-")
     assert set(listed) == {name for name in presets() if not name.startswith(others)}
     assert "duet-192" in listed and "pyramiddrop" in listed and "fastv" in listed and "visionzip-64" in listed
 
