@@ -10,11 +10,20 @@ import pytest
 import torch
 from PIL import Image
 from tiny import DUET, pixels, stock_llama, tiny_llava
-from transformers import AutoModel, AutoModelForCausalLM, BatchFeature, DataCollatorWithFlattening, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BatchFeature,
+    CLIPImageProcessorPil,
+    DataCollatorWithFlattening,
+    DynamicCache,
+    GenerationConfig,
+)
 
 from llava.compression import CompressionConfig
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model import LlavaLlamaForCausalLM
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_llama import LlavaLlamaModel
 
 SEQUENCES = [[1, 5, 6, 7], [1, 8, 9], [1, 10, 11, 12, 13]]
@@ -84,8 +93,10 @@ def test_offsets_and_gaps_are_taken_as_transformers_takes_them(
     mask = torch.ones_like(ids) if masked else None
     options = {"attention_mask": mask, "position_ids": torch.tensor([positions]), "use_cache": use_cache}
     with torch.no_grad():
-        expected = stock_llama(model)(ids, **options).logits
-        torch.testing.assert_close(model(ids, **options).logits, expected, atol=1e-9, rtol=0)
+        expected = stock_llama(model)(ids, labels=ids, **options)
+        torch.testing.assert_close(model(ids, **options).logits, expected.logits, atol=1e-9, rtol=0)
+        loss = model(ids, labels=ids, **options).loss
+        torch.testing.assert_close(loss, expected.loss, atol=1e-6, rtol=0, check_dtype=False)
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.float64])
@@ -184,8 +195,101 @@ def test_forward_takes_a_compression_in_every_form(model: Any, given: Any) -> No
         assert not torch.equal(model(PROMPT, images=images).logits[:, -1], expected[:, -1])
 
 
-def test_a_folder_opens_by_every_name_transformers_gives_it(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(type(model.get_vision_tower()), "read_image_processor", lambda self, path: None)
-    monkeypatch.setattr(type(model.get_vision_tower()), "image_processor", Image, raising=False)
-    model.model.save_pretrained(tmp_path)
-    assert AutoModel and AutoModelForCausalLM and LlavaLlamaForCausalLM and LlavaLlamaModel
+def test_a_folder_opens_by_every_name_transformers_gives_it(tmp_path: Path) -> None:
+    """`AutoModel` gives the decoder with its tower, and each way of naming the folder is the same."""
+    model = tiny_llava(compression=DUET, dtype=torch.float32)
+    model.get_vision_tower()._image_processor = CLIPImageProcessorPil()
+    model.save_pretrained(tmp_path)
+    images, folder = pixels(1, dtype=torch.float32), str(tmp_path)
+    with torch.no_grad():
+        expected = model(PROMPT, images=images).logits
+        for opened in (
+            LlavaLlamaForCausalLM.from_pretrained(pretrained_model_name_or_path=folder),
+            LlavaLlamaForCausalLM.from_pretrained(folder),
+            AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path=tmp_path),
+        ):
+            assert type(opened) is LlavaLlamaForCausalLM
+            assert torch.equal(opened(PROMPT, images=images).logits, expected)
+    decoder, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(decoder) is LlavaLlamaModel and not info["missing_keys"]
+    assert decoder.get_vision_tower().is_loaded
+    weights = model.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in decoder.state_dict().items())
+    ids = torch.tensor([[1, 5, 6]])
+    with torch.no_grad():
+        assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    assert type(AutoConfig.from_pretrained(folder)) is LlavaConfig
+
+
+def test_max_length_counts_what_the_language_model_sees(model: Any) -> None:
+    """One begin, one word, ten visual tokens, two words: 14 before the answer."""
+    options = {"images": pixels(1), "do_sample": False}
+    for words, given in (("max_length is 8", 8), ("max_length is 14", 14)):
+        with pytest.raises(ValueError, match=f"{words}, but the prompt alone has 14 tokens"):
+            model.generate(PROMPT, max_length=given, **options)
+    expected = model.generate(PROMPT, max_new_tokens=3, **options)
+    for more in ({"max_length": 17}, {"generation_config": GenerationConfig(max_length=17)}):
+        assert torch.equal(model.generate(PROMPT, **more, **options), expected)
+    first = model.generate(PROMPT, max_new_tokens=3, return_dict_in_generate=True, **options)
+    cache, last = first.past_key_values, first.sequences[:, -1:]
+    with pytest.raises(ValueError, match="max_length is 17, but the prompt alone has 17 tokens"):
+        model.generate(last, past_key_values=cache, max_length=17)
+    assert model.generate(last, past_key_values=cache, max_length=19).shape == (1, 2)
+
+
+@pytest.mark.parametrize("more", [{}, {"negative_prompt_ids": torch.tensor([[3, 4], [5, 6]])}])
+def test_guidance_is_that_of_transformers(more: dict[str, Any]) -> None:
+    model, ids = tiny_llava(), torch.tensor([[1, 5, 6, 7], [1, 8, 9, 10]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "do_sample": False, "guidance_scale": 1.7}
+    expected = stock_llama(model).generate(ids, pad_token_id=0, **options, **more)[:, 4:]
+    assert torch.equal(model.generate(ids, **options, **more), expected)
+    assert not torch.equal(model.generate(ids, **options | {"guidance_scale": 1.0}), expected)
+    with pytest.raises(ValueError, match="does not work with num_beams"):
+        model.generate(ids, num_beams=2, **options)
+    with pytest.raises(ValueError, match="compares with a prompt without images"):
+        model.generate(PROMPT[:, :3], images=pixels(1), guidance_scale=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"encoder_repetition_penalty": 1.2}, "encoder_repetition_penalty is 1.2, but"),
+        ({"token_healing": True}, "token_healing is True, but"),
+        ({"cache_implementation": "paged"}, "cache_implementation is 'paged', but"),
+        ({"custom_generate": "someone/search"}, "custom_generate is 'someone/search', but"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha is 0.6, but"),
+        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=2)}, "prompt_lookup_num_tokens is 2, but"),
+        ({"position_ids": torch.tensor([[0, 1, 0, 1, 2]])}, "do not count the tokens"),
+        ({"attention_mask": matrix(1, 5)}, "whole attention matrix"),
+        ({"input_ids": PROMPT}, "Give the prompt once"),
+        ({"past_key_values": DynamicCache()}, "it must be a StagedCache, or left out"),
+    ],
+)  # fmt: skip
+def test_generate_refuses_before_it_computes(model: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        model.generate(PROMPT, images=pixels(1), max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match="Continuous batching"):
+        model.generate_batch([[1, 5, 6]])
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_soft_prompts_work_for_text_and_are_refused_elsewhere(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    sizes = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4, "num_layers": 6}
+    if kind == "prompt":
+        config = peft.PromptTuningConfig(**sizes, token_dim=32, num_attention_heads=4)
+    else:
+        config = peft.PrefixTuningConfig(**sizes, token_dim=16, num_attention_heads=2)
+    model, ids = peft.get_peft_model(tiny_llava(compression=DUET), config).double().eval(), torch.tensor([[1, 5, 6]])
+    for call in (
+        lambda: model.generate(input_ids=PROMPT, images=pixels(1), max_new_tokens=2),
+        lambda: model.generate(input_ids=ids, max_new_tokens=2),
+        lambda: model(input_ids=PROMPT, images=pixels(1)),
+    ):
+        with pytest.raises(ValueError, match="use LoRA"):
+            call()
+    if kind == "prompt":
+        embeds = torch.cat([model.get_prompt(1), model.word_embeddings(ids)], dim=1)
+        with torch.no_grad():
+            expected = stock_llama(model.base_model)(inputs_embeds=embeds).logits
+            torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-9, rtol=0)

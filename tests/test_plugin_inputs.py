@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from test_plugin import BOTH, KINDS, NO_DROP, T2V, answered
 from tiny_vlms import FAMILIES, batch, prompt, vlm
-from transformers import DataCollatorWithFlattening, DynamicCache
+from transformers import (
+    DataCollatorWithFlattening,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PixtralVisionConfig,
+    StaticCache,
+    WatermarkingConfig,
+)
+from transformers.utils import TransformersKwargs
 
 from llava import compress
+from llava.model.generation_options import NOTED, REFUSED, WITHOUT_EFFECT, WORKS, options_table
 
 SEQUENCES = [[1, 5, 6, 7], [1, 8, 9], [1, 10, 11, 12, 13]]
 
@@ -178,3 +193,116 @@ def test_soft_prompts_work_or_are_refused(family: str, kind: str) -> None:
             expected = peft.get_peft_model(compress(vlm(family), "none"), config).double().eval()
             expected.load_state_dict(model.state_dict())
             torch.testing.assert_close(model(**text).logits, expected(**text).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compressed_model_as_draft_or_in_continuous_batches_is_refused(stock: dict[str, Any], family: str) -> None:
+    model, inputs = stock[family], batch([prompt(family, 1, KINDS[family][0])])
+    with pytest.raises(ValueError, match="was given as draft"):
+        model.generate(**inputs, assistant_model=compress(model, T2V), max_new_tokens=3)
+    compressed = compress(model, T2V)
+    with pytest.raises(ValueError, match=r"Continuous batching .* use generate with a padded batch"):
+        compressed.generate_batch([[1, 5, 6]], max_new_tokens=2)
+    with pytest.raises(ValueError, match="assistant_model is a "):
+        compressed.generate(**inputs, assistant_model=model, max_new_tokens=3)
+
+
+REFUSED_VALUES = {
+    "cache_implementation": "hybrid", "prefill_chunk_size": 4, "prompt_lookup_num_tokens": 2, "assistant_early_exit": 2,
+    "use_mtp": True, "is_assistant": True, "penalty_alpha": 0.6, "dola_layers": "low", "force_words_ids": [[5]],
+    "num_beam_groups": 2, "diversity_penalty": 0.5, "token_healing": True, "custom_generate": "someone/search",
+    "constraints": [1], "assistant_model": "another", "mm_encoder_outputs": {"image": 1},
+}  # fmt: skip
+
+
+def test_every_refused_option_is_refused_and_documented(compressed: dict[str, Any]) -> None:
+    model, inputs = compressed["llava"], shown("llava")
+    assert set(REFUSED_VALUES) == set(REFUSED)
+    for name, value in REFUSED_VALUES.items():
+        with pytest.raises(ValueError, match=f"{name} is .*but this cannot be"):
+            model.generate(**inputs, max_new_tokens=2, **{name: value})
+        if name in vars(GenerationConfig()):
+            config = GenerationConfig()
+            setattr(config, name, value)
+            with pytest.raises(ValueError, match=f"{name} is .*but this cannot be"):
+                model.generate(**inputs, generation_config=config)
+    text = (Path(__file__).resolve().parents[1] / "docs" / "plug-in.md").read_text(encoding="utf-8")
+    assert options_table() in text
+
+
+def test_every_option_of_transformers_is_decided(stock: dict[str, Any]) -> None:
+    """A new argument of `generate` or `forward`, or a new field of GenerationConfig, has to be looked at first."""
+    known = {*REFUSED, *NOTED, *WORKS, *WITHOUT_EFFECT}
+    found = set(inspect.signature(GenerationMixin.generate).parameters) | set(GenerationConfig().to_dict())
+    found |= set(vars(GenerationConfig())) | set(TransformersKwargs.__annotations__)
+    for model in stock.values():
+        found |= set(inspect.signature(type(model).forward).parameters)
+    assert {name for name in found - known if not name.startswith("_")} == set()
+    assert known - found == set()
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guidance_scale", 1.5), ("encoder_repetition_penalty", 1.2), ("encoder_no_repeat_ngram_size", 2),
+        ("repetition_penalty", 1.3), ("watermarking_config", WatermarkingConfig()), ("num_beams", 2),
+        ("use_cache", False),
+    ],
+)  # fmt: skip
+def test_options_that_work_give_the_stock_answer_where_nothing_is_dropped(
+    stock: dict[str, Any], family: str, name: str, value: Any
+) -> None:
+    inputs = batch([prompt(family, 1, KINDS[family][0]), prompt(family, 2, ())])
+    model = compress(stock[family], NO_DROP)
+    assert answered(model, inputs, **{name: value}) == answered(stock[family], inputs, **{name: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_compression_the_twin_costs_and_breaks_nothing(stock: dict[str, Any], family: str) -> None:
+    """Compiled whole, with a static cache, and without a look at any signature."""
+    model, inputs = stock[family], shown(family)
+    twin = compress(model, "none")
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(
+        twin.generate(**inputs, **options, cache_implementation="static"),
+        model.generate(**inputs, **options, cache_implementation="static"),
+    )
+    text = batch([prompt(family, 3, ())])
+    with torch.no_grad():
+        expected = model(**text).logits
+        with mock.patch.object(inspect.Signature, "bind", side_effect=AssertionError("bound")):
+            assert torch.equal(twin(**text).logits, expected)
+        whole = torch.compile(twin, fullgraph=True, backend="eager")
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=32)
+        torch.testing.assert_close(whole(**text, past_key_values=cache).logits, expected, atol=1e-9, rtol=0)
+
+
+def test_towers_that_v2v_cannot_work_with_are_refused_at_once() -> None:
+    """When the model is made, when a compression is set, and when one call asks for it; T2V alone works."""
+    models = {"fullatt_block_indexes": vlm("qwen2_5_vl"), r"vision_feature_layer is \[-2, -1\]": vlm("llava")}
+    models["vision_feature_layer is -9, but the vision tower has"] = vlm("video_llava")
+    models["The vision tower is a PixtralVisionModel"] = pixtral()
+    models["fullatt_block_indexes"].model.visual.fullatt_block_indexes = [3, 7]
+    models[r"vision_feature_layer is \[-2, -1\]"].config.vision_feature_layer = [-2, -1]
+    models["vision_feature_layer is -9, but the vision tower has"].config.vision_feature_layer = -9
+    for words, model in models.items():
+        with pytest.raises(ValueError, match=words):
+            compress(model, BOTH)
+        twin = compress(model, T2V)
+        with pytest.raises(ValueError, match=words):
+            twin.set_compression(BOTH)
+        with pytest.raises(ValueError, match=words):
+            twin(input_ids=torch.tensor([[1, 5]]), compression=BOTH)
+    model = vlm("qwen2_5_vl")
+    expected = compress(model, BOTH)(**shown("qwen2_5_vl")).logits
+    model.model.visual.fullatt_block_indexes = [0, 2, 7]  # the last one that exists counts
+    assert torch.equal(compress(model, BOTH)(**shown("qwen2_5_vl")).logits, expected)
+    model.model.visual.fullatt_block_indexes = []
+    assert compress(model, T2V)(**shown("qwen2_5_vl")).logits.isfinite().all()
+
+
+def pixtral() -> Any:
+    tower = PixtralVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = LlavaConfig(text_config=vlm("llava").config.text_config, vision_config=tower, image_token_index=60)
+    return LlavaForConditionalGeneration(config)

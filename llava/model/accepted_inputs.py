@@ -184,3 +184,14 @@ def refuse_soft_prompt() -> ValueError:
         "inputs_embeds came beside a prompt whose embeddings are already prepared, as peft's prompt tuning and "
         "p-tuning do while generating. Soft prompts do not work here: use LoRA or another adapter of weights."
     )
+
+
+def refuse_soft_prompts_of_peft(model: Any) -> None:
+    """Raise ValueError where peft is about to put a soft prompt before one that `generate` has prepared."""
+    preparing = vars(model).get("prepare_inputs_for_generation")
+    adapter = getattr(getattr(preparing, "__self__", None), "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(
+            f"{adapter.peft_type.value} of peft puts a soft prompt before a prompt that generate has prepared, where "
+            "nothing would heed it. Soft prompts do not work here: use LoRA or another adapter of weights."
+        )

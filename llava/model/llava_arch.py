@@ -42,7 +42,26 @@ _VISION_DEFAULTS: dict[str, Any] = {
 }
 
 
-class LlavaMetaModel(_Base):
+class _OpensWithTower(_Base):
+    """Stands before a class of transformers whose checkpoints may leave out the vision tower."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers; where the checkpoint does not hold the tower, it is read from where `config` says."""
+        path, opened = pretrained_model_name_or_path, super().from_pretrained  # type: ignore[misc]
+        model, info = opened(path, *args, output_loading_info=True, **kwargs)
+        tower = model.get_vision_tower()
+        if tower is not None:
+            tower.is_loaded = not any("vision_tower." in name for name in info["missing_keys"])
+            tower.load_model()
+            tower.read_image_processor(str(path))
+            tower.requires_grad_(False)
+        return (model, info) if output_loading_info else model
+
+
+class LlavaMetaModel(_OpensWithTower):
     """Adds the tower and the projector to a transformers language model (without head)."""
 
     config: Any
@@ -101,7 +120,7 @@ class LlavaMetaModel(_Base):
         return self.embed_tokens.weight.dtype
 
 
-class LlavaMetaForCausalLM(_Base):
+class LlavaMetaForCausalLM(_OpensWithTower):
     """Adds the path from images and text to embeddings and their layout."""
 
     config: Any

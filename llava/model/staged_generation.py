@@ -7,18 +7,24 @@ lets a filled cache be continued with new text. Shapes: B rows, n new tokens.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
-from transformers.generation import GenerationConfig, GenerationMode
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 
 from llava.model.accepted_inputs import check_cache
+from llava.model.generation_options import REFUSED, check_options
 from llava.model.staged_cache import StagedCache
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin as _Base
 else:
     _Base = object
+
+_BEHIND_CONFIG = list(inspect.signature(GenerationMixin.generate).parameters)[3:]
+"""Arguments of `generate` that may follow its configuration by position."""
 
 _OF_PREFILL = ("layout", "prefill")
 """Arguments of forward that describe a whole prompt: repeated with its rows, handed over once."""
@@ -36,6 +42,32 @@ class StagedGeneration(_Base):
     """
 
     config: Any
+    generation_config: Any
+    refused_options: ClassVar[Mapping[str, str]] = REFUSED
+
+    def is_staged(self, compression: Any = None) -> bool:
+        """Whether a call, with this compression instead of the model's own, runs stage by stage."""
+        return True
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; options that cannot be are refused first, see `llava.model.generation_options`."""
+        if self.is_staged(kwargs.get("compression")):
+            named = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
+            check_options(self.refused_options, named, generation_config, self.generation_config)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, for a model without a compression; `generate_batch` begins here.
+
+        Raises:
+            ValueError: where a compression acts.
+        """
+        if self.is_staged():
+            raise ValueError(
+                "Continuous batching (generate_batch, cache_implementation='paged') keeps one cache for all layers, "
+                "but layers of a compressed model cache different lengths; use generate with a padded batch."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -86,7 +118,6 @@ class StagedGeneration(_Base):
         generation_mode: GenerationMode | None = None,
         *args: Any,
     ) -> None:
-        _refuse_what_drops_cannot_do(generation_config, generation_mode)
         given = model_kwargs.get("past_key_values")
         if given is None:
             if generation_config.use_cache is not False:
@@ -99,27 +130,3 @@ class StagedGeneration(_Base):
 def is_filled(cache: Any) -> bool:
     """Whether a cache already holds tokens."""
     return cache is not None and cache.get_seq_length() > 0
-
-
-def _refuse_what_drops_cannot_do(generation_config: GenerationConfig, mode: GenerationMode | None) -> None:
-    """Say what a model that drops tokens between layers cannot do.
-
-    Raises:
-        ValueError: names the option.
-    """
-    kind = generation_config.cache_implementation
-    if kind is not None:
-        raise ValueError(
-            f"cache_implementation is {kind!r}; layers of a compressed model cache different lengths, so leave it "
-            "unset."
-        )
-    if generation_config.prefill_chunk_size is not None:
-        raise ValueError(
-            f"prefill_chunk_size is {generation_config.prefill_chunk_size}; visual tokens are chosen once the whole "
-            "prompt is known, so leave it unset."
-        )
-    if mode is GenerationMode.ASSISTED_GENERATION:
-        raise ValueError(
-            "Assisted decoding (assistant_model, prompt_lookup_num_tokens) checks several guesses in one pass, and the "
-            "first pass would let guesses choose visual tokens; leave it out."
-        )

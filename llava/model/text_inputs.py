@@ -6,12 +6,14 @@ Shapes: B rows, T positions, D width.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import LlamaModel
+from transformers import GenerationConfig, LlamaModel
 
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -29,6 +31,7 @@ from llava.model.accepted_inputs import (
     separated,
     stands_apart,
 )
+from llava.model.generation_options import asked
 from llava.model.staged_generation import is_filled
 
 _llama_forward = inspect.unwrap(LlamaModel.forward)
@@ -128,3 +131,80 @@ def run_apart(
         use_cache=False,
         **kwargs,
     )
+
+
+def refuse_placeholders(embedding: Any, args: tuple[Any, ...]) -> None:
+    """A forward hook of the word embeddings: raise ValueError for ids that no word has, such as `<image>`'s.
+
+    They come here where something else than the model embeds a prompt, such as peft's soft prompts. Single tokens,
+    which `generate` feeds, are not looked at.
+    """
+    ids = args[0]
+    if ids.shape[-1] > 1 and not torch.compiler.is_compiling() and bool((ids < 0).any()):
+        raise ValueError(
+            f"Token id {int(ids.min())} has no word embedding: a prompt with images was embedded before the model "
+            "could put them in, as peft's prompt tuning and p-tuning do. Soft prompts work for text alone: use LoRA or "
+            "another adapter of weights."
+        )
+
+
+def within_length(given: dict[str, Any], length: int, default: GenerationConfig) -> dict[str, Any]:
+    """Arguments of `generate` with `max_length` said as `max_new_tokens`.
+
+    It counts the prompt as the language model sees it, visual tokens in place of each `<image>` and what a filled cache
+    holds included, and the answer.
+
+    Args:
+        given: arguments of the call.
+        length: of the prompt.
+        default: the model's own generation configuration.
+
+    Raises:
+        ValueError: if nothing is left for an answer.
+    """
+    config = given.get("generation_config")
+    if asked("max_new_tokens", given, config or default) is not None:
+        return given
+    most = asked("max_length", given, config, default)
+    if most is None:
+        return given
+    if most <= length:
+        raise ValueError(
+            f"max_length is {most}, but the prompt alone has {length} tokens as the language model sees it, visual "
+            "tokens included; raise max_length, or give max_new_tokens, which counts the answer alone."
+        )
+    changed = {name: value for name, value in given.items() if name != "max_length"}
+    if config is not None and config.max_length is not None:
+        changed["generation_config"] = copy.deepcopy(config)
+        changed["generation_config"].max_length = None
+    return changed | {"max_new_tokens": most - length}
+
+
+def with_other_side(
+    given: dict[str, Any], input_ids: Tensor, attention_mask: Tensor | None, default: GenerationConfig
+) -> dict[str, Any]:
+    """Arguments of `generate` in which `guidance_scale` has its other side: as in transformers, the last token alone.
+
+    Raises:
+        ValueError: if that token is an image, or for beams, whose other sides transformers does not reorder.
+    """
+    config = given.get("generation_config")
+    scale = asked("guidance_scale", given, config, default)
+    if scale in (None, 1):
+        return given
+    if (asked("num_beams", given, config, default) or 1) > 1:
+        raise ValueError(f"guidance_scale is {scale}, which does not work with num_beams; leave one of them out.")
+    other = given.get("negative_prompt_ids")
+    if other is None:
+        last = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
+        if attention_mask is not None:
+            last = attention_mask.to(input_ids.device).long().cumsum(dim=1).argmax(dim=1)
+        other = input_ids.gather(1, last[:, None])
+    if _holds_image(other):
+        raise ValueError("guidance_scale compares with a prompt without images; give negative_prompt_ids of text.")
+    repeats = asked("num_return_sequences", given, config, default) or 1
+    changed = given | {"negative_prompt_ids": other.to(input_ids.device).repeat_interleave(repeats, dim=0)}
+    mask = given.get("negative_prompt_attention_mask")
+    if mask is not None:
+        changed["negative_prompt_attention_mask"] = mask.to(input_ids.device).repeat_interleave(repeats, dim=0)
+    return changed

@@ -6,12 +6,13 @@ Shapes: B rows, T positions before splicing, L after it, L' after the last drop,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     Cache,
     LlamaConfig,
@@ -25,15 +26,24 @@ from transformers.utils.output_capturing import capture_outputs
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.accepted_inputs import check_cache, is_attention_matrix, stands_apart, without_packing
+from llava.model.accepted_inputs import (
+    check_cache,
+    check_counting,
+    check_position_shape,
+    is_attention_matrix,
+    refuse_soft_prompts_of_peft,
+    stands_apart,
+    without_packing,
+)
 from llava.model.columns import given_answer
+from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_options
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
 from llava.model.splice import warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
-from llava.model.text_inputs import check_forward, run_apart
+from llava.model.text_inputs import check_forward, refuse_placeholders, run_apart, with_other_side, within_length
 
 
 class LlavaConfig(LlamaConfig):
@@ -51,6 +61,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
 
     def __init__(self, config: LlavaConfig) -> None:
         LlamaModel.__init__(self, config)
+        self.embed_tokens.register_forward_pre_hook(refuse_placeholders)
         self.build_vision_modules()
 
     @merge_with_config_defaults
@@ -65,6 +76,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         use_cache: bool | None = None,
         layout: TokenLayout | None = None,
         t2v: T2VConfig | None = None,
+        apart: bool | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutput:
         """Run the decoder on embeddings [B, L, D] (or text ids [B, L]); with a filled cache, continue it.
@@ -74,6 +86,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
             attention_mask: of text without a layout [B, L], or of the new tokens behind a filled cache.
             position_ids: of text without a layout.
             t2v: when to drop visual tokens.
+            apart: whether text without a layout needs an attention of its own (`run_apart`); None finds out.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -85,7 +98,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
             return LlavaModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
         if layout is None:
             layout = _text_layout(embeddings, attention_mask, position_ids)
-            if stands_apart(position_ids, attention_mask, bool(use_cache)):
+            if stands_apart(position_ids, attention_mask, bool(use_cache)) if apart is None else apart:
                 output = run_apart(self, embeddings, attention_mask, position_ids, **kwargs)
                 return LlavaModelOutput(last_hidden_state=output.last_hidden_state, layouts=(layout,), scores=())
         kwargs = without_packing(kwargs)
@@ -104,6 +117,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
     """LLaVA with V2V and T2V in training, prefill and decoding; without compression it is LLaVA, token for token."""
 
     config_class = LlavaConfig
+    refused_options: ClassVar[Mapping[str, str]] = {**REFUSED, **REFUSED_ON_EMBEDDINGS}
     model: Any
     lm_head: Any
     post_init: Any
@@ -115,21 +129,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """As in transformers; where the checkpoint does not hold the tower, it is read from where `config` says."""
-        path = pretrained_model_name_or_path
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        tower = model.get_vision_tower()
-        if tower is not None:
-            tower.is_loaded = not any("vision_tower." in name for name in info["missing_keys"])
-            tower.load_model()
-            tower.read_image_processor(str(path))
-            tower.requires_grad_(False)
-        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers, with the image processor beside the weights, so that the directory stands alone."""
@@ -214,12 +213,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
             use_cache=use_cache,
             layout=layout,
             t2v=compression.t2v,
+            apart=apart,
             **kwargs,
         )
         return with_head(self.lm_head, outputs, wanted, width)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: Tensor | None = None,
         images: Any = None,
@@ -247,21 +247,28 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         Raises:
             ValueError: if the inputs do not fit each other or the cache.
         """
-        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if inputs is None or "inputs_embeds" in kwargs:
-            raise ValueError("Give the prompt as token ids (inputs=); embeddings are made here.")
-        inputs = inputs.to(self.device)
+        given, config = kwargs.pop("input_ids", None), kwargs.get("generation_config")
+        if (inputs is None) == (given is None) or kwargs.pop("inputs_embeds", None) is not None:
+            raise ValueError("Give the prompt once, as token ids (inputs=); embeddings are made here.")
+        inputs = (given if inputs is None else inputs).to(self.device)
+        refuse_soft_prompts_of_peft(self)
+        check_options(self.refused_options, kwargs, config, self.generation_config)
+        check_position_shape(kwargs.get("position_ids"), *inputs.shape)
+        check_counting(kwargs.pop("position_ids", None), attention_mask)
         _check_streamer(kwargs.get("streamer"), len(inputs))
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         if is_filled(cache):
             _check_continuation(inputs, attention_mask, cache, images, compression)
             embeddings = self.get_input_embeddings()(inputs)
             mask = None if attention_mask is None else attention_mask.to(self.device)
+            kwargs = within_length(kwargs, cache.get_seq_length() + inputs.shape[1], self.generation_config)
             return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
         chosen = self.compression if compression is None else CompressionConfig.resolve(compression)
         embeddings, layout = self.prepare_multimodal_inputs(
             inputs, attention_mask, None, images, query_mask, chosen, padding_side="left"
         )
+        kwargs = within_length(kwargs, layout.valid.shape[1], self.generation_config)
+        kwargs = with_other_side(kwargs, inputs, attention_mask, self.generation_config)
         return super().generate(
             inputs_embeds=embeddings, attention_mask=layout.valid.long(), layout=layout, compression=chosen, **kwargs
         )
@@ -317,4 +324,5 @@ def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids
 
 
 AutoConfig.register("llava_llama", LlavaConfig)
+AutoModel.register(LlavaConfig, LlavaLlamaModel, exist_ok=True)  # transformers has a LlavaConfig of its own
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

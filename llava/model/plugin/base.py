@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
-from llava.model.accepted_inputs import separated, stands_apart, without_packing
+from llava.model.accepted_inputs import refuse_soft_prompts_of_peft, separated, stands_apart, without_packing
 from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
 from llava.model.plugin.inputs import (
@@ -27,7 +27,6 @@ from llava.model.plugin.inputs import (
     check_call,
     check_prompt,
     guard_inner_model,
-    refuse_soft_prompts_of_peft,
     text_alone,
 )
 from llava.model.plugin.placeholders import VisualSpan, contract
@@ -61,11 +60,10 @@ def forward_like(stock: Any) -> Callable[..., Any]:
         return self.staged_forward(inputs, more)
 
     def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
-        configured, given = getattr(self.config, "compression", None), kwargs.get("compression")
-        if not asks_nothing(configured if given is None else given):
+        if self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
         more = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
-        if not asks_nothing(configured):
+        if self.is_staged():
             more[BYPASS] = True
         return stock.forward(self, *args, **more)
 
@@ -342,10 +340,13 @@ class CompressedModel(StagedGeneration):
         used = (*self.visual_inputs, "query_mask", "position_ids")
         return {name: value for name, value in model_kwargs.items() if name not in used} | ready
 
+    def is_staged(self, compression: Any = None) -> bool:
+        """Whether a call, with this compression instead of the model's own, compresses anything."""
+        return not asks_nothing(getattr(self.config, "compression", None) if compression is None else compression)
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
         """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
-        given = model_kwargs.get("compression")
-        if asks_nothing(getattr(self.config, "compression", None) if given is None else given):
+        if not self.is_staged(model_kwargs.get("compression")):
             return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
         return None
 

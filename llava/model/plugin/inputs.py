@@ -138,17 +138,6 @@ def shown(model: CompressedModel, inputs: Mapping[str, Any]) -> list[str]:
     return [name for name in model.visual_inputs if name.startswith("pixel") and inputs.get(name) is not None]
 
 
-def refuse_soft_prompts_of_peft(model: CompressedModel) -> None:
-    """Raise ValueError where peft is about to put a soft prompt before one that `generate` has prepared."""
-    preparing = vars(model).get("prepare_inputs_for_generation")
-    adapter = getattr(getattr(preparing, "__self__", None), "active_peft_config", None)
-    if adapter is not None and adapter.is_prompt_learning:
-        raise ValueError(
-            f"{adapter.peft_type.value} of peft puts a soft prompt before a prompt that generate has prepared, where "
-            "nothing would heed it. Soft prompts do not work here: use LoRA or another adapter of weights."
-        )
-
-
 def guard_inner_model(model: Any) -> None:
     """Let the model inside a compressed one refuse to be called by itself while a compression is configured."""
     inner = getattr(model, "model", None)
