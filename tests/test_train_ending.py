@@ -65,26 +65,30 @@ class Numbers:
     def __getitem__(self, index):
         return index
 
-loader = leave_signals_to_parent(DataLoader(Numbers(), num_workers={workers}, persistent_workers={persistent}))
-batches = iter(loader)
-next(batches)
-{then}
+if __name__ == "__main__":
+    options = dict(num_workers={workers}, persistent_workers={persistent}, multiprocessing_context="{start}")
+    loader = leave_signals_to_parent(DataLoader(Numbers(), **options))
+    batches = iter(loader)
+    next(batches)
+    {then}
 """
 
 
 @pytest.mark.parametrize(
-    ("workers", "persistent", "then", "status"),
+    ("workers", "persistent", "start", "then", "status"),
     [
-        (1, False, "raise FileNotFoundError('no such image')", 1),
-        (4, True, "raise FloatingPointError('nan')", 1),
-        (2, True, "", 0),
-        (2, True, "os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        (1, False, "fork", "raise FileNotFoundError('no such image')", 1),
+        (4, True, "fork", "raise FloatingPointError('nan')", 1),
+        (2, True, "fork", "", 0),
+        (2, True, "fork", "os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        (1, False, "forkserver", "raise FileNotFoundError('no such image')", 1),
+        (1, False, "spawn", "raise FileNotFoundError('no such image')", 1),
     ],
 )
 def test_a_program_with_data_workers_ends(
-    tmp_path: Path, workers: int, persistent: bool, then: str, status: int
+    tmp_path: Path, workers: int, persistent: bool, start: str, then: str, status: int
 ) -> None:
-    process = script(tmp_path, LOADER.format(workers=workers, persistent=persistent, then=then))
+    process = script(tmp_path, LOADER.format(workers=workers, persistent=persistent, start=start, then=then))
     try:
         assert process.wait(SECONDS) == status
     finally:
@@ -104,7 +108,8 @@ for name in ("ready", "told", "done"):
         next(batches)
 time.sleep(60)
 """
-    process = script(tmp_path, LOADER.format(workers=2, persistent=False, then=then))
+    then = then.replace("\n", "\n    ")
+    process = script(tmp_path, LOADER.format(workers=2, persistent=False, start="fork", then=then))
     try:
         wait_for_file(tmp_path / "ready", process)
         workers = descendants(process)
@@ -125,6 +130,31 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes]) -> None:
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_that_prepares_data_outlives_the_run(tmp_path: Path, by: signal.Signals) -> None:
+    """Pool and manager, as the library that prepares tables starts them."""
+    text = """
+        import multiprocessing, os, time
+        from llava.data.workers import forks_end_with_parent
+        context = multiprocessing.get_context("fork")
+        with forks_end_with_parent():
+            pool, manager = context.Pool(2), context.Manager()
+            working = pool.map_async(time.sleep, [60, 60])
+            open("ready", "w").close()
+            time.sleep(60)
+    """
+    process = script(tmp_path, text)
+    try:
+        wait_for_file(tmp_path / "ready", process)
+        workers = descendants(process)
+        assert len(workers) == 3
+        process.send_signal(by)
+        assert process.wait(10) == -by
+        wait_until_gone(workers)
+    finally:
+        end(process)
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

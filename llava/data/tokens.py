@@ -22,6 +22,7 @@ from llava.data.cache import cached_table, digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
 from llava.data.store import RecordTable, record_of, source_of
 from llava.data.tokenization import EncodedText, encode_conversation
+from llava.data.workers import forks_end_with_parent
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,16 +150,17 @@ def _encode_all(rows: Dataset, encoder: RecordEncoder, folder: Path, key: str, p
 
     ids, bits = List(Value("int32")), List(Value("uint8"))
     kinds = Features({"input_ids": ids, "labels": ids, "query_mask": bits, "fault": Value("string")})
-    return rows.map(
-        encoder.row,
-        remove_columns=rows.column_names,
-        features=kinds,
-        num_proc=processes if processes > 1 else None,
-        cache_file_name=str(folder / "tokens.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint=key.removeprefix("tokens-"),
-        desc="Tokenising",
-    )
+    with forks_end_with_parent():
+        return rows.map(
+            encoder.row,
+            remove_columns=rows.column_names,
+            features=kinds,
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(folder / "tokens.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=key.removeprefix("tokens-"),
+            desc="Tokenising",
+        )
 
 
 def _require_no_faults(tokens: Dataset, path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:  # the processes that check data do without torch
     from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_LOOK_EVERY = 1.0  # seconds
 
 
 def leave_signals_to_parent(loader: DataLoader) -> DataLoader:
@@ -43,6 +47,31 @@ def end_with(leash: Connection) -> None:
     threading.Thread(target=_outlive, args=(leash,), daemon=True).start()
 
 
+@contextmanager
+def forks_end_with_parent() -> Iterator[None]:
+    """Let processes that are forked here end within seconds when this one was killed, whoever forks them.
+
+    For libraries that start pools and managers of their own: those wait for work for ever when nobody is left.
+    """
+    is_open = True
+
+    def watch() -> None:
+        if is_open:
+            threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+
+    os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is wanted
+    try:
+        yield
+    finally:
+        is_open = False
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
+
+
 def _outlive(leash: Connection) -> None:
     wait([leash])
     os._exit(1)
@@ -62,7 +91,13 @@ def _obey_parent_alone() -> None:
     """
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_when_parent_says, args=(_parent(),), daemon=True).start()
+
+
+def _parent() -> int:
+    """Who started this process and ends it; under forkserver that is not the process it was forked from."""
+    parent = multiprocessing.parent_process()
+    return os.getppid() if parent is None or parent.pid is None else parent.pid
 
 
 def _end_when_parent_says(parent: int) -> None:
