@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tiny_folder import write_model
 from tiny_vlms import FAMILIES, vlm
 from transformers import CLIPVisionConfig
 
@@ -16,7 +17,11 @@ from llava.compression import schedule
 from llava.compression.config import CompressionConfig, presets
 from llava.compression.made_for import MadeFor
 from llava.doctor import __main__ as doctor
-from llava.train.arguments import ModelArguments, resolve_compression
+from llava.eval import cost, run
+from llava.model.builder import load_pretrained_model
+from llava.serve.chat import Chat
+from llava.train import building
+from llava.train.arguments import ModelArguments, parse_arguments, resolve_compression
 
 # Models as deep as those that presets are made for, and how their `model_type` reads.
 DEEP = {"llava": 32, "llava_next": 32, "video_llava": 32, "qwen2_5_vl": 28}
@@ -137,3 +142,53 @@ def test_the_schedule_and_the_doctor_refuse_them(tmp_path: Path, capsys: pytest.
     schedule.main(["--preset", "next-640", "--model", str(tmp_path)])
     assert doctor.main(["--compression", "video-136"]) == 2
     assert "video-136 is made for video-llava" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-1.5 of 32 layers whose tower gives 65 tokens, so that all but its family fits video-136."""
+    vision = tiny.tower_config().to_dict() | {"image_size": 112}
+    return write_model(tmp_path_factory.mktemp("models") / "llava-v1.5-tiny", layers=32, mm_vision_config=vision)
+
+
+REFUSED = r"The compression video-136 is made for video-llava with 32 decoder layers, but this is a llava-1\.5"
+
+
+def test_the_evaluation_refuses_them_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--model-path", str(folder), "--device", "cpu", "--compression"]
+    with pytest.raises(ValueError, match=REFUSED):
+        run.subject_of(run.parse([*words, "video-136"]))
+    assert run.subject_of(run.parse([*words, "fastv"])).compression_name == "fastv"
+    assert run.subject_of(run.parse([*words, "duet-192", "--dominant", "9"])).compression.v2v.dominant == 9
+    assert run.main([*words, "video-136", "--benchmarks", "pope"]) == 2
+    assert "The compression video-136 is made for video-llava" in capsys.readouterr().err
+
+
+def test_loading_chat_generation_and_cost_refuse_them(folder: Path, capsys: pytest.CaptureFixture[str]):
+    tokenizer, model, image_processor, _ = load_pretrained_model(str(folder), device="cpu")
+    chat = Chat(model, tokenizer, image_processor, "v1")
+    ids, image = torch.tensor([[1, -200, 5]]), torch.zeros(1, 3, 112, 112)
+    for use in (
+        chat.set_compression,
+        lambda name: load_pretrained_model(str(folder), device="cpu", compression=name),
+        lambda name: model.generate(ids, images=image, compression=name),
+    ):
+        with pytest.raises(ValueError, match=REFUSED):
+            use("video-136")
+    assert cost.main(["--model-path", str(folder), "--device", "cpu", "--compression", "none,video-136"]) == 2
+    assert "The compression video-136 is made for video-llava" in capsys.readouterr().err
+    assert model.generate(ids, images=image, compression="pyramiddrop", max_new_tokens=1).shape == (1, 1)
+
+
+def test_training_refuses_them_before_it_reads_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(building, "_open", lambda *args: pytest.fail("the weights were read"))
+    for words, reason in ((["--compression", "video-136"], REFUSED), (["--compression", "none"], None)):
+        flags = ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path), "--use_cpu", "True", *words]
+        parsed = parse_arguments([*flags, "--data_path", "x.json", "--bf16", "False"])
+        tokenizer = building.load_tokenizer(parsed[0], parsed[2])
+        if reason is None:
+            with pytest.raises(pytest.fail.Exception, match="the weights were read"):
+                building.load_model(*parsed, tokenizer)
+        else:
+            with pytest.raises(ValueError, match=reason):
+                building.load_model(*parsed, tokenizer)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llava.compression.config import CompressionConfig
 from llava.compression.salience import salient_words
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
@@ -58,6 +59,8 @@ def load_model(
     config = settle_flags(start, model_args, data_args, training_args)
     settle_template(config, model_args, training_args)
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
+    compression = resolve_compression(model_args, CompressionConfig.resolve(getattr(config, "compression", None)))
+    compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading
     model = _open(start, model_args, training_args)
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
@@ -71,7 +74,7 @@ def load_model(
         config.mm_use_im_start_end = model_args.mm_use_im_start_end
         config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    model.set_compression(resolve_compression(model_args, model.compression))
+    model.set_compression(compression)
     _repair_generation_config(model)
     record_template(model, tokenizer, model_args.version)
     return model
