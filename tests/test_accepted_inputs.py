@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     BatchFeature,
     CLIPImageProcessorPil,
     DataCollatorWithFlattening,
@@ -157,6 +158,13 @@ def test_text_refusals_are_sentences(model: Any) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             model(ids, **options)
+    for given, words in (
+        (ids[0], r"input_ids has shape \(4,\)"),
+        (ids[:, :0], "at least one"),
+        ([[1, 5]], "is a list"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(given)
     with pytest.raises(ValueError, match="images were given beside inputs_embeds"):
         model(inputs_embeds=embeds, images=pixels(1))
     cache = model(PROMPT, images=pixels(1), use_cache=True).past_key_values
@@ -219,6 +227,8 @@ def test_a_folder_opens_by_every_name_transformers_gives_it(tmp_path: Path) -> N
     with torch.no_grad():
         assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
     assert type(AutoConfig.from_pretrained(folder)) is LlavaConfig
+    with pytest.raises(ValueError, match="LlavaLlamaConfig"):  # never transformers' own LLaVA with random weights
+        AutoModelForImageTextToText.from_pretrained(folder)
 
 
 def test_max_length_counts_what_the_language_model_sees(model: Any) -> None:

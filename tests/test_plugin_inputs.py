@@ -19,6 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PixtralVisionConfig,
+    SiglipVisionConfig,
     StaticCache,
     WatermarkingConfig,
 )
@@ -140,6 +141,9 @@ def test_embeddings_beside_ids_or_pixels_are_refused(compressed: dict[str, Any],
                 call(**given, inputs_embeds=embeds)
     with pytest.raises(ValueError, match="give the prompt as input_ids"):
         model()
+    for given in (torch.tensor([1, 5]), torch.zeros(1, 0, dtype=torch.long), [[1, 5]]):
+        with pytest.raises(ValueError, match=r"give a tensor \[rows, tokens\]"):
+            model(given)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -300,6 +304,20 @@ def test_towers_that_v2v_cannot_work_with_are_refused_at_once() -> None:
     assert torch.equal(compress(model, BOTH)(**shown("qwen2_5_vl")).logits, expected)
     model.model.visual.fullatt_block_indexes = []
     assert compress(model, T2V)(**shown("qwen2_5_vl")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_tower_without_cls_is_scored_by_what_patches_receive(family: str) -> None:
+    tower = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    model = vlm(family, tower=tower)
+    model.config.vision_feature_select_strategy = "full"
+    inputs = shown(family)
+    received = BOTH | {"v2v": BOTH["v2v"] | {"score": "received"}}
+    with torch.no_grad():
+        expected = compress(model, received)(**inputs).logits
+        assert torch.equal(compress(model, BOTH)(**inputs).logits, expected) and expected.isfinite().all()
 
 
 def pixtral() -> Any:

@@ -31,6 +31,15 @@ def check_cache(cache: Any) -> None:
     )
 
 
+def check_tokens(name: str, tokens: Any) -> None:
+    """Raise ValueError unless a prompt is a tensor of rows with tokens: ids [B, T], or embeddings [B, T, D]."""
+    wanted = ("rows", "tokens", "width") if name == "inputs_embeds" else ("rows", "tokens")
+    fits = isinstance(tokens, Tensor) and tokens.dim() == len(wanted) and min(tokens.shape[:2]) > 0
+    if not fits:
+        shape = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"is a {type(tokens).__name__}"
+        raise ValueError(f"{name} {shape}; give a tensor [{', '.join(wanted)}] with at least one of each.")
+
+
 def is_attention_matrix(attention_mask: Any) -> bool:
     """Whether a mask is a whole attention matrix [B, heads, T, T] rather than padding."""
     return isinstance(attention_mask, Tensor) and attention_mask.dim() == 4

@@ -25,6 +25,7 @@ from llava.model.accepted_inputs import (
     check_packing,
     check_padding_mask,
     check_position_shape,
+    check_tokens,
     is_attention_matrix,
     refuse_apart,
     refuse_soft_prompt,
@@ -91,6 +92,7 @@ def _check_prompt(ids: Tensor | None, embeds: Tensor | None, images: Any, more: 
     """Raise ValueError unless there is one prompt, and its images are where the model looks for them."""
     if (ids is None) == (embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+    check_tokens("input_ids" if embeds is None else "inputs_embeds", ids if embeds is None else embeds)
     for name in more:
         if name.startswith("pixel_values") and more[name] is not None:
             raise ValueError(f"{name} is not read by this model; give the pixels as images.")

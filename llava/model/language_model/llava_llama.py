@@ -30,6 +30,7 @@ from llava.model.accepted_inputs import (
     check_cache,
     check_counting,
     check_position_shape,
+    check_tokens,
     is_attention_matrix,
     refuse_soft_prompts_of_peft,
     stands_apart,
@@ -46,11 +47,18 @@ from llava.model.staged_generation import StagedGeneration, is_filled
 from llava.model.text_inputs import check_forward, refuse_placeholders, run_apart, with_other_side, within_length
 
 
-class LlavaConfig(LlamaConfig):
-    """Llama's configuration plus LLaVA's (`mm_*`) and the compression block."""
+class LlavaLlamaConfig(LlamaConfig):
+    """Llama's configuration plus LLaVA's (`mm_*`) and the compression block.
+
+    transformers looks models up by the name of this class, and has a `LlavaConfig` of its own.
+    """
 
     model_type = "llava_llama"
     keys_to_ignore_at_inference = ["past_key_values", "layouts", "scores"]  # noqa: RUF012 (theirs)
+
+
+LlavaConfig = LlavaLlamaConfig
+"""LLaVA's name for it."""
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -250,7 +258,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         given, config = kwargs.pop("input_ids", None), kwargs.get("generation_config")
         if (inputs is None) == (given is None) or kwargs.pop("inputs_embeds", None) is not None:
             raise ValueError("Give the prompt once, as token ids (inputs=); embeddings are made here.")
-        inputs = (given if inputs is None else inputs).to(self.device)
+        inputs = given if inputs is None else inputs
+        check_tokens("inputs", inputs)
+        inputs = inputs.to(self.device)
         refuse_soft_prompts_of_peft(self)
         check_options(self.refused_options, kwargs, config, self.generation_config)
         check_position_shape(kwargs.get("position_ids"), *inputs.shape)
@@ -324,5 +334,5 @@ def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids
 
 
 AutoConfig.register("llava_llama", LlavaConfig)
-AutoModel.register(LlavaConfig, LlavaLlamaModel, exist_ok=True)  # transformers has a LlavaConfig of its own
+AutoModel.register(LlavaConfig, LlavaLlamaModel)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

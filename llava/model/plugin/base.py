@@ -163,9 +163,9 @@ class CompressedModel(StagedGeneration):
             self._check_decoder()
         if resolved.v2v is not None:
             self.check_tower()
-        tokens = self.tower_tokens()
-        if resolved.v2v is not None and tokens is not None:
-            resolved.v2v.token_count(tokens)
+            tokens = self.tower_tokens()
+            if tokens is not None:
+                resolved.v2v.token_count(tokens)
         if resolved.t2v is not None:
             resolved.t2v.check_depth(len(self.decoder.layers))
         asked.check_made_for(self.config.model_type, len(self.decoder.layers))

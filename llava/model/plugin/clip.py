@@ -5,11 +5,12 @@ Shapes: M images (or crops, or frames), N0 tokens of each, D width of the langua
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from llava.compression.config import V2VConfig
+from llava.compression.config import CompressionConfig, V2VConfig
 from llava.model.multimodal_encoder.encode import encode_images, has_cls
 
 
@@ -56,6 +57,14 @@ def check_tower(tower: Any, select_layer: int | list[int]) -> None:
             f"vision_feature_layer is {layer}, but the vision tower has {depth} layers; accepted are 1 to {depth} and "
             f"-{depth} to -1."
         )
+
+
+def fitted_to(tower: Any, compression: CompressionConfig) -> CompressionConfig:
+    """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
+    v2v = compression.v2v
+    if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
+        return compression
+    return replace(compression, v2v=replace(v2v, score="received"))
 
 
 def image_tokens(tower: Any) -> int:

@@ -19,6 +19,7 @@ from llava.model.accepted_inputs import (
     check_packing,
     check_padding_mask,
     check_position_shape,
+    check_tokens,
     is_attention_matrix,
     refuse_apart,
     refuse_soft_prompt,
@@ -127,9 +128,11 @@ def check_one_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> Tenso
     if embeds is not None:
         if (ids is not None and ids.shape[1]) or shown(model, inputs):  # transformers puts empty ids beside embeddings
             raise ValueError(_FEATURES)
+        check_tokens("inputs_embeds", embeds)
         return embeds
     if ids is None:
         raise ValueError("Neither input_ids nor inputs_embeds is given; give the prompt as input_ids.")
+    check_tokens("input_ids", ids)
     return ids
 
 

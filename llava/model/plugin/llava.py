@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
 from llava.compression.config import CompressionConfig
-from llava.model.multimodal_encoder.encode import has_cls
 from llava.model.plugin.base import CompressedModel, forward_like
-from llava.model.plugin.clip import check_tower, image_tokens, merged_features
+from llava.model.plugin.clip import check_tower, fitted_to, image_tokens, merged_features
 from llava.model.plugin.placeholders import VisualSpan
 
 
@@ -31,11 +29,8 @@ class CompressedLlava(CompressedModel, LlavaForConditionalGeneration):
         return image_tokens(self.model.vision_tower) if hasattr(self.model.vision_tower, "embeddings") else None
 
     def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
-        v2v, tower = compression.v2v, self.model.vision_tower
-        if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
-            return compression
-        return replace(compression, v2v=replace(v2v, score="received"))
+        """For a tower without a CLS token, such as SigLIP's."""
+        return fitted_to(self.model.vision_tower, compression)
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image."""

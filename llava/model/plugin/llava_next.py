@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from llava.compression.config import CompressionConfig
 from llava.model.plugin.base import CompressedModel, forward_like
-from llava.model.plugin.clip import check_tower, image_tokens, merged_features
+from llava.model.plugin.clip import check_tower, fitted_to, image_tokens, merged_features
 from llava.model.plugin.placeholders import VisualSpan
 
 
@@ -26,6 +26,10 @@ class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
     stock = LlavaNextForConditionalGeneration
     visual_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
     forward = forward_like(LlavaNextForConditionalGeneration)
+
+    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
+        """For a tower without a CLS token, such as SigLIP's."""
+        return fitted_to(self.model.vision_tower, compression)
 
     def check_tower(self) -> None:
         """Refuse towers unlike CLIP's, and features of several layers."""
