@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +245,11 @@ def test_a_token_beyond_the_embeddings_is_found_when_opening(assets: Path, tmp_p
     assert f"only {rows} rows" in said and "resize_token_embeddings" in said
 
 
+def test_image_tokens_without_rows_are_found_when_opening(assets: Path, tmp_path: Path) -> None:
+    folder = edit_config(shutil.copytree(assets / "llava", tmp_path / "llava"), mm_use_im_start_end=True)
+    assert "config.json asks for the token '<im_start>'" in refusal(assets, model_name_or_path=folder)
+
+
 # === Flags against the checkpoint ===
 
 
@@ -373,8 +377,25 @@ def test_what_is_saved_is_opened_again_before_the_first_step(
     assert len(folders) == 1 and not list((tmp_path / "out").glob("*.safetensors"))
 
 
-def test_adapters_name_their_base_as_the_user_did(assets: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_adapters_of_a_model_without_eyes_are_trained_and_opened(assets: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What is blue?"}, {"from": "gpt", "value": "a colour"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"id": str(i), "conversations": turns} for i in range(8)]))
+    blind = dict.fromkeys(["vision_tower", "mm_projector_type", "compression"])
+    options = LORA | blind | {"max_steps": 1, "data_path": tmp_path / "text.json"}
+    train(flags(assets, tmp_path / "out", "finetune", **options))
+    _, model, processor, _ = load_pretrained_model(str(tmp_path / "out"), device="cpu")
+    assert processor is None and not same_logits(model, reference(assets / "lm"))
+
+
+def test_a_projector_trained_over_a_llava_is_opened_over_it(assets: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 1, "model_name_or_path": assets / "llava"}
+    train(flags(assets, tmp_path / "out", "pretrain", **options))
+    model = load_pretrained_model(str(tmp_path / "out"), str(assets / "llava"), device="cpu")[1]
+    for name, weight in torch.load(tmp_path / "out/mm_projector.bin", weights_only=True).items():
+        assert torch.equal(dict(model.named_parameters())[name], weight)
+
+
+def test_adapters_name_their_base_as_the_user_did(assets: Path) -> None:
     recorded = json.loads((assets / "lora/adapter_config.json").read_text())
     assert recorded["base_model_name_or_path"] == str(assets / "lm")
     load_pretrained_model(str(assets / "lora"), device="cpu")

@@ -228,15 +228,15 @@ def _load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]
         )
     assert base.config is not None
     config = copy.deepcopy(checkpoint.config if checkpoint.config is not None else base.config)
-    if not getattr(config, "mm_vision_tower", None):
+    own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
+    replaces = own.is_file() and any(map(projector_name, read_header(own)))
+    if not getattr(config, "mm_vision_tower", None) and (replaces or checkpoint.config is None):
         raise ValueError(
             f"Neither {str(checkpoint.folder)!r} nor its base {str(base.folder)!r} names a vision tower "
             "(mm_vision_tower in config.json); give the folder of the finished training, or a LLaVA as model_base."
         )
     _require_same_language_model(config, base.config, base.folder)
     rows, config.vocab_size = config.vocab_size, base.config.vocab_size
-    own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
-    replaces = own.is_file() and any(map(projector_name, read_header(own)))
     model = load_whole(base, config, options, own if replaces else None, "the base model")
     if rows > base.config.vocab_size:
         _grow_vocabulary(model, rows)
@@ -278,17 +278,26 @@ def _load_tokenizer(
             "the language model there."
         )
     tokenizer = read_tokenizer(own[0])
-    added = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(model.config, "mm_use_im_patch_token", False) else []
-    if getattr(model.config, "mm_use_im_start_end", False):
+    add_image_tokens(tokenizer, model.config)
+    return tokenizer
+
+
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> None:
+    """Give a tokenizer the image tokens that a checkpoint was trained with, where it was saved without them.
+
+    Raises:
+        ValueError: if the embeddings have no row for one.
+    """
+    added = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(config, "mm_use_im_patch_token", False) else []
+    if getattr(config, "mm_use_im_start_end", False):
         added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
     tokenizer.add_tokens(added, special_tokens=True)
-    beyond = [token for token in added if tokenizer.convert_tokens_to_ids(token) >= model.config.vocab_size]
+    beyond = [token for token in added if tokenizer.convert_tokens_to_ids(token) >= config.vocab_size]
     if beyond:
         raise ValueError(
-            f"config.json asks for the token {beyond[0]!r}, but the embeddings have {model.config.vocab_size} rows and "
+            f"config.json asks for the token {beyond[0]!r}, but the embeddings have {config.vocab_size} rows and "
             "the tokenizer uses all of them; the tokenizer or config.json is another model's."
         )
-    return tokenizer
 
 
 def _image_processor(

@@ -18,7 +18,7 @@ from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.image_opening import opening_of
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.builder import load_whole
+from llava.model.builder import add_image_tokens, load_whole
 from llava.model.checkpoints import Checkpoint
 from llava.model.quantization import bitsandbytes_config
 from llava.model.tokenizer import read_tokenizer
@@ -61,6 +61,8 @@ def load_model(
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
     compression = resolve_compression(model_args, CompressionConfig.resolve(getattr(config, "compression", None)))
     compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading
+    if getattr(config, "mm_vision_tower", None):
+        add_image_tokens(tokenizer, config)
     model = _open(start, model_args, training_args)
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
