@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.sh") if path.parent.name != "lib")
+CONFIGS = ROOT / "configs/compression"
 STARTED = ("python", "python3", "python3.11", "torchrun", "deepspeed", "srun", "pip", "shellcheck")
 
 
@@ -64,6 +65,8 @@ def test_recipes_and_reproducing_take_presets_of_their_family_alone(preset: str,
             assert said.returncode == 0 and f"--compression {preset}" in said.stdout, said.stderr
         else:
             assert said.returncode == 2 and not said.stdout
-            assert f"the preset {preset} is made for {families}, but this trains a LLaVA-1.5" in said.stderr
+            assert f"the compression {preset} is made for {families}, but this trains a LLaVA-1.5" in said.stderr
+            named = shell(tmp_path, "scripts/v1_5/pretrain.sh", DRY_RUN="1", COMPRESSION=f"{CONFIGS}/{preset}.yaml")
+            assert named.returncode == 2 and f"made for {families}, but this trains" in named.stderr
         if preset not in ("none", "next-640", "pyramiddrop"):
             break  # both read the file through one function

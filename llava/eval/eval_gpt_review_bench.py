@@ -28,6 +28,7 @@ from llava.eval.benchmarks.llava_bench import (
 )
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
 from llava.eval.judge import Judge, Verdict
+from llava.eval.unread import Unread
 
 
 def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     ungraded = sum(verdict.grade is None for verdict in verdicts)
     print(f"{len(verdicts)} reviews are in {options.output}, {ungraded} of them without two scores.")
+    for path in options.answer_list:
+        texts = [str(answer["text"]) for answer in read_references(path.expanduser()).values()]
+        empty = Unread.count(texts).empty
+        if empty:
+            print(f"{empty} of {len(texts)} answers in {path} are empty.", file=sys.stderr)
     return 0
 
 

@@ -19,14 +19,15 @@ show_help() {
     done
 }
 
-# fits_llava COMPRESSION: prints why a preset is for another family than LLaVA-1.5; nothing if it is not. A file of one's
-# own, or a name that no preset has, is left to the program.
+# fits_llava COMPRESSION: prints why a preset (or a YAML file) is for another family than LLaVA-1.5; nothing if it is not.
+# What has no line `for`, and a name that no preset has, is left to the program.
 fits_llava() {
     local file="configs/compression/$1.yaml" families
+    if [[ $1 == *.yaml || $1 == *.yml ]]; then file=$1; fi
     if [ ! -f "$file" ]; then return; fi
     families=$(sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' "$file" | tr -d '[]')
     if [ -n "$families" ] && [[ ", $families," != *", llava-1.5,"* ]]; then
-        echo "the preset $1 is made for $families, but this trains a LLaVA-1.5; give one of its presets, such as" \
+        echo "the compression $1 is made for $families, but this trains a LLaVA-1.5; give one of its presets, such as" \
             "duet-192, or a YAML file of your own."
     fi
 }

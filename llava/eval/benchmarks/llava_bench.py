@@ -12,7 +12,7 @@ from typing import Any
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines, read_questions
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
-from llava.eval.questions import Answered, Question
+from llava.eval.questions import Answered, Question, with_text
 
 PUBLISHED_JUDGE = "gpt-4-0314"
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
@@ -109,7 +109,7 @@ def read_references(path: Path) -> dict[str, Mapping[str, Any]]:
     references: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(read_json_lines(path, LLaVABench.name), start=1):
         need_field(record, "text", f"{path}, line {number}")
-        references[str(need_field(record, "question_id", f"{path}, line {number}"))] = record
+        references[str(need_field(record, "question_id", f"{path}, line {number}"))] = with_text(record)
     return references
 
 
