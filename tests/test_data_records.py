@@ -312,9 +312,9 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
         ("a.jsonl", BOM + LINES.encode().replace(b"\n", b"\n" + BOM)),
         ("a.jsonl", LINES.replace("\n", "\r\n\r\n \r\n").encode() + b"\r\n"),
         ("a.json", b"\n\n" + json.dumps(GOOD, indent=2).replace("\n", "\r\n").encode()),
-        ("a.json.gz", gzip.compress(json.dumps(GOOD).encode())),
-        ("a.jsonl.gz", gzip.compress(BOM + LINES.encode())),
-        ("named-otherwise.json", gzip.compress(LINES.encode())),
+        ("a.json.gz", gzip.compress(json.dumps(GOOD).encode(), mtime=0)),
+        ("a.jsonl.gz", gzip.compress(BOM + LINES.encode(), mtime=0)),
+        ("named-otherwise.json", gzip.compress(LINES.encode(), mtime=0)),
     ],
 )
 def test_files_of_other_programs_are_read_alike(tmp_path: Path, name: str, content: bytes) -> None:
@@ -359,7 +359,7 @@ def test_a_mixture_may_name_all_of_them(tmp_path: Path) -> None:
         ("[]".encode("utf-16"), "UTF-16 text, not UTF-8"),
         (json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), "not UTF-8 text"),
         (b"PAR1rest", "damaged Parquet table"),
-        (gzip.compress(b"[" * 9)[:-6], "cannot be unpacked"),
+        (gzip.compress(b"[" * 9, mtime=0)[:-6], "cannot be unpacked"),
     ],
 )
 def test_files_that_cannot_be_read_say_what_they_are(tmp_path: Path, content: bytes, words: str) -> None:
