@@ -138,6 +138,22 @@ def test_another_rate_and_length_hold_from_the_next_step_on(
         assert said in caplog.text
 
 
+def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(assets: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, at a rate that is not 0 at the end."""
+    options = RUN | {"max_steps": 6, "lr_scheduler_type": "constant"}
+    out = train(flags(assets, tmp_path / "out", "finetune", **options))
+    before = weights(out)
+    (out / "model.safetensors").unlink()
+    train(flags(assets, out, "finetune", **options))
+    after = weights(out)
+    assert all(torch.equal(before[name], after[name]) for name in before) and len(losses(out)) == 6
+    (out / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6 cannot be resumed: it took 6 steps, but this run is to have 3 .--max"
+    ):
+        train(flags(assets, out, "finetune", **options | {"max_steps": 3}))
+
+
 def test_a_rate_of_its_own_goes_on_with_another_value(assets: Path, tmp_path: Path) -> None:
     """Equal to that of the rest, it would once have joined the rest's group and not fitted the optimizer's state."""
     own = RUN | {"lr_scheduler_type": "constant", "mm_projector_lr": 1e-3}

@@ -154,6 +154,19 @@ def require_optimizer(checkpoint: str | Path) -> None:
         )
 
 
+def require_steps(checkpoint: str | Path, done: int, asked: int) -> None:
+    """Refuse a checkpoint that is beyond the end of the run.
+
+    Raises:
+        ValueError: if it took more steps than are asked for.
+    """
+    if done > asked:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed: it took {done} steps, but this run is to have {asked} (--max_steps, "
+            "--num_train_epochs); give no fewer than it took, or name an earlier one with --resume_from_checkpoint."
+        )
+
+
 def _share(facts: RunFacts) -> Any:
     """Samples of a process in one forward pass; None in facts that do not say."""
     return facts.arguments.get("per_device_train_batch_size")

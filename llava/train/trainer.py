@@ -33,7 +33,7 @@ from llava.train.checkpoint import (
     save_adapter,
 )
 from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
-from llava.train.facts import RunFacts
+from llava.train.facts import RunFacts, require_steps
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -171,6 +171,13 @@ class LlavaTrainer(Trainer):
         require_finite_gradient(norm, self.state.global_step + 1, ids, scaled, scale)
         return norm
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """As in transformers, which would take one step too many from a checkpoint that is at the end already."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **options)
+        else:
+            self.control.should_training_stop = True
+
     # === Metrics ===
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -206,7 +213,13 @@ class LlavaTrainer(Trainer):
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in transformers; the rates that this start asks for take the place of the checkpoint's."""
+        """As in transformers; the rates that this start asks for take the place of the checkpoint's.
+
+        Raises:
+            ValueError: if the checkpoint is beyond the end that this start asks for.
+        """
+        if checkpoint is not None:
+            require_steps(checkpoint, self.state.global_step, self.state.max_steps)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             apply_rates(self.optimizer, self.lr_scheduler, self._asked_rates)
