@@ -14,7 +14,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from slow_llama import published_vocabulary, slow_ids
 from tiny_llava import flags, write_assets
-from tiny_text import byte_level
+from tiny_text import CORPUS, byte_level
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from llava.data.tokenization import encode_conversation
@@ -275,6 +275,24 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         model_type=request.param, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=5,
     )  # fmt: skip
     return folder / "trained.model"
+
+
+def test_symbols_of_ones_own_are_refused_where_they_cannot_be_found_as_sentencepiece_finds_them(tmp_path: Path) -> None:
+    """It looks for them between spaces that it has changed; a tokenizer looks for added tokens before anything else."""
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
+    common = {
+        "input": str(tmp_path / "corpus.txt"), "vocab_size": 360, "model_type": "bpe", "byte_fallback": True,
+        "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "minloglevel": 5, "user_defined_symbols": ["<|im_end|>"],
+    }  # fmt: skip
+    SentencePieceTrainer.train(model_prefix=str(tmp_path / "default"), **common)
+    plain = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
+    SentencePieceTrainer.train(model_prefix=str(tmp_path / "plain"), **common, **plain)
+    with pytest.raises(ValueError, match=r"folder.*has the user-defined symbol '<\|im_end\|>'.*added_tokens_decoder"):
+        read_tokenizer(write_folder(tmp_path / "folder", SETTINGS, tmp_path / "default.model"))
+    model = SentencePieceProcessor(model_file=str(tmp_path / "plain.model"))
+    tokenizer = read_tokenizer(write_folder(tmp_path / "folder", SETTINGS, tmp_path / "plain.model"))
+    for text in ("<|im_end|>", "a  <|im_end|> b", "red<|im_end|>\n  three ", " a"):
+        assert ids_of(tokenizer, text) == model.encode(text)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

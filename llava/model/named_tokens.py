@@ -62,9 +62,7 @@ def named_tokens(
     return named
 
 
-def add_named(
-    tokenizer: Tokenizer, named: Mapping[str, tuple[int | None, AddedToken]], proto: Any, legacy: bool
-) -> None:
+def add_named(tokenizer: Tokenizer, named: Mapping[str, tuple[int | None, AddedToken]], proto: Any) -> None:
     """Add named tokens and the model's user-defined symbols to a tokenizer.
 
     Raises:
@@ -72,12 +70,13 @@ def add_named(
             finds it.
     """
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED and piece.piece not in named]
-    if symbols and proto.normalizer_spec.add_dummy_prefix and not legacy:
+    rules = proto.normalizer_spec
+    if symbols and (rules.add_dummy_prefix or rules.remove_extra_whitespaces):
         raise ValueError(
-            f'its tokenizer.model has the user-defined symbol {symbols[0]!r}, which is read only with "legacy": true '
-            "in tokenizer_config.json, or when it is listed there as an added token"
+            f"it has the user-defined symbol {symbols[0]!r} and changes spaces around texts, which "
+            "cannot be rebuilt; list the symbol under added_tokens_decoder in tokenizer_config.json"
         )
-    tokenizer.add_tokens([AddedToken(symbol, normalized=True, special=False) for symbol in symbols])
+    tokenizer.add_tokens([AddedToken(symbol, normalized=False, special=False) for symbol in symbols])
     order = sorted(named.values(), key=lambda entry: (entry[0] is None, entry[0] or 0))
     for index, token in order:
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])

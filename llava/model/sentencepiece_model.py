@@ -83,7 +83,8 @@ def shape_spaces(
     steps = list(before or [])
     every = legacy and prefix
     if collapse:
-        ends = r"\A +|[ ▁]+\z" if every else r"[ ▁]+\z"
+        # Where the first stretch alone gets a space, one is left of a run: behind a special token it counts.
+        ends = r"[ ▁]+\z" if prefix and not legacy else r"\A +|[ ▁]+\z"
         steps += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend(SPACE)] if every else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
+class OtherIdsError(ValueError):
+    """A tokenizer would give other ids than the SentencePiece model of its folder."""
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
@@ -59,6 +63,8 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
             if pieces is not None:
                 return _from_pieces(name, pieces, whole, settings, options)
             tokenizer = _with_spaces(name, tokenizer, settings, options)
+    except OtherIdsError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(
             f"The tokenizer of {str(name)!r} cannot be read. A tokenizer.model needs the packages sentencepiece and "
@@ -78,10 +84,13 @@ def _from_pieces(
     if not legacy and settings.get("add_prefix_space") is False:
         proto.normalizer_spec.add_dummy_prefix = False
     model = proto.SerializeToString()
-    backend = build_tokenizer(proto, legacy)
-    extra = _added_file(name, options)
-    special = special_tokens(settings, _special_map(name, options), proto)
-    add_named(backend, named_tokens(settings, whole, extra, special), proto, legacy)
+    try:
+        backend = build_tokenizer(proto, legacy)
+        extra = _added_file(name, options)
+        special = special_tokens(settings, _special_map(name, options), proto)
+        add_named(backend, named_tokens(settings, whole, extra, special), proto)
+    except ValueError as error:
+        raise OtherIdsError(f"The tokenizer.model in {str(name)!r} cannot be rebuilt: {error}.") from error
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         name, tokenizer_object=backend, vocab_file="", legacy=legacy,
         **{"add_bos_token": settings.get("add_bos_token", True), "add_eos_token": settings.get("add_eos_token", False)},
@@ -90,7 +99,7 @@ def _from_pieces(
     tokenizer.vocab_file = str(pieces)
     found = first_difference(model, tokenizer)
     if found is not None:
-        raise ValueError(f"its tokenizer.model cannot be rebuilt: {found}")
+        raise OtherIdsError(f"The tokenizer.model in {str(name)!r} cannot be rebuilt: {found}.")
     if whole is not None:
         found = first_difference(model, Tokenizer.from_file(str(whole)))
         if found is not None:
@@ -121,7 +130,7 @@ def _with_spaces(
 def _require_same_ids(name: str | Path, pieces: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     found = first_difference(pieces.read_bytes(), tokenizer)
     if found is not None:
-        raise ValueError(
+        raise OtherIdsError(
             f"The tokenizer.json in {str(name)!r} is not its tokenizer.model: {found}. Delete the one that the model "
             "was not trained with."
         )

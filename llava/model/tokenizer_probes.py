@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 _SPACES = (
-    "a  b", "a   b", " a", "  a", "   a", "a ", "a  ", " ", "  ", "a" + " " * 17 + "b", "x" + " " * 33,
+    "a  b", "a   b", " a", "  a", "   a", "a ", "a  ", " ", "  ", *("a" + " " * run + "b" for run in range(4, 41)),
     "a\n    b\n        c", "def f(x):\n    return  x\n", "    - a list\n    - of  two", "x = [1,  2]\n\n\n",
     "\n", "\n\nWhat is this?", "\tx", "a\t\tb", "\r\nx",
 )  # fmt: skip
