@@ -40,6 +40,7 @@ from llava.compression.schedule import (
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
+from llava.model.cache_name import cache_of
 from llava.serve.inputs import best_device, check_device
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -152,7 +153,7 @@ class _Run:
         output = self.model(**self.batch, compression=self.config, use_cache=True, logits_to_keep=1)
         wait_for(device)
         filled = time.perf_counter()
-        cache = output.past_key_values
+        cache = cache_of(output)
         self._compare(cache.key_value_bytes(), self.load.text_tokens, "the prefill")
         begin = time.perf_counter()
         for _ in range(self.load.new_tokens - 1):

@@ -15,6 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 
 from llava.compression.layout import TokenLayout
 from llava.constants import IGNORE_INDEX
+from llava.model.cache_name import cache_of, named
 from llava.model.columns import hidden_states_at_columns, labels_of, logits_at_columns, survivor_index
 from llava.model.loss import next_token_loss
 
@@ -137,9 +138,9 @@ def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width:
     return LlavaCausalLMOutput(
         loss=loss,
         logits=logits,
-        past_key_values=outputs.past_key_values,
         hidden_states=hidden_states,
         attentions=outputs.attentions,
         layouts=outputs.layouts if wanted.layouts else None,
         scores=outputs.scores if wanted.layouts else None,
+        **named(cache_of(outputs)),
     )

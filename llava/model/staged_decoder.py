@@ -28,6 +28,7 @@ from llava.compression.t2v import (
     keep_counts,
     voting_positions,
 )
+from llava.model.cache_name import named
 from llava.model.collectives import ranks_must_agree
 from llava.model.staged_cache import StagedCache
 
@@ -211,8 +212,8 @@ def _run_layers(
             attention_mask=mask,
             position_embeddings=position_embeddings,
             position_ids=None,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **named(cache),
             **kwargs,
         )
     return hidden_states
@@ -225,9 +226,9 @@ def _causal_mask(
         config=decoder.config,
         inputs_embeds=hidden_states,
         attention_mask=None if key_mask is None else key_mask.to(hidden_states.device),
-        past_key_values=cache,
         position_ids=None,
         layer_idx=layer_index,
+        **named(cache),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 
 from llava.model.accepted_inputs import check_cache
+from llava.model.cache_name import CACHE, named
 from llava.model.generation_options import REFUSED, check_options
 from llava.model.staged_cache import StagedCache
 
@@ -74,20 +75,22 @@ class StagedGeneration(_Base):
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers, but behind a filled cache positions and masks come from the cache."""
-        filled = isinstance(past_key_values, StagedCache) and is_filled(past_key_values)
+        cache = past_key_values if cache is None else cache
+        filled = isinstance(cache, StagedCache) and is_filled(cache)
         if filled and is_first_iteration:
             next_sequence_length = None  # transformers would cut off as many tokens as the cache holds
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **named(cache),
             **kwargs,
         )
         if filled:
@@ -104,11 +107,11 @@ class StagedGeneration(_Base):
         input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         if expand_size > 1:
             own = {name: value.repeat_interleave(expand_size) for name, value in own.items()}
-            cache = model_kwargs.get("past_key_values")
+            cache = model_kwargs.get(CACHE)
             if isinstance(cache, StagedCache) and is_filled(cache):
                 cache = copy.deepcopy(cache)
                 cache.batch_repeat_interleave(expand_size)
-                own["past_key_values"] = cache
+                own[CACHE] = cache
         return input_ids, model_kwargs | own
 
     def _prepare_cache_for_generation(
@@ -118,10 +121,10 @@ class StagedGeneration(_Base):
         generation_mode: GenerationMode | None = None,
         *args: Any,
     ) -> None:
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         if given is None:
             if generation_config.use_cache is not False:
-                model_kwargs["past_key_values"] = StagedCache(self.config.get_text_config(decoder=True))
+                model_kwargs[CACHE] = StagedCache(self.config.get_text_config(decoder=True))
             return
         check_cache(given)
         given._is_user_defined = True  # tells transformers that the cache outlives the call

@@ -27,6 +27,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX, LITERAL_IMAG
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images
+from llava.model.cache_name import cache_of
 from llava.model.staged_cache import StagedCache
 from llava.model.trace import CompressionTrace, trace_compression
 from llava.serve.ending import answer_text, end_tokens, needed_stop_string
@@ -231,9 +232,9 @@ class Chat:
         self.images = self.images + images
         held = request.encoded.input_ids + new[:-1]  # the last token has been chosen, but not computed
         beams = self._generation.get("num_beams", 1) > 1
-        self.usage = None if beams else Usage.of(output.past_key_values, self.model, held)
+        self.usage = None if beams else Usage.of(cache_of(output), self.model, held)
         if not self.reencode:
-            self._cache, self._held = output.past_key_values, held
+            self._cache, self._held = cache_of(output), held
 
     def _request(self, turns: list[str], pixels: list[Tensor]) -> Request:
         encoded = encode_prompt(turns, self.tokenizer, self.conv_mode)

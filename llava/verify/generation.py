@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llava.compression import CompressionConfig
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.cache_name import cache_of
 from llava.model.staged_cache import StagedCache
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.stages import measure_stages
@@ -53,7 +54,7 @@ def _step_by_step(
     embeddings, layout = prepare(case, model, prompt, compression)
     output = model(inputs_embeds=embeddings, layout=layout, compression=compression, use_cache=True)
     measured = measure_stages(output.layouts, output.scores)
-    cache: Any = output.past_key_values
+    cache: Any = cache_of(output)
     depth = len(model.get_model().layers)
     measured["kv_lengths_after_prefill"] = _cache_lengths(cache, depth)
     logits, positions = [output.logits[0, -1]], [_newest_positions(cache, depth)]

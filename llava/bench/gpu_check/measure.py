@@ -21,6 +21,7 @@ from llava.bench.step import build_model, limit, make_batch, runner
 from llava.bench.timing import timed, wait_for
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, average_visual_tokens, training_passes, visual_tokens_per_layer
+from llava.model.cache_name import cache_of
 from llava.train.hardware import device_peak
 
 BASELINE = "none"
@@ -111,7 +112,7 @@ def decode(task: Task) -> bool:
 @torch.no_grad()
 def _decode_seconds(model: Any, inputs: dict[str, torch.Tensor], config: CompressionConfig, count: int) -> float:
     output = model(inputs["input_ids"], images=inputs["images"], compression=config, use_cache=True, logits_to_keep=1)
-    cache, token = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
+    cache, token = cache_of(output), output.logits[:, -1:].argmax(dim=-1)
     wait_for(model.device)
     began = time.perf_counter()
     for _ in range(count):

@@ -36,6 +36,7 @@ from llava.model.accepted_inputs import (
     stands_apart,
     without_packing,
 )
+from llava.model.cache_name import CACHE, as_named, named, takes_either_name
 from llava.model.columns import given_answer
 from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_options
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -54,7 +55,7 @@ class LlavaLlamaConfig(LlamaConfig):
     """
 
     model_type = "llava_llama"
-    keys_to_ignore_at_inference = ["past_key_values", "layouts", "scores"]  # noqa: RUF012 (theirs)
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "layouts", "scores"]  # noqa: RUF012 (theirs)
 
 
 LlavaConfig = LlavaLlamaConfig
@@ -72,6 +73,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         self.embed_tokens.register_forward_pre_hook(refuse_placeholders)
         self.build_vision_modules()
 
+    @takes_either_name
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -103,7 +105,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         if past_key_values is not None and is_filled(past_key_values):
             past_key_values.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
             hidden_states = continue_stages(self, embeddings, past_key_values, **kwargs)
-            return LlavaModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values)
+            return LlavaModelOutput(last_hidden_state=hidden_states, **named(past_key_values))
         if layout is None:
             layout = _text_layout(embeddings, attention_mask, position_ids)
             if stands_apart(position_ids, attention_mask, bool(use_cache)) if apart is None else apart:
@@ -115,9 +117,9 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         output = run_stages(self, embeddings, layout, t2v, past_key_values if use_cache else None, **kwargs)
         return LlavaModelOutput(
             last_hidden_state=output.hidden_states,
-            past_key_values=past_key_values,
             layouts=output.layouts,
             scores=output.scores,
+            **named(past_key_values),
         )
 
 
@@ -145,6 +147,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         if tower is not None and is_main_process:
             tower.image_processor.save_pretrained(save_directory)
 
+    @takes_either_name
     @can_return_tuple
     def forward(
         self,
@@ -266,7 +269,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         check_position_shape(kwargs.get("position_ids"), *inputs.shape)
         check_counting(kwargs.pop("position_ids", None), attention_mask)
         _check_streamer(kwargs.get("streamer"), len(inputs))
-        cache: Any = kwargs.get("past_key_values")
+        kwargs = as_named(kwargs)
+        cache: Any = kwargs.get(CACHE)
         if is_filled(cache):
             _check_continuation(inputs, attention_mask, cache, images, compression)
             embeddings = self.get_input_embeddings()(inputs)

@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.model.accepted_inputs import refuse_soft_prompts_of_peft, separated, stands_apart, without_packing
+from llava.model.cache_name import CACHE, as_named, named
 from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
 from llava.model.plugin.inputs import (
@@ -49,12 +50,12 @@ def forward_like(stock: Any) -> Callable[..., Any]:
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
     """
     theirs = inspect.signature(stock.forward)
-    *named, rest = theirs.parameters.values()
+    *known, rest = theirs.parameters.values()
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
 
     @can_return_tuple
     def staged(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(theirs.bind(self, *args, **kwargs).arguments)
+        inputs = dict(theirs.bind(self, *args, **as_named(kwargs)).arguments)
         del inputs["self"]
         more = inputs.pop(rest.name, {})
         return self.staged_forward(inputs, more)
@@ -65,10 +66,10 @@ def forward_like(stock: Any) -> Callable[..., Any]:
         more = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
         if self.is_staged():
             more[BYPASS] = True
-        return stock.forward(self, *args, **more)
+        return stock.forward(self, *args, **as_named(more))
 
     made: Any = forward
-    made.__signature__ = theirs.replace(parameters=[*named, *own, rest])
+    made.__signature__ = theirs.replace(parameters=[*known, *own, rest])
     made.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
     return made
 
@@ -207,7 +208,7 @@ class CompressedModel(StagedGeneration):
         if check_call(self, inputs, more, own["prefill"]):
             return self.stock.forward(self, **text_alone(self, inputs, more))
         more = without_packing(more)
-        cache, given = inputs.get("past_key_values"), inputs | more
+        cache, given = inputs.get(CACHE), inputs | more
         shift_labels = more.pop("shift_labels", None)
         wanted = Wanted.of(
             inputs.get("labels"), shift_labels, given.get("num_items_in_batch"), own["return_logits"],
@@ -330,7 +331,7 @@ class CompressedModel(StagedGeneration):
                 self, inputs_tensor, model_kwargs, model_input_name, generation_config
             )
         generation_config.use_cache = True
-        if is_filled(model_kwargs.get("past_key_values")):
+        if is_filled(as_named(model_kwargs).get(CACHE)):
             raise ValueError(
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
             )
@@ -368,15 +369,13 @@ def _run(
 ) -> LlavaModelOutput:
     output = run_stages(decoder, embeddings, layout, t2v, cache, **kwargs)
     return LlavaModelOutput(
-        last_hidden_state=output.hidden_states, past_key_values=cache, layouts=output.layouts, scores=output.scores
+        last_hidden_state=output.hidden_states, layouts=output.layouts, scores=output.scores, **named(cache)
     )
 
 
 @capture_outputs
 def _continue(decoder: Any, embeddings: Tensor, cache: StagedCache, **kwargs: Any) -> LlavaModelOutput:
-    return LlavaModelOutput(
-        last_hidden_state=continue_stages(decoder, embeddings, cache, **kwargs), past_key_values=cache
-    )
+    return LlavaModelOutput(last_hidden_state=continue_stages(decoder, embeddings, cache, **kwargs), **named(cache))
 
 
 def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from llava.model.accepted_inputs import (
     refuse_apart,
     refuse_soft_prompt,
 )
+from llava.model.cache_name import CACHE
 from llava.model.staged_generation import is_filled
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def check_call(
     Raises:
         ValueError: names what cannot be done and what to change.
     """
-    embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
+    embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", CACHE))
     check_cache(cache)
     check_causal(more)
     if is_filled(cache):
