@@ -38,9 +38,10 @@ def digest_model(name: str, cache_dir: str | None = None) -> str | None:
     """
     try:
         folder = fetch(name, cache_dir=cache_dir, local_files_only=True)
-    except ValueError:
+        weights = weight_files(folder)
+    except ValueError:  # the hub's cache may also hold a part of a model, such as an index without its files
         return None
-    return _digest_folder(folder, weight_files(folder))
+    return _digest_folder(folder, weights)
 
 
 def digest_adapters(folder: str | Path) -> str:
