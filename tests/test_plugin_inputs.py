@@ -27,6 +27,7 @@ from transformers.utils import TransformersKwargs
 
 from llava import compress
 from llava.model.generation_options import NOTED, REFUSED, WITHOUT_EFFECT, WORKS, options_table
+from llava.model.staged_cache import StagedCache
 
 SEQUENCES = [[1, 5, 6, 7], [1, 8, 9], [1, 10, 11, 12, 13]]
 
@@ -241,6 +242,7 @@ def test_every_option_of_transformers_is_decided(stock: dict[str, Any]) -> None:
     found |= set(vars(GenerationConfig())) | set(TransformersKwargs.__annotations__)
     for model in stock.values():
         found |= set(inspect.signature(type(model).forward).parameters)
+    found = {"past_key_values" if name == "cache" else name for name in found}  # its name from 5.24 on
     assert {name for name in found - known if not name.startswith("_")} == set()
     assert known - found == set()
 
@@ -324,3 +326,27 @@ def pixtral() -> Any:
     tower = PixtralVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     config = LlavaConfig(text_config=vlm("llava").config.text_config, vision_config=tower, image_token_index=60)
     return LlavaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_goes_on_as_it_was_filled(stock: dict[str, Any], family: str) -> None:
+    model, inputs, new = compress(stock[family], T2V), shown(family), torch.tensor([[5, 6]])
+    cache = model(**inputs, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="was filled under a compression, and there is none now"):
+        model(new, past_key_values=cache, compression="none")
+    cache = StagedCache(model.config.get_text_config())
+    model(**inputs, past_key_values=cache, compression="none")
+    with pytest.raises(ValueError, match="was filled without a compression"):
+        model(new, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_without_their_sizes_or_of_no_processor_are_named(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    name = next(name for name in inputs if name.startswith("pixel"))
+    with pytest.raises(ValueError, match=f"{name} is a ndarray; make the inputs with the model's own processor"):
+        model(**inputs | {name: inputs[name].numpy()})
+    sizes = {"llava_next": "image_sizes", "qwen2_5_vl": "image_grid_thw"}.get(family)
+    if sizes is not None:
+        with pytest.raises(ValueError, match=f"pixel_values came without {sizes}"):
+            model(**{given: value for given, value in inputs.items() if given != sizes})

@@ -22,6 +22,11 @@ _ONE_SEQUENCE_A_ROW = "give each sequence a row of its own, padded, with an atte
 
 def check_cache(cache: Any) -> None:
     """Raise ValueError unless `past_key_values` is a `StagedCache` or None."""
+    if isinstance(cache, StagedCache) and cache.get_seq_length() and not cache.stages:
+        raise ValueError(
+            "past_key_values was filled without a compression, and cannot go on under one; give the whole conversation "
+            "without past_key_values."
+        )
     if cache is None or isinstance(cache, StagedCache):
         return
     raise ValueError(

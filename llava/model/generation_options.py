@@ -19,7 +19,7 @@ _ON_THE_HUB = "that search is code on the hub, which knows nothing of layers tha
 _EMBEDDED = "the prompt reaches transformers as embeddings, so its ids are not looked at; leave it out"
 
 REFUSED: dict[str, str] = {
-    "cache_implementation": "layers of a compressed model cache different lengths in a StagedCache; leave it unset",
+    "cache_implementation": "layers may cache different lengths, in a StagedCache; leave it unset",
     "prefill_chunk_size": "visual tokens are chosen once the whole prompt is known; leave it unset",
     "assistant_model": _ASSISTED,
     "prompt_lookup_num_tokens": _ASSISTED,
@@ -42,6 +42,10 @@ REFUSED: dict[str, str] = {
 """What `generate` refuses wherever a compression acts, and why."""
 
 REFUSED_ON_EMBEDDINGS: dict[str, str] = {
+    "is_assistant": (
+        "the model was given as draft (assistant_model) of another, which goes back and forth in its cache; give a "
+        "model of transformers"
+    ),
     "encoder_repetition_penalty": _EMBEDDED,
     "encoder_no_repeat_ngram_size": _EMBEDDED,
     "forced_bos_token_id": _EMBEDDED,

@@ -66,7 +66,7 @@ class StagedGeneration(_Base):
         if self.is_staged():
             raise ValueError(
                 "Continuous batching (generate_batch, cache_implementation='paged') keeps one cache for all layers, "
-                "but layers of a compressed model cache different lengths; use generate with a padded batch."
+                "but layers of this model may cache different lengths; use generate with a padded batch."
             )
         return super().init_continuous_batching(*args, **kwargs)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava.compression.config import CompressionConfig
-from llava.model.plugin.base import CompressedModel, adapters, forward_like
+from llava.model.plugin.base import CompressedModel, adapters
+from llava.model.plugin.forward import forward_like
 from llava.model.plugin.placeholders import VisualSpan
 
 _BUILT_IN = ("llava", "llava_next", "qwen2_5_vl", "video_llava")

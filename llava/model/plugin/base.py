@@ -5,15 +5,13 @@ Shapes: B rows, T positions as the processor made them, L positions after splici
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
@@ -22,8 +20,8 @@ from llava.model.accepted_inputs import refuse_soft_prompts_of_peft, separated, 
 from llava.model.cache_name import CACHE, as_named, named
 from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
+from llava.model.plugin.forward import OWN_INPUTS
 from llava.model.plugin.inputs import (
-    BYPASS,
     asks_nothing,
     check_call,
     check_prompt,
@@ -37,41 +35,6 @@ from llava.model.splice import check_shapes, plan_splice, splice_embeddings, war
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
-
-OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
-
-
-def forward_like(stock: Any) -> Callable[..., Any]:
-    """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
-
-    query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
-    compression: instead of the model's own: an object, preset's name, YAML file or mapping.
-    return_logits: None leaves them out where labels are given in training, as does LLaVA here.
-    output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
-    """
-    theirs = inspect.signature(stock.forward)
-    *known, rest = theirs.parameters.values()
-    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
-
-    @can_return_tuple
-    def staged(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(theirs.bind(self, *args, **as_named(kwargs)).arguments)
-        del inputs["self"]
-        more = inputs.pop(rest.name, {})
-        return self.staged_forward(inputs, more)
-
-    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
-        if self.is_staged(kwargs.get("compression")):
-            return staged(self, *args, **kwargs)
-        more = {name: value for name, value in kwargs.items() if name not in OWN_INPUTS}
-        if self.is_staged():
-            more[BYPASS] = True
-        return stock.forward(self, *args, **as_named(more))
-
-    made: Any = forward
-    made.__signature__ = theirs.replace(parameters=[*known, *own, rest])
-    made.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
-    return made
 
 
 class CompressedModel(StagedGeneration):

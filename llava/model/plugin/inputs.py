@@ -25,6 +25,7 @@ from llava.model.accepted_inputs import (
     refuse_soft_prompt,
 )
 from llava.model.cache_name import CACHE
+from llava.model.staged_cache import StagedCache
 from llava.model.staged_generation import is_filled
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 BYPASS = "uncompressed"
 """Argument by which a compressed model says that its inner model may run as it stands, for one call without budget."""
 
+_GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 _FEATURES = (
     "inputs_embeds were given beside pixels or input_ids; give the prompt as input_ids alone: its placeholders say "
     "where the visual tokens go. Soft prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text "
@@ -114,6 +116,7 @@ def check_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
         ValueError: names what cannot be done and what to change.
     """
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    _check_pixels(model, inputs)
     if inputs.get("mm_encoder_outputs"):
         raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
     rows, columns = check_one_prompt(model, inputs).shape[:2]
@@ -121,6 +124,28 @@ def check_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
     check_position_shape(positions, rows, columns, model.position_axes)
     if positions is not None and positions.dim() == 2:
         check_counting(positions, mask)
+
+
+def check_unstaged(cache: StagedCache) -> None:
+    """Raise ValueError for a cache whose layers differ, where the stock model would take them for alike."""
+    if cache.stages:
+        raise ValueError(
+            "past_key_values was filled under a compression, and there is none now; continue it under that "
+            "compression, or give the whole conversation without past_key_values."
+        )
+
+
+def _check_pixels(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for pixels that no processor made, or that came without their sizes."""
+    for name in shown(model, inputs):
+        pixels, grid = inputs[name], _GRIDS.get(name)
+        if not isinstance(pixels, Tensor):
+            raise ValueError(
+                f"{name} is a {type(pixels).__name__}; make the inputs with the model's own processor and "
+                "return_tensors='pt'."
+            )
+        if grid in model.visual_inputs and inputs.get(grid) is None:
+            raise ValueError(f"{name} came without {grid}; give all that the model's own processor returns.")
 
 
 def check_one_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> Tensor:

@@ -11,8 +11,9 @@ from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from llava.compression.config import CompressionConfig
-from llava.model.plugin.base import CompressedModel, forward_like
+from llava.model.plugin.base import CompressedModel
 from llava.model.plugin.clip import check_tower, fitted_to, image_tokens, merged_features
+from llava.model.plugin.forward import forward_like
 from llava.model.plugin.placeholders import VisualSpan
 
 
@@ -44,6 +45,8 @@ class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
         pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
         if pixels is None or not len(pixels):
             return {self.config.image_token_id: []}
+        if sizes is None:
+            raise ValueError("pixel_values came without image_sizes; give all that the model's own processor returns.")
         given = {name: value for name, value in inputs.items() if value is not None}
         if compression.v2v is None:
             features = self.model.get_image_features(**given, return_dict=True).pooler_output

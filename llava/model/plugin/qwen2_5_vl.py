@@ -23,7 +23,8 @@ from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.precision import without_autocast
 from llava.compression.v2v import merge_visual_tokens
 from llava.model.accepted_inputs import is_attention_matrix, position_steps, separated, stands_apart, starts_anew
-from llava.model.plugin.base import CompressedModel, forward_like
+from llava.model.plugin.base import CompressedModel
+from llava.model.plugin.forward import forward_like
 from llava.model.plugin.placeholders import VisualSpan
 
 logger = logging.getLogger(__name__)

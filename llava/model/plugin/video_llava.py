@@ -8,8 +8,9 @@ from typing import Any
 from transformers import VideoLlavaForConditionalGeneration
 
 from llava.compression.config import CompressionConfig
-from llava.model.plugin.base import CompressedModel, forward_like
+from llava.model.plugin.base import CompressedModel
 from llava.model.plugin.clip import check_tower, image_tokens, merged_features
+from llava.model.plugin.forward import forward_like
 from llava.model.plugin.placeholders import VisualSpan
 
 

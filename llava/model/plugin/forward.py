@@ -1,0 +1,53 @@
+"""The forward of a compressed model: with the signature of the class of transformers, and inputs of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils.generic import can_return_tuple
+
+from llava.model.cache_name import CACHE, as_named
+from llava.model.plugin.inputs import BYPASS, check_unstaged
+from llava.model.staged_cache import StagedCache
+
+if TYPE_CHECKING:
+    from llava.model.plugin.base import CompressedModel
+
+OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
+
+
+def forward_like(stock: Any) -> Callable[..., Any]:
+    """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
+
+    query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
+    compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+    return_logits: None leaves them out where labels are given in training, as does LLaVA here.
+    output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
+    """
+    theirs = inspect.signature(stock.forward)
+    *named, rest = theirs.parameters.values()
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
+
+    @can_return_tuple
+    def staged(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(theirs.bind(self, *args, **as_named(kwargs)).arguments)
+        del inputs["self"]
+        more = inputs.pop(rest.name, {})
+        return self.staged_forward(inputs, more)
+
+    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+        if self.is_staged(kwargs.get("compression")):
+            return staged(self, *args, **kwargs)
+        more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})
+        if isinstance(more.get(CACHE), StagedCache):
+            check_unstaged(more[CACHE])
+        if self.is_staged():
+            more[BYPASS] = True
+        return stock.forward(self, *args, **more)
+
+    made: Any = forward
+    made.__signature__ = theirs.replace(parameters=[*named, *own, rest])
+    made.__doc__ = f"As `{stock.__name__}.forward`, with both stages inside; see `forward_like`."
+    return made
