@@ -4,6 +4,8 @@
 #   bash scripts/test.sh                        # everything, the tests in a process per core (at most four)
 #   bash scripts/test.sh tests/test_v2v.py -x   # arguments go to pytest; the style checks run all the same
 #
+# NEWEST=1 bash scripts/test.sh runs them with the newest transformers that pyproject.toml allows, by the versions of
+# constraints-newest.txt, in an environment of its own, .venv-newest.
 # PYTEST_XDIST_AUTO_NUM_WORKERS=1 takes another number of processes for everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -81,17 +83,51 @@ def test_fault_10_no_error_is_swallowed_unnamed(path: Path) -> None:
             assert not (silent and ast.unparse(node.type) in ("Exception", "BaseException", "ImportError"))
 
 
+def pins(name: str) -> dict[str, Requirement]:
+    """What a constraints file holds, by name of the package."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    return {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+
+
+def pinned(requirement: Requirement) -> str:
+    (version,) = requirement.specifier
+    assert version.operator == "==", str(requirement)
+    return version.version
+
+
 def test_fault_10_the_tested_versions_are_the_ones_that_are_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
-    tested = {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+    tested, newest = pins("constraints.txt"), pins("constraints-newest.txt")
     for requirement in map(Requirement, asked):
-        if requirement.name in tested:
-            (version,) = tested[requirement.name].specifier
-            assert requirement.specifier.contains(version.version), str(requirement)
-    internals = next(requirement for requirement in map(Requirement, asked) if requirement.name == "transformers")
-    assert str(internals.specifier) == "<5.24,>=5.23", "its internals are used: one minor release at a time"
+        for requirement_tested in (tested.get(requirement.name), newest.get(requirement.name)):
+            if requirement_tested is not None:
+                assert requirement.specifier.contains(pinned(requirement_tested)), str(requirement)
+    for name, requirement in newest.items():
+        assert Version(pinned(requirement)) > Version(pinned(tested[name])), "else it need not be named"
+
+
+def test_transformers_is_bound_to_the_minor_releases_that_are_tested() -> None:
+    """Its internals are used: a minor release may change them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = next(known for known in map(Requirement, project["dependencies"]) if known.name == "transformers")
+    tested = {
+        Version(pinned(pins(name)["transformers"])).release[:2]
+        for name in ("constraints.txt", "constraints-newest.txt")
+    }
+    allowed = {(5, minor) for minor in range(60) if asked.specifier.contains(f"5.{minor}.0")}
+    assert allowed == tested and not asked.specifier.contains("6.0")
+
+
+@pytest.mark.parametrize("newest", ["", "0", "1"])
+def test_the_checks_can_be_run_with_either_set_of_versions(newest: str) -> None:
+    command = ["bash", "-c", "source scripts/lib/setup.sh; pins"]
+    printed = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NEWEST": newest}, capture_output=True, text=True, check=True
+    ).stdout
+    lines = {line for line in printed.splitlines() if line and not line.startswith("#")}
+    expected = pins("constraints.txt") | (pins("constraints-newest.txt") if newest == "1" else {})
+    assert lines == {str(requirement) for requirement in expected.values()}
 
 
 def unwanted(root: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Every option of transformers' `generate` and `forward`, and what a model with compression makes of it.
 
-`generate` refuses by this table, docs/plug-in.md shows it, and a test holds it against the signatures of the pinned
+`generate` refuses by this table, docs/plug-in.md shows it, and a test holds it against the signatures of the installed
 transformers: an option of a later release has to be looked at first.
 """
 
@@ -55,6 +55,7 @@ REFUSED_ON_EMBEDDINGS: dict[str, str] = {
 NOTED: dict[str, str] = {
     "use_cache": "a cache is used in any case, in `generate`",
     "past_key_values": "a `StagedCache`; `forward` continues a filled one with text, `generate` takes an empty one",
+    "cache": "what transformers calls `past_key_values` from 5.24 on; either name will do",
     "attention_mask": "padding, [B, T] of 1 and 0; with 4 dimensions for text alone and without a cache",
     "position_ids": (
         "they count each row's tokens one by one, or start anew where packed sequences begin, for text alone and "

@@ -5,9 +5,10 @@
 #   setup_environment quickstart     # or: test; afterwards $PYTHON is the interpreter to use
 #
 # Environment variables, all optional:
+#   NEWEST           1 takes the versions of constraints-newest.txt where it names one, and .venv-newest for VENV
 #   PYTHON           interpreter (3.11 or newer) to start from; default: the first suitable one, preferring one that
 #                    can import torch already
-#   VENV             where the virtual environment goes; default: .venv in the repository
+#   VENV             where the virtual environment goes; default: .venv in the repository (.venv-newest with NEWEST=1)
 #   TORCH_INDEX_URL  wheel index to take torch from where it has to be installed. On Linux the default index brings
 #                    the CUDA build; https://download.pytorch.org/whl/cpu is much smaller for a machine without a GPU.
 
@@ -68,10 +69,21 @@ find_python() {
     printf '%s\n' "${suitable[0]}"
 }
 
-# has_pinned PYTHON PACKAGE...: every package is installed at the version that constraints.txt names. Any recent
-# enough torch will do: which build fits depends on the machine.
+# pins: prints the versions to install, a line each: those of constraints.txt; with NEWEST=1, of a package that
+# constraints-newest.txt names, its version.
+pins() {
+    if [ "${NEWEST:-0}" != 1 ]; then
+        cat "$REPOSITORY/constraints.txt"
+        return
+    fi
+    awk -F '==' '/^#/ { next } FNR == NR { newest[$1] = $0; next } { print ($1 in newest) ? newest[$1] : $0 }' \
+        "$REPOSITORY/constraints-newest.txt" "$REPOSITORY/constraints.txt"
+}
+
+# has_pinned PYTHON PACKAGE...: every package is installed at the version that pins prints. Any recent enough torch will
+# do: which build fits depends on the machine.
 has_pinned() {
-    "$1" - "$REPOSITORY/constraints.txt" "${@:2}" 2>/dev/null <<'PY'
+    "$1" - <(pins) "${@:2}" 2>/dev/null <<'PY'
 import importlib.metadata as metadata, re, sys
 
 def plain(name):
@@ -88,8 +100,7 @@ PY
 
 # fingerprint GROUP: changes whenever what has to be installed changes.
 fingerprint() {
-    { cat "$REPOSITORY/constraints.txt" "$REPOSITORY/pyproject.toml" "$REPOSITORY/scripts/lib/setup.sh"; echo "$1"; } |
-        cksum
+    { pins; cat "$REPOSITORY/pyproject.toml" "$REPOSITORY/scripts/lib/setup.sh"; echo "$1"; } | cksum
 }
 
 # is_ready VENV GROUP: the environment was made for this group, or for the tests, which need all that others need.
@@ -105,20 +116,21 @@ is_ready() {
 
 # install_packages VENV PACKAGE...: pinned versions into the environment, torch only where none can be imported.
 install_packages() {
-    local venv=$1 python=$1/bin/python constraints torch_version
+    local venv=$1 python=$1/bin/python constraints torch_version newest=''
+    if [ "${NEWEST:-0}" = 1 ]; then newest=1; fi
     shift
     constraints=$(mktemp)
     if torch_version=$(usable_torch "$python"); then
         say "  using torch $torch_version, which is installed already"
-        grep -v '^torch==' "$REPOSITORY/constraints.txt" >"$constraints"
+        pins | grep -v '^torch==' >"$constraints"
         printf 'torch==%s\n' "$torch_version" >>"$constraints"
     else
-        cp "$REPOSITORY/constraints.txt" "$constraints"
+        pins >"$constraints"
         say "  installing torch${TORCH_INDEX_URL:+ from $TORCH_INDEX_URL}, the largest part"
         "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" torch \
             ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} || die "torch could not be installed; see above."
     fi
-    say "  installing $# packages at the versions of constraints.txt"
+    say "  installing $# packages at the versions of constraints${newest:+-newest}.txt"
     "$python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$constraints" "$@" ||
         die "the packages could not be installed; see above."
     "$python" -m pip install "${PIP_OPTIONS[@]}" --no-build-isolation --no-deps \
@@ -159,7 +171,9 @@ use_directly() {
 
 # setup_environment GROUP: sets and exports PYTHON and puts its command-line tools on PATH.
 setup_environment() {
-    local group=$1 started=$SECONDS venv="${VENV:-$REPOSITORY/.venv}" base
+    local group=$1 started=$SECONDS venv="$REPOSITORY/.venv" base
+    if [ "${NEWEST:-0}" = 1 ]; then venv=$REPOSITORY/.venv-newest; fi
+    venv=${VENV:-$venv}
     declare -n packages="SETUP_PACKAGES_$group"
     if [ -n "${PYTHON:-}" ] && use_directly "$PYTHON" "${packages[@]}"; then return; fi
     if is_ready "$venv" "$group"; then
