@@ -284,6 +284,15 @@ def test_a_mask_or_labels_of_the_prompt_alone_are_refused(models: Any, family: s
         run(models[family, "both"], inputs)
 
 
+@pytest.mark.parametrize("family", [OWN, *FAMILIES])
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+def test_labels_of_another_length_than_plain_text_are_refused(models: Any, family: str, name: str) -> None:
+    inputs = inputs_of(family, [plain_text(family, 1, 6)])
+    for labels in (inputs["input_ids"][:, :-1], inputs["input_ids"][0]):
+        with pytest.raises(ValueError, match=r"(shift_)?labels has shape"):
+            run(models[family, "both"], inputs, **{name: labels})
+
+
 def test_the_budget_of_a_call_decides_the_columns(models: Any) -> None:
     model, inputs = models[OWN, "none"], inputs_of(OWN, [seen_text(OWN, 1)])
     expected = run(models[OWN, "both"], inputs).logits

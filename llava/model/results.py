@@ -87,6 +87,16 @@ class Wanted:
         kept = 0 if logits_to_keep is None else logits_to_keep
         return cls(labels, shift_labels, num_items_in_batch, return_logits, kept, cuts, layouts)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where labels have another shape than the input, [B, T]."""
+        for name in ("labels", "shift_labels"):
+            given = getattr(self, name)
+            if given is not None and tuple(given.shape) != shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}, but the input has {shape}; give one label for each "
+                    f"column, {IGNORE_INDEX} where there is no target."
+                )
+
     @property
     def loss(self) -> bool:
         """Whether a loss is asked for."""
@@ -100,6 +110,7 @@ class Wanted:
         """The same, but a placeholder, bool [B, T], is nobody's target."""
         if self.shift_labels is None:
             return self
+        self.check(tuple(is_visual.shape))
         is_next = torch.nn.functional.pad(is_visual[:, 1:], (0, 1), value=False).to(self.shift_labels.device)
         masked = self.shift_labels.masked_fill(is_next, IGNORE_INDEX)
         return replace(self, shift_labels=masked)
@@ -115,7 +126,7 @@ def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width:
         width: T, to return results at the columns of the input; None leaves them at the decoder's positions.
 
     Raises:
-        ValueError: for labels of tokens behind a filled cache.
+        ValueError: for labels of tokens behind a filled cache, or of another shape than the input.
     """
     states = outputs.last_hidden_state
     assert states is not None
@@ -124,6 +135,8 @@ def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width:
         if outputs.layouts is None:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         layout = outputs.layouts[-1]
+        if layout.labels is None or width is not None:
+            wanted.check((len(states), layout.valid.shape[1] if width is None else width))
         loss = next_token_loss(head, states, layout, wanted.labels, wanted.num_items_in_batch, wanted.shift_labels)
     logits, hidden_states = None, outputs.hidden_states
     if outputs.layouts is None or width is None:
