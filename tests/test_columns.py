@@ -148,23 +148,27 @@ def test_every_form_of_logits_to_keep_takes_columns_of_the_input(models: Any, fa
     torch.testing.assert_close(run(model, inputs, logits_to_keep=3).logits, whole[:, -3:], **EXACT)
     some = torch.tensor([0, 2, width - 1])
     torch.testing.assert_close(run(model, inputs, logits_to_keep=some).logits, whole[:, some], **EXACT)
+    torch.testing.assert_close(run(model, inputs, logits_to_keep=some.tolist()).logits, whole[:, some], **EXACT)
     each = torch.tensor([[1, width - 2], [width - 1, width - 3]])
     expected = torch.stack([whole[0, each[0]], whole[1, each[1]]])
     torch.testing.assert_close(run(model, inputs, logits_to_keep=each).logits, expected, **EXACT)
     mask = torch.zeros(2, width, dtype=torch.bool)
     mask[0, -1] = mask[1, -2:] = True
     torch.testing.assert_close(run(model, inputs, logits_to_keep=mask).logits, whole[mask], **EXACT)
+    for unclear in (torch.tensor(3), torch.tensor([0.5]), 2.5):
+        with pytest.raises(ValueError, match="logits_to_keep is"):
+            run(model, inputs, logits_to_keep=unclear)
 
 
 # ------------------------------------------------------------------------------------------- scoring = generating
 
 
-def said(model: Any, family: str, sample: Sample, count: int) -> tuple[list[int], Tensor]:
+def said(model: Any, family: str, sample: Sample, count: int, **options: Any) -> tuple[list[int], Tensor]:
     """What a model answers greedily, and the log-probability that it gave each of its tokens."""
     inputs = inputs_of(family, [sample])
     found = model.generate(
         **inputs, max_new_tokens=count, do_sample=False, suppress_tokens=[IMAGE, VIDEO] if family != OWN else [0],
-        output_logits=True, return_dict_in_generate=True, eos_token_id=None,
+        output_logits=True, return_dict_in_generate=True, eos_token_id=None, **options,
     )  # fmt: skip
     answer = found.sequences[0, -count:].tolist()
     steps = torch.stack(found.logits)[:, 0].double()
@@ -177,14 +181,21 @@ def log_probabilities(logits: Tensor, targets: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-@pytest.mark.parametrize("way", ["kept tail", "kept columns", "labels", "query mask", "shift labels"])
+@pytest.mark.parametrize(
+    "way",
+    ["kept tail", "kept columns", "labels", "query mask", "other flags", "other flags and kept tail", "shift labels"],
+)
 def test_scoring_an_answer_gives_what_generating_it_gave(models: Any, family: str, name: str, way: str) -> None:
     model, sample, count = models[family, name], seen_text(family, 7), 4
-    answer, expected = said(model, family, sample, count)
+    flags = [0] * (len(sample[0]) - 2) + [int(QueryRole.INSTRUCTION)] * 2  # never what `queries: last` asks for
+    asked = {"query_mask": torch.tensor([flags])} if way.startswith("other flags") else {}
+    answer, expected = said(model, family, sample, count, **asked)
     ids = sample[0] + answer
     inputs, options = inputs_of(family, [(ids, sample[1])]), {}
     labels = torch.tensor([[IGNORE_INDEX] * len(sample[0]) + answer])
-    if way == "kept tail":
+    if way.startswith("other flags"):
+        options["query_mask"] = torch.tensor([flags + [0] * count])
+    if way.endswith("kept tail"):
         options["logits_to_keep"] = count + 1
     if way == "kept columns":
         options["logits_to_keep"] = torch.arange(len(ids) - count - 1, len(ids))
@@ -273,6 +284,38 @@ def test_shift_labels_on_the_column_before_an_image_do_not_count() -> None:
     expected = run(model, inputs, shift_labels=shifted).loss
     shifted[0, ids.index(IMAGE_TOKEN_INDEX) - 1] = 5
     torch.testing.assert_close(run(model, inputs, shift_labels=shifted).loss, expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_rows_of_text_alone_are_padded_as_rows_with_images_are(models: Any, family: str, name: str, side: str) -> None:
+    model, samples = models[family, name], [plain_text(family, 1, 4), plain_text(family, 2, 7)]
+    inputs = inputs_of(family, samples, side=side)
+    output = run(model, inputs, output_hidden_states=True)
+    alone = run(model, inputs_of(family, samples[:1]), output_hidden_states=True)
+    torch.testing.assert_close(output.logits[0, -1], alone.logits[0, -1], **EXACT)
+    torch.testing.assert_close(run(model, inputs, logits_to_keep=1).logits[0, -1], alone.logits[0, -1], **EXACT)
+    torch.testing.assert_close(output.hidden_states[2][0, -1], alone.hidden_states[2][0, -1], **EXACT)
+    if side == "left":
+        assert not output.hidden_states[2][0, :3].any()
+
+
+@pytest.mark.parametrize(("family", "name"), [case for case in CASES if case[0] != "qwen2_5_vl"])
+def test_a_row_of_padding_alone_disturbs_nobody(models: Any, family: str, name: str) -> None:
+    """Data-parallel training fills a last batch with such rows. (Qwen's stock model has no positions for them.)"""
+    model, sample = models[family, name], seen_text(family, 1)
+    inputs, alone = inputs_of(family, [sample]), run(models[family, name], inputs_of(family, [sample]))
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if key in inputs:
+            inputs[key] = torch.cat([inputs[key], torch.zeros_like(inputs[key])])
+    torch.testing.assert_close(run(model, inputs).logits[0], alone.logits[0], **EXACT)
+    answered = model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert (
+        answered[0, -3:].tolist()
+        == model.generate(**inputs_of(family, [sample]), max_new_tokens=3, do_sample=False, eos_token_id=None)[
+            0, -3:
+        ].tolist()
+    )
 
 
 @pytest.mark.parametrize("family", [OWN, *FAMILIES])

@@ -142,6 +142,7 @@ def gather_kept(
     index = order[:, -longest:] if left else order[:, :longest]
 
     moved = (keep.long().cumsum(dim=1) - 1).clamp(min=0) + (longest - length if left else 0)
+    moved = moved.clamp(max=longest - 1)  # a row of padding alone has no place
     vote = torch.zeros(valid.shape, dtype=torch.int32, device=device)
     vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
 

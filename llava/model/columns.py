@@ -127,6 +127,8 @@ def given_answer(
 
 def _kept_tail(logits_to_keep: Any, width: int) -> int:
     """How many last columns are asked for; 0 if others are, or all."""
+    if isinstance(logits_to_keep, list | tuple):
+        logits_to_keep = torch.as_tensor(logits_to_keep)
     if isinstance(logits_to_keep, Tensor):
         if logits_to_keep.dim() != 1 or not len(logits_to_keep) or logits_to_keep.dtype == torch.bool:
             return 0

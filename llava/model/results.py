@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class Wanted:
         """With `return_logits` None they are left out where a loss is computed in training."""
         if return_logits is None:
             return_logits = not training or (labels is None and shift_labels is None)
-        kept = 0 if logits_to_keep is None else logits_to_keep
+        kept = _columns_kept(logits_to_keep)
         return cls(labels, shift_labels, num_items_in_batch, return_logits, kept, cuts, layouts)
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -116,6 +117,19 @@ class Wanted:
         return replace(self, shift_labels=masked)
 
 
+def _columns_kept(logits_to_keep: Any) -> int | Tensor:
+    """`logits_to_keep` as a number of last columns or a tensor; raise ValueError for what is neither."""
+    if logits_to_keep is None or isinstance(logits_to_keep, int):
+        return logits_to_keep or 0
+    kept = torch.as_tensor(logits_to_keep) if isinstance(logits_to_keep, list | tuple) else logits_to_keep
+    if not isinstance(kept, Tensor) or kept.dim() not in (1, 2) or kept.is_floating_point():
+        raise ValueError(
+            f"logits_to_keep is {logits_to_keep!r}; give a number of last columns (an int), columns [K] or [B, K], "
+            "or a bool mask [B, T]."
+        )
+    return kept
+
+
 def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width: int | None) -> LlavaCausalLMOutput:
     """Loss and logits of what the decoder returned.
 
@@ -139,7 +153,7 @@ def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width:
             wanted.check((len(states), layout.valid.shape[1] if width is None else width))
         loss = next_token_loss(head, states, layout, wanted.labels, wanted.num_items_in_batch, wanted.shift_labels)
     logits, hidden_states = None, outputs.hidden_states
-    if outputs.layouts is None or width is None:
+    if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
         if wanted.logits:
             logits = head(slice_logits_to_keep(states, wanted.logits_to_keep))
     else:
@@ -157,3 +171,8 @@ def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width:
         scores=outputs.scores if wanted.layouts else None,
         **named(cache_of(outputs)),
     )
+
+
+def _is_identity(layout: TokenLayout, width: int) -> bool:
+    """Whether the decoder's positions are the columns of the input: text without padding."""
+    return layout.columns is None and not layout.is_padded and layout.valid.shape[1] == width

@@ -80,13 +80,16 @@ def plan_splice(
     if answers is None and labels is not None:
         answers = labels != IGNORE_INDEX
     derived = default_query_mask(input_ids, valid, answers)
-    query_mask = derived if query_mask is None else query_mask
+    before_answer = derived & int(QueryRole.LAST)
+    if query_mask is None:
+        query_mask = derived
+    elif answers is None:
+        before_answer = _last_flagged(query_mask, valid, before_answer)
     width = valid.long()
     width[is_image] = torch.tensor(tokens_per_image, dtype=torch.long)
     stream = _Stream.of(width, is_image)
     if max_length is not None and int(width.sum(dim=1).max()) > max_length:
         stream = _truncate(stream, width, labels, max_length)
-    before_answer = derived & int(QueryRole.LAST)
     return _pad(stream, width, is_image, labels, query_mask, before_answer, queries, padding_side)
 
 
@@ -100,9 +103,14 @@ def splice_embeddings(text: Tensor, features: Tensor | None, plan: SplicePlan) -
 
 
 def check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError where something that has one value for each token has another shape than the ids [B, T]."""
+    """Raise ValueError where something that has one whole number for each token is no such tensor [B, T]."""
     for name, values in others.items():
-        if values is not None and values.shape != input_ids.shape:
+        if values is None:
+            continue
+        if not isinstance(values, Tensor) or (values.is_floating_point() and name != "attention_mask"):
+            kind = f"of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise ValueError(f"{name} is {kind}; give a tensor of whole numbers with the shape of input_ids.")
+        if values.shape != input_ids.shape:
             raise ValueError(
                 f"{name} has shape {tuple(values.shape)}, but input_ids has {tuple(input_ids.shape)}; give one value "
                 "for each token of the prompt and, where one is given, of its answer."
@@ -229,6 +237,16 @@ def _pad(
         columns=rows(stream.token % before, -1),
     )
     return SplicePlan(rows(source, 0), layout)
+
+
+def _last_flagged(query_mask: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
+    """LAST for the last flagged token of each row, int64 [B, T]; `otherwise` in rows without any flag.
+
+    So a mask that lacks the flag which is asked for has the same voter with and without a given answer behind it.
+    """
+    flagged = (query_mask != 0) & valid
+    last = flagged & (flagged.flip(1).long().cumsum(dim=1).flip(1) == 1)
+    return torch.where(last.any(dim=1, keepdim=True), last * int(QueryRole.LAST), otherwise)
 
 
 def _following_token(valid: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from llava.model.columns import given_answer
 from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_options
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
-from llava.model.splice import warn_without_answers
+from llava.model.splice import check_shapes, warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
@@ -203,13 +203,18 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         if is_filled(past_key_values) and wanted.loss:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         width = None
+        if layout is None and not apart:
+            width = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]  # type: ignore[union-attr]
+        if input_ids is not None and not is_filled(past_key_values):
+            check_shapes(input_ids, query_mask=query_mask)
         if shown and input_ids is not None:
-            is_visual, width = input_ids == IMAGE_TOKEN_INDEX, input_ids.shape[1]
+            is_visual = input_ids == IMAGE_TOKEN_INDEX
             wanted = wanted.without_visual(is_visual)
             answers = None
-            if not wanted.loss and query_mask is None:
-                answers = given_answer(input_ids, attention_mask, is_visual, logits_to_keep)
-                if answers is None and compression.t2v and self.training and torch.is_grad_enabled():
+            if not wanted.loss:
+                answers = given_answer(input_ids, attention_mask, is_visual, wanted.logits_to_keep)
+                silent = answers is None and query_mask is None
+                if silent and compression.t2v and self.training and torch.is_grad_enabled():
                     warn_without_answers()
             inputs_embeds, layout = self.prepare_multimodal_inputs(
                 input_ids, attention_mask, wanted.token_labels(), images, query_mask, compression, answers=answers

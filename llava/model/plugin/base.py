@@ -247,12 +247,13 @@ class CompressedModel(StagedGeneration):
         shift_labels, labels = inputs.get("shift_labels"), inputs.get("labels")
         if shift_labels is not None:
             return labels_of(shift_labels), None
-        if labels is not None or inputs.get("query_mask") is not None:
+        if labels is not None:
             return labels, None
         ids = inputs["input_ids"]
         placeholders = self._is_placeholder(ids)
         answers = given_answer(ids, inputs.get("attention_mask"), placeholders, inputs.get("logits_to_keep"))
-        if answers is None and compression.t2v and self.training and torch.is_grad_enabled():
+        silent = answers is None and inputs.get("query_mask") is None
+        if silent and compression.t2v and self.training and torch.is_grad_enabled():
             warn_without_answers()
         return None, answers
 
