@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.answer_files import answers_by_id
-from llava.eval.benchmarks.gqa import gqa_predictions
+from llava.eval.benchmarks.gqa import GQA, gqa_prediction, gqa_predictions
 from llava.eval.benchmarks.json_files import write_json
+from llava.eval.unread import Unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         lines = answers_by_id(options.src).values()
+        texts = [str(line["text"]) for line in lines]
+        Unread.count(texts, lambda text: bool(gqa_prediction(text))).tell(GQA.unread_as)
         write_json(options.dst, gqa_predictions([(line["question_id"], str(line["text"])) for line in lines]))
     except (ValueError, OSError) as error:
         print(f"convert_gqa_for_eval: {error}", file=sys.stderr)

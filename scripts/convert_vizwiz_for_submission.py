@@ -15,6 +15,8 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vizwiz_submission
 from llava.eval.benchmarks.vizwiz import VizWiz
+from llava.eval.scoring.vqa_normalise import evalai_answer
+from llava.eval.unread import Unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = {number: str(line["text"]) for number, line in answers_by_id(options.result_file).items()}
         submission = vizwiz_submission(options.annotation_file, given, VizWiz.name)
+        Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VizWiz.unread_as)
         write_json(options.result_upload_file, submission)
     except (ValueError, OSError) as error:
         print(f"convert_vizwiz_for_submission: {error}", file=sys.stderr)

@@ -17,6 +17,8 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vqav2_submission
 from llava.eval.benchmarks.vqav2 import SUBMITTED, VQAv2
+from llava.eval.scoring.vqa_normalise import evalai_answer
+from llava.eval.unread import Unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = answers_by_id(options.dir / "answers" / options.split / options.ckpt / "merge.jsonl")
         given = {number: str(line["text"]) for number, line in lines.items()}
         submission = vqav2_submission(options.dir / SUBMITTED, given, VQAv2.name)
+        Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VQAv2.unread_as)
         target = write_json(options.dir / "answers_upload" / options.split / f"{options.ckpt}.json", submission)
     except (ValueError, OSError) as error:
         print(f"convert_vqav2_for_submission: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@
 #   bash scripts/gpu_check.sh --help       # parts, limits and options; runs nothing, as does DRY_RUN=1
 #
 # Every result is in the file as soon as it is known; a run that is cut short leaves what it had. Installs nothing: needs
-# a Python with torch and transformers, PYTHON if it is set, else this tree's .venv, else python3.
+# a Python with torch, transformers and pillow, PYTHON if it is set, else this tree's .venv, else python3.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

@@ -6,6 +6,7 @@
 #   bash scripts/quickstart.sh --study    # instead, the paper's Tables 1 and 3 in miniature: up to 2 hours on 2 cores
 #
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
+#   DRY_RUN=1                  only print the command of every step; nothing is set up
 #   QUICKSTART_FRESH=1         do everything again
 #   QUICKSTART_OUTPUT          where everything is written             playground/output/quickstart
 #   QUICKSTART_CAPTIONS        images with a caption, for phase 1      6400
@@ -40,7 +41,9 @@ case "$*" in
 esac
 
 started=$SECONDS
-setup_environment quickstart
+dry_run=${DRY_RUN:-0}
+unset DRY_RUN # the recipes below are steps of this plan
+if [ "$dry_run" = 1 ]; then PYTHON=${PYTHON:-python}; else setup_environment quickstart; fi
 setup_seconds=$((SECONDS - started))
 
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
@@ -49,19 +52,33 @@ export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
 
 if [ "$study" = 1 ]; then
-    "$PYTHON" -m playground.study --out "${STUDY_OUTPUT:-playground/output/study}" --seeds "${STUDY_SEEDS:-3}" \
-        --images "${STUDY_IMAGES:-10240}" --questions "${STUDY_QUESTIONS:-1000}" --jobs "${STUDY_JOBS:-2}" \
+    command=(
+        "$PYTHON" -m playground.study --out "${STUDY_OUTPUT:-playground/output/study}" --seeds "${STUDY_SEEDS:-3}"
+        --images "${STUDY_IMAGES:-10240}" --questions "${STUDY_QUESTIONS:-1000}" --jobs "${STUDY_JOBS:-2}"
         --pretrain-steps "${STUDY_PRETRAIN_STEPS:-160}" --finetune-steps "${STUDY_FINETUNE_STEPS:-120}"
+    )
+    if [ "$dry_run" = 1 ]; then
+        print_command "${command[@]}"
+        exit
+    fi
+    "${command[@]}"
     say "Finished after $((SECONDS - started)) s."
     exit
 fi
 
 output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
-if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi
-begin_steps "$output" "$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum)" # all follows from these files
-
 use_cpu=True
-if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
+if [ "$dry_run" = 1 ]; then
+    step() { # NAME TARGET COMMAND...
+        printf '# %s: %s\n' "$1" "$2"
+        print_command "${@:3}"
+    }
+    echo "# USE_CPU is False where torch sees a GPU."
+else
+    if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi
+    begin_steps "$output" "$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum)" # all follows from these
+    if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
+fi
 
 # Both phases run the recipes of scripts/v1_5 with what they share and what is smaller here.
 recipe=(
@@ -70,10 +87,13 @@ recipe=(
     "MODEL=$PWD/playground/assets/language_model" "VISION_TOWER=$PWD/playground/assets/vision_tower"
     IMAGE_ASPECT=square MAX_LENGTH=256 WORKERS=1 LOGGING_STEPS=5 SAVE_STEPS=1000000
 )
-absolute=$(cd "$output" && pwd)
+absolute=$output
+if [[ $absolute != /* ]]; then absolute=$PWD/$output; fi
 budgets=(playground/quickstart/{none,{duet,random,uniform}-{67,78,89}}.yaml)
 
-if [ "$setup_seconds" -gt 1 ] || ! grep -q '^Set-up' "$timings"; then record "Set-up" "$setup_seconds"; fi
+if [ "$dry_run" = 1 ]; then
+    : # there are no times to keep
+elif [ "$setup_seconds" -gt 1 ] || ! grep -q '^Set-up' "$timings"; then record "Set-up" "$setup_seconds"; fi
 step "Data" "$output/data" "$PYTHON" -m playground.world --out "$output/data" \
     --pretrain "${QUICKSTART_CAPTIONS:-6400}" --train "${QUICKSTART_TRAIN:-10240}" \
     --test "${QUICKSTART_QUESTIONS:-2000}"
@@ -89,6 +109,7 @@ step "Phase 2, instruction tuning" "$output/model" "${recipe[@]}" \
 step "Evaluation" "$output/results.json" "$PYTHON" -m playground.quickstart.evaluate \
     --model-path "$output/model" --questions "$output/data/test.jsonl" --image-folder "$output/data/images" \
     --compression "${budgets[@]}" --out "$output/results.json"
-record "Total" "$((SECONDS - started))"
+if [ "$dry_run" != 1 ]; then record "Total" "$((SECONDS - started))"; fi
 step "Report" "$output/report.html" "$PYTHON" -m playground.quickstart.report --folder "$output"
+if [ "$dry_run" = 1 ]; then exit; fi
 say "Finished after $((SECONDS - started)) s. Open $output/report.html in a browser."

@@ -50,7 +50,7 @@ if [ "$#" -ne 1 ] || [ ! -f "configs/compression/$preset.yaml" ]; then
     printf "error: the preset is '%s'; give one of %s.\n" "$*" "$(sed 's/\.yaml//g; s/, $//' <<<"$presets")" >&2
     exit 2
 fi
-misfit=$(fits_llava "$preset")
+misfit=$(fits_llava "$preset" "${MODEL:-}")
 if [ -n "$misfit" ]; then
     printf 'error: %s\n' "$misfit" >&2
     exit 2

@@ -6,6 +6,7 @@
 #
 # NEWEST=1 bash scripts/test.sh runs them with the newest transformers that pyproject.toml allows, by the versions of
 # constraints-newest.txt, in an environment of its own, .venv-newest.
+# DRY_RUN=1 only prints the checks; nothing is set up.
 # PYTEST_XDIST_AUTO_NUM_WORKERS=1 takes another number of processes for everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +18,15 @@ if asks_for_help "$@"; then
 fi
 # shellcheck source=scripts/lib/setup.sh
 source scripts/lib/setup.sh
-setup_environment test
+# shellcheck source=scripts/lib/supervise.sh
+source scripts/lib/supervise.sh
+if [ "$#" -gt 0 ] && [[ $1 != -* ]] && [ ! -e "${1%%::*}" ]; then
+    printf "error: '%s' is neither an option of pytest nor a path below %s; --help says what can be given.\n" \
+        "$1" "$PWD" >&2
+    exit 2
+fi
+dry_run=${DRY_RUN:-0}
+if [ "$dry_run" = 1 ]; then PYTHON=${PYTHON:-python}; else setup_environment test; fi
 
 # Nothing here may ask the network, and small tensors gain nothing from more threads.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -34,6 +43,11 @@ failed=()
 check() {
     local name=$1 started=$SECONDS
     shift
+    if [ "$dry_run" = 1 ]; then
+        echo "# $name"
+        print_command "$@"
+        return
+    fi
     say "$name"
     if "$@"; then
         say "$name passed in $((SECONDS - started)) s"
@@ -50,6 +64,7 @@ check "mypy" "$PYTHON" -m mypy
 check "shellcheck" shellcheck -x "${shell_scripts[@]}"
 check "pytest" "$PYTHON" -m pytest "$@"
 
+if [ "$dry_run" = 1 ]; then exit 0; fi
 if [ "${#failed[@]}" -gt 0 ]; then
     printf -v list '%s, ' "${failed[@]}"
     die "not everything passed: ${list%, }"

@@ -79,7 +79,7 @@ def test_a_wrong_value_is_named_with_what_is_accepted(stage: str, change: dict, 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({"v3v": {}}, "Unknown compression key 'v3v'; accepted keys are v2v and t2v."),
+        ({"v3v": {}}, "Unknown compression key 'v3v'; accepted keys are v2v and t2v, and for, which names models."),
         ({"v2v": {"contextual": 1}}, "v2v.dominant is missing; v2v needs it."),
         ({"t2v": {"layers": [1]}}, "t2v.keep is missing; t2v needs it."),
         ("duet-192", "compression is 'duet-192'; it must be a mapping with the keys v2v and t2v, or null."),

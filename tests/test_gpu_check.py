@@ -250,6 +250,7 @@ def test_all_limits_together_are_within_eight_minutes() -> None:
         (["--parts", "golden", "speed"], "There is no part 'speed'; the parts are environment, golden"),
         (["--limit", "train"], "--limit is 'train'; it must be PART=SECONDS, such as train=60."),
         (["--limit", "train=0"], "--limit is 'train=0'; it must be PART=SECONDS"),
+        (["--limit", "environment=²"], "--limit is 'environment=²'; it must be PART=SECONDS"),
         (["--budget", "0"], "--budget is 0.0; it must be a number of seconds above 0."),
     ],
 )
@@ -264,13 +265,50 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_runs(tmp_path: P
     assert "where nothing can be written" in capsys.readouterr().err
 
 
+def test_results_go_to_a_file_or_a_folder_alone(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder" / "gpu_check.jsonl").mkdir(parents=True)
+    for name in ("/dev/null", str(tmp_path / "pipe"), str(tmp_path / "folder")):
+        assert main([name]) == 2
+        assert f"OUT is {name!r}, but" in (said := capsys.readouterr().err) and "is no regular file" in said
+
+
+def test_a_disk_that_fills_up_does_not_end_the_run(tmp_path: Path, monkeypatch, capsys) -> None:
+    path, kept = tmp_path / "out.jsonl", os.write
+    given = iter([None, 9, 0])
+
+    def write(handle: int, data: bytes) -> int:
+        taken = next(given, None)
+        if taken == 0:
+            raise OSError(28, "No space left on device")
+        return kept(handle, data[:taken])
+
+    monkeypatch.setattr("llava.bench.gpu_check.record.os.write", write)
+    record = Record(path, "r", time.time())
+    for number in range(5):
+        record.add("train", "end" if number == 4 else "row", value=number)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("did not take a result" in line and "No space left" in line for line in said)
+    assert '"value": 1' in said[0] and '"value": 2' in said[1]
+    assert [line["value"] for line in read(path)] == [0, 3, 4], "a line that was cut short spoils no other"
+    assert record.holds(["train"]) and not record.holds(["train", "decode"])
+    monkeypatch.setattr("llava.bench.gpu_check.record.os.write", lambda *call: 0)
+    monkeypatch.setattr(
+        "llava.bench.gpu_check.__main__.run_part", lambda name, *rest: rest[2].add(name, "end") or PASSED
+    )
+    assert main([str(path), "--parts", "golden"]) == 1
+    assert "not all results could be written" in capsys.readouterr().out
+
+
 def test_what_is_left_of_the_eight_minutes_limits_the_last_parts(tmp_path: Path, monkeypatch, capsys) -> None:
     given: list[tuple[str, float]] = []
     clock = iter(range(0, 10_000, 30))
     monkeypatch.setattr("llava.bench.gpu_check.__main__.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(
         "llava.bench.gpu_check.__main__.run_part",
-        lambda name, command, limit, *more: given.append((name, limit)) or PASSED,
+        lambda name, command, limit, record, *more: (
+            given.append((name, limit)) or record.add(name, "end", state=PASSED) or PASSED
+        ),
     )
     assert main([str(tmp_path), "--budget", "200"]) == 0
     assert given == [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 from tiny_folder import write_model
 from tiny_vlms import FAMILIES, vlm
 from transformers import CLIPVisionConfig
@@ -16,6 +17,7 @@ from llava import compress
 from llava.compression import schedule
 from llava.compression.config import CompressionConfig, presets
 from llava.compression.made_for import MadeFor
+from llava.data.check import command as data_check
 from llava.doctor import __main__ as doctor
 from llava.eval import cost, run
 from llava.model.builder import load_pretrained_model
@@ -23,6 +25,7 @@ from llava.serve.chat import Chat
 from llava.train import building
 from llava.train.arguments import ModelArguments, parse_arguments, resolve_compression
 
+ROOT = Path(__file__).resolve().parents[1]
 # Models as deep as those that presets are made for, and how their `model_type` reads.
 DEEP = {"llava": 32, "llava_next": 32, "video_llava": 32, "qwen2_5_vl": 28}
 OWN = {"llava": "llava-1.5", "llava_next": "llava-next", "video_llava": "video-llava", "qwen2_5_vl": "qwen2.5-vl"}
@@ -45,7 +48,8 @@ def test_a_preset_of_another_family_is_refused_by_name(family: str):
             compressed.set_compression(preset)
         too_large, said = "v2v.dominant is" in str(error.value), str(error.value)
         assert too_large or said.startswith(f"The compression {preset} is made for {' or '.join(made_for.families)}")
-        assert too_large or f"but this is a {OWN[family]}, and the decoder has {DEEP[family]} layers." in said
+        depth = "" if made_for.layers in (None, DEEP[family]) else f", and the decoder has {DEEP[family]} layers"
+        assert too_large or f", but this is a {OWN[family]}{depth}. Give" in said
         refused |= set() if too_large else {preset}
     assert refused, "a tower with too few tokens is not the only reason"
     with pytest.raises(ValueError, match=rf"The compression {min(refused)} is made for"):
@@ -65,7 +69,7 @@ def test_a_preset_of_another_depth_is_refused(family: str, preset: str, layers: 
     model = vlm(family, torch.float32, layers=layers)
     with pytest.raises(
         ValueError,
-        match=rf"with {DEEP[family]} decoder layers, but this is a .*, and the decoder has {layers} layers\.",
+        match=rf"with {DEEP[family]} decoder layers, but the decoder has {layers} layers\. Give",
     ):
         compress(model, preset)
     own = CompressionConfig.from_preset(preset).to_dict()
@@ -111,6 +115,8 @@ def test_a_file_of_ones_own_may_say_what_it_is_for(tmp_path: Path):
     for said, reason in (
         ("llava-1.5", "for is 'llava-1.5'; it must be a mapping"),
         ("{family: llava}", "for.family is 'llava'; it must be one of llava-1.5, "),
+        ("{family: []}", "for.family is []; it must be one of llava-1.5, "),
+        ("{family: [[llava-1.5]]}", "for.family is ['llava-1.5']; it must be one of"),
         ("{family: llava-1.5, layers: 0}", "for.layers is 0"),
         ("{layers: 32}", "it must be a mapping"),
     ):
@@ -118,6 +124,51 @@ def test_a_file_of_ones_own_may_say_what_it_is_for(tmp_path: Path):
         with pytest.raises(ValueError, match=r"mine.yaml: ") as error:
             CompressionConfig.from_yaml(path)
         assert reason in str(error.value)
+
+
+def test_a_preset_read_as_a_mapping_is_the_preset():
+    """`resolve(yaml.safe_load(open(preset)))`, as other programs read it."""
+    for name in presets():
+        config = CompressionConfig.from_preset(name)
+        mapping = yaml.safe_load((ROOT / f"configs/compression/{name}.yaml").read_text())
+        read = CompressionConfig.resolve(mapping)
+        assert read == config and (read.made_for is None) == (config.made_for is None)
+        if config.made_for is not None:
+            assert (read.made_for.families, read.made_for.layers) == (config.made_for.families, config.made_for.layers)
+    mapping = {**CompressionConfig.from_preset("fastv").to_dict(), "for": {"family": "qwen2.5-vl", "layers": 6}}
+    with pytest.raises(
+        ValueError, match=r"^This compression is made for qwen2.5-vl with 6 decoder layers, but this is"
+    ):
+        tiny.tiny_llava(layers=6).set_compression(mapping)
+    with pytest.raises(ValueError, match=r"^for\.layers is 'six'"):
+        CompressionConfig.from_dict({"for": {"family": "llava-1.5", "layers": "six"}})
+
+
+def test_what_no_budget_is_named_for_takes_those_that_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A model of the programs' own help, and a budget that they chose themselves."""
+    record = {"id": "1", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}
+    (tmp_path / "x.json").write_text(json.dumps([record]))
+    words = ["--data-path", str(tmp_path / "x.json"), "--images", "skip", "--workers", "0", "--model", "llava-1.5-13b"]
+    assert data_check.main(words) == 0
+    assert data_check.main([*words, "--compression", "none", "duet-192"]) == 2
+    assert "duet-192 is made for llava-1.5 with 32 decoder layers, but the decoder has 40" in capsys.readouterr().err
+    doctor.main(["--model", "llava-1.5-13b", "--devices", "8", "--device-memory", "80"])
+    captured = capsys.readouterr()
+    assert "COMPRESSION=none" in captured.out and not captured.err
+    assert doctor.main(["--model", "llava-1.5-13b", "--compression", "duet-192"]) == 2
+    measured = []
+    monkeypatch.setattr(cost, "_model", lambda options: pytest.fail("the model was made"))
+    thirteen = ["--model-path", "llava-1.5-13b", "--random-weights"]
+    assert cost.main([*thirteen, "--compression", "none,duet-192"]) == 2
+    assert "Budget 'duet-192' does not fit this model" in capsys.readouterr().err
+    monkeypatch.setattr(cost, "_model", lambda options: None)
+    monkeypatch.setattr(cost, "measure", lambda model, budgets, *rest: measured.append(list(budgets)) or 1 / 0)
+    for name in ("llava-1.5-7b", "llava-1.5-13b"):
+        with pytest.raises(ZeroDivisionError):
+            cost.main(["--model-path", name, "--random-weights"])
+    assert measured == [["none", "duet-192", "duet-128", "duet-64"], ["none"]]
 
 
 def test_every_preset_says_what_it_is_for_in_the_line_that_the_recipes_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -70,3 +71,51 @@ def test_recipes_and_reproducing_take_presets_of_their_family_alone(preset: str,
             assert named.returncode == 2 and f"made for {families}, but this trains" in named.stderr
         if preset not in ("none", "next-640", "pyramiddrop"):
             break  # both read the file through one function
+
+
+def test_a_budget_of_another_depth_is_refused_where_the_depth_is_known(tmp_path: Path):
+    """The recipes' own default does not fit a 13B model, whose training would refuse it minutes later."""
+    deep, shallow = tmp_path / "deep", tmp_path / "shallow"
+    for folder, layers in ((deep, 40), (shallow, 32)):
+        folder.mkdir()
+        config = {"mm_vision_config": {"num_hidden_layers": 24}, "num_hidden_layers": layers}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for recipe in ("pretrain", "finetune", "finetune_lora"):
+        for model in ("lmsys/vicuna-13b-v1.5", "liuhaotian/llava-v1.5-13B", str(deep)):
+            said = shell(tmp_path, f"scripts/v1_5/{recipe}.sh", DRY_RUN="1", DEVICE="cpu", MODEL=model)
+            assert said.returncode == 2 and not said.stdout
+            assert f"duet-192 is made for 32 decoder layers, but {model} has 40" in said.stderr
+            assert "COMPRESSION is 'duet-192' (its default): " in said.stderr
+            if recipe != "finetune":
+                break
+    for model in (str(shallow), "lmsys/vicuna-7b-v1.5", "someone/else"):
+        assert shell(tmp_path, "scripts/v1_5/finetune.sh", DRY_RUN="1", DEVICE="cpu", MODEL=model).returncode == 0
+    for words, variables in (([], {"COMPRESSION": "visionzip-64"}), (["--compression", "none"], {})):
+        own = {"DRY_RUN": "1", "DEVICE": "cpu", "MODEL": str(deep), **variables}
+        assert shell(tmp_path, "scripts/v1_5/finetune.sh", *words, **own).returncode == 0
+    said = shell(tmp_path, "scripts/reproduce.sh", "duet-64", DRY_RUN="1", DEVICE="cpu", MODEL=str(deep))
+    assert said.returncode == 2 and "has 40" in said.stderr and not said.stdout
+
+
+def test_a_dry_run_prints_every_step_and_starts_none(tmp_path: Path):
+    out = str(tmp_path / "out")
+    for words, printed in (
+        (
+            ["scripts/quickstart.sh"],
+            ["-m playground.world", "v1_5/pretrain.sh", "v1_5/finetune.sh", "quickstart.report"],
+        ),
+        (["scripts/quickstart.sh", "--study"], [f"-m playground.study --out {out}"]),
+        (["scripts/test.sh"], ["-m ruff check", "-m mypy", "shellcheck -x", "-m pytest"]),
+        (["scripts/test.sh", "tests/test_v2v.py::test_x", "-x"], ["-m pytest tests/test_v2v.py::test_x -x"]),
+    ):
+        own = {"QUICKSTART_OUTPUT": out, "STUDY_OUTPUT": out, "QUICKSTART_FRESH": "1", "DRY_RUN": "1"}
+        said = shell(tmp_path, *words, **own)
+        assert said.returncode == 0 and not said.stderr and all(text in said.stdout for text in printed), said
+    assert [path.name for path in tmp_path.iterdir()] == ["stubs"]
+
+
+def test_the_checks_take_no_word_that_pytest_could_not(tmp_path: Path):
+    for word in ("help", "tests/test_nothing.py", "test_v2v.py::test_x"):
+        said = shell(tmp_path, "scripts/test.sh", word)
+        assert said.returncode == 2 and f"'{word}' is neither an option of pytest nor a path" in said.stderr
+    assert not (tmp_path / "started").exists() and not (tmp_path / "venv").exists()

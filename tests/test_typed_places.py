@@ -51,6 +51,16 @@ def test_a_name_that_exists_is_taken_as_it_stands(tmp_path: Path, monkeypatch: p
     assert typed_place("'https://example.org/a.png'") == "https://example.org/a.png"
 
 
+def test_an_apostrophe_is_quoted_as_shells_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (2, 2)).save(tmp_path / "it's a.png", "PNG")
+    for typed in ("it's a.png", "it\\'s\\ a.png", "'it'\\''s a.png'", "'it'\"'\"'s a.png'", "it\"'\"s' a.png'"):
+        assert typed_place(typed) == "it's a.png", typed
+    assert typed_place("~/'it'\\''s a.png'") == str(tmp_path / "it's a.png")
+    assert typed_place("'nowhere'\\''s.png'") == "nowhere'\\''s.png", "as it was, where there is no such file"
+
+
 def test_places_that_are_none_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"names a file on the machine 'server'; give a path of this one"):
         read_image("file://server/share/x.png")
@@ -93,7 +103,9 @@ def test_no_image_is_lost_where_the_flag_is_repeated():
     [
         ("/image ~/a b.png ", "/image", "~/a b.png"), ("/tokens", "/tokens", ""), ("/image\ta.png", "/image", "a.png"),
         ("\ufeff/reset", "/reset", ""), ("/juggle", "/juggle", ""), ("/imge a.png", "/imge", "a.png"),
-        ("/Image a.png", "/Image", "a.png"),
+        ("/Image a.png", "/Image", "a.png"), ("/image a b.png", "/image", "a b.png"),
+        ("/images of cats are cute", "", "/images of cats are cute"),
+        ("/compressions of JPEG differ how?", "", "/compressions of JPEG differ how?"),
         ("/etc/passwd is in the picture, why?", "", "/etc/passwd is in the picture, why?"),
         ("/home means what?", "", "/home means what?"), ("/s at the end is what?", "", "/s at the end is what?"),
         ("/", "", "/"), ("//image shows what?", "", "/image shows what?"), ("// is a comment?", "", "/ is a comment?"),

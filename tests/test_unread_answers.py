@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -156,3 +157,23 @@ def test_llavas_commands_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert command.main([*map(str, words), "--result-file", str(file)]) == 0
         captured = capsys.readouterr()
         assert " are empty, and " in captured.err and "empty" not in captured.out
+
+
+def test_the_conversions_for_servers_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("gqa", "vqav2", "vizwiz"):
+        scored(tmp_path, name, ["", "...", "red"] if name == "gqa" else ["", "the", "red"])
+    data, results, out = tmp_path / "data", tmp_path / "results", tmp_path / "out.json"
+    merged = data / "vqav2" / "answers" / "llava_vqav2_mscoco_test-dev2015" / "tiny" / "merge.jsonl"
+    merged.parent.mkdir(parents=True)
+    (results / "vqav2.answers.jsonl").rename(merged)
+    questions = data / "vizwiz" / "llava_test.jsonl"
+    for name, words in (
+        ("convert_gqa_for_eval", ["--src", results / "gqa.answers.jsonl", "--dst", out]),
+        ("convert_vqav2_for_submission", ["--dir", data / "vqav2", "--ckpt", "tiny", "--split", merged.parts[-3]]),
+        ("convert_vizwiz_for_submission", ["--annotation-file", questions, "--result-upload-file", out,
+                                           "--result-file", results / "vizwiz.answers.jsonl"]),
+    ):  # fmt: skip
+        main = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / f"{name}.py"))["main"]
+        assert main([str(word) for word in words]) == 0
+        said = capsys.readouterr()
+        assert "Of 6 answers 2 are empty, and 2 others cannot be read" in said.err and "empty" not in said.out

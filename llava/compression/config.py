@@ -178,16 +178,26 @@ class CompressionConfig:
     def from_dict(cls, data: Mapping[str, Any] | None) -> CompressionConfig:
         """Build from a mapping with the keys `v2v` and `t2v` (either may be missing or None).
 
+        It may say under `for` which models it is made for, as the files of presets do.
+
         Raises:
             ValueError: for unknown keys, missing ones, or values out of range.
         """
+        return cls._from_mapping(data)
+
+    @classmethod
+    def _from_mapping(cls, data: Mapping[str, Any] | None, preset: str | None = None) -> CompressionConfig:
         if data is not None and not isinstance(data, Mapping):
             raise ValueError(f"compression is {data!r}; it must be a mapping with the keys v2v and t2v, or null.")
         data = dict(data or {})
-        unknown = sorted(set(data) - {"v2v", "t2v"})
+        unknown = sorted(set(data) - {"v2v", "t2v", "for"}, key=str)
         if unknown:
-            raise ValueError(f"Unknown compression key {unknown[0]!r}; accepted keys are v2v and t2v.")
-        return cls(v2v=_build(V2VConfig, "v2v", data.get("v2v")), t2v=_build(T2VConfig, "t2v", data.get("t2v")))
+            raise ValueError(
+                f"Unknown compression key {unknown[0]!r}; accepted keys are v2v and t2v, and for, which names models."
+            )
+        made_for = MadeFor.of(preset, data["for"]) if "for" in data else None
+        v2v, t2v = _build(V2VConfig, "v2v", data.get("v2v")), _build(T2VConfig, "t2v", data.get("t2v"))
+        return cls(v2v=v2v, t2v=t2v, made_for=made_for)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CompressionConfig:
@@ -224,10 +234,8 @@ class CompressionConfig:
             raise ValueError(f"{origin} is not valid YAML: {error}") from error
         if data is not None and not isinstance(data, Mapping):
             raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {data!r}.")
-        stages = dict(data or {})
         try:
-            made_for = MadeFor.of(Path(origin).stem, stages.pop("for")) if "for" in stages else None
-            return dataclasses.replace(cls.from_dict(stages), made_for=made_for)
+            return cls._from_mapping(data, Path(origin).stem)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
@@ -256,7 +264,7 @@ def _build(kind: Any, name: str, data: Any) -> Any:
         raise ValueError(f"{name} must be a mapping or null, not {data!r}.")
     fields = dataclasses.fields(kind)
     accepted = [field.name for field in fields]
-    unknown = sorted(set(data) - set(accepted))
+    unknown = sorted(set(data) - set(accepted), key=str)
     if unknown:
         raise ValueError(f"Unknown key {name}.{unknown[0]}; accepted keys are {', '.join(accepted)}.")
     missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]

@@ -26,17 +26,17 @@ class MadeFor:
     """What a compression file says under `for`.
 
     Attributes:
-        preset: name of the file.
+        preset: name of the file; None of a mapping that came from none.
         families: keys of `FAMILIES`.
         layers: of the decoder; None where any number will do.
     """
 
-    preset: str
+    preset: str | None
     families: tuple[str, ...]
     layers: int | None = None
 
     @classmethod
-    def of(cls, preset: str, data: Any) -> MadeFor:
+    def of(cls, preset: str | None, data: Any) -> MadeFor:
         """Read a mapping `{family: llava-1.5, layers: 32}`; there may be a list of families, and no layers.
 
         Raises:
@@ -45,12 +45,11 @@ class MadeFor:
         if not isinstance(data, Mapping) or not set(data) <= {"family", "layers"} or "family" not in data:
             raise ValueError(f"for is {data!r}; it must be a mapping such as {{family: llava-1.5, layers: 32}}.")
         named, layers = data["family"], data.get("layers")
-        families = tuple(named) if isinstance(named, list) else (named,)
-        unknown = [family for family in families if family not in FAMILIES]
-        if unknown:
-            raise ValueError(
-                f"for.family is {unknown[0]!r}; it must be one of {', '.join(FAMILIES)}, or a list of these."
-            )
+        families = tuple(named) if isinstance(named, list | tuple) else (named,)
+        unknown = [family for family in families if not isinstance(family, str) or family not in FAMILIES]
+        if unknown or not families:
+            wrong = unknown[0] if unknown else named
+            raise ValueError(f"for.family is {wrong!r}; it must be one of {', '.join(FAMILIES)}, or a list of these.")
         if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
             raise ValueError(f"for.layers is {layers!r}; it must be a whole number of at least 1.")
         return cls(preset, families, layers)
@@ -69,8 +68,13 @@ class MadeFor:
         if family in self.families and self.layers in (None, num_layers):
             return
         depth = "" if self.layers is None else f" with {self.layers} decoder layers"
+        differs = [] if family in self.families else [f"this is a {family}"]
+        differs += [] if self.layers in (None, num_layers) else [f"the decoder has {num_layers} layers"]
+        subject, copied = "This compression", "it"
+        if self.preset is not None:
+            subject, copied = f"The compression {self.preset}", f"{self.preset}.yaml"
         raise ValueError(
-            f"The compression {self.preset} is made for {' or '.join(self.families)}{depth}, but this is a {family}, "
-            f"and the decoder has {num_layers} layers. Give a preset for it, or a YAML file of your own (a copy of "
-            f"{self.preset}.yaml without the line `for`) with tokens and layers that suit this model."
+            f"{subject} is made for {' or '.join(self.families)}{depth}, but {', and '.join(differs)}. Give a preset "
+            f"for it, or a YAML file of your own (a copy of {copied} without the line `for`) with tokens and layers "
+            "that suit this model."
         )

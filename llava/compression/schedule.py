@@ -248,15 +248,16 @@ def model_kind(name: str) -> str:
     return str(config.get("model_type", "llava_llama"))
 
 
-def fitting(kind: str, decoder: DecoderShape, vision: VisionShape) -> list[str]:
+def fitting(kind: str, decoder: DecoderShape, vision: VisionShape, among: Sequence[str] | None = None) -> list[str]:
     """Presets that fit a model: some are made for other families, towers and depths.
 
     Args:
         kind: its `model_type`.
         decoder, vision: its dimensions.
+        among: the presets to choose from; all if None.
     """
     names = []
-    for name in presets():
+    for name in presets() if among is None else among:
         try:
             config = CompressionConfig.from_preset(name)
             visual_tokens_per_layer(config, decoder.layers, vision)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.compression.config import CompressionConfig, presets
-from llava.compression.schedule import model_kind
+from llava.compression.schedule import fitting, model_kind
 from llava.doctor.faults import find_faults
 from llava.doctor.fit import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
 from llava.doctor.machine import Machine, examine
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"doctor: {problem}", file=sys.stderr)
         return 2
     try:
-        compression, shape = CompressionConfig.resolve(options.compression), ModelShape.of(options.model)
-        compression.check_made_for(model_kind(options.model), shape.decoder.layers)
-        request = Request(shape, compression, options.compression)
+        shape, kind = ModelShape.of(options.model), model_kind(options.model)
+        name = options.compression or fitting(kind, shape.decoder, shape.vision, (DEFAULT_COMPRESSION, "none"))[0]
+        compression = CompressionConfig.resolve(name)
+        compression.check_made_for(kind, shape.decoder.layers)
+        request = Request(shape, compression, name)
         diagnosis = diagnose(examine(options.output_dir, options.comm_test), request, options)
     except ValueError as error:
         print(f"doctor: {error}", file=sys.stderr)
@@ -102,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--recipe", choices=list(RECIPES), default="finetune", help="script under scripts/v1_5 (default: %(default)s)")
     add("--model", default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
-    add("--compression", default=DEFAULT_COMPRESSION, help=f"preset ({known}) or YAML file (default: %(default)s)")
+    usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
+    add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
     add("--devices", type=int, help="of the whole run; by default those of this machine, else 8")
     add("--device-memory", type=float, metavar="GIB", help="of each device, instead of what torch says")
     add("--host-memory", type=float, metavar="GIB", help="RAM of one machine, instead of this one's")

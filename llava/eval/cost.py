@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,16 +34,20 @@ from llava.compression.schedule import (
     VisionShape,
     average_visual_tokens,
     describe,
+    fitting,
     kv_bytes,
     prefill_flops,
     visual_tokens_per_layer,
 )
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.eval.settings import open_checkpoint
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
+from llava.model.checkpoints import vision_config
 from llava.serve.inputs import best_device, check_device
 
+USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -106,21 +111,36 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
 
 def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
     decoder, vision = _shapes(model)
-    try:
-        tokens = visual_tokens_per_layer(config, decoder.layers, vision, load.images)
-        config.check_made_for(model.config.model_type, decoder.layers)
-    except ValueError as error:
-        raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
+    tokens = _fitted(name, config, model.config.model_type, decoder, vision, load.images)
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
     return Cost(name, tokens, flops, load.rows * kv_bytes(tokens, load.text_tokens, decoder, model.dtype.itemsize))
 
 
+def _fitted(
+    name: str, config: CompressionConfig, kind: str, decoder: DecoderShape, vision: VisionShape, images: int
+) -> tuple[int, ...]:
+    """Visual tokens of a row in each layer.
+
+    Raises:
+        ValueError: if the budget does not fit the model.
+    """
+    try:
+        tokens = visual_tokens_per_layer(config, decoder.layers, vision, images)
+        config.check_made_for(kind, decoder.layers)
+    except ValueError as error:
+        raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
+    return tokens
+
+
 def _shapes(model: Any) -> tuple[DecoderShape, VisionShape]:
-    select = getattr(model.config, "mm_vision_select_layer", -2)
-    vision = VisionShape.of(model.get_vision_tower().config, select)
-    if getattr(model.config, "mm_vision_select_feature", "patch") == "cls_patch":
+    return _shapes_of(model.config, model.get_vision_tower().config)
+
+
+def _shapes_of(config: Any, tower: Any) -> tuple[DecoderShape, VisionShape]:
+    vision = VisionShape.of(tower, getattr(config, "mm_vision_select_layer", -2))
+    if getattr(config, "mm_vision_select_feature", "patch") == "cls_patch":
         vision = dataclasses.replace(vision, patches=vision.tokens, has_cls=False)
-    return DecoderShape.of(model.config), vision
+    return DecoderShape.of(config), vision
 
 
 def _batch(model: Any, load: Load) -> dict[str, Tensor]:
@@ -214,6 +234,17 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     Raises:
         ValueError: if it is neither.
     """
+    config = _random_config(name)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlavaLlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _random_config(name: str) -> LlavaConfig:
     if name in MODELS:
         config = _config_of(MODELS[name])
     elif (Path(name) / "config.json").is_file():
@@ -222,13 +253,7 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
         raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
     if getattr(config, "mm_vision_config", None) is None:
         config.mm_vision_config = CLIPVisionConfig(**VIT_L_14_336).to_dict()
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return LlavaLlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(previous)
+    return config
 
 
 def _config_of(shape: DecoderShape) -> LlavaConfig:
@@ -256,10 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
-        names = [name.strip() for given in options.compression for name in given.split(",") if name.strip()]
-        budgets = {name: CompressionConfig.resolve(name) for name in names}
-        if not budgets:
-            raise ValueError("--compression names no budget; give presets or YAML files, joined by commas.")
+        budgets = _budgets(options, load)
         model = _model(options)
         costs = measure(model, budgets, load, options.repeats)
     except torch.OutOfMemoryError as error:
@@ -274,6 +296,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(_document(options, model, costs, load), indent=1), encoding="utf-8")
     return 0
+
+
+def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionConfig]:
+    """What is asked for, or those of `USUAL_BUDGETS` that fit; found out before weights are made or read.
+
+    Raises:
+        ValueError: if a budget that is asked for does not fit the model, or there is no such model.
+    """
+    if options.random_weights:
+        config: Any = _random_config(options.model_path)
+    elif options.model_path in MODELS:
+        raise ValueError(f"{options.model_path} names a shape, not a folder; add --random-weights to measure it.")
+    else:
+        config, _ = open_checkpoint(options.model_path, options.model_base)
+    tower = vision_config(config)
+    if tower is None:
+        raise ValueError(f"{options.model_path} has no vision tower, so no budget of visual tokens costs it anything.")
+    decoder, vision = _shapes_of(config, SimpleNamespace(**tower))
+    if options.compression is None:
+        usual = fitting(config.model_type, decoder, vision, USUAL_BUDGETS)
+        return {name: CompressionConfig.resolve(name) for name in usual}
+    names = [name.strip() for given in options.compression for name in given.split(",") if name.strip()]
+    budgets = {name: CompressionConfig.resolve(name) for name in names}
+    if not budgets:
+        raise ValueError("--compression names no budget; give presets or YAML files, joined by commas.")
+    for name, budget in budgets.items():
+        _fitted(name, budget, config.model_type, decoder, vision, load.images)
+    return budgets
 
 
 def _sentence(load: Load) -> str:
@@ -302,8 +352,6 @@ def _model(options: argparse.Namespace) -> Any:
     dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
     if options.random_weights:
         return random_model(options.model_path, torch.device(device), dtype)
-    if options.model_path in MODELS:
-        raise ValueError(f"{options.model_path} names a shape, not a folder; add --random-weights to measure it.")
     _, model, _, _ = load_pretrained_model(options.model_path, options.model_base, device=device, dtype=dtype)
     return model
 
@@ -323,8 +371,8 @@ def _parser() -> argparse.ArgumentParser:
         help="do not read weights: a model of that shape costs the same",
     )  # fmt: skip
     parser.add_argument(
-        "--compression", nargs="+", default=["none,duet-192,duet-128,duet-64"],
-        help="presets or YAML files, joined by commas (default: %(default)s)",
+        "--compression", nargs="+",
+        help=f"presets or YAML files, joined by commas (default: those of {','.join(USUAL_BUDGETS)} that fit)",
     )  # fmt: skip
     parser.add_argument("--batch-size", "--batch_size", type=int, default=1, help="rows of a batch (default: 1)")
     parser.add_argument("--text-tokens", "--text_tokens", type=int, default=100, help="of a row (default: 100)")

@@ -41,8 +41,8 @@ COMMANDS = """commands in the chat:
   /compression NAME    another budget from the next question on: a preset or a YAML file
   /tokens              what the last answer took: visual tokens by layer, and the KV cache
   /exit                leave; so does the end of the input
-Paths may be in quotes, begin with ~ or be file:// addresses. A question that begins with the name of a command, or with
-anything that reads like one, is asked with a second slash in front: //tokens are what?
+Paths may be in quotes, begin with ~ or be file:// addresses. A question that begins with the name of a command is asked
+with a second slash in front: //tokens are what?
 Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first;
 \\<image> is the word itself."""
 KNOWN = ("/image", "/reset", "/compression", "/tokens", "/exit")
@@ -185,7 +185,8 @@ class Session:
 def as_command(line: str) -> tuple[str, str]:
     """A line as a command and what stands behind it; the command is empty for a question, which may begin with a slash.
 
-    A first word that is no command is taken for a mistyped one if it is alone or close to one; `//` begins a question.
+    A first word that is no command is taken for a mistyped one if it is alone, or close to one and before a single
+    word; `//` begins a question.
 
     Args:
         line: as it was read.
@@ -194,8 +195,9 @@ def as_command(line: str) -> tuple[str, str]:
     command, *rest = line.split(None, 1) or [""]
     if line.startswith("//"):
         return "", line[1:]
-    mistyped = not rest or difflib.get_close_matches(command.lower(), KNOWN, cutoff=_MISTYPED)
-    is_word = command[1:].isalpha()
+    behind = len(rest[0].split()) if rest else 0
+    close = difflib.get_close_matches(command.lower(), KNOWN, cutoff=_MISTYPED)
+    mistyped, is_word = behind == 0 or (behind == 1 and close), command[1:].isalpha()
     if command in KNOWN or (command.startswith("/") and mistyped and is_word):
         return command, rest[0] if rest else ""
     return "", line

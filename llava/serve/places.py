@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -31,7 +32,7 @@ def typed_place(text: str) -> str:
 
     A file that exists under the name as it stands is that file. Else: quotes around it and spaces outside of them go;
     `file://` addresses become paths, with their percent signs decoded; `~` and `~name` become home folders; backslashes
-    go where that gives a file that exists.
+    and a shell's quotes within it go where that gives a file that exists.
 
     Args:
         text: as typed.
@@ -49,8 +50,8 @@ def typed_place(text: str) -> str:
     if place.lower().startswith("file:"):
         return _path_of(place)
     expanded = _expanded(place)
-    unescaped = _expanded(_ESCAPED.sub(r"\1", place))
-    return unescaped if not file_exists(expanded) and file_exists(unescaped) else expanded
+    readings = (expanded, _expanded(_ESCAPED.sub(r"\1", place)), _expanded(_as_in_a_shell(text)))
+    return next(filter(file_exists, readings), expanded)
 
 
 def image_files(names: str | Sequence[str] | None, sep: str) -> list[str]:
@@ -96,6 +97,15 @@ def _path_of(address: str) -> str:
     path = behind.removeprefix(f"//{parts.netloc}")
     literal = unquote(path)  # "?" and "#" may stand in names; they are no part of an address here
     return url2pathname(path) if not file_exists(literal) else literal
+
+
+def _as_in_a_shell(text: str) -> str:
+    """The word that a shell would make of a text; the text itself where it would make none or several."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote that does not end
+        return text
+    return words[0] if len(words) == 1 else text
 
 
 def _expanded(place: str) -> str:

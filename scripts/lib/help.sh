@@ -19,17 +19,51 @@ show_help() {
     done
 }
 
-# fits_llava COMPRESSION: prints why a preset (or a YAML file) is for another family than LLaVA-1.5; nothing if it is not.
-# What has no line `for`, and a name that no preset has, is left to the program.
+# fits_llava COMPRESSION [MODEL]: prints why a preset (or a YAML file) is for another family than LLaVA-1.5, or for
+# another depth than the model's where that is known; nothing if it is not. What has no line `for`, and a name that no
+# preset has, is left to the program.
 fits_llava() {
-    local file="configs/compression/$1.yaml" families
+    local file="configs/compression/$1.yaml" families wanted layers
     if [[ $1 == *.yaml || $1 == *.yml ]]; then file=$1; fi
     if [ ! -f "$file" ]; then return; fi
     families=$(sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' "$file" | tr -d '[]')
     if [ -n "$families" ] && [[ ", $families," != *", llava-1.5,"* ]]; then
         echo "the compression $1 is made for $families, but this trains a LLaVA-1.5; give one of its presets, such as" \
             "duet-192, or a YAML file of your own."
+        return
     fi
+    wanted=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' "$file")
+    layers=$(depth_of "${2:-}")
+    if [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
+        echo "the compression $1 is made for $wanted decoder layers, but $2 has $layers; give COMPRESSION=none, a preset" \
+            "for any depth such as visionzip-192, or a YAML file of your own (a copy of $file without the line for)" \
+            "with layers that suit this model."
+    fi
+}
+
+# depth_of MODEL: prints how many decoder layers a model has where that is known without asking anybody: from the
+# config.json of a folder, or from the name of a 13B Llama. Else nothing.
+depth_of() {
+    if [ -f "$1/config.json" ]; then
+        # The outermost level alone: towers have layers too.
+        awk 'match($0, /^[ \t]+"/) {
+            if (!outer) outer = RLENGTH
+            if (RLENGTH == outer && sub(/^[ \t]+"num_hidden_layers": */, "")) { print $0 + 0; exit }
+        }' "$1/config.json"
+    elif [ ! -e "$1" ] && [[ ${1,,} =~ (vicuna|llava|llama).*13b ]]; then
+        echo 40
+    fi
+}
+
+# has_flag_among PREFIXES WORD...: whether a word begins with one of the prefixes, which spaces separate.
+has_flag_among() {
+    local prefix word
+    for prefix in $1; do
+        for word in "${@:2}"; do
+            if [[ $word == "$prefix"* ]]; then return 0; fi
+        done
+    done
+    return 1
 }
 
 # refuse_flags_among COUNT WORD...: ends the script where one of the first COUNT words, whose places decide, is a flag.

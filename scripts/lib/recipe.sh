@@ -31,14 +31,19 @@ source scripts/lib/launch.sh
 # begin_recipe SUFFIX [WORD...]: with --help prints the documentation and ends; else settles COMPRESSION, RUN (the name
 # of the model with this budget), OUTPUT_DIR (its folder, with the suffix) and RUN_NAME.
 begin_recipe() {
-    local name misfit
+    local name misfit usual='' model=${MODEL:-lmsys/vicuna-7b-v1.5}
     if asks_for_help "${@:2}"; then
         show_help "scripts/v1_5/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
         exit 0
     fi
+    if [ -z "${COMPRESSION+given}" ]; then usual=' (its default)'; fi
     COMPRESSION=${COMPRESSION-duet-192}
-    misfit=$(fits_llava "$COMPRESSION")
-    if [ -n "$misfit" ]; then refuse "COMPRESSION is '$COMPRESSION': $misfit"; fi
+    if has_flag_among "--compression --model_name_or_path --layer_list --image_token_ratio_list --use_salient_tokens
+        --dominant_num --context_num --cluster_width" "${@:2}"; then
+        model='' # flags win over the variables; whether they fit is the trainer's to say
+    fi
+    misfit=$(fits_llava "$COMPRESSION" "$model")
+    if [ -n "$misfit" ]; then refuse "COMPRESSION is '$COMPRESSION'$usual: $misfit"; fi
     name=$(basename "$COMPRESSION" .yaml)
     RUN=llava-v1.5-7b${name:+-$name}
     OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}

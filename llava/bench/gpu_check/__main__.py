@@ -52,10 +52,10 @@ Everything that wants a GPU, in at most {minutes} minutes on one card with 80 GB
 _EPILOG = """\
 Every line of OUT is a JSON object with the keys run, at (seconds since the start), part and kind: start and end of a
 part, row (a result), round (seconds of every budget, as they come), search (a batch that was tried). A file that is
-there is continued. Needs torch, transformers and this tree; without pytest its part is not run. Weights are random,
-nothing is downloaded.
+there is continued. Needs torch, transformers, pillow and this tree; without pytest its part is not run. Weights are
+random, nothing is downloaded.
 
-Exit status: 0 if no part failed, 1 if one did or was over its limit, 2 if nothing could be begun."""
+Exit status: 0 if no part failed, 1 if one did, was over its limit or could not write, 2 if nothing could be begun."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"gpu_check: interrupted; what was known is in {path}.", file=sys.stderr)
         return 130
-    print(f"{', '.join(f'{count} {state}' for state, count in Counter(states).items())}; all results are in {path}.")
-    return 1 if FAILED in states or OVER in states else 0
+    kept = record.holds([part.name for part in chosen])
+    where = f"all results are in {path}" if kept else f"not all results could be written to {path}; see above"
+    print(f"{', '.join(f'{count} {state}' for state, count in Counter(states).items())}; {where}.")
+    return 1 if FAILED in states or OVER in states or not kept else 0
 
 
 def run_parts(parts: Sequence[Part], options: argparse.Namespace, record: Record) -> list[str]:
@@ -138,7 +140,7 @@ def _chosen(options: argparse.Namespace) -> list[Part]:
     limits: dict[str, int] = {}
     for word in options.limit:
         name, _, seconds = word.partition("=")
-        if not seconds.isdigit() or int(seconds) < 1:
+        if not seconds.isdecimal() or int(seconds) < 1:
             raise ValueError(f"--limit is {word!r}; it must be PART=SECONDS, such as train=60.")
         limits[name] = int(seconds)
     for name in [*(options.parts or []), *limits]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ class Record:
     began: float
 
     def add(self, part: str, kind: str, **values: Any) -> None:
-        """Write a line and have it on the disk when this returns.
+        """Write a line and have it on the disk when this returns; where that cannot be done, say so and go on.
 
         Args:
             part: of the check.
@@ -35,13 +38,20 @@ class Record:
             values: JSON values; a NaN or infinite number becomes text.
         """
         line = {"run": self.run, "at": round(time.time() - self.began, 2), "part": part, "kind": kind, **values}
-        data = (json.dumps(_plain(line), allow_nan=False) + "\n").encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        text = json.dumps(_plain(line), allow_nan=False)
         try:
-            os.write(handle, data)  # one call: a line is there or not
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            _append(self.path, text)
+        except OSError as error:
+            print(f"gpu_check: {self.path} did not take a result ({error}); it was {text}", file=sys.stderr, flush=True)
+
+    def holds(self, parts: Sequence[str]) -> bool:
+        """Whether the file has the end of each of these parts of this run."""
+        try:
+            lines = read(self.path)
+        except OSError:
+            return False
+        ended = {line.get("part") for line in lines if line.get("run") == self.run and line.get("kind") == "end"}
+        return ended >= set(parts)
 
 
 def place_of(out: Path) -> Path:
@@ -52,6 +62,8 @@ def place_of(out: Path) -> Path:
     """
     path = out / FILE_NAME if out.is_dir() else out
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"OUT is {str(out)!r}, but {path} is no regular file; name a file or a folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_short = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
         with path.open("ab") as file:
@@ -64,12 +76,32 @@ def place_of(out: Path) -> Path:
 def read(path: Path) -> list[dict[str, Any]]:
     """All lines of a file; one that was cut short by a full disk or a power cut is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict):
+            lines.append(line)
     return lines
+
+
+def _append(path: Path, text: str) -> None:
+    """Add a line; one that a full disk cut short stays alone.
+
+    Raises:
+        OSError: if not all of it is on the disk.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        cut_short = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        data = (b"\n" if cut_short else b"") + text.encode() + b"\n"
+        if os.write(handle, data) < len(data):  # one call: a line is there or not
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _plain(value: Any) -> Any:

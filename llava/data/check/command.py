@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.compression.schedule import MODELS, DecoderShape, VisionShape, model_shape
+from llava.compression.schedule import MODELS, DecoderShape, VisionShape, fitting, model_shape
 from llava.conversation import get_template, recorded_template
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
 from llava.data.check.conversations import load_tokenizer
@@ -24,6 +24,9 @@ from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
+
+USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
+"""What a data set is checked for where no budget is named, as far as they fit the model."""
 
 _OUTPUTS = ("report", "text", "write_clean", "list_all")
 
@@ -74,6 +77,7 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
 def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
     options.version = options.version or _recorded(options.tokenizer) or "v1"
     get_template(options.version)
+    options.compression = options.compression or fitting("llava_llama", decoder, vision, USUAL_BUDGETS)
     return CheckSettings(
         template=options.version,
         tokenizer=options.tokenizer,
@@ -153,9 +157,8 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
     cost.add_argument(
         "--compression",
         nargs="+",
-        default=["none", "duet-192", "duet-128", "duet-64"],
-        help="presets or YAML files (default: none duet-192 duet-128 duet-64); a record must keep a label under each "
-        "of them, so name only those you will use",
+        help=f"presets or YAML files (default: those of {' '.join(USUAL_BUDGETS)} that fit the model); a record must "
+        "keep a label under each of them, so name only those you will use",
     )
     cost.add_argument(
         "--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s"
