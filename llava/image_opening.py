@@ -2,7 +2,7 @@
 
 `upright`, the default:
 
-- The camera's rotation mark (EXIF or XMP orientation) is applied.
+- The camera's rotation mark (EXIF or XMP orientation; in video files the display matrix) is applied.
 - Transparent parts are white: whatever has an alpha channel or a transparent colour lies on a white sheet.
 - 16-bit grey keeps its upper 8 bits, as Pillow does with 16-bit colour files. 32-bit grey files (modes `I` and `F`) do
   not say what white is; it is the end of the smallest usual range that holds all their values: 1 (`F` only), 255,

@@ -253,12 +253,16 @@ def test_the_check_judges_by_the_template_of_the_checkpoint_and_names_one_that_d
     byte_level().save_pretrained(tmp_path / "model")
     words = ["--data-path", str(tmp_path / "one.json"), "--image-folder", str(folder), "--workers", "0"]
     words += ["--tokenizer", str(tmp_path / "model"), "--report", str(tmp_path / "report.json")]
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"conversation_template": "chatml"}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"conversation_template": "chatml", "image_opening": "llava"})
+    )
     main(words)
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["image_opening"] == "llava"
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["template"] == "chatml"
     assert "'chatml' ends an answer with '<|im_end|>', which is not one token" in caplog.text
     caplog.clear()
     (tmp_path / "model" / "config.json").write_text("{}")
     main(words)
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["image_opening"] == "upright"
     assert json.loads((tmp_path / "report.json").read_text())["settings"]["template"] == "v1"
     assert "ends an answer" not in caplog.text

@@ -63,6 +63,14 @@ TEXT = {"conversations": talk("Hi", "Hello")}
         (TEXT | {"image_id": "17", "num_images": 0, "has_video": False, "source": "web", "model": "x"}, ()),
         ({"conversations": talk("What is the `<video>` tag, and <audio>...</audio>?", "markup")}, ()),
         ({"conversations": talk("```html\n<image>\n<video>\n```\nWhat is that?", "markup")}, ()),
+        ({"conversations": talk("What is the difference between <video> and <audio>?", "markup")}, ()),
+        ({"conversations": talk("How do I use the <video> element in HTML5?", "markup")}, ()),
+        ({"conversations": talk("In SVG, the <image> element embeds", "yes", "docker run <image> fails", "no")}, ()),
+        ({"conversations": talk("In next.js <Image> component", "yes", "Is <image-1> a name?", "no")}, ()),
+        ({"conversations": talk('<audio> <source src="a.mp3">', "markup")}, ()),
+        ({"conversations": talk('Broken?\n<video>\n  <source src="a.mp4">\nWhy?', "markup")}, ()),
+        ({"conversations": talk("Look:\n<div>\n  <image>\n</div>", "markup")}, ()),
+        ({"conversations": talk("What does `docker run` do with\n`a` <image>, pray?", "markup")}, ()),
         ({"conversations": talk("How do marks look?", "<image>, <video> or <image-1>")}, ()),
     ],
 )
@@ -74,6 +82,28 @@ def test_images_are_read_and_what_is_no_media_is_let_be(data: dict[str, Any], im
 
 FAULTY_MEDIA = [
     (SHOWN, "has 1 <image> mark.*names no image"),
+    ({"conversations": talk("What is this?\n<image>", "red")}, "has 1 <image> mark.*names no image"),
+    ({"conversations": talk("What is this?\n<image>\nSay it.", "red")}, "has 1 <image> mark.*names no image"),
+    ({"conversations": talk("What is this?\n(<image>)\nSay it.", "red")}, "has 1 <image> mark.*names no image"),
+    ({"conversations": talk("<image><image>\nWhich?", "red")}, "has 2 <image> mark.*names no image"),
+    ({"conversations": talk("Hi", "Hello", "What is this? <image> <image>", "red")}, "has 2 <image> mark"),
+    ({"conversations": talk("What happens?\n<video>", "rain")}, "the mark <video>"),
+    ({"conversations": talk("First:\n<image_1>\nThen?", "rain")}, "the mark <image_1>"),
+    (SHOWN | {"image": "a.png", "second_image": "b.png"}, "media under 'second_image'"),
+    (SHOWN | {"image": "a.png", "other_image": "b.png"}, "media under 'other_image'"),
+    (SHOWN | {"image": "a.png", "image_b": "b.png"}, "media under 'image_b'"),
+    (SHOWN | {"image": "a.png", "imageB": "b.png"}, "media under 'imageB'"),
+    (SHOWN | {"image": "a.png", "image2": "b.png"}, "media under 'image2'"),
+    (SHOWN | {"image": "a.png", "image_url_2": "https://x/b.png"}, "media under 'image_url_2'"),
+    (SHOWN | {"image": "a.png", "image_right": "b.png"}, "media under 'image_right'"),
+    (SHOWN | {"image": "a.png", "reference_image": "b.png"}, "media under 'reference_image'"),
+    (SHOWN | {"image": "c/a.png", "image_path": "/data/d/a.png"}, "media under 'image_path'"),
+    (SHOWN | {"image": "a.png", "image_paths": ["a.png", "b.png"]}, "media under 'image_paths'"),
+    (SHOWN | {"image": "a.png", "image_data": "iVBORw0KGgo/AAAN=="}, "media under 'image_data'"),
+    (SHOWN | {"image": "a.png", "video_folder": "v/1"}, "media under 'video_folder'"),
+    (TEXT | {"image_b": "b.png"}, "media under 'image_b'"),
+    (SHOWN | {"image": {"bytes": b"x", "path": "a.png"}}, "a mapping of bytes, path; write the images out as files"),
+    (SHOWN | {"image": b"x"}, "holds bytes; write the images out as files"),
     (SHOWN | {"image": []}, "has 1 <image> mark.*names no image"),
     (SHOWN | {"image": None}, "has 1 <image> mark.*names no image"),
     (SHOWN | {"image": ""}, "'image' is '', which names no file"),
@@ -114,6 +144,20 @@ FAULTY_MEDIA = [
         "turn 0 names media under 'image'",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_name", "1.jpg"), ("image_name", "1"), ("image_file", "train2017/1.jpg"), ("image_folder", "coco"),
+        ("image_path", "/data/coco/train2017/1.jpg"), ("image_path", ".\\train2017\\1.jpg"), ("image_root", "/data/x"),
+        ("image_dir", "coco/train2017"), ("img", "train2017"), ("image_data", "src"), ("image_src", "coco"),
+        ("image_paths", ["1.jpg"]), ("image_1", "1.jpg"), ("second_image", "1.jpg"), ("source_image", "2.jpg"),
+        ("image_link", "file:///data/7"), ("num_images", "2"), ("frames_dir", "coco"),
+    ],
+)  # fmt: skip
+def test_what_repeats_an_image_or_says_whence_it_came_is_let_be(key: str, value: Any) -> None:
+    assert parse_record(SHOWN | {"image": "coco/train2017/1.jpg", key: value}, 0).images == ("coco/train2017/1.jpg",)
 
 
 @pytest.mark.parametrize(("data", "words"), FAULTY_MEDIA)

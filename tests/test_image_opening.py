@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +282,38 @@ def test_frames_follow_the_same_rules(odd, tmp_path: Path) -> None:
     assert np.array_equal(read_frames(tmp_path / "frames", 1)[0], corner_photo())
     assert read_frames(tmp_path / "frames", 1, "llava")[0].size == (8, 16)
     assert open_picture(io.BytesIO(odd["lying"].read_bytes()).getvalue(), "llava").size == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((0, 1, -1, 0), lambda shown: np.rot90(shown, -1)),
+        ((-1, 0, 0, -1), lambda shown: np.rot90(shown, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), lambda shown: shown[:, ::-1]),
+        ((1, 0, 0, -1), lambda shown: shown[::-1]),
+        ((0, 1, 1, 0), lambda shown: shown.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda shown: shown[::-1, ::-1].transpose(1, 0, 2)),
+        ((1, 0, 0, 1), lambda shown: shown),
+    ],
+)
+def test_a_phones_video_is_shown_upright_and_llavas_is_not(matrix, turned, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="reads video files")
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height = 64, 32
+        for _ in range(3):
+            photo = corner_photo().repeat(4, axis=0).repeat(4, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(photo, format="rgb24")))
+        container.mux(stream.encode())
+    lying = [np.asarray(frame) for frame in read_frames(path, 2)]
+    content = path.read_bytes()
+    begin = content.index(b"tkhd") + 44  # the track header's matrix, ISO 14496-12
+    a, b, c, d = (value << 16 for value in matrix)
+    path.write_bytes(content[:begin] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[begin + 36 :])
+    assert all(map(np.array_equal, read_frames(path, 5), map(turned, lying + [lying[1]] * 3)))
+    assert all(map(np.array_equal, read_frames(path, 2, "llava"), lying))
 
 
 # === Names ===

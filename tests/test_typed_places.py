@@ -13,6 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenization import encode_prompt
 from llava.eval import model_vqa, model_vqa_loader
 from llava.eval.benchmarks.reading import read_questions
+from llava.eval.benchmarks.sqa import science_questions
 from llava.eval.run_llava import _parser, image_files
 from llava.serve.cli import KNOWN, as_command
 from llava.serve.inputs import place_images, read_image
@@ -183,6 +184,13 @@ def test_a_question_file_is_read_in_every_form(mark: bytes, form: str, tmp_path:
         ({"question_id": 1, "image": ["a.png", None], "text": "What?"}, "line 3 has the image None"),
         ({"question_id": 1, "image": ["a.png", "../b.png"], "text": "What?"}, r"names the file '\.\./b\.png'"),
         (["a.png", "What?"], "line 3 is not a JSON object"),
+        ({"question_id": 1, "image": "a.png", "text": None}, "line 3 has the text null"),
+        ({"question_id": 1, "image": "a.png", "text": ["What?"]}, r'line 3 has the text \["What\?"\]'),
+        ({"question_id": None, "image": "a.png", "text": "What?"}, "line 3 has the question_id null"),
+        ({"question_id": True, "image": "a.png", "text": "What?"}, "line 3 has the question_id true"),
+        ({"question_id": " ", "image": "a.png", "text": "What?"}, "line 3 has a blank question_id"),
+        ({"question_id": 1, "image": "a.png", "images": ["b.png"], "text": "What?"}, "field 'images', which is not"),
+        ({"question_id": 1, "image": "a.png", "image_b": "b.png", "text": "What?"}, "field 'image_b', which is not"),
     ],
 )  # fmt: skip
 def test_what_a_question_file_lacks_is_said_at_its_line(record: object, reason: str, tmp_path: Path):
@@ -193,6 +201,41 @@ def test_what_a_question_file_lacks_is_said_at_its_line(record: object, reason: 
     path.write_text(json.dumps([RECORDS[0], record]))
     with pytest.raises(ValueError, match=reason.replace("line 3", "entry 2")):
         read(path, about_text=True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "Image", "IMAGE", "image_0", "imagePath", "image-path", "image_list", "image_name", "images_path",
+        "image_base64", "image_bytes", "imgs", "img_path", "picture_path", "photo", "frames", "media", "video_path",
+        "second_image", "imageB", "audio_url",
+    ],
+)  # fmt: skip
+def test_no_spelling_of_a_media_key_is_asked_blind(key: str, tmp_path: Path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "text": "what?", key: "a.jpg"}))
+    with pytest.raises(ValueError, match=f"line 1 has a field '{key}', which is not read"):
+        read(path, about_text=True)
+
+
+@pytest.mark.parametrize("key", ["images", "image_url", "image_path", "original_image", "image_folder"])
+def test_keys_that_repeat_a_questions_image_are_no_fault(key: str, tmp_path: Path):
+    path = tmp_path / "questions.jsonl"
+    value = {"image_url": "https://x/1", "image_folder": "coco", "images": ["c/a.jpg"]}.get(key, "c/a.jpg")
+    path.write_text(json.dumps({"question_id": 1, "text": "what?", "image": "c/a.jpg", key: value}))
+    assert read(path, about_text=True)[0].images == (tmp_path / "c" / "a.jpg",)
+
+
+def test_science_questions_with_other_media_or_no_text_are_errors(tmp_path: Path):
+    record = {"id": "1", "conversations": [{"from": "human", "value": "Which?"}]}
+    for fault, words in (
+        ({"images": ["a.png"]}, "question 1 has a field 'images'"),
+        ({"Image": "a.png"}, "question 1 has a field 'Image'"),
+        ({"id": None}, "question 1 has the id null"),
+        ({"conversations": [{"from": "human", "value": None}]}, "has the value null"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            science_questions([record | fault], tmp_path, "file")
 
 
 @pytest.mark.parametrize("record", RECORDS[2:])

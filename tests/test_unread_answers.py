@@ -73,6 +73,19 @@ def test_answers_that_no_rule_reads_are_counted(name: str, tmp_path: Path):
     assert f"{unread}; all of these count as {said}." in result.notes
 
 
+def test_letters_that_a_science_question_does_not_offer_are_unreadable(tmp_path: Path, capsys):
+    for letter, offering in (("B", 8), ("C", 2), ("D", 1), ("E", 0), ("The answer is Z.", 0)):
+        result = scored(tmp_path / letter, "sqa", [letter])
+        assert (result.empty, result.unreadable) == (0, 8 - offering)
+        file = tmp_path / letter / "results" / "sqa.answers.jsonl"
+        folder = tmp_path / letter / "data" / "scienceqa"
+        assert eval_science_qa.main(["--base-dir", str(folder), "--result-file", str(file)]) == 0
+        captured = capsys.readouterr()
+        assert f"Accuracy: {result.values['accuracy']:.2f}%" in captured.out
+        told = f"Of 8 answers 0 are empty, and {8 - offering} others cannot be read" in captured.err
+        assert told is (offering < 8)
+
+
 def test_the_published_number_of_a_silent_model_stays_and_is_explained(tmp_path: Path):
     result = scored(tmp_path, "pope", [""])
     assert result.headline == pytest.approx(200 / 3), "each split is half yes"
@@ -81,7 +94,7 @@ def test_the_published_number_of_a_silent_model_stays_and_is_explained(tmp_path:
 
 @pytest.mark.parametrize("name", READ_BY_RULE)
 def test_wrong_answers_are_no_unreadable_ones(name: str, tmp_path: Path):
-    for text in ("No", "Yes") if name in ("pope", "mme") else ("A", "D" if name in ("sqa", "seed") else "A"):
+    for text in ("No", "Yes") if name in ("pope", "mme") else ("A", "D" if name == "seed" else "A"):
         result = scored(tmp_path, name, [text])
         assert (result.empty, result.unreadable) == (0, 0)
         assert not any("cannot be read" in note for note in result.notes)

@@ -2,26 +2,25 @@
 
 Images are named under `image` or `images`, one name or a list of them, in the order of their `<image>` marks. Whatever
 else names media is a fault of the record, for it would be trained without: other keys (`video`, `audio`, `image_path`,
-...) unless they are empty, and other marks (`<video>`, `<audio>`, `<image-1>`, ...) in what a human or the system says.
-A mark between backticks, or in a text that closes it (`</video>`), is talk about markup.
+...) unless they are empty or repeat the images (see `llava.data.media_keys`), and marks (`<image>`, `<video>`,
+`<audio>`, `<image-1>`, ...) without their media in what a human or the system says:
+
+- In a record that names media, any mark that is not one of its images' is a fault.
+- In others a mark is a fault where media stand: at the beginning or end of a turn, or alone on a line.
+- There, a mark in running prose ("the <video> element in HTML5") is text, as all that the model says, and so is one
+  next to a closing tag or one with attributes (`<audio> <source src="a.mp3">`). The data check warns about them.
+- A mark between backticks, or in a text that closes it (`</video>`), is talk about markup.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.media_keys import IMAGE_KEYS, unread_media
 
-IMAGE_KEYS = ("image", "images")
-
-_KIND = r"(?:image|img|picture|pic|photo|video|vid|audio|sound|media|frames)s?"
-_PLACE = (
-    r"(?:path|file|filename|file_?name|name|ur[il]|link|src|bytes|base_?64|b64|data|list|folder|dir|root|content)s?"
-)
-_MEDIA_KEY = re.compile(rf"(?P<before>\w+_)?{_KIND}(?:_?{_PLACE})?(?:_?\d+)?")
-_ADDRESS = re.compile(r"ur[il]s?|links?")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 # `<img>` and `<picture>` are left to HTML; with a number or "pad" they mark media, as in other models' data.
 _MARK = re.compile(
@@ -29,6 +28,10 @@ _MARK = re.compile(
     r"(?:\d+|pad|token|placeholder|here))\|?>",
     re.IGNORECASE,
 )
+_TAG = r"<(?:/[A-Za-z][\w-]*|[A-Za-z][\w-]*\s[^<>]*=[^<>]*)>"
+_TAG_BEHIND = re.compile(rf"\s*{_TAG}")
+_TAG_BEFORE = re.compile(rf"{_TAG}\s*\Z")
+_AROUND = " \t\r.,;:!?()[]{}\"'*#>-"
 
 
 def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
@@ -55,32 +58,10 @@ def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
     return images
 
 
-def unread_media(data: Mapping[Any, Any], images: Sequence[str] = ()) -> list[str]:
-    """Keys that seem to name media, besides those that are read.
-
-    Args:
-        data: a record or a turn.
-        images: that are read; a key that repeats them, or says where they came from, is no fault beside them.
-    """
-    found = []
-    for key, value in data.items():
-        if not isinstance(key, str) or key in IMAGE_KEYS or not _can_name_media(value):
-            continue
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s.]", "_", key).lower()
-        match = _MEDIA_KEY.fullmatch(words)
-        if match is None:
-            continue
-        repeated = value in (list(images), *images)
-        provenance = bool(images) and (match["before"] or _ADDRESS.search(words))
-        if not repeated and not provenance:
-            found.append(key)
-    return found
-
-
 def check_marks(turns: Sequence[str], system: str | None, num_images: int, name: str) -> None:
     """See that every image has its mark and every mark its image.
 
-    In a record without images `<image>` may stand in an answer: there it is text, as all that the model says.
+    In a record without images marks may stand in answers and in running prose: there they are text.
 
     Args:
         turns: texts, human and assistant alternating, the human first.
@@ -89,14 +70,16 @@ def check_marks(turns: Sequence[str], system: str | None, num_images: int, name:
         name: of the record, for errors.
 
     Raises:
-        ValueError: if they do not agree, or a text holds another mark of media.
+        ValueError: if they do not agree, or a text holds another mark of media; see the module.
     """
     for text in filter(None, (system, *turns[::2])):
-        foreign = [mark for mark in _marks(text) if mark != DEFAULT_IMAGE_TOKEN]
+        marks_at_fault = _marks(text) if num_images else _marks_of_media(text)
+        foreign = [mark for mark in marks_at_fault if mark != DEFAULT_IMAGE_TOKEN]
         if foreign:
             raise ValueError(
                 f"record {name!r} holds the mark {foreign[0]}, which stands for nothing here; {DEFAULT_IMAGE_TOKEN} "
-                "marks an image, and other media cannot be trained on."
+                "marks an image, and other media cannot be trained on. Write the mark between backticks where the text "
+                "is about the mark itself."
             )
     if num_images == 0:
         _require_no_marks(turns, system, name)
@@ -113,7 +96,7 @@ def check_marks(turns: Sequence[str], system: str | None, num_images: int, name:
 
 
 def _require_no_marks(turns: Sequence[str], system: str | None, name: str) -> None:
-    count = sum(_marks(text).count(DEFAULT_IMAGE_TOKEN) for text in filter(None, (system, *turns[::2])))
+    count = sum(_marks_of_media(text).count(DEFAULT_IMAGE_TOKEN) for text in filter(None, (system, *turns[::2])))
     if count:
         raise ValueError(
             f"record {name!r} has {count} {DEFAULT_IMAGE_TOKEN} mark(s), but names no image; name it under 'image', or "
@@ -121,14 +104,67 @@ def _require_no_marks(turns: Sequence[str], system: str | None, name: str) -> No
         )
 
 
+def marks_in(texts: Sequence[str]) -> list[str]:
+    """Marks of media in texts of a record without media that passed `check_marks`: they are read as text.
+
+    Args:
+        texts: of the human or the system.
+    """
+    return [mark for text in texts for mark in _marks(text)]
+
+
 def _marks(text: str) -> list[str]:
-    """Marks of media in a text, those left out that belong to code or markup."""
-    found = _MARK.finditer(_CODE.sub(" ", text))
-    return [match[0] for match in found if match["kind"] is None or f"</{match['kind']}>" not in text]
+    """Marks of media in a text, those left out that belong to code or closed markup."""
+    return [match[0] for match in _found(_CODE.sub(" ", text))]
+
+
+def _marks_of_media(text: str) -> list[str]:
+    """Those marks of a text without media that stand where media would."""
+    if _MARK.search(text) is None:
+        return []
+    prose = _CODE.sub("`", text).strip()  # what is code stays something beside a mark
+    only_marks = {
+        start for start, line in _lines(prose) if _MARK.search(line) and not _MARK.sub("", line).strip(_AROUND)
+    }
+    found = []
+    for match in _found(prose):
+        alone = prose.rfind("\n", 0, match.start()) + 1 in only_marks
+        around = prose[: match.start()], prose[match.end() :]
+        at_end = any(not _MARK.sub("", side).strip() for side in around)
+        if (alone or at_end) and not _in_markup(prose, match):
+            found.append(match[0])
+    return found
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    start = 0
+    for line in text.split("\n"):
+        yield start, line
+        start += len(line) + 1
+
+
+def _in_markup(text: str, match: re.Match[str]) -> bool:
+    """Whether a mark stands next to a tag that has attributes or closes something."""
+    return bool(_TAG_BEHIND.match(text, match.end()) or _TAG_BEFORE.search(text[: match.start()]))
+
+
+def _found(text: str) -> list[re.Match[str]]:
+    return [match for match in _MARK.finditer(text) if match["kind"] is None or f"</{match['kind']}>" not in text]
+
+
+def _contents(images: Sequence[Any]) -> str:
+    """What stands in place of names, in words; Hugging Face's tables hold images as {bytes, path}."""
+    image = next(image for image in images if isinstance(image, bytes | Mapping))
+    return "bytes" if isinstance(image, bytes) else f"a mapping of {', '.join(map(str, image)) or 'nothing'}"
 
 
 def _names(value: Any, key: str, name: str) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
+    names = [value] if isinstance(value, str | bytes | Mapping) else value
+    if isinstance(names, list | tuple) and any(isinstance(image, bytes | Mapping) for image in names):
+        raise ValueError(
+            f"record {name!r}: {key!r} must be a file name or a list of them, but holds {_contents(names)}; write the "
+            f"images out as files, and name these under {key!r}."
+        )
     if not isinstance(names, list | tuple) or not all(isinstance(image, str) for image in names):
         raise ValueError(f"record {name!r}: {key!r} must be a file name or a list of them.")
     if not all(image.strip() for image in names):
@@ -136,8 +172,3 @@ def _names(value: Any, key: str, name: str) -> tuple[str, ...]:
             f"record {name!r}: {key!r} is {value!r}, which names no file; leave the key out where there is no image."
         )
     return tuple(names)
-
-
-def _can_name_media(value: Any) -> bool:
-    """Numbers and truth values count or describe media; empty values are the nothing of tables."""
-    return isinstance(value, str | bytes | list | tuple | Mapping) and len(value) > 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava.data import json_stream, media, records, turns
+from llava.data import json_stream, media, media_keys, records, turns
 from llava.data.cache import cached_table, digest_file, digest_text
 from llava.data.records import Record, iterate_records
 
@@ -65,7 +65,7 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
     if not path.is_file():
         raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
     content = digest_file(path)
-    key = "records-" + digest_text([content, source_of(json_stream, media, records, turns)])
+    key = "records-" + digest_text([content, source_of(json_stream, media, media_keys, records, turns)])
     return RecordTable(path, content, key, cached_table(cache_dir, key, lambda folder: _write(path, folder)))
 
 

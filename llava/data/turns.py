@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.data.media import IMAGE_KEYS, unread_media
+from llava.data.media_keys import IMAGE_KEYS, unread_media
 
 TURN_KEYS = ("conversations", "messages")
 _ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant", "system": "system"}

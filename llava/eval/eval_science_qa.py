@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(problems, options)
         given = answers_by_id(options.result_file)
         analyses, results = analyse(problems, given, options.options)
-        texts = [str(line["text"]) for number, line in given.items() if number in problems]
-        unread = Unread.count(texts, lambda text: read_letter(text, options.options) in options.options)
+        unread = _unread(problems, given, options.options)
         for path, content in ((options.output_file, analyses), (options.output_result, results)):
             if path is not None:
                 _write(path, content)
@@ -97,6 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary(analyses, results))
     unread.tell(ScienceQA.unread_as)
     return 0
+
+
+def _unread(
+    problems: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]], options: Sequence[str]
+) -> Unread:
+    """Answers that say nothing; to these belong letters that their question does not offer."""
+    texts = {number: str(line["text"]) for number, line in given.items() if number in problems}
+    counted = Unread.count(texts.values())
+    offers = {number: len(problem["choices"]) for number, problem in problems.items()}
+    unreadable = sum(
+        bool(text.strip()) and option_index(read_letter(text, options), offers[number], options) < 0
+        for number, text in texts.items()
+    )
+    return replace(counted, unreadable=unreadable)
 
 
 def _check(problems: Mapping[str, Any], options: argparse.Namespace) -> None:

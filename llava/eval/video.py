@@ -10,11 +10,23 @@ import numpy as np
 from PIL import Image
 
 from llava.data.images import explained, open_rgb
-from llava.image_opening import DEFAULT_OPENING, as_rgb
+from llava.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+
+# By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
+# than right ones are left as decoded.
+_TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
 
 
 def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
@@ -26,7 +38,7 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
         path: a folder of images in the order of their names, an animation such as a GIF, or a video file, which needs
             the package `av`.
         count: frames to take.
-        opening: of the images of a folder or an animation, see `llava.image_opening`.
+        opening: `upright` or `llava`, see `llava.image_opening`; the rotation marks of video files follow it too.
 
     Raises:
         ValueError: if the video is missing or cannot be read, or count is below 1.
@@ -40,7 +52,7 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
             return _from_folder(path, count, opening)
         if path.suffix.lower() in ANIMATION_SUFFIXES:
             return _from_animation(path, count, opening)
-        return _from_video(path, count)
+        return _from_video(path, count, opening)
 
 
 def frame_numbers(total: int, count: int) -> list[int]:
@@ -70,7 +82,7 @@ def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
     return [taken[number] for number in wanted]
 
 
-def _from_video(path: Path, count: int) -> list[Image.Image]:
+def _from_video(path: Path, count: int, opening: str) -> list[Image.Image]:
     try:
         import av
     except ImportError as error:
@@ -79,12 +91,12 @@ def _from_video(path: Path, count: int) -> list[Image.Image]:
             "folder of its frames"
         ) from error
     try:
-        return _decode(av, path, count)
+        return _decode(av, path, count, opening)
     except av.FFmpegError as error:
         raise ValueError(error) from error
 
 
-def _decode(av: Any, path: Path, count: int) -> list[Image.Image]:
+def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
     """Frames of a video file; where it ends before its packets said, the last one stands for those missing."""
     with av.open(str(path)) as container:
         if not container.streams.video:
@@ -97,10 +109,27 @@ def _decode(av: Any, path: Path, count: int) -> list[Image.Image]:
         container.streams.video[0].thread_type = "AUTO"
         for number, last in enumerate(container.decode(container.streams.video[0])):
             if number in wanted:
-                taken[number] = last.to_image().convert("RGB")
+                taken[number] = _picture(last, opening)
             if number == wanted[-1]:
                 break
     if last is None:
         raise ValueError("it holds no pictures")
-    end = last.to_image().convert("RGB")
+    end = _picture(last, opening)
     return [taken.get(number, end) for number in wanted]
+
+
+def _picture(frame: Any, opening: str) -> Image.Image:
+    """A decoded frame as RGB; under `upright` turned and mirrored as the display matrix of its track says."""
+    picture: Image.Image = frame.to_image().convert("RGB")
+    if check_opening(opening) == "llava":
+        return picture
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32, 9)
+            turn = _TURNS.get((_sign(a), _sign(b), _sign(c), _sign(d)))
+            return picture if turn is None else picture.transpose(turn)
+    return picture
+
+
+def _sign(number: Any) -> int:
+    return int(np.sign(number))

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llava.compression.schedule import MODELS, DecoderShape, VisionShape, fitting, model_shape
 from llava.conversation import get_template, recorded_template
@@ -22,7 +23,7 @@ from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
-from llava.image_opening import DEFAULT_OPENING, OPENINGS
+from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
@@ -75,7 +76,8 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
 
 
 def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
-    options.version = options.version or _recorded(options.tokenizer) or "v1"
+    recorded = _recorded(options.tokenizer)
+    options.version = options.version or recorded_template(recorded) or "v1"
     get_template(options.version)
     options.compression = options.compression or fitting("llava_llama", decoder, vision, USUAL_BUDGETS)
     return CheckSettings(
@@ -86,16 +88,17 @@ def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: Vision
         visual_tokens=visual_tokens_of(options.compression, decoder, vision),
         images=options.images,
         aspect_ratio=options.image_aspect_ratio,
-        image_opening=options.image_opening,
+        image_opening=check_opening(options.image_opening or recorded.get("image_opening") or DEFAULT_OPENING),
     )
 
 
-def _recorded(tokenizer: str | None) -> str | None:
-    """The template that the checkpoint with the tokenizer was trained in, if it says."""
+def _recorded(tokenizer: str | None) -> dict[str, Any]:
+    """What the `config.json` beside the tokenizer says; empty where there is none."""
     path = Path(tokenizer or "", "config.json")
     if tokenizer is None or not path.is_file():
-        return None
-    return recorded_template(json.loads(path.read_text(encoding="utf-8")))
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _with_hyphens(arguments: Sequence[str]) -> list[str]:
@@ -132,7 +135,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help="as in training; default: %(default)s"
     )
     data.add_argument(
-        "--image-opening", choices=OPENINGS, default=DEFAULT_OPENING, help="as in training; default: %(default)s"
+        "--image-opening", choices=OPENINGS, help=f"default: that of the checkpoint --tokenizer, or {DEFAULT_OPENING}"
     )
     data.add_argument(
         "--images",

@@ -13,6 +13,7 @@ from llava.data.check.findings import Finding
 from llava.data.check.outcome import Fit, TextOutcome
 from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import Unreadable
+from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
 from llava.data.tokenization import truncate
 from llava.data.tokens import RecordEncoder
@@ -118,6 +119,9 @@ def _look_at_words(record: Record, template: str) -> list[Finding]:
     marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
     if marked:
         findings.append(Finding("mark_in_answer", f"turn {', '.join(map(str, marked))}"))
+    prose = [] if record.images else marks_in([*filter(None, [record.system]), *record.turns[::2]])
+    if prose:
+        findings.append(Finding("mark_in_prose", ", ".join(dict.fromkeys(prose))))
     return findings
 
 

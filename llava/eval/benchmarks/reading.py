@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.images import BadImageError, image_path
+from llava.data.media_keys import unread_media
 from llava.eval.json_lines import placed_objects, read_objects
 from llava.eval.questions import Question
-
-_OTHER_MEDIA = (
-    "images", "image_file", "image_files", "image_path", "image_paths", "image_url", "img", "picture",
-    "video", "videos", "audio",
-)  # fmt: skip
 
 
 def require(path: Path, benchmark: str) -> Path:
@@ -71,6 +67,31 @@ def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
     return record[name]
 
 
+def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
+    """A field of a record that is text, or a number, which stands for its digits.
+
+    Args:
+        record: read from a file.
+        name: of the field.
+        place: file and line, for the error.
+
+    Raises:
+        ValueError: if the record lacks it, or it is something else.
+    """
+    value = need_field(record, name, place)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{place} has the {name} {json.dumps(value)}; it must be text between quotation marks.")
+    return str(value)
+
+
+def need_id(record: Mapping[str, Any], name: str, place: str) -> int | str:
+    """The id of a record: text that is not blank, or a number. Arguments and errors as `need_text`."""
+    if not need_text(record, name, place).strip():
+        raise ValueError(f"{place} has a blank {name}; give it a number or a name.")
+    value: int | str = record[name]
+    return value
+
+
 def file_in(folder: Path, name: Any, place: str) -> Path:
     """A file that a record names, confined to its folder. Whether it exists is not checked.
 
@@ -104,14 +125,14 @@ def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = 
         about_text: whether there may be questions without an image, as in files of one's own.
 
     Raises:
-        ValueError: if the file is missing, a record lacks a field or names no image, or an image does not lie in the
-            folder. Whether images exist is not checked.
+        ValueError: if the file is missing, a record lacks a field or names no image or other media, a text or
+            id is null, or an image does not lie in the folder. Whether images exist is not checked.
     """
     questions = []
     for place, record in placed_objects(require(path, benchmark), "mend the line, or download the file again"):
         if not about_text:
             need_field(record, "image", place)
-        text = str(need_field(record, "text", place))
+        text = need_text(record, "text", place)
         names = _image_names(record, place)
         if not names and not about_text:
             raise ValueError(f"{place} names no image; download the file again.")
@@ -119,7 +140,7 @@ def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = 
             raise ValueError(f"{place} holds {DEFAULT_IMAGE_TOKEN} in its text, but names no image; add `image`.")
         questions.append(
             Question(
-                question_id=need_field(record, "question_id", place),
+                question_id=need_id(record, "question_id", place),
                 text=text.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") if len(names) == 1 else text,
                 images=tuple(file_in(images, name, place) for name in names),
                 prompt=text,
@@ -140,7 +161,24 @@ def _image_names(record: Mapping[str, Any], place: str) -> list[str]:
     for name in names:
         if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
             raise ValueError(f"{place} has the image {name!r}; give the name of a file, or a list of names.")
-    unseen = [key for key in record if key.lower() in _OTHER_MEDIA and record[key]]
+    names = [str(name) for name in names]
+    require_seen(record, names, place)
+    return names
+
+
+def require_seen(record: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """See that a record names no media besides its images; `images` may repeat them.
+
+    Args:
+        record: of a question file.
+        names: that its field `image` gives.
+        place: file and line, for the error.
+
+    Raises:
+        ValueError: if another field names what would not be shown.
+    """
+    again = record.get("images") or []
+    repeated = list(names) == (again if isinstance(again, list) else [again])
+    unseen = ([] if not again or repeated else ["images"]) + unread_media(record, names)
     if unseen:
         raise ValueError(f"{place} has a field {unseen[0]!r}, which is not read; name its images in `image`.")
-    return [str(name) for name in names]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark, Scores
-from llava.eval.benchmarks.reading import file_in, need_field, read_json
+from llava.eval.benchmarks.reading import file_in, need_field, need_id, need_text, read_json, require_seen
 from llava.eval.questions import Answered, Question
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -40,7 +41,9 @@ class ScienceQA(Benchmark):
         records = read_json(path, self.name)
         if not isinstance(records, list):
             raise ValueError(f"{path} is not a JSON list of questions; download it again.")
-        return science_questions(records, folder / "images" / "test", str(path))
+        problems = read_json(folder / "problems.json", self.name) if (folder / "problems.json").is_file() else {}
+        questions = science_questions(records, folder / "images" / "test", str(path))
+        return [replace(question, facts=_offered(problems, question.question_id)) for question in questions]
 
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark.score`; answers to problems of other splits do not count."""
@@ -68,8 +71,8 @@ class ScienceQA(Benchmark):
         return Scores(values["image_accuracy"], values)
 
     def reads(self, item: Answered) -> bool:
-        """See `Benchmark.reads`."""
-        return read_letter(item.text, OPTIONS) in OPTIONS
+        """See `Benchmark.reads`; a letter that the question does not offer says nothing."""
+        return option_index(read_letter(item.text), item.question.facts.get("choices", len(OPTIONS))) >= 0
 
 
 def science_questions(
@@ -84,7 +87,7 @@ def science_questions(
         suffix: put behind each question on a line of its own; None for nothing.
 
     Raises:
-        ValueError: if a record lacks something.
+        ValueError: if a record lacks something, or names media besides `image`.
     """
     questions = []
     for number, record in enumerate(records, start=1):
@@ -94,13 +97,14 @@ def science_questions(
         turns = need_field(record, "conversations", where)
         if not (isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "value" in turns[0]):
             raise ValueError(f"{where} has no text at conversations[0].value; download the file again.")
-        text = str(turns[0]["value"]).replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        text = need_text(turns[0], "value", f"{where}, conversations[0]").replace(DEFAULT_IMAGE_TOKEN, "").strip()
         text = f"{text}\n{suffix}" if suffix else text
         named = record.get("image")
         names = named if isinstance(named, list) else [named] if named else []
+        require_seen(record, [str(name) for name in names], where)
         questions.append(
             Question(
-                question_id=need_field(record, "id", where),
+                question_id=need_id(record, "id", where),
                 text=text,
                 images=tuple(file_in(images, name, where) for name in names),
                 prompt=f"{DEFAULT_IMAGE_TOKEN}\n" * len(names) + text,
@@ -165,6 +169,12 @@ def option_index(letter: str, count: int, options: Sequence[str] = OPTIONS) -> i
     """
     offered = list(options[:count])
     return offered.index(letter) if letter in offered else -1
+
+
+def _offered(problems: Mapping[str, Any], question_id: int | str) -> dict[str, int]:
+    """How many choices a question has, as far as `problems.json` is there to say so."""
+    choices = dict(problems.get(str(question_id)) or {}).get("choices")
+    return {"choices": len(choices)} if isinstance(choices, list) else {}
 
 
 def _per_cent(verdicts: Sequence[bool]) -> float:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.reading import file_in, need_field, read_json
+from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_json
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
@@ -80,7 +80,7 @@ class VideoQA(JudgedBenchmark):
             questions.append(
                 Question(
                     question_id=record["question_id"],
-                    text=str(need_field(record, "question", place)),
+                    text=need_text(record, "question", place),
                     video=present.get(name, usual),
                     facts={"answer": answer},
                 )

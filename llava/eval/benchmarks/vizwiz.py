@@ -23,7 +23,7 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vizwiz_submission,
 )
-from llava.eval.benchmarks.reading import file_in, need_field, read_questions
+from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -71,7 +71,7 @@ class VizWiz(Benchmark):
         questions = []
         for number, record in enumerate(read_json_as(list, path, self.name)):
             place = f"{path}, question {number + 1}"
-            text = f"{need_field(record, 'question', place)}\n{_REQUEST}"
+            text = f"{need_text(record, 'question', place)}\n{_REQUEST}"
             image = file_in(images, need_field(record, "image", place), place)
             questions.append(labelled_question(number, text, image, record, place))
         return questions

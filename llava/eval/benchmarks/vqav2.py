@@ -25,7 +25,7 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vqav2_submission,
 )
-from llava.eval.benchmarks.reading import need_field, read_questions
+from llava.eval.benchmarks.reading import need_field, need_text, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -82,7 +82,7 @@ class VQAv2(Benchmark):
             if question_id not in annotations:
                 raise ValueError(f"{labels} has no annotation of question {question_id}; download both files again.")
             image = images / f"COCO_val2014_{int(need_field(record, 'image_id', place)):012d}.jpg"
-            text = f"{need_field(record, 'question', place)}\n{SHORT_ANSWER}"
+            text = f"{need_text(record, 'question', place)}\n{SHORT_ANSWER}"
             label_place = f"{labels}, question {question_id}"
             questions.append(labelled_question(question_id, text, image, annotations[question_id], label_place))
         return questions
