@@ -151,7 +151,10 @@ def test_how_a_part_ends_is_told_apart(tmp_path: Path) -> None:
 def test_a_run_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path, kind: int) -> None:
     out = tmp_path / "out.jsonl"
     command = ["bash", str(SCRIPT), str(out), "--parts", "golden", "--device", "cpu"]
-    run = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHON": sys.executable}, start_new_session=True)
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHON": sys.executable}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )  # fmt: skip
     try:
         wanted = "row" if kind == signal.SIGKILL else "start"  # importing torch takes seconds: once is enough
         while not (out.exists() and any(line["kind"] == wanted for line in read(out))):
