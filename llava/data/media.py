@@ -6,8 +6,9 @@ else names media is a fault of the record, for it would be trained without: othe
 `<audio>`, `<image-1>`, ...) without their media in what a human or the system says:
 
 - In a record that names media, any mark that is not one of its images' is a fault.
-- In others a mark is a fault where media stand: at the beginning or end of a turn, or alone on a line.
-- There, a mark in running prose ("the <video> element in HTML5") is text, as all that the model says, and so is one
+- In others a mark is a fault where media stand: at the beginning or end of a turn, or alone on a line, but for a label
+  such as "Image 1:".
+- There a mark in running prose ("the <video> element in HTML5") is text, as all that the model says, and so is one
   next to a closing tag or one with attributes (`<audio> <source src="a.mp3">`). The data check warns about them.
 - A mark between backticks, or in a text that closes it (`</video>`), is talk about markup.
 """
@@ -28,10 +29,13 @@ _MARK = re.compile(
     r"(?:\d+|pad|token|placeholder|here))\|?>",
     re.IGNORECASE,
 )
-_TAG = r"<(?:/[A-Za-z][\w-]*|[A-Za-z][\w-]*\s[^<>]*=[^<>]*)>"
+# What data sets put around a mark, the words of a line in front of one, and other signs that are no words.
+_FRAME = re.compile(r"</?(?:image|img|im_start|im_end)>|<\|vision_(?:start|end)\|>", re.IGNORECASE)
+_LABEL = re.compile(r"\A\s*+(?:[\w#-]++[ \t]?+){0,3}[:.)]")
+_TAG = r"<(?!/?(?i:image|img)>)(?:/[A-Za-z][\w-]*|[A-Za-z][\w-]*\s[^<>]*=[^<>]*)>"
 _TAG_BEHIND = re.compile(rf"\s*{_TAG}")
 _TAG_BEFORE = re.compile(rf"{_TAG}\s*\Z")
-_AROUND = " \t\r.,;:!?()[]{}\"'*#>-"
+_AROUND = " \t\r\ufeff\u200b.,;:!?()[]{}\"'*#>-"
 
 
 def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
@@ -123,17 +127,24 @@ def _marks_of_media(text: str) -> list[str]:
     if _MARK.search(text) is None:
         return []
     prose = _CODE.sub("`", text).strip()  # what is code stays something beside a mark
-    only_marks = {
-        start for start, line in _lines(prose) if _MARK.search(line) and not _MARK.sub("", line).strip(_AROUND)
-    }
+    only_marks = {start for start, line in _lines(prose) if _MARK.search(line) and not _beside(line)}
     found = []
     for match in _found(prose):
         alone = prose.rfind("\n", 0, match.start()) + 1 in only_marks
         around = prose[: match.start()], prose[match.end() :]
-        at_end = any(not _MARK.sub("", side).strip() for side in around)
+        at_end = any(not _unmarked(side).strip() for side in around)
         if (alone or at_end) and not _in_markup(prose, match):
             found.append(match[0])
     return found
+
+
+def _unmarked(text: str) -> str:
+    return _FRAME.sub("", _MARK.sub("", text))
+
+
+def _beside(line: str) -> str:
+    """What a line says besides its marks and a label such as "Image 1:"."""
+    return _LABEL.sub("", _unmarked(line), count=1).strip(_AROUND)
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

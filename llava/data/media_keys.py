@@ -9,19 +9,27 @@ from typing import Any
 IMAGE_KEYS = ("image", "images")
 
 _PLACE = (
-    r"path|file|filename|file_?name|name|ur[il]|link|src|bytes|base_?64|b64|data|list|folder|dir|directory|root|content"
+    r"(?:file_?|full_?|rel_?|abs_?|local_?)?path|file|file_?name|name|ur[il]|link|src|bytes|base_?64|b64|data|list|folder|"
+    r"dir|directory|root|content"
 )
 _ORDER = (
     r"first|second|third|fourth|one|two|three|four|left|right|before|after|other|another|next|last|previous|prev|"
     r"reference|ref|target|query|extra|additional|more|edited|mask|depth|pair"
 )
+_ORDERED = rf"_?\d+|_[a-gi-vz]|[ab](?![a-z])|_(?:{_ORDER})(?![a-z])"  # not `image_w`, `image_h`, which are sizes
+_STATE = "the|original|orig|source|src|raw|full|hd|large|small|preview|thumbnail|thumb|web"
 _MEDIA_KEY = re.compile(
     r"(?P<before>\w+_)?(?P<kind>image|img|picture|pic|photo|video|vid|audio|sound|media|frames)s?"
-    rf"(?:_?(?P<place>{_PLACE})s?)?(?P<number>_?\d+|_[a-z]|_(?:{_ORDER}))?"
+    rf"(?P<order>{_ORDERED})?(?:_?(?P<place>{_PLACE})s?)?(?P<number>{_ORDERED})?"
+)
+_MEDIA_WORD = re.compile(r"(?:.*_)?(?:image|img|picture|pic|photo|video|vid|audio|frame|clip)s?(?:_.*)?")
+_MEDIA_FILE = re.compile(
+    r"\S+\.(?:jpe?g|png|bmp|webp|gif|tiff?|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)", re.IGNORECASE
 )
 _STILL = ("image", "img", "picture", "pic", "photo", "media")
 # `original_image`: the image in another state, or where it was taken from. Any other word may name one more image.
-_SAME_IMAGE = re.compile(r"(?:(?:the|original|orig|source|src|raw|full|hd|large|small|preview|thumbnail|thumb|web)_)+")
+_SAME_IMAGE = re.compile(rf"(?:(?:{_STATE})_)+")
+_WHENCE = re.compile(rf"(?:.*_)?(?:{_STATE}|ur[il]s?|links?)(?:_.*)?")
 _NO_MEDIA = re.compile(r"(?:has|have|is|with|num|number_of|n)_")  # `num_images`: tables may hold these as text
 _FOLDERS = ("folder", "dir", "directory", "root")
 _ADDRESSES = ("url", "uri", "link")
@@ -41,7 +49,8 @@ def unread_media(data: Mapping[Any, Any], images: Sequence[str] = ()) -> list[st
     - `image_data`, `image_src` with one plain word, such as the name of a data set;
     - `original_image`, `source_image` and the like.
 
-    With a number, a letter or a word of order (`image_2`, `image_b`, `second_image`) a key names another image.
+    With a number, a letter or a word of order (`image_2`, `image_b`, `second_image`) a key names another image. Keys
+    with the word image, video or the like and anything else (`image_alt`) name media if their value is such a file.
 
     Args:
         data: a record, a turn or a question.
@@ -53,11 +62,20 @@ def unread_media(data: Mapping[Any, Any], images: Sequence[str] = ()) -> list[st
             continue
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s.]", "_", key).lower()
         match = _MEDIA_KEY.fullmatch(words)
-        if match is None or _NO_MEDIA.fullmatch(match["before"] or ""):
+        if match is None and not (_MEDIA_WORD.fullmatch(words) and _names_files(value)):
             continue
-        if not (images and (_repeats(value, images) or _says_whence(match, value))):
+        if match is not None and _NO_MEDIA.fullmatch(match["before"] or ""):
+            continue
+        whence = _WHENCE.fullmatch(words) if match is None else _says_whence(match, value)
+        if not (images and (_repeats(value, images) or whence)):
             found.append(key)
     return found
+
+
+def _names_files(value: Any) -> bool:
+    """Whether a value is the name of an image, video or audio file, or a list with one."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(name, str) and _MEDIA_FILE.fullmatch(name.strip()) for name in values)
 
 
 def _repeats(value: Any, images: Sequence[str]) -> bool:
@@ -84,7 +102,7 @@ def _parts(name: str) -> list[str]:
 
 def _says_whence(match: re.Match[str], value: Any) -> bool:
     """Whether a key beside images says where they came from."""
-    if match["number"]:
+    if match["number"] or match["order"]:
         return False
     before, place = match["before"], match["place"]
     if before:
