@@ -84,3 +84,12 @@ def test_a_tokenizer_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
     with pytest.raises(ValueError, match=r"cannot be read. A tokenizer.model needs the packages sentencepiece"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("held", [None, "tokenizer_config.json"])
+def test_a_folder_without_a_tokenizer_is_called_that(tmp_path: Path, held: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_llama"}))
+    if held is not None:
+        (tmp_path / held).write_text(json.dumps(SETTINGS))
+    with pytest.raises(ValueError, match=r"holds no tokenizer \(tokenizer\.json, tokenizer\.model, vocab.json\); copy"):
+        read_tokenizer(tmp_path)

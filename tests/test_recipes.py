@@ -99,6 +99,27 @@ def test_every_setting_is_an_environment_variable_and_the_command_line_wins(gpu8
     assert {flag: flags[flag] for flag in expected} == expected
 
 
+def test_a_llava_that_records_its_template_goes_on_in_it(gpu8: Shell, tmp_path: Path) -> None:
+    for folder, recorded in (("my llava", "chatml"), ("projector", "plain"), ("older", None)):
+        (tmp_path / folder).mkdir()
+        config = {"model_type": "llava_llama"} | ({"conversation_template": recorded} if recorded else {})
+        (tmp_path / folder / "config.json").write_text(json.dumps(config, indent=2))
+        for name in RECIPES:
+            usual = "plain" if name == "pretrain" else "v1"
+            for words, variables in (
+                ((), {"MODEL": str(tmp_path / folder)}),
+                (("--lora_weight_path", str(tmp_path / folder)), {}),
+                (("--model_name_or_path", str(tmp_path / folder)), {}),
+            ):
+                if variables or name == "finetune_lora":
+                    given = flags_of(gpu8.command(recipe(name), *words, **variables))
+                    expected = None if recorded == "chatml" and name != "pretrain" else usual
+                    assert given.get("--version") == expected, (name, words)
+    own = gpu8.command(recipe("finetune"), MODEL=str(tmp_path / "my llava"), VERSION="v1")
+    assert flags_of(own)["--version"] == "v1"
+    assert "--version" not in gpu8.command(recipe("finetune"), f"--model_name_or_path={tmp_path / 'my llava'}")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_variable_is_documented(name: str, gpu8: Shell) -> None:
     sources = [

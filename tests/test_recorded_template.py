@@ -77,6 +77,37 @@ def test_every_kind_of_folder_records_it(assets: Path) -> None:
         assert recorded_template(model.config) == (None if name == "projector" else "chatml")
 
 
+def test_a_projector_trained_in_plain_over_a_llava_is_asked_in_the_llavas_template(
+    assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = {"model_name_or_path": assets / "whole", "max_steps": 1}
+    train(flags(assets, tmp_path / "projector", "pretrain", **over))
+    assert recorded_in(tmp_path / "projector") == "chatml"
+    for older in ("plain", None):  # as earlier versions and LLaVA itself wrote it
+        config = json.loads((tmp_path / "projector/config.json").read_text()) | {"conversation_template": older}
+        (tmp_path / "projector/config.json").write_text(json.dumps(config))
+        tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "projector"), str(assets / "whole"), device="cpu")
+        assert choose_template(model.config, "llava") == "chatml"
+        assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    with caplog.at_level(logging.WARNING):
+        model, args = opened(assets, version="plain", **over)
+    assert (args.version, recorded_template(model.config)) == ("plain", "chatml")
+    assert "--version plain is used for this training, and chatml stays recorded" in caplog.text
+    model, _ = opened(assets, version="v0_plain", lora_weight_path=assets / "lora", **LORA)
+    assert recorded_template(model.config) == "chatml"
+
+
+def test_adapters_and_what_is_merged_from_them_end_where_the_whole_model_does(assets: Path, tmp_path: Path) -> None:
+    tokenizer, model, _, _ = load_pretrained_model(str(assets / "lora"), str(assets / "lm"), device="cpu")
+    ends = [2, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert model.generation_config.eos_token_id == ends
+    for form in ("llava", "hf"):
+        convert(str(assets / "lora"), tmp_path / form, form, str(assets / "lm"))
+        assert json.loads((tmp_path / form / "generation_config.json").read_text())["eos_token_id"] == ends
+    _, plain, _, _ = load_pretrained_model(str(assets / "projector"), str(assets / "lm"), device="cpu")
+    assert plain.generation_config.eos_token_id == 2
+
+
 def test_conversion_to_transformers_and_back_keeps_it(assets: Path, tmp_path: Path) -> None:
     convert(str(assets / "whole"), tmp_path / "hf", "hf")
     assert recorded_in(tmp_path / "hf") == "chatml"

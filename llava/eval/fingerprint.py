@@ -20,7 +20,7 @@ from llava.model.tokenizer import TOKENIZER_FILES
 
 SMALL_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "adapter_config.json", "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES,
+    "adapter_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json", *TOKENIZER_FILES,
 )  # fmt: skip
 """Files beside the weights that have a say in answers."""
 

@@ -14,7 +14,9 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.conversation import TEMPLATE_FIELD, recorded_template
 from llava.model.checkpoints import Checkpoint, Kind, examine
+from llava.model.end_mark import stop_at_end_mark
 from llava.model.hf_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.model.hub import HUB_OPTIONS, fetch
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -99,6 +101,7 @@ def load_pretrained_model(
     if compression is not None:
         model.set_compression(CompressionConfig.resolve(compression))
     tokenizer = _load_tokenizer(checkpoint, base, model)
+    stop_at_end_mark(model.generation_config, tokenizer, recorded_template(model.config))
     context = getattr(model.config, "max_sequence_length", None)
     context = context or getattr(model.config, "tokenizer_model_max_length", None) or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model.eval(), _image_processor(checkpoint, base, model), context
@@ -227,7 +230,7 @@ def _load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]
             "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
         )
     assert base.config is not None
-    config = copy.deepcopy(checkpoint.config if checkpoint.config is not None else base.config)
+    config = _config_over(base, checkpoint)
     own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
     replaces = own.is_file() and any(map(projector_name, read_header(own)))
     if not getattr(config, "mm_vision_tower", None) and (replaces or checkpoint.config is None):
@@ -245,6 +248,20 @@ def _load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]
     weights = {projector_name(name) or name: tensor for name, tensor in read_state_dict(own).items()}
     write_weights(model, weights, own)
     return model
+
+
+def _config_over(base: Checkpoint, checkpoint: Checkpoint) -> LlavaConfig:
+    """Configuration of the projector or the adapters, else of the base.
+
+    A projector, and whatever was trained in `plain`, is asked in the template of the base.
+    """
+    assert base.config is not None
+    config = copy.deepcopy(checkpoint.config if checkpoint.config is not None else base.config)
+    says = getattr(config, TEMPLATE_FIELD, None) is not None
+    former = recorded_template(base.config)
+    if former is not None and recorded_template(config) is None and (says or checkpoint.kind is Kind.PROJECTOR):
+        setattr(config, TEMPLATE_FIELD, former)
+    return config
 
 
 def _require_same_language_model(config: LlavaConfig, base: LlavaConfig, folder: Path) -> None:

@@ -20,7 +20,7 @@ from llava.model.tokenizer_probes import first_difference
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class OtherIdsError(ValueError):
@@ -45,8 +45,12 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
         options: of transformers' `from_pretrained`.
 
     Raises:
-        ValueError: if it cannot be read, or gives other ids than the SentencePiece model beside it.
+        ValueError: if there is none, it cannot be read, or it gives other ids than the SentencePiece model beside it.
     """
+    if Path(name).is_dir() and not has_tokenizer(Path(name)):
+        raise ValueError(
+            f"{str(name)!r} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy that of the language model there."
+        )
     try:
         settings = dict(get_tokenizer_config(str(name), cache_dir=options.get("cache_dir")))
         pieces, whole = (_file_of(name, file, options) for file in ("tokenizer.model", "tokenizer.json"))

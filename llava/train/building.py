@@ -78,7 +78,7 @@ def load_model(
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     model.set_compression(compression)
     _repair_generation_config(model)
-    record_template(model, tokenizer, model_args.version)
+    record_template(model, tokenizer, model_args.version, training_args.lora_weight_path)
     return model
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llava.conversation import TEMPLATE_FIELD, SeparatorStyle, get_template, recorded_template
-from llava.data.end_marks import end_mark_warning, split_end_mark
+from llava.data.end_marks import end_mark_warning
+from llava.model.end_mark import stop_at_end_mark
 from llava.train.arguments import ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 def settle_template(config: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:
     """Take the template that the checkpoint, or the adapters that training goes on with, were trained in.
 
-    A `--version` that makes other prompts is used, with a warning; that of pre-training, `plain`, without one.
+    A `--version` that makes other prompts is used, with a warning. So is `plain`, that of pre-training; as nobody can
+    be asked in it, `record_template` keeps the recorded one.
 
     Args:
         config: of the checkpoint.
@@ -37,36 +39,39 @@ def settle_template(config: Any, model_args: ModelArguments, training_args: Trai
     if "version" not in model_args.given and model_args.version == default:
         logger.info("The checkpoint was trained in template %s, which goes on: no --version was given.", recorded)
         model_args.version = recorded
-    elif asked.sep_style is not SeparatorStyle.PLAIN:
+    elif asked.sep_style is SeparatorStyle.PLAIN:
+        level = logging.INFO if model_args.tune_mm_mlp_adapter else logging.WARNING
+        logger.log(
+            level, "The checkpoint was trained in template %s, as its config.json says; --version %s is used for this "
+            "training, and %s stays recorded, as nobody can be asked in %s.",
+            recorded, model_args.version, recorded, model_args.version,
+        )  # fmt: skip
+    else:
         logger.warning(
             "The checkpoint was trained in template %s, as its config.json says; --version %s is used and recorded in "
             "its place.", recorded, model_args.version,
         )  # fmt: skip
 
 
-def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: str, adapters: str | None = None) -> None:
     """Write the template into the model's configuration, and what ends an answer among the tokens that end one.
 
-    A template whose end mark is not one token of the tokenizer is warned about.
+    `plain` takes the place of no other that is recorded. A template whose end mark is not one token of the tokenizer
+    is warned about.
 
     Args:
         model: its `config` and `generation_config` are changed.
         tokenizer: of the model.
-        template: key of `conv_templates`.
+        template: key of `conv_templates` that is trained in.
+        adapters: folder of the adapters that training goes on with.
     """
-    setattr(model.config, TEMPLATE_FIELD, template)
+    plain = get_template(template).sep_style is SeparatorStyle.PLAIN
+    recorded = (_recorded(model.config, adapters) if plain else None) or template
+    setattr(model.config, TEMPLATE_FIELD, recorded)
+    stop_at_end_mark(model.generation_config, tokenizer, recorded)
     warning = end_mark_warning(template, tokenizer) if tokenizer.is_fast else None
     if warning is not None:
         logger.warning("%s", warning)
-    mark = get_template(template).end_mark
-    if mark not in tokenizer.get_added_vocab() or split_end_mark(template, tokenizer):
-        return
-    end, generation = tokenizer.convert_tokens_to_ids(mark), model.generation_config
-    known = generation.eos_token_id
-    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
-    if end not in ends:
-        ends.append(end)
-        generation.eos_token_id = ends if len(ends) > 1 else end
 
 
 def _recorded(config: Any, adapters: str | None) -> str | None:

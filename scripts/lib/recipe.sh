@@ -48,6 +48,7 @@ begin_recipe() {
     RUN=llava-v1.5-7b${name:+-$name}
     OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}
     RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT_DIR")}
+    starts=("$(value_of --model_name_or_path --model_name_or_path "${MODEL:-}" "${@:2}")" "$(value_of --lora_weight_path "${@:2}")")
     set_common_flags
 }
 
@@ -91,11 +92,39 @@ set_common_flags() {
     fi
 }
 
-# set_finetune_flags: sets finetune_flags, what the recipes of the second phase share.
+# records_template FOLDER: whether its config.json records a conversation template in which a model can be asked.
+records_template() {
+    local recorded
+    if [ ! -f "$1/config.json" ]; then return 1; fi
+    recorded=$(grep -o '"conversation_template"[[:space:]]*:[[:space:]]*"[^"]*"' "$1/config.json" || true)
+    [ -n "$recorded" ] && [[ $recorded != *'"plain"' ]]
+}
+
+# value_of FLAG WORD...: the value that the words give a flag, the last one where there are several.
+value_of() {
+    local flag=$1 value=""
+    shift
+    while [ $# -gt 0 ]; do
+        if [ "$1" = "$flag" ]; then value=${2:-}; fi
+        if [[ $1 == "$flag="* ]]; then value=${1#*=}; fi
+        shift
+    done
+    echo "$value"
+}
+
+# set_finetune_flags: sets finetune_flags, what the recipes of the second phase share. Without VERSION, training goes on
+# in the template that MODEL or the adapters record: a --version on the command line would take its place.
 set_finetune_flags() {
+    local version=${VERSION:-} start
+    if [ -z "$version" ]; then
+        version=v1
+        for start in "${starts[@]}"; do
+            if records_template "$start"; then version=""; fi
+        done
+    fi
     finetune_flags=(
         "${common_flags[@]}"
-        --version "${VERSION:-v1}"
+        ${version:+--version "$version"}
         --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}"
         --image_folder "${IMAGE_FOLDER:-./playground/data}"
         --image_aspect_ratio "${IMAGE_ASPECT:-pad}"

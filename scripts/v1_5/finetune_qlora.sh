@@ -12,7 +12,7 @@
 #   IMAGE_FOLDER       where their image names start              ./playground/data
 #   ADAPTER            mm_projector.bin of the pre-training       ./checkpoints/...-pretrain/mm_projector.bin
 #   OUTPUT_DIR         where adapter and projector go             ./checkpoints/llava-v1.5-7b-$COMPRESSION-qlora
-#   VERSION            conversation template                      v1
+#   VERSION            conversation template                      what MODEL's config.json records, else v1
 #   IMAGE_ASPECT       pad or square                              pad
 #   LEARNING_RATE      of the low-rank adapter                    2e-4
 #   SAVE_STEPS         steps between checkpoints (LLaVA: 50000)   500

@@ -12,7 +12,7 @@
 #   DATA_PATH          conversations: JSON or YAML mixture        ./playground/data/llava_v1_5_mix665k.json
 #   IMAGE_FOLDER       where their image names start              ./playground/data
 #   OUTPUT_DIR         where the model goes                       ./checkpoints/llava-v1.5-7b-$COMPRESSION-task
-#   VERSION            conversation template                      v1
+#   VERSION            conversation template                      what MODEL's config.json records, else v1
 #   IMAGE_ASPECT       pad or square                              pad
 #   LEARNING_RATE      of language model and projector            2e-5
 #   SAVE_STEPS         steps between checkpoints (LLaVA: 50000)   500
