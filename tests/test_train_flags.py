@@ -24,6 +24,7 @@ from llava.train.trainer import LlavaTrainer
 
 BASE = ["--data_path", "d.json", "--output_dir", "out", "--use_cpu", "True"]
 LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+LEFT_OUT = ("image_aspect_ratio", "mm_vision_select_layer")
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +279,20 @@ def test_adapters_that_are_none_or_of_another_base_are_said(
     said = {"lora_weight_path": assets / "lora", "mm_vision_select_layer": -1, "lora_enable": True}
     with pytest.raises(ValueError, match=r"mm_vision_select_layer is -1 on the command line, but -2 in"):
         opened(assets, **said)
+
+
+@pytest.mark.parametrize("held", [{"image_aspect_ratio": None, "mm_vision_select_layer": None}, {}])
+def test_what_a_llava_leaves_out_is_read_as_llava_reads_it(
+    assets: Path, tmp_path: Path, held: dict[str, object]
+) -> None:
+    train(flags(assets, tmp_path / "llava", "finetune", max_steps=1, early_save_check=False, image_aspect_ratio=None))
+    path = tmp_path / "llava/config.json"
+    written = {name: value for name, value in json.loads(path.read_text()).items() if name not in LEFT_OUT}
+    path.write_text(json.dumps(written | held))
+    base = {"model_name_or_path": tmp_path / "llava", "image_aspect_ratio": None}
+    opened(assets, **base)
+    opened(assets, **base | {"mm_vision_select_layer": 2, "image_aspect_ratio": "square"})
+    with pytest.raises(ValueError, match="image_aspect_ratio is 'pad' on the command line, but 'square' by default in"):
+        opened(assets, **base | {"image_aspect_ratio": "pad"})
+    with pytest.raises(ValueError, match="mm_vision_select_layer is -1 on the command line, but -2 by default in"):
+        opened(assets, **base | {"mm_vision_select_layer": -1})

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ def test_another_rate_and_length_hold_from_the_next_step_on(
         assert said in caplog.text
 
 
-def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(assets: Path, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
+    assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the middle of an epoch, at a rate that is not 0 at the end."""
     options = RUN | {"max_steps": 6, "lr_scheduler_type": "constant"}
     out = train(flags(assets, tmp_path / "out", "finetune", **options))
@@ -152,6 +155,7 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(assets: Pa
         ValueError, match=r"checkpoint-6 cannot be resumed: it took 6 steps, but this run is to have 3 .--max"
     ):
         train(flags(assets, out, "finetune", **options | {"max_steps": 3}))
+    assert "from here on" not in caplog.text, "what is refused is not said to hold"
 
 
 def test_a_rate_of_its_own_goes_on_with_another_value(assets: Path, tmp_path: Path) -> None:
@@ -189,13 +193,77 @@ def test_what_an_earlier_version_did_not_write_down_is_named(
     del known["arguments"]["optim"], known["start"]["tokenizer"]
     changed_facts(half / "checkpoint-2", arguments=known["arguments"], start=known["start"], later="unknown")
     train(flags(assets, half, "finetune", **RUN))
-    assert "says nothing of --optim, the tokenizer, as an earlier version wrote it" in caplog.text
+    assert "says nothing of --optim and the tokenizer, as an earlier version wrote it" in caplog.text
     caplog.clear()
     shutil.rmtree(half / "checkpoint-4")
     (half / "model.safetensors").unlink()
     changed_facts(half / "checkpoint-2", arguments=None, start=None)
     train(flags(assets, half, "finetune", **RUN))
-    assert "says nothing of the arguments, the" in caplog.text
+    assert "says nothing of the arguments and what the weights started from, as" in caplog.text
+    assert "in other batches" not in caplog.text, "nothing tells which they were"
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda held: [held], "holds a list, not an object of facts"),
+        (lambda held: {name: held[name] for name in held if name not in ("seed", "data")}, "lacks 'data', 'seed'"),
+        (lambda held: held | {"arguments": None}, "holds 'arguments' that is no object"),
+    ],
+)
+def test_facts_that_are_damaged_are_not_taken_for_absent(half: Path, write: Callable[[Any], Any], said: str) -> None:
+    path = half / "checkpoint-2" / FACTS_FILE
+    path.write_text(json.dumps(write(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=f"run_facts.json' {said}.*--resume_from_checkpoint"):
+        RunFacts.read(path.parent)
+
+
+def test_the_pixels_that_the_tower_is_given_are_part_of_the_run(assets: Path, half: Path, tmp_path: Path) -> None:
+    shutil.copytree(assets / "tower", tmp_path / "tower")
+    path = tmp_path / "tower/preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0, 0, 0]}))
+    with pytest.raises(
+        ValueError, match=r"the image processor is another .*preprocessor_config.json of --vision_tower"
+    ):
+        train(flags(assets, half, "finetune", **RUN | {"vision_tower": tmp_path / "tower"}))
+
+
+# === The held-out loss decides ===
+
+
+def test_a_rate_that_the_held_out_loss_steers_goes_on_only_with_the_same(assets: Path, tmp_path: Path) -> None:
+    """Such a schedule keeps no first rate, and other held-out data would lower it at other steps."""
+    (tmp_path / "other.json").write_text(json.dumps(json.loads((assets / "chats.json").read_text())[:4]))
+    options = RUN | {
+        "lr_scheduler_type": "reduce_lr_on_plateau", "eval_data_path": assets / "chats.json", "eval_strategy": "steps",
+        "eval_steps": 1, "early_save_check": False,
+    }  # fmt: skip
+    out = train(flags(assets, tmp_path / "out", "finetune", **options | {"max_steps": 2}))
+    (out / "model.safetensors").unlink()
+    for changes, sentence in (
+        ({"learning_rate": 5e-3}, "--learning_rate was 0.01 and is 0.005. Give the old value again"),
+        ({"eval_steps": 2}, r"--eval_steps was 1(\.0)? and is 2"),
+        ({"eval_data_path": tmp_path / "other.json"}, "the held-out data is another .*--eval_data_path"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train(flags(assets, out, "finetune", **options | changes))
+    shutil.copy(assets / "chats.json", tmp_path / "copy.json")
+    train(flags(assets, out, "finetune", **options | {"eval_data_path": tmp_path / "copy.json"}))
+
+
+def test_the_held_out_loss_that_chooses_the_weights_stays_the_same() -> None:
+    then = {"load_best_model_at_end": True, "eval_steps": 1, "save_steps": 1, "lr_scheduler_type": "linear"}
+    now = then | {"eval_steps": 2, "save_steps": 2}
+    assert [one.change for one in differences(then, now)] == [Change.REFUSED] * 2
+    harmless = differences(then | {"load_best_model_at_end": False}, now | {"load_best_model_at_end": False})
+    assert [one.change for one in harmless] == [Change.HARMLESS] * 2
+
+
+def test_two_names_of_one_template_or_layer_are_no_difference() -> None:
+    then = {"version": "v1", "mm_vision_select_layer": -2}
+    assert not differences(then, {"version": "vicuna_v1", "mm_vision_select_layer": 2}, tower_layers=3)
+    assert not differences({"version": "plain"}, {"version": "v0_plain"})
+    assert len(differences(then, {"version": "llava_llama_2", "mm_vision_select_layer": 1}, tower_layers=3)) == 2
 
 
 # === The table ===

@@ -20,7 +20,7 @@ from llava.train import checkpoint, trainer
 from llava.train.arguments import parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data
 from llava.train.early_check import expected_weights, require_room, require_whole
-from llava.train.facts import RunFacts, require_same_run
+from llava.train.facts import RunFacts, require_same_run, say_what_changed
 from llava.train.manifest import faults, seal
 from llava.train.train import train
 from llava.train.validation import held_out_loader
@@ -192,6 +192,7 @@ def test_fault_4_another_number_of_processes_is_a_warning_for_torch_and_an_error
 ) -> None:
     facts().write(tmp_path)
     require_same_run(tmp_path, facts(world_size=4))
+    say_what_changed(tmp_path, facts(world_size=4))
     assert "Resuming with 4 processes what 2 began" in caplog.text
     facts(engine="deepspeed-zero3").write(tmp_path)
     with pytest.raises(ValueError, match=r"into 2 pieces, but there are 4 processes; .*zero_to_fp32"):

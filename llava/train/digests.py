@@ -21,6 +21,10 @@ _SAMPLE = 4096
 _HEAD = 2**20  # the header of a safetensors file, with names and shapes of its tensors, lies in it
 # What a config.json says about the program that wrote it, and about where it lay.
 _PASSING = ("_name_or_path", "transformers_version", "_commit_hash")
+_PIXELS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
 _PROBES = (
     "A picture of  two dogs\n",
     "    indented: 3.14 €",
@@ -76,6 +80,14 @@ def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     ids: Any = [tokenizer(text)["input_ids"] for text in _PROBES]
     return digest_text([str(len(tokenizer)), json.dumps(special), json.dumps(ids)])
+
+
+def digest_image_processor(processor: Any) -> str | None:
+    """Of what makes pixels of an image, wherever it was read from; None without one."""
+    if processor is None:
+        return None
+    held = processor.to_dict()
+    return digest_text([json.dumps({name: held.get(name) for name in _PIXELS}, sort_keys=True, default=str)])
 
 
 def _digest_folder(folder: Path, weights: list[Path]) -> str:

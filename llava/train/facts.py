@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from llava.compression.config import CompressionConfig
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.digests import digest_adapters, digest_model, digest_tokenizer, digest_weights
-from llava.train.resuming import Change, differences, plain
+from llava.train.digests import (
+    digest_adapters,
+    digest_image_processor,
+    digest_model,
+    digest_tokenizer,
+    digest_weights,
+)
+from llava.train.resuming import Change, depends_on_held_out_data, differences, plain
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +26,17 @@ _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_*", "
 _FLAGS = {  # of the entries of `RunFacts.start`
     "base model": "--model_name_or_path",
     "vision tower": "--vision_tower",
+    "image processor": "preprocessor_config.json of --vision_tower",
+    "held-out data": "--eval_data_path",
     "projector": "--pretrain_mm_mlp_adapter",
     "adapters": "--lora_weight_path",
     "tokenizer": "the tokenizer's files beside --model_name_or_path",
     "DeepSpeed's optimizer and schedule": "--deepspeed",
 }
+_DAMAGED = (
+    "Whether data and settings are the same cannot be told, so the run does not go on from it: name an earlier "
+    "checkpoint with --resume_from_checkpoint, or begin a run with another --output_dir."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class RunFacts:
         seed: of the order.
         arguments: values of all arguments by name; what becomes of a difference stands in `llava.train.resuming`.
         start: fingerprints of what the weights started from; None for what was not there.
+        tower_layers: of the vision tower; None without one.
     """
 
     compression: dict[str, Any]
@@ -54,6 +67,7 @@ class RunFacts:
     seed: int
     arguments: dict[str, Any] = field(default_factory=dict)
     start: dict[str, str | None] = field(default_factory=dict)
+    tower_layers: int | None = None
 
     def write(self, folder: str | Path) -> None:
         """Leave `run_facts.json` in a checkpoint."""
@@ -61,19 +75,30 @@ class RunFacts:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFacts | None:
-        """Of a checkpoint; None in one that another program wrote, or that tells less than a run needs to go on.
+        """Of a checkpoint; None in one that another program wrote.
 
         Facts that later versions added are empty in the checkpoints of earlier ones.
+
+        Raises:
+            ValueError: if the file is there and no facts are in it; names what is missing.
         """
         path = Path(folder) / FACTS_FILE
         if not path.is_file():
             return None
-        held = json.loads(path.read_text(encoding="utf-8"))
-        known = {entry.name: held[entry.name] for entry in fields(cls) if entry.name in held}
         try:
-            return cls(**known)
-        except TypeError:
-            return None
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is not JSON ({error}). {_DAMAGED}") from error
+        if not isinstance(held, dict):
+            raise ValueError(f"{str(path)!r} holds a {type(held).__name__}, not an object of facts. {_DAMAGED}")
+        needed = (one for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING)
+        missing = [repr(one.name) for one in needed if one.name not in held]
+        if missing:
+            raise ValueError(f"{str(path)!r} lacks {', '.join(missing)}. {_DAMAGED}")
+        for name in ("arguments", "start"):
+            if not isinstance(held.get(name, {}), dict):
+                raise ValueError(f"{str(path)!r} holds {name!r} that is no object. {_DAMAGED}")
+        return cls(**{entry.name: held[entry.name] for entry in fields(cls) if entry.name in held})
 
 
 def describe_run(
@@ -83,6 +108,7 @@ def describe_run(
     data_args: DataArguments,
     args: TrainingArguments,
     part: str,
+    held_out: Any = None,
 ) -> RunFacts:
     """The facts of a run that is about to start.
 
@@ -91,6 +117,7 @@ def describe_run(
         dataset: with a `fingerprint` of its content.
         model_args, data_args, args: of the run, with what a checkpoint settled.
         part: what is trained, as in `LlavaTrainer`.
+        held_out: as `dataset`; None without any.
     """
     engine = "torch"
     if args.deepspeed:
@@ -107,36 +134,46 @@ def describe_run(
         engine=engine,
         seed=args.seed if args.data_seed is None else args.data_seed,
         arguments=arguments,
-        start=_start(dataset.tokenizer, model_args, args),
+        start=_start(dataset.tokenizer, model_args, args)
+        | {
+            "image processor": digest_image_processor(dataset.image_processor),
+            "held-out data": None if held_out is None else str(held_out.fingerprint),
+        },
+        tower_layers=_tower_layers(model),
     )
 
 
 def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
-    """Refuse to go on as another run; say in the log what differs without harm.
+    """Refuse to go on as another run.
 
     Raises:
-        ValueError: if the checkpoint holds no optimizer, or if something changed that makes it another run; says both
-            values and what to do.
+        ValueError: if something changed that makes it another run; says both values and what to do.
     """
+    then = RunFacts.read(checkpoint)
+    for sentence in () if then is None else _refusals(then, now):
+        raise ValueError(f"{checkpoint} cannot be resumed: {sentence}")
+
+
+def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:
+    """Say in the log what differs without making it another run, once nothing else can refuse it."""
     then = RunFacts.read(checkpoint)
     if then is None:
         logger.warning("%s has no %s; whether data and settings are the same cannot be told.", checkpoint, FACTS_FILE)
         return
-    for sentence in _refusals(then, now):
-        raise ValueError(f"{checkpoint} cannot be resumed: {sentence}")
     _say_what_cannot_be_told(checkpoint, then, now)
-    for difference in differences(then.arguments, now.arguments):
+    for difference in differences(then.arguments, now.arguments, now.tower_layers):
         if difference.change is Change.APPLIED:
             logger.warning("%s, from here on.", difference)
         elif difference.change is Change.WARNED:
             logger.warning("%s: the result will not be equal bit for bit.", difference)
         elif difference.change is Change.UNSEEN:
             logger.warning("%s: whether the same images lie there is not looked at.", difference)
-    if (then.world_size, _share(then)) != (now.world_size, _share(now)):
+    same_share = _share(then) == _share(now) or None in (_share(then), _share(now))
+    if then.world_size != now.world_size or not same_share:
         logger.warning(
             "Resuming with %d processes what %d began%s: the samples of every step are the same, but sums are taken in "
             "another order and dropout draws other numbers, so the result will not be equal bit for bit.",
-            now.world_size, then.world_size, "" if _share(then) == _share(now) else ", in other batches",
+            now.world_size, then.world_size, "" if same_share else ", in other batches",
         )  # fmt: skip
 
 
@@ -165,6 +202,11 @@ def require_steps(checkpoint: str | Path, done: int, asked: int) -> None:
             f"{checkpoint} cannot be resumed: it took {done} steps, but this run is to have {asked} (--max_steps, "
             "--num_train_epochs); give no fewer than it took, or name an earlier one with --resume_from_checkpoint."
         )
+
+
+def _tower_layers(model: Any) -> int | None:
+    tower = model.get_vision_tower()
+    return None if tower is None else int(tower.config.num_hidden_layers)
 
 
 def _share(facts: RunFacts) -> Any:
@@ -197,12 +239,19 @@ def _start(tokenizer: Any, model_args: ModelArguments, args: TrainingArguments) 
 def _say_what_cannot_be_told(checkpoint: str | Path, then: RunFacts, now: RunFacts) -> None:
     unknown = [f"--{name}" for name in sorted(now.arguments.keys() - then.arguments.keys())]
     unknown = ["the arguments"] if now.arguments and not then.arguments else unknown
-    unknown += [f"the {name}" for name in sorted(now.start.keys() - then.start.keys())]
+    if now.start and not then.start:
+        unknown.append("what the weights started from")
+    else:
+        unknown += [_with_article(name) for name in sorted(now.start.keys() - then.start.keys())]
     if unknown:
         logger.warning(
             "%s says nothing of %s, as an earlier version wrote it; whether they are the same cannot be told.",
-            checkpoint, ", ".join(unknown),
+            checkpoint, " and ".join((", ".join(unknown[:-1]), unknown[-1]) if len(unknown) > 1 else unknown),
         )  # fmt: skip
+
+
+def _with_article(name: str) -> str:
+    return name if name.startswith("DeepSpeed") else f"the {name}"
 
 
 def _refusals(then: RunFacts, now: RunFacts) -> list[str]:
@@ -242,16 +291,20 @@ def _other_start(then: RunFacts, now: RunFacts) -> list[str]:
     found = []
     for name, before in then.start.items():
         after = now.start.get(name, before)
+        if name == "held-out data" and not depends_on_held_out_data(then.arguments, now.arguments):
+            continue
         if before != after and (name not in ("base model", "vision tower") or None not in (before, after)):
             found.append(
-                f"the {name} is another than at its beginning ({_FLAGS.get(name, name)}); give the old one again, or "
-                "begin a run with another --output_dir."
+                f"{_with_article(name)} is another than at its beginning ({_FLAGS.get(name, name)}); give the old one "
+                "again, or begin a run with another --output_dir."
             )
     return found
 
 
 def _other_arguments(then: RunFacts, now: RunFacts) -> list[str]:
-    refused = [one for one in differences(then.arguments, now.arguments) if one.change is Change.REFUSED]
+    refused = [
+        one for one in differences(then.arguments, now.arguments, now.tower_layers) if one.change is Change.REFUSED
+    ]
     if not refused:
         return []
     return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -46,10 +46,11 @@ _CHOICES = ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio"
 
 @dataclass(frozen=True)
 class _Source:
-    """One place that says how a model was trained: its name in messages, and the fields it says."""
+    """One place that says how a model was trained: its name in messages, the fields it says, and those left out."""
 
     name: str
     says: Mapping[str, Any]
+    silent: Collection[str] = ()
 
 
 def find_start(model_args: ModelArguments, training_args: TrainingArguments) -> Checkpoint:
@@ -109,7 +110,7 @@ def settle_flags(
     if training_args.lora_weight_path:
         sources += _recorded_beside(Path(training_args.lora_weight_path) / "config.json", OF_THE_LLAVA)
     if is_llava:
-        sources.append(_Source(f"in {str(start.folder / 'config.json')!r}", config.to_dict()))
+        sources.append(_recorded(start.folder / "config.json", config.to_dict(), OF_THE_LLAVA))
     model_args.vision_tower = _settle_tower(sources)
     if not is_llava and model_args.pretrain_mm_mlp_adapter:
         beside = _recorded_beside(Path(model_args.pretrain_mm_mlp_adapter).parent / "config.json", OF_THE_PROJECTOR)
@@ -172,8 +173,14 @@ def _recorded_beside(path: Path, fields: Mapping[str, Any]) -> list[_Source]:
         raise ValueError(f"{str(path)!r} is not JSON ({error}); fetch or copy it anew.") from error
     if not isinstance(held, dict) or not held.get("mm_vision_tower"):
         return []
-    says = {field: held[field] for field in ("mm_vision_tower", *fields) if field in held}
-    return [_Source(f"in {str(path)!r}", says)]
+    return [_recorded(path, held, fields)]
+
+
+def _recorded(path: Path, held: Mapping[str, Any], fields: Mapping[str, Any]) -> _Source:
+    """What a `config.json` says of these fields; one that it leaves out, or that is null, has LLaVA's default."""
+    silent = [field for field in fields if held.get(field) is None]
+    says = {field: fields[field] if field in silent else held[field] for field in fields}
+    return _Source(f"in {str(path)!r}", says | {"mm_vision_tower": held["mm_vision_tower"]}, silent)
 
 
 def _settle(field: str, sources: Sequence[_Source], depth: int | None) -> Any:
@@ -183,14 +190,20 @@ def _settle(field: str, sources: Sequence[_Source], depth: int | None) -> Any:
         ValueError: if they do not agree.
     """
     found = [(source, source.says[field]) for source in sources if source.says.get(field) is not None]
+    if any(field not in source.silent for source, _ in found if source is not sources[0]):
+        found = [(source, value) for source, value in found if field not in source.silent]
     for source, value in found[1:]:
         first, chosen = found[0]
         if _plain(field, value, depth) != _plain(field, chosen, depth):
             raise ValueError(
-                f"{field} is {chosen!r} {first.name}, but {value!r} {source.name}, which the weights were trained "
-                f"with. {_advice(field, source)}"
+                f"{field} is {chosen!r} {_place(first, field)}, but {value!r} {_place(source, field)}, which the "
+                f"weights were trained with. {_advice(field, source)}"
             )
     return found[0][1] if found else None
+
+
+def _place(source: _Source, field: str) -> str:
+    return f"by default {source.name}, where it is left out" if field in source.silent else source.name
 
 
 def _advice(field: str, source: _Source) -> str:

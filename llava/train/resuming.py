@@ -11,6 +11,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from llava.conversation import conv_templates, get_template
+
 
 class Change(enum.Enum):
     """What a difference leads to; the values stand in the documentation."""
@@ -20,6 +22,12 @@ class Change(enum.Enum):
     APPLIED = "holds from the next step on, and the log says so"
     WARNED = "warning: the result will not be equal bit for bit"
     UNSEEN = "warning: images are not part of the comparison"
+    STEERING = (
+        "error where the held-out loss steers the rate or chooses the weights (`--lr_scheduler_type "
+        "reduce_lr_on_plateau` or `greedy`, `--load_best_model_at_end`; held-out data is compared by its content); "
+        "else nothing"
+    )
+    CHOOSING = "error with `--load_best_model_at_end`, which chooses among what was saved; else nothing"
     HARMLESS = "nothing: the weights do not depend on it"
 
 
@@ -46,6 +54,8 @@ GROUPS: dict[Change, frozenset[str]] = {
         )
     ),
     Change.UNSEEN: frozenset(("image_folder",)),
+    Change.STEERING: frozenset(("eval_data_path", "eval_strategy", "eval_steps", "eval_delay")),
+    Change.CHOOSING: frozenset(("save_strategy", "save_steps")),
     Change.HARMLESS: frozenset(
         (
             # Where things are, and what is said
@@ -55,12 +65,12 @@ GROUPS: dict[Change, frozenset[str]] = {
             "logging_nan_inf_filter", "disable_tqdm", "peak_tflops", "skip_memory_metrics", "debug",
             "include_num_input_tokens_seen",
             # Validation
-            "eval_data_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval", "do_train",
+            "eval_on_start", "do_eval", "do_train",
             "do_predict", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches",
             "eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only",
             "bf16_full_eval", "fp16_full_eval",
             # Checkpoints
-            "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model",
+            "save_total_limit", "save_on_each_node", "save_only_model",
             "early_save_check", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "push_to_hub",
             "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
             # How data and gradients travel
@@ -72,6 +82,8 @@ GROUPS: dict[Change, frozenset[str]] = {
     ),
 }  # fmt: skip
 _OPTIONAL_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
+_RATES = ("learning_rate", *_OPTIONAL_RATES)
+_BY_THE_LOSS = ("reduce_lr_on_plateau", "greedy")  # schedules that change the rate they find, and keep no first one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,20 +110,39 @@ def change_of(name: str) -> Change:
     return next((change for change, names in GROUPS.items() if name in names), Change.REFUSED)
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+def steered_by_the_loss(arguments: Mapping[str, Any]) -> bool:
+    """Whether the held-out loss of a run decides on its learning rate."""
+    return arguments.get("lr_scheduler_type") in _BY_THE_LOSS
+
+
+def depends_on_held_out_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the held-out loss decides, at both starts, on the learning rate or on the weights that are kept."""
+    return steered_by_the_loss(then) or _chooses(then, now)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], tower_layers: int | None = None) -> list[Difference]:
     """Arguments that both starts know and that differ, those that are compared by their content left out.
 
     Args:
         then: values of the run that left a checkpoint, as `plain` gives them.
         now: of the run that is to go on from it.
+        tower_layers: of the vision tower, so that layers counted from its end and from its front can be compared.
     """
     found = []
     for name in sorted(then.keys() & now.keys()):
         change = change_of(name)
-        if then[name] == now[name] or change is Change.BY_CONTENT or _is_unused(name, then, now):
+        if _same(name, then[name], now[name], tower_layers) or change is Change.BY_CONTENT:
+            continue
+        if _is_unused(name, then, now) or name == "eval_data_path":  # its content is compared
             continue
         if name in _OPTIONAL_RATES and None in (then[name], now[name]):
             change = Change.REFUSED  # the optimizer sorts weights by whether they have a rate of their own
+        if name in _RATES and steered_by_the_loss(then):
+            change = Change.REFUSED  # nothing tells how far such a schedule had lowered the old rate
+        if change is Change.STEERING:
+            change = Change.REFUSED if depends_on_held_out_data(then, now) else Change.HARMLESS
+        if change is Change.CHOOSING:
+            change = Change.REFUSED if _chooses(then, now) else Change.HARMLESS
         found.append(Difference(name, then[name], now[name], change))
     return found
 
@@ -120,6 +151,20 @@ def plain(*arguments: Any) -> dict[str, Any]:
     """The values of argument classes as JSON can hold them, by name; access tokens are left out."""
     fields = ((field.name, group) for group in arguments for field in dataclasses.fields(group))
     return {name: _plain(getattr(group, name)) for name, group in fields if not name.endswith("_token")}
+
+
+def _same(name: str, then: Any, now: Any, tower_layers: int | None) -> bool:
+    """Whether two values ask for the same: templates by what they hold, layers of the tower by their place."""
+    if name == "version" and then in conv_templates and now in conv_templates:
+        return get_template(then) == get_template(now)
+    if name == "mm_vision_select_layer" and tower_layers and isinstance(then, int) and isinstance(now, int):
+        return then % (tower_layers + 1) == now % (tower_layers + 1)
+    return bool(then == now)
+
+
+def _chooses(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both starts end with the weights of the lowest held-out loss."""
+    return bool(then.get("load_best_model_at_end") and now.get("load_best_model_at_end"))
 
 
 def _is_unused(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -48,7 +48,7 @@ def train(argv: Sequence[str] | None = None) -> Path:
     dataset, collator = make_data(model, tokenizer, model_args, data_args)
     held_out = make_held_out(dataset, data_args)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
-    facts = describe_run(model, dataset, model_args, data_args, training_args, part)
+    facts = describe_run(model, dataset, model_args, data_args, training_args, part, held_out)
     if checkpoint is not None:
         require_optimizer(checkpoint)
         require_same_run(checkpoint, facts)

@@ -33,7 +33,7 @@ from llava.train.checkpoint import (
     save_adapter,
 )
 from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
-from llava.train.facts import RunFacts, require_steps
+from llava.train.facts import RunFacts, require_steps, say_what_changed
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -220,6 +220,8 @@ class LlavaTrainer(Trainer):
         """
         if checkpoint is not None:
             require_steps(checkpoint, self.state.global_step, self.state.max_steps)
+            if self.facts is not None:
+                say_what_changed(checkpoint, self.facts)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             apply_rates(self.optimizer, self.lr_scheduler, self._asked_rates)
