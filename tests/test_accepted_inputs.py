@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,51 @@ def test_images_come_as_callers_have_them(model: Any) -> None:
         model(ids, images=[[a, b, c]])
 
 
+@pytest.mark.parametrize("compression", ["none", DUET])
+def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(compression: Any) -> None:
+    model, new = tiny_llava(compression=compression), torch.tensor([[9, 10]])
+    with torch.no_grad():
+        cache = model(PROMPT, images=pixels(1), use_cache=True).past_key_values
+    held, following = cache.get_seq_length(), int(cache.stages[0].next_position)
+    hidden = torch.ones(1, held + 2).index_fill(1, torch.tensor([0, 1]), 0)
+    other = "none" if compression != "none" else DUET
+    for options, words in (
+        ({"position_ids": torch.tensor([[50, 51]])}, r"position_ids are \[\[50, 51\]\], but behind past_key_values"),
+        ({"position_ids": [[50, 51]]}, "position_ids is a list"),
+        ({"attention_mask": hidden}, f"shows .{held - 2}. of the tokens in past_key_values, which holds .{held}."),
+        ({"compression": other}, "compression cannot be changed behind a filled cache"),
+    ):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match=words):
+                call(new, past_key_values=copy.deepcopy(cache), **options)
+    with pytest.raises(ValueError, match="but behind past_key_values"):
+        model.model(new, past_key_values=cache, position_ids=torch.tensor([[50, 51]]))
+    with pytest.raises(ValueError, match="Images cannot be added behind"):
+        model(torch.tensor([[IMAGE_TOKEN_INDEX]]), past_key_values=cache)
+    with torch.no_grad():
+        expected = model(new, past_key_values=copy.deepcopy(cache)).logits
+        for options in (
+            {"position_ids": torch.tensor([[following, following + 1]]), "attention_mask": torch.ones(1, held + 2)},
+            {"compression": compression},
+        ):
+            assert torch.equal(model(new, past_key_values=copy.deepcopy(cache), **options).logits, expected)
+
+
+def test_media_under_a_name_that_nothing_reads_are_named(model: Any) -> None:
+    ids, images = torch.tensor([[1, 5, 6, 7]]), pixels(1)
+    for given in ({"image": images}, {"image_features": images[0]}, {"videos": [images]}, {"image": "cat.png"}):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match=f"{next(iter(given))} is not read by this model; give the pixels as"):
+                call(ids, **given)
+    with pytest.raises(ValueError, match="images is not read by this model; call the model with its head"):
+        model.model(ids, images=images)
+    with pytest.raises(ValueError, match=r"images is an array of <U7"):
+        model(PROMPT, images=np.array(["cat.png"]))
+    rows = np.empty(1, dtype=object)
+    rows[0] = images[0].numpy()
+    assert torch.equal(model(PROMPT, images=rows).logits, model(PROMPT, images=images).logits)
+
+
 @pytest.mark.parametrize("given", ["none", {}, {"t2v": DUET["t2v"]}, CompressionConfig()])
 def test_forward_takes_a_compression_in_every_form(model: Any, given: Any) -> None:
     images = pixels(1)
@@ -273,6 +319,10 @@ def test_guidance_is_that_of_transformers(more: dict[str, Any]) -> None:
         ({"attention_mask": matrix(1, 5)}, "whole attention matrix"),
         ({"input_ids": PROMPT}, "Give the prompt once"),
         ({"past_key_values": DynamicCache()}, "it must be a StagedCache, or left out"),
+        ({"past_key_values": ((None, None),)}, "past_key_values is a tuple; it must be a StagedCache"),
+        ({"attention_mask": [[1] * 5]}, "attention_mask is a list"),
+        ({"position_ids": [[0, 1, 2, 3, 4]]}, "position_ids is a list"),
+        ({"return_logits": False}, "generate chooses tokens by their logits"),
     ],
 )  # fmt: skip
 def test_generate_refuses_before_it_computes(model: Any, options: dict[str, Any], words: str) -> None:

@@ -201,3 +201,23 @@ def test_an_image_smaller_than_the_budget_keeps_everything() -> None:
     assert compressed.compression.v2v.score == "received"
     with torch.no_grad():
         torch.testing.assert_close(compressed(**inputs).logits, model(**inputs).logits, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_a_video_whose_time_runs_ahead_of_the_text_is_no_packed_prompt(seconds: float) -> None:
+    """The stock model's own positions of a slow video; a prompt that starts anew behind it is still refused."""
+    stock, inputs = vlm("qwen2_5_vl"), batch([prompt("qwen2_5_vl", 3, ("video",))])
+    inputs["second_per_grid_ts"] = torch.tensor([seconds])
+    names = ("video_grid_thw", "mm_token_type_ids", "second_per_grid_ts")
+    made, _ = stock.model.get_rope_index(inputs["input_ids"], **{name: inputs[name] for name in names})
+    model = compress(stock, BOTH)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, position_ids=made).logits, model(**inputs).logits)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, position_ids=made, **options), model.generate(**inputs, **options))
+    made[..., -2:] = torch.arange(2)
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="start anew within it"):
+            call(**inputs, position_ids=made)
+    with pytest.raises(ValueError, match="mm_token_type_ids has shape"):
+        model(**inputs | {"mm_token_type_ids": inputs["mm_token_type_ids"][:, :-2]})

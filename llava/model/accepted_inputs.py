@@ -6,6 +6,7 @@ passes or raises a ValueError that says what to change. Shapes: B rows, T positi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,32 @@ def check_tokens(name: str, tokens: Any) -> None:
     if not fits:
         shape = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"is a {type(tokens).__name__}"
         raise ValueError(f"{name} {shape}; give a tensor [{', '.join(wanted)}] with at least one of each.")
+
+
+def check_no_media(given: Mapping[str, Any], advice: str) -> None:
+    """Raise ValueError for pictures, videos or features of them under a name that nothing reads.
+
+    Args:
+        given: arguments that the signature does not know, by name.
+        advice: what to do instead.
+    """
+    for name, value in given.items():
+        if _MEDIA.search(name) and _holds_media(value):
+            raise ValueError(f"{name} is not read by this model; {advice}.")
+
+
+_MEDIA = re.compile("image|pixel|video|audio|picture|features$")
+
+
+def _holds_media(value: Any) -> bool:
+    """Whether a value may be media: not flags and numbers, nor tables of integers such as sizes."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_media, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_media, value))
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or value.dim() > 2
+    return not (value is None or isinstance(value, (bool, int, float)))
 
 
 def is_attention_matrix(attention_mask: Any) -> bool:
@@ -99,6 +126,8 @@ def check_position_shape(position_ids: Any, rows: int, columns: int, axes: tuple
     """Raise ValueError unless positions are None, [B, T], [1, T], or have as many axes in front as are accepted."""
     if position_ids is None:
         return
+    if not isinstance(position_ids, Tensor):
+        raise ValueError(f"position_ids is a {type(position_ids).__name__}; give a tensor [{rows}, {columns}].")
     shape = tuple(position_ids.shape)
     wanted = (rows, columns)
     if shape[-1:] == (columns,) and (

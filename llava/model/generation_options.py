@@ -56,10 +56,14 @@ NOTED: dict[str, str] = {
     "use_cache": "a cache is used in any case, in `generate`",
     "past_key_values": "a `StagedCache`; `forward` continues a filled one with text, `generate` takes an empty one",
     "cache": "what transformers calls `past_key_values` from 5.24 on; either name will do",
-    "attention_mask": "padding, [B, T] of 1 and 0; with 4 dimensions for text alone and without a cache",
+    "attention_mask": (
+        "padding, [B, T] of 1 and 0; with 4 dimensions for text alone and without a cache; behind a filled cache that "
+        "of the new tokens, or of all"
+    ),
     "position_ids": (
-        "they count each row's tokens one by one, or start anew where packed sequences begin, for text alone and "
-        "without a cache; Qwen2.5-VL: also on 3 or 4 axes"
+        "they count each row's tokens one by one; for text alone, in `forward`, they may leave gaps, or start anew "
+        "where packed sequences begin (without a cache); behind a filled cache they are its next ones; Qwen2.5-VL: "
+        "also on 3 or 4 axes"
     ),
     "cu_seq_lens_q": "beside `position_ids` that start anew",
     "cu_seq_lens_k": "beside `position_ids` that start anew",
@@ -136,6 +140,12 @@ def check_options(refused: Mapping[str, str], given: Mapping[str, Any], *configs
             continue
         shown = repr(value) if isinstance(value, (str, int, float, bool, list)) else f"a {type(value).__name__}"
         raise ValueError(f"{name} is {shown}, but this cannot be: {reason}.")
+
+
+def check_chosen_logits(return_logits: Any) -> None:
+    """Raise ValueError for `return_logits=False` of `forward`, given to `generate`, which chooses tokens by logits."""
+    if return_logits is False:
+        raise ValueError("return_logits is False, but generate chooses tokens by their logits; leave it out.")
 
 
 def options_table() -> str:

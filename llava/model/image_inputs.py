@@ -29,7 +29,7 @@ def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:
     if isinstance(images, Mapping) or hasattr(images, "data_format"):
         images = _pixel_values(images)
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = list(images) if images.dtype == object and images.ndim else _from_array(images, "images")
     if isinstance(images, Tensor):
         _check_pixels(images, "images", (3, 4, 5))
         return list(images[None] if images.dim() == 3 else images), None
@@ -55,11 +55,21 @@ def _one(image: Any, name: str) -> Tensor:
     if isinstance(image, Mapping):
         image = _pixel_values(image)
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = _from_array(image, name)
     if not isinstance(image, Tensor):
         raise ValueError(_refusal(name, image))
     _check_pixels(image, name, (3, 4))
     return image
+
+
+def _from_array(array: Any, name: str) -> Tensor:
+    """An array of numbers as a tensor."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name} is an array of {array.dtype}; the model takes floating-point numbers, [3, height, width] "
+            "or [count, 3, height, width]. Make them with llava.mm_utils.process_images."
+        )
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
 
 def _pixel_values(mapping: Any) -> Any:

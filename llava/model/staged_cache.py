@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
+from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout, renumbered
 
 
@@ -45,6 +46,8 @@ class StagedCache(DynamicCache):
                 "use a decoder with full attention in every layer."
             )
         self.stages: list[CachedStage] = []
+        self.filled_under: CompressionConfig | None = None
+        """What the prompt was compressed by, where the model that filled the cache has said it."""
         self._expected: Tensor | None = None
 
     @property
@@ -112,6 +115,7 @@ class StagedCache(DynamicCache):
         """Forget everything."""
         super().reset()
         self.stages.clear()
+        self.filled_under = None
         self._expected = None
 
     def crop(self, tokens_to_remove: int) -> None:

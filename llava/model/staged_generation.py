@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 
-from llava.model.accepted_inputs import check_cache
-from llava.model.cache_name import CACHE, named
-from llava.model.generation_options import REFUSED, check_options
+from llava.model.accepted_inputs import check_cache, check_padding_mask
+from llava.model.cache_name import CACHE, as_named, named
+from llava.model.generation_options import REFUSED, check_chosen_logits, check_options
 from llava.model.staged_cache import StagedCache
 
 if TYPE_CHECKING:
@@ -52,9 +52,20 @@ class StagedGeneration(_Base):
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; options that cannot be are refused first, see `llava.model.generation_options`."""
+        by_name = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
         if self.is_staged(kwargs.get("compression")):
-            named = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
-            check_options(self.refused_options, named, generation_config, self.generation_config)
+            check_options(self.refused_options, by_name, generation_config, self.generation_config)
+            check_chosen_logits(by_name.get("return_logits"))
+            cache = as_named(by_name).get(CACHE)
+            check_cache(cache)
+            _check_mask(inputs, by_name, is_filled(cache))
+        elif kwargs.get("compression") is not None and by_name.get("assistant_model") is not None:
+            if self.is_staged():
+                raise ValueError(
+                    "assistant_model is given with a compression for this call, which transformers would hand on to "
+                    'the assistant; ask compress(model, "none") instead, without compression.'
+                )
+            del kwargs["compression"]
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,6 +139,15 @@ class StagedGeneration(_Base):
             return
         check_cache(given)
         given._is_user_defined = True  # tells transformers that the cache outlives the call
+
+
+def _check_mask(inputs: Any, given: Mapping[str, Any], filled: bool) -> None:
+    """Raise ValueError for a mask that is no tensor or does not fit the prompt, before transformers looks at it."""
+    several = (inputs, given.get("input_ids"), given.get("inputs_embeds"))
+    tokens = next((tokens for tokens in several if isinstance(tokens, Tensor) and tokens.dim() > 1), None)
+    if tokens is not None:
+        rows, columns = tokens.shape[:2]
+        check_padding_mask(given.get("attention_mask"), rows, columns, behind_cache=filled)
 
 
 def is_filled(cache: Any) -> bool:

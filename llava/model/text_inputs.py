@@ -22,6 +22,7 @@ from llava.model.accepted_inputs import (
     check_causal,
     check_counting,
     check_matrix,
+    check_no_media,
     check_packing,
     check_padding_mask,
     check_position_shape,
@@ -32,6 +33,7 @@ from llava.model.accepted_inputs import (
     separated,
     stands_apart,
 )
+from llava.model.behind_cache import check_behind_cache
 from llava.model.generation_options import asked
 from llava.model.staged_generation import is_filled
 
@@ -67,16 +69,17 @@ def check_forward(
             raise refuse_soft_prompt()
         return False, False
     rows, columns = (ids if embeds is None else embeds).shape[:2]  # type: ignore[union-attr]
-    check_position_shape(positions, rows, columns)
-    filled = is_filled(cache)
-    if filled:
+    if is_filled(cache):
         _check_new_text(ids, images)
-    shown = ids is not None and not filled and (images is not None or _holds_image(ids))
-    if filled or shown:
-        check_padding_mask(mask, rows, columns, filled)
-        check_counting(positions, None if mask is None else mask[:, -columns:])
+        check_behind_cache(cache, (rows, columns), mask, positions)
         check_packing(more, packed=False)
-        return shown, False
+        return False, False
+    check_position_shape(positions, rows, columns)
+    if ids is not None and (images is not None or _holds_image(ids)):
+        check_padding_mask(mask, rows, columns)
+        check_counting(positions, mask)
+        check_packing(more, packed=False)
+        return True, False
     if mask is not None and is_attention_matrix(mask):
         check_matrix(mask, rows, columns)
     else:
@@ -93,9 +96,7 @@ def _check_prompt(ids: Tensor | None, embeds: Tensor | None, images: Any, more: 
     if (ids is None) == (embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     check_tokens("input_ids" if embeds is None else "inputs_embeds", ids if embeds is None else embeds)
-    for name in more:
-        if name.startswith("pixel_values") and more[name] is not None:
-            raise ValueError(f"{name} is not read by this model; give the pixels as images.")
+    check_no_media(more, "give the pixels as images")
     if embeds is not None and images is not None:
         raise ValueError(
             "images were given beside inputs_embeds, which do not say where they go; give the prompt as input_ids. "
@@ -105,12 +106,17 @@ def _check_prompt(ids: Tensor | None, embeds: Tensor | None, images: Any, more: 
 
 
 def _check_new_text(ids: Tensor | None, images: Any) -> None:
-    """Raise ValueError for images behind a filled cache; single tokens, which `generate` feeds, are not looked at."""
-    if images is not None or (ids is not None and ids.shape[1] > 1 and _holds_image(ids)):
+    """Raise ValueError for images behind a filled cache."""
+    if images is not None or (ids is not None and _is_looked_at(ids) and _holds_image(ids)):
         raise ValueError(
             "Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give the "
             "whole conversation without past_key_values."
         )
+
+
+def _is_looked_at(ids: Tensor) -> bool:
+    """Whether ids behind a cache are looked at: not where a device would be waited for at each token of `generate`."""
+    return ids.shape[-1] > 1 or ids.device.type == "cpu"
 
 
 def _holds_image(input_ids: Tensor) -> bool:
@@ -138,11 +144,10 @@ def run_apart(
 def refuse_placeholders(embedding: Any, args: tuple[Any, ...]) -> None:
     """A forward hook of the word embeddings: raise ValueError for ids that no word has, such as `<image>`'s.
 
-    They come here where something else than the model embeds a prompt, such as peft's soft prompts. Single tokens,
-    which `generate` feeds, are not looked at.
+    They come here where something else than the model embeds a prompt, such as peft's soft prompts.
     """
     ids = args[0]
-    if ids.shape[-1] > 1 and not torch.compiler.is_compiling() and bool((ids < 0).any()):
+    if _is_looked_at(ids) and not torch.compiler.is_compiling() and bool((ids < 0).any()):
         raise ValueError(
             f"Token id {int(ids.min())} has no word embedding: a prompt with images was embedded before the model "
             "could put them in, as peft's prompt tuning and p-tuning do. Soft prompts work for text alone: use LoRA or "

@@ -29,6 +29,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.accepted_inputs import (
     check_cache,
     check_counting,
+    check_no_media,
+    check_padding_mask,
     check_position_shape,
     check_tokens,
     is_attention_matrix,
@@ -36,9 +38,10 @@ from llava.model.accepted_inputs import (
     stands_apart,
     without_packing,
 )
-from llava.model.cache_name import CACHE, as_named, named, takes_either_name
+from llava.model.behind_cache import check_behind_cache, check_compression_behind_cache
+from llava.model.cache_name import CACHE, as_named, cache_of, named, takes_either_name
 from llava.model.columns import given_answer
-from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_options
+from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_chosen_logits, check_options
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
 from llava.model.splice import check_shapes, warn_without_answers
@@ -100,9 +103,11 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        check_no_media(kwargs, "call the model with its head, whose forward takes images")
         check_cache(past_key_values)
         embeddings: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is not None and is_filled(past_key_values):
+            check_behind_cache(past_key_values, embeddings.shape[:2], attention_mask, position_ids)
             past_key_values.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
             hidden_states = continue_stages(self, embeddings, past_key_values, **kwargs)
             return LlavaModelOutput(last_hidden_state=hidden_states, **named(past_key_values))
@@ -191,7 +196,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         Raises:
             ValueError: if the inputs do not fit each other; see `llava.model.text_inputs.check_forward`.
         """
-        compression = self.compression if compression is None else CompressionConfig.resolve(compression)
+        asked = None if compression is None else CompressionConfig.resolve(compression)
+        compression = self.compression if asked is None else asked
         shown, apart = check_forward(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, images, layout, kwargs,
             use_cache, self.config.use_cache,
@@ -200,7 +206,10 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         wanted = Wanted.of(labels, shift_labels, num_items_in_batch, return_logits, logits_to_keep, self.training, cuts)
         if use_cache is None:
             use_cache = self.config.use_cache and not wanted.loss and not self.training and not apart
-        if is_filled(past_key_values) and wanted.loss:
+        filled: Any = past_key_values if is_filled(past_key_values) else None
+        if filled is not None:
+            check_compression_behind_cache(filled, asked, self.compression)
+        if filled is not None and wanted.loss:
             raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
         width = None
         if layout is None and not apart:
@@ -232,6 +241,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
             apart=apart,
             **kwargs,
         )
+        if filled is None and cache_of(outputs) is not None:
+            cache_of(outputs).filled_under = compression
         return with_head(self.lm_head, outputs, wanted, width)
 
     @torch.no_grad()
@@ -271,17 +282,27 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         inputs = inputs.to(self.device)
         refuse_soft_prompts_of_peft(self)
         check_options(self.refused_options, kwargs, config, self.generation_config)
-        check_position_shape(kwargs.get("position_ids"), *inputs.shape)
-        check_counting(kwargs.pop("position_ids", None), attention_mask)
+        check_chosen_logits(kwargs.get("return_logits"))
+        check_no_media(kwargs, "give the pixels as images")
         _check_streamer(kwargs.get("streamer"), len(inputs))
         kwargs = as_named(kwargs)
         cache: Any = kwargs.get(CACHE)
+        check_cache(cache)
+        positions = kwargs.pop("position_ids", None)
         if is_filled(cache):
-            _check_continuation(inputs, attention_mask, cache, images, compression)
+            _check_new_ids(inputs, images)
+            check_behind_cache(cache, inputs.shape, attention_mask, positions)
+            check_compression_behind_cache(
+                cache, None if compression is None else CompressionConfig.resolve(compression), self.compression
+            )
+            _check_last_column(attention_mask)
             embeddings = self.get_input_embeddings()(inputs)
             mask = None if attention_mask is None else attention_mask.to(self.device)
             kwargs = within_length(kwargs, cache.get_seq_length() + inputs.shape[1], self.generation_config)
             return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
+        check_padding_mask(attention_mask, *inputs.shape)
+        check_position_shape(positions, *inputs.shape)
+        check_counting(positions, attention_mask)
         chosen = self.compression if compression is None else CompressionConfig.resolve(compression)
         embeddings, layout = self.prepare_multimodal_inputs(
             inputs, attention_mask, None, images, query_mask, chosen, padding_side="left"
@@ -293,26 +314,17 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedGeneration, LlamaForCaus
         )
 
 
-def _check_continuation(
-    new_ids: Tensor, attention_mask: Tensor | None, cache: Any, images: Any, compression: Any
-) -> None:
-    """Say what cannot stand behind a filled cache.
-
-    Raises:
-        ValueError: names it.
-    """
+def _check_new_ids(new_ids: Tensor, images: Any) -> None:
+    """Raise ValueError for images behind a filled cache."""
     if images is not None or bool((new_ids == IMAGE_TOKEN_INDEX).any()):
         raise ValueError(
             "Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give the "
             "whole conversation without past_key_values."
         )
-    if compression is not None:
-        raise ValueError(
-            "compression cannot be changed behind a filled cache; give the whole conversation without "
-            "past_key_values, or leave compression out."
-        )
-    if isinstance(cache, StagedCache) and len(new_ids) != cache.rows:
-        raise ValueError(f"{len(new_ids)} rows were given, but past_key_values holds {cache.rows}; give as many.")
+
+
+def _check_last_column(attention_mask: Tensor | None) -> None:
+    """Raise ValueError for new tokens behind a filled cache that are padded on the right."""
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "The new tokens behind a filled cache are padded on the right, but each answer starts at the last column; "

@@ -16,7 +16,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import CompressionConfig, T2VConfig
 from llava.compression.layout import TokenLayout
-from llava.model.accepted_inputs import refuse_soft_prompts_of_peft, separated, stands_apart, without_packing
+from llava.model.accepted_inputs import (
+    check_cache,
+    refuse_soft_prompts_of_peft,
+    separated,
+    stands_apart,
+    without_packing,
+)
+from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE, as_named, named
 from llava.model.columns import given_answer, labels_of
 from llava.model.plugin.copying import as_kind, shared_copy
@@ -24,6 +31,7 @@ from llava.model.plugin.forward import OWN_INPUTS
 from llava.model.plugin.inputs import (
     asks_nothing,
     check_call,
+    check_one_prompt,
     check_prompt,
     guard_inner_model,
     text_alone,
@@ -168,17 +176,22 @@ class CompressedModel(StagedGeneration):
         """Forward under a compression, on inputs by name: those of the stock signature, and what else was given."""
         own = {name: more.pop(name, None) for name in OWN_INPUTS}
         compression = self.compression if own["compression"] is None else self._checked(own["compression"])
-        if check_call(self, inputs, more, own["prefill"]):
-            return self.stock.forward(self, **text_alone(self, inputs, more))
-        more = without_packing(more)
-        cache, given = inputs.get(CACHE), inputs | more
-        shift_labels = more.pop("shift_labels", None)
+        apart = check_call(self, inputs, more, own["prefill"])
+        cache, given, shift_labels = inputs.get(CACHE), inputs | more, more.get("shift_labels")
         wanted = Wanted.of(
             inputs.get("labels"), shift_labels, given.get("num_items_in_batch"), own["return_logits"],
             given.get("logits_to_keep"), self.training, compression.t2v.layers if compression.t2v else (),
             layouts=bool(own["output_layouts"]),
         )  # fmt: skip
+        if apart:
+            wanted.check(tuple(check_one_prompt(self, inputs).shape[:2]))
+            output = self.stock.forward(self, **text_alone(self, inputs, more))
+            return output if wanted.logits else replace(output, logits=None)
+        more = {name: value for name, value in without_packing(more).items() if name != "shift_labels"}
         if cache is not None and is_filled(cache):
+            check_compression_behind_cache(
+                cache, None if own["compression"] is None else compression, self._checked(self.compression)
+            )
             new, mask = self._new_text(inputs), inputs.get("attention_mask")
             cache.expect(None if mask is None else mask[:, -new.shape[1] :])
             outputs = _continue(self.decoder, new, cache, **_of_layers(more))
@@ -193,6 +206,8 @@ class CompressedModel(StagedGeneration):
             if caching and cache is None:
                 cache = StagedCache(self.decoder.config)
             cache = cache if caching else None
+            if cache is not None:
+                cache.filled_under = compression
             outputs = _run(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **_of_layers(more))
             width = prefill.width
         return with_head(self.lm_head, outputs, wanted, width)
@@ -211,7 +226,7 @@ class CompressedModel(StagedGeneration):
             ValueError: if there is no `input_ids`, the placeholders do not fit the images, or another tensor has
                 another shape than the ids.
         """
-        check_prompt(self, inputs)
+        check_prompt(self, inputs, generating=padding_side is not None)
         ids: Any = inputs.get("input_ids")
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
         visual = {name: inputs.get(name) for name in self.visual_inputs}
@@ -220,6 +235,8 @@ class CompressedModel(StagedGeneration):
             return Prefill(embeds, layout, embeds.shape[1], of_embeddings=True)
         labels, answers = self._labels_and_answers(inputs, compression)
         check_shapes(ids, attention_mask=mask, labels=labels, query_mask=inputs.get("query_mask"))
+        if "mm_token_type_ids" in visual:
+            check_shapes(ids, mm_token_type_ids=visual["mm_token_type_ids"])
         text = contract(ids, mask, self.visual_spans(compression, visual))
         plan = plan_splice(
             text.input_ids,
@@ -232,6 +249,9 @@ class CompressedModel(StagedGeneration):
             padding_side=padding_side or _padding_side(mask),
         )
         positions = self.rotary_positions(ids, mask, inputs)
+        given = inputs.get("position_ids")
+        if positions is None and given is not None and not text.spans:
+            positions = given.expand(ids.shape)[None]
         if positions is not None:
             plan = replace(plan, layout=at_stock_positions(plan.layout, plan.source, positions, text, mask))
         plan = replace(plan, layout=replace(plan.layout, columns=text.input_columns(plan.source, plan.layout.valid)))
@@ -267,7 +287,7 @@ class CompressedModel(StagedGeneration):
         """Layout of embeddings [B, T, D]; positions on several axes are theirs."""
         layout = TokenLayout.of_text(torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask)
         given = inputs.get("position_ids")
-        return layout if given is None or given.dim() != 3 else layout.at_positions(given[-3:])
+        return layout if given is None else layout.at_positions(given if given.dim() == 2 else given[-3:])
 
     def _new_text(self, inputs: Mapping[str, Any]) -> Tensor:
         """Embeddings of tokens behind a filled cache."""
@@ -295,6 +315,7 @@ class CompressedModel(StagedGeneration):
                 self, inputs_tensor, model_kwargs, model_input_name, generation_config
             )
         generation_config.use_cache = True
+        check_cache(as_named(model_kwargs).get(CACHE))
         if is_filled(as_named(model_kwargs).get(CACHE)):
             raise ValueError(
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."

@@ -16,6 +16,7 @@ from llava.model.accepted_inputs import (
     check_causal,
     check_counting,
     check_matrix,
+    check_no_media,
     check_packing,
     check_padding_mask,
     check_position_shape,
@@ -24,7 +25,9 @@ from llava.model.accepted_inputs import (
     refuse_apart,
     refuse_soft_prompt,
 )
+from llava.model.behind_cache import check_behind_cache
 from llava.model.cache_name import CACHE
+from llava.model.columns import labels_of
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_generation import is_filled
 
@@ -36,6 +39,7 @@ BYPASS = "uncompressed"
 """Argument by which a compressed model says that its inner model may run as it stands, for one call without budget."""
 
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+_STRATEGIES = ("default", "full")
 _FEATURES = (
     "inputs_embeds were given beside pixels or input_ids; give the prompt as input_ids alone: its placeholders say "
     "where the visual tokens go. Soft prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text "
@@ -72,9 +76,12 @@ def check_call(
     embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", CACHE))
     check_cache(cache)
     check_causal(more)
-    if is_filled(cache):
+    check_no_media(more, "give what the model's own processor returns, as the processor names it")
+    if cache is not None and is_filled(cache):
         check_packing(more, packed=False)
-        _check_new_text(inputs)
+        tokens = check_one_prompt(model, inputs)
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        check_behind_cache(cache, tokens.shape[:2], mask, positions, model.position_axes)
         return False
     if prefill is not None:
         if embeds is not None and not (prefill.of_embeddings and embeds.shape == prefill.embeddings.shape):
@@ -99,17 +106,7 @@ def check_call(
     return True
 
 
-def _check_new_text(inputs: Mapping[str, Any]) -> None:
-    """Look at the mask and the positions of new text behind a filled cache."""
-    tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    rows, columns = tokens.shape[:2]
-    check_padding_mask(mask, rows, columns, behind_cache=True)
-    if positions is not None and positions.dim() == 2:
-        check_counting(positions[:, -columns:], None if mask is None else mask[:, -columns:])
-
-
-def check_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
+def check_prompt(model: CompressedModel, inputs: Mapping[str, Any], generating: bool) -> None:
     """Look at a whole prompt, of forward or of `generate`.
 
     Raises:
@@ -117,13 +114,20 @@ def check_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
     """
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     _check_pixels(model, inputs)
+    strategy = inputs.get("vision_feature_select_strategy")
+    if strategy not in (None, *_STRATEGIES):
+        raise ValueError(f"vision_feature_select_strategy is {strategy!r}; give one of {', '.join(_STRATEGIES)}.")
     if inputs.get("mm_encoder_outputs"):
         raise ValueError("mm_encoder_outputs holds features without V2V; give the pixels instead.")
     rows, columns = check_one_prompt(model, inputs).shape[:2]
     check_padding_mask(mask, rows, columns)
     check_position_shape(positions, rows, columns, model.position_axes)
-    if positions is not None and positions.dim() == 2:
+    if positions is None:
+        return
+    if positions.dim() == 2 and (generating or shown(model, inputs)):
         check_counting(positions, mask)
+    elif generating and model.stands_apart(inputs, caching=True):
+        raise refuse_apart("generate")
 
 
 def check_unstaged(cache: StagedCache) -> None:
@@ -197,7 +201,9 @@ def _holds_placeholders(model: CompressedModel, ids: Tensor | None) -> bool:
 def text_alone(model: CompressedModel, inputs: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for the stock forward of text that needs an attention of its own; see `check_call`."""
     mask = inputs.get("attention_mask")
-    changes: dict[str, Any] = {BYPASS: True, "use_cache": False}
+    changes: dict[str, Any] = {BYPASS: True, "use_cache": False, "return_dict": True}
+    if more.get("shift_labels") is not None:  # the stock forward computes a loss where there are labels
+        changes["labels"] = labels_of(more["shift_labels"])
     if not is_attention_matrix(mask):
         changes |= {"attention_mask": None, "position_ids": model.separating_positions(inputs["position_ids"], mask)}
     return {**inputs, **more, **changes}

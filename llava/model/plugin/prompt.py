@@ -59,4 +59,5 @@ def at_stock_positions(
         slots = torch.arange(len(span.features)) if span.slots is None else span.slots.cpu()
         pieces.append(positions[:, row, column + slots])
     placed = torch.cat(pieces, dim=1)[:, source].masked_fill(~layout.valid, 0)
+    placed = placed[0] if len(placed) == 1 else placed
     return replace(layout.at_positions(placed), following=behind)

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.precision import without_autocast
 from llava.compression.v2v import merge_visual_tokens
-from llava.model.accepted_inputs import is_attention_matrix, position_steps, separated, stands_apart, starts_anew
+from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, starts_anew
 from llava.model.plugin.base import CompressedModel
 from llava.model.plugin.forward import forward_like
 from llava.model.plugin.placeholders import VisualSpan
@@ -59,11 +59,15 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
             return stands_apart(positions, mask, caching=True)
         if len(positions) == 4:
             return starts_anew(positions[0], mask)
-        steps = position_steps(positions[0], mask)  # the same time all over an image, later behind it
+        # On the axis of time a video may reach further than the text behind it, but text goes forward.
+        time = positions[0]
+        text = torch.ones_like(time, dtype=torch.bool)
         if ids is not None:
-            text = (ids != self.config.image_token_id) & (ids != self.config.video_token_id)
-            steps = steps - (text[:, 1:] & text[:, :-1]).long()
-        return bool((steps < 0).any())
+            text = ((ids != self.config.image_token_id) & (ids != self.config.video_token_id)).to(time.device)
+        if mask is not None:
+            text = text & mask.bool().to(time.device)
+        furthest = time.masked_fill(~text, torch.iinfo(time.dtype).min).cummax(dim=1).values
+        return bool((text[:, 1:] & (time[:, 1:] <= furthest[:, :-1])).any())
 
     def separating_positions(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[4, B, T]: in front of the axes of the rotation, the counting that separates sequences."""
