@@ -189,9 +189,7 @@ class CompressedModel(StagedGeneration):
             return output if wanted.logits else replace(output, logits=None)
         more = {name: value for name, value in without_packing(more).items() if name != "shift_labels"}
         if cache is not None and is_filled(cache):
-            check_compression_behind_cache(
-                cache, None if own["compression"] is None else compression, self._checked(self.compression)
-            )
+            check_compression_behind_cache(cache, None if own["compression"] is None else compression, self.compression)
             new, mask = self._new_text(inputs), inputs.get("attention_mask")
             cache.expect(None if mask is None else mask[:, -new.shape[1] :])
             outputs = _continue(self.decoder, new, cache, **_of_layers(more))
