@@ -196,6 +196,37 @@ def test_ctrl_c_that_python_could_not_raise_ends_the_run_after_the_step() -> Non
     assert not control.should_save
 
 
+def test_a_second_signal_does_not_end_a_stopped_process_otherwise(tmp_path: Path) -> None:
+    """Clusters repeat themselves; the status that says to start again must be the one that arrives."""
+    text = """
+        import atexit, os, time
+        from transformers import TrainerControl, TrainerState, TrainingArguments
+        from llava.train.launch import run_and_exit
+        from llava.train.preemption import StopOnSignal
+        def again():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        class Late:
+            def __del__(self):
+                again()
+        late = Late()  # goes when the interpreter is taken down
+        def program():
+            stop = StopOnSignal()
+            with stop.listening():
+                signal.raise_signal(signal.SIGTERM)
+                stop.on_step_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
+            again()
+            stop.leave(".", 1, True)
+        atexit.register(again)
+        run_and_exit(program)
+    """
+    process = script(tmp_path, text)
+    try:
+        assert process.wait(SECONDS) == 75 and (tmp_path / "preempted.json").is_file()
+    finally:
+        end(process)
+
+
 def test_a_recipe_whose_data_lacks_an_image_ends_with_an_error(assets: Path, tmp_path: Path) -> None:
     variables = {
         "LAUNCHER": "python", "DEVICE": "cpu", "PYTHON": sys.executable, "MODEL": str(assets / "lm"), "WORKERS": "2",

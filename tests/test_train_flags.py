@@ -13,8 +13,10 @@ import pytest
 import torch
 import transformers
 from distributed import losses, summary, weights
+from safetensors.torch import load_file, save_file
 from tiny_llava import flags, write_assets
 
+from llava.model.builder import load_pretrained_model
 from llava.train import supported
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
@@ -80,6 +82,9 @@ def test_what_a_run_cannot_do_is_refused_before_anything_is_loaded(name: str) ->
         ["--remove_unused_columns", "False"], ["--eval_do_concat_batches", "True"], ["--hub_strategy", "every_save"],
         ["--include_num_input_tokens_seen", "no"], ["--skip_memory_metrics", "True"],
         ["--do_train", "True"], ["--prediction_loss_only", "True"], ["--optim", "adamw_torch"],
+        ["--debug", ""], ["--parallelism_config", "None"], ["--liger_kernel_config", "none"], ["--fsdp_config=None"],
+        ["--accelerator_config", "None"], ["--label_names", "None"], ["--hub_token", "null"],
+        ["--past_index", "-1"], ["--ray_scope", "last"], ["--fp16_opt_level", "O1"],
     ],
 )  # fmt: skip
 def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> None:
@@ -102,6 +107,17 @@ def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> 
 )
 def test_values_that_would_be_passed_over_are_refused(words: list[str], said: str) -> None:
     assert said in refusal(*words)
+
+
+def test_checkpoints_of_weights_alone_are_written_aloud_and_never_gone_on_from(
+    assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"save_only_model": True, "save_strategy": "steps", "save_steps": 1, "early_save_check": False}
+    train(flags(assets, tmp_path / "out", "finetune", max_steps=2, **options))
+    assert "--save_only_model: checkpoints hold weights alone" in caplog.text
+    (tmp_path / "out/model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 cannot be resumed: it holds weights but no optimizer"):
+        train(flags(assets, tmp_path / "out", "finetune", max_steps=3, **options))
 
 
 HONOURED: list[dict[str, object]] = [
@@ -296,3 +312,34 @@ def test_what_a_llava_leaves_out_is_read_as_llava_reads_it(
         opened(assets, **base | {"image_aspect_ratio": "pad"})
     with pytest.raises(ValueError, match="mm_vision_select_layer is -1 on the command line, but -2 by default in"):
         opened(assets, **base | {"mm_vision_select_layer": -1})
+
+
+# === Bases that cannot be trained ===
+
+
+def test_a_padding_token_without_an_embedding_is_named_before_the_model_is_made(assets: Path, tmp_path: Path) -> None:
+    shutil.copytree(assets / "lm", tmp_path / "lm")
+    path = tmp_path / "lm/config.json"
+    held = json.loads(path.read_text())
+    for beyond in (held["vocab_size"], 10**6):
+        path.write_text(json.dumps(held | {"pad_token_id": beyond}))
+        with pytest.raises(ValueError, match=f"config.json' has the pad_token_id {beyond}, but the embeddings have"):
+            opened(assets, model_name_or_path=tmp_path / "lm")
+        with pytest.raises(ValueError, match=f"has the pad_token_id {beyond}"):
+            load_pretrained_model(str(tmp_path / "lm"), None, "llava", device_map="cpu")
+
+
+@pytest.mark.parametrize(
+    ("flag", "folder", "part"),
+    [("model_name_or_path", "lm", "model.norm"), ("vision_tower", "tower", "post_layernorm")],
+)
+def test_a_start_with_a_weight_that_is_not_finite_is_refused(
+    assets: Path, tmp_path: Path, flag: str, folder: str, part: str
+) -> None:
+    shutil.copytree(assets / folder, tmp_path / folder)
+    held = load_file(tmp_path / folder / "model.safetensors")
+    name = next(name for name in held if part in name)
+    held[name][0] = float("nan")
+    save_file(held, tmp_path / folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"cannot be trained: \S*{part}\S* is not finite"):
+        opened(assets, **{flag: tmp_path / folder})

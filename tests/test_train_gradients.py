@@ -136,3 +136,16 @@ def test_broken_weights_and_optimizer_states_are_found_and_blamed() -> None:
     assert broken_weight(model, None) is None and broken_weight(model, None, frozen=True) == "0.weight"
     with pytest.raises(FloatingPointError, match=r"'x'\. Not these samples are to blame: 0\.weight"):
         require_finite_loss(torch.tensor(float("nan")), 3, ["x"], model)
+
+
+def test_a_run_that_broke_before_its_first_checkpoint_is_not_told_to_go_on(assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="There is no checkpoint to go on from: the next start begins anew"):
+        train(
+            flags(assets, tmp_path / "out", "finetune", **SAVING | {"learning_rate": 1e38, "early_save_check": False})
+        )
+
+
+def test_samples_are_not_blamed_for_weights_that_a_rate_had_ruined(assets: Path, tmp_path: Path) -> None:
+    options = SAVING | {"learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0, "early_save_check": False}
+    with pytest.raises(FloatingPointError, match=r"Not these samples are to blame: .* of magnitude .*--learning_rate"):
+        train(flags(assets, tmp_path / "out", "finetune", **options))

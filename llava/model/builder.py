@@ -23,7 +23,7 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.loading import read_header, read_state_dict, write_weights
 from llava.model.lora import NON_LORA_FILE, base_model_of, merge_lora
 from llava.model.quantization import bitsandbytes_config
-from llava.model.strict import require_fit, require_tower
+from llava.model.strict import require_fit, require_padding_row, require_tower
 from llava.model.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -188,8 +188,10 @@ def load_whole(
         described: what the model is called in messages.
 
     Raises:
-        ValueError: if a weight is missing, unknown or of another shape; names it, the shapes and the file.
+        ValueError: if a weight is missing, unknown or of another shape; names it, the shapes and the file. Or if the
+            padding token has no row among the embeddings.
     """
+    require_padding_row(config, checkpoint.folder)
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         has_tower = require_fit(config, checkpoint.files, checkpoint.key_mapping, projector, described)
         tower = getattr(config, "mm_vision_tower", None)

@@ -73,6 +73,22 @@ def require_fit(
     return has_tower
 
 
+def require_padding_row(config: LlavaConfig, folder: Path) -> None:
+    """Check the padding token of a configuration; PyTorch would fail on it while the embeddings are made.
+
+    Raises:
+        ValueError: if `pad_token_id` lies beyond `vocab_size`.
+    """
+    padding, rows = config.pad_token_id, config.vocab_size
+    if padding is not None and not -rows <= padding < rows:
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} has the pad_token_id {padding}, but the embeddings have only {rows} rows "
+            "(vocab_size). Either the token was added and the embeddings were not enlarged (call "
+            "resize_token_embeddings(len(tokenizer)) on the language model and save both), or write the id of a token "
+            "that exists, or null, there."
+        )
+
+
 def require_tower(folder: Path) -> None:
     """Check that a folder holds the whole vision tower; it may hold more, such as CLIP's text model.
 

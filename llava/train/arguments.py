@@ -19,7 +19,7 @@ from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 from llava.train.foreign_flags import FOREIGN, is_switched_off
-from llava.train.supported import require_supported
+from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
 
 logger = logging.getLogger(__name__)
@@ -215,6 +215,8 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         if args.eval_on_start or args.do_eval:
             flag = "eval_on_start" if args.eval_on_start else "do_eval"
             raise ValueError(f"--{flag} asks for a measurement, but there is no --eval_data_path to use.")
+    if args.save_only_model:
+        logger.warning("--save_only_model: checkpoints hold weights alone, and no run can go on from them.")
     _check_engine(args)
 
 
@@ -276,7 +278,7 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
         elif name == "group_by_length":
             if not values or values[0].lower() in ("true", "1", "yes"):
                 result += ["--train_sampling_strategy", "group_by_length"]
-        elif name in FOREIGN and is_switched_off(name, values):
+        elif is_left_out(name, values) or (name in FOREIGN and is_switched_off(name, values)):
             logger.info("--%s asks for nothing that is done otherwise.", name)
         elif name in RENAMED:
             logger.info("--%s is now --%s.", name, RENAMED[name])

@@ -24,6 +24,7 @@ from llava.model.quantization import bitsandbytes_config
 from llava.model.tokenizer import read_tokenizer
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+from llava.train.finite import require_finite_start
 from llava.train.opening import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
 from llava.train.template import record_template, settle_template
 
@@ -52,8 +53,8 @@ def load_model(
     """Language model, tower and projector, with the compression of the flags.
 
     Raises:
-        ValueError: if the checkpoint cannot be trained or is not whole, a flag contradicts what it records, or the
-            compression does not fit the model.
+        ValueError: if the checkpoint cannot be trained, is not whole or holds a weight that is not finite, a flag
+            contradicts what it records, or the compression does not fit the model.
     """
     start = find_start(model_args, training_args)
     config = settle_flags(start, model_args, data_args, training_args)
@@ -76,6 +77,7 @@ def load_model(
         config.mm_use_im_start_end = model_args.mm_use_im_start_end
         config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+    require_finite_start(model, model_args.model_name_or_path)
     model.set_compression(compression)
     _repair_generation_config(model)
     record_template(model, tokenizer, model_args.version, training_args.lora_weight_path)

@@ -177,13 +177,18 @@ def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:
         )  # fmt: skip
 
 
+def has_optimizer(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint holds the state of an optimizer, in any of the engines' files."""
+    return any(any(Path(checkpoint).glob(pattern)) for pattern in _OPTIMIZERS)
+
+
 def require_optimizer(checkpoint: str | Path) -> None:
     """Refuse a checkpoint of weights alone, with which optimizer and schedule would begin anew.
 
     Raises:
         ValueError: if it holds no state of an optimizer.
     """
-    if not any(any(Path(checkpoint).glob(pattern)) for pattern in _OPTIMIZERS):
+    if not has_optimizer(checkpoint):
         raise ValueError(
             f"{checkpoint} cannot be resumed: it holds weights but no optimizer and no schedule (--save_only_model), "
             "so both would begin anew. Begin a run with another --output_dir; --model_name_or_path can name the "

@@ -102,6 +102,8 @@ FOREIGN: dict[str, str] = {
     "push_to_hub_organization": _HUB,
     "push_to_hub_token": _HUB,
 }
+# What older transformers releases had by default, beside the values that switch anything off.
+_FORMER_DEFAULTS = {"past_index": "-1", "ray_scope": "last", "fp16_opt_level": "o1"}
 _OFF = ("", "0", "0.0", "false", "no", "none", "null", "auto")
 
 
@@ -112,6 +114,6 @@ def is_switched_off(name: str, values: Iterable[str]) -> bool:
         ValueError: if it asks for something; says why that cannot be had.
     """
     given = list(values)
-    if given and all(value.lower() in _OFF for value in given):
+    if given and all(value.lower() in (*_OFF, _FORMER_DEFAULTS.get(name, "")) for value in given):
         return True
     raise ValueError(f"--{' '.join([name, *given])} is not supported: {FOREIGN[name]}.")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import distributed
 
 from llava.model.collectives import ranks_must_agree
-from llava.train.preemption import PreemptedError
+from llava.train.preemption import PreemptedError, ignore_further
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def run_and_exit(program: Callable[[], object]) -> None:
     try:
         program()
     except PreemptedError as stop:
+        ignore_further()
         logger.warning("%s", stop)
         if not ranks_must_agree():
             sys.exit(stop.exit_status)

@@ -30,6 +30,13 @@ class PreemptedError(Exception):
     exit_status = EXIT_PREEMPTED
 
 
+def ignore_further() -> None:
+    """Ignore signals to stop until the process is gone: Python gives its own handlers up before that."""
+    if threading.current_thread() is threading.main_thread():
+        for name in SIGNALS:
+            signal.signal(name, signal.SIG_IGN)
+
+
 class StopOnSignal(TrainerCallback):
     """Saves and stops after the step in which a signal arrived at any rank."""
 
@@ -41,6 +48,9 @@ class StopOnSignal(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note signals instead of dying of them; what they did before comes back at the end.
+
+        After a stop they go on being noted, so that a second one does not end a process that has saved otherwise than
+        with its status; `ignore_further` serves until the process is gone.
 
         Only a main thread hears signals; in another one nothing is changed.
         """
@@ -54,6 +64,8 @@ class StopOnSignal(TrainerCallback):
             yield
         finally:
             for name, handler in before.items():
+                if self.stopped and name in SIGNALS:
+                    continue
                 signal.signal(name, handler)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -7,7 +7,7 @@ that a new release is read before it is used. Fields of the first table were tri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -30,7 +30,7 @@ HONOURED = frozenset(
         # Evaluation and checkpoints
         "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "do_eval",
         "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end", "greater_is_better",
-        "resume_from_checkpoint",
+        "save_only_model", "resume_from_checkpoint",
         # Data loading
         "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
@@ -83,7 +83,6 @@ REFUSED: dict[str, str] = {
     "batch_eval_metrics": "held-out data gives a loss and no predictions",
     "label_names": "the collator names the labels",
     "do_predict": "this program trains; python -m llava.eval.run answers benchmarks",
-    "save_only_model": "a checkpoint without optimizer and schedule cannot be resumed as the same run",
     "save_on_each_node": "checkpoints go to one folder that all machines see",
     "enable_jit_checkpoint": "a run that is told to stop saves by itself",
     "push_to_hub": "upload the finished folder with `hf upload`",
@@ -115,6 +114,9 @@ WITHOUT_EFFECT_HERE: dict[str, str] = {
     "use_cache": "training keeps no cache; generation decides for itself",
     "local_rank": "launchers set it; the environment is read instead",
 }
+
+
+_NOTHING = ("", "none", "null", "[]", "{}")
 
 
 def support_of(field: str) -> str:
@@ -153,6 +155,11 @@ def require_supported(said: Mapping[str, Any]) -> None:
             if str(value) not in accepted:
                 raise ValueError(f"--{name} is {value!r}; accepted are {', '.join(accepted)}: {why}.")
     _require_optimizer_arguments(said.get("optim_args"), str(said.get("optim", "adamw_torch_fused")))
+
+
+def is_left_out(name: str, values: Sequence[str]) -> bool:
+    """Whether a flag of what is refused asks for nothing in a word that its own type could not hold, such as `None`."""
+    return name in REFUSED and [value.lower() for value in values] in (*([word] for word in _NOTHING),)
 
 
 # What this program sets itself, against transformers' default.

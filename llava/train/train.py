@@ -15,6 +15,7 @@ from transformers import set_seed
 from llava.data.measure import DataStatistics, measure
 from llava.train.adapters import add_lora
 from llava.train.arguments import TrainingArguments, parse_arguments
+from llava.train.build_locks import warn_of_build_locks
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
@@ -129,6 +130,8 @@ def _prepare_process(args: TrainingArguments) -> None:
             "or choose a GPU with CUDA_VISIBLE_DEVICES."
         )
     if args.deepspeed:
+        if args.process_index == 0:
+            warn_of_build_locks()
         import deepspeed
 
         # Without this ZeRO-3 on CPU partitions weights for a world of one while loading them.

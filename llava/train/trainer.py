@@ -33,7 +33,7 @@ from llava.train.checkpoint import (
     save_adapter,
 )
 from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
-from llava.train.facts import RunFacts, require_steps, say_what_changed
+from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -168,7 +168,7 @@ class LlavaTrainer(Trainer):
         scaler = self.accelerator.scaler
         scaled = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
         scale = None if scaler is None else scaler.get_scale()
-        require_finite_gradient(norm, self.state.global_step + 1, ids, scaled, scale)
+        require_finite_gradient(norm, self.state.global_step + 1, ids, scaled, scale, self._resumable())
         return norm
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
@@ -274,6 +274,9 @@ class LlavaTrainer(Trainer):
         if self.args.should_save:
             clear_staging(self.args.output_dir)
 
+    def _resumable(self) -> bool:
+        return any(has_optimizer(folder) for folder in Path(self.args.output_dir).glob("checkpoint-*"))
+
     def _write_checkpoint(self, staging: Path, trial: Any = None) -> Path:
         """Write all that resuming needs into the staging folder; whole when this returns, at every rank."""
         super()._save_checkpoint(self.model, trial)
@@ -293,7 +296,7 @@ class LlavaTrainer(Trainer):
         Raises:
             FloatingPointError: if a weight or the optimizer's state is not finite; older checkpoints stay.
         """
-        require_finite_weights(self.model, self.optimizer, self.state.global_step)
+        require_finite_weights(self.model, self.optimizer, self.state.global_step, self._resumable())
         with self.meter.paused(), self.staged() as staging:
             written = self._write_checkpoint(staging, trial)
             if self.args.should_save:
@@ -328,7 +331,7 @@ class LlavaTrainer(Trainer):
         Raises:
             FloatingPointError: if a weight is not finite.
         """
-        require_finite_weights(self.model, None, self.state.global_step)
+        require_finite_weights(self.model, None, self.state.global_step, self._resumable())
         with self.staged() as staging:
             self.save_model(str(staging / "final"))
             self.accelerator.wait_for_everyone()
