@@ -295,8 +295,54 @@ def test_symbols_of_ones_own_are_refused_where_they_cannot_be_found_as_sentencep
         assert ids_of(tokenizer, text) == model.encode(text)
 
 
+@pytest.mark.parametrize("settings", [None, SETTINGS], ids=["alone", "with-settings"])
+def test_mistrals_model_with_symbols_of_its_own_opens_with_sentencepieces_ids(
+    tmp_path: Path, settings: dict[str, Any] | None
+) -> None:
+    file = published_vocabulary().parent / "mistral_instruct_tokenizer_241114.model.v7"
+    tokenizer, model = read_tokenizer(write_folder(tmp_path, settings, file)), SentencePieceProcessor(str(file))
+    chance = random.Random(3)
+    parts = [
+        "[REF]",
+        "[REFERENCE_DOC_19]",
+        "[REFERENCE_DOC_1]",
+        "[REFERENCE_DOC_",
+        "[INST]",
+        "<0x0A>",
+        " ",
+        "hi",
+        " the",
+    ]
+    texts = ["".join(chance.choices(parts, k=chance.randint(1, 5))) for _ in range(1500)]
+    texts += [text for text in made_texts(model, 60) if not any(token in text for token in SPECIAL)]
+    assert [text for text in texts if ids_of(tokenizer, text) != model.encode(text)] == []
+    for text in ("[REF]</s>[REF] a", "a</s>[INST]", "[REF]</s><0x0A>"):
+        assert ids_of(tokenizer, text) == slow_ids(model, text, SPECIAL, settings is None)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = read_tokenizer(tmp_path / "saved")
+    assert [ids_of(again, text) for text in texts[:300]] == [model.encode(text) for text in texts[:300]]
+
+
+def test_combined_characters_that_a_normalisation_map_changes_are_named(
+    tmp_path: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer = read_tokenizer(write_folder(tmp_path / "nfkc", SETTINGS, trained))
+    model = SentencePieceProcessor(model_file=str(trained))
+    assert ids_of(tokenizer, "Ⅷ\u0301") != model.encode("Ⅷ\u0301"), "if the library mends it, drop the warning"
+    assert "nfkc changes characters by a normalisation map" in caplog.text
+    for kind in ("combining marks", "joiners and variation selectors"):
+        assert kind in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        tokenizer, model = read_tokenizer(write_folder(tmp_path / "identity")), published_vocabulary()
+    assert "normalisation map" not in caplog.text
+    for text in ("\xa0\u200d", "Ⅷ\u0301", "X\u200d", "▁\u0301Z", "か\u3099", "\u1112\u1161\u11ab", "a\r\nb"):
+        assert ids_of(tokenizer, text) == SentencePieceProcessor(str(model)).encode(text), text
+
+
 @pytest.mark.parametrize("legacy", [False, True])
-def test_other_models_with_their_normalisation_have_their_own_ids_too(
+def test_other_models_with_their_normalisation_have_their_own_ids_but_for_combined_characters(
     tmp_path: Path, trained: Path, legacy: bool
 ) -> None:
     model = SentencePieceProcessor(model_file=str(trained))

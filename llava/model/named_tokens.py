@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from llava.model.sentencepiece_model import USER_DEFINED
+from llava.model.user_symbols import find_symbols
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -71,6 +72,10 @@ def add_named(tokenizer: Tokenizer, named: Mapping[str, tuple[int | None, AddedT
     """
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED and piece.piece not in named]
     rules = proto.normalizer_spec
+    changes = rules.remove_extra_whitespaces or rules.precompiled_charsmap
+    if symbols and rules.add_dummy_prefix and not changes and isinstance(tokenizer.model, models.BPE):
+        find_symbols(tokenizer, proto, symbols)
+        symbols = []
     if symbols and (rules.add_dummy_prefix or rules.remove_extra_whitespaces):
         raise ValueError(
             f"it has the user-defined symbol {symbols[0]!r} and changes spaces around texts, which "

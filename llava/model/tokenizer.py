@@ -16,7 +16,7 @@ from llava.model.hf_format import is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.named_tokens import add_named, named_tokens, special_tokens
 from llava.model.sentencepiece_model import build_tokenizer, merged_by_id, read_sentencepiece, shape_spaces
-from llava.model.tokenizer_probes import first_difference
+from llava.model.tokenizer_probes import different_graphemes, first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def _from_pieces(
     found = first_difference(model, tokenizer)
     if found is not None:
         raise OtherIdsError(f"The tokenizer.model in {str(name)!r} cannot be rebuilt: {found}.")
+    _name_other_graphemes(name, model, tokenizer)
     if whole is not None:
         found = first_difference(model, Tokenizer.from_file(str(whole)))
         if found is not None:
@@ -138,6 +139,18 @@ def _require_same_ids(name: str | Path, pieces: Path, tokenizer: PreTrainedToken
             f"The tokenizer.json in {str(name)!r} is not its tokenizer.model: {found}. Delete the one that the model "
             "was not trained with."
         )
+    _name_other_graphemes(name, pieces.read_bytes(), tokenizer)
+
+
+def _name_other_graphemes(name: str | Path, model: bytes, tokenizer: PreTrainedTokenizerBase) -> None:
+    kinds = different_graphemes(model, tokenizer)
+    if kinds:
+        logger.warning(
+            "The tokenizer.model in %s changes characters by a normalisation map, which cannot be rebuilt for every "
+            "combined character: other ids than SentencePiece's are given to %s. Other texts "
+            "that were tried have SentencePiece's.",
+            name, "; ".join(kinds),
+        )  # fmt: skip
 
 
 def _is_sentencepiece(file: Path) -> bool:

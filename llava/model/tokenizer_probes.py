@@ -20,6 +20,11 @@ _SCRIPTS = (
 )  # fmt: skip
 PROBES = (*_SPACES, *_WORDS, *_SCRIPTS)
 _SAMPLE = 128
+_GRAPHEMES = {
+    "combining marks behind what it changes": ("Ⅷ\u0301", "ﬁ\u0301", "X\u0301", "½\u0308", "\u3000\u0301", "▁\u0301Z"),
+    "joiners and variation selectors behind what it changes": ("\xa0\u200d", "X\u200d", "A\ufe0f", "①\ufe0f"),
+    "letters written in parts (kana with sound marks, Hangul)": ("か\u3099", "ｶﾞ", "\u1112\u1161\u11ab", "\u1100\u1161"),
+}
 
 
 def first_difference(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> str | None:
@@ -43,6 +48,29 @@ def first_difference(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Tokeniz
         if wanted != got:
             return f"{text!r} becomes {_spell(model, got)}, where SentencePiece gives {_spell(model, wanted)}"
     return None
+
+
+def different_graphemes(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> list[str]:
+    """Kinds of combined characters to which a tokenizer gives other ids than a SentencePiece model, in words.
+
+    The `tokenizers` library applies a model's normalisation map to whole combined characters, and drops what follows
+    the part that the map knows; SentencePiece goes through it character by character.
+
+    Args:
+        pieces: content of `tokenizer.model`.
+        tokenizer: what should give the same ids, without special tokens.
+
+    Raises:
+        ImportError: without sentencepiece.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_proto=pieces)
+    return [
+        f"{kind} (such as {different[0]!a})"
+        for kind, texts in _GRAPHEMES.items()
+        if (different := [text for text in texts if model.encode(text) != _ids(tokenizer, text)])
+    ]
 
 
 def _from_vocabulary(model: Any) -> Iterator[str]:
