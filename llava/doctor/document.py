@@ -38,7 +38,8 @@ _COMPARED = (
     ("number of processes, batch size of a device at the same samples of a step, without ZeRO", Change.WARNED.value),
     ("number of processes, with ZeRO, which cuts its optimizer state by rank", "error: start as many"),
     ("whether projector or tower have a learning rate of their own", Change.REFUSED.value),
-    ("content of the language model, tower, projector, adapters or tokenizer", Change.REFUSED.value),
+    ("a learning rate under `--lr_scheduler_type reduce_lr_on_plateau` or `greedy`", Change.REFUSED.value),
+    ("content of the language model, tower, image processor, projector, adapters or tokenizer", Change.REFUSED.value),
 )
 
 
