@@ -37,8 +37,12 @@ SHARED = {
     "LOGGING_STEPS": "10",
     "SAVE_STEPS": "1000000",
     "WARMUP_RATIO": "0.05",
+    "COMPRESSION": "none",
 }
-"""The quickstart's settings of both phases (playground/quickstart/HYPERPARAMETERS.md), but for batches and steps."""
+"""The quickstart's settings of both phases (playground/quickstart/HYPERPARAMETERS.md), but for batches and steps.
+
+Each training names a compression of its own.
+"""
 
 
 PHASES = {
