@@ -6,10 +6,11 @@ else names media is a fault of the record, for it would be trained without: othe
 `<audio>`, `<image-1>`, ...) without their media in what a human or the system says:
 
 - In a record that names media, any mark that is not one of its images' is a fault.
-- In others a mark is a fault where media stand: at the beginning or end of a turn, or alone on a line, but for a label
-  such as "Image 1:".
-- There a mark in running prose ("the <video> element in HTML5") is text, as all that the model says, and so is one
-  next to a closing tag or one with attributes (`<audio> <source src="a.mp3">`). The data check warns about them.
+- In others too, but for running prose about markup or commands ("the <video> element in HTML5", "docker run <image>
+  fails"; it holds code or a word of `_TALK`), where a mark is text unless it stands as media do: at the beginning or
+  end of a turn, or alone on a line, but for a label such as "Image 1:".
+- A mark next to a closing tag or to one with attributes (`<audio> <source src="a.mp3">`) is text, as all that the model
+  says. The data check warns about marks that are read as text.
 - A mark between backticks, or in a text that closes it (`</video>`), is talk about markup.
 """
 
@@ -35,6 +36,12 @@ _LABEL = re.compile(r"\A\s*+(?:[\w#-]++[ \t]?+){0,3}[:.)]")
 _TAG = r"<(?!/?(?i:image|img)>)(?:/[A-Za-z][\w-]*|[A-Za-z][\w-]*\s[^<>]*=[^<>]*)>"
 _TAG_BEHIND = re.compile(rf"\s*{_TAG}")
 _TAG_BEFORE = re.compile(rf"{_TAG}\s*\Z")
+_TALK = re.compile(
+    r"\b(?:html5?|xhtml|svg|xml|css|jsx|tsx|javascript|react|vue|next\.?js|markup|tags?|elements?|components?|attributes?|"
+    r"docker|podman|kubectl|syntax|placeholders?)\b",
+    re.IGNORECASE,
+)
+"""Words of a text that is about markup or commands."""
 _AROUND = " \t\r\ufeff\u200b.,;:!?()[]{}\"'*#>-"
 
 
@@ -65,7 +72,7 @@ def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
 def check_marks(turns: Sequence[str], system: str | None, num_images: int, name: str) -> None:
     """See that every image has its mark and every mark its image.
 
-    In a record without images marks may stand in answers and in running prose: there they are text.
+    In a record without images marks may stand in answers and in prose about markup: there they are text.
 
     Args:
         turns: texts, human and assistant alternating, the human first.
@@ -123,17 +130,17 @@ def _marks(text: str) -> list[str]:
 
 
 def _marks_of_media(text: str) -> list[str]:
-    """Those marks of a text without media that stand where media would."""
+    """Those marks of a text without media that are not talk about markup."""
     if _MARK.search(text) is None:
         return []
     prose = _CODE.sub("`", text).strip()  # what is code stays something beside a mark
     only_marks = {start for start, line in _lines(prose) if _MARK.search(line) and not _beside(line)}
-    found = []
+    talk, found = bool(_TALK.search(text) or _CODE.search(text)), []
     for match in _found(prose):
         alone = prose.rfind("\n", 0, match.start()) + 1 in only_marks
         around = prose[: match.start()], prose[match.end() :]
         at_end = any(not _unmarked(side).strip() for side in around)
-        if (alone or at_end) and not _in_markup(prose, match):
+        if (alone or at_end or not talk) and not _in_markup(prose, match):
             found.append(match[0])
     return found
 
