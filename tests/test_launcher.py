@@ -229,7 +229,8 @@ def test_a_signal_reaches_the_ranks_of_a_slurm_job(number: signal.Signals, tmp_p
     fakes = {
         "rank": RANK,
         "srun": 'rank & echo $! >"$OUTPUT_DIR/pid"\ntrap \'echo hit >>"$LOG"; kill -9 $!\' TERM USR1\nwait $!\nexit 1',
-        "scancel": 'echo "$@" >>"$LOG.scancel"; kill -TERM "$(cat "$OUTPUT_DIR/pid")"',
+        "scancel": 'echo "$@" >>"$LOG.scancel"\nuntil [ -s "$OUTPUT_DIR/pid" ]; do sleep 0.05; done\n'
+        'kill -TERM "$(cat "$OUTPUT_DIR/pid")"',
     }
     shell = Shell(tmp_path / "bin", {**nvidia(1), **CLUSTER, **fakes})
     log = tmp_path / "log"
