@@ -1,0 +1,71 @@
+"""Command line of the attack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from attack import training
+from attack.figures import Figures
+
+ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
+    "kills": training.kills,
+    "signals": training.signals,
+    "damages": training.damages,
+    "full-disks": training.full_disks,
+    "second-starts": training.second_starts,
+}
+
+
+def main() -> int:
+    """Run the attacks named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m attack", description=__doc__)
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"of {', '.join(ATTACKS)}; default: all")
+    parser.add_argument("--count", type=int, default=10, help="trials of each attack; default: 10")
+    parser.add_argument("--seed", type=int, default=0, help="of what is tried; default: 0")
+    parser.add_argument("--scratch", type=Path, help="folder to work in, kept; default: a temporary one, removed")
+    parser.add_argument("--output", type=Path, help="file that takes the figures as JSON")
+    options = parser.parse_args()
+    unknown = [name for name in options.attacks if name not in ATTACKS]
+    if unknown or options.count < 1:
+        parser.error(f"unknown: {', '.join(unknown)}" if unknown else "--count must be 1 or more")
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(1)
+    scratch = options.scratch or Path(tempfile.mkdtemp(prefix="attack-"))
+    os.environ["HF_DATASETS_CACHE"] = str(scratch / "tables")
+    figures = []
+    try:
+        for name in options.attacks or ATTACKS:
+            folder = scratch / name
+            folder.mkdir(parents=True)
+            figures.append(ATTACKS[name](folder, options.count, options.seed))
+            print(figures[-1].report(), flush=True)
+            _write(options, figures)
+    finally:
+        if options.scratch is None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return int(any(figure.failures for figure in figures))
+
+
+def _write(options: argparse.Namespace, figures: list[Figures]) -> None:
+    if options.output is not None:
+        about = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+        about |= {"count": options.count, "seed": options.seed}
+        text = json.dumps({"about": about, "attacks": [figure.as_dict() for figure in figures]}, indent=1)
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
