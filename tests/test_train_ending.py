@@ -17,7 +17,9 @@ from distributed import ROOT, end, environment, start, tail, wait
 from tiny_llava import flags, write_assets
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from llava.train.launch import run_and_exit
 from llava.train.preemption import StopOnSignal
+from llava.train.train import train
 
 SECONDS = 60  # of a program that needs a few; one that waits for its workers waits for ever
 
@@ -249,3 +251,15 @@ def test_two_ranks_with_workers_end_when_one_finds_no_image(assets: Path, tmp_pa
     process = start("torchrun", flags(assets, tmp_path / "out", "finetune", **options), tmp_path / "log")
     assert wait(process, tmp_path / "log") == 1
     assert "missing.png" in tail(tmp_path / "log", 100_000)
+
+
+def test_wrong_flags_end_in_a_sentence_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: train(["--model_name_or_path", str(tmp_path / "none"), "--output_dir", str(tmp_path)]))
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.strip() == "error: --data_path is missing; give a JSON file of LLaVA conversations."
+
+
+def test_an_error_inside_a_library_keeps_its_traceback() -> None:
+    with pytest.raises(json.JSONDecodeError):
+        run_and_exit(lambda: json.loads("{"))

@@ -17,6 +17,7 @@ from llava.train.preemption import PreemptedError, ignore_further
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+TOLD = (ValueError, OSError, FloatingPointError)  # what the package raises about flags, data, models and disks
 
 
 def run_and_exit(program: Callable[[], object]) -> None:
@@ -25,6 +26,9 @@ def run_and_exit(program: Callable[[], object]) -> None:
     Gloo's worker threads may still hold tensors when the interpreter goes away, which aborts a run that had
     finished and saved; so all ranks meet, flush, and leave at once. After an error or Ctrl-C a rank leaves without
     waiting: the launcher ends the others. A run that was told to stop, and saved, ends with status 75.
+
+    An error that this package raised about what it was given is said in its sentence, with status 1; any other comes
+    with its traceback.
     """
     try:
         program()
@@ -36,13 +40,25 @@ def run_and_exit(program: Callable[[], object]) -> None:
         distributed.barrier()
         _leave(stop.exit_status)
     except (Exception, KeyboardInterrupt) as error:
+        told = isinstance(error, TOLD) and _raised_here(error)
+        if told:
+            sys.stderr.write(f"error: {error}\n")
         if not ranks_must_agree():
+            if told:
+                sys.exit(1)
             raise
-        traceback.print_exc()
+        if not told:
+            traceback.print_exc()
         _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
     if ranks_must_agree():
         distributed.barrier()
         _leave(0)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the frame that raised an error is this package's own."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("llava.")
 
 
 def _leave(status: int) -> None:

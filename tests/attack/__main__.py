@@ -17,6 +17,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_P
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
 from attack import training
 from attack.figures import Figures
 

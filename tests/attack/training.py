@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from attack.figures import Figures
-from attack.programs import Ended, Running, limit_file_size, run
 from distributed import weights
 from tiny_llava import flags, write_assets
 from torch import equal
 
+from attack.figures import Figures
+from attack.programs import Ended, Running, limit_file_size, run
 from llava.train.launch import run_and_exit
 from llava.train.train import train
 
