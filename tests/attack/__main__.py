@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from attack import training
+from attack import evaluation, training
 from attack.figures import Figures
 
 ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
@@ -27,6 +27,10 @@ ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "damages": training.damages,
     "full-disks": training.full_disks,
     "second-starts": training.second_starts,
+    "eval-kills": evaluation.kills,
+    "eval-damages": evaluation.damages,
+    "eval-full-disks": evaluation.full_disks,
+    "eval-second-starts": evaluation.second_starts,
 }
 
 
