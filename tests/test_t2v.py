@@ -274,3 +274,13 @@ def test_layout_of_text_finds_the_padding_side():
     assert [layout.needs_mask for layout in (right, left, gaps)] == [False, True, True]
     assert left.positions.tolist() == [[0, 0, 1], [0, 1, 2]]
     assert not TokenLayout.of_full_text(2, 3, torch.device("cpu")).is_padded
+
+
+def test_an_option_that_is_none_is_never_taken_for_another():
+    layout, config = layout_of(["ttvvvt"]), T2VConfig((1,), (0.5,), score="random")
+    object.__setattr__(config, "score", "unifrom")
+    with pytest.raises(ValueError, match=r"'unifrom'; it must be one of random, uniform"):
+        control_scores(layout, config, 0)
+    keep = layout.valid
+    with pytest.raises(ValueError, match=r"t2v\.positions is 'orignal'; it must be one of renumber, original"):
+        gather_kept(torch.zeros(1, 6, 2), layout, keep, (3,), positions="orignal")

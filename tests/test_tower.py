@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import reference
 import tiny
 import torch
 from PIL import Image
 from tiny import pixels, randomise, stock_tower, tiny_llava, tower_config
-from transformers import CLIPImageProcessorPil, CLIPVisionModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPVisionModel, SiglipConfig, SiglipVisionConfig
 
 from llava.compression import V2VConfig
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
@@ -222,3 +225,19 @@ def test_parameters_have_llavas_names():
         "lm_head.weight",
     ):
         assert name in names
+
+
+@pytest.mark.parametrize("saved", [SiglipVisionConfig().to_dict(), SiglipConfig().to_dict(), {"model_type": "x"}])
+def test_a_tower_of_another_kind_is_refused(saved: dict, tmp_path: Path):
+    """It never becomes a CLIP model with some of its dimensions."""
+    said = r"is of model_type '(siglip_vision_model|x)'; LLaVA's own model runs clip_vision_model"
+    with pytest.raises(ValueError, match=said):
+        build_vision_tower(LlavaConfig(mm_vision_tower="some/tower", mm_vision_config=saved))
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=said):
+        build_vision_tower(LlavaConfig(mm_vision_tower=str(tmp_path)))
+
+
+def test_a_whole_clip_model_names_its_tower(tmp_path: Path):
+    CLIPConfig(vision_config=tower_config(3).to_dict()).save_pretrained(tmp_path)
+    assert build_vision_tower(LlavaConfig(mm_vision_tower=str(tmp_path))).config.num_hidden_layers == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import reference
@@ -234,3 +235,43 @@ def test_half_precision_features_are_chosen_like_in_float32():
         result = run(features, attention, keys, config)
     assert torch.equal(result.target, expected.target)
     torch.testing.assert_close(result.tokens.float(), expected.tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"cls_attention": 14}, "cls_attention has 14 entries an image, but there are 16 tokens, the CLS token"),
+        ({"cls_attention": 16}, "it must have 15"),
+        ({"cls_attention": 15, "has_cls": False}, "cls_attention is given, but has_cls is False"),
+        ({"cls_attention": 15, "keys": 15}, "keys has 15 entries an image"),
+        ({"received": 15, "keys": 16}, "received has 15 entries an image, but there are 16 tokens; it must have 16"),
+    ],
+    ids=str,
+)
+def test_scores_of_another_number_of_tokens_are_refused(inputs: dict[str, Any], said: str):
+    """Whether there is a CLS token is told, not guessed from the number of scores."""
+    tensors = {name: torch.rand(1, size, 2) for name, size in inputs.items() if name == "keys"}
+    tensors |= {name: torch.rand(1, size) for name, size in inputs.items() if name in ("cls_attention", "received")}
+    config = V2VConfig(3, 1, score="received" if "received" in inputs else "cls")
+    with pytest.raises(ValueError, match=said):
+        merge_visual_tokens(
+            torch.rand(1, 16, 2), tensors.get("cls_attention"), tensors.get("keys"), config,
+            received=tensors.get("received"), has_cls=inputs.get("has_cls"),
+        )  # fmt: skip
+
+
+def test_a_tower_with_cls_that_is_scored_otherwise_keeps_its_cls():
+    features, received = torch.tensor([[[0.0], [10.0], [20.0]]]), torch.tensor([[9.0, 0.2, 0.6]])
+    config = V2VConfig(2, 0, score="received")
+    told = merge_visual_tokens(features, None, None, config, received=received, has_cls=True)
+    assert told.tokens.flatten().tolist() == [0, 20] and told.source.tolist() == [[-1, 1]]
+    assert merge_visual_tokens(features, None, None, config, received=received).source.tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("field", ["score", "clusters"])
+def test_an_option_that_is_none_is_never_taken_for_another(field: str):
+    features, attention, keys = tower_output()
+    config = V2VConfig(5, 2, 2)
+    object.__setattr__(config, field, "unifrom")
+    with pytest.raises(ValueError, match=rf"v2v\.{field} is 'unifrom'; it must be one of"):
+        run(features, attention, keys, config)

@@ -22,9 +22,14 @@ T2V_POSITIONS = ("renumber", "original")
 T2V_SCORED_BY = ("after", "before")
 
 
+def unknown_choice(field: str, value: object, accepted: tuple[str, ...]) -> ValueError:
+    """The error of an option that is none of those accepted; what branches on an option ends in it."""
+    return ValueError(f"{field} is {value!r}; it must be one of {', '.join(accepted)}.")
+
+
 def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(accepted)}.")
+        raise unknown_choice(field, value, accepted)
 
 
 def _require_count(field: str, value: object, minimum: int) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from llava.compression.config import T2VConfig
+from llava.compression.config import T2V_POSITIONS, T2V_SCORES, T2VConfig, unknown_choice
 from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.precision import without_autocast
 from llava.compression.selection import even_spread, seeded_noise
@@ -87,9 +87,19 @@ def _attention(queries: Tensor, keys: Tensor, visible: Tensor, scaling: float) -
 
 
 def control_scores(layout: TokenLayout, config: T2VConfig, stage: int) -> Tensor:
-    """Scores [B, L] of the content-blind controls `random` and `uniform`."""
+    """Scores [B, L] of the content-blind controls `random` and `uniform`.
+
+    Raises:
+        ValueError: if `config.score` is another one.
+    """
     index = layout.visual_index.clamp(min=0)
-    return seeded_noise(index, config.seed + 1 + stage) if config.score == "random" else even_spread(index)
+    match config.score:
+        case "random":
+            return seeded_noise(index, config.seed + 1 + stage)
+        case "uniform":
+            return even_spread(index)
+        case other:
+            raise unknown_choice("t2v.score of a control", other, T2V_SCORES[1:])
 
 
 def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int, ...]) -> Tensor:
@@ -128,6 +138,9 @@ def gather_kept(
 
     Returns:
         [B, L', D], zeros on padding, and its layout; L' is the longest row that is left.
+
+    Raises:
+        ValueError: if `positions` is neither.
     """
     lengths = tuple(
         length - present + count for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
@@ -149,6 +162,8 @@ def gather_kept(
     def travel(values: Tensor, fill: int) -> Tensor:
         return values.gather(-1, index.expand(*values.shape[:-1], -1)).masked_fill(~valid, fill)
 
+    if positions not in T2V_POSITIONS:
+        raise unknown_choice("t2v.positions", positions, T2V_POSITIONS)
     renumber = positions == "renumber"
     new_layout = dataclasses.replace(
         layout,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.compression.config import V2VConfig
+from llava.compression.config import V2V_CLUSTERS, V2V_SCORES, V2VConfig, unknown_choice
 from llava.compression.precision import without_autocast
 from llava.compression.selection import even_spread, seeded_noise
 
@@ -106,13 +106,15 @@ def merge_visual_tokens(
     config: V2VConfig,
     attention: Tensor | None = None,
     received: Tensor | None = None,
+    *,
+    has_cls: bool | None = None,
 ) -> V2VResult:
     """Turn the tower's tokens into `config.token_count(N)` information-preserving ones (Algorithm 1).
 
     Gradients flow through the tokens, never through the choice.
 
     Args:
-        hidden_states: [B, N, D]; with a CLS token in front if N is one more than the patches scored.
+        hidden_states: [B, N, D]; with a CLS token in front if `has_cls`.
         cls_attention: [B, P] attention that CLS pays each patch, summed over heads. Needed by `score: cls`; None
             from a tower without a CLS token: all N tokens are patches then.
         keys: [B, N, Dk] keys of the scored layer, averaged over heads. Needed by `anchored` and `uniform` clusters.
@@ -120,13 +122,18 @@ def merge_visual_tokens(
         attention: [B, N, N] attention map of the scored layer, averaged over heads. Needed by `neighbours` clusters,
             and by `score: received` unless `received` is given.
         received: [B, N] mean over the rows of that map, from a tower whose whole map would be too large.
+        has_cls: whether the first of the N tokens is CLS; None takes it that a tower which gives `cls_attention` has
+            one, and that any other has none.
 
     Raises:
-        ValueError: if `config.dominant` exceeds N, or an input that the options need is missing.
+        ValueError: if `config.dominant` exceeds N, an input that the options need is missing, or an input is of
+            another number of tokens.
     """
     count = hidden_states.shape[1]
     config.token_count(count)
-    has_cls = cls_attention is not None and cls_attention.shape[1] == count - 1
+    if has_cls is None:
+        has_cls = cls_attention is not None
+    _check_counts(count, has_cls, cls_attention=cls_attention, keys=keys, attention=attention, received=received)
     with torch.no_grad(), without_autocast(hidden_states.device):
         if received is None and attention is not None:
             received = attention.float().mean(dim=1)
@@ -143,15 +150,20 @@ def score_patches(
 ) -> Tensor:
     """Importance of each patch, float32 [B, P], higher is kept first; see `V2VConfig.score`."""
     batch, first_patch = like.shape[0], like.shape[1] - num_patches
-    if config.score == "cls":
-        if cls_attention is None:
-            raise ValueError("v2v.score is 'cls', but this vision tower has no CLS token; use 'received' instead.")
-        return cls_attention.float()
-    if config.score == "received":
-        return _required(received, "attention", "v2v.score 'received'").float()[:, first_patch:]
     index = torch.arange(num_patches, device=like.device)
-    blind = seeded_noise(index, config.seed) if config.score == "random" else even_spread(index)
-    return blind.expand(batch, -1)
+    match config.score:
+        case "cls":
+            if cls_attention is None:
+                raise ValueError("v2v.score is 'cls', but this vision tower has no CLS token; use 'received' instead.")
+            return cls_attention.float()
+        case "received":
+            return _required(received, "attention", "v2v.score 'received'").float()[:, first_patch:]
+        case "random":
+            return seeded_noise(index, config.seed).expand(batch, -1)
+        case "uniform":
+            return even_spread(index).expand(batch, -1)
+        case other:
+            raise unknown_choice("v2v.score", other, V2V_SCORES)
 
 
 def plan_merge(
@@ -171,13 +183,18 @@ def plan_merge(
     if contextual == 0:
         empty = rest[:, :0]
         return MergePlan(dominant, empty, empty, empty, empty)
-    if config.clusters == "neighbours":
-        attention = _required(attention, "attention", "v2v.clusters 'neighbours'")
-        return _plan_neighbours(dominant, rest, attention[:, int(has_cls) :, int(has_cls) :], contextual, config)
-    keys = _required(keys, "keys", f"v2v.clusters {config.clusters!r}")[:, int(has_cls) :]
-    everything = config.clusters == "uniform"
-    pool = rest.sort(dim=1).values if everything else rest[:, : config.cluster_width * contextual]
-    return _plan_anchored(dominant, pool, keys, contextual)
+    match config.clusters:
+        case "neighbours":
+            attention = _required(attention, "attention", "v2v.clusters 'neighbours'")
+            return _plan_neighbours(dominant, rest, attention[:, int(has_cls) :, int(has_cls) :], contextual, config)
+        case "anchored":
+            pool = rest[:, : config.cluster_width * contextual]
+        case "uniform":
+            pool = rest.sort(dim=1).values
+        case other:
+            raise unknown_choice("v2v.clusters", other, V2V_CLUSTERS)
+    keys = _required(keys, "keys", f"v2v.clusters {config.clusters!r}")
+    return _plan_anchored(dominant, pool, keys[:, int(has_cls) :], contextual)
 
 
 def _plan_anchored(dominant: Tensor, pool: Tensor, keys: Tensor, contextual: int) -> MergePlan:
@@ -220,6 +237,21 @@ def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> T
 def _take(tokens: Tensor, index: Tensor) -> Tensor:
     """Gather tokens [B, N, D] at index [B, K] along dimension 1."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _check_counts(count: int, has_cls: bool, **given: Tensor | None) -> None:
+    """Raise ValueError where what tokens are scored or merged by is not of the `count` tokens that there are."""
+    wanted = {"cls_attention": count - 1, "keys": count, "attention": count, "received": count}
+    for name, values in given.items():
+        if values is None:
+            continue
+        if name == "cls_attention" and not has_cls:
+            raise ValueError("cls_attention is given, but has_cls is False; a tower without a CLS token has none.")
+        if values.shape[1] != wanted[name]:
+            raise ValueError(
+                f"{name} has {values.shape[1]} entries an image, but there are {count} tokens"
+                f"{', the CLS token included' if has_cls else ''}; it must have {wanted[name]}."
+            )
 
 
 def _required(value: Tensor | None, name: str, option: str) -> Tensor:

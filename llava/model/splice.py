@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llava.compression.config import unknown_choice
 from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -268,6 +269,8 @@ def _votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Tenso
     A row with visual tokens and no such token falls back to LAST tokens, then to those that stand before an answer,
     then to its last token: never nobody, and an answer only in a row of which nothing else is left.
     """
+    if queries not in ROLES_OF_QUERIES:
+        raise unknown_choice("t2v.queries", queries, tuple(ROLES_OF_QUERIES))
     behind_image = is_visual.long().cumsum(dim=1) > 0
     vote = (roles & int(ROLES_OF_QUERIES[queries]) > 0) & behind_image
     last = (roles & int(QueryRole.LAST) > 0) & behind_image

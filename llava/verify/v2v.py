@@ -22,7 +22,7 @@ def replay(case: Case, model: LlavaLlamaForCausalLM, v2v: V2VConfig | None) -> M
     images: Any = case.images()
     tower: Any = model.get_vision_tower()
     seen = tower.encode(images.to(model.device), v2v)
-    result = merge_visual_tokens(seen.features, seen.cls_attention, seen.keys, v2v)
+    result = merge_visual_tokens(seen.features, seen.cls_attention, seen.keys, v2v, has_cls=seen.has_cls)
     plan = result.plan
     return {
         "hidden_states": seen.features,

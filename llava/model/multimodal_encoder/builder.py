@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, PretrainedConfig
 
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import known_tower
+
+TOWERS: dict[str, type[CLIPVisionTower]] = {"clip_vision_model": CLIPVisionTower}  # by model_type of their config
 
 
 def build_vision_tower(config: Any) -> CLIPVisionTower:
@@ -18,15 +21,30 @@ def build_vision_tower(config: Any) -> CLIPVisionTower:
     what is known of the towers that LLaVA's checkpoints name.
 
     Raises:
-        ValueError: if no tower is named.
+        ValueError: if no tower is named, or one of another kind than CLIP.
     """
     name = getattr(config, "mm_vision_tower", None) or getattr(config, "vision_tower", None)
     if not name:
         raise ValueError("No vision tower is named; set mm_vision_tower to a directory or hub name of a CLIP model.")
     saved = getattr(config, "mm_vision_config", None) or (None if Path(name).is_dir() else known_tower(name))
-    return CLIPVisionTower(
+    kind = _kind(saved or PretrainedConfig.get_config_dict(name)[0])
+    if kind not in TOWERS:
+        raise ValueError(
+            f"The vision tower {str(name)!r} is of model_type {kind!r}; LLaVA's own model runs {', '.join(TOWERS)}. "
+            "Name a CLIP tower, or open a model with another tower in transformers' format and compress() it."
+        )
+    return TOWERS[kind](
         name,
         select_layer=getattr(config, "mm_vision_select_layer", -2),
         select_feature=getattr(config, "mm_vision_select_feature", "patch"),
         config=CLIPVisionConfig(**saved) if saved else None,
     )
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    """`model_type` of a tower; of the tower inside where a model for images and texts is named."""
+    whole = str(settings.get("model_type", "clip_vision_model"))
+    inside = settings.get("vision_config")
+    if whole.endswith("_vision_model") or not isinstance(inside, Mapping):
+        return whole
+    return str(inside.get("model_type", f"{whole}_vision_model"))

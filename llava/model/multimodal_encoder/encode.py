@@ -24,20 +24,24 @@ class TowerOutput:
     """What one image looks like to the rest of the model.
 
     Attributes:
-        features: [B, N, D], output of the selected layer, CLS first.
+        features: [B, N, D], output of the selected layer.
+        has_cls: whether the first of the N tokens is CLS.
         cls_attention: float32 [B, P] attention CLS pays each patch in that layer, summed over heads; or None.
         keys: [B, N, d] keys of that layer, averaged over heads; or None.
         attention: float32 [B, N, N] attention map of that layer, averaged over heads; or None.
     """
 
     features: Tensor
+    has_cls: bool
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
     attention: Tensor | None = None
 
     def merged(self, v2v: V2VConfig) -> V2VResult:
         """V2V on these features."""
-        return merge_visual_tokens(self.features, self.cls_attention, self.keys, v2v, self.attention)
+        return merge_visual_tokens(
+            self.features, self.cls_attention, self.keys, v2v, self.attention, has_cls=self.has_cls
+        )
 
 
 def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig | None = None) -> TowerOutput:
@@ -62,9 +66,10 @@ def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig 
             hidden_states = layer(hidden_states, attention_mask=None)
         features = layers[last](hidden_states, attention_mask=None)
     if v2v is None:
-        return TowerOutput(features)
+        return TowerOutput(features, has_cls(model))
     with torch.no_grad():
-        return TowerOutput(features, *_scored_by(layers[last], hidden_states.detach(), v2v, has_cls(model)))
+        scored_by = _scored_by(layers[last], hidden_states.detach(), v2v, has_cls(model))
+        return TowerOutput(features, has_cls(model), *scored_by)
 
 
 def has_cls(model: Any) -> bool:

@@ -208,7 +208,7 @@ def _merged(frame: Tensor, received: Tensor, keys: Tensor, attention: Tensor | N
     if size <= v2v.dominant + v2v.contextual:
         return VisualSpan(frame, size)
     whole = None if attention is None else attention[None]
-    result = merge_visual_tokens(frame[None], None, keys[None], v2v, whole, received[None])
+    result = merge_visual_tokens(frame[None], None, keys[None], v2v, whole, received[None], has_cls=False)
     source = result.source[0]
     order = source.argsort()
     return VisualSpan(result.tokens[0][order], size, source[order])
