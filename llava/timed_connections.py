@@ -1,0 +1,143 @@
+"""Connections whose every operation counts against one deadline, and whose addresses are known before they are made."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import queue
+import socket
+import ssl
+import time
+from threading import Thread
+from typing import Any
+
+_LONGEST_WAIT = 1e6  # seconds; sockets take no more than an integer of C
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_V6_UNICAST = ipaddress.ip_network("2000::/3")
+
+Place = tuple[int, tuple[Any, ...]]
+"""Family and socket address."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the internet at large: not to this machine, its network or a reserved range.
+
+    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as themselves.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        return ip in _V6_UNICAST and ip.is_global and ip.teredo is None
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+class Route:
+    """What one request knows: when it ends, and which addresses the names stand for."""
+
+    def __init__(self, ends: float) -> None:
+        self.ends = ends
+        self._known: dict[str, list[Place]] = {}
+
+    def left(self) -> float:
+        """Seconds that are left.
+
+        Raises:
+            TimeoutError: if there are none.
+        """
+        seconds = self.ends - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("the time is over")
+        return min(seconds, _LONGEST_WAIT)
+
+    def addresses(self, host: str) -> list[Place]:
+        """Families and socket addresses of a host, looked up once."""
+        if host not in self._known:
+            self._known[host] = _looked_up(host, self.left())
+        return self._known[host]
+
+    def connect(self, place: tuple[str, int], *_: Any) -> socket.socket:
+        """A connection to a host and port; stands for `socket.create_connection`."""
+        host, port = place
+        places = self.addresses(host.strip("[]"))
+        for number, (family, found) in enumerate(places):
+            connection = _TimedSocket(family, socket.SOCK_STREAM)
+            connection.route = self
+            try:
+                connection.settimeout(self.left() / (len(places) - number))
+                connection.connect((found[0], port, *found[2:]))
+                return connection
+            except BaseException as error:
+                connection.close()
+                if not isinstance(error, OSError) or number == len(places) - 1:
+                    raise
+        raise OSError("the host has no address")
+
+
+def _looked_up(host: str, seconds: float) -> list[Place]:
+    """Addresses of a host. The system's own look-up knows no deadline, so it runs beside and is left behind."""
+    answers: queue.SimpleQueue[list[Place] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            answers.put([(family, place) for family, _, _, _, place in found])
+        except (OSError, ValueError) as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError("the name was not found in time") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class _TimedSocket(socket.socket):
+    """A socket each of whose operations may take what is left of the request's time."""
+
+    route: Route
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(self.route.left())
+        return super().recv_into(*args)
+
+    def send(self, *args: Any) -> int:
+        self.settimeout(self.route.left())
+        return super().send(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.settimeout(self.route.left())
+        super().sendall(*args)
+
+
+class TimedTls(_TimedSocket, ssl.SSLSocket):
+    """The same over TLS, the handshake included; a subclass names the route."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        self.settimeout(self.route.left())
+        super().do_handshake(block)
+
+
+class PlainConnection(http.client.HTTPConnection):
+    """HTTP over the connections of a route."""
+
+    def __init__(self, host: str, *, route: Route, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._create_connection = route.connect
+
+
+class TlsConnection(http.client.HTTPSConnection):
+    """HTTPS over the connections of a route."""
+
+    def __init__(self, host: str, *, route: Route, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._create_connection = route.connect
