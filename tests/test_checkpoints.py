@@ -264,7 +264,7 @@ def test_folders_that_hold_nothing_or_too_much(folders: Path, tmp_path: Path) ->
     published.write_json(tmp_path / "empty/config.json", config)
     assert "holds neither the weights of a model" in refusal(tmp_path / "empty")
     (tmp_path / "empty/global_step4").mkdir()
-    assert "zero_to_fp32.py" in refusal(tmp_path / "empty")
+    assert "python -m llava.model.consolidate" in refusal(tmp_path / "empty")
     assert "There is no folder" in refusal(tmp_path / "gone")
     both = shutil.copytree(folders / "llava-v1.5-7b", tmp_path / "both")
     shutil.copy(folders / "llava-v1.5-7b-lora/adapter_config.json", both)

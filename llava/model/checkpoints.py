@@ -209,5 +209,7 @@ def _nothing_in(folder: Path) -> str:
         f"index), nor a projector ({PROJECTOR_FILE}), nor LoRA adapters (adapter_config.json)"
     )
     if any(folder.glob("global_step*")):
-        return f"{text}, but DeepSpeed's pieces; put them together with the zero_to_fp32.py that lies beside them."
+        return (
+            f"{text}, but DeepSpeed's pieces; put them together with python -m llava.model.consolidate {folder} TARGET."
+        )
     return f"{text}; give a folder that does."

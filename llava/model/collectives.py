@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import distributed, nn
@@ -12,6 +12,33 @@ from torch import distributed, nn
 def ranks_must_agree() -> bool:
     """Whether other processes run this model too, so that skipping a module here would leave them waiting."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def require_everywhere(check: Callable[[], object]) -> None:
+    """Run a check on every rank, and let it fail on all of them if it fails on one; without a group only here.
+
+    A rank that goes on alone would wait for the others in vain.
+
+    Args:
+        check: raises ValueError or OSError; makes no collective call itself.
+
+    Raises:
+        ValueError: with the sentence of the first rank that refused, where this one did not.
+    """
+    problem: ValueError | OSError | None = None
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        problem = error
+    if ranks_must_agree():
+        sentences: list[str | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(sentences, None if problem is None else str(problem))
+        if problem is None:
+            for rank, sentence in enumerate(sentences):
+                if sentence is not None:
+                    raise ValueError(f"Process {rank} says: {sentence}")
+    if problem is not None:
+        raise problem
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

@@ -60,8 +60,7 @@ def convert(
     target = Path(target)
     if to not in FORMATS:
         raise ValueError(f"The format is {to!r}; accepted are {' and '.join(FORMATS)}.")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{str(target)!r} is not empty; name a new folder, nothing is overwritten.")
+    require_new(target)
     checkpoint, base = resolve(source, model_base)
     if to == "hf":
         require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
@@ -69,7 +68,7 @@ def convert(
     dtype = dtype or widest_dtype([*checkpoint.files, *(base.files if base else ())])
     tokenizer, model, processor, _ = load_pretrained_model(source, model_base, device="cpu", dtype=dtype)
     _make_savable(model.generation_config)
-    with _appearing_at_once(target) as folder:
+    with appearing_at_once(target) as folder:
         if to == "llava":
             model.save_pretrained(folder)
             _save_tokenizer(tokenizer, folder)
@@ -157,8 +156,18 @@ def _make_savable(generation: GenerationConfig) -> None:
         generation.update(temperature=None, top_p=None, top_k=None)
 
 
+def require_new(target: Path) -> None:
+    """Refuse a target in which something would be overwritten.
+
+    Raises:
+        ValueError: if it is anything but an empty folder or nothing.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{str(target)!r} is not empty; name a new folder, nothing is overwritten.")
+
+
 @contextmanager
-def _appearing_at_once(target: Path) -> Iterator[Path]:
+def appearing_at_once(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and is removed when something fails."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -286,7 +286,8 @@ def _refusals(then: RunFacts, now: RunFacts) -> list[str]:
     if then.engine.startswith("deepspeed") and then.world_size != now.world_size:
         found.append(
             f"{then.engine} cut the optimizer state into {then.world_size} pieces, but there are {now.world_size} "
-            "processes; start as many, or take the weights with the checkpoint's zero_to_fp32.py and begin anew."
+            "processes; start as many, or take the weights with python -m llava.model.consolidate CHECKPOINT TARGET "
+            "and begin anew from them."
         )
     return found + _other_start(then, now) + _other_arguments(then, now)
 

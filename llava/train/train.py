@@ -13,6 +13,8 @@ from pathlib import Path
 from transformers import set_seed
 
 from llava.data.measure import DataStatistics, measure
+from llava.model.collectives import require_everywhere
+from llava.model.pickles import require_safe_pickles
 from llava.train.adapters import add_lora
 from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
@@ -42,6 +44,8 @@ def train(argv: Sequence[str] | None = None) -> Path:
     _prepare_process(training_args)
     overwrite = training_args.overwrite_output_dir
     checkpoint = starting_point(training_args.output_dir, overwrite, training_args.resume_from_checkpoint)
+    if checkpoint is not None:
+        require_everywhere(lambda: require_safe_pickles(checkpoint))
 
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)

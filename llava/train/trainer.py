@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from llava.data.dataset import LazySupervisedDataset
@@ -24,6 +24,7 @@ from llava.model.loading import PROJECTOR_FILE
 from llava.model.lora import load_adapters, save_lora, trained_state
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
+from llava.train.checked_loading import CheckedLoading
 from llava.train.checkpoint import (
     STAGING,
     adapter_weights,
@@ -79,7 +80,7 @@ def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> Epo
     )
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(CheckedLoading):
     """See the module's docstring.
 
     Args:

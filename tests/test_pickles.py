@@ -1,0 +1,220 @@
+"""No file of a checkpoint can run code: neither DeepSpeed's, nor the Trainer's, nor a model's."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from hostile import SHAPES, Writes, new_zip
+from tiny_llava import flags, write_assets
+
+from llava.model.pickles import (
+    OF_DEEPSPEED,
+    OF_RANDOM_STATES,
+    UnsafePickleError,
+    require_safe_pickles,
+    weights_only_loading,
+)
+from llava.train.train import train
+
+PLACES = (
+    "global_step3/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "global_step3/zero_pp_rank_1_mp_rank_00_model_states.pt",
+    "global_step3/zero/model.norm.weight/exp_avg.pt",
+    "rng_state_1.pth",
+    "optimizer.pt",
+    "training_args.bin",
+    "global_step3/layer_00-model_states.PT",
+)
+
+
+def state() -> dict[str, object]:
+    """What DeepSpeed and the Trainer keep, every kind of record at least once."""
+    return {
+        "module": {"weight": torch.ones(3, dtype=torch.bfloat16), "tied": torch.nn.Parameter(torch.ones(2))},
+        "param_shapes": [{"weight": torch.Size([3])}],
+        "zero_stage": ZeroStageEnum.weights,
+        "loss_scaler": DynamicLossScaler(2.0**16, 2, 1000, 1, 1, False, dtype=torch.float16),
+        "fixed": LossScaler(1.0),
+        "slice": fragment_address(numel=3, start=7),
+        "ds_config": {"bf16": {"enabled": True}, "lists": [1, 2.5, None, "x"]},
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "shared": {1, 2},
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder as a training with DeepSpeed leaves it; the files are torch's own."""
+    folder = tmp_path / "checkpoint-3"
+    (folder / "global_step3").mkdir(parents=True)
+    (folder / "latest").write_text("global_step3")
+    for name in PLACES[:2]:
+        torch.save(state(), folder / name)
+    torch.save(state(), folder / "rng_state_0.pth")
+    return folder
+
+
+def test_what_deepspeed_and_trainer_write_is_let_through(checkpoint: Path) -> None:
+    require_safe_pickles(checkpoint)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_hostile_file_is_refused_by_name_and_nothing_runs(checkpoint: Path, tmp_path: Path, shape: str) -> None:
+    marker = tmp_path / "marker"
+    path = checkpoint / PLACES[0]
+    SHAPES[shape](path, marker)
+    with pytest.raises(UnsafePickleError) as refused:
+        require_safe_pickles(checkpoint)
+    sentence = str(refused.value)
+    assert str(path) in sentence and "--resume_from_checkpoint" in sentence and not marker.exists()
+    with pytest.raises(Exception), weights_only_loading():  # noqa: B017 - that nothing runs is what counts
+        torch.load(path, weights_only=False)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ("new_zip", "posix.system"), ("old_pickle", "posix.system"), ("bare_pickle", "posix.system"),
+        ("text_pickle", "posix.system"), ("instance_opcode", "os.system"), ("object_opcode", "os.system"),
+        ("computed_name", "os.system"), ("old_name", "builtins.eval"), ("extension_code", "extension 1"),
+        ("pickle_before_zip", "posix.system"), ("beside_good_records", "posix.system"),
+    ],
+)  # fmt: skip
+def test_the_refusal_says_what_would_have_been_called(checkpoint: Path, shape: str, name: str) -> None:
+    SHAPES[shape](checkpoint / PLACES[0], checkpoint / "marker")
+    with pytest.raises(UnsafePickleError, match=name):
+        require_safe_pickles(checkpoint)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_pickled_file_of_a_checkpoint_is_looked_at(checkpoint: Path, tmp_path: Path, place: str) -> None:
+    (checkpoint / place).parent.mkdir(parents=True, exist_ok=True)
+    new_zip(checkpoint / place, tmp_path / "marker")
+    with pytest.raises(UnsafePickleError, match=Path(place).name):
+        require_safe_pickles(checkpoint)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_links_lead_to_what_is_looked_at_and_circles_end(checkpoint: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "round").symlink_to(checkpoint)
+    (checkpoint / "global_step3" / "more").symlink_to(elsewhere)
+    require_safe_pickles(checkpoint)
+    new_zip(elsewhere / "fp32.pt", tmp_path / "marker")
+    with pytest.raises(UnsafePickleError, match="fp32"):
+        require_safe_pickles(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "tag", ["../elsewhere", "/tmp/elsewhere", "..", ".", "", "a/b", "global step", "a\nb", "x\x00y"]
+)
+@pytest.mark.parametrize("name", ["latest", "latest_universal"])
+def test_latest_that_leads_elsewhere_is_refused(checkpoint: Path, name: str, tag: str) -> None:
+    (checkpoint / name).write_text(tag)
+    with pytest.raises(UnsafePickleError, match=name):
+        require_safe_pickles(checkpoint)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(checkpoint: Path) -> None:
+    os.mkfifo(checkpoint / "global_step3" / "more.pt")
+    problems: list[str] = []
+
+    def look() -> None:
+        try:
+            require_safe_pickles(checkpoint)
+        except UnsafePickleError as error:
+            problems.append(str(error))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(timeout=10)
+    assert len(problems) == 1 and "pipe" in problems[0]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 400, b"PK\x03\x04" + b"\x00" * 400, os.urandom(3).hex().encode()])
+def test_a_damaged_file_is_told_from_a_hostile_one(checkpoint: Path, damage: bytes) -> None:
+    """The run may take the checkpoint before a damaged one; a hostile one must stop it."""
+    (checkpoint / "rng_state_0.pth").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"rng_state_0.*damaged") as refused:
+        require_safe_pickles(checkpoint)
+    assert not isinstance(refused.value, UnsafePickleError)
+
+
+# === The second wall ===
+
+
+def test_the_loading_wall_reads_what_deepspeed_writes(checkpoint: Path) -> None:
+    with weights_only_loading():
+        held = torch.load(checkpoint / PLACES[0], weights_only=False)
+    assert held["zero_stage"] is ZeroStageEnum.weights and held["slice"] == fragment_address(numel=3, start=7)
+    assert vars(held["loss_scaler"]) == vars(state()["loss_scaler"])
+    assert torch.equal(held["module"]["weight"], torch.ones(3, dtype=torch.bfloat16))
+
+
+def test_a_file_that_is_exchanged_after_the_look_runs_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    require_safe_pickles(checkpoint)
+    new_zip(checkpoint / PLACES[0], tmp_path / "marker")
+    with pytest.raises(UnsafePickleError, match="system"), weights_only_loading():
+        torch.load(checkpoint / PLACES[0], weights_only=False)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"}]
+)
+def test_the_loading_wall_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    environment, classes = dict(os.environ), set(torch.serialization.get_safe_globals())
+    with weights_only_loading(), weights_only_loading():
+        assert {name for _, name in set(torch.serialization.get_safe_globals()) - classes} == {
+            *OF_DEEPSPEED, *OF_RANDOM_STATES,
+        }  # fmt: skip
+    with pytest.raises(KeyError), weights_only_loading():
+        raise KeyError
+    assert dict(os.environ) == environment and set(torch.serialization.get_safe_globals()) == classes
+
+
+# === Resuming ===
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("assets"))
+
+
+def test_resuming_a_checkpoint_with_a_hostile_file_stops_the_run(assets: Path, tmp_path: Path) -> None:
+    """It does not quietly take the checkpoint before, nor begin anew."""
+    asked = flags(assets, tmp_path / "run", "pretrain", save_strategy="steps", save_steps=2)
+    train(asked)
+    for name in ("optimizer.pt", "rng_state.pth"):
+        path = tmp_path / "run/checkpoint-4" / name
+        whole, size = path.read_bytes(), path.stat().st_size
+        new_zip(path, tmp_path / "marker")
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        with pytest.raises(ValueError):
+            train([*asked, "--resume_from_checkpoint", str(path.parent)])
+        assert not (tmp_path / "marker").exists()
+        path.write_bytes(whole)
+    require_safe_pickles(tmp_path / "run/checkpoint-4")
+
+
+def test_a_pickle_that_is_no_mapping_never_runs_either(tmp_path: Path) -> None:
+    """The payload is what these tests rest on: opened in the usual way it does leave its marker."""
+    pickle.loads(pickle.dumps(Writes(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
