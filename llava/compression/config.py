@@ -6,6 +6,7 @@ Both readings of the method are options wherever the paper (arXiv 2602.18846) an
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.compression.made_for import MadeFor
+from llava.shown import shown
 
 V2V_SCORES = ("cls", "received", "random", "uniform")
 V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
@@ -20,11 +22,12 @@ T2V_SCORES = ("attention", "random", "uniform")
 T2V_QUERIES = ("last", "text", "salient")
 T2V_POSITIONS = ("renumber", "original")
 T2V_SCORED_BY = ("after", "before")
+_LARGEST = 2**63 - 1  # of counts and seeds; torch takes no larger ones
 
 
 def unknown_choice(field: str, value: object, accepted: tuple[str, ...]) -> ValueError:
     """The error of an option that is none of those accepted; what branches on an option ends in it."""
-    return ValueError(f"{field} is {value!r}; it must be one of {', '.join(accepted)}.")
+    return ValueError(f"{field} is {shown(value)}; it must be one of {', '.join(accepted)}.")
 
 
 def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
@@ -34,7 +37,9 @@ def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> Non
 
 def _require_count(field: str, value: object, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{field} is {value!r}; it must be a whole number of at least {minimum}.")
+        raise ValueError(f"{field} is {shown(value)}; it must be a whole number of at least {minimum}.")
+    if value > _LARGEST:
+        raise ValueError(f"{field} is {shown(value)}; it must be at most {_LARGEST:,}.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class T2VConfig:
         for field in ("layers", "keep"):
             value = getattr(self, field)
             if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise ValueError(f"t2v.{field} is {value!r}; it must be a list, such as [16, 24] or [0.5, 0.0].")
+                raise ValueError(f"t2v.{field} is {shown(value)}; it must be a list, such as [16, 24] or [0.5, 0.0].")
             object.__setattr__(self, field, tuple(value))
         self._check_layers()
         self._check_keep()
@@ -138,7 +143,7 @@ class T2VConfig:
         for layer in self.layers:
             _require_count("an entry of t2v.layers", layer, 1)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise ValueError(f"t2v.layers is {list(self.layers)}; it must hold rising layer numbers, each once.")
+            raise ValueError(f"t2v.layers is {shown(list(self.layers))}; it must hold rising layer numbers, each once.")
 
     def _check_keep(self) -> None:
         if len(self.keep) != len(self.layers):
@@ -147,16 +152,18 @@ class T2VConfig:
             )
         for share in self.keep:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise ValueError(f"t2v.keep holds {share!r}; each share must be a number from 0 to 1.")
+                raise ValueError(f"t2v.keep holds {shown(share)}; each share must be a number from 0 to 1.")
         if any(later > earlier for earlier, later in zip(self.keep, self.keep[1:], strict=False)):
-            raise ValueError(f"t2v.keep is {list(self.keep)}; shares must not grow: dropped tokens do not return.")
+            raise ValueError(
+                f"t2v.keep is {shown(list(self.keep))}; shares must not grow: dropped tokens do not return."
+            )
         object.__setattr__(self, "keep", tuple(float(share) for share in self.keep))
 
     def check_depth(self, num_layers: int) -> None:
         """Raise ValueError unless every drop is followed by at least one of `num_layers` decoder layers."""
         if self.layers[-1] >= num_layers:
             raise ValueError(
-                f"t2v.layers is {list(self.layers)}, but the decoder has {num_layers} layers; a drop must come "
+                f"t2v.layers is {shown(list(self.layers))}, but the decoder has {num_layers} layers; a drop must come "
                 f"before the last layer, so the largest accepted entry is {num_layers - 1}."
             )
 
@@ -193,12 +200,13 @@ class CompressionConfig:
     @classmethod
     def _from_mapping(cls, data: Mapping[str, Any] | None, preset: str | None = None) -> CompressionConfig:
         if data is not None and not isinstance(data, Mapping):
-            raise ValueError(f"compression is {data!r}; it must be a mapping with the keys v2v and t2v, or null.")
+            raise ValueError(f"compression is {shown(data)}; it must be a mapping with the keys v2v and t2v, or null.")
         data = dict(data or {})
         unknown = sorted(set(data) - {"v2v", "t2v", "for"}, key=str)
         if unknown:
             raise ValueError(
-                f"Unknown compression key {unknown[0]!r}; accepted keys are v2v and t2v, and for, which names models."
+                f"Unknown compression key {shown(unknown[0])}; accepted keys are v2v and t2v, and for, which names "
+                "models."
             )
         made_for = MadeFor.of(preset, data["for"]) if "for" in data else None
         v2v, t2v = _build(V2VConfig, "v2v", data.get("v2v")), _build(T2VConfig, "t2v", data.get("t2v"))
@@ -207,17 +215,25 @@ class CompressionConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> CompressionConfig:
         """Read a YAML file in the format of `configs/compression/*.yaml`."""
+        from llava.yaml_files import read_yaml
+
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"There is no compression file {str(path)!r}; give a YAML file or one of {presets()}.")
-        return cls._from_text(path.read_text(encoding="utf-8"), str(path))
+        if not os.path.lexists(path):
+            raise ValueError(
+                f"There is no compression file {shown(str(path))}; give a YAML file or one of {', '.join(presets())}."
+            )
+        return cls._from_value(read_yaml(path), str(path))
 
     @classmethod
     def from_preset(cls, name: str) -> CompressionConfig:
         """Read a named preset, such as `duet-192` (paper Table 12)."""
         if name not in presets():
-            raise ValueError(f"There is no compression preset {name!r}; accepted names are {', '.join(presets())}.")
-        return cls._from_text(_preset_folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+            raise ValueError(
+                f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}."
+            )
+        from llava.yaml_files import parse_yaml
+
+        return cls._from_value(parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name), name)
 
     @classmethod
     def resolve(cls, source: CompressionConfig | Mapping[str, Any] | str | Path | None) -> CompressionConfig:
@@ -230,15 +246,9 @@ class CompressionConfig:
         return cls.from_yaml(source) if looks_like_a_file else cls.from_preset(str(source))
 
     @classmethod
-    def _from_text(cls, text: str, origin: str) -> CompressionConfig:
-        import yaml
-
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{origin} is not valid YAML: {error}") from error
+    def _from_value(cls, data: Any, origin: str) -> CompressionConfig:
         if data is not None and not isinstance(data, Mapping):
-            raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {data!r}.")
+            raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {shown(data)}.")
         try:
             return cls._from_mapping(data, Path(origin).stem)
         except ValueError as error:
@@ -266,16 +276,21 @@ def _build(kind: Any, name: str, data: Any) -> Any:
     if data is None or isinstance(data, kind):
         return data
     if not isinstance(data, Mapping):
-        raise ValueError(f"{name} must be a mapping or null, not {data!r}.")
+        raise ValueError(f"{name} must be a mapping or null, not {shown(data)}.")
     fields = dataclasses.fields(kind)
     accepted = [field.name for field in fields]
     unknown = sorted(set(data) - set(accepted), key=str)
     if unknown:
-        raise ValueError(f"Unknown key {name}.{unknown[0]}; accepted keys are {', '.join(accepted)}.")
+        raise ValueError(f"Unknown key {name}.{_key(unknown[0])}; accepted keys are {', '.join(accepted)}.")
     missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
     return kind(**data)
+
+
+def _key(value: object) -> str:
+    """An unknown key as it was written, if it is text."""
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
 
 
 def _to_plain(stage: V2VConfig | T2VConfig | None) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llava.shown import shown
+
 FAMILIES = {
     "llava-1.5": ("llava", "llava_llama", "llava_mistral", "llama", "mistral"),
     "llava-next": ("llava_next",),
@@ -43,15 +45,17 @@ class MadeFor:
             ValueError: if it is anything else.
         """
         if not isinstance(data, Mapping) or not set(data) <= {"family", "layers"} or "family" not in data:
-            raise ValueError(f"for is {data!r}; it must be a mapping such as {{family: llava-1.5, layers: 32}}.")
+            raise ValueError(f"for is {shown(data)}; it must be a mapping such as {{family: llava-1.5, layers: 32}}.")
         named, layers = data["family"], data.get("layers")
         families = tuple(named) if isinstance(named, list | tuple) else (named,)
         unknown = [family for family in families if not isinstance(family, str) or family not in FAMILIES]
         if unknown or not families:
             wrong = unknown[0] if unknown else named
-            raise ValueError(f"for.family is {wrong!r}; it must be one of {', '.join(FAMILIES)}, or a list of these.")
+            raise ValueError(
+                f"for.family is {shown(wrong)}; it must be one of {', '.join(FAMILIES)}, or a list of these."
+            )
         if layers is not None and (isinstance(layers, bool) or not isinstance(layers, int) or layers < 1):
-            raise ValueError(f"for.layers is {layers!r}; it must be a whole number of at least 1.")
+            raise ValueError(f"for.layers is {shown(layers)}; it must be a whole number of at least 1.")
         return cls(preset, families, layers)
 
     def check(self, model_type: str, num_layers: int) -> None:

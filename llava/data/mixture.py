@@ -15,8 +15,8 @@ larger weight holds that of a smaller one.
 
 from __future__ import annotations
 
-import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,17 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from llava.data.cache import digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record
 from llava.data.store import RecordTable, open_records, record_of
+from llava.shown import shown
+from llava.yaml_files import read_yaml
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
+MOST_WEIGHT = 10_000
+"""Largest weight of a source: one epoch sees each of its records so often."""
 _KEYS = ("sources", "seed")
 _SOURCE_KEYS = ("path", "image_folder", "weight", "name")
 
@@ -153,19 +156,16 @@ def read_mixture(path: Path) -> tuple[list[Source], int]:
         ValueError: if the file is missing or not YAML, for unknown keys, values of the wrong kind and missing
             data files; tells all that is wrong.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no mixture {str(path)!r}; check --data_path.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not os.path.lexists(path):
+        raise ValueError(f"There is no mixture {shown(str(path))}; check --data_path.")
+    data = read_yaml(path)
     entries = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a list under the key 'sources', each entry with a 'path'.")
     seed = data.get("seed", 0)
     faults = _unknown_keys(data, _KEYS, "The mixture")
     if type(seed) is not int or not 0 <= seed < 2**63:
-        faults.append(f"The seed is {seed!r}; it must be a whole number from 0 up.")
+        faults.append(f"The seed is {shown(seed)}; it must be a whole number from 0 up.")
     for number, entry in enumerate(entries):
         faults += _faults(entry, number, path.parent)
     if faults:
@@ -187,22 +187,24 @@ def _source(entry: dict[str, Any], folder: Path) -> Source:
 def _faults(entry: Any, number: int, folder: Path) -> list[str]:
     """All that is wrong with an entry."""
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-        return [f"Source {number} is {entry!r}; it must be a mapping with a 'path'."]
-    name, weight = f"Source {entry['path']!r}", entry.get("weight", 1.0)
+        return [f"Source {number} is {shown(entry)}; it must be a mapping with a 'path'."]
+    name, weight = f"Source {shown(entry['path'])}", entry.get("weight", 1.0)
     faults = _unknown_keys(entry, _SOURCE_KEYS, name)
-    if type(weight) not in (int, float) or not math.isfinite(weight) or weight < 0:
-        faults.append(f"{name} has the weight {weight!r}; it must be a number from 0 up.")
+    if type(weight) not in (int, float) or not 0 <= weight <= MOST_WEIGHT:
+        faults.append(f"{name} has the weight {shown(weight)}; it must be a number from 0 up, {MOST_WEIGHT:,} at most.")
     faults += [
-        f"{name}: {key!r} is {entry[key]!r}; it must be text."
+        f"{name}: {key!r} is {shown(entry[key])}; it must be text."
         for key in ("image_folder", "name")
         if not isinstance(entry.get(key), str | None)
     ]
-    if not (folder / entry["path"]).is_file():
+    if not os.path.isfile(folder / entry["path"]):
         faults.append(
-            f"There is no data file {str(folder / entry['path'])!r}; paths start at the folder of the mixture."
+            f"There is no data file {shown(str(folder / entry['path']))}; paths start at the folder of the mixture."
         )
     return faults
 
 
 def _unknown_keys(data: dict[Any, Any], known: Sequence[str], name: str) -> list[str]:
-    return [f"{name} has the unknown key {key!r}; known are {', '.join(known)}." for key in data if key not in known]
+    return [
+        f"{name} has the unknown key {shown(key)}; known are {', '.join(known)}." for key in data if key not in known
+    ]

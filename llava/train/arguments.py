@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
-import yaml
 from transformers import HfArgumentParser
 
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
+from llava.shown import shown
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
+from llava.yaml_files import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -333,12 +334,13 @@ def parse_list(flag: str, text: str | None) -> list[float] | None:
     """
     if text is None:
         return None
+    wanted = f"{flag} is {shown(text)}; it must be a list of numbers such as '[16,24]'"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
+        value = parse_yaml(text, "the value")
+    except ValueError as error:
+        raise ValueError(f"{wanted} ({error}).".replace(".).", ").")) from error
     if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
-        raise ValueError(f"{flag} is {text!r}; it must be a list of numbers such as '[16,24]'.")
+        raise ValueError(f"{wanted}.")
     return value
 
 

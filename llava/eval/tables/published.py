@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llava.yaml_files import parse_yaml
+
 AVERAGE = "Avg"
 UNCOMPRESSED = "none"
 _PACKAGE = "llava.eval.paper"
@@ -87,14 +89,11 @@ def read_table(name: str) -> PublishedTable:
     Raises:
         ValueError: if there is no such table, or its file does not hold one.
     """
-    import yaml
-
     full = name if name in table_names() else f"table-{name}"
     if full not in table_names():
         raise ValueError(f"There is no published table {name!r}; there are {', '.join(table_names())}.")
     text = _folder().joinpath(f"{full}.yaml").read_text(encoding="utf-8")
-    data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # in C ten times as fast
-    return _table(full, data)
+    return _table(full, parse_yaml(text, f"{full}.yaml"))
 
 
 def relative_average(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float | None:

@@ -1,0 +1,154 @@
+"""Reading JSON from outside: whatever is wrong with it becomes a sentence that names the file and what to do.
+
+`json.loads` alone takes the last of two equal keys and numbers that are not finite, and raises three kinds of errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava.outside_files import decode_text, read_bytes
+from llava.shown import shown
+
+DEEPEST = 100
+"""Nested lists and objects that are read: deeper ones make Python's own functions fail later on."""
+LARGEST_SETTINGS = 64 << 20
+"""Bytes of the largest file of settings or results that is read whole."""
+_WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object",
+}  # fmt: skip
+
+
+class NotJsonError(ValueError):
+    """A text is not JSON, or not such as is accepted; the message is the reason, as a main clause without an end."""
+
+
+def parse_json(text: str | bytes, strict: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: UTF-8 if it is bytes; a byte order mark is left out.
+        strict: whether to refuse what a configuration should not hold: keys that come twice in an object, numbers that
+            are not finite, and halves of surrogate pairs.
+
+    Raises:
+        NotJsonError: if it is no JSON, or is nested deeper than 100 lists and objects.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise NotJsonError(f"it is not UTF-8: byte 0x{error.object[error.start]:02x}") from error
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _refuse_constant, "parse_float": _finite}
+    try:
+        value = json.loads(text.removeprefix("\ufeff"), **(hooks if strict else {}))
+    except json.JSONDecodeError as error:
+        if not text.strip():
+            raise NotJsonError("it is empty") from error
+        raise NotJsonError(str(error)) from error
+    except RecursionError as error:
+        raise NotJsonError(f"it is nested more than {DEEPEST} deep") from error
+    except NotJsonError:
+        raise
+    except ValueError as error:  # a whole number of more digits than Python converts
+        raise NotJsonError("it holds a number with too many digits") from error
+    if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
+        raise NotJsonError(f"it is nested more than {DEEPEST} deep")
+    if strict and "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise NotJsonError("it holds half of a surrogate pair") from error
+    return value
+
+
+def read_json(path: str | Path, advice: str, strict: bool = True, largest: int = LARGEST_SETTINGS) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: of the file.
+        advice: what to do if it is not JSON, as a main clause.
+        strict: as in `parse_json`.
+        largest: bytes that it may have.
+
+    Raises:
+        ValueError: if it cannot be read or is not JSON; names the file and ends with the advice.
+    """
+    text = decode_text(read_bytes(path, largest), str(path))
+    try:
+        return parse_json(text, strict)
+    except NotJsonError as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); {advice}.") from error
+
+
+def read_object(path: str | Path, advice: str, strict: bool = True) -> dict[str, Any]:
+    """The object in a JSON file. Arguments as in `read_json`.
+
+    Raises:
+        ValueError: as `read_json`, and if the file holds anything but an object.
+    """
+    value = read_json(path, advice, strict)
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(path)!r} holds {shown(value, 60)}; it must hold a JSON object: {advice}.")
+    return value
+
+
+def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str, optional: bool = False) -> Any:
+    """A value of an object, of the type that is expected.
+
+    Args:
+        values: the object.
+        key: of the value.
+        kind: accepted types; `float` takes whole numbers too, and no kind takes true and false but `bool`.
+        place: file, and path of the object in it, such as `"'model/config.json': mm_vision_config"`.
+        optional: whether the key may be missing or null; None stands for it.
+
+    Raises:
+        ValueError: if it is missing or of another type; names place, key, value and what is accepted.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    value = values.get(key)
+    if optional and value is None:
+        return None
+    taken = (*kinds, int) if float in kinds else kinds
+    if isinstance(value, taken) and (bool in kinds or not isinstance(value, bool)):
+        return value
+    wanted = " or ".join(_WORDS[one] for one in kinds)
+    said = f"is {shown(value)}" if key in values else "is missing"
+    raise ValueError(f"{key} in {place} {said}; it must be {wanted}{' or null' if optional else ''}.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise NotJsonError(f"the key {shown(key)} comes twice in one object")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise NotJsonError(f"it holds {name}, which is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotJsonError(f"it holds {shown(text)}, which is too large a number")
+    return number
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        inner: list[Any] = []
+        for item in level:
+            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if not inner:
+            return False
+        level = inner
+    return True

@@ -1,0 +1,71 @@
+"""A value from outside as an error message shows it: short, on one line, however large or deep the value is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+LONGEST = 200
+"""Characters of a value that a message shows."""
+_CUT = "..."
+_DEEPEST = 20  # nested collections that are opened
+_DIGITS = 600  # of whole numbers that are written out: Python refuses to write more than 4,300
+
+
+def shown(value: object, longest: int = LONGEST) -> str:
+    """The `repr` of a value, cut behind `longest` characters.
+
+    Only what is shown is visited, so a structure that refers to itself or whose `repr` would have 10^9 characters
+    costs no more than a short one.
+
+    Args:
+        value: of any type.
+        longest: characters to show at most, with the three points that stand for the rest.
+    """
+    text = ""
+    for piece in _pieces(value, longest, 0):
+        text += piece
+        if len(text) > longest:
+            return text[: max(longest - len(_CUT), 0)] + _CUT
+    return text
+
+
+def _pieces(value: object, longest: int, depth: int) -> Iterator[str]:
+    if isinstance(value, str | bytes | bytearray):
+        # One character more than fits, so that a cut text is seen to be longer.
+        yield repr(value[: longest + 1])
+    elif isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 3 * _DIGITS:
+        yield f"a whole number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    elif isinstance(value, Mapping):
+        yield from _collection("{", _entries(value, longest, depth), "}", depth)
+    elif isinstance(value, list | tuple | set | frozenset):
+        left, right = ("[", "]") if isinstance(value, list) else ("(", ")") if isinstance(value, tuple) else ("{", "}")
+        yield from _collection(left, (_pieces(item, longest, depth + 1) for item in value), right, depth)
+    elif isinstance(value, float | complex | bool | int | Path) or value is None:
+        yield repr(value)
+    else:
+        yield f"an object of type {type(value).__name__}"
+
+
+def _entries(value: Mapping[Any, Any], longest: int, depth: int) -> Iterator[Iterator[str]]:
+    def entry(key: Any) -> Iterator[str]:
+        yield from _pieces(key, longest, depth + 1)
+        yield ": "
+        yield from _pieces(value[key], longest, depth + 1)
+
+    return (entry(key) for key in value)
+
+
+def _collection(left: str, items: Iterator[Iterator[str]], right: str, depth: int) -> Iterator[str]:
+    yield left
+    number = -1
+    if depth >= _DEEPEST:
+        yield _CUT
+    else:
+        for number, item in enumerate(items):
+            if number:
+                yield ", "
+            yield from item
+    yield ",)" if right == ")" and number == 0 else right
