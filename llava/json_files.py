@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.outside_files import decode_text, read_bytes
-from llava.shown import shown
+from llava.shown import LONGEST, shown
 
 DEEPEST = 100
 """Nested lists and objects that are read: deeper ones make Python's own functions fail later on."""
@@ -95,6 +95,16 @@ def read_object(path: str | Path, advice: str, strict: bool = True) -> dict[str,
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} holds {shown(value, 60)}; it must hold a JSON object: {advice}.")
     return value
+
+
+def as_json(value: Any, longest: int = LONGEST) -> str:
+    """A value of a JSON file as that writes it, cut behind `longest` characters."""
+    text = ""
+    for piece in json.JSONEncoder().iterencode(value):
+        text += piece[: longest + 1]
+        if len(text) > longest:
+            return f"{text[: longest - 3]}..."
+    return text
 
 
 def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str, optional: bool = False) -> Any:

@@ -10,13 +10,14 @@ where answers are missing; they are shown as `-`, and there is no average then.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
-from llava.eval.tables.training import PHASES, read_object, read_summary, training_seconds
+from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_object, read_summary, training_seconds
+from llava.json_files import need
 
 SCORES, TIMES = "table-3", "table-6"
 
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="output of scripts/reproduce.sh")
     parser.add_argument("--uncompressed", type=Path, help="output for the preset none, to compare training times")
     options = parser.parse_args(arguments)
-    print(report(options.preset, options.folder, options.uncompressed))
+    try:
+        print(report(options.preset, options.folder, options.uncompressed))
+    except ValueError as error:
+        sys.exit(f"reproduce_table: {error}")
 
 
 def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
@@ -42,7 +46,8 @@ def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
     table = read_table(SCORES)
     row = table.row(preset)
     printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
-    scores = read_object(folder / "results.json")
+    path = folder / "results.json"
+    scores = {name: need({name: score}, name, float, str(path)) for name, score in read_object(path).items()}
     kept = relative_average({name: scores[name] for name in table.benchmarks if name in scores}, table.baseline.scores)
     measured = scores | ({} if kept is None else {AVERAGE: kept})
     columns = [*table.benchmarks, AVERAGE]
@@ -51,7 +56,7 @@ def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
         table_line("paper", [written(printed.get(name)) for name in columns]),
         table_line("measured", [written(measured.get(name)) for name in columns]),
         "",
-        *(phase_line(name, read_summary(folder / name)) for name in PHASES),
+        *(phase_line(name, folder / name) for name in PHASES),
     ]
     if uncompressed is not None:
         lines.append(saving_line(folder, uncompressed, printed_saving(preset)))
@@ -64,12 +69,13 @@ def printed_saving(preset: str) -> float | None:
     return None if row is None else next(iter(row.others.values()), None)
 
 
-def phase_line(name: str, summary: Mapping[str, Any]) -> str:
+def phase_line(name: str, folder: Path) -> str:
     """Training time and visual tokens of a phase."""
+    summary = read_summary(folder)
     if not summary:
         return f"{name:<9} not trained yet"
-    hours = summary["result"].get("train_runtime", 0.0) / 3600
-    tokens = summary["average_visual_tokens"]
+    hours = training_seconds(folder) / 3600
+    tokens = need(summary, "average_visual_tokens", float, str(folder / SUMMARY_FILE))
     return f"{name:<9} {hours:.2f} h, {tokens:.2f} visual tokens per image and layer on average"
 
 

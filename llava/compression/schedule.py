@@ -11,7 +11,6 @@ computes them once more: the layer in front of the drop, too, gives no attention
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.compression.config import CompressionConfig, T2VConfig, presets
+from llava.json_files import need, read_object
+from llava.shown import shown
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def model_shape(name: str) -> tuple[DecoderShape, VisionShape]:
     path = Path(name) / "config.json"
     if not path.is_file():
         raise ValueError(f"There is no model {name!r}; give {', '.join(MODELS)} or a folder with a config.json.")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = _read_config(path)
     vision = config.get("mm_vision_config")
     select = config.get("mm_vision_select_layer", -2)
     return (
@@ -241,10 +242,38 @@ def model_shape(name: str) -> tuple[DecoderShape, VisionShape]:
     )
 
 
+_OF_A_DECODER = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+_OF_A_TOWER = ("num_hidden_layers", "hidden_size", "intermediate_size", "image_size", "patch_size")
+_MOST = 1 << 24  # of any dimension
+_MOST_LAYERS = 1_000
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A `config.json` with all that a shape is made of, each a whole number from 1."""
+    config = read_object(path, "fetch or copy it anew")
+    _need_counts(config, _OF_A_DECODER, str(path))
+    _need_counts(config, ("num_key_value_heads", "head_dim"), str(path), optional=True)
+    vision = need(config, "mm_vision_config", dict, str(path), optional=True)
+    if vision:
+        _need_counts(vision, _OF_A_TOWER, f"{path}: mm_vision_config")
+        if "mm_vision_select_layer" in config:
+            select, depth = need(config, "mm_vision_select_layer", int, str(path)), vision["num_hidden_layers"]
+            if not -depth - 1 <= select <= depth:
+                raise ValueError(f"mm_vision_select_layer in {path} is {shown(select)}; the tower has {depth} layers.")
+    return config
+
+
+def _need_counts(values: dict[str, Any], keys: Sequence[str], place: str, optional: bool = False) -> None:
+    for key in keys:
+        value, most = need(values, key, int, place, optional), _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"{key} in {place} is {shown(value)}; it must be a whole number from 1 to {most:,}.")
+
+
 def model_kind(name: str) -> str:
     """The `model_type` of a model in `MODELS`, or of a checkpoint folder."""
     path = Path(name) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_object(path, "fetch or copy it anew") if path.is_file() else {}
     return str(config.get("model_type", "llava_llama"))
 
 

@@ -6,13 +6,13 @@ every count with the modules themselves.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.compression.schedule import DecoderShape, VisionShape, model_shape
+from llava.json_files import need, read_object
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ModelShape:
         """
         decoder, vision = model_shape(name)
         path = Path(name) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = read_object(path, "fetch or copy it anew") if path.is_file() else {}
         tower = config.get("mm_vision_config") or {}
         return cls(
             name,
@@ -124,6 +124,6 @@ def linear_maps(decoder: DecoderShape) -> tuple[tuple[int, int], ...]:
 
 def _projector_layers(config: dict[str, Any]) -> int:
     """Linear maps of the projector that a `config.json` names; LLaVA-1.5's two where it names none."""
-    kind = config.get("mm_projector_type") or "mlp2x_gelu"
+    kind = need(config, "mm_projector_type", str, "config.json", optional=True) or "mlp2x_gelu"
     deep = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
     return int(deep.group(1)) if deep else int(kind != "identity")

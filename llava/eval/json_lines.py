@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import json
 from pathlib import Path
 from typing import Any
+
+from llava.json_files import NotJsonError, parse_json
 
 
 def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tuple[str, dict[str, Any]]]:
@@ -47,6 +48,6 @@ def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[s
 
 def _parsed(text: bytes, place: str, advice: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(text)
+    except NotJsonError as error:
         raise ValueError(f"{place} is not JSON ({error}); {advice}.") from error

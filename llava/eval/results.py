@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from llava.eval.whole_files import write_whole
+from llava.json_files import need, parse_json
+from llava.shown import shown
 
 RESULT_SUFFIX = ".result.json"
+# What each field holds, and whether null may stand there.
+_FIELDS: dict[str, tuple[type | tuple[type, ...], bool]] = {
+    "benchmark": (str, False), "title": (str, False), "model": (str, False), "compression": (str, False),
+    "compression_config": (dict, False), "average_tokens": (float, True), "num_questions": (int, False),
+    "num_answered": (int, False), "headline": (float, True), "values": (dict, False), "notes": (list, False),
+    "num_counted": (int, True), "versions": (dict, False), "device": (str, False), "seed": (int, False),
+    "settings": (dict, False), "judge": (dict, True), "seconds": (float, True), "date": (str, False),
+    "answers": (str, False), "empty": (int, True), "unreadable": (int, True),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,37 @@ class Result:
             ValueError: if it is not one.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            data["notes"] = tuple(data.get("notes", ()))
-            return cls(**data)
-        except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{path} is not a result file of llava.eval.run: {error}") from error
+            data = parse_json(path.read_bytes(), strict=True)
+            if not isinstance(data, dict):
+                raise ValueError(f"it holds {shown(data, 60)}, not a JSON object.")
+            return cls(**_checked(data))
+        except ValueError as error:
+            said = str(error).removesuffix(".")
+            raise ValueError(
+                f"{path} is not a result file of llava.eval.run: {said}; remove it, or score the answers again."
+            ) from error
+
+
+def _checked(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a result file.
+
+    Raises:
+        ValueError: if one is missing, unknown or of another type.
+    """
+    unknown = [key for key in data if key not in _FIELDS]
+    if unknown:
+        raise ValueError(f"it has the unknown field {shown(unknown[0])}.")
+    needed = {entry.name for entry in fields(Result) if entry.default is MISSING and entry.default_factory is MISSING}
+    for key, (kind, optional) in _FIELDS.items():
+        if key in data or key in needed:
+            need(data, key, kind, "it", optional and key in data)
+    for key in data.get("values", {}):
+        need(data["values"], key, float, "its values")
+    for note in data.get("notes", ()):
+        need({"a note": note}, "a note", str, "it")
+    if isinstance(data.get("judge"), dict) and not isinstance(data["judge"].get("answered_as"), list | None):
+        raise ValueError(f"answered_as in its judge is {shown(data['judge']['answered_as'])}; it must be a list.")
+    return data | {"notes": tuple(data.get("notes", ()))}
 
 
 def find_results(folder: Path) -> list[tuple[Path, Result]]:

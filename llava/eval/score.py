@@ -28,7 +28,7 @@ from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
-from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_settings
+from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
 from llava.eval.unread import NOTED_SHARE, Unread
 from llava.eval.whole_files import write_whole
 
@@ -96,7 +96,7 @@ def score_answers(
     Raises:
         ValueError: if a file is missing or does not fit, or the judge cannot be asked.
     """
-    stored = read_settings(place.settings)
+    stored = read_described(place.settings)
     questions = benchmark.questions(root) if questions is None else questions
     if hash_of(questions) != stored["identity"]["questions"]:
         raise ValueError(f"The answers in {place.answers.path} are to other questions than those in {root}.")
@@ -289,8 +289,8 @@ def _score_folder(options: argparse.Namespace) -> int:
     judge = choose_judge(options.judge, benchmarks)
     results, failed = [], False
     for place, benchmark in zip(places, benchmarks, strict=True):
-        root = options.eval_folder or Path(read_settings(place.settings)["about"]["eval_folder"])
         try:
+            root = options.eval_folder or Path(read_described(place.settings)["about"]["eval_folder"])
             results.append(score_answers(place, benchmark, root, judge))
         except (ValueError, OSError) as error:
             failed = True

@@ -11,9 +11,15 @@ from typing import Any
 from llava.eval.fingerprint import Fingerprint, fingerprint
 from llava.eval.questions import Question
 from llava.eval.whole_files import write_whole
+from llava.json_files import NotJsonError, as_json, need, parse_json
 from llava.model.builder import resolve
 
 SETTINGS_SUFFIX = ".settings.json"
+_DESCRIBING: dict[str, dict[str, type]] = {
+    "identity": {"questions": str, "compression": dict, "seed": int},
+    "about": {"eval_folder": str, "model": str, "compression": str, "versions": dict, "device": str, "settings": dict},
+}
+_REMOVE = "remove it and the answers beside it"
 
 
 class OtherSettingsError(ValueError):
@@ -85,11 +91,34 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if it is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it and the answers beside it.") from error
+        content = parse_json(path.read_bytes())
+    except NotJsonError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {_REMOVE}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a settings file of llava.eval.run; remove it and the answers beside it.")
+        raise ValueError(f"{path} is not a settings file of llava.eval.run; {_REMOVE}.")
+    for key, kind in (("identity", dict), ("run", str), ("about", dict)):
+        try:
+            need(content, key, kind, str(path), optional=True)
+        except ValueError as error:
+            raise ValueError(f"{error.args[0].removesuffix('.')}: {_REMOVE}.") from error
+    return content
+
+
+def read_described(path: Path) -> dict[str, Any]:
+    """As `read_settings`, with all that a score says about its answers: `run`, and these parts of the others.
+
+    Raises:
+        ValueError: if one is missing or of another type; names it.
+    """
+    content = read_settings(path)
+    try:
+        need(content, "run", str, str(path))
+        for part, kinds in _DESCRIBING.items():
+            values = need(content, part, dict, str(path))
+            for key, kind in kinds.items():
+                need(values, key, kind, f"{path}: {part}")
+    except ValueError as error:
+        raise ValueError(f"{error.args[0].removesuffix('.')}: {_REMOVE}.") from error
     return content
 
 
@@ -119,4 +148,4 @@ def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
             how = "was not there" if old is None else "is gone" if new is None else "is another"
             yield f"{file} of the {role} {how}"
         else:
-            yield f"{name} was {json.dumps(old)} and is {json.dumps(new)} now"
+            yield f"{name} was {as_json(old)} and is {as_json(new)} now"

@@ -5,7 +5,6 @@ The content decides; the folder's name only says what a `config.json` without `m
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import CLIPVisionConfig, MistralConfig
 
 from llava.mm_utils import get_model_name_from_path
+from llava.model.config_fields import check_fields, read_by_transformers, read_config
 from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading import PROJECTOR_FILE, weight_files
@@ -114,12 +114,14 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
         kind = CLIPVisionConfig.get_config_dict(name)[0].get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise ValueError(f"The vision tower {name!r} is a {kind!r}; only CLIP's is supported.")
-        dimensions: dict[str, Any] = CLIPVisionConfig.from_pretrained(name).to_dict()
+        with read_by_transformers(name):
+            dimensions: dict[str, Any] = CLIPVisionConfig.from_pretrained(name).to_dict()
     except OSError as error:
         raise ValueError(
             f"config.json names the vision tower {name!r} (mm_vision_tower) without its dimensions, and it can be "
             "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
         ) from error
+    check_fields(dimensions, f"the vision tower {name!r}")
     return dimensions
 
 
@@ -127,13 +129,7 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON ({error}); fetch or copy it anew.") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{str(path)!r} holds a {type(raw).__name__}; it must hold a JSON object.")
-    return raw
+    return read_config(path)
 
 
 def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> LlavaConfig:
@@ -142,9 +138,11 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
         language, extra = config_here(raw, folder)
     else:
         language, extra = dict(raw), {}
+    path = folder / "config.json"
     kind = language.get("model_type") or _type_by_name(name or get_model_name_from_path(str(folder.absolute())))
     if kind in _MISTRAL:
-        language = MistralConfig.from_dict(language).to_dict()
+        with read_by_transformers(path):
+            language = MistralConfig.from_dict(language).to_dict()
         if language.pop("sliding_window") is not None:
             raise ValueError(
                 f"{str(folder)!r} is a Mistral with sliding_window set; attention over a window is not supported. "
@@ -156,7 +154,8 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
             "as transformers writes it."
         )
     fields = {field: value for field, value in language.items() if field not in _NOT_CONFIGURED}
-    config = LlavaConfig.from_dict(fields | extra)
+    with read_by_transformers(path):
+        config = LlavaConfig.from_dict(fields | extra)
     _refuse_other_llavas(config, folder)
     dimensions = vision_config(config)
     if dimensions is not None:

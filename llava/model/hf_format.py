@@ -17,6 +17,7 @@ from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava.conversation import TEMPLATE_FIELD
+from llava.model.config_fields import read_by_transformers
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
 
@@ -71,7 +72,8 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     Raises:
         ValueError: if the model has something that LLaVA's layout cannot say; names it.
     """
-    parsed = HFConfig.from_dict(dict(raw))
+    with read_by_transformers(Path(folder) / "config.json"):
+        parsed = HFConfig.from_dict(dict(raw))
     vision, text = parsed.vision_config, parsed.text_config
     if vision.model_type != "clip_vision_model":
         raise ValueError(f"The vision tower in {str(folder)!r} is a {vision.model_type!r}; only CLIP's is supported.")

@@ -6,7 +6,6 @@ safetensors come first; pickles are read only as weights, so that a file cannot 
 from __future__ import annotations
 
 import functools
-import json
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from llava.json_files import read_object
 from llava.model.collectives import gathered, whole_shape
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -42,8 +42,8 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        named = sorted(set(read_object(index, "fetch it anew")["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{str(index)!r} is no index of weight files (an object with weight_map); fetch it anew."
         ) from (error)

@@ -8,7 +8,6 @@ inside peft's model (`base_model.model.model.mm_projector...`). LLaVA's own file
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.json_files import need, read_object
 from llava.model.collectives import gathered
 from llava.model.loading import read_state_dict, write_weights
+from llava.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,18 @@ LORA_TARGETS = r".*\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.(?:q|k|v|o|gate|up|d
 _NOT_ADAPTED = r".*\b(?:vision_tower|mm_projector|lm_head)\b.*"
 
 
+_LARGEST_RANK = 1 << 16
+_FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
+    str: ("base_model_name_or_path", "peft_type", "task_type", "bias", "revision"),
+    int: ("r",),
+    float: ("lora_alpha", "lora_dropout"),
+    bool: ("fan_in_fan_out", "inference_mode", "use_rslora", "use_dora"),
+    (str, list): ("target_modules", "exclude_modules"),
+    list: ("modules_to_save",),
+    dict: ("rank_pattern", "alpha_pattern"),
+}
+
+
 def is_lora_folder(folder: str | Path) -> bool:
     """Whether a folder holds adapters rather than a model."""
     return (Path(folder) / ADAPTER_CONFIG_FILE).is_file()
@@ -36,8 +49,26 @@ def is_lora_folder(folder: str | Path) -> bool:
 
 def base_model_of(folder: str | Path) -> str | None:
     """Name of the model that the adapters were trained on, as they recorded it."""
-    config = json.loads((Path(folder) / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    return config.get("base_model_name_or_path")
+    path = Path(folder) / ADAPTER_CONFIG_FILE
+    name: str | None = need(read_adapter_config(folder), "base_model_name_or_path", str, repr(str(path)), optional=True)
+    return name
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The content of `adapter_config.json`.
+
+    Raises:
+        ValueError: if it is not a JSON object, or a field that peft reads holds another type than it takes.
+    """
+    path = Path(folder) / ADAPTER_CONFIG_FILE
+    config = read_object(path, "fetch or copy it anew")
+    for kind, keys in _FIELDS.items():
+        for key in keys:
+            need(config, key, kind, repr(str(path)), optional=True)
+    rank = config.get("r")
+    if rank is not None and not 1 <= rank <= _LARGEST_RANK:
+        raise ValueError(f"r in {str(path)!r} is {shown(rank)}; it must be a whole number from 1 to {_LARGEST_RANK:,}.")
+    return config
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ weights would have learnt another.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.mm_utils import ASPECT_RATIOS
 from llava.model.checkpoints import Checkpoint, Kind, examine, vision_config
+from llava.model.config_fields import read_config
 from llava.model.hub import fetch
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
@@ -167,11 +167,8 @@ def _recorded_beside(path: Path, fields: Mapping[str, Any]) -> list[_Source]:
     """What a `config.json` beside adapters or a projector says; nothing where there is none."""
     if not path.is_file():
         return []
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON ({error}); fetch or copy it anew.") from error
-    if not isinstance(held, dict) or not held.get("mm_vision_tower"):
+    held = read_config(path)
+    if not held.get("mm_vision_tower"):
         return []
     return [_recorded(path, held, fields)]
 

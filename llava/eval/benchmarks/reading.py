@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from llava.data.images import BadImageError, image_path
 from llava.data.media_keys import unread_media
 from llava.eval.json_lines import placed_objects, read_objects
 from llava.eval.questions import Question
+from llava.json_files import NotJsonError, as_json, parse_json
+from llava.shown import shown
 
 
 def require(path: Path, benchmark: str) -> Path:
@@ -35,8 +36,8 @@ def read_json(path: Path, benchmark: str) -> Any:
         ValueError: if it is missing or not JSON.
     """
     try:
-        return json.loads(require(path, benchmark).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(require(path, benchmark).read_bytes())
+    except NotJsonError as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from error
 
 
@@ -60,11 +61,23 @@ def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
     Raises:
         ValueError: if the record lacks it.
     """
+    if not isinstance(record, Mapping):
+        raise ValueError(
+            f"{place} is {shown(record)}; it must be a JSON object with {name!r}. Download the file again."
+        )
     if name not in record:
         raise ValueError(
             f"{place} has no field {name!r}, only {', '.join(record) or 'none'}; download the file again, or add it."
         )
     return record[name]
+
+
+def need_list(record: Mapping[str, Any], name: str, place: str) -> list[Any]:
+    """A field of a record that is a list. Arguments and errors as `need_text`."""
+    value = need_field(record, name, place)
+    if not isinstance(value, list):
+        raise ValueError(f"{place} has the {name} {shown(value)}; it must be a JSON list. Download the file again.")
+    return value
 
 
 def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
@@ -80,7 +93,7 @@ def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
     """
     value = need_field(record, name, place)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{place} has the {name} {json.dumps(value)}; it must be text between quotation marks.")
+        raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text between quotation marks.")
     return str(value)
 
 
@@ -107,8 +120,8 @@ def file_in(folder: Path, name: Any, place: str) -> Path:
         return image_path(folder, str(name))
     except BadImageError as error:
         raise ValueError(
-            f"{place} names the file {str(name)!r}, which does not lie in {str(folder)!r}; download the file again, or "
-            "name it relative to that folder."
+            f"{place} names the file {shown(str(name))}, which does not lie in {str(folder)!r}; download the file "
+            "again, or name it relative to that folder."
         ) from error
 
 
@@ -160,7 +173,7 @@ def _image_names(record: Mapping[str, Any], place: str) -> list[str]:
     names = named if isinstance(named, list) else [] if named is None or named == "" else [named]
     for name in names:
         if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
-            raise ValueError(f"{place} has the image {name!r}; give the name of a file, or a list of names.")
+            raise ValueError(f"{place} has the image {shown(name)}; give the name of a file, or a list of names.")
     names = [str(name) for name in names]
     require_seen(record, names, place)
     return names

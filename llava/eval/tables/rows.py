@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from llava.compression.config import CompressionConfig, presets
 from llava.eval.tables.published import UNCOMPRESSED
+from llava.json_files import read_object
 
 _FAMILIES = {
     "video-llava-7b": r"video-?llava-?7b",
@@ -227,7 +227,7 @@ def _carried(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        carried = json.loads(path.read_text(encoding="utf-8")).get("compression")
-    except (json.JSONDecodeError, AttributeError):
+        carried = read_object(path, "fetch it anew").get("compression")
+    except ValueError:
         return None
     return carried if isinstance(carried, dict) else None

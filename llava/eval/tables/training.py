@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from llava.eval.tables.published import UNCOMPRESSED
 from llava.eval.tables.rows import family, preset_of
+from llava.json_files import NotJsonError, need, parse_json
 
 SUMMARY_FILE = "train_summary.json"
 PHASES = ("pretrain", "finetune")
@@ -58,8 +58,8 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = parse_json(path.read_bytes(), strict=True)
+    except NotJsonError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove the file, or write it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must hold a JSON object.")
@@ -68,7 +68,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def training_seconds(folder: Path) -> float:
     """Seconds that a phase took; 0 if it left no summary."""
-    return float(read_summary(folder).get("result", {}).get("train_runtime", 0.0))
+    place = str(folder / SUMMARY_FILE)
+    result = need(read_summary(folder), "result", dict, place, optional=True) or {}
+    return float(need(result, "train_runtime", float, f"{place}: result", optional=True) or 0.0)
 
 
 def find_training(folder: Path) -> list[TrainingRun]:
@@ -116,5 +118,7 @@ def _run(folder: Path, phases: list[Path]) -> TrainingRun:
     summaries = {phase.name if phase.name in PHASES else "training": read_summary(phase) for phase in phases}
     last = list(summaries.values())[-1]
     seconds = {name: training_seconds(phase) for name, phase in zip(summaries, phases, strict=True)}
-    compression = preset_of(last.get("compression")) or "own"
-    return TrainingRun(folder, family(str(folder)), compression, float(last.get("average_visual_tokens", 0.0)), seconds)
+    place = str(phases[-1] / SUMMARY_FILE)
+    compression = preset_of(need(last, "compression", dict, place, optional=True)) or "own"
+    tokens = float(need(last, "average_visual_tokens", float, place, optional=True) or 0.0)
+    return TrainingRun(folder, family(str(folder)), compression, tokens, seconds)
