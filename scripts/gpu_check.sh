@@ -9,7 +9,10 @@
 # Every result is in the file as soon as it is known; a run that is cut short leaves what it had. Installs nothing: needs
 # a Python with torch, transformers and pillow, PYTHON if it is set, else this tree's .venv, else python3.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 if [ -z "${PYTHON:-}" ] && [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
+# shellcheck source=scripts/lib/checks.sh
+source "$root/scripts/lib/checks.sh"
+runnable PYTHON "$python"
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m llava.bench.gpu_check "$@"

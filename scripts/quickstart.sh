@@ -7,8 +7,9 @@
 #
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
 #   DRY_RUN=1                  only print the command of every step; nothing is set up
-#   QUICKSTART_FRESH=1         do everything again
-#   QUICKSTART_OUTPUT          where everything is written             playground/output/quickstart
+#   QUICKSTART_FRESH=1         do everything again; what the steps wrote before is removed, nothing else
+#   QUICKSTART_OUTPUT          where everything is written: a new folder, an empty one, or one of an earlier run
+#                                                                      playground/output/quickstart
 #   QUICKSTART_CAPTIONS        images with a caption, for phase 1      6400
 #   QUICKSTART_TRAIN           images with questions, for phase 2      10240
 #   QUICKSTART_QUESTIONS       held-out questions                      2000
@@ -21,7 +22,7 @@
 #   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 120
 #   STUDY_JOBS                 cells at a time                         2
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/help.sh
 source scripts/lib/help.sh
 if asks_for_help "$@"; then
@@ -37,12 +38,25 @@ study=0
 case "$*" in
     '') ;;
     --study) study=1 ;;
-    *) die "the quickstart takes no argument but --study; this was given: $*" ;;
+    *) refuse "the quickstart takes no argument but --study; this was given: $*" ;;
 esac
 
+# Everything that was set is looked at before the set-up, which takes minutes.
 started=$SECONDS
 dry_run=${DRY_RUN:-0}
 unset DRY_RUN # the recipes below are steps of this plan
+one_of DRY_RUN "$dry_run" 0 1
+one_of QUICKSTART_FRESH "${QUICKSTART_FRESH:-0}" 0 1
+for name in QUICKSTART_{CAPTIONS,TRAIN,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS} \
+    STUDY_{SEEDS,IMAGES,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS,JOBS}; do
+    if [ -n "${!name:-}" ] && [[ $name != QUICKSTART_*_STEPS || ${!name} != -1 ]]; then whole "$name" "${!name}"; fi
+done
+output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
+if [ "$study" = 1 ]; then
+    target_folder STUDY_OUTPUT "${STUDY_OUTPUT:-playground/output/study}"
+else
+    check_steps QUICKSTART_OUTPUT "$output"
+fi
 if [ "$dry_run" = 1 ]; then PYTHON=${PYTHON:-python}; else setup_environment quickstart; fi
 setup_seconds=$((SECONDS - started))
 
@@ -66,7 +80,6 @@ if [ "$study" = 1 ]; then
     exit
 fi
 
-output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
 use_cpu=True
 if [ "$dry_run" = 1 ]; then
     step() { # NAME TARGET COMMAND...
@@ -75,7 +88,7 @@ if [ "$dry_run" = 1 ]; then
     }
     echo "# USE_CPU is False where torch sees a GPU."
 else
-    if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then rm -rf "${output:?}"; fi
+    if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then forget_steps "$output"; fi
     begin_steps "$output" "$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum)" # all follows from these
     if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
 fi

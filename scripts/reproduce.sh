@@ -12,7 +12,8 @@
 # Both phases are recipes of scripts/v1_5 and read their environment variables (bash scripts/v1_5/finetune.sh --help).
 # For one phase alone: PRETRAIN_ or FINETUNE_ in front of the name, as in PRETRAIN_BATCH_SIZE=16. Besides:
 #
-#   OUTPUT             where everything goes                        ./checkpoints/reproduce/llava-v1.5-7b-PRESET
+#   OUTPUT             where everything goes: a new folder, an empty one, or one of an earlier run
+#                                                                   ./checkpoints/reproduce/llava-v1.5-7b-PRESET
 #   IMAGE_OPENING      llava, as published, or upright              llava
 #   EVAL_FOLDER        benchmarks, as LLaVA lays them out           ./playground/data/eval
 #   EVALUATE           0 trains without evaluating                  1
@@ -23,7 +24,7 @@
 #
 # Status 75 means that a phase was told to stop and saved; the same command goes on.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/help.sh
 source scripts/lib/help.sh
 if asks_for_help "$@"; then
@@ -45,18 +46,19 @@ SETTINGS=(
 IMAGE_OPENING=${IMAGE_OPENING:-llava}
 
 preset=${1:-}
-if [ "$#" -ne 1 ] || [ ! -f "configs/compression/$preset.yaml" ]; then
-    presets=$(cd configs/compression && printf '%s, ' *.yaml)
-    printf "error: the preset is '%s'; give one of %s.\n" "$*" "$(sed 's/\.yaml//g; s/, $//' <<<"$presets")" >&2
-    exit 2
+if [ "$#" -ne 1 ] || [[ $preset == */* ]] || [ ! -f "configs/compression/$preset.yaml" ]; then
+    presets=$(CDPATH='' cd configs/compression && printf '%s, ' *.yaml)
+    refuse "the preset is '$*'; give one of $(sed 's/\.yaml//g; s/, $//' <<<"$presets")."
 fi
 misfit=$(fits_llava "$preset" "${MODEL:-}")
-if [ -n "$misfit" ]; then
-    printf 'error: %s\n' "$misfit" >&2
-    exit 2
-fi
+if [ -n "$misfit" ]; then refuse "$misfit"; fi
+for name in DRY_RUN EVALUATE CHECK; do
+    if [ -n "${!name:-}" ]; then one_of "$name" "${!name}" 0 1; fi
+done
 output=${OUTPUT:-./checkpoints/reproduce/llava-v1.5-7b-$preset}
+check_steps OUTPUT "$output"
 python=${PYTHON:-python}
+if [ "${DRY_RUN:-0}" != 1 ]; then runnable PYTHON "$python"; fi
 pretrain_data=${PRETRAIN_DATA_PATH:-./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}
 pretrain_images=${PRETRAIN_IMAGE_FOLDER:-./playground/data/LLaVA-Pretrain/images}
 finetune_data=${FINETUNE_DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}
@@ -73,7 +75,9 @@ set_phase() {
     for name in "${SETTINGS[@]}"; do
         if [ -n "${!name:-}" ]; then phase+=("$name=${!name}"); fi
     done
-    while read -r name; do phase+=("${name#"$prefix"}=${!name}"); done < <(compgen -e "$prefix" || true)
+    while read -r name; do
+        if [ "$name" != "$prefix" ]; then phase+=("${name#"$prefix"}=${!name}"); fi
+    done < <(compgen -e "$prefix" || true)
     phase+=("COMPRESSION=$preset" "$@")
 }
 
@@ -108,18 +112,29 @@ check_benchmarks() {
     fi
 }
 
-if [ "${DRY_RUN:-0}" != 1 ]; then begin_steps "$output" "$(cksum <"configs/compression/$preset.yaml")" keep; fi
+# check_phase COMMAND...: what a recipe refuses is cheaper to hear before the check of the data than behind it.
+check_phase() {
+    local said
+    said=$(DRY_RUN=1 "$@" 2>&1 >/dev/null) || {
+        printf '%s\n' "$said" >&2
+        exit 2
+    }
+}
 
+set_phase PRETRAIN_ "DATA_PATH=$pretrain_data" "IMAGE_FOLDER=$pretrain_images" "OUTPUT_DIR=$output/pretrain"
+pretrain=("${phase[@]}" bash scripts/v1_5/pretrain.sh)
+set_phase FINETUNE_ "DATA_PATH=$finetune_data" "IMAGE_FOLDER=$finetune_images" "OUTPUT_DIR=$output/finetune" \
+    "ADAPTER=$output/pretrain/mm_projector.bin"
+finetune=("${phase[@]}" bash scripts/v1_5/finetune.sh)
+check_phase "${pretrain[@]}"
+check_phase "${finetune[@]}"
+
+if [ "${DRY_RUN:-0}" != 1 ]; then begin_steps "$output" "$(cksum <"configs/compression/$preset.yaml")" keep; fi
 if [ "${EVALUATE:-1}" != 0 ]; then check_benchmarks; fi
 check_data "Data of phase 1" plain "$pretrain_data" "$pretrain_images"
 check_data "Data of phase 2" v1 "$finetune_data" "$finetune_images"
-
-set_phase PRETRAIN_ "DATA_PATH=$pretrain_data" "IMAGE_FOLDER=$pretrain_images" "OUTPUT_DIR=$output/pretrain"
-run_step "Phase 1, projector" "$output/pretrain" "${phase[@]}" bash scripts/v1_5/pretrain.sh
-
-set_phase FINETUNE_ "DATA_PATH=$finetune_data" "IMAGE_FOLDER=$finetune_images" "OUTPUT_DIR=$output/finetune" \
-    "ADAPTER=$output/pretrain/mm_projector.bin"
-run_step "Phase 2, instruction tuning" "$output/finetune" "${phase[@]}" bash scripts/v1_5/finetune.sh
+run_step "Phase 1, projector" "$output/pretrain" "${pretrain[@]}"
+run_step "Phase 2, instruction tuning" "$output/finetune" "${finetune[@]}"
 
 if [ "${EVALUATE:-1}" != 0 ]; then
     run_step "Evaluation" "$output/results.json" "$python" -m llava.eval.run --model-path "$output/finetune" \

@@ -9,7 +9,7 @@
 # DRY_RUN=1 only prints the checks; nothing is set up.
 # PYTEST_XDIST_AUTO_NUM_WORKERS=1 takes another number of processes for everything.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/help.sh
 source scripts/lib/help.sh
 if asks_for_help "$@"; then
@@ -21,11 +21,11 @@ source scripts/lib/setup.sh
 # shellcheck source=scripts/lib/supervise.sh
 source scripts/lib/supervise.sh
 if [ "$#" -gt 0 ] && [[ $1 != -* ]] && [ ! -e "${1%%::*}" ]; then
-    printf "error: '%s' is neither an option of pytest nor a path below %s; --help says what can be given.\n" \
-        "$1" "$PWD" >&2
-    exit 2
+    refuse "'$1' is neither an option of pytest nor a path below $PWD; --help says what can be given."
 fi
 dry_run=${DRY_RUN:-0}
+one_of DRY_RUN "$dry_run" 0 1
+one_of NEWEST "${NEWEST:-0}" 0 1
 if [ "$dry_run" = 1 ]; then PYTHON=${PYTHON:-python}; else setup_environment test; fi
 
 # Nothing here may ask the network, and small tensors gain nothing from more threads.

@@ -48,6 +48,7 @@ look_for() {
     fi
     for name in "${names[@]}"; do
         if [ -z "${!name+x}" ]; then continue; fi
+        plain_text "$name" "${!name}"
         visible=$(usable "${!name}" "$found")
         found=$(awk -F, '{ print NF }' <<<"$visible")
         if [ "$found" -eq 0 ]; then
@@ -119,8 +120,11 @@ count_processes() {
     if [ -n "$hidden" ] && [ "$DEVICE" != cpu ] && [ "$LAUNCHER" != srun ] && [ -z "${HOSTFILE:-}" ]; then
         refuse "$hidden is '${!hidden}', which leaves no GPU; unset it, or set DEVICE to cpu."
     fi
-    if [ "$NUM_DEVICES" = 0 ]; then refuse "no GPU can be counted here; set NUM_DEVICES."; fi
-    whole NUM_DEVICES "$NUM_DEVICES"
+    if [ "$NUM_DEVICES" = 0 ]; then
+        if [ -n "$hidden" ]; then refuse "$hidden is '${!hidden}', and no GPU can be counted here; set NUM_DEVICES."; fi
+        refuse "no GPU can be counted here; set NUM_DEVICES."
+    fi
+    whole "the number of devices on a machine" "$NUM_DEVICES"
     if [ -z "${HOSTFILE:-}" ] && [ "$available" -gt 0 ] && [ "$NUM_DEVICES" -gt "$available" ]; then
         refuse "NUM_DEVICES is $NUM_DEVICES, but only $available GPUs can be used here${visible:+ ($visible)}."
     fi
@@ -167,7 +171,8 @@ device_settings() {
     esac
     # Torchrun would choose 1, too few for an optimizer on the CPU; without a choice all processes take all cores.
     if [ -z "${OMP_NUM_THREADS:-}" ] && [ "$NUM_DEVICES" -gt 1 ]; then
-        cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
+        cores=${SLURM_CPUS_ON_NODE:-$(nproc 2>/dev/null || true)}
+        is_count "$cores" || refuse "nproc prints '$cores', no number of cores; set OMP_NUM_THREADS."
         hint "OMP_NUM_THREADS=$((cores > NUM_DEVICES ? cores / NUM_DEVICES : 1))"
     fi
     device_flags+=(--bf16 "${BF16:-$bf16}" --fp16 "${FP16:-False}" ${attention:+--attn_implementation "$attention"})

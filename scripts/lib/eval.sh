@@ -68,7 +68,8 @@ evaluate() {
         MODEL=$1
         shift
     fi
-    gpus=$(usable_gpus "$@")
+    one_of DRY_RUN "${DRY_RUN:-0}" 0 1
+    gpus=$(usable_gpus "$@") || exit 2
     judge=$(judge_flag) || exit 2
     NUM_GPUS=${NUM_GPUS:-$((gpus > 0 ? gpus : 1))}
     BATCH_SIZE=${BATCH_SIZE:-$((gpus > 0 ? 16 : 1))}
@@ -97,6 +98,7 @@ evaluate() {
     if [ "${DRY_RUN:-0}" = 1 ]; then
         print_command "${words[@]}"
     else
+        runnable PYTHON "${words[0]}"
         exec "${words[@]}"
     fi
 }

@@ -26,13 +26,13 @@ fits_llava() {
     local file="configs/compression/$1.yaml" families wanted layers
     if [[ $1 == *.yaml || $1 == *.yml ]]; then file=$1; fi
     if [ ! -f "$file" ]; then return; fi
-    families=$(sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' "$file" | tr -d '[]')
+    families=$(sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' <"$file" | tr -d '[]')
     if [ -n "$families" ] && [[ ", $families," != *", llava-1.5,"* ]]; then
         echo "the compression $1 is made for $families, but this trains a LLaVA-1.5; give one of its presets, such as" \
             "duet-192, or a YAML file of your own."
         return
     fi
-    wanted=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' "$file")
+    wanted=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' <"$file")
     layers=$(depth_of "${2:-}")
     if [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
         echo "the compression $1 is made for $wanted decoder layers, but $2 has $layers; give COMPRESSION=none, a preset" \
@@ -49,7 +49,7 @@ depth_of() {
         awk 'match($0, /^[ \t]+"/) {
             if (!outer) outer = RLENGTH
             if (RLENGTH == outer && sub(/^[ \t]+"num_hidden_layers": */, "")) { print $0 + 0; exit }
-        }' "$1/config.json"
+        }' <"$1/config.json"
     elif [ ! -e "$1" ] && [[ ${1,,} =~ (vicuna|llava|llama).*13b ]]; then
         echo 40
     fi

@@ -29,6 +29,8 @@
 # SIGTERM (a preempted job) reaches the processes that train. They save and end with status 75, which comes out here;
 # the same command again goes on from there. Wrong settings end with status 2 before anything starts.
 
+# shellcheck source=scripts/lib/checks.sh
+source scripts/lib/checks.sh
 # shellcheck source=scripts/lib/supervise.sh
 source scripts/lib/supervise.sh
 # shellcheck source=scripts/lib/devices.sh
@@ -36,32 +38,23 @@ source scripts/lib/devices.sh
 
 ENTRY=llava/train/train_mem.py
 
-note() { printf '%s\n' "$*" >&2; }
-
-refuse() {
-    note "error: $*"
-    exit 2
-}
-
-# one_of NAME VALUE WORD...: refuses a value that is none of the words.
-one_of() {
-    local name=$1 value=$2 word
-    shift 2
-    for word in "$@"; do
-        if [ "$word" = "$value" ]; then return; fi
+# check_variables: refuses what a user or a scheduler has set to something else than the number, word or machine that is
+# meant. Nothing is calculated before.
+check_variables() {
+    local name
+    one_of DRY_RUN "${DRY_RUN:-0}" 0 1
+    for name in USE_CPU BF16 FP16; do
+        if [ -n "${!name:-}" ]; then boolean "$name" "${!name}"; fi
     done
-    printf -v word '%s, ' "$@"
-    refuse "$name is '$value'; accepted are ${word%, }."
+    for name in NUM_DEVICES NUM_NODES GLOBAL_BATCH_SIZE BATCH_SIZE ACCUMULATION TORCH_ELASTIC_SHUTDOWN_TIMEOUT \
+        SLURM_NNODES SLURM_CPUS_ON_NODE; do
+        if [ -n "${!name:-}" ]; then whole "$name" "${!name}"; fi
+    done
+    if [ -n "${SLURM_JOB_ID:-}" ]; then whole SLURM_JOB_ID "$SLURM_JOB_ID" 999999999999; fi
+    if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ]; then whole SLURM_GPUS_ON_NODE "$SLURM_GPUS_ON_NODE"; fi
+    if [ -n "${MASTER_PORT:-}" ]; then whole MASTER_PORT "$MASTER_PORT" 65535; fi
+    if [ -n "${MASTER_ADDR:-}" ]; then host MASTER_ADDR "$MASTER_ADDR"; fi
 }
-
-# whole NAME VALUE: refuses what is not a whole number from 1 on.
-whole() {
-    [[ $2 =~ ^[1-9][0-9]*$ ]] || refuse "$1 is '$2'; it must be a whole number from 1 on."
-}
-
-has() { command -v "$1" >/dev/null 2>&1; }
-
-is_true() { [[ ${1,,} == true || $1 == 1 ]]; }
 
 # === Launchers ===
 
@@ -137,9 +130,8 @@ count_nodes() {
         torchrun) nodes=${NUM_NODES:-1} ;;
         python) nodes=1 ;;
     esac
-    whole NUM_NODES "$nodes"
     if [ "$nodes" -gt 1 ] && [ "$LAUNCHER" = torchrun ]; then
-        [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$nodes" ] ||
+        is_count "${NODE_RANK:-}" && [ "$NODE_RANK" -lt "$nodes" ] ||
             refuse "NODE_RANK is '${NODE_RANK:-}'; it numbers the $nodes machines from 0 to $((nodes - 1))."
         [ -n "${MASTER_ADDR:-}" ] || refuse "MASTER_ADDR is missing; name the machine with NODE_RANK=0."
     fi
@@ -147,12 +139,20 @@ count_nodes() {
 
 # read_hostfile: sets nodes and slots from HOSTFILE.
 read_hostfile() {
-    local lines
+    local name gpus rest
     [ -f "$HOSTFILE" ] || refuse "HOSTFILE is '$HOSTFILE', which is not a file."
-    lines=$(sed 's/#.*//' "$HOSTFILE" | grep -v '^[[:space:]]*$' || true)
-    slots=$(sed -n 's/^[^[:space:]]\+[[:space:]]\+slots=\([1-9][0-9]*\)[[:space:]]*$/\1/p' <<<"$lines" | tr '\n' ' ')
-    nodes=$(wc -w <<<"$slots")
-    if [ "$nodes" -eq 0 ] || [ "$nodes" -ne "$(wc -l <<<"$lines")" ]; then
+    nodes=0
+    while read -r name gpus rest || [ -n "$name" ]; do
+        if [ -z "$name" ]; then continue; fi
+        if [ -n "$rest" ] || [[ $gpus != slots=* ]] || ! is_count "${gpus#slots=}"; then
+            nodes=0
+            break
+        fi
+        host "HOSTFILE: a machine" "$name"
+        whole "HOSTFILE: the number of GPUs of $name" "${gpus#slots=}"
+        slots+="${gpus#slots=} " nodes=$((nodes + 1))
+    done < <(tr -d '\0' <"$HOSTFILE" | sed 's/#.*//')
+    if [ "$nodes" -eq 0 ]; then
         refuse "HOSTFILE '$HOSTFILE' must have a line 'name slots=GPUS' for each machine."
     fi
 }
@@ -165,6 +165,7 @@ count_devices() {
         devices=0
         for each in $slots; do devices=$((devices + each)); done
     fi
+    whole "the number of all devices ($nodes machines)" "$devices"
 }
 
 # launcher_words: sets launcher to the words that stand before the script, and depth to how many generations below the
@@ -219,8 +220,10 @@ srun_words() {
     depth=slurm
     local head=${MASTER_ADDR:-} port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
     if [ -z "$head" ]; then
+        [[ ${SLURM_JOB_NODELIST:-} != -* ]] || refuse "SLURM_JOB_NODELIST is '$SLURM_JOB_NODELIST', which names no machine."
         read -r head < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") ||
             refuse "scontrol names no machine of '${SLURM_JOB_NODELIST:-}'; set MASTER_ADDR."
+        host "the first machine that scontrol names" "$head"
     fi
     launcher=(srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1)
     launcher+=(${SLURM_CPUS_ON_NODE:+--cpus-per-task "$SLURM_CPUS_ON_NODE"})
@@ -232,20 +235,20 @@ srun_words() {
 
 # divisors NUMBER: prints all its divisors, a line each.
 divisors() {
-    local candidate
-    for ((candidate = 1; candidate <= $1; candidate++)); do
-        if (($1 % candidate == 0)); then echo "$candidate"; fi
+    local candidate larger=''
+    for ((candidate = 1; candidate * candidate <= $1; candidate++)); do
+        if (($1 % candidate)); then continue; fi
+        echo "$candidate"
+        if ((candidate * candidate < $1)); then larger=$(($1 / candidate))$'\n'$larger; fi
     done
+    printf '%s' "$larger"
 }
 
 # resolve_batch GLOBAL BATCH: sets BATCH_SIZE and ACCUMULATION so that all devices together take GLOBAL_BATCH_SIZE
 # (GLOBAL if unset) samples a step, BATCH at most at a time unless BATCH_SIZE is given.
 resolve_batch() {
     local global=${GLOBAL_BATCH_SIZE:-$1} share workable
-    whole GLOBAL_BATCH_SIZE "$global"
-    whole BATCH_SIZE "${BATCH_SIZE:-$2}"
     if [ -n "${ACCUMULATION:-}" ]; then
-        whole ACCUMULATION "$ACCUMULATION"
         BATCH_SIZE=${BATCH_SIZE:-$2}
         share=$((devices * BATCH_SIZE * ACCUMULATION))
         if [ "$share" = "$global" ]; then return; fi
@@ -281,6 +284,7 @@ launch_training() {
     local default_config=$1 default_global=$2 default_batch=$3 output=${OUTPUT_DIR:?} asked_devices=${NUM_DEVICES:-}
     local visible found hidden nodes slots devices config depth hints=() device_flags launcher command
     shift 3
+    check_variables
     find_devices
     choose_launcher
     choose_engine "$default_config"
@@ -299,6 +303,7 @@ launch_training() {
         print_command "${hints[@]}" "${command[@]}"
         return
     fi
+    runnable "${LAUNCHER/#python/PYTHON}" "${command[0]}"
     if [ "$LAUNCHER" = python ]; then exec "${command[@]}"; fi
     start "$depth" "$output" "${command[@]}"
 }
@@ -306,10 +311,14 @@ launch_training() {
 # start DEPTH OUTPUT COMMAND...: runs COMMAND and ends with its status. Torchrun turns every failure into 1, so a file
 # that a preempted trainer leaves in OUTPUT says what it was.
 start() {
-    local depth=$1 marker=$2/preempted.json status=0
+    local depth=$1 marker=$2/preempted.json before='' status=0
     shift 2
-    rm -f "$marker"
+    if grep -qs '^{"step": ' -- "$marker"; then
+        rm -f -- "$marker"
+    elif [ -f "$marker" ]; then
+        before=$(cksum <"$marker") # not the trainer's
+    fi
     supervise "$depth" "$@" || status=$?
-    if [ "$status" -ne 0 ] && [ -e "$marker" ]; then status=$PREEMPTED; fi
+    if [ "$status" -ne 0 ] && [ -f "$marker" ] && [ "$(cksum <"$marker")" != "$before" ]; then status=$PREEMPTED; fi
     exit "$status"
 }

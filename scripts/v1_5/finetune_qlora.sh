@@ -24,7 +24,7 @@
 #   DOUBLE_QUANT       4 bits: quantise the scales as well        True
 #   QUANT_TYPE         4 bits: nf4 or fp4                         nf4
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/lib/recipe.sh
 source scripts/lib/recipe.sh
 

@@ -19,7 +19,7 @@
 #   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 128, at most 16 a device
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero3.json
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/lib/recipe.sh
 source scripts/lib/recipe.sh
 

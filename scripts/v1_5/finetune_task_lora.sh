@@ -21,7 +21,7 @@
 #   LORA_R, LORA_ALPHA, LORA_DROPOUT                              128, 256, 0.05
 #   PROJECTOR_LR       learning rate of the projector             2e-5
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/lib/recipe.sh
 source scripts/lib/recipe.sh
 

@@ -18,7 +18,7 @@
 #   GLOBAL_BATCH_SIZE, BATCH_SIZE                                 256, at most 32 a device
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero2.json
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/lib/recipe.sh
 source scripts/lib/recipe.sh
 

@@ -7,7 +7,7 @@
 # flags of llava.eval.run can follow the model and win over these. Relative paths start at the repository.
 # `python -m llava.eval.data --benchmarks seed` says which files are needed and checks them.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.."
 # shellcheck source=scripts/lib/eval.sh
 source scripts/lib/eval.sh
 
