@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every check: ruff, mypy, shellcheck, pytest. Sets itself up on first use (see scripts/lib/setup.sh).
+# Runs every check: ruff, import-linter, mypy, shellcheck, pytest. Sets itself up on first use (see scripts/lib/setup.sh).
 #
 #   bash scripts/test.sh                        # everything, the tests in a process per core (at most four)
 #   bash scripts/test.sh tests/test_v2v.py -x   # arguments go to pytest; the style checks run all the same
@@ -60,6 +60,7 @@ check() {
 mapfile -t shell_scripts < <(find scripts .ci -name '*.sh' -o -path .ci/run)
 check "ruff check" "$PYTHON" -m ruff check .
 check "ruff format" "$PYTHON" -m ruff format --check .
+check "imports" lint-imports --no-logo --no-cache
 check "mypy" "$PYTHON" -m mypy
 check "shellcheck" shellcheck -x "${shell_scripts[@]}"
 check "pytest" "$PYTHON" -m pytest "$@"

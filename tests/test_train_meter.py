@@ -14,9 +14,9 @@ from torch import Tensor
 
 from llava.compression.layout import TokenLayout
 from llava.compression.schedule import DecoderShape, VisionShape, training_flops, training_passes
-from llava.train.hardware import device_peak, peak_flops, peak_memory_bytes
+from llava.cost.hardware import device_peak, peak_flops, peak_memory_bytes
+from llava.cost.workload import Workload
 from llava.train.meter import TrainingMeter, summary_table
-from llava.train.workload import Workload
 
 CPU = torch.device("cpu")
 LAYERS = 6

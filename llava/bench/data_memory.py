@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llava.bench.timing import machine
+from llava.cost.timing import machine
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
 

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
-from llava.bench.timing import interleaved, machine, spread
-from llava.bench.tower import VIT_L_14_336
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import (
     DecoderShape,
@@ -30,7 +28,9 @@ from llava.compression.schedule import (
     visual_tokens_per_layer,
 )
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.timing import interleaved, machine, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 VICUNA_7B = {
     "hidden_size": 4096,
@@ -41,8 +41,8 @@ VICUNA_7B = {
     "max_position_embeddings": 4096,
 }
 TINY_DECODER = {**VICUNA_7B, "hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "vocab_size": 512}
-TINY_VISION = {**VIT_L_14_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-SHAPES = {"llava-1.5-7b": (VICUNA_7B, VIT_L_14_336), "tiny": (TINY_DECODER, TINY_VISION)}
+TINY_VISION = {**CLIP_LARGE_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+SHAPES = {"llava-1.5-7b": (VICUNA_7B, CLIP_LARGE_336), "tiny": (TINY_DECODER, TINY_VISION)}
 
 
 def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -13,18 +13,10 @@ from statistics import median
 import torch
 from transformers import CLIPVisionConfig
 
-from llava.bench.timing import interleaved, machine, spread
 from llava.compression.config import CompressionConfig
+from llava.cost.timing import interleaved, machine, spread
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-
-VIT_L_14_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.manual_seed(0)
-    tower = CLIPVisionTower("random weights", config=CLIPVisionConfig(**VIT_L_14_336))
+    tower = CLIPVisionTower("random weights", config=CLIPVisionConfig(**CLIP_LARGE_336))
     tower.to(device, getattr(torch, options.dtype)).eval()
     images = torch.randn(options.batch_size, 3, 336, 336, device=device, dtype=tower.dtype)
     variants: dict[str, Callable[[], object]] = {"without V2V": partial(tower, images)}

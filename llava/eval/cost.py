@@ -25,8 +25,6 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from llava.bench.timing import interleaved, machine, wait_for
-from llava.bench.tower import VIT_L_14_336
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import (
     MODELS,
@@ -40,11 +38,13 @@ from llava.compression.schedule import (
     visual_tokens_per_layer,
 )
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.cost.timing import interleaved, machine, wait_for
 from llava.eval.settings import open_checkpoint
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
+from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 from llava.serve.inputs import best_device, check_device
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
@@ -252,12 +252,12 @@ def _random_config(name: str) -> LlavaConfig:
     else:
         raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
     if getattr(config, "mm_vision_config", None) is None:
-        config.mm_vision_config = CLIPVisionConfig(**VIT_L_14_336).to_dict()
+        config.mm_vision_config = CLIPVisionConfig(**CLIP_LARGE_336).to_dict()
     return config
 
 
 def _config_of(shape: DecoderShape) -> LlavaConfig:
-    vision = CLIPVisionConfig(**VIT_L_14_336)
+    vision = CLIPVisionConfig(**CLIP_LARGE_336)
     return LlavaConfig(
         hidden_size=shape.width,
         intermediate_size=shape.mlp,

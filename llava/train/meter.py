@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
-from llava.train.hardware import peak_memory_bytes
-from llava.train.workload import Workload
+from llava.cost.hardware import peak_memory_bytes
+from llava.cost.workload import Workload
 
 Gather = Callable[[Tensor], Tensor]
 _Batch = TypeVar("_Batch")

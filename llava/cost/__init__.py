@@ -1,0 +1,1 @@
+"""What a budget costs and what a machine gives: FLOPs of a step, peaks of devices, fair timing."""
