@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llava.model.finite import not_finite
 from llava.model.hf_format import projector_name
 from llava.model.loading import read_header, read_state_dict
 
@@ -21,7 +22,7 @@ def projector_of(folder: str | Path) -> dict[str, Tensor]:
     """The projector's weights under LLaVA's names, from whichever weight files of a folder hold them.
 
     Raises:
-        ValueError: if none does.
+        ValueError: if none does, or a weight is NaN or infinite.
     """
     found: dict[str, Tensor] = {}
     for path in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
@@ -31,6 +32,12 @@ def projector_of(folder: str | Path) -> dict[str, Tensor]:
             found |= {own: held[name] for name, own in names.items()}
     if not found:
         raise ValueError(f"No weight file in {str(folder)!r} holds a projector; give the folder of a LLaVA.")
+    broken = not_finite(found.items())
+    if broken:
+        raise ValueError(
+            f"{broken[0]} in {str(folder)!r} is not finite (NaN or infinity); fetch the model anew, or take an earlier "
+            "checkpoint."
+        )
     return found
 
 

@@ -16,6 +16,7 @@ from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.asking import Batch, Preparer, Task, read_ahead, to_device
 from llava.model.builder import load_pretrained_model
+from llava.model.finite import NOT_FINITE, FiniteLogits
 from llava.model.staged_cache import StagedCache
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.inputs import sampling
@@ -189,22 +190,27 @@ class Answerer:
         )  # fmt: skip
         began = time.perf_counter()
         for batch in read_ahead(preparer, tasks, manner.loader_workers):
-            texts, tokens = self._generate(batch, generation, manner) if batch.rows else ({}, {})
+            texts, tokens, problems = self._generate(batch, generation, manner) if batch.rows else ({}, {}, {})
             now = time.perf_counter()
-            yield Outcome(batch.task, texts, tokens, batch.problems, now - began)
+            yield Outcome(batch.task, texts, tokens, batch.problems | problems, now - began)
             began = now
 
     def _generate(
         self, batch: Batch, generation: dict[str, Any], manner: Manner
-    ) -> tuple[dict[int, str], dict[int, float]]:
+    ) -> tuple[dict[int, str], dict[int, float], dict[int, str]]:
+        """Answers, visual tokens and problems, by place in the task."""
         if generation["do_sample"]:
             torch.manual_seed(manner.seed + min(batch.task.numbers))
         cache = CountingCache(self.model.config)
         inputs = to_device(batch.inputs, self.device)
-        ids = self.model.generate(**inputs, compression=self.compression, past_key_values=cache, **generation)
+        watch = FiniteLogits(manner.num_beams)
+        options = watch.added_to(generation)
+        ids = self.model.generate(**inputs, compression=self.compression, past_key_values=cache, **options)
+        problems = {batch.rows[number]: NOT_FINITE for number in watch.broken}
         stop = needed_stop_string(self.tokenizer, manner.conv_mode)
         texts = [answer_text(text, stop) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         averages = cache.counts.averages(self.model.config.num_hidden_layers, manner.num_beams)
         shows_image = (batch.inputs["input_ids"] == IMAGE_TOKEN_INDEX).any(axis=1).tolist()
         seen = {row: mean for row, mean, shows in zip(batch.rows, averages, shows_image, strict=True) if shows}
-        return dict(zip(batch.rows, texts, strict=True)), seen
+        answers = {row: text for row, text in zip(batch.rows, texts, strict=True) if row not in problems}
+        return answers, {row: mean for row, mean in seen.items() if row in answers}, problems

@@ -22,6 +22,7 @@ from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.columns import own_columns
+from llava.model.finite import NOT_FINITE, FiniteLogits, NonFiniteLogitsError
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.inputs import best_device, place_images
 from llava.serve.template import choose_template
@@ -111,12 +112,17 @@ class Respondent:
         Args:
             prompts: at least one.
             generation: of transformers' `generate`, such as `max_new_tokens` and `do_sample`.
+
+        Raises:
+            llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity for one of them.
         """
         encoded = [encode_prompt([self._question(prompt)], self.tokenizer, self.conv_mode) for prompt in prompts]
         inputs = self._batch(encoded, prompts)
         inputs.pop("labels")
         options = ending_options(self.model, self.tokenizer, self._stop) | generation
-        ids = self.model.generate(**inputs, **options)
+        watch = FiniteLogits(options.get("num_beams") or 1)
+        ids = self.model.generate(**inputs, **watch.added_to(options))
+        watch.require()
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [answer_text(text, self._stop) for text in texts]
 
@@ -131,6 +137,9 @@ class Respondent:
         Returns:
             For each the mean negative log-probability of the answer's tokens, what ends the answer among them, in nats
             (infinite where the answer was cut off for its length), and whether greedy decoding would say it.
+
+        Raises:
+            llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity for one of them.
         """
         encoded = []
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -176,6 +185,8 @@ def _likelihood(logits: Tensor, labels: Tensor) -> tuple[float, bool]:
     if not bool(chosen.any()):
         return float("inf"), False
     predicted, targets = logits[:-1][chosen].float(), targets[chosen]
+    if not bool(torch.isfinite(predicted.amax(dim=-1)).all()):
+        raise NonFiniteLogitsError(NOT_FINITE)
     loss = torch.nn.functional.cross_entropy(predicted, targets)
     return loss.item(), bool((predicted.argmax(dim=-1) == targets).all())
 

@@ -17,6 +17,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.conversation import TEMPLATE_FIELD, recorded_template
 from llava.model.checkpoints import Checkpoint, Kind, examine
 from llava.model.end_mark import stop_at_end_mark
+from llava.model.finite import require_finite_model
 from llava.model.hf_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.model.hub import HUB_OPTIONS, fetch
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -66,7 +67,7 @@ def load_pretrained_model(
     """Open a LLaVA in its own format or in transformers', a projector or LoRA adapters over a base, or a plain Llama.
 
     What the folder holds decides, not its name. The compression saved in `config.json` is the model's budget. No
-    weight is ever made up: one that is missing, unknown or of another shape is an error.
+    weight is ever made up: one that is missing, unknown, of another shape or not finite is an error.
 
     Args:
         model_path: folder, or name on the hub, of a whole model, of a projector (`config.json` and
@@ -87,8 +88,8 @@ def load_pretrained_model(
         tokenizer, model in eval mode, image processor (None without a vision tower), context length in tokens.
 
     Raises:
-        ValueError: if there is nothing to open, a weight does not fit, a base is needed and not given or another one,
-            or LoRA adapters are asked for in 4 or 8 bits.
+        ValueError: if there is nothing to open, a weight does not fit or is NaN or infinite, a base is needed and not
+            given or another one, or LoRA adapters are asked for in 4 or 8 bits.
     """
     hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     options = _loading_options(device_map, device, load_8bit, load_4bit, use_flash_attn, kwargs)
@@ -98,6 +99,7 @@ def load_pretrained_model(
         model = load_whole(checkpoint, checkpoint.config, options)
     else:
         model = _load_over(base, checkpoint, options)
+    require_finite_model(model, model_path)
     if compression is not None:
         model.set_compression(CompressionConfig.resolve(compression))
     tokenizer = _load_tokenizer(checkpoint, base, model)

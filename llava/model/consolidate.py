@@ -29,6 +29,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 
 from llava.model.checkpoints import Kind, examine
 from llava.model.convert import appearing_at_once, require_new
+from llava.model.finite import not_finite
 from llava.model.loading import PROJECTOR_FILE, read_header
 from llava.model.lora import NON_LORA_FILE, is_lora_folder
 from llava.model.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
@@ -52,7 +53,7 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
 
     Raises:
         UnsafePickleError: if a file of the checkpoint would run code.
-        ValueError: if `target` is not empty, or the pieces are missing or damaged, or do not make up the model that
+        ValueError: if `target` is not empty, or the pieces are missing, damaged, NaN or infinite, or do not make up the model that
             `config.json` describes.
     """
     checkpoint, target = Path(checkpoint), Path(target)
@@ -66,6 +67,11 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
     is_lora = is_lora_folder(checkpoint)
     is_projector = not is_lora and (checkpoint / PROJECTOR_FILE).is_file()
     state = _whole_state(checkpoint, exclude_frozen=is_lora or is_projector)
+    broken = not_finite((name, weight) for name, weight in state.items() if isinstance(weight, Tensor))
+    if broken:
+        raise ValueError(
+            f"{broken[0]} in {str(checkpoint)!r} is not finite (NaN or infinity); take an earlier checkpoint."
+        )
     with appearing_at_once(target) as folder:
         _copy_settings(checkpoint, folder)
         if is_lora:

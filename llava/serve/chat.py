@@ -28,6 +28,7 @@ from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images
 from llava.model.cache_name import cache_of
+from llava.model.finite import FiniteLogits
 from llava.model.staged_cache import StagedCache
 from llava.model.trace import CompressionTrace, trace_compression
 from llava.serve.ending import answer_text, end_tokens, needed_stop_string
@@ -201,7 +202,11 @@ class Chat:
             self._remember(request, images, answering.output)
 
     def _generate(self, request: Request, streamer: Any, stop_when: Any) -> Any:
-        """One call of the model's `generate`, behind the cache if there is one that fits."""
+        """One call of the model's `generate`, behind the cache if there is one that fits.
+
+        Raises:
+            llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity.
+        """
         options = dict(self._generation)
         criteria = [stop_when, *options.pop("stopping_criteria", ())]
         if self._stop is not None:
@@ -210,6 +215,12 @@ class Chat:
         if options.get("num_beams", 1) == 1:
             options["streamer"] = streamer
         options |= {"stopping_criteria": criteria, "return_dict_in_generate": True}
+        watch = FiniteLogits(options.get("num_beams", 1))
+        output = self._computed(request, watch.added_to(options))
+        watch.require()
+        return output
+
+    def _computed(self, request: Request, options: dict[str, Any]) -> Any:
         ids, votes = self._tensors(request)
         known = self._known(request.encoded.input_ids)
         if self._cache is not None and known:

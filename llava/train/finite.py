@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from llava.model.collectives import ranks_must_agree
+from llava.model.finite import not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +144,7 @@ def broken_weight(model: nn.Module, optimizer: Any | None, frozen: bool = False)
         optimizer: its state; None leaves it out.
         frozen: the weights that are not trained as well.
     """
-    named = [(name, tensor) for name, tensor in _tensors(model, optimizer, frozen) if tensor.numel()]
-    extremes = [torch.stack(torch.aminmax(tensor.detach())).isfinite().all().cpu() for _, tensor in named]
-    return next((name for (name, _), finite in zip(named, extremes, strict=True) if not finite), None)
+    return next(iter(not_finite(_tensors(model, optimizer, frozen))), None)
 
 
 def _largest_weight(model: nn.Module) -> tuple[str, float]:
