@@ -53,8 +53,8 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
 
     Raises:
         UnsafePickleError: if a file of the checkpoint would run code.
-        ValueError: if `target` is not empty, or the pieces are missing, damaged, NaN or infinite, or do not make up the model that
-            `config.json` describes.
+        ValueError: if `target` is not empty, or the pieces are missing, damaged, NaN or infinite, or do not make up
+            the model that `config.json` describes.
     """
     checkpoint, target = Path(checkpoint), Path(target)
     require_new(target)
