@@ -163,8 +163,12 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
     return config
 
 
-# Of the file or the class it was read with, not of the model.
-_NOT_CONFIGURED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+# Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
+# that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
+_NOT_CONFIGURED = (
+    "model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_internal", "use_kernels",
+)  # fmt: skip
 
 
 def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:

@@ -145,13 +145,18 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
         folder: adapters of this model.
 
     Raises:
-        ValueError: if the adapters do not fit the model, or it is quantised.
+        ValueError: if the adapters do not fit the model or name a module to import, or the model is quantised.
     """
     from peft import LoraConfig, get_peft_model
 
     if getattr(model, "quantization_method", None) is not None:
         raise ValueError("The base model is quantised; merged weights would be rounded. Load it in 16 or 32 bits.")
     config = LoraConfig.from_pretrained(str(folder))
+    if config.megatron_config:
+        raise ValueError(
+            f"{str(Path(folder) / ADAPTER_CONFIG_FILE)!r} asks for Megatron's layers (megatron_config) from the "
+            f"module {config.megatron_core!r}; adapters of a LLaVA have none. Take them from somewhere else."
+        )
     # LLaVA lists names such as q_proj, which CLIP's layers have as well.
     config.exclude_modules = _NOT_ADAPTED
     config.base_model_name_or_path = None  # peft warns of another path; whether the model fits is checked below

@@ -20,6 +20,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from llava.model.hf_format import PROJECTOR, TOWER, projector_name
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loading import read_header, weight_files
+from llava.model.lora import ADAPTER_CONFIG_FILE, is_lora_folder
 
 # Computed when a model is made; old versions of transformers saved them.
 _OLD_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|(?:^|\.)position_ids)$")
@@ -93,10 +94,17 @@ def require_tower(folder: Path) -> None:
     """Check that a folder holds the whole vision tower; it may hold more, such as CLIP's text model.
 
     Raises:
-        ValueError: if a weight is missing or of another shape.
+        ValueError: if a weight is missing or of another shape, or adapters lie there, which transformers would apply.
     """
+    if is_lora_folder(folder):
+        raise ValueError(
+            f"The folder of the vision tower, {str(folder)!r}, holds adapters ({ADAPTER_CONFIG_FILE}) that would "
+            "change its weights; move that file elsewhere."
+        )
+    config = CLIPVisionModel.config_class.from_pretrained(folder)
+    config._attn_implementation = "sdpa"  # the file could name a kernel, which transformers fetches from the hub
     with torch.device("meta"):
-        tower = CLIPVisionModel(CLIPVisionModel.config_class.from_pretrained(folder))
+        tower = CLIPVisionModel(config)
     expected = _shapes(tower)
     files = weight_files(folder)
     if not files:

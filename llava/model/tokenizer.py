@@ -62,7 +62,9 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
         if pieces is not None and _is_llama(settings, alone=whole is None):
             return _from_pieces(name, pieces, whole, settings, options)
         ambiguous = not is_hf_config(_config_of(name))
-        tokenizer = AutoTokenizer.from_pretrained(name, **({"config": LlavaConfig()} if ambiguous else {}), **options)
+        own = {"config": LlavaConfig()} if ambiguous else {}
+        # Left out, it would ask at the terminal whether to run code that lies beside the tokenizer.
+        tokenizer = AutoTokenizer.from_pretrained(name, **own, **options, trust_remote_code=False)
         if type(tokenizer) is LlamaTokenizer:
             if pieces is not None:
                 return _from_pieces(name, pieces, whole, settings, options)
@@ -70,6 +72,11 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     except OtherIdsError:
         raise
     except (ValueError, OSError, ImportError) as error:
+        if "custom code" in str(error):
+            raise ValueError(
+                f"The tokenizer of {str(name)!r} is code that lies beside it (auto_map in tokenizer_config.json), and "
+                "that is never run here; give a folder whose tokenizer_class is one of transformers'."
+            ) from error
         raise ValueError(
             f"The tokenizer of {str(name)!r} cannot be read. A tokenizer.model needs the packages sentencepiece and "
             f"protobuf, in versions that fit each other; a tokenizer.json needs neither. ({str(error).splitlines()[0]})"
