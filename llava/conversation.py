@@ -50,6 +50,8 @@ class Segment:
 
     text: str
     kind: SegmentKind
+    said: tuple[int, int] = (0, 0)
+    """The characters [start, end) that a person or a model wrote; the rest is the template's."""
 
 
 @dataclass
@@ -86,7 +88,8 @@ class Conversation:
     def set_system(self, text: str) -> None:
         """Replace the system prompt; the mark of the role that the template's own begins with stays in front."""
         mark = _SYSTEM_MARK.match(self.system)
-        self.system = (mark[0] if mark else "") + text
+        head = _SYSTEM_HEADS.get(self.sep_style, "") if text else ""
+        self.system = (mark[0] if mark else head) + text
 
     def get_prompt(self) -> str:
         """The whole prompt as one string."""
@@ -117,7 +120,7 @@ class Conversation:
 
     def _colon_segments(self) -> Iterator[Segment]:
         """`system SEP Human: question SEP Assistant: answer SEP2`."""
-        yield Segment(self.system + self.sep, SegmentKind.SYSTEM)
+        yield self._system_segment("", self.system, self.sep)
         for turn, (role, message) in enumerate(self.messages):
             yield Segment(f"{role}:", SegmentKind.ROLE)
             if message is not None:
@@ -125,7 +128,7 @@ class Conversation:
 
     def _mpt_segments(self) -> Iterator[Segment]:
         """ChatML: the role string brings its own marks, and one separator ends every turn."""
-        yield Segment(self.system + self.sep, SegmentKind.SYSTEM)
+        yield self._system_segment("", self.system, self.sep)
         for turn, (role, message) in enumerate(self.messages):
             yield Segment(role or "", SegmentKind.ROLE)
             if message is not None:
@@ -133,7 +136,7 @@ class Conversation:
 
     def _plain_segments(self) -> Iterator[Segment]:
         """Messages and separators only."""
-        yield Segment(self.system, SegmentKind.SYSTEM)
+        yield self._system_segment("", self.system, "")
         for turn, (_, message) in enumerate(self.messages):
             if message is not None:
                 yield from _spoken(turn, "", message, self._seps[turn % 2])
@@ -148,8 +151,8 @@ class Conversation:
                 continue
             yield Segment(f"{self.sep if turn else ''}[INST] ", SegmentKind.ROLE)
             if turn == 0 and self.system:
-                yield Segment(f"<<SYS>>\n{self.system}\n<</SYS>>\n\n", SegmentKind.SYSTEM)
-            yield Segment(message, SegmentKind.QUESTION)
+                yield self._system_segment("<<SYS>>\n", self.system, "\n<</SYS>>\n\n")
+            yield _segment("", message, "", SegmentKind.QUESTION)
             yield Segment(" [/INST]", SegmentKind.ROLE)
 
     def _headed_segments(self) -> Iterator[Segment]:
@@ -157,26 +160,36 @@ class Conversation:
         head, between = _SYSTEM_HEADS[self.sep_style], self.sep2 or ""
         if self.system:
             system = self.system if self.system.startswith(head) else head + self.system
-            yield Segment(system + self.sep + between, SegmentKind.SYSTEM)
+            yield self._system_segment("", system, self.sep + between)
         for turn, (role, message) in enumerate(self.messages):
             yield Segment(role or "", SegmentKind.ROLE)
             if message is None:
                 continue
             if turn % 2:
-                yield Segment(message + self.sep, SegmentKind.ANSWER)
+                yield _segment("", message, self.sep, SegmentKind.ANSWER)
                 yield Segment(between, SegmentKind.AFTER)
             else:
-                yield Segment(message, SegmentKind.QUESTION)
+                yield _segment("", message, "", SegmentKind.QUESTION)
                 yield Segment(self.sep + between, SegmentKind.ROLE)
+
+    def _system_segment(self, before: str, system: str, after: str) -> Segment:
+        """The system prompt, in which the mark of the role is the template's."""
+        mark = _SYSTEM_MARK.match(system) if self.sep_style in _MARKED_SYSTEMS else None
+        head = mark[0] if mark else ""
+        return _segment(before + head, system[len(head) :], after, SegmentKind.SYSTEM)
+
+
+def _segment(before: str, said: str, after: str, kind: SegmentKind) -> Segment:
+    return Segment(before + said + after, kind, (len(before), len(before) + len(said)))
 
 
 def _spoken(turn: int, before: str, message: str, after: str) -> Iterator[Segment]:
     """One turn's text: an answer with all that surrounds it, or a question apart from its surroundings."""
     if turn % 2:
-        yield Segment(before + message + after, SegmentKind.ANSWER)
+        yield _segment(before, message, after, SegmentKind.ANSWER)
         return
     yield Segment(before, SegmentKind.ROLE)
-    yield Segment(message, SegmentKind.QUESTION)
+    yield _segment("", message, "", SegmentKind.QUESTION)
     yield Segment(after, SegmentKind.ROLE)
 
 
@@ -215,6 +228,8 @@ _SYSTEM_HEADS = {
     SeparatorStyle.CHATML: "<|im_start|>system\n",
     SeparatorStyle.LLAMA_3: "<|start_header_id|>system<|end_header_id|>\n\n",
 }
+
+_MARKED_SYSTEMS = (*_SYSTEM_HEADS, SeparatorStyle.MPT)
 
 
 def _v0(system: str, version: str = "Unknown") -> Conversation:

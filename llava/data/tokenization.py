@@ -7,7 +7,8 @@ tokenised a second time, so labels cannot slip against ids, whatever the tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,13 @@ from llava.constants import (
     LITERAL_IMAGE_TOKEN,
 )
 from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
+from llava.data.spoken_text import Span, tokenize_spoken
 from llava.mm_utils import leading_bos
 
-Span = tuple[int, int]
+_FRAMED_IMAGE = re.compile(
+    rf"(?:<Image>)?(?:{DEFAULT_IM_START_TOKEN})?{DEFAULT_IMAGE_TOKEN}(?:{DEFAULT_IM_END_TOKEN})?(?:</Image>)?"
+)
+"""An image with what `wrap_image_marks` puts around it."""
 _MARKS_OF_IMAGES = (DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN, "<Image>", "</Image>")
 
 
@@ -115,7 +120,7 @@ def encode_prompt(
     """
     if len(turns) % 2 == 0:
         raise ValueError(f"The conversation has {len(turns)} turns; it must end with a human turn to be answered.")
-    with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns)
+    with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[::2])
     encoded = _encode(_segments([*turns, None], template, system), tokenizer, with_images, find_salient)
     if encoded.query_mask:
         encoded.query_mask[-1] |= QueryRole.LAST
@@ -157,38 +162,80 @@ def _segments(turns: Sequence[str | None], template: str, system: str | None) ->
         raise ValueError(f"Template {template!r} describes images, but the first turn holds no {DEFAULT_IMAGE_TOKEN}.")
     segments = [Segment(DEFAULT_IMAGE_TOKEN * images, SegmentKind.QUESTION)]
     captions = [turn for turn in turns[1:2] if turn is not None]
-    return segments + [Segment(caption + conversation.sep, SegmentKind.ANSWER) for caption in captions]
+    return segments + [
+        Segment(caption + conversation.sep, SegmentKind.ANSWER, (0, len(caption))) for caption in captions
+    ]
 
 
 def _encode(
     segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool, find_salient: SalientFinder
 ) -> EncodedText:
-    ids, offsets = _tokenize("".join(segment.text for segment in segments), tokenizer, with_images)
+    ids, offsets = _tokenize(segments, tokenizer, with_images)
     kinds = _kinds_of_tokens(segments, offsets)
     labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
     salient = mark_overlap(offsets, _salient_characters(segments, find_salient))
     return EncodedText(ids, labels, _query_mask(ids, kinds, salient))
 
 
-def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, with_images: bool) -> tuple[list[int], list[Span]]:
+def _tokenize(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool
+) -> tuple[list[int], list[Span]]:
     """Ids of the text and the characters [start, end) that each came from."""
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
         raise ValueError(f"{name} gives no character offsets; load the fast version of this tokenizer.")
+    text = "".join(segment.text for segment in segments)
+    framed = list(_framed_images(segments)) if with_images else []
+    said = list(_without(_said(segments), [frame for frame, _ in framed]))
     ids = leading_bos(tokenizer)
     offsets: list[Span] = [(0, 0)] * len(ids)
     position = 0
-    for number, chunk in enumerate(text.split(DEFAULT_IMAGE_TOKEN) if with_images else [text]):
-        if number:
+    for mark in [*(mark for _, mark in framed), None]:
+        end = len(text) if mark is None else mark[0]
+        words = text[position:end].replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN)
+        here = [(first - position, last - position) for first, last in said if first < end and last > position]
+        pieces, places = tokenize_spoken(words, here, tokenizer)
+        ids += pieces
+        offsets += [(first + position, last + position) for first, last in places]
+        if mark is not None:
             ids.append(IMAGE_TOKEN_INDEX)
-            offsets.append((position, position + len(DEFAULT_IMAGE_TOKEN)))
-            position += len(DEFAULT_IMAGE_TOKEN)
-        words = chunk.replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN)
-        pieces = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids += pieces["input_ids"]
-        offsets += [(start + position, end + position) for start, end in pieces["offset_mapping"]]
-        position += len(chunk)
+            offsets.append(mark)
+            position = mark[1]
     return ids, offsets
+
+
+def _said(segments: Sequence[Segment]) -> Iterator[Span]:
+    """The characters of the whole text that people and models wrote."""
+    position = 0
+    for segment in segments:
+        start, end = segment.said
+        if start < end:
+            yield start + position, end + position
+        position += len(segment.text)
+
+
+def _framed_images(segments: Sequence[Segment]) -> Iterator[tuple[Span, Span]]:
+    """Each `<image>` of a question in the whole text: with what surrounds it, and alone. Elsewhere it is a word."""
+    position = 0
+    for segment in segments:
+        if segment.kind is SegmentKind.QUESTION:
+            for match in _FRAMED_IMAGE.finditer(segment.text):
+                start = position + match.start() + match[0].index(DEFAULT_IMAGE_TOKEN)
+                frame = (position + match.start(), position + match.end())
+                yield frame, (start, start + len(DEFAULT_IMAGE_TOKEN))
+        position += len(segment.text)
+
+
+def _without(spans: Iterator[Span], taken: Sequence[Span]) -> Iterator[Span]:
+    """Spans without the parts that others take from within them; both in order."""
+    for start, end in spans:
+        for first, last in taken:
+            if start <= first and last <= end:
+                if start < first:
+                    yield start, first
+                start = last
+        if start < end:
+            yield start, end
 
 
 def _kinds_of_tokens(segments: Sequence[Segment], offsets: Sequence[Span]) -> list[SegmentKind]:
