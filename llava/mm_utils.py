@@ -107,7 +107,9 @@ def tokenizer_image_token(
 ) -> list[int] | torch.Tensor:
     """Token ids of a prompt in which every `<image>` becomes one `image_token_index`.
 
-    The pieces between images are tokenised one by one, as LLaVA does; BOS stands once, at the front.
+    The pieces between images are tokenised one by one, as LLaVA does; BOS stands once, at the front. One string does
+    not tell a template's marks from what somebody wrote: `</s>` is the end token wherever it stands. Where text comes
+    from outside, `llava.data.tokenization.encode_prompt` takes the turns apart and keeps what was said as text.
 
     Raises:
         ValueError: if `return_tensors` is neither None nor "pt".

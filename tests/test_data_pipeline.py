@@ -85,8 +85,8 @@ def test_leading_assistant_turn_is_skipped() -> None:
             "names 1 image.*has 0 <image>",
         ),
         (
-            {"id": "a", "image": "i.png", "conversations": talk("<image>", "<image>")},
-            "an answer holds <image>",
+            {"id": "a", "image": ["i.png", "j.png"], "conversations": talk("<image>", "<image>")},
+            "names 2 image.*has 1 <image> mark.*in human turns; 1 more in answers",
         ),
         ({"id": "a", "image": [3], "conversations": talk("<image>", "y")}, "must be a file name"),
         ({"id": "a", "conversations": talk("x", "y") + talk("z") + talk("z")}, "turn 3 is from 'human'"),

@@ -72,7 +72,7 @@ def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
 def check_marks(turns: Sequence[str], system: str | None, num_images: int, name: str) -> None:
     """See that every image has its mark and every mark its image.
 
-    In a record without images marks may stand in answers and in prose about markup: there they are text.
+    Marks in answers are text, and in a record without images those in prose about markup.
 
     Args:
         turns: texts, human and assistant alternating, the human first.
@@ -95,15 +95,16 @@ def check_marks(turns: Sequence[str], system: str | None, num_images: int, name:
     if num_images == 0:
         _require_no_marks(turns, system, name)
         return
-    if any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[1::2]):
-        raise ValueError(f"record {name!r}: an answer holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images.")
     if system is not None and DEFAULT_IMAGE_TOKEN in system:
         raise ValueError(
             f"record {name!r}: the system prompt holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images."
         )
-    marks = sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns)
+    marks, in_answers = (sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns[side::2]) for side in (0, 1))
     if marks != num_images:
-        raise ValueError(f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s).")
+        besides = f" in human turns; {in_answers} more in answers, which show no images" if in_answers else ""
+        raise ValueError(
+            f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s){besides}."
+        )
 
 
 def _require_no_marks(turns: Sequence[str], system: str | None, name: str) -> None:

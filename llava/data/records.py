@@ -97,7 +97,9 @@ def parse_record(data: Any, index: int) -> Record:
     talk = read_talk(data, name)
     _require_text([name, *images, *talk.turns, talk.system or ""], name)
     check_marks(talk.turns, talk.system, len(images), name)
-    turns = tuple(map(_image_first, talk.turns)) if images else talk.turns
+    turns = talk.turns
+    if images:  # in answers the mark is a word
+        turns = tuple(turn if number % 2 else _image_first(turn) for number, turn in enumerate(turns))
     return Record(name, turns, images, system=talk.system, left_out=talk.left_out)
 
 

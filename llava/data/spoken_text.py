@@ -28,9 +28,9 @@ def tokenize_spoken(
 ) -> tuple[list[int], list[Span]]:
     """Ids of a text, and the characters [start, end) that each came from.
 
-    Where nothing that was said spells a special token, this is what the tokenizer itself gives. Special tokens are those
-    of the tokenizer's added tokens that are marked `special`, and pieces for bytes (`<0x0A>`); other added tokens are
-    words like any other.
+    Where nothing that was said spells a special token, this is what the tokenizer itself gives. Special tokens are the
+    tokenizer's added tokens that are marked `special`, and pieces for bytes (`<0x0A>`); other added tokens are words
+    like any other.
 
     Args:
         text: a prompt, or a stretch of one.
@@ -61,7 +61,9 @@ def tokenize_spoken(
 
 def _names_in(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The special tokens of a tokenizer by id, and its pieces for bytes where a text may spell one."""
-    backend: Tokenizer = _backend(tokenizer)
+    backend = _backend(tokenizer)
+    if backend is None:
+        return {}
     names = {index: token.content for index, token in backend.get_added_tokens_decoder().items() if token.special}
     if "<0x" in text:
         spelt = (f"<0x{value:02X}>" for value in range(256))
@@ -69,16 +71,16 @@ def _names_in(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return names
 
 
-def _backend(tokenizer: Any) -> Tokenizer:
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    return backend
+def _backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a fast tokenizer; None for one that only estimates, and knows no special tokens."""
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def _specials(
     text: str, ids: Sequence[int], offsets: Sequence[Span], names: Mapping[int, str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[int, int, int]]:
     """Start, end and id of each special token that characters of a text spell, blanks around it left out."""
-    normalizer = _backend(tokenizer).normalizer
+    normalizer = getattr(_backend(tokenizer), "normalizer", None)
     for token, (start, end) in zip(ids, offsets, strict=True):
         if token not in names:
             continue
@@ -146,7 +148,8 @@ def _private_copy(
     state |= {"added_tokens": added, "post_processor": None, "padding": None, "truncation": None}
     _rename_pieces(state["model"], names, of_bytes)
     private = Tokenizer.from_str(json.dumps(state))
-    own_ids = {private.token_to_id(token["content"]): index for token, index in zip(added, own, strict=True)}
+    copied: list[Any] = [private.token_to_id(token["content"]) for token in added]
+    own_ids = dict(zip(copied, own, strict=True))
     return private, {token: names[content] for token, content in tokens if content in names}, own_ids
 
 

@@ -17,7 +17,7 @@ from llava import conversation, mm_utils
 from llava.compression import salience
 from llava.compression.salience import SalientFinder, salient_spans
 from llava.conversation import get_template
-from llava.data import records, tokenization
+from llava.data import records, spoken_text, tokenization
 from llava.data.cache import cached_table, digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
 from llava.data.store import RecordTable, record_of, source_of
@@ -61,7 +61,10 @@ class RecordEncoder:
         turns: Sequence[str] = record.turns
         if record.images:
             tagged = "mmtag" in get_template(self.template).version
-            turns = [wrap_image_marks(turn, self.use_im_start_end, tagged) for turn in turns]
+            turns = [
+                turn if number % 2 else wrap_image_marks(turn, self.use_im_start_end, tagged)
+                for number, turn in enumerate(turns)
+            ]
         try:
             return encode_conversation(
                 turns, self.tokenizer, self.template, bool(record.images), self.find_salient, record.system
@@ -83,7 +86,7 @@ class RecordEncoder:
         finder = self._finder_key()
         if finder is None:
             return None
-        code = source_of(tokenization, records, conversation, mm_utils, salience)
+        code = source_of(tokenization, spoken_text, records, conversation, mm_utils, salience)
         template = repr(get_template(self.template))
         return digest_text([tokenizer_key(self.tokenizer), template, str(self.use_im_start_end), finder, code])
 

@@ -61,7 +61,7 @@ KINDS = {
     "blank_answer": _warning("one of the answers is blank; only its end mark is learnt"),
     "leading_answer": _warning("an answer stands before the first question; it is left out, as in LLaVA"),
     "turns_unread": _warning("the template `plain` teaches the first answer only; later turns are left out"),
-    "mark_in_answer": _warning("<image> stands in an answer of a record without image, and is read as text"),
+    "mark_in_answer": _warning("<image> stands in an answer, where it is read as text"),
     "mark_in_prose": _warning("a mark such as <image> or <video> stands in prose without media, and is read as text"),
     "image_mislabelled": _warning("the file's format is not what its name says; Pillow opens it all the same"),
     "image_cmyk": _warning("colours for print; they shift when converted to RGB"),
