@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import distributed, nn
@@ -39,6 +39,19 @@ def require_everywhere(check: Callable[[], object]) -> None:
                     raise ValueError(f"Process {rank} says: {sentence}")
     if problem is not None:
         raise problem
+
+
+def of_all_ranks(own: Sequence[Any]) -> list[Any]:
+    """What all processes have, rank by rank; a collective call that every rank must make.
+
+    Args:
+        own: of this process; may be pickled, and of another length elsewhere.
+    """
+    if not ranks_must_agree():
+        return list(own)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, list(own))
+    return [item for items in gathered for item in items]
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

@@ -19,6 +19,7 @@ from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 from llava.shown import shown
 from llava.train.foreign_flags import FOREIGN, is_switched_off
+from llava.train.manifest import VERIFY
 from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
 from llava.yaml_files import parse_yaml
@@ -98,6 +99,9 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = _flag(False, "Useless here: a loss that is not finite stops the run.")
     ddp_find_unused_parameters: bool | None = _flag(False, "Not needed: every rank uses every trained weight.")
     overwrite_output_dir: bool = _flag(False, "Train into a folder that already holds a finished model.")
+    verify_checkpoint: str = _flag(
+        "full", "How closely a checkpoint is looked at before a run goes on from it: `full` or `quick`."
+    )
     freeze_mm_mlp_adapter: bool = _flag(False, "Leave the projector as it is.")
     model_max_length: int = _flag(512, f"Longest sequence, expanded images included; longer ones are cut. {_ELSE}")
     mm_projector_lr: float | None = _flag(None, "Learning rate of the projector, if it differs.")
@@ -193,6 +197,7 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         "mm_vision_select_feature": (model_args.mm_vision_select_feature, ("patch", "cls_patch")),
         "image_aspect_ratio": (data_args.image_aspect_ratio, ASPECT_RATIOS),
         "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
+        "verify_checkpoint": (args.verify_checkpoint, VERIFY),
     }
     for name, (value, values) in accepted.items():
         if value not in values:

@@ -87,18 +87,22 @@ class RunFacts:
             return None
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is not JSON ({error}). {_DAMAGED}") from error
-        if not isinstance(held, dict):
-            raise ValueError(f"{str(path)!r} holds a {type(held).__name__}, not an object of facts. {_DAMAGED}")
-        needed = (one for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING)
-        missing = [repr(one.name) for one in needed if one.name not in held]
-        if missing:
-            raise ValueError(f"{str(path)!r} lacks {', '.join(missing)}. {_DAMAGED}")
-        for name in ("arguments", "start"):
-            if not isinstance(held.get(name, {}), dict):
-                raise ValueError(f"{str(path)!r} holds {name!r} that is no object. {_DAMAGED}")
+        fault = _fault_of(held)
+        if fault is not None:
+            raise ValueError(f"{str(path)!r} {fault}. {_DAMAGED}")
         return cls(**{entry.name: held[entry.name] for entry in fields(cls) if entry.name in held})
+
+
+def facts_fault(folder: str | Path) -> str | None:
+    """What is wrong with the facts of a checkpoint, in a few words; None if nothing is, or if it holds none."""
+    try:
+        RunFacts.read(folder)
+    except ValueError as error:
+        path = str(Path(folder) / FACTS_FILE)
+        return f"{FACTS_FILE} {str(error).removeprefix(f'{path!r} ').removesuffix(f'. {_DAMAGED}')}"
+    return None
 
 
 def describe_run(
@@ -207,6 +211,33 @@ def require_steps(checkpoint: str | Path, done: int, asked: int) -> None:
             f"{checkpoint} cannot be resumed: it took {done} steps, but this run is to have {asked} (--max_steps, "
             "--num_train_epochs); give no fewer than it took, or name an earlier one with --resume_from_checkpoint."
         )
+
+
+def _fault_of(held: Any) -> str | None:
+    """What is wrong with the content of `run_facts.json`; fields that later versions add are not looked at."""
+    if not isinstance(held, dict):
+        return f"holds a {type(held).__name__}, not an object of facts"
+    needed = (one for one in fields(RunFacts) if one.default is MISSING and one.default_factory is MISSING)
+    missing = [repr(one.name) for one in needed if one.name not in held]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    for name in ("compression", "arguments", "start"):
+        if not isinstance(held.get(name, {}), dict):
+            return f"holds {name!r} that is no object"
+    for kind, names in ((str, ("data", "trained", "engine")), (int, ("samples", "world_size", "batch_size", "seed"))):
+        for name in names:
+            if type(held[name]) is not kind:
+                return f"holds {name!r} that is no {'text' if kind is str else 'whole number'} ({held[name]!r:.40})"
+    if type(held.get("tower_layers")) not in (int, type(None)):
+        return "holds 'tower_layers' that is no whole number"
+    odd = [name for name, value in held.get("start", {}).items() if not isinstance(value, str | None)]
+    if odd:
+        return f"holds {odd[0]!r} of 'start' that is no text"
+    try:
+        CompressionConfig.resolve(held["compression"])
+    except (ValueError, TypeError) as error:
+        return f"holds 'compression' that is none ({error})"
+    return None
 
 
 def _tower_layers(model: Any) -> int | None:

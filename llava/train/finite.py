@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from llava.model.collectives import ranks_must_agree
+from llava.model.collectives import of_all_ranks
 from llava.model.finite import not_finite
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def require_finite_gradient(
         return
     raise FloatingPointError(
         f"The norm of the gradient is {value if value >= 0 else math.nan} in step {step}, though the loss is finite; "
-        f"this step is in no checkpoint. Samples of the step: {_listed(_of_all_ranks(ids))}. {_ADVICE} "
+        f"this step is in no checkpoint. Samples of the step: {_listed(of_all_ranks(ids))}. {_ADVICE} "
         f"{_GO_ON if resumable else _ANEW}"
     )
 
@@ -103,7 +103,7 @@ def require_finite_weights(model: nn.Module, optimizer: Any | None, step: int, r
     Raises:
         FloatingPointError: at every rank; names a weight.
     """
-    found = [name for name in _of_all_ranks([broken_weight(model, optimizer)]) if name is not None]
+    found = [name for name in of_all_ranks([broken_weight(model, optimizer)]) if name is not None]
     if found:
         raise FloatingPointError(
             f"After step {step} {found[0]} is not finite, so nothing was saved. Lower --learning_rate or prefer "
@@ -166,14 +166,6 @@ def _tensors(model: nn.Module, optimizer: Any | None, frozen: bool) -> Iterator[
         for tensor in values.values() if isinstance(values, dict) else ():
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 yield "the optimizer's state", tensor
-
-
-def _of_all_ranks(own: Sequence[Any]) -> list[Any]:
-    if not ranks_must_agree():
-        return list(own)
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, list(own))
-    return [item for items in gathered for item in items]
 
 
 def _listed(ids: Sequence[str]) -> str:

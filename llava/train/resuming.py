@@ -70,7 +70,7 @@ GROUPS: dict[Change, frozenset[str]] = {
             "eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only",
             "bf16_full_eval", "fp16_full_eval",
             # Checkpoints
-            "save_total_limit", "save_on_each_node", "save_only_model",
+            "verify_checkpoint", "save_total_limit", "save_on_each_node", "save_only_model",
             "early_save_check", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "push_to_hub",
             "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
             # How data and gradients travel

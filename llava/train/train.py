@@ -19,13 +19,14 @@ from llava.train.adapters import add_lora
 from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
+from llava.train.callbacks import CheckSaving
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
 from llava.train.meter import summary_table
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
 from llava.train.skipped import SkippedSamples
-from llava.train.trainer import CheckSaving, LlavaTrainer, make_sampler
+from llava.train.trainer import LlavaTrainer, make_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ def train(argv: Sequence[str] | None = None) -> Path:
     model_args, data_args, training_args = parse_arguments(argv)
     _prepare_process(training_args)
     overwrite = training_args.overwrite_output_dir
-    checkpoint = starting_point(training_args.output_dir, overwrite, training_args.resume_from_checkpoint)
+    checkpoint = starting_point(
+        training_args.output_dir, overwrite, training_args.resume_from_checkpoint, training_args.verify_checkpoint
+    )
     if checkpoint is not None:
         require_everywhere(lambda: require_safe_pickles(checkpoint))
 

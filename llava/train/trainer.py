@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
@@ -26,11 +24,13 @@ from llava.model.loading import PROJECTOR_FILE
 from llava.model.lora import load_adapters, save_lora, trained_state
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
+from llava.train.callbacks import EpochOfSampler
 from llava.train.checked_loading import CheckedLoading
 from llava.train.checkpoint import (
     STAGING,
     adapter_weights,
     clear_staging,
+    prune_checkpoints,
     publish_checkpoint,
     publish_model,
     save_adapter,
@@ -42,6 +42,7 @@ from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
+from llava.train.soundness import damage_seen_by_all, taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
 
@@ -116,7 +117,7 @@ class LlavaTrainer(CheckedLoading):
         self._staging: Path | None = None
         self._step_ids: list[str] = []
         self._asked_rates: list[tuple[float, float]] = []
-        self.add_callback(_EpochOfSampler(self))
+        self.add_callback(EpochOfSampler(self))
 
     # === Data ===
 
@@ -223,7 +224,8 @@ class LlavaTrainer(CheckedLoading):
             require_steps(checkpoint, self.state.global_step, self.state.max_steps)
             if self.facts is not None:
                 say_what_changed(checkpoint, self.facts)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with taken_up(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             apply_rates(self.optimizer, self.lr_scheduler, self._asked_rates)
 
@@ -304,11 +306,9 @@ class LlavaTrainer(CheckedLoading):
                 seal(written)
                 publish_checkpoint(written, Path(self.args.output_dir) / written.name)
         if self.args.should_save:
-            rotate_checkpoints(
-                self.args.output_dir,
-                self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            best = self.state.best_model_checkpoint
+            prune_checkpoints(self.args.output_dir, self.args.save_total_limit, newest, best)
 
     def check_saving(self) -> None:
         """Save everything once, read it back, see whether there is room for more, and remove it; nothing is trained.
@@ -357,39 +357,33 @@ class LlavaTrainer(CheckedLoading):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
-        if self.part == "adapter_only":
-            load_projector(target.get_model().mm_projector, str(Path(resume_from_checkpoint) / PROJECTOR_FILE))
-        elif self.part == "lora":
-            load_adapters(target, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with taken_up(resume_from_checkpoint):
+            if self.part == "adapter_only":
+                load_projector(target.get_model().mm_projector, str(Path(resume_from_checkpoint) / PROJECTOR_FILE))
+            elif self.part == "lora":
+                load_adapters(target, resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with taken_up(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
+        """As in transformers, once the checkpoint is known to be whole.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        best = str(self.state.best_model_checkpoint)
+        wrong = damage_seen_by_all(best, self.args.verify_checkpoint)
+        if wrong:
+            raise ValueError(
+                f"{best}, which has the lowest held-out loss, is not whole ({'; '.join(wrong[:3])}), so the run cannot "
+                "end with it. Restore it and give the same command again, or end with the last weights: "
+                "--load_best_model_at_end False."
+            )
         if self.part == "model" or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-class CheckSaving(TrainerCallback):
-    """Tries a save before the first step of a run that begins."""
-
-    def __init__(self, trainer: LlavaTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run has a checkpoint that was read already."""
-        if state.global_step == 0:
-            self.trainer.check_saving()
-
-
-class _EpochOfSampler(TrainerCallback):
-    """Tells the sampler which epoch begins; a resumed run wraps it too deep for transformers to find."""
-
-    def __init__(self, trainer: LlavaTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """`state.epoch` counts in fractions while an epoch runs."""
-        if self.trainer.sampler is not None:
-            self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+            self._load_from_checkpoint(best)

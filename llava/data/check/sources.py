@@ -12,6 +12,7 @@ from typing import Any
 
 from llava.data.json_stream import is_parquet, iterate_json, open_text
 from llava.data.mixture import is_mixture, read_mixture
+from llava.file_modes import follow_umask
 
 
 class SourceError(ValueError):
@@ -108,7 +109,7 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
             file.write("" if lines else "\n]\n")
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        follow_umask(temporary)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -141,10 +142,3 @@ def _places(path: Path, image_folder: str) -> list[Source]:
     except ValueError as error:
         raise SourceError(str(error)) from error
     return [Source(entry.path, entry.image_folder or image_folder, entry.weight, seed) for entry in entries]
-
-
-def _umask() -> int:
-    """The process's mask for new files; it can be read only by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

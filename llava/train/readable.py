@@ -1,0 +1,62 @@
+"""Whether a file is what its name says, as far as its own format tells."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+_PICKLES = (".bin", ".pt", ".pth")
+# What readers of these formats raise on other bytes than they expect; NotImplementedError is a RuntimeError.
+_DAMAGED = (
+    OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile, zipfile.LargeZipFile,
+)  # fmt: skip
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a file that was cut short: safetensors says how long it must be, a zip's directory stands last.
+
+    Raises:
+        OSError: names the file.
+    """
+    fault = format_fault(path)
+    if fault is not None:
+        raise OSError(f"{path} was not written whole ({fault}); is the disk full?")
+
+
+def format_fault(path: Path, thorough: bool = False) -> str | None:
+    """What is wrong with a weight, state or JSON file by its own format; None if nothing is seen.
+
+    Args:
+        path: files of other kinds are not looked at.
+        thorough: read all of it. What `torch.save` wrote holds checksums; safetensors holds none, so that only numbers
+            that are not finite tell of damage.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys()) if thorough else []
+                return next(
+                    (f"{name!r} is not finite" for name in names if not _is_finite(file.get_tensor(name))), None
+                )
+        if path.suffix in _PICKLES:
+            if not zipfile.is_zipfile(path):
+                return "it is no file of torch.save"
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip() if thorough else None
+            return None if broken is None else f"the checksum of its part {broken!r} is another"
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except _DAMAGED as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # PyTorch finds no extremes among 8-bit floats
+    return bool(torch.stack(torch.aminmax(numbers)).isfinite().all())

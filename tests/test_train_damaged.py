@@ -1,0 +1,435 @@
+"""Damaged checkpoints: whatever is wrong with the newest, the run says so and goes on from the one before."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed import weights
+from safetensors.torch import load_file, save_file
+from tiny_llava import flags, write_assets
+
+from llava.train import manifest
+from llava.train.checkpoint import find_checkpoint, prune_checkpoints, publish_checkpoint, starting_point
+from llava.train.manifest import MANIFEST_FILE, seal
+from llava.train.train import train
+
+RUN: dict[str, object] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
+PHASES: dict[str, tuple[str, dict[str, object]]] = {
+    "projector": ("pretrain", RUN | {"max_steps": 4}),
+    "model": ("finetune", RUN),
+    "lora": ("finetune", RUN | LORA | {"max_steps": 4}),
+}
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(bytes((7 * index * index + 13 * index) % 251 for index in range(path.stat().st_size)))
+
+
+def one_bit(path: Path) -> None:
+    held = bytearray(path.read_bytes())
+    held[len(held) * 2 // 3] ^= 1
+    path.write_bytes(held)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(7))
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES = [zeroed, garbage, one_bit, cut, longer, gone]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_assets(tmp_path_factory.mktemp("assets"))
+
+
+@pytest.fixture(scope="module")
+def runs(assets: Path) -> dict[str, Path]:
+    """One run of each kind that nobody interrupted, and a checkpoint shaped as DeepSpeed's."""
+    found = {}
+    for name, (phase, options) in PHASES.items():
+        found[name] = train(flags(assets, assets / name, phase, **options))
+    for step in (2, 4):
+        pieces = assets / f"zero/checkpoint-{step}"
+        shutil.copytree(found["projector"] / f"checkpoint-{step}", pieces)
+        (pieces / f"global_step{step}").mkdir()
+        for rank in range(2):
+            state = {"optimizer_state_dict": {"step": step, "moments": torch.randn(64)}}
+            torch.save(state, pieces / f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        (pieces / "latest").write_text(f"global_step{step}")
+        (pieces / "optimizer.pt").unlink()
+        seal(pieces)
+    shards = assets / "sharded"
+    for step in (2, 4):
+        shutil.copytree(found["model"] / f"checkpoint-{step}", shards / f"checkpoint-{step}")
+        whole = shards / f"checkpoint-{step}/model.safetensors"
+        held = sorted(load_file(whole).items())
+        whole.unlink()
+        index = {}
+        for number, part in enumerate((held[::2], held[1::2]), 1):
+            name = f"model-{number:05}-of-00002.safetensors"
+            save_file(dict(part), shards / f"checkpoint-{step}" / name, {"format": "pt"})
+            index |= {weight: name for weight, _ in part}
+        (whole.parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        seal(whole.parent)
+    return found | {"zero": assets / "zero", "sharded": shards}
+
+
+@pytest.fixture
+def pair(runs: dict[str, Path], tmp_path: Path) -> Path:
+    """Two whole checkpoints of a fine-tuning, 2 and 4."""
+    return copied(runs["model"], tmp_path / "pair")
+
+
+def copied(run: Path, target: Path) -> Path:
+    for step in (2, 4):
+        shutil.copytree(run / f"checkpoint-{step}", target / f"checkpoint-{step}")
+    return target
+
+
+def as_earlier_versions_sealed(checkpoint: Path) -> None:
+    held = json.loads((checkpoint / MANIFEST_FILE).read_text())
+    (checkpoint / MANIFEST_FILE).write_text(json.dumps({"files": held["files"]}))
+
+
+# === Every file and every damage ===
+
+
+@pytest.mark.parametrize("kind", ["projector", "model", "lora", "zero", "sharded"])
+@pytest.mark.parametrize("harm", DAMAGES, ids=lambda harm: harm.__name__)
+def test_damage_to_any_file_falls_back_to_the_checkpoint_before(
+    runs: dict[str, Path], tmp_path: Path, kind: str, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = copied(runs[kind], tmp_path / "out")
+    newest = out / "checkpoint-4"
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert len(files) > 6
+    for path in files:
+        before = path.read_bytes()
+        for verify in ("full", "quick"):
+            harm(path)
+            caplog.clear()
+            assert find_checkpoint(out, verify) == out / "checkpoint-2", path
+            assert "checkpoint-4 is not whole" in caplog.text
+            assert path.name in caplog.text or path.name == MANIFEST_FILE
+            assert "The run goes on from" in caplog.text
+            path.write_bytes(before)
+    assert find_checkpoint(out) == newest
+
+
+@pytest.mark.parametrize("kind", ["projector", "model", "lora", "zero", "sharded"])
+def test_checkpoints_of_earlier_versions_are_read_and_said_to_be_less_sure(
+    runs: dict[str, Path], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without digests, the formats themselves tell of what they can: zips hold checksums, JSON its syntax."""
+    out = copied(runs[kind], tmp_path / "out")
+    newest = out / "checkpoint-4"
+    as_earlier_versions_sealed(newest)
+    assert find_checkpoint(out) == newest
+    assert "is of an earlier version, whose manifest.json holds sizes and no digests" in caplog.text
+    for path in sorted(newest.rglob("*")):
+        if path.suffix in (".pt", ".pth", ".bin", ".safetensors") or path.name == "latest":
+            before = path.read_bytes()
+            for harm in (zeroed, garbage, cut, gone):
+                harm(path)
+                assert find_checkpoint(out) == out / "checkpoint-2", (path, harm)
+                path.write_bytes(before)
+    states = [path for path in newest.rglob("*.pt") if b"data/0" in path.read_bytes()]
+    assert states
+    for path in states:
+        before = bytearray(path.read_bytes())
+        at = before.index(b"data/0") + 200  # inside the first tensor
+        path.write_bytes(before[:at] + bytes([before[at] ^ 64]) + before[at + 1 :])
+        assert find_checkpoint(out) == out / "checkpoint-2", path
+        path.write_bytes(before)
+
+
+def test_numbers_that_are_not_finite_tell_of_damage_where_there_are_no_digests(pair: Path) -> None:
+    path = pair / "checkpoint-4/model.safetensors"
+    held = bytearray(path.read_bytes())
+    held[-4096:] = b"\xff" * 4096
+    path.write_bytes(held)
+    as_earlier_versions_sealed(pair / "checkpoint-4")
+    assert find_checkpoint(pair) == pair / "checkpoint-2"
+
+
+def changed(name: str, **changes: Any) -> Callable[[Path], None]:
+    def write(checkpoint: Path) -> None:
+        held = json.loads((checkpoint / name).read_text()) | changes
+        (checkpoint / name).write_text(json.dumps({key: value for key, value in held.items() if value != "left out"}))
+        seal(checkpoint)
+
+    return write
+
+
+def replaced(name: str, text: str | bytes, sealed: bool = True) -> Callable[[Path], None]:
+    def write(checkpoint: Path) -> None:
+        (checkpoint / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        if sealed:
+            seal(checkpoint)
+
+    return write
+
+
+def without_manifest(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST_FILE).unlink()
+
+
+def as_manifest(text: str | bytes) -> Callable[[Path], None]:
+    return replaced(MANIFEST_FILE, text, sealed=False)
+
+
+def with_entry(name: str, size: object) -> Callable[[Path], None]:
+    def write(checkpoint: Path) -> None:
+        held = json.loads((checkpoint / MANIFEST_FILE).read_text())
+        held["files"][name] = size
+        held["digests"][name] = ["0" * 32]
+        (checkpoint / MANIFEST_FILE).write_text(json.dumps(held))
+
+    return write
+
+
+CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "facts of other types": (changed("run_facts.json", seed="42"), "'seed' that is no whole number"),
+    "facts with a flag for a number": (changed("run_facts.json", samples=True), "'samples' that is no whole number"),
+    "facts without arguments' names": (changed("run_facts.json", arguments=[1]), "'arguments' that is no object"),
+    "facts of another version": (changed("run_facts.json", engine="left out", data="left out"), "lacks 'data', 'eng"),
+    "facts with an unknown compression": (changed("run_facts.json", compression={"v3v": 1}), "'compression' that is"),
+    "facts with a start of numbers": (changed("run_facts.json", start={"base model": 3}), "'base model' of 'start'"),
+    "facts that are a list": (replaced("run_facts.json", "[]"), "holds a list, not an object"),
+    "facts that are nested": (replaced("run_facts.json", "[" * 90_000 + "]" * 90_000, False), "run_facts.json"),
+    "a state of other types": (changed("trainer_state.json", global_step="4"), "global_step of the type str"),
+    "a state with a flag": (changed("trainer_state.json", global_step=True), "global_step of the type bool"),
+    "a history that is none": (changed("trainer_state.json", log_history={}), "log_history of the type dict"),
+    "a state of another step": (changed("trainer_state.json", global_step=2), "trainer_state.json is of step 2"),
+    "a state that is text": (replaced("trainer_state.json", '"text"'), "holds no object"),
+    "a state that is null": (replaced("trainer_state.json", "null"), "holds no object"),
+    "no manifest": (without_manifest, "no manifest.json"),
+    "an empty manifest": (as_manifest(""), "not JSON"),
+    "a manifest of nothing": (as_manifest('{"files": {}}'), "names no files"),
+    "a manifest that is a list": (as_manifest("[1, 2]"), "manifest.json cannot be read"),
+    "a manifest that is not text": (as_manifest(b"\xff\xfe\x00\x81"), "manifest.json cannot be read"),
+    "a manifest that is nested": (as_manifest("[" * 90_000), "manifest.json cannot be read"),
+    "a manifest of one file": (as_manifest('{"files": {"config.json": 1}}'), "config.json has"),
+    "a manifest of odd sizes": (as_manifest('{"files": {"config.json": "1"}}'), "are not sizes"),
+    "a manifest of a list": (as_manifest('{"files": ["config.json"]}'), "are not sizes"),
+    "a manifest without its digests": (as_manifest('{"files": {"a": 1}, "piece": 9}'), "as this program writes it"),
+    "a manifest that leads outside": (with_entry("../checkpoint-2/optimizer.pt", 1), "are not sizes"),
+    "a manifest that names more": (with_entry("model-2.safetensors", 10), "model-2.safetensors is missing"),
+    "a state that came later": (replaced("rng_state_3.pth", b"x", sealed=False), "is not in manifest.json"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_content_that_no_run_wrote_falls_back(pair: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    harm, said = CONTENTS[name]
+    harm(pair / "checkpoint-4")
+    assert find_checkpoint(pair) == pair / "checkpoint-2"
+    assert said in caplog.text
+    with pytest.raises(ValueError, match="checkpoint-4' is not whole"):
+        starting_point(pair, False, str(pair / "checkpoint-4"))
+
+
+# === What is named like a checkpoint and is none ===
+
+
+def odd(place: Path, name: str, kind: str) -> None:
+    path = place / name
+    if kind == "file":
+        path.write_bytes(b"notes")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to(place / "nowhere")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "copy":
+        shutil.copytree(place / "checkpoint-2", path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link", "link to itself", "pipe", "copy"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint-6", "checkpoint-", "checkpoint-99999999999999999999", "checkpoint-\u0661", "checkpoint-\u00b2"]
+)
+def test_what_is_only_named_like_a_checkpoint_does_not_stop_a_run(pair: Path, name: str, kind: str) -> None:
+    odd(pair, name, kind)
+    assert find_checkpoint(pair) == pair / "checkpoint-4"
+    for step in (2, 4):
+        shutil.rmtree(pair / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match=rf"{name} is not whole.*--overwrite_output_dir True"):
+        starting_point(pair, False, None)
+
+
+def test_a_link_to_a_whole_checkpoint_is_one(pair: Path, tmp_path: Path) -> None:
+    (pair / "checkpoint-4").rename(tmp_path / "elsewhere")
+    (pair / "checkpoint-4").symlink_to(tmp_path / "elsewhere")
+    assert find_checkpoint(pair) == pair / "checkpoint-4"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_cannot_be_read_is_damage_of_that_checkpoint(
+    pair: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_path, list_folder = Path.open, os.listdir
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "optimizer.pt" and path.parent.name == "checkpoint-4":
+            raise OSError(number, os.strerror(number), str(path))
+        return open_path(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", failing)
+        assert find_checkpoint(pair) == pair / "checkpoint-2"
+        assert f"optimizer.pt cannot be read: {os.strerror(number)}" in caplog.text
+
+    def unlisted(path: Any = ".") -> list[str]:
+        if Path(path).name == "checkpoint-4":
+            raise OSError(number, os.strerror(number), str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", unlisted)
+    assert find_checkpoint(pair) == pair / "checkpoint-2"
+
+
+# === All of them, or the one that was asked for ===
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_stops_and_names_each(assets: Path, pair: Path) -> None:
+    zeroed(pair / "checkpoint-4/model.safetensors")
+    one_bit(pair / "checkpoint-2/optimizer.pt")
+    said = r"(?s)checkpoint-4 is not whole \(model.safetensors holds other bytes.*checkpoint-2 is not whole \(optimizer"
+    for asked in (None, "True", "False"):
+        with pytest.raises(ValueError, match=said + r".*Restore one.*--overwrite_output_dir True"):
+            train(flags(assets, pair, "finetune", **RUN | {"resume_from_checkpoint": asked}))
+    assert not (pair / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"checkpoint-2' is not whole \(optimizer.pt holds other bytes"):
+        train(flags(assets, pair, "finetune", **RUN | {"resume_from_checkpoint": pair / "checkpoint-2"}))
+
+
+def test_quick_leaves_out_the_bytes_of_large_files_alone(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_bit(pair / "checkpoint-4/model.safetensors")
+    size = (pair / "checkpoint-4/optimizer.pt").stat().st_size
+    assert size < (pair / "checkpoint-4/model.safetensors").stat().st_size * 4
+    from llava.train import soundness
+
+    monkeypatch.setattr(soundness, "PIECE", 2000)
+    assert find_checkpoint(pair, "quick") == pair / "checkpoint-4"
+    assert find_checkpoint(pair, "full") == pair / "checkpoint-2"
+    zeroed(pair / "checkpoint-4/model.safetensors")
+    assert find_checkpoint(pair, "quick") == pair / "checkpoint-2", "its header is read"
+
+
+def test_a_file_of_several_pieces_has_a_digest_of_each(
+    pair: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manifest, "PIECE", 1000)
+    seal(pair / "checkpoint-4")
+    monkeypatch.undo()
+    path = pair / "checkpoint-4/model.safetensors"
+    held = json.loads((path.parent / MANIFEST_FILE).read_text())
+    assert len(held["digests"][path.name]) == -(-path.stat().st_size // 1000)
+    assert find_checkpoint(pair) == path.parent
+    before = path.read_bytes()
+    for at in (0, 999, 1000, len(before) // 2, len(before) - 1):
+        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        assert find_checkpoint(pair) == pair / "checkpoint-2", at
+
+
+# === The run itself ===
+
+
+def test_a_run_falls_back_aloud_and_ends_as_the_uninterrupted_one(
+    assets: Path, runs: dict[str, Path], pair: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The damaged checkpoint is written again on the way; odd entries beside it stay."""
+    caplog.set_level(logging.WARNING, "llava")
+    garbage(pair / "checkpoint-4/model.safetensors")
+    odd(pair, "checkpoint-6", "dangling link")
+    odd(pair, "checkpoint-", "folder")
+    train(flags(assets, pair, "finetune", **RUN | {"save_total_limit": 1}))
+    assert "checkpoint-4 is not whole (model.safetensors holds other bytes than when it was saved)" in caplog.text
+    assert "The run goes on from" in caplog.text
+    first, second = weights(runs["model"]), weights(pair)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert find_checkpoint(pair) == pair / "checkpoint-6"
+    left = sorted(path.name for path in pair.glob("checkpoint-*"))
+    assert left == ["checkpoint-", "checkpoint-6", "checkpoint-6.aside0"]
+
+
+def test_what_cannot_be_taken_over_ends_with_a_sentence(assets: Path, pair: Path) -> None:
+    """Sealed as it is, so that only the reader of the state itself finds out."""
+    torch.save({"state": {}, "param_groups": [{"params": [0]}]}, pair / "checkpoint-4/optimizer.pt")
+    seal(pair / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"cannot go on from .*checkpoint-4: .*--resume_from_checkpoint"):
+        train(flags(assets, pair, "finetune", **RUN))
+    torch.save({"python": 1}, pair / "checkpoint-2/rng_state.pth")
+    seal(pair / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"cannot go on from .*checkpoint-2: "):
+        train(flags(assets, pair, "finetune", **RUN | {"resume_from_checkpoint": pair / "checkpoint-2"}))
+
+
+def test_the_last_whole_checkpoint_is_not_pruned_for_damaged_ones(runs: dict[str, Path], tmp_path: Path) -> None:
+    out = copied(runs["model"], tmp_path / "out")
+    for name in ("checkpoint-8", "checkpoint-3", "checkpoint-2-kept"):
+        shutil.copytree(runs["model"] / "checkpoint-6", out / name)
+    gone(out / "checkpoint-8/optimizer.pt")
+    gone(out / "checkpoint-3/optimizer.pt")
+    prune_checkpoints(out, 2, out / "checkpoint-4", None)
+    left = {path.name for path in out.glob("checkpoint-*")}
+    assert left == {"checkpoint-2", "checkpoint-4", "checkpoint-8", "checkpoint-2-kept"}
+    prune_checkpoints(out, 1, out / "checkpoint-4", str(out / "checkpoint-2"))
+    assert (out / "checkpoint-2").is_dir(), "the best one stays"
+    prune_checkpoints(out, 1, out / "checkpoint-4", None)
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-2-kept"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link", "pipe"])
+def test_what_stands_in_the_way_of_a_checkpoint_is_kept_under_another_name(pair: Path, kind: str) -> None:
+    odd(pair, "checkpoint-6", kind)
+    staged = pair / ".unfinished/checkpoint-6"
+    shutil.copytree(pair / "checkpoint-4", staged)
+    publish_checkpoint(staged, pair / "checkpoint-6")
+    assert (pair / "checkpoint-6/model.safetensors").is_file() and os.path.lexists(pair / "checkpoint-6.aside0")
+
+
+def test_a_damaged_best_checkpoint_does_not_become_the_result(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava.train.trainer import LlavaTrainer
+
+    load = LlavaTrainer._load_best_model
+
+    def after_damage(trainer: LlavaTrainer) -> None:
+        one_bit(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
+        load(trainer)
+
+    monkeypatch.setattr(LlavaTrainer, "_load_best_model", after_damage)
+    options: dict[str, object] = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"eval_data_path": assets / "chats.json", "max_steps": 2}
+    with pytest.raises(ValueError, match=r"lowest held-out loss, is not whole.*--load_best_model_at_end False"):
+        train(flags(assets, tmp_path / "out", "finetune", **RUN | options))
+    assert not (tmp_path / "out/model.safetensors").exists()
