@@ -9,7 +9,6 @@ believed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question, answer_keys, question_keys, with_text
+from llava.folder_lock import alone_in
 
 
 def new_run() -> str:
@@ -132,14 +132,8 @@ class AnswerFile:
         Raises:
             ValueError: if another run is at it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"Another run is writing {self.path}; wait for it or stop it, or choose another place."
-                ) from error
+        way_out = "wait for it or stop it, or choose another place"
+        with alone_in(self.path.parent, f"Another run is writing {self.path}", way_out, f".{self.path.name}.lock"):
             yield
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import distributed
 
 from llava.model.collectives import ranks_must_agree
+from llava.train.one_run import RefusedElsewhereError
 from llava.train.preemption import PreemptedError, ignore_further
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def run_and_exit(program: Callable[[], object]) -> None:
         _leave(stop.exit_status)
     except (Exception, KeyboardInterrupt) as error:
         told = isinstance(error, TOLD) and _raised_here(error)
-        if told:
+        if told and not isinstance(error, RefusedElsewhereError):
             sys.stderr.write(f"error: {error}\n")
         if not ranks_must_agree():
             if told:

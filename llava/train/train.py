@@ -16,13 +16,14 @@ from llava.data.measure import DataStatistics, measure
 from llava.model.collectives import require_everywhere
 from llava.model.pickles import require_safe_pickles
 from llava.train.adapters import add_lora
-from llava.train.arguments import TrainingArguments, parse_arguments
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
 from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
 from llava.train.callbacks import CheckSaving
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
 from llava.train.meter import summary_table
+from llava.train.one_run import only_run
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -38,11 +39,16 @@ def train(argv: Sequence[str] | None = None) -> Path:
         argv: flags; None takes them from the command line.
 
     Raises:
-        ValueError: if flags, data and model do not fit each other.
+        ValueError: if flags, data and model do not fit each other, or another run holds the output folder.
         FloatingPointError: if the loss stops being finite.
     """
     model_args, data_args, training_args = parse_arguments(argv)
     _prepare_process(training_args)
+    with only_run(training_args):
+        return _train(model_args, data_args, training_args)
+
+
+def _train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Path:
     overwrite = training_args.overwrite_output_dir
     checkpoint = starting_point(
         training_args.output_dir, overwrite, training_args.resume_from_checkpoint, training_args.verify_checkpoint

@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
+from llava.folder_lock import alone_in
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.crew import workers
 from playground.study.place import Place, StudySettings
@@ -34,11 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     began = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop or interrupted: both end alike
-    try:
-        place = Place.open(options.out.resolve(), _settings(options))
-    except ValueError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 2
+    root = options.out.resolve()
+    with ExitStack() as held:
+        try:
+            busy = f"{root} is in use by another study"
+            held.enter_context(alone_in(root, busy, "wait for it or stop it, or choose another --out"))
+            place = Place.open(root, _settings(options))
+        except (ValueError, OSError) as error:
+            print(f"study: {error}", file=sys.stderr)
+            return 2
+        return _study(place, options, began)
+
+
+def _study(place: Place, options: argparse.Namespace, began: float) -> int:
     try:
         make_data(place, options)
         failed = run_all(place, options.jobs)

@@ -10,6 +10,8 @@
 
 # shellcheck source=scripts/lib/supervise.sh
 source scripts/lib/supervise.sh
+# shellcheck source=scripts/lib/lock.sh
+source scripts/lib/lock.sh
 
 # The program, as the file .made-by names it.
 STEPS_PROGRAM=scripts/$(basename -- "$0")
@@ -51,8 +53,10 @@ forget_steps() {
 # is left alone and the step refused, because it may have cost days.
 begin_steps() {
     steps_folder=$1 chain=$2 steps_on_change=${3:-redo} timings=$1/timings.tsv
-    { mkdir -p -- "$steps_folder" && printf '%s\n' "$STEPS_PROGRAM" >"$steps_folder/.made-by" && touch -- "$timings"; } ||
+    { mkdir -p -- "$steps_folder" && printf '%s\n' "$STEPS_PROGRAM" >"$steps_folder/.made-by"; } ||
         refuse "$steps_folder cannot be written; see above, and name another folder."
+    lock_folder "$steps_folder"
+    touch -- "$timings" || refuse "$timings cannot be written; see above."
 }
 
 # record NAME SECONDS: keeps the time of a step for the report.

@@ -1,0 +1,130 @@
+"""One program at a time in a folder: a lock that the kernel opens when its holder dies, and a note of who holds it.
+
+The lock is `flock(2)` on a hidden file of the folder, through the library `filelock`. It ends with the process that
+took it, `kill -9` included; children that it leaves behind, such as data workers, do not keep it. On NFS Linux asks the
+server for it, so that it holds between machines too, unless the folder is mounted with `nolock` or `local_lock`: then
+it holds on one machine. Lustre needs the mount option `flock`. Where a file system has no locks, or cannot be written,
+a warning says that nothing keeps a second run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".run.lock"
+_NOTE_SUFFIX = "-holder"
+_GRACE = (
+    10.0  # seconds that children of a dead holder may take to notice; older releases of filelock lend them the lock
+)
+
+
+class FolderInUseError(ValueError):
+    """Another program writes into a folder."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | Path, busy: str, way_out: str, name: str = LOCK_FILE) -> Iterator[None]:
+    """Keep other programs out of a folder meanwhile; nothing of the lock is left behind.
+
+    A folder that is made for the lock alone is removed again if nothing was written into it.
+
+    Args:
+        folder: made if need be.
+        busy: what a user is told who is refused, up to who holds the lock: a part of a sentence.
+        way_out: what to do then: another part.
+        name: of the lock's file, where a folder has several.
+
+    Raises:
+        FolderInUseError: if another program holds the lock; says which, and since when.
+        OSError: if the folder cannot be made.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder)
+    path, note = folder / name, folder / f"{name}{_NOTE_SUFFIX}"
+    made = not folder.exists()
+    lock = FileLock(path, timeout=0, thread_local=False)
+    held = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The folder {str(folder)!r} cannot be made ({error}); choose another place.") from error
+    try:
+        held = _take(lock, note)
+        if held:
+            _describe(note)
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s cannot be locked (%s), so nothing keeps another run out of it.", folder, error)
+    else:
+        if not held:
+            raise FolderInUseError(f"{busy}{_holder(note)}; {way_out}.")
+    try:
+        yield
+    finally:
+        if held:
+            with contextlib.suppress(OSError):
+                note.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # while it is held: a lock on a file that has no name any more is no lock
+            lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def _take(lock: Any, note: Path) -> bool:
+    """Whether the lock is ours; a dead holder's children get a moment to end."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire()
+    except Timeout:
+        if not _is_gone(_read(note)):
+            return False
+        try:
+            lock.acquire(timeout=_GRACE)
+        except Timeout:
+            return False
+    return True
+
+
+def _describe(note: Path) -> None:
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    note.write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+
+def _read(note: Path) -> dict[str, Any]:
+    """What the holder says of itself; empty where it has not yet, or cannot."""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _holder(note: Path) -> str:
+    about = _read(note)
+    return f" (process {about.get('pid')} on {about.get('host')}, since {about.get('since')})" if about else ""
+
+
+def _is_gone(about: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that has ended."""
+    pid = about.get("pid")
+    if about.get("host") != socket.gethostname() or type(pid) is not int or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

@@ -1,0 +1,54 @@
+"""One run at a time in an output folder, agreed on by all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import distributed
+
+from llava.folder_lock import FolderInUseError, alone_in
+from llava.model.collectives import ranks_must_agree
+from llava.train.arguments import TrainingArguments
+
+_WAY_OUT = (
+    "wait until it ends, stop it (SIGTERM lets it save, and the same command goes on from there), or choose another "
+    "--output_dir"
+)
+
+
+class RefusedElsewhereError(ValueError):
+    """Rank 0 found something that ends the run, and says so; the other ranks end with it."""
+
+
+@contextlib.contextmanager
+def only_run(args: TrainingArguments) -> Iterator[None]:
+    """Hold the output folder of a run; rank 0 takes the lock, and all ranks hear whether it got it.
+
+    All ranks must enter it, and no rank may have changed anything in the folder before.
+
+    Raises:
+        FolderInUseError: at rank 0, if another run holds the folder; says which.
+        RefusedElsewhereError: at the other ranks then.
+    """
+    with contextlib.ExitStack() as held:
+        refused: FolderInUseError | None = None
+        if args.process_index == 0:
+            try:
+                busy = f"--output_dir {args.output_dir!r} is in use by another run"
+                held.enter_context(alone_in(args.output_dir, busy, _WAY_OUT))
+            except FolderInUseError as error:
+                refused = error
+        if _anywhere(refused is not None, args.device):
+            raise refused or RefusedElsewhereError(f"--output_dir {args.output_dir!r} is in use by another run.")
+        yield
+
+
+def _anywhere(here: bool, device: torch.device) -> bool:
+    """Whether something is so at any rank."""
+    if not ranks_must_agree():
+        return here
+    anyone = torch.tensor(int(here), device=device)
+    distributed.all_reduce(anyone, op=distributed.ReduceOp.MAX)
+    return bool(anyone)
