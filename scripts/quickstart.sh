@@ -88,8 +88,8 @@ if [ "$dry_run" = 1 ]; then
     }
     echo "# USE_CPU is False where torch sees a GPU."
 else
-    if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then forget_steps "$output"; fi
     begin_steps "$output" "$(cat playground/assets/*/* playground/quickstart/*.yaml | cksum)" # all follows from these
+    if [ "${QUICKSTART_FRESH:-0}" = 1 ]; then forget_steps "$output"; fi
     if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then use_cpu=False; fi
 fi
 
