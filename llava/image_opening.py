@@ -29,6 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from llava.image_headers import check_directory
+from llava.image_limits import check_pixels
+
 OPENINGS = ("upright", "llava")
 DEFAULT_OPENING = "upright"
 
@@ -41,7 +44,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError,
+    MemoryError, struct.error,
+)  # fmt: skip
 _RANGES = {"I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "F": (1, 2**8 - 1, 2**16 - 1)}
 
 
@@ -78,13 +84,16 @@ def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
 
     Raises:
         ValueError: if there is no such opening, or Pillow cannot convert the mode.
+        ImageLimitError: if it has more pixels than are accepted, see `llava.image_limits`.
         OSError: and others of Pillow's, if the pixels cannot be decoded.
     """
-    if check_opening(opening) == "llava":
+    check_opening(opening)
+    check_pixels(image.size)
+    if opening == "llava":
         rgb = image.convert("RGB")
     else:
         image.load()  # marks may stand behind the pixels
-        turn = _TURNS.get(_orientation(image))
+        turn = _TURNS.get(orientation(image))
         rgb = _flat(image)
         rgb = rgb if turn is None else rgb.transpose(turn)
     rgb = rgb.copy() if rgb is image else rgb
@@ -92,15 +101,23 @@ def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
     return rgb
 
 
-def _orientation(image: Image.Image) -> Any:
+def orientation(image: Image.Image) -> Any:
     """The rotation mark, if it can be read: damaged metadata does not keep anyone from seeing the pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            check_directory(_exif(image))
             mark = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return None
     return mark if isinstance(mark, int) else None
+
+
+def _exif(image: Image.Image) -> bytes:
+    """EXIF as Pillow takes it: bytes, or in PNG text chunks three lines and hexadecimal digits."""
+    if image.info.get("exif"):
+        return bytes(image.info["exif"])
+    return bytes.fromhex("".join(str(image.info.get("Raw profile type exif", "")).split("\n")[3:]))
 
 
 def _flat(image: Image.Image) -> Image.Image:

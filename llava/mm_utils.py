@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import PurePath
 from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.image_limits import TOWER_SIDE, ImageLimitError, check_prepared, is_lack_of_memory, open_image_file
 from llava.image_opening import as_rgb, opening_of
+from llava.image_padding import scaled_square
 
 ASPECT_RATIOS = ("square", "pad")
+LARGE_SIDE = 5000
+"""Pixels; a larger square is not made whole when it is padded, see `llava.image_padding`."""
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Decode an image file that travels as base64 text."""
-    return Image.open(BytesIO(base64.b64decode(image)))
+    """Open an image file that travels as base64 text, within the limits of `llava.image_limits`.
+
+    Raises:
+        ValueError: if the text is no base64, or the content no image of an accepted format and size; Pillow's errors
+            where it is damaged.
+    """
+    return open_image_file(base64.b64decode(image))
 
 
 def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
@@ -32,6 +41,12 @@ def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Imag
     square = Image.new(image.mode, (side, side), background_color)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def aspect_ratio_of(config: Any) -> str | None:
+    """How a model's images are shaped, see `preprocess_image`."""
+    ratio: str | None = getattr(config, "image_aspect_ratio", None)
+    return ratio
 
 
 def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> torch.Tensor:
@@ -48,13 +63,37 @@ def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str
 
     Raises:
         ValueError: for another aspect ratio.
+        ImageLimitError: if that makes more pixels than are accepted, see `llava.image_limits`, or takes more memory
+            than there is.
     """
-    if aspect_ratio == "pad":
-        mean = image_processor.image_mean
-        image = expand2square(image, tuple(int(channel * 255) for channel in mean))
-    elif aspect_ratio not in ("square", None):
+    if aspect_ratio not in (*ASPECT_RATIOS, None):
         raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; accepted are {', '.join(ASPECT_RATIOS)}.")
-    return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+    check_prepared(image.size, aspect_ratio, _side(image_processor))
+    try:
+        if aspect_ratio == "pad":
+            image = _padded(image, tuple(int(channel * 255) for channel in image_processor.image_mean), image_processor)
+        return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+    except (MemoryError, RuntimeError) as error:
+        if is_lack_of_memory(error):
+            width, height = image.size
+            raise ImageLimitError(f"preparing {width} x {height} pixels takes more memory than there is") from error
+        raise
+
+
+def _padded(image: Image.Image, color: tuple[int, ...], image_processor: Any) -> Image.Image:
+    """A square; scaled already where it is large and the processor would do with Pillow what is done here."""
+    size = image_processor.size
+    gives_square = bool(size.get("shortest_edge")) or size.get("height") == size.get("width")
+    is_pillows = isinstance(image_processor, CLIPImageProcessorPil) and image_processor.do_resize
+    if max(image.size) <= LARGE_SIDE or not (is_pillows and gives_square):
+        return expand2square(image, color)
+    return scaled_square(image, color, _side(image_processor), image_processor.resample)
+
+
+def _side(image_processor: Any) -> int:
+    """Pixels that the shorter side of an image is scaled to."""
+    size = image_processor.size
+    return int(size.get("shortest_edge") or size.get("height") or TOWER_SIDE)
 
 
 def process_images(
@@ -69,10 +108,15 @@ def process_images(
 
     Returns:
         Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list.
+
+    Raises:
+        ImageLimitError: as in `preprocess_image`.
     """
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    opening = opening_of(model_cfg)
-    pixels = [preprocess_image(as_rgb(image, opening), image_processor, aspect_ratio) for image in images]
+    aspect_ratio, opening = aspect_ratio_of(model_cfg), opening_of(model_cfg)
+    try:
+        pixels = [preprocess_image(as_rgb(image, opening), image_processor, aspect_ratio) for image in images]
+    except ImageLimitError as error:
+        raise ImageLimitError(f"An image is too large: {error}.") from error
     same_shape = len({tuple(tensor.shape) for tensor in pixels}) == 1
     return torch.stack(pixels) if same_shape else pixels
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.compression.salience import SalientFinder, salient_spans
 from llava.constants import IGNORE_INDEX
 from llava.data.cache import digest_text
-from llava.data.images import BadImageError, image_path, open_rgb
+from llava.data.images import BadImageError, image_path, open_rgb, within_limits
 from llava.data.mixture import RecordMix, open_mix
 from llava.data.records import Record
 from llava.data.store import row_of
@@ -193,13 +193,15 @@ class LazySupervisedDataset(Dataset):
             try:
                 path = image_path(record.image_folder or self.config.image_folder, name)
                 image = open_rgb(path, self.config.image_opening)
+                with within_limits(f"Image file {str(path)!r}"):
+                    pixels = self._pixels(image)
             except BadImageError as error:
                 if self.config.on_bad_sample == "fail":
                     raise BadImageError(f"record {record.id!r}: {error}") from error
                 problems.append(str(error))
                 images.append(torch.zeros_like(self._pixels(Image.new("RGB", (1, 1)))))
             else:
-                images.append(self._pixels(image))
+                images.append(pixels)
         return images, f"record {record.id!r}: {' '.join(problems)}" if problems else None
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:

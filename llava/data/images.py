@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +11,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from llava.image_limits import ImageLimitError, is_lack_of_memory, open_image_file
 from llava.image_opening import DEFAULT_OPENING, as_rgb
-
-# What Pillow's decoders raise on damaged files.
-_READ_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
 class BadImageError(ValueError):
@@ -55,7 +51,7 @@ def _inside(image_folder: str | Path, name: str) -> str | None:
 
 
 def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> Image.Image:
-    """Read an image as RGB, by the rules of `llava.image_opening`.
+    """Read an image as RGB, by the rules of `llava.image_opening` and within the limits of `llava.image_limits`.
 
     Args:
         source: a file's path, or a binary file that is open at its beginning.
@@ -66,7 +62,7 @@ def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> I
     """
     what = f"Image file {str(source)!r}" if isinstance(source, str | Path) else "The image"
     try:
-        with explained(what), Image.open(source) as image:
+        with explained(what), open_image_file(source) as image:
             return as_rgb(image, opening)
     except BadImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -78,19 +74,47 @@ def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> I
 def explained(what: str) -> Iterator[None]:
     """Say in words why an image cannot be read.
 
-    Pillow's limit `Image.MAX_IMAGE_PIXELS` is a limit here, not a warning.
+    Pillow's limit `Image.MAX_IMAGE_PIXELS` is a limit here, not a warning, and its other warnings are not shown: what
+    they are about either keeps the image from being read or does not.
 
     Args:
         what: is read, to begin the sentence with.
 
     Raises:
-        BadImageError: for whatever Pillow raises on damaged, cut off or unreasonably large images.
+        BadImageError: for whatever Pillow raises on damaged, cut off or unreasonably large images, which are errors of
+            nearly any kind, and where memory does not suffice.
     """
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except (ImageLimitError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadImageError(f"{what} is too large: {_in_words(error)}") from error
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise BadImageError(f"{what} is too large: it takes more memory than there is.") from error
+        raise BadImageError(f"{what} cannot be read: {_in_words(error)}") from error
+
+
+@contextmanager
+def within_limits(what: str) -> Iterator[None]:
+    """Name the image whose preparation goes beyond the limits of `llava.image_limits`.
+
+    Args:
+        what: is prepared, to begin the sentence with.
+
+    Raises:
+        BadImageError: for an ImageLimitError.
+    """
+    try:
+        yield
+    except ImageLimitError as error:
         raise BadImageError(f"{what} is too large: {error}") from error
-    except _READ_ERRORS as error:
-        raise BadImageError(f"{what} cannot be read: {error}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """The first line of an error, with its kind where it is not one that speaks for itself."""
+    first = next(iter(str(error).splitlines()), "")[:500]
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in first)
+    return text if text and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {text}".rstrip()

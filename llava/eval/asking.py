@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.collator import SupervisedCollator
-from llava.data.images import open_rgb
+from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
 from llava.eval.questions import Picture, Question
 from llava.image_opening import DEFAULT_OPENING, opening_of
@@ -103,6 +103,8 @@ class Preparer:
                 samples[row] = self.sample(question)
             except ValueError as error:
                 problems[row] = str(error)
+            except MemoryError:
+                problems[row] = "The question and its images take more memory than there is."
         if not samples:
             return Batch(task, (), {}, problems)
         pad = self.tokenizer.pad_token_id or 0
@@ -126,7 +128,11 @@ class Preparer:
         if length >= limit:
             raise ValueError(f"The question takes {length} tokens, but the model can number {limit}.")
         aspect_ratio = getattr(self.config, "image_aspect_ratio", None)
-        pixels = [preprocess_image(image, self.image_processor, aspect_ratio) for image in images]
+        shown = [question.video] * len(images) if question.video else question.images
+        pixels = []
+        for picture, image in zip(shown, images, strict=True):
+            with within_limits("The image" if isinstance(picture, bytes) else f"Image {str(picture)!r}"):
+                pixels.append(preprocess_image(image, self.image_processor, aspect_ratio))
         return encoded.tensors() | {"images": pixels, "sample_id": question.question_id, "truncated": False}
 
     def _images(self, question: Question) -> list[Image.Image]:
@@ -150,7 +156,7 @@ def open_picture(picture: Picture, opening: str = DEFAULT_OPENING) -> Image.Imag
     """
     if isinstance(picture, bytes):
         return open_rgb(io.BytesIO(picture), opening)
-    if not picture.is_file():
+    if not picture.exists():
         raise ValueError(f"There is no image file {str(picture)!r}.")
     return open_rgb(picture, opening)
 

@@ -16,11 +16,20 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
-from llava.image_opening import as_rgb, opening_of
-from llava.mm_utils import get_model_name_from_path
+from llava.image_opening import opening_of
+from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
-from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of, open_image, sampling
+from llava.serve.inputs import (
+    ANY_ADDRESSES,
+    add_loading_flags,
+    as_seen,
+    best_device,
+    check_device,
+    conv_mode_of,
+    open_image,
+    sampling,
+)
 from llava.serve.places import image_files
 from llava.serve.template import choose_template
 
@@ -36,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "top_p": None,
     "num_beams": 1,
     "max_new_tokens": 512,
+    "addresses": ANY_ADDRESSES,
     **COMPRESSION_DEFAULTS,
 }
 """What attributes that `args` of `eval_model` lacks stand for."""
@@ -57,7 +67,8 @@ def eval_model(args: Any) -> str:
         check_device(options.device)
     if options.conv_mode:
         get_template(options.conv_mode)
-    pictures = [open_image(place) for place in image_files(args.image_file, options.sep)]
+    places = image_files(args.image_file, options.sep)
+    pictures = [open_image(place, options.addresses) for place in places]
     generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -68,8 +79,8 @@ def eval_model(args: Any) -> str:
         model, tokenizer, image_processor, _template(model.config, name, options.conv_mode),
         compression=budget(options, model.compression), **generation,
     )  # fmt: skip
-    opening = opening_of(model.config, options.image_opening)
-    images = [as_rgb(picture, opening) for picture in pictures]
+    opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
+    images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
     answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
     print(answer)
     return answer
@@ -90,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         eval_model(_parser().parse_args(arguments))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print(error or type(error).__name__, file=sys.stderr)
         return 2
     return 0
 

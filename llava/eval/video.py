@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import numpy as np
 from PIL import Image
 
 from llava.data.images import explained, open_rgb
+from llava.image_limits import ImageLimitError, check_pixels, open_image_file
 from llava.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
+ANIMATION_FORMATS = ("GIF", "PNG", "WEBP")
+MOST_COMPOSED_PIXELS = 10**10
+"""Of an animation: pixels of a frame times frames. To show one of them, all before it are drawn."""
+MOST_FRAMES_SHOWN = 1024
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 # By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
@@ -41,15 +47,22 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
         opening: `upright` or `llava`, see `llava.image_opening`; the rotation marks of video files follow it too.
 
     Raises:
-        ValueError: if the video is missing or cannot be read, or count is below 1.
+        ValueError: if the video is missing or cannot be read, its frames are larger than images may be (see
+            `llava.image_limits`), or count is below 1 or above `MOST_FRAMES_SHOWN`.
     """
     if count < 1:
         raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
-    if not path.exists():
-        raise ValueError(f"There is no video {path}.")
+    if count > MOST_FRAMES_SHOWN:
+        raise ValueError(f"{count} frames of {path} are asked for; ask for {MOST_FRAMES_SHOWN} or fewer.")
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no video {path}.") from error
     with explained(f"Video {path}"):
-        if path.is_dir():
+        if stat.S_ISDIR(kind):
             return _from_folder(path, count, opening)
+        if not stat.S_ISREG(kind):
+            raise ValueError("it is neither a file nor a folder of images")
         if path.suffix.lower() in ANIMATION_SUFFIXES:
             return _from_animation(path, count, opening)
         return _from_video(path, count, opening)
@@ -73,8 +86,14 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
-    with Image.open(path) as image:
-        wanted = frame_numbers(getattr(image, "n_frames", 1), count)
+    with open_image_file(path, ANIMATION_FORMATS) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames * image.width * image.height > MOST_COMPOSED_PIXELS:
+            raise ImageLimitError(
+                f"{frames} frames of {image.width} x {image.height} are more than {MOST_COMPOSED_PIXELS} pixels to "
+                "draw; make it a video file or a folder of images"
+            )
+        wanted = frame_numbers(frames, count)
         taken = {}
         for number in sorted(set(wanted)):
             image.seek(number)
@@ -101,7 +120,9 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it holds no pictures")
-        total = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+        stream = container.streams.video[0]
+        check_pixels((stream.width or 0, stream.height or 0))
+        total = sum(packet.size > 0 for packet in container.demux(stream))
     wanted = frame_numbers(max(total, 1), count)
     taken: dict[int, Image.Image] = {}
     last = None
@@ -120,6 +141,7 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
 
 def _picture(frame: Any, opening: str) -> Image.Image:
     """A decoded frame as RGB; under `upright` turned and mirrored as the display matrix of its track says."""
+    check_pixels((frame.width, frame.height))
     picture: Image.Image = frame.to_image().convert("RGB")
     if check_opening(opening) == "llava":
         return picture

@@ -19,12 +19,14 @@ from PIL import Image
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
-from llava.image_opening import as_rgb, opening_of
-from llava.mm_utils import get_model_name_from_path
+from llava.image_opening import opening_of
+from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
+    ANY_ADDRESSES,
     add_loading_flags,
+    as_seen,
     best_device,
     check_device,
     open_image,
@@ -85,7 +87,7 @@ class Session:
             ValueError: if an option does not fit, an image cannot be read, or the folder holds no model.
         """
         _check(options)
-        pictures = {place: open_image(place) for place in options.image_file}
+        pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
         generation = sampling(options.temperature, options.top_p, None, options.max_new_tokens)
         name = get_model_name_from_path(options.model_path)
         tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -96,8 +98,9 @@ class Session:
             model, tokenizer, image_processor, choose_template(model.config, name, options.conv_mode),
             options.compression, reencode=options.reencode, **generation,
         )  # fmt: skip
-        opening = opening_of(model.config, options.image_opening)
-        return cls(chat, options, [as_rgb(pictures[place], opening) for place in options.image_file])
+        opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
+        shown = [as_seen(pictures[place], place, opening, ratio) for place in options.image_file]
+        return cls(chat, options, shown)
 
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
@@ -113,7 +116,7 @@ class Session:
                     self._ask(rest)
             except KeyboardInterrupt:
                 print(flush=True)
-            except (ValueError, OSError, RuntimeError) as error:
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 print(error, file=sys.stderr, flush=True)
 
     def _ask(self, question: str) -> None:
@@ -161,7 +164,8 @@ class Session:
             raise ValueError(
                 "With --cached, images can be shown with the first question only; /reset starts a new conversation."
             )
-        self.pending = [*self.pending, read_image(place, self.opening)]
+        ratio = aspect_ratio_of(self.chat.model.config)
+        self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
         print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
 
     def _choose(self, name: str) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import httpx
 from PIL import Image
 
+from llava.bounded_http import FetchError, fetch
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.data.images import explained
 from llava.data.records import wrap_image_marks
+from llava.image_limits import check_prepared, open_image_file
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
-from llava.serve.places import file_exists, is_address, typed_place
+from llava.serve.places import is_address, is_there, typed_place
 
 DEFAULT_CONV_MODE = "v1"
 IMAGE_TIMEOUT = 30.0
-"""Seconds to wait for an image behind an address."""
+"""Seconds that an image behind an address may take, from the question for its host to its last byte."""
+IMAGE_BYTES = 32 * 2**20
+IMAGE_REDIRECTS = 3
+NO_ADDRESSES, ANY_ADDRESSES = "none", "any"
+ADDRESSES = (NO_ADDRESSES, "public", ANY_ADDRESSES)
+"""Which addresses of images are fetched; see `open_image`."""
 
 # A part of a model's name, and the template that LLaVA speaks such models in; the first that fits decides.
 _TEMPLATES_BY_NAME = (
@@ -47,44 +51,73 @@ def stop_string(conv_mode: str) -> str:
     return get_template(conv_mode).end_mark
 
 
-def read_image(place: str, opening: str = DEFAULT_OPENING) -> Image.Image:
-    """An image by path or http(s) address, as RGB.
+def read_image(
+    place: str, opening: str = DEFAULT_OPENING, addresses: str = NO_ADDRESSES, aspect_ratio: str | None = None
+) -> Image.Image:
+    """An image by path or, where that is allowed, by http(s) address, as RGB.
 
     Args:
         place: the path or address.
         opening: `upright` or `llava`, see `llava.image_opening`.
+        addresses: as in `open_image`.
+        aspect_ratio: that it will be prepared with, for images to be refused that become too large; None for `square`.
 
     Raises:
         ValueError: if there is none or it cannot be read; names it.
     """
-    image = open_image(place)
+    return as_seen(open_image(place, addresses), place, opening, aspect_ratio)
+
+
+def as_seen(image: Image.Image, place: str, opening: str, aspect_ratio: str | None) -> Image.Image:
+    """An image of `open_image` as RGB; arguments and errors as in `read_image`."""
     with explained(f"Image {place!r}"):
+        check_prepared(image.size, aspect_ratio)
         return as_rgb(image, opening)
 
 
-def open_image(place: str) -> Image.Image:
-    """An image by path or http(s) address as Pillow opens it, decoded; `as_rgb` makes of it what a model sees.
+def open_image(place: str, addresses: str = NO_ADDRESSES) -> Image.Image:
+    """An image by path or address as Pillow opens it, decoded; `as_rgb` makes of it what a model sees.
 
     Args:
         place: the path or address, also as `typed_place` takes it.
+        addresses: which http(s) addresses are fetched: `none`; `public` ones, for places that others named; `any`,
+            private hosts among them, for what users type themselves. Redirects lead to public hosts or stay where they
+            are; see `llava.bounded_http`.
 
     Raises:
         ValueError: if there is none or it cannot be read; names it.
     """
+    if addresses not in ADDRESSES:
+        raise ValueError(f"addresses is {addresses!r}; accepted are {', '.join(ADDRESSES)}.")
     place = typed_place(place)
-    if not is_address(place) and not file_exists(place):
+    if is_address(place):
+        if addresses == NO_ADDRESSES:
+            raise ValueError(f"Image {place!r} cannot be read: addresses are not fetched here; give a path.")
+        content: bytes | str = _download(place, addresses)
+    elif is_there(place):
+        content = place
+    else:
         raise ValueError(f"There is no image file {place!r}; give a path or an http(s) address.")
     with explained(f"Image {place!r}"):
-        image = Image.open(BytesIO(_download(place) if is_address(place) else Path(place).read_bytes()))
+        image = open_image_file(content)
         image.load()
         return image
 
 
-def _download(address: str) -> bytes:
+def _download(address: str, addresses: str) -> bytes:
     try:
-        return httpx.get(address, timeout=IMAGE_TIMEOUT, follow_redirects=True).raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+        response = fetch(
+            address, max_bytes=IMAGE_BYTES, seconds=IMAGE_TIMEOUT, redirects=IMAGE_REDIRECTS,
+            public_only=addresses != ANY_ADDRESSES,
+        )  # fmt: skip
+    except FetchError as error:
+        raise ValueError(f"Image {address!r} cannot be read: {error}") from error
+    if response.status != 200:
+        raise ValueError(
+            f"Image {address!r} cannot be read: the server answered with status {response.status}, not 200; check "
+            "the address."
+        )
+    return response.body
 
 
 def place_images(question: str, count: int, config: Any, conv_mode: str) -> str:

@@ -19,6 +19,14 @@ def is_address(place: str) -> bool:
     return place.lower().startswith(("http://", "https://"))
 
 
+def is_there(place: str) -> bool:
+    """Whether there is anything of that name: a file, a folder, a pipe."""
+    try:
+        return bool(place) and Path(place).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def file_exists(place: str) -> bool:
     """Whether there is a file of that name; no name is too long or too odd to be asked about."""
     try:

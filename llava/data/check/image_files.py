@@ -6,23 +6,32 @@ import stat
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from llava.data.check.findings import Finding
 from llava.data.check.settings import CheckSettings
 from llava.data.images import BadImageError, image_path, open_rgb
+from llava.image_headers import check_header, header_is_whole
+from llava.image_limits import (
+    FORMATS,
+    MOST_FILE_BYTES,
+    ImageLimitError,
+    UnknownFormatError,
+    check_pixels,
+    most_pixels,
+    most_prepared_pixels,
+    open_image_file,
+    prepared_pixels,
+)
+from llava.image_opening import orientation
 
 THIN = 10  # longer side over shorter side
 LARGE = 25_000_000  # pixels
 TINY = 14  # pixels of a side: one patch of CLIP ViT-L/14
-TOWER_SIDE = 336  # pixels of CLIP's input
-# A padded image is never made by Pillow's reader, so its own limit does not see it; four times that limit is 1 GB of
-# bytes, and four times as much as floating point numbers, in every process that loads data.
-MOST_PREPARED_PIXELS = 4 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+_BEGINNING = 2**16  # bytes that hold the header of nearly all files
 _OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 _UPRIGHT = (None, 1)
 _SAME_FORMAT = {"MPO": "JPEG"}  # several JPEG images in one file, as some cameras write them
@@ -31,19 +40,6 @@ _SAME_FORMAT = {"MPO": "JPEG"}  # several JPEG images in one file, as some camer
 def check_images(chunk: Iterable[tuple[str, str]], settings: CheckSettings) -> list[tuple[Finding, ...]]:
     """Check (image folder, name) pairs; nothing that a file holds makes this raise."""
     return [tuple(_check(folder, name, settings)) for folder, name in chunk]
-
-
-def prepared_pixels(size: tuple[int, int], aspect_ratio: str) -> int:
-    """Pixels that the trainer's preparation makes of an image, before the tower's square is cut out.
-
-    Args:
-        size: width and height.
-        aspect_ratio: `pad` fills up to a square; `square` scales the shorter side to the tower's.
-    """
-    short, long = sorted(size)
-    if aspect_ratio == "pad":
-        return long * long
-    return TOWER_SIDE * ceil(TOWER_SIDE * long / max(short, 1))
 
 
 def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
@@ -70,6 +66,8 @@ def _file_fault(path: Path, name: str) -> Finding | None:
         return Finding("image_missing", name + _beside(path))
     if not stat.S_ISREG(status.st_mode):
         return Finding("not_an_image", f"{name}: not a regular file")
+    if status.st_size > MOST_FILE_BYTES:
+        return Finding("image_bomb", f"{name}: {status.st_size:,} bytes, more than {MOST_FILE_BYTES:,}")
     return None if status.st_size else Finding("image_empty", name)
 
 
@@ -82,17 +80,27 @@ def _beside(path: Path) -> str:
 def _read_header(path: Path, name: str, settings: CheckSettings) -> list[Finding]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
+                check_pixels(image.size)
                 findings = _look_at_size(image, name, settings.aspect_ratio)
                 with suppress(Exception):  # damaged metadata does not keep training from decoding the pixels
                     findings += _look_at_format(image, path, name)
                 return findings
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except (ImageLimitError, Image.DecompressionBombError) as error:
             return [Finding("image_bomb", f"{name}: {str(error).split(',')[0]}")]
-        except UnidentifiedImageError:
+        except (UnknownFormatError, UnidentifiedImageError):
             return [Finding("not_an_image", f"{name}{_beginning(path)}")]
+
+
+def _opened(path: Path) -> Image.Image:
+    """As training opens it, but only the beginning of the file is read where that is enough."""
+    with path.open("rb") as file:
+        beginning = file.read(_BEGINNING)
+    if not header_is_whole(beginning):
+        return open_image_file(path)
+    check_header(beginning, most_pixels())
+    return Image.open(path, formats=FORMATS)
 
 
 def _beginning(path: Path) -> str:
@@ -105,7 +113,7 @@ def _look_at_size(image: Image.Image, name: str, aspect_ratio: str) -> list[Find
     short, long = sorted(image.size)
     findings, size = [], f"{name}: {width} x {height}"
     prepared = prepared_pixels(image.size, aspect_ratio)
-    if prepared > MOST_PREPARED_PIXELS:
+    if prepared > most_prepared_pixels(aspect_ratio):
         return [Finding("image_bomb", f"{size}, {prepared:.2g} pixels after --image-aspect-ratio {aspect_ratio}")]
     if long > THIN * short:
         findings.append(Finding("image_thin", size))
@@ -130,9 +138,9 @@ def _look_at_format(image: Any, path: Path, name: str) -> list[Finding]:
         findings.append(Finding("image_animated", f"{name}: {image.n_frames} frames"))
     if image.has_transparency_data:
         findings.append(Finding("image_transparent", f"{name}: mode {image.mode}"))
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-    if orientation not in _UPRIGHT:
-        findings.append(Finding("image_rotated", f"{name}: orientation {orientation}"))
+    mark = orientation(image)
+    if mark not in _UPRIGHT:
+        findings.append(Finding("image_rotated", f"{name}: orientation {mark}"))
     return findings
 
 

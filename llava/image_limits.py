@@ -1,0 +1,170 @@
+"""How large an image may be, in which formats it may come, and opening one within these limits.
+
+An image of 99 bytes may have a billion pixels, and a thin one becomes a huge square when it is padded. Three numbers
+bound what an image costs, in training, evaluation, chat, harnesses and the data check alike:
+
+- the bytes of its file: `MOST_FILE_BYTES`;
+- its pixels: `most_pixels()`, Pillow's own limit of 89 million, which a photo of 8 x 11 megapixels reaches;
+- the pixels of what the preparation makes of it: with `pad` a square of at most four times as many, so that a picture
+  1000 pixels wide may be 18,900 high; with `square` as many, so that one side may be 790 times the other.
+
+Only the formats in `FORMATS` are decoded. Pillow knows some forty more, several of which start other programs or decode
+bodies that their headers say nothing about.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from llava.image_headers import check_header
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""As Pillow names them: APNG is among PNG, PBM and PGM among PPM, and MPO, which some cameras write, among JPEG."""
+MOST_FILE_BYTES = 256 * 2**20
+USUAL_MOST_PIXELS = 89_478_485
+MOST_PADDED_PIXELS = 4 * USUAL_MOST_PIXELS
+TOWER_SIDE = 336  # pixels of CLIP's input
+
+_TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory")  # torch has no class for this on CPUs
+
+
+class ImageLimitError(ValueError):
+    """An image, or what would be made of it, is too large; the message says how large and what is accepted."""
+
+
+class UnknownFormatError(ValueError):
+    """A file that is no image of an accepted format."""
+
+
+def most_pixels() -> int:
+    """Pixels that a decoded image may have: Pillow's `MAX_IMAGE_PIXELS`, also where that was switched off."""
+    return Image.MAX_IMAGE_PIXELS or USUAL_MOST_PIXELS
+
+
+def read_file(path: str | Path, most: int = MOST_FILE_BYTES) -> bytes:
+    """The content of a regular file; never waits for a pipe, a socket or a device.
+
+    Args:
+        path: of the file, links are followed.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if there is none or it cannot be read.
+        ValueError: if it is something else than a file, or empty.
+        ImageLimitError: if it is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_status(os.fstat(descriptor), most)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with open(descriptor, "rb") as file:
+        return file.read(most)
+
+
+def _check_status(status: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        raise ValueError(f"it is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
+    if status.st_size == 0:
+        raise ValueError("the file is empty")
+    if status.st_size > most:
+        raise ImageLimitError(f"the file has {status.st_size:,} bytes, more than the {most:,} that are accepted")
+
+
+def open_image_file(source: str | Path | bytes | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image as Pillow opens it, not decoded yet; its file is closed.
+
+    Args:
+        source: path, content, or a binary file that is open at its beginning.
+        formats: that are accepted.
+
+    Raises:
+        UnknownFormatError: if it is of no accepted format.
+        ValueError: if its header costs more than its file.
+        ImageLimitError: if it is too large.
+        Exception: of nearly any kind on damaged files, as Pillow raises them; `llava.data.images.explained` says so.
+    """
+    if isinstance(source, str | Path):
+        content = read_file(source)
+    else:
+        content = source if isinstance(source, bytes) else source.read(MOST_FILE_BYTES + 1)
+    if len(content) > MOST_FILE_BYTES:
+        raise ImageLimitError(f"the file has more than the {MOST_FILE_BYTES:,} bytes that are accepted")
+    check_header(content, most_pixels())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(content), formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageLimitError(f"{str(error).split(',')[0]}; scale it down") from error
+    except Image.UnidentifiedImageError as error:
+        raise UnknownFormatError(
+            f"it is not in one of the accepted formats {', '.join(formats)}, or damaged at its beginning "
+            f"({content[:8]!r})"
+        ) from error
+    check_pixels(image.size)
+    return image
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """See that an image may be decoded.
+
+    Raises:
+        ImageLimitError: if it is larger than `most_pixels()`.
+    """
+    pixels = size[0] * size[1]
+    if pixels > most_pixels():
+        raise ImageLimitError(
+            f"{size[0]} x {size[1]} are {pixels} pixels, more than the {most_pixels()} that are accepted; scale it down"
+        )
+
+
+def prepared_pixels(size: tuple[int, int], aspect_ratio: str | None, side: int = TOWER_SIDE) -> int:
+    """Pixels that the preparation makes of an image, before the tower's square is cut out.
+
+    Args:
+        size: width and height.
+        aspect_ratio: `pad` fills up to a square; `square` and None scale the shorter side to the tower's.
+        side: of the tower's input.
+    """
+    short, long = sorted(size)
+    if aspect_ratio == "pad":
+        return long * long
+    return side * ceil(side * long / max(short, 1))
+
+
+def most_prepared_pixels(aspect_ratio: str | None) -> int:
+    """Pixels that the preparation may make of an image; arguments as in `prepared_pixels`."""
+    return MOST_PADDED_PIXELS if aspect_ratio == "pad" else USUAL_MOST_PIXELS
+
+
+def check_prepared(size: tuple[int, int], aspect_ratio: str | None, side: int = TOWER_SIDE) -> None:
+    """See that an image may be prepared; arguments as in `prepared_pixels`.
+
+    Raises:
+        ImageLimitError: if that makes more than `most_prepared_pixels`.
+    """
+    pixels, most = prepared_pixels(size, aspect_ratio, side), most_prepared_pixels(aspect_ratio)
+    if pixels > most:
+        raise ImageLimitError(
+            f"{size[0]} x {size[1]} become {pixels} pixels with image_aspect_ratio {aspect_ratio or 'square'}, more "
+            f"than the {most} that are accepted; crop it, or scale it down"
+        )
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine's memory does not suffice, Python's way or torch's."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TOO_LITTLE_MEMORY)
