@@ -116,6 +116,15 @@ def fetch(
     raise FetchError(f"{first.name} redirects more than {redirects} times; give the address that it ends at.")
 
 
+def check_address(address: str) -> None:
+    """Refuse an address that `fetch` would refuse whatever answers there.
+
+    Raises:
+        FetchError: if it is no http(s) address.
+    """
+    _target(address)
+
+
 @dataclass(frozen=True)
 class _Target:
     scheme: str

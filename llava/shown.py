@@ -32,6 +32,21 @@ def shown(value: object, longest: int = LONGEST) -> str:
     return text
 
 
+def printable(text: str, longest: int | None = None) -> str:
+    r"""A text from outside on one line of a terminal: what is not printed, such as escapes, line breaks, marks of
+    direction and halves of surrogate pairs, stands as Python writes it, e.g. `\x1b`.
+
+    Args:
+        text: of a server, a file or a file's name.
+        longest: characters to show at most, with the three points that stand for the rest; None shows all.
+    """
+    told = "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1]
+        for letter in (text if longest is None else text[: longest + 1])
+    )
+    return told if longest is None or len(told) <= longest else told[: max(longest - len(_CUT), 0)] + _CUT
+
+
 def _pieces(value: object, longest: int, depth: int) -> Iterator[str]:
     if isinstance(value, str | bytes | bytearray):
         # One character more than fits, so that a cut text is seen to be longer.

@@ -5,15 +5,23 @@ Most servers of language models speak it, so that the judge of a benchmark may b
 
 from __future__ import annotations
 
+import datetime
+import json
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
-from huggingface_hub.utils import httpx
+from llava.bounded_http import FetchError, Response, check_address, fetch
+from llava.json_files import NotJsonError, parse_json
+from llava.redaction import Redactor
+from llava.shown import printable, shown
 
 URL_VARIABLE = "LLAVA_JUDGE_URL"
 KEY_VARIABLE = "LLAVA_JUDGE_KEY"
@@ -25,8 +33,14 @@ DEFAULT_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-4.1"
 DEFAULT_TIMEOUT = 120.0
 LONGEST_PAUSE = 60.0
+LARGEST_REPLY = 1 << 20
+"""Bytes of a reply; an answer of some thousand tokens has less than a twentieth."""
 ROOM_FOR_REASONING = 4096
 """Tokens on top of an answer's length where a model counts what it thinks: it takes `max_completion_tokens` alone."""
+_OF_SECRETS = re.compile("key|token|secret|password|auth|sig|code", re.IGNORECASE)
+_LONGEST_ERROR = 64 * 1024
+_LONGEST_SAYING = 200
+_LONGEST_NAME = 200
 
 Message = Mapping[str, str]
 """One message of a conversation: `role` and `content`."""
@@ -59,7 +73,7 @@ class ChatApi:
         url: of the protocol's root, e.g. `https://api.openai.com/v1`.
         model: name, as the server knows it.
         key: sent as bearer token; None where the server wants none.
-        timeout: seconds to wait for an answer.
+        timeout: seconds that one request may take, from the connection to the end of the reply.
         attempts: how often a question is sent before the server counts as out of order.
         first_pause: seconds before the second attempt; each later pause is twice as long.
 
@@ -76,8 +90,13 @@ class ChatApi:
     _refused: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not re.match(r"https?://[^/\s]+\S*$", self.url):
-            raise ChatError(f"{self.url!r} is not an http(s) address; set {URL_VARIABLE} to one such as {DEFAULT_URL}.")
+        try:
+            check_address(self.url)
+        except FetchError as error:
+            raise ChatError(
+                f"{_without_secrets(self.url)} is not an http(s) address: {error} Set {URL_VARIABLE} to one such as "
+                f"{DEFAULT_URL}."
+            ) from error
         if self.key and not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
             raise ChatError(f"The key of the judge holds characters that no key has; check {KEY_VARIABLE}.")
 
@@ -93,7 +112,7 @@ class ChatApi:
         environment = os.environ if environment is None else environment
         url = environment.get(URL_VARIABLE) or DEFAULT_URL
         key = (environment.get(KEY_VARIABLE) or "").strip()
-        if not key and urlsplit(url).hostname == urlsplit(DEFAULT_URL).hostname:
+        if not key and _parts(url).hostname == _parts(DEFAULT_URL).hostname:
             key = (environment.get(OPENAI_KEY_VARIABLE) or "").strip()
             if not key:
                 raise ChatError(
@@ -105,58 +124,64 @@ class ChatApi:
     @property
     def public_url(self) -> str:
         """The address without what it may hold of names, passwords and keys."""
-        parts = urlsplit(self.url)
+        parts = _parts(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
-    def client(self) -> httpx.Client:
-        """Connections to the server, to be shared by threads and closed by the caller."""
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.Client(timeout=self.timeout, headers=headers)
+    @cached_property
+    def redact(self) -> Redactor:
+        """Takes the key, and what the address holds of passwords and keys, out of texts."""
+        parts = _parts(self.url)
+        values = [value for name, value in parse_qsl(parts.query) if _OF_SECRETS.search(name) or len(value) >= 16]
+        return Redactor([self.key or "", parts.password or "", unquote(parts.password or ""), *values])
 
-    def ask(
-        self,
-        client: httpx.Client,
-        messages: Sequence[Message],
-        max_tokens: int,
-        pause: Callable[[float], Any] = time.sleep,
-    ) -> Reply:
+    def ask(self, messages: Sequence[Message], max_tokens: int, pause: Callable[[float], Any] = time.sleep) -> Reply:
         """Ask at temperature 0; goes on asking while the server is overloaded, out of order or out of reach.
 
         A model that refuses `max_tokens` or a temperature, as reasoning models do, is asked without: at once, and from
-        then on.
+        then on. Redirects are not followed: the key goes to the address that was given for it, and to no other.
 
         Args:
-            client: of `client()`.
             messages: the conversation.
             max_tokens: longest answer.
-            pause: waits for so many seconds.
+            pause: waits for so many seconds; true if nothing more is to be asked.
+
+        Returns:
+            what the model said; where the server sent back the key, it is taken out.
 
         Raises:
-            ChatError: if the server refuses, answers something else, or does not answer after all attempts.
+            ChatError: if the server refuses, answers something else, or does not answer after all attempts. The
+                message is one line without control characters and without the key.
         """
         trouble, wait = "nothing", 0.0
         for attempt in range(self.attempts):
-            if attempt:
-                pause(wait)
+            if attempt and pause(wait):
+                raise ChatError("Nothing more is asked.")
             wait = min(self.first_pause * 2**attempt, LONGEST_PAUSE)
             try:
-                response, temperature = self._post(client, messages, max_tokens)
-            except httpx.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                response, temperature = self._post(messages, max_tokens)
+            except FetchError as error:
+                if not error.transient:
+                    raise ChatError(f"{self.redact(str(error))} Check {URL_VARIABLE}.") from None
+                trouble = str(error).rstrip(".")
                 continue
-            if not _may_pass(response.status_code):
+            if not _may_pass(response.status):
                 return self._reply(response, temperature)
-            trouble = _said(response)
+            trouble = self._said(response)
             wait = max(wait, _retry_after(response))
         raise ChatError(
-            f"{self.public_url} gave no answer in {self.attempts} attempts; the last one ended with {trouble}. "
-            f"Check {URL_VARIABLE}, or try again later: what was graded is kept."
+            f"{self._name} gave no answer in {self.attempts} attempts; the last one ended with: {self.redact(trouble)}."
+            f" Check {URL_VARIABLE}, or try again later: what was graded is kept."
         )
 
-    def _post(
-        self, client: httpx.Client, messages: Sequence[Message], max_tokens: int
-    ) -> tuple[httpx.Response, float | None]:
+    @property
+    def _name(self) -> str:
+        return printable(self.redact(self.public_url))
+
+    def _post(self, messages: Sequence[Message], max_tokens: int) -> tuple[Response, float | None]:
         """The response, after the parameters that the server refuses have been left out, and the temperature."""
+        parts = _parts(self.url)
+        address = urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions", fragment=""))
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         refused = set(self._refused)
         while True:
             content: dict[str, Any] = {"model": self.model, "messages": [dict(message) for message in messages]}
@@ -166,37 +191,97 @@ class ChatApi:
                 content["max_tokens"] = max_tokens
             else:
                 content["max_completion_tokens"] = max_tokens + ROOM_FOR_REASONING
-            response = client.post(self.url.rstrip("/") + "/chat/completions", json=content)
+            data = json.dumps(content).encode()
+            response = fetch(address, data=data, headers=headers, max_bytes=LARGEST_REPLY, seconds=self.timeout)
             named = {name for name in ("temperature", "max_tokens") if name in content and _refuses(response, name)}
             if not named:
-                if response.status_code == 200:
+                if response.status == 200:
                     self._refused.update(refused)
                 return response, content.get("temperature")
             refused |= named
 
-    def _reply(self, response: httpx.Response, temperature: float | None) -> Reply:
+    def _reply(self, response: Response, temperature: float | None) -> Reply:
         """What a server said that is not overloaded."""
-        status = response.status_code
+        status, said = response.status, self._said(response)
         if status in (401, 403):
-            raise ChatError(f"{self.public_url} refuses the key ({_said(response)}); check {KEY_VARIABLE}.")
+            raise ChatError(f"{self._name} refuses the key ({said}); check {KEY_VARIABLE}.")
         if status == 404:
             raise ChatError(
-                f"{self.public_url} has no /chat/completions or no model {self.model!r} ({_said(response)}); check "
+                f"{self._name} has no /chat/completions or no model {shown(self.model)} ({said}); check "
                 f"{URL_VARIABLE} and {MODEL_VARIABLE}."
             )
-        if status == 400 and "content_filter" in response.text:
+        if 300 <= status < 400:
+            raise ChatError(
+                f"{self._name} redirects to another address ({said}), where the key is not sent; set {URL_VARIABLE} to "
+                "the address that answers."
+            )
+        if status == 400 and "content_filter" in _text(response):
             return Reply("", self.model, temperature)
         if status != 200:
-            raise ChatError(f"{self.public_url} refuses the question ({_said(response)}).")
+            raise ChatError(f"{self._name} refuses the question ({said}).")
         try:
-            answer = response.json()
-            text = answer["choices"][0]["message"]["content"]
-            return Reply("" if text is None else str(text), str(answer.get("model") or self.model), temperature)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            text, model = _completion(parse_json(response.body))
+        except NotJsonError as error:
+            why = self.redact(str(error))
             raise ChatError(
-                f"{self.public_url} answered something else than a chat completion ({_said(response)}); check "
-                f"{URL_VARIABLE}."
-            ) from error
+                f"{self._name} answered something else than a chat completion ({said}): {why}; check {URL_VARIABLE}."
+            ) from None
+        return Reply(self.redact(text), printable(self.redact(model or self.model), _LONGEST_NAME), temperature)
+
+    def _said(self, response: Response) -> str:
+        """Status and the beginning of what came with it, on one line and without the key."""
+        text = _text(response)
+        if "\\u" in text:  # the key may be written in escapes
+            try:
+                text = json.dumps(parse_json(text), ensure_ascii=False)
+            except NotJsonError:
+                text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
+        text = printable(" ".join(self.redact(text).split()), _LONGEST_SAYING)
+        return f"status {response.status}: {text}".rstrip(": ")
+
+
+def _completion(answer: Any) -> tuple[str, str | None]:
+    """Text and name of the model in a chat completion; no text where the server let the model give none.
+
+    Raises:
+        NotJsonError: if it is something else.
+    """
+    choices = _field(answer, "choices", list, "the reply")
+    if not choices:
+        raise NotJsonError("its list of choices is empty")
+    message = _field(choices[0], "message", dict, "the first choice")
+    text = _field(message, "content", str | None, "the message")
+    model = answer.get("model")
+    return text or "", model if isinstance(model, str) else None
+
+
+def _field(holder: Any, name: str, kind: Any, what: str) -> Any:
+    if not isinstance(holder, dict):
+        raise NotJsonError(f"{what} is {shown(holder, 40)}, not a JSON object")
+    if name not in holder:
+        raise NotJsonError(f"{what} has no {name}")
+    if not isinstance(holder[name], kind):
+        raise NotJsonError(f"{name} of {what} is {shown(holder[name], 40)}")
+    return holder[name]
+
+
+def _parts(url: str) -> SplitResult:
+    """An address taken apart.
+
+    Raises:
+        ChatError: if it is none.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise ChatError(
+            f"{_without_secrets(url)} is not an http(s) address; set {URL_VARIABLE} to one such as {DEFAULT_URL}."
+        ) from error
+
+
+def _without_secrets(url: str) -> str:
+    """What may be shown of a text that should have been an address."""
+    return shown(re.sub(r"^([^/@]*//)?.*@", r"\1", re.split(r"[?#]", url)[0], flags=re.DOTALL))
 
 
 def _timeout(environment: Mapping[str, str]) -> float:
@@ -215,20 +300,25 @@ def _may_pass(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
-def _refuses(response: httpx.Response, name: str) -> bool:
+def _text(response: Response) -> str:
+    return response.body[:_LONGEST_ERROR].decode("utf-8", "replace")
+
+
+def _refuses(response: Response, name: str) -> bool:
     """Whether a server refuses a question because of a parameter."""
-    text = response.text
-    return response.status_code == 400 and "content_filter" not in text and bool(re.search(rf"\b{name}\b", text))
+    text = _text(response)
+    return response.status == 400 and "content_filter" not in text and bool(re.search(rf"\b{name}\b", text))
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait."""
+def _retry_after(response: Response) -> float:
+    """Seconds that the server asks to wait, at most `LONGEST_PAUSE`; 0 where it says nothing that can be read."""
+    said = response.headers.get("retry-after", "").strip()
     try:
-        return max(0.0, min(float(response.headers.get("retry-after", 0)), LONGEST_PAUSE))
+        seconds = float(said)
     except ValueError:
-        return 0.0
-
-
-def _said(response: httpx.Response) -> str:
-    """Status and the beginning of what came with it."""
-    return " ".join(f"status {response.status_code}: {response.text[:200]}".split()).rstrip(":")
+        try:
+            now = datetime.datetime.now(datetime.UTC)
+            seconds = (parsedate_to_datetime(said).astimezone(datetime.UTC) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return 0.0
+    return max(0.0, min(seconds, LONGEST_PAUSE)) if not math.isnan(seconds) else 0.0

@@ -27,6 +27,7 @@ from llava.eval.benchmarks.llava_bench import (
     shipped_rules,
 )
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
+from llava.eval.exit_status import exit_status
 from llava.eval.judge import Judge, Verdict
 from llava.eval.unread import Unread
 
@@ -65,11 +66,11 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        verdicts = review(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    verdicts = review(options)
     ungraded = sum(verdict.grade is None for verdict in verdicts)
     print(f"{len(verdicts)} reviews are in {options.output}, {ungraded} of them without two scores.")
     for path in options.answer_list:

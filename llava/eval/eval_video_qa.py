@@ -19,6 +19,7 @@ from typing import Any
 
 from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.exit_status import exit_status
 from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
 from llava.eval.unread import Unread
@@ -79,13 +80,13 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        verdicts = grade(options)
-        empty = Unread.count(line["pred"] for line in read_predictions(options.pred_path).values()).empty
-        grades = grades_of(verdicts)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    verdicts = grade(options)
+    empty = Unread.count(line["pred"] for line in read_predictions(options.pred_path).values()).empty
+    grades = grades_of(verdicts)
     values = match_values(grades)
     yes = sum(grade["pred"] == "yes" for grade in grades)
     print("All evaluation completed!")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from llava.eval import machine
 from llava.eval.answering import Manner
 from llava.eval.answers import AnswerFile, new_run
 from llava.eval.asking import batches
+from llava.eval.exit_status import tell
 from llava.eval.fingerprint import Fingerprint
 from llava.eval.questions import Question
 from llava.eval.sessions import UNKNOWN_DEVICE, Session, counted, described
@@ -165,11 +165,11 @@ class Job:
         """Name the questions without an answer, on standard error."""
         if not self.problems:
             return
-        print(f"{self.title}: {len(self.problems)} questions have no answer:", file=sys.stderr)
+        tell(f"{self.title}: {len(self.problems)} questions have no answer:")
         for number, reason in sorted(self.problems.items())[:shown]:
-            print(f"  question {self.questions[number].question_id} (number {number + 1}): {reason}", file=sys.stderr)
+            tell(f"  question {self.questions[number].question_id} (number {number + 1}): {reason}")
         if len(self.problems) > shown:
-            print(f"  and {len(self.problems) - shown} more", file=sys.stderr)
+            tell(f"  and {len(self.problems) - shown} more")
 
     @contextmanager
     def _merging(self, crew: Crew) -> Iterator[None]:

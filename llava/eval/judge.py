@@ -11,16 +11,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from threading import Event, Lock
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any
 
 from tqdm import tqdm
 
 from llava.eval.benchmarks.base import Scores
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
+from llava.eval.whole_files import append_whole
+from llava.json_files import NotJsonError, parse_json
 
 WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
 DEFAULT_WORKERS = 8
@@ -130,58 +134,74 @@ class Judge:
             graded = {name for name, line in file.lines.items() if parse(_content(line)) is not None}
             missing = {digest: task for digest, task in zip(digests, tasks, strict=True) if digest not in graded}
 
-            def ask(client: Any, digest: str, pause: Callable[[float], Any]) -> None:
-                reply = self._ask(client, missing[digest], parse, reminder, max_tokens, pause)
+            def ask(digest: str, pause: Callable[[float], Any]) -> None:
+                reply = self._ask(missing[digest], parse, reminder, max_tokens, pause)
                 file.add(verdict_line(digest, missing[digest], reply, parse(reply.text)))
 
             self._ask_all(list(missing), ask)
             lines = [file.lines[digest] for digest in digests]
         return [_verdict(line, parse) for line in lines]
 
-    def _ask_all(self, digests: Sequence[str], ask: Callable[[Any, str, Callable[[float], Any]], None]) -> None:
-        """Ask for all verdicts; after an error nothing new is asked, and what is under way is waited for."""
-        stopped = Event()
+    def _ask_all(self, digests: Sequence[str], ask: Callable[[str, Callable[[float], Any]], None]) -> None:
+        """Ask for all verdicts; after an error nothing new is asked, and what is under way is waited for.
+
+        An interrupt waits for nothing: the threads are daemons, which end with the program.
+        """
         if not digests:
             return
+        stopped = Event()
+        left: SimpleQueue[str] = SimpleQueue()
+        told: SimpleQueue[BaseException | bool] = SimpleQueue()
+        for digest in digests:
+            left.put(digest)
 
-        def unless_stopped(client: Any, digest: str) -> None:
-            if stopped.is_set():
-                return
-            try:
-                ask(client, digest, stopped.wait)
-            except BaseException:
-                stopped.set()
-                raise
+        def work() -> None:
+            with suppress(Empty):
+                while not stopped.is_set():
+                    digest = left.get_nowait()
+                    try:
+                        ask(digest, stopped.wait)
+                        told.put(True)
+                    except BaseException as error:  # raised again by the thread that waits for it
+                        stopped.set()
+                        told.put(error)
+            told.put(False)
 
-        with (
-            self.api.client() as client,
-            ThreadPoolExecutor(self.workers) as pool,
-            tqdm(total=len(digests), desc=f"Judge {self.api.model}", unit=" verdicts", disable=None) as bar,
-        ):
+        threads = [Thread(target=work, daemon=True) for _ in range(min(self.workers, len(digests)))]
+        with tqdm(total=len(digests), desc=f"Judge {self.api.model}", unit=" verdicts", disable=None) as bar:
             try:
-                for future in as_completed([pool.submit(unless_stopped, client, digest) for digest in digests]):
-                    future.result()
-                    bar.update()
-            except BaseException:
+                errors = _wait_for(threads, told, bar)
+            finally:
                 stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        if errors:
+            raise errors[0]
 
     def _ask(
-        self,
-        client: Any,
-        task: GradingTask,
-        parse: Parser,
-        reminder: str,
-        max_tokens: int,
-        pause: Callable[[float], Any],
+        self, task: GradingTask, parse: Parser, reminder: str, max_tokens: int, pause: Callable[[float], Any]
     ) -> Reply:
         """The judge's reply; where it holds no grade, that to a reminder."""
-        reply = self.api.ask(client, task.messages, max_tokens, pause)
+        reply = self.api.ask(task.messages, max_tokens, pause)
         if parse(reply.text) is not None:
             return reply
         again = ({"role": "assistant", "content": reply.text}, {"role": "user", "content": reminder})
-        return self.api.ask(client, (*task.messages, *again), max_tokens, pause)
+        return self.api.ask((*task.messages, *again), max_tokens, pause)
+
+
+def _wait_for(threads: Sequence[Thread], told: SimpleQueue[BaseException | bool], bar: Any) -> list[BaseException]:
+    """Run threads; each tells of every verdict or error, and false at its end. Returns the errors."""
+    errors: list[BaseException] = []
+    for thread in threads:
+        thread.start()
+    running = len(threads)
+    while running:
+        what = told.get()  # an interrupt ends it
+        if isinstance(what, BaseException):
+            errors.append(what)
+        elif what:
+            bar.update()
+        else:
+            running -= 1
+    return errors
 
 
 class VerdictFile:
@@ -205,21 +225,27 @@ class VerdictFile:
         self._lock = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._read(path.read_bytes() if path.exists() else b"")
-        self._file = path.open("ab")
+        self._file: FileIO | None = FileIO(path, "a")
 
     def __enter__(self) -> VerdictFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with self._lock:  # a verdict that is being written is written to its end
+            if self._file is not None:
+                self._file.close()
+            self._file = None
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a verdict, as `verdict_line` makes it."""
+        """Append a verdict, as `verdict_line` makes it; after the file was closed nothing happens.
+
+        Raises:
+            OSError: if it cannot be written; the file ends with the verdict before it.
+        """
         with self._lock:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self.lines[line["request"]] = line
+            if self._file is not None:
+                append_whole(self._file, json.dumps(line).encode() + b"\n")
+                self.lines[line["request"]] = line
 
     def _read(self, content: bytes) -> None:
         whole, _, torn = content.rpartition(b"\n")
@@ -264,10 +290,11 @@ def _verdict(line: Mapping[str, Any], parse: Parser) -> Verdict:
 
 def _line(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except NotJsonError:
         return None
-    return value if isinstance(value, dict) and {"request", "judge", "content"} <= set(value) else None
+    is_verdict = isinstance(value, dict) and {"request", "judge", "content"} <= set(value)
+    return value if is_verdict and isinstance(value["request"], str) else None
 
 
 def judge_is_configured(environment: Mapping[str, str] | None = None) -> bool:

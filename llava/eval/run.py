@@ -11,7 +11,6 @@ of GPUs; answers that were given under other settings are never mixed in.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,8 @@ from llava.compression.schedule import VisionShape, visual_tokens_per_layer
 from llava.eval.answering import Manner, ModelSource
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
+from llava.eval.exit_status import KEPT, printed, tell
+from llava.eval.exit_status import exit_status as exit_status_of
 from llava.eval.flags import (
     add_batch_flags,
     add_compression_flags,
@@ -48,7 +49,6 @@ from llava.serve.template import choose_template
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""
-INTERRUPTED = 130
 
 
 @dataclass
@@ -263,13 +263,12 @@ def _score(entry: Entry, root: Path, judge: Any, results: list[Result]) -> bool:
     try:
         result = score_answers(entry.place, entry.benchmark, root, judge, entry.job.questions)
     except (ValueError, OSError) as error:
-        print(
+        tell(
             f"{entry.benchmark.title} could not be scored: {error} The answers are kept; the same command, or "
-            f"`python -m llava.eval.score {entry.place.folder}`, scores them.",
-            file=sys.stderr,
+            f"`python -m llava.eval.score {entry.place.folder}`, scores them."
         )
         return False
-    print(summary_line(result), flush=True)
+    print(printed(summary_line(result)), flush=True)
     results.append(result)
     return not entry.job.problems
 
@@ -312,20 +311,17 @@ def exit_status(program: Callable[[], int]) -> int:
         program: gives the status where nothing does.
 
     Returns:
-        its status; 1 if a process died or memory ran out, 2 for wrong input, 130 if it was interrupted.
+        as `llava.eval.exit_status.exit_status`; 1 if a process died or memory ran out.
     """
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        return program()
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except WorkerError as error:
-        print(f"{error} The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The answers until now are kept, and the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
+
+    def whole() -> int:
+        try:
+            return program()
+        except WorkerError as error:
+            tell(f"{error} {KEPT}")
+            return 1
+
+    return exit_status_of(whole)
 
 
 def _check(options: argparse.Namespace) -> None:

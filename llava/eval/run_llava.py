@@ -15,6 +15,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
+from llava.eval.exit_status import exit_status
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
@@ -98,13 +99,13 @@ def _template(config: Any, name: str, asked: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        eval_model(_parser().parse_args(arguments))
-    except (ValueError, OSError, MemoryError) as error:
-        print(error or type(error).__name__, file=sys.stderr)
-        return 2
-    return 0
+    options = _parser().parse_args(arguments)
+
+    def program() -> int:
+        eval_model(options)
+        return 0
+
+    return exit_status(program)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ import argparse
 import datetime
 import hashlib
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
 from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.exit_status import exit_status, printed, tell
 from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
 from llava.eval.results import RESULT_SUFFIX, Result
@@ -270,12 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write an object of headlines; for one model and budget")
     add_judge_flags(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        return _score_folder(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _score_folder(options))
 
 
 def _score_folder(options: argparse.Namespace) -> int:
@@ -294,9 +289,9 @@ def _score_folder(options: argparse.Namespace) -> int:
             results.append(score_answers(place, benchmark, root, judge))
         except (ValueError, OSError) as error:
             failed = True
-            print(f"{benchmark.title} could not be scored: {error}", file=sys.stderr)
+            tell(f"{benchmark.title} could not be scored: {error}")
             continue
-        print(f"{place.folder}: {summary_line(results[-1])}")
+        print(printed(f"{place.folder}: {summary_line(results[-1])}"))
     if options.out is not None:
         write_headlines(results, options.out)
     return int(failed)

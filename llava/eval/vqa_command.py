@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from llava.eval.answers import AnswerFile
+from llava.eval.exit_status import tell
 from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
 from llava.eval.jobs import Job
 from llava.eval.questions import Question
@@ -121,9 +121,8 @@ def _open(job: Job, fresh: bool) -> list[int]:
         former = job.answers.set_aside()
         if job.settings.exists():
             os.replace(job.settings, former.with_name(f"{former.name}{SETTINGS_SUFFIX}"))
-        print(
+        tell(
             f"The answers in {job.answers.path} do not belong to this command ({error.reason}); they are kept in "
-            f"{former}, and all questions are answered anew.",
-            file=sys.stderr,
+            f"{former}, and all questions are answered anew."
         )
         return job.open(fresh)

@@ -1,0 +1,43 @@
+"""How programs of the evaluation end: a sentence on standard error and a status, whatever ended them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from llava.shown import printable
+
+INTERRUPTED = 130
+KEPT = "What was done until now is kept, and the same command goes on from there."
+
+
+def exit_status(program: Callable[[], int]) -> int:
+    """Run a program; what ends it early becomes a sentence on standard error and a status.
+
+    Args:
+        program: gives the status where nothing does.
+
+    Returns:
+        its status; 2 for wrong input, a file that cannot be read or written, or memory that ran out; 130 if it was
+        interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        return program()
+    except (ValueError, OSError, MemoryError) as error:
+        tell(str(error) or type(error).__name__)
+        return 2
+    except KeyboardInterrupt:
+        tell(f"Stopped. {KEPT}")
+        return INTERRUPTED
+
+
+def tell(text: str) -> None:
+    """Print lines on standard error, as `printed` makes them."""
+    print(printed(text), file=sys.stderr, flush=True)
+
+
+def printed(text: str) -> str:
+    """Lines for a terminal; control characters, as of a file's name or a server's reply, are made visible."""
+    return "\n".join(map(printable, text.split("\n")))
