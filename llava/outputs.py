@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 MADE_BY = ".made-by"
 """A file that names the program that made the folder it lies in."""
+
+MODEL_FILES = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "*config*.json", "*index.json", "*token*.json", "vocab.json",
+    "merges.txt", "*.jinja", "train*.json", "run_facts.json", "*manifest*.json",
+)  # fmt: skip
+"""What a model or a checkpoint consists of."""
 
 Place = str | Path | None
 
@@ -16,8 +23,8 @@ def require_apart(outputs: Mapping[str, Place], inputs: Iterable[Place]) -> None
 
     Args:
         outputs: by flag; None or "" where the flag was not given.
-        inputs: files; of a folder, every file in it that exists counts. What is no path here, such as a name on the hub
-            or a preset, is passed over.
+        inputs: files, and folders of models, of which `MODEL_FILES` count. What is no path here, such as a name on the
+            hub or a preset, is passed over.
 
     Raises:
         ValueError: naming the flag. Links, also hard ones, are seen through.
@@ -40,12 +47,13 @@ def require_apart(outputs: Mapping[str, Place], inputs: Iterable[Place]) -> None
 
 
 def _belongs(path: Path, place: Path) -> bool:
-    """Whether an output that exists is an input, or lies in a folder that is one."""
+    """Whether an output that exists is an input, or a file of a model's folder that is one."""
     if not path.is_file():
         return False
-    if place.is_dir():
-        return path.resolve().is_relative_to(place.resolve()) or path.absolute().is_relative_to(place.absolute())
-    return path.samefile(place)
+    if not place.is_dir():
+        return path.samefile(place)
+    files = (file for file in place.iterdir() if any(fnmatch(file.name, pattern) for pattern in MODEL_FILES))
+    return any(file.is_file() and path.samefile(file) for file in files)
 
 
 def claim_folder(folder: Path, program: str, flag: str) -> None:

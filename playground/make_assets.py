@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.outputs import claim_folder
 from playground.pretrain.language_model import train_language_model
 from playground.pretrain.tokenizer import train_tokenizer
 from playground.pretrain.tower import IMAGE_MEAN, IMAGE_STD, train_tower
@@ -74,6 +76,12 @@ def main() -> None:
     logging.getLogger("playground").setLevel(logging.INFO)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+
+    if arguments.out != ASSETS:
+        try:
+            claim_folder(arguments.out, "playground.make_assets", "--out")
+        except ValueError as error:
+            sys.exit(f"make_assets: {error}")
 
     begun = time.perf_counter()
     if arguments.only != "language":

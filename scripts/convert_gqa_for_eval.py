@@ -14,6 +14,7 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.gqa import GQA, gqa_prediction, gqa_predictions
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.unread import Unread
+from llava.outputs import require_apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dst", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
+        require_apart({"--dst": options.dst}, [options.src])
         lines = answers_by_id(options.src).values()
         texts = [str(line["text"]) for line in lines]
         Unread.count(texts, lambda text: bool(gqa_prediction(text))).tell(GQA.unread_as)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.mmbench import write_table
+from llava.outputs import require_apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", required=True, help="name of both files, without suffix")
     options = parser.parse_args(arguments)
     path = options.upload_dir / f"{options.experiment}.xlsx"
+    answers = options.result_dir / f"{options.experiment}.jsonl"
     try:
-        given = answers_by_id(options.result_dir / f"{options.experiment}.jsonl")
+        require_apart({"--experiment in --upload-dir": path}, [options.annotation_file, answers])
+        given = answers_by_id(answers)
         options.upload_dir.mkdir(parents=True, exist_ok=True)
         write_table(options.annotation_file, {key: str(line["text"]) for key, line in given.items()}, path)
     except (ValueError, OSError) as error:

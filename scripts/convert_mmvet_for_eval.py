@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llava.eval.benchmarks.mmvet import write_predictions
 from llava.eval.questions import read_answer_lines
+from llava.outputs import require_apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dst", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
+        require_apart({"--dst": options.dst}, [options.src])
         write_predictions(options.dst, read_answer_lines(options.src))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

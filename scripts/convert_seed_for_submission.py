@@ -16,6 +16,7 @@ from pathlib import Path
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
 from llava.eval.unread import Unread
+from llava.outputs import require_apart
 
 LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
 
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON lines to write")
     options = parser.parse_args(arguments)
     try:
+        require_apart(
+            {"--result-upload-file": options.result_upload_file}, [options.annotation_file, options.result_file]
+        )
         given = {key: str(line["text"]) for key, line in answers_by_id(options.result_file).items()}
         questions = read_annotation(options.annotation_file)
         for name, value in seed_accuracies(questions, given).items():

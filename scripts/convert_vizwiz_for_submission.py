@@ -17,6 +17,7 @@ from llava.eval.benchmarks.open_answers import vizwiz_submission
 from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.scoring.vqa_normalise import evalai_answer
 from llava.eval.unread import Unread
+from llava.outputs import require_apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
+        require_apart(
+            {"--result-upload-file": options.result_upload_file}, [options.annotation_file, options.result_file]
+        )
         given = {number: str(line["text"]) for number, line in answers_by_id(options.result_file).items()}
         submission = vizwiz_submission(options.annotation_file, given, VizWiz.name)
         Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VizWiz.unread_as)

@@ -19,6 +19,7 @@ from llava.eval.benchmarks.open_answers import vqav2_submission
 from llava.eval.benchmarks.vqav2 import SUBMITTED, VQAv2
 from llava.eval.scoring.vqa_normalise import evalai_answer
 from llava.eval.unread import Unread
+from llava.outputs import require_apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,12 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ckpt", required=True, help="name of the model's folder of answers")
     parser.add_argument("--split", required=True, help="name of the question file without its suffix")
     options = parser.parse_args(arguments)
+    answers = options.dir / "answers" / options.split / options.ckpt / "merge.jsonl"
+    target = options.dir / "answers_upload" / options.split / f"{options.ckpt}.json"
     try:
-        lines = answers_by_id(options.dir / "answers" / options.split / options.ckpt / "merge.jsonl")
+        require_apart({"the upload": target}, [answers, options.dir / SUBMITTED])
+        lines = answers_by_id(answers)
         given = {number: str(line["text"]) for number, line in lines.items()}
         submission = vqav2_submission(options.dir / SUBMITTED, given, VQAv2.name)
         Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VQAv2.unread_as)
-        target = write_json(options.dir / "answers_upload" / options.split / f"{options.ckpt}.json", submission)
+        write_json(target, submission)
     except (ValueError, OSError) as error:
         print(f"convert_vqav2_for_submission: {error}", file=sys.stderr)
         return 2

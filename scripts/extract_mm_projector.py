@@ -16,6 +16,7 @@ from torch import Tensor
 from llava.model.finite import not_finite
 from llava.model.hf_format import projector_name
 from llava.model.loading import read_header, read_state_dict
+from llava.outputs import require_apart
 
 
 def projector_of(folder: str | Path) -> dict[str, Tensor]:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="file to write")
     options = parser.parse_args(arguments)
     try:
+        require_apart({"--output": options.output}, [options.model_path])
         weights = projector_of(options.model_path)
     except ValueError as error:
         sys.exit(f"extract_mm_projector: {error}")

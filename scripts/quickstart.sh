@@ -38,7 +38,7 @@ study=0
 case "$*" in
     '') ;;
     --study) study=1 ;;
-    *) refuse "the quickstart takes no argument but --study; this was given: $*" ;;
+    *) die "the quickstart takes no argument but --study; this was given: $*" ;;
 esac
 
 # Everything that was set is looked at before the set-up, which takes minutes.

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llava.cost.timing import machine
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
+from llava.outputs import claim_folder
 
 SMAPS = Path("/proc/self/smaps_rollup")
 MIB = 2**20
@@ -160,7 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"There is no {SMAPS}; this benchmark needs Linux.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            claim_folder(folder, "llava.bench.data_memory", "--folder")
+        except ValueError as error:
+            parser.error(str(error))
         figures = _measure(options, folder / "mix.json", folder / "cache")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

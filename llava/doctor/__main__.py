@@ -21,6 +21,7 @@ from llava.doctor.memory import GIB
 from llava.doctor.recipes import RECIPES
 from llava.doctor.report import Diagnosis, to_json, to_text
 from llava.doctor.shape import ModelShape
+from llava.outputs import require_apart
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8
@@ -126,6 +127,10 @@ def _problem(options: argparse.Namespace) -> str:
             return f"--{name.replace('_', '-')} is {value}; it must be a positive number."
     if options.json and not options.json.resolve().parent.is_dir():
         return f"--json names a file in {str(options.json.parent)!r}, which is not a folder."
+    try:
+        require_apart({"--json": options.json}, [options.model, options.compression])
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -45,6 +45,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.outputs import require_apart
 from llava.serve.inputs import best_device, check_device
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
@@ -281,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
+        require_apart({"--json": options.json}, [options.model_path, options.model_base, *(options.compression or [])])
         budgets = _budgets(options, load)
         model = _model(options)
         costs = measure(model, budgets, load, options.repeats)

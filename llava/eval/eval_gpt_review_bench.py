@@ -30,6 +30,7 @@ from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
 from llava.eval.exit_status import exit_status
 from llava.eval.judge import Judge, Verdict
 from llava.eval.unread import Unread
+from llava.outputs import require_apart
 
 
 def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:
@@ -40,6 +41,10 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
     """
     if len(options.answer_list) != 2:
         raise ValueError(f"--answer-list names {len(options.answer_list)} files; give two, the reference first.")
+    require_apart(
+        {"--output": options.output},
+        [options.question, options.context, options.rule, *(path.expanduser() for path in options.answer_list)],
+    )
     judge = Judge.from_environment(environment)
     rules: Mapping[str, Any] = read_json(options.rule, LLaVABench.name) if options.rule else shipped_rules()
     captions = read_captions(options.context)

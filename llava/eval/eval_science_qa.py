@@ -21,6 +21,7 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
 from llava.eval.unread import Unread
 from llava.eval.whole_files import write_whole
+from llava.outputs import require_apart
 
 
 def analyse(
@@ -83,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--options", type=list, default=list(OPTIONS), help="letters (default: ABCDE)")
     options = parser.parse_args(arguments)
     try:
+        require_apart(
+            {"--output-file": options.output_file, "--output-result": options.output_result},
+            [options.result_file, options.base_dir / "problems.json", options.base_dir / "pid_splits.json"],
+        )
         problems = read_problems(options.base_dir, options.split, ScienceQA.name)
         _check(problems, options)
         given = answers_by_id(options.result_file)

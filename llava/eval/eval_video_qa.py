@@ -24,6 +24,7 @@ from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
 from llava.eval.unread import Unread
 from llava.eval.whole_files import write_whole
+from llava.outputs import require_apart
 
 VERDICTS = "verdicts.jsonl"
 _WANTED = (
@@ -39,6 +40,8 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
         ValueError: if the file is missing or does not fit, or the judge cannot be asked.
     """
     answers = read_predictions(options.pred_path)
+    written = {"--output_json": options.output_json, "the verdicts in --output_dir": options.output_dir / VERDICTS}
+    require_apart(written, [options.pred_path])
     flags = {URL_VARIABLE: options.api_base, KEY_VARIABLE: options.api_key, WORKERS_VARIABLE: options.num_tasks}
     outside = os.environ if environment is None else environment
     judge = Judge.from_environment(dict(outside) | {name: str(value) for name, value in flags.items() if value})

@@ -16,6 +16,7 @@ from llava.eval.jobs import Job
 from llava.eval.questions import Question
 from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
 from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
+from llava.outputs import require_apart
 from llava.serve.inputs import add_loading_flags, check_device
 
 Item = TypeVar("Item")
@@ -94,6 +95,11 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
         require_at_least(name.replace("_", "-"), getattr(options, name), 1)
     if options.device:
         check_device(options.device)
+    written = {
+        "--answers-file": options.answers_file,
+        f"the {SETTINGS_SUFFIX} beside --answers-file": Path(options.answers_file).with_suffix(SETTINGS_SUFFIX),
+    }
+    require_apart(written, [options.question_file, options.model_path, options.model_base, options.compression])
     answers = AnswerFile(Path(options.answers_file))
     with answers.locked():
         subject = subject_of(options)

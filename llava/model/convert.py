@@ -61,6 +61,7 @@ def convert(
     if to not in FORMATS:
         raise ValueError(f"The format is {to!r}; accepted are {' and '.join(FORMATS)}.")
     require_new(target)
+    require_outside(target, source, model_base)
     checkpoint, base = resolve(source, model_base)
     if to == "hf":
         require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
@@ -166,10 +167,21 @@ def require_new(target: Path) -> None:
         raise ValueError(f"{str(target)!r} is not empty; name a new folder, nothing is overwritten.")
 
 
+def require_outside(target: Path, *sources: str | None) -> None:
+    """Refuse a target inside a folder that is read: what loads from there would no longer be what it was.
+
+    Raises:
+        ValueError: if it lies in one of them, also by way of links.
+    """
+    for source in sources:
+        if source and Path(source).is_dir() and target.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{str(target)!r} lies in {source!r}, which is read; name a folder outside of it.")
+
+
 @contextmanager
 def appearing_at_once(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and is removed when something fails."""
-    target = target.absolute()
+    target = target.resolve()  # a link to an empty folder stays one
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     unfinished.mkdir()

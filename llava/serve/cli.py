@@ -22,6 +22,7 @@ from llava.conversation import fill_template, get_template
 from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
 from llava.model.builder import load_pretrained_model
+from llava.outputs import require_apart
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
     ANY_ADDRESSES,
@@ -164,6 +165,7 @@ class Session:
             raise ValueError(
                 "With --cached, images can be shown with the first question only; /reset starts a new conversation."
             )
+        require_apart({"--save-overlay": self.options.save_overlay}, [typed_place(place)])
         ratio = aspect_ratio_of(self.chat.model.config)
         self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
         print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
@@ -237,6 +239,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--save-overlay names a file in {str(path.parent)!r}, which is not a folder.")
     if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--save-overlay is {str(path)!r}; it must end in .png, .jpg or .webp.")
+    require_apart({"--save-overlay": path}, [options.model_path, options.model_base, *options.image_file])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
+from llava.train.own_inputs import require_inputs_kept
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.report import log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -56,6 +57,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     if checkpoint is not None:
         require_everywhere(lambda: require_safe_pickles(checkpoint))
 
+    require_inputs_kept(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args, training_args)
     model = load_model(model_args, data_args, training_args, tokenizer)
     choose_trained(model, model_args, training_args)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from llava.outputs import require_apart
 from llava.verify.compare import DEFAULT_TOLERANCE
 from llava.verify.report import exit_status, line, summary, to_json
 from llava.verify.run import verify_folder
@@ -70,6 +71,10 @@ def _problem(options: argparse.Namespace) -> str:
         return f"--json names a file in {str(options.json.parent)!r}, which is not a folder."
     if options.device.partition(":")[0] not in ("cpu", "cuda"):
         return f"--device is {options.device!r}; it must be cpu or cuda (also for ROCm)."
+    try:
+        require_apart({"--json": options.json}, [options.cases, *options.cases.rglob("case.json")])
+    except ValueError as error:
+        return str(error)
     try:
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError) as error:

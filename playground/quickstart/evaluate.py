@@ -36,6 +36,7 @@ from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
+from llava.outputs import require_apart
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.template import choose_template
 from playground.quickstart.machine import describe_machine
@@ -145,7 +146,11 @@ def open_results(options: argparse.Namespace) -> Results:
     identity = fingerprint(Path(options.model_path), questions, settings)
     identity |= {} if options.template is None else {"template": options.template}
     if Path(options.out).is_file():
-        earlier = Results.load(Path(options.out))
+        require_apart({"--out": options.out}, [options.model_path, options.questions, *options.compression])
+        try:
+            earlier = Results.load(Path(options.out))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"--out is {options.out!r}, which is there and holds no results; name another.") from error
         if earlier.fingerprint == identity:
             return earlier
     about = describe_machine() | {"model_path": options.model_path, "image_folder": options.image_folder}

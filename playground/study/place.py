@@ -44,7 +44,7 @@ class Place:
         """Begin a study in a folder, or go on with it.
 
         Raises:
-            ValueError: if the folder holds a study of other settings.
+            ValueError: if the folder holds a study of other settings, or something else.
         """
         record = root / "study.json"
         if record.is_file():
@@ -54,6 +54,11 @@ class Place:
                     f"{root} holds a study of other settings ({found}; now {dataclasses.asdict(settings)}). Remove the "
                     "folder, or name another with STUDY_OUTPUT."
                 )
+        elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise ValueError(
+                f"{root} holds something else than a study, which is left as it is; name a folder that is empty or new "
+                "with STUDY_OUTPUT."
+            )
         root.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
         return cls(root, settings)

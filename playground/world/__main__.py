@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from llava.outputs import claim_folder
 from playground.world.build import WorldSize, build_world
 
 
@@ -19,6 +21,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     arguments = parser.parse_args()
+    try:
+        claim_folder(arguments.out, "playground.world", "--out")
+    except ValueError as error:
+        sys.exit(f"world: {error}")
     size = WorldSize(arguments.pretrain, arguments.train, arguments.test)
     build_world(arguments.out, size, arguments.seed, arguments.workers)
     print(f"Wrote {size} to {arguments.out}")

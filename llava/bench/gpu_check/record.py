@@ -64,6 +64,8 @@ def place_of(out: Path) -> Path:
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"OUT is {str(out)!r}, but {path} is no regular file; name a file or a folder.")
+        if path.is_file() and path.stat().st_size and not path.read_bytes().startswith(b"{"):
+            raise ValueError(f"OUT is {str(out)!r}, but {path} holds something else than results; name another file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_short = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
         with path.open("ab") as file:

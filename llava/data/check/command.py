@@ -25,6 +25,7 @@ from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
+from llava.outputs import require_apart
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 """What a data set is checked for where no budget is named, as far as they fit the model."""
@@ -206,7 +207,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError("--write-clean cannot keep a mixture's weights and image folders; clean its files one by one.")
     if options.images != "skip" and not Path(options.image_folder).is_dir():
         raise ValueError(f"There is no folder {options.image_folder!r}; check --image-folder, or give --images skip.")
-    chosen: dict[Path, str] = {}
+    chosen: dict[str, Path] = {}
     for name in _OUTPUTS:
         path = getattr(options, name)
         if path is None:
@@ -214,11 +215,8 @@ def _check_options(options: argparse.Namespace) -> None:
         flag = f"--{name.replace('_', '-')}"
         if not path.resolve().parent.is_dir():
             raise ValueError(f"{flag} names a file in {str(path.parent)!r}, which is not a folder; make it first.")
-        if path.is_dir():
-            raise ValueError(f"{flag} is {str(path)!r}, which is a folder; name a file.")
-        other = chosen.setdefault(path.resolve(), flag)
-        if other != flag:
-            raise ValueError(f"{other} and {flag} name the same file {str(path)!r}; give each its own.")
+        chosen[flag] = path
+    require_apart(chosen, [options.tokenizer])
 
 
 def _check_outputs(options: argparse.Namespace, sources: Sequence[Source]) -> None:

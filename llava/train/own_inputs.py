@@ -1,0 +1,54 @@
+"""A run never writes over what it is made from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+_WRITTEN = (
+    "config.json", "trainer_state.json", "train_summary.json", "run_facts.json", "preempted.json", "manifest.json",
+    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "mm_projector.bin",
+)  # fmt: skip
+"""Names in the output folder that a run gives to its own files."""
+
+
+def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
+    """Refuse an output folder in which the run would replace or remove a model or data that it reads.
+
+    Raises:
+        ValueError: naming the flag of the input, if the output folder is that folder, or holds that file under a name
+            that the run writes, or holds it inside one of its own checkpoints, which are removed in their time.
+    """
+    output = Path(args.output_dir)
+    folders = {
+        "--model_name_or_path": model_args.model_name_or_path, "--vision_tower": model_args.vision_tower,
+        "--lora_weight_path": args.lora_weight_path,
+        "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
+    }  # fmt: skip
+    files = {
+        "--data_path": data_args.data_path, "--eval_data_path": data_args.eval_data_path,
+        "--pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
+    }  # fmt: skip
+    for flag, given in {**folders, **files}.items():
+        if not given or not os.path.exists(given):
+            continue
+        place = Path(given)
+        within = place.resolve().parts[len(output.resolve().parts) :] if _inside(place, output) else ()
+        same = flag in folders and os.path.isdir(output) and place.samefile(output)
+        replaced = flag in files and len(within) == 1 and within[0] in _WRITTEN and _writes(within[0], model_args)
+        if same or replaced or (within and within[0].removeprefix("checkpoint-").isdigit()):
+            raise ValueError(
+                f"--output_dir is {str(output)!r}, where this run would write over {flag} {str(given)!r} or remove it; "
+                "choose another --output_dir."
+            )
+
+
+def _inside(place: Path, output: Path) -> bool:
+    return place.resolve().is_relative_to(output.resolve())
+
+
+def _writes(name: str, model_args: ModelArguments) -> bool:
+    """Whether a run writes a file of that name: a projector of its own only where it trains nothing else."""
+    return name != "mm_projector.bin" or model_args.tune_mm_mlp_adapter
