@@ -15,12 +15,14 @@ import psutil
 import pytest
 import torch
 from distributed import ENTRY, assert_equal, end, losses, run, start, summary, tail, wait, weights
+from hostile import new_zip
 from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
 
 from llava.model.builder import load_pretrained_model
 from llava.model.consolidate import consolidate
 from llava.model.loading import read_state_dict
+from llava.train.manifest import seal
 from llava.train.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,15 +115,32 @@ def test_fault_4_lora_under_zero_resumes_bit_for_bit(assets: Path, tmp_path: Pat
     run("torchrun", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
     assert_equal(tmp_path / "whole", tmp_path / "again")
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
-    consolidate(tmp_path / "whole/checkpoint-3", tmp_path / "float32")
+    assert_float32_of(tmp_path / "whole/checkpoint-3", tmp_path / "float32", rounded=stage == 2)
+    if stage == 3:
+        assert_hostile_piece_stops_both_ranks(flags(assets, tmp_path / "again", "finetune", **changes), tmp_path)
+
+
+def assert_float32_of(checkpoint: Path, target: Path, rounded: bool) -> None:
+    """Consolidated adapters round to those that the engine saved, and hold more where that was in bfloat16."""
+    consolidate(checkpoint, target)
     for name in ("adapter_model.safetensors", "non_lora_trainables.bin"):
-        held, saved = (
-            read_state_dict(tmp_path / "float32" / name),
-            read_state_dict(tmp_path / "whole/checkpoint-3" / name),
-        )
+        held, saved = read_state_dict(target / name), read_state_dict(checkpoint / name)
         assert held.keys() == saved.keys() and all(tensor.dtype == torch.float32 for tensor in held.values())
         assert all(torch.equal(held[key].to(saved[key].dtype), saved[key]) for key in saved)
-        assert stage == 3 or any(not torch.equal(held[key], held[key].bfloat16().float()) for key in held)
+        assert not rounded or any(not torch.equal(held[key], held[key].bfloat16().float()) for key in held)
+
+
+def assert_hostile_piece_stops_both_ranks(arguments: list[str], folder: Path) -> None:
+    """A piece of one rank asks for code, beside a good earlier checkpoint: nothing runs, and nobody waits."""
+    (folder / "again/adapter_model.safetensors").unlink()
+    pieces = folder / "again/checkpoint-6/global_step6"
+    new_zip(pieces / "zero_pp_rank_1_mp_rank_00_optim_states.pt", folder / "marker")
+    seal(folder / "again/checkpoint-6")
+    log = folder / "log3"
+    assert wait(start("torchrun", arguments, log), log) != 0
+    said = tail(log, 100_000)
+    assert "zero_pp_rank_1_mp_rank_00_optim_states.pt" in said and "posix.system" in said, said
+    assert not (folder / "marker").exists() and "Resuming from" not in said
 
 
 def test_qlora_trains_on_two_ranks_under_zero(assets: Path, tmp_path: Path) -> None:
