@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from hostile import SHAPES, Writes, new_zip
 from tiny_llava import flags, write_assets
+from transformers import TrainerState
 
 from llava.model.pickles import (
     OF_DEEPSPEED,
@@ -24,6 +26,8 @@ from llava.model.pickles import (
     require_safe_pickles,
     weights_only_loading,
 )
+from llava.train.checked_loading import CheckedLoading
+from llava.train.manifest import seal
 from llava.train.train import train
 
 PLACES = (
@@ -194,24 +198,70 @@ def test_the_loading_wall_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_assets(tmp_path_factory.mktemp("assets"))
+def half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models and data, and under `run` the checkpoints 2 and 4 of a run that did not end."""
+    assets = write_assets(tmp_path_factory.mktemp("assets"))
+    train(arguments(assets, assets / "run"))
+    for path in (assets / "run").iterdir():
+        if path.is_file():
+            path.unlink()
+    return assets
 
 
-def test_resuming_a_checkpoint_with_a_hostile_file_stops_the_run(assets: Path, tmp_path: Path) -> None:
-    """It does not quietly take the checkpoint before, nor begin anew."""
-    asked = flags(assets, tmp_path / "run", "pretrain", save_strategy="steps", save_steps=2)
-    train(asked)
-    for name in ("optimizer.pt", "rng_state.pth"):
-        path = tmp_path / "run/checkpoint-4" / name
-        whole, size = path.read_bytes(), path.stat().st_size
-        new_zip(path, tmp_path / "marker")
-        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
-        with pytest.raises(ValueError):
-            train([*asked, "--resume_from_checkpoint", str(path.parent)])
-        assert not (tmp_path / "marker").exists()
-        path.write_bytes(whole)
-    require_safe_pickles(tmp_path / "run/checkpoint-4")
+def arguments(assets: Path, output: Path) -> list[str]:
+    return flags(assets, output, "pretrain", max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=3)
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["with its digest", "without"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin", "mm_projector.bin",
+        "pytorch_model.bin", "adapter_model.bin", "global_step6/mp_rank_00_model_states.pt",
+    ],
+)  # fmt: skip
+def test_a_run_stops_at_a_hostile_checkpoint_and_takes_no_earlier_one(
+    half_way: Path, tmp_path: Path, name: str, sealed: bool
+) -> None:
+    """Whether its manifest was made to fit or not; it is not passed over as a damaged one would be."""
+    shutil.copytree(half_way / "run", tmp_path / "run")
+    newest = tmp_path / "run/checkpoint-6"
+    (newest / name).parent.mkdir(exist_ok=True)
+    new_zip(newest / name, tmp_path / "marker")
+    if sealed:
+        seal(newest)
+    for more in ([], ["--resume_from_checkpoint", str(newest)]):
+        with pytest.raises(ValueError, match=rf"{Path(name).name}.*posix\.system"):
+            train([*arguments(half_way, tmp_path / "run"), *more])
+    assert not (tmp_path / "marker").exists()
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))[-1] == "checkpoint-6"
+
+
+@pytest.mark.parametrize("shape", ["new_zip", "old_pickle", "computed_name"])
+def test_transformers_own_loads_run_nothing_should_the_look_be_left_out(
+    half_way: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    monkeypatch.setattr("llava.train.soundness.require_safe_pickles", lambda folder: None)
+    monkeypatch.setattr("llava.train.checked_loading.require_safe_pickles", lambda folder: None)
+    shutil.copytree(half_way / "run", tmp_path / "run")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        SHAPES[shape](tmp_path / "run/checkpoint-4" / name, tmp_path / "marker")
+        shutil.rmtree(tmp_path / "run/checkpoint-6", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("llava.train.soundness.damage", lambda *_, **__: [])
+            with pytest.raises(ValueError):
+                train(arguments(half_way, tmp_path / "run"))
+        shutil.copyfile(half_way / "run/checkpoint-4" / name, tmp_path / "run/checkpoint-4" / name)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_best_checkpoint_of_a_state_file_is_looked_at_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:
+    new_zip(checkpoint / PLACES[0], tmp_path / "marker")
+    trainer = CheckedLoading.__new__(CheckedLoading)
+    trainer.state = TrainerState(best_model_checkpoint=str(checkpoint))
+    with pytest.raises(UnsafePickleError, match="system"):
+        trainer._load_best_model()
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_pickle_that_is_no_mapping_never_runs_either(tmp_path: Path) -> None:

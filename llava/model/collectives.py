@@ -30,15 +30,12 @@ def require_everywhere(check: Callable[[], object]) -> None:
         check()
     except (ValueError, OSError) as error:
         problem = error
-    if ranks_must_agree():
-        sentences: list[str | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(sentences, None if problem is None else str(problem))
-        if problem is None:
-            for rank, sentence in enumerate(sentences):
-                if sentence is not None:
-                    raise ValueError(f"Process {rank} says: {sentence}")
+    sentences = of_all_ranks([None if problem is None else str(problem)])
     if problem is not None:
         raise problem
+    for rank, sentence in enumerate(sentences):
+        if sentence is not None:
+            raise ValueError(f"Process {rank} says: {sentence}")
 
 
 def of_all_ranks(own: Sequence[Any]) -> list[Any]:

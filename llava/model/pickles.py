@@ -91,13 +91,25 @@ def require_safe_pickles(folder: str | Path) -> None:
     for tag in TAGS:
         if (folder / tag).exists() or (folder / tag).is_symlink():
             _require_plain_tag(folder / tag)
+    damaged: list[ValueError] = []
     for path in _pickled_files(folder):
-        allowed = {*OF_DEEPSPEED, *OF_RANDOM_STATES}
-        if path.name == TRAINING_ARGUMENTS:
-            allowed |= set(OF_TRAINING_ARGUMENTS)
-        foreign = sorted(set(_globals(path)) - allowed)
-        if foreign:
-            raise UnsafePickleError(_refusal(path, foreign))
+        try:
+            _require_known(path)
+        except UnsafePickleError:
+            raise
+        except ValueError as error:  # one behind it may be worse
+            damaged.append(error)
+    if damaged:
+        raise damaged[0]
+
+
+def _require_known(path: Path) -> None:
+    allowed = {*OF_DEEPSPEED, *OF_RANDOM_STATES}
+    if path.name == TRAINING_ARGUMENTS:
+        allowed |= set(OF_TRAINING_ARGUMENTS)
+    foreign = sorted(set(_globals(path)) - allowed)
+    if foreign:
+        raise UnsafePickleError(_refusal(path, foreign))
 
 
 @contextmanager

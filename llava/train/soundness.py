@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from llava.model.collectives import of_all_ranks, ranks_must_agree
+from llava.model.collectives import of_all_ranks, ranks_must_agree, require_everywhere
+from llava.model.pickles import UnsafePickleError, require_safe_pickles
 from llava.train.facts import FACTS_FILE, facts_fault
 from llava.train.manifest import MANIFEST_FILE, PIECE, Manifest, faults
 from llava.train.readable import format_fault
@@ -67,13 +68,27 @@ def damage_seen_by_all(folder: str | Path, verify: str = "full") -> list[str]:
     """As `damage`, for all processes of a run: what one of them finds wrong is found by all. All ranks must call it.
 
     Rank 0 reads the files; the others look at names and sizes, whether they see the same folder.
+
+    Raises:
+        ValueError: on all of them, if a file of it would run code. That is not damage, for which another checkpoint is
+            taken: somebody changed this one.
     """
+    require_everywhere(lambda: _require_no_code(folder))
     rank = distributed.get_rank() if ranks_must_agree() else 0
     found = [(rank, fault) for fault in damage(folder, verify, light=rank > 0)]
     seen: dict[str, int] = {}
     for finder, fault in of_all_ranks(found):
         seen.setdefault(fault, finder)
     return [fault if finder == 0 else f"{fault} as process {finder} sees it" for fault, finder in seen.items()]
+
+
+def _require_no_code(folder: str | Path) -> None:
+    try:
+        require_safe_pickles(folder)
+    except UnsafePickleError:
+        raise
+    except ValueError:  # damaged files are said with all else that is wrong
+        return
 
 
 @contextlib.contextmanager

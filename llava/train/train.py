@@ -13,8 +13,6 @@ from pathlib import Path
 from transformers import set_seed
 
 from llava.data.measure import DataStatistics, measure
-from llava.model.collectives import require_everywhere
-from llava.model.pickles import require_safe_pickles
 from llava.train.adapters import add_lora
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
@@ -54,8 +52,6 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     checkpoint = starting_point(
         training_args.output_dir, overwrite, training_args.resume_from_checkpoint, training_args.verify_checkpoint
     )
-    if checkpoint is not None:
-        require_everywhere(lambda: require_safe_pickles(checkpoint))
 
     require_inputs_kept(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args, training_args)
