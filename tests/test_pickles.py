@@ -122,14 +122,20 @@ def test_links_lead_to_what_is_looked_at_and_circles_end(checkpoint: Path, tmp_p
         require_safe_pickles(checkpoint)
 
 
-@pytest.mark.parametrize(
-    "tag", ["../elsewhere", "/tmp/elsewhere", "..", ".", "", "a/b", "global step", "a\nb", "x\x00y"]
-)
+@pytest.mark.parametrize("tag", ["../elsewhere", "/tmp/elsewhere", "..", ".", "a/b", "a\\b", "global_step3/../../x"])
 @pytest.mark.parametrize("name", ["latest", "latest_universal"])
 def test_latest_that_leads_elsewhere_is_refused(checkpoint: Path, name: str, tag: str) -> None:
     (checkpoint / name).write_text(tag)
     with pytest.raises(UnsafePickleError, match=name):
         require_safe_pickles(checkpoint)
+
+
+@pytest.mark.parametrize("tag", ["", "global step", "a\nb", "x\x00y", "global_step3\0\0", "\x00\x14/6f\xff"])
+def test_latest_that_names_nothing_is_damage(checkpoint: Path, tag: str) -> None:
+    (checkpoint / "latest").write_text(tag)
+    with pytest.raises(ValueError, match=r"latest.*damaged") as refused:
+        require_safe_pickles(checkpoint)
+    assert not isinstance(refused.value, UnsafePickleError)
 
 
 def test_a_pipe_is_refused_without_waiting_for_it(checkpoint: Path) -> None:
@@ -148,13 +154,31 @@ def test_a_pipe_is_refused_without_waiting_for_it(checkpoint: Path) -> None:
     assert len(problems) == 1 and "pipe" in problems[0]
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 400, b"PK\x03\x04" + b"\x00" * 400, os.urandom(3).hex().encode()])
-def test_a_damaged_file_is_told_from_a_hostile_one(checkpoint: Path, damage: bytes) -> None:
-    """The run may take the checkpoint before a damaged one; a hostile one must stop it."""
-    (checkpoint / "rng_state_0.pth").write_bytes(damage)
-    with pytest.raises(ValueError, match=r"rng_state_0.*damaged") as refused:
+DAMAGES = (b"", bytes(400), bytes(20_480), b"PK\x03\x04" + bytes(400), b"\x80\x77" * 200, b"PAR1" * 300, b"{}")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_file_is_told_from_a_hostile_one(checkpoint: Path, tmp_path: Path, damage: bytes) -> None:
+    """The run may take the checkpoint before a damaged one; a hostile one must stop it, also with damage in it."""
+    (checkpoint / "global_step3/a.pt").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"a\.pt.*damaged") as refused:
         require_safe_pickles(checkpoint)
     assert not isinstance(refused.value, UnsafePickleError)
+    new_zip(checkpoint / "global_step3/b.pt", tmp_path / "marker")
+    with pytest.raises(UnsafePickleError, match=r"b\.pt"):
+        require_safe_pickles(checkpoint)
+
+
+def test_a_flipped_bit_anywhere_in_the_pickle_is_damage(checkpoint: Path) -> None:
+    """Not the call that the letter it changed seems to name."""
+    path = checkpoint / "rng_state_0.pth"
+    whole = path.read_bytes()
+    start = whole.index(b"\x80\x02")
+    for place in range(start, start + 2000, 23):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"rng_state_0.*damaged") as refused:
+            require_safe_pickles(checkpoint)
+        assert not isinstance(refused.value, UnsafePickleError)
 
 
 # === The second wall ===

@@ -64,6 +64,7 @@ OF_TRAINING_ARGUMENTS = (
 )
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # a pickle says which one it is of in its second byte
 _LOOKED_AT = 64 * 2**20  # bytes of a file that is no checkpoint of torch's, to say what it asks for
 # What a listing raises at instructions that torch.save does not write, and at a pickle without an end.
 _FOREIGN = (pickle.UnpicklingError, EOFError, IndexError, struct.error, UnicodeDecodeError)
@@ -88,13 +89,12 @@ def require_safe_pickles(folder: str | Path) -> None:
         ValueError: if a file is damaged.
     """
     folder = Path(folder)
-    for tag in TAGS:
-        if (folder / tag).exists() or (folder / tag).is_symlink():
-            _require_plain_tag(folder / tag)
     damaged: list[ValueError] = []
-    for path in _pickled_files(folder):
+    tags = [folder / tag for tag in TAGS if os.path.lexists(folder / tag)]
+    looks = [(_require_plain_tag, tag) for tag in tags] + [(_require_known, path) for path in _pickled_files(folder)]
+    for look, path in looks:
         try:
-            _require_known(path)
+            look(path)
         except UnsafePickleError:
             raise
         except ValueError as error:  # one behind it may be worse
@@ -189,11 +189,12 @@ def _require_plain_tag(path: Path) -> None:
         raise UnsafePickleError(f"{str(path)!r} is no file with the name of a folder. {_REMEDY}")
     with path.open("rb") as file:
         tag = file.read(300).decode("utf-8", errors="replace").strip()
-    if not _PLAIN_NAME.fullmatch(tag):
-        raise UnsafePickleError(
-            f"{str(path)!r} names the folder {tag[:100]!r}, but DeepSpeed's are plain names such as global_step100 "
-            f"beside it. {_REMEDY}"
-        )
+    if _PLAIN_NAME.fullmatch(tag):
+        return
+    said = f"{str(path)!r} names the folder {tag[:100]!r}, but DeepSpeed's are plain names such as global_step100."
+    if tag.isprintable() and (tag in (".", "..") or "/" in tag or "\\" in tag):
+        raise UnsafePickleError(f"{said} {_REMEDY}")
+    raise ValueError(f"{said} The file is damaged.")
 
 
 def _globals(path: Path) -> list[str]:
@@ -210,8 +211,13 @@ def _globals(path: Path) -> list[str]:
             raise _not_of_torch(path)
         with zipfile.ZipFile(path) as archive:
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise UnsafePickleError(f"{str(path)!r} is compressed ({packed[0]}); torch.save never does that. {_REMEDY}")
+            if packed:
+                raise UnsafePickleError(
+                    f"{str(path)!r} is compressed ({packed[0]}); torch.save never does that. {_REMEDY}"
+                )
+            for item in archive.infolist():
+                if item.filename.endswith(".pkl"):
+                    archive.read(item)  # compares the checksum, which torch does not: a flipped bit is damage
         return _listed(path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -231,14 +237,23 @@ def _not_of_torch(path: Path) -> ValueError:
     """The error for a file that is no zip: a pickle or an archive of an old torch, or none at all."""
     with path.open("rb") as file:
         head = file.read(_LOOKED_AT)
-    if tarfile.is_tarfile(path):
+    if _is_archive(path):
         return UnsafePickleError(
             f"{str(path)!r} is an archive of an old torch, which cannot be looked through unopened. {_REMEDY}"
         )
     named = _named_in(head)
-    if named or head[:1] == b"\x80":
+    if named or (head[:1] == b"\x80" and head[1:2] in _PROTOCOLS):
         return UnsafePickleError(_refusal(path, named, "it is a bare pickle, not the zip that torch.save writes"))
     return ValueError(f"{str(path)!r} is damaged: it is no file of torch.save.")
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a tar that holds something; a file of zeros is an empty one by its format."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return archive.next() is not None
+    except tarfile.TarError:
+        return False
 
 
 def _named_in_zip(path: Path) -> list[str]:
