@@ -56,14 +56,31 @@ def parse_json(text: str | bytes, strict: bool = False) -> Any:
         raise
     except ValueError as error:  # a whole number of more digits than Python converts
         raise NotJsonError("it holds a number with too many digits") from error
-    if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
-        raise NotJsonError(f"it is nested more than {DEEPEST} deep")
+    if text.count("[") + text.count("{") > DEEPEST:
+        require_shallow(value)
     if strict and "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise NotJsonError("it holds half of a surrogate pair") from error
     return value
+
+
+def require_shallow(value: Any) -> None:
+    """Refuse lists and objects that are nested so deep that Python's own functions would fail on them.
+
+    Raises:
+        NotJsonError: if they are nested more than 100 deep.
+    """
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner: list[Any] = []
+        for item in level:
+            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if not inner:
+            return
+        level = inner
+    raise NotJsonError(f"it is nested more than {DEEPEST} deep")
 
 
 def read_json(path: str | Path, advice: str, strict: bool = True, largest: int = LARGEST_SETTINGS) -> Any:
@@ -150,15 +167,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise NotJsonError(f"it holds {shown(text)}, which is too large a number")
     return number
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        inner: list[Any] = []
-        for item in level:
-            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        if not inner:
-            return False
-        level = inner
-    return True

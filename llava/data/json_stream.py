@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from llava.json_files import NotJsonError, parse_json, require_shallow
+
 CHUNK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ENDS = (",", "]", " ", "\t", "\n", "\r")  # what may follow an item
@@ -170,8 +172,8 @@ def _lines(file: TextIO) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
-            except (json.JSONDecodeError, RecursionError) as error:
+                yield parse_json(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
+            except NotJsonError as error:
                 raise _FormatError(f"line {number}: {error}") from error
 
 
@@ -184,7 +186,8 @@ def _items(window: _Window) -> Iterator[Any]:
     while not ended:
         try:
             value = window.value()
-        except (json.JSONDecodeError, RecursionError) as error:
+            require_shallow(value)
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
             raise _FormatError(f"entry {count} of the list: {getattr(error, 'msg', error)}") from error
         yield value
         count += 1
