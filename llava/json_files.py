@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -83,32 +84,35 @@ def require_shallow(value: Any) -> None:
     raise NotJsonError(f"it is nested more than {DEEPEST} deep")
 
 
-def read_json(path: str | Path, advice: str, strict: bool = True, largest: int = LARGEST_SETTINGS) -> Any:
+def read_json(path: str | Path, advice: str, strict: bool = True, mark: bool = True) -> Any:
     """The value in a JSON file.
 
     Args:
         path: of the file.
         advice: what to do if it is not JSON, as a main clause.
         strict: as in `parse_json`.
-        largest: bytes that it may have.
+        mark: whether a byte order mark may stand in front; libraries that read the file, too, take none.
 
     Raises:
         ValueError: if it cannot be read or is not JSON; names the file and ends with the advice.
     """
-    text = decode_text(read_bytes(path, largest), str(path))
+    content = read_bytes(path, LARGEST_SETTINGS)
+    if not mark and content.startswith(codecs.BOM_UTF8):
+        raise ValueError(f"{str(path)!r} begins with a byte order mark, which no library takes; save it without.")
+    text = decode_text(content, str(path))
     try:
         return parse_json(text, strict)
     except NotJsonError as error:
         raise ValueError(f"{str(path)!r} is not JSON ({error}); {advice}.") from error
 
 
-def read_object(path: str | Path, advice: str, strict: bool = True) -> dict[str, Any]:
+def read_object(path: str | Path, advice: str, strict: bool = True, mark: bool = True) -> dict[str, Any]:
     """The object in a JSON file. Arguments as in `read_json`.
 
     Raises:
         ValueError: as `read_json`, and if the file holds anything but an object.
     """
-    value = read_json(path, advice, strict)
+    value = read_json(path, advice, strict, mark)
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} holds {shown(value, 60)}; it must hold a JSON object: {advice}.")
     return value

@@ -19,7 +19,10 @@ def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:
             f"There is no answer file {str(path)!r}; give the file that the model's answers were written to."
         )
     lines = read_answer_lines(path)
-    answer_keys(lines)
+    try:
+        answer_keys(lines)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for number, line in enumerate(lines, start=1):
         if "text" not in line:
             raise ValueError(f"{path}, answer {number} has no text; remove the line or answer the question again.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.json_lines import read_objects
-from llava.eval.questions import Question, answer_keys, question_keys, with_text
+from llava.eval.questions import Question, answer_keys, check_answer, question_keys, with_text
 from llava.folder_lock import alone_in
 
 
@@ -76,6 +76,7 @@ class AnswerFile:
                         f"{path}, answer {number} has no text; an answer line needs question_id, prompt and text. "
                         "Remove the line or the file."
                     )
+                check_answer(with_text(line), f"{path}, answer {number}")
                 named[line.get("answer_id") or f"line {number} of {path.name}"] = with_text(line)
         return list(named.values())
 
@@ -86,9 +87,13 @@ class AnswerFile:
             ValueError: if a line is no answer.
         """
         lines = self.read()
-        by_key = dict(zip(answer_keys(lines), lines, strict=True))
-        keys = enumerate(question_keys(questions))
-        return {number: by_key[key] for number, key in keys if key in by_key}
+        try:
+            keys = answer_keys(lines)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        by_key = dict(zip(keys, lines, strict=True))
+        numbered = enumerate(question_keys(questions))
+        return {number: by_key[key] for number, key in numbered if key in by_key}
 
     def merge(self, questions: Sequence[Question]) -> dict[int, dict[str, Any]]:
         """Write the whole file in the order of the questions, in one step, and remove all parts.

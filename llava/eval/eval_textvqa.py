@@ -34,11 +34,14 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
             f"There is no answer file {str(result_file)!r}; give the file that the answers were written to."
         )
     lines = read_answer_lines(result_file)
-    answer_keys(lines)
     if not lines or not all("text" in line for line in lines):
         raise ValueError(f"{result_file} holds no answer, or one without text; answer the questions first.")
-    answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
-    accuracy = textvqa_accuracy(annotations, answers, annotation_file)
+    try:
+        answer_keys(lines)
+        answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
+        accuracy = textvqa_accuracy(annotations, answers, annotation_file)
+    except ValueError as error:
+        raise ValueError(f"{result_file}: {error}") from error
     print(f"{result_file.stem}\nSamples: {len(lines)}\nAccuracy: {accuracy:.2f}%\n")
     Unread.count((text for _, _, text in answers), lambda text: bool(evalai_answer(text))).tell(TextVQA.unread_as)
     return accuracy

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.json_lines import read_objects
+from llava.json_files import as_json
 
 Picture = Path | bytes
 """An image: a file, or the content of one (MMBench carries its images inside the question file)."""
@@ -105,9 +106,31 @@ def read_answer_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of an answer file; a text of null is empty.
 
     Raises:
-        ValueError: if a line is not a JSON object.
+        ValueError: if a line is not a JSON object, or its id, prompt or text is neither text nor a number.
     """
-    return [with_text(line) for line in read_objects(path, "remove the line or the file")]
+    lines = [with_text(line) for line in read_objects(path, "remove the line or the file")]
+    for number, line in enumerate(lines, start=1):
+        check_answer(line, f"{path}, answer {number}")
+    return lines
+
+
+def check_answer(line: Mapping[str, Any], place: str) -> None:
+    """See that the fields of an answer line that are there hold text, or a number, which stands for its digits.
+
+    Args:
+        line: of an answer file.
+        place: file and number of the line, for the error.
+
+    Raises:
+        ValueError: if one holds something else.
+    """
+    for name, kinds in (("question_id", (str, int, float)), ("prompt", (str,)), ("text", (str, int, float))):
+        value = line.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text. Remove the line or the file.")
+    if not isinstance(line.get("answer_id"), str | int | float | None):
+        said = as_json(line["answer_id"])
+        raise ValueError(f"{place} has the answer_id {said}; it must be text. Remove the line or the file.")
 
 
 def with_text(line: dict[str, Any]) -> dict[str, Any]:

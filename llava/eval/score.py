@@ -31,6 +31,7 @@ from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
 from llava.eval.unread import NOTED_SHARE, Unread
 from llava.eval.whole_files import write_whole
+from llava.json_files import need
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 
@@ -285,7 +286,10 @@ def _score_folder(options: argparse.Namespace) -> int:
     results, failed = [], False
     for place, benchmark in zip(places, benchmarks, strict=True):
         try:
-            root = options.eval_folder or Path(read_described(place.settings)["about"]["eval_folder"])
+            root = options.eval_folder
+            if root is None:
+                about = read_described(place.settings)["about"]
+                root = Path(need(about, "eval_folder", str, f"{place.settings}: about"))
             results.append(score_answers(place, benchmark, root, judge))
         except (ValueError, OSError) as error:
             failed = True

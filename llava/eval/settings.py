@@ -17,7 +17,7 @@ from llava.model.builder import resolve
 SETTINGS_SUFFIX = ".settings.json"
 _DESCRIBING: dict[str, dict[str, type]] = {
     "identity": {"questions": str, "compression": dict, "seed": int},
-    "about": {"eval_folder": str, "model": str, "compression": str, "versions": dict, "device": str, "settings": dict},
+    "about": {"model": str, "compression": str, "versions": dict, "device": str, "settings": dict},
 }
 _REMOVE = "remove it and the answers beside it"
 

@@ -15,12 +15,14 @@ from typing import Any
 from transformers import CLIPVisionConfig, MistralConfig
 
 from llava.mm_utils import get_model_name_from_path
-from llava.model.config_fields import check_fields, read_by_transformers, read_config
+from llava.model.config_fields import check_fields, read_config
 from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.loading import PROJECTOR_FILE, weight_files
 from llava.model.lora import is_lora_folder
 from llava.model.multimodal_encoder.known_towers import known_tower
+from llava.model.settings_files import check_processor, check_settings_files, read_by_library
+from llava.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
         ValueError: if it holds nothing that can be opened, or a model of a kind that is not supported.
     """
     raw = _read_config(folder)
+    check_settings_files(folder)
     files = weight_files(folder)
     if is_lora_folder(folder):
         if files:
@@ -111,10 +114,12 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
     if known is not None and not Path(name).is_dir():
         return known
     try:
+        if Path(name).is_dir():
+            read_config(Path(name) / "config.json")
         kind = CLIPVisionConfig.get_config_dict(name)[0].get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise ValueError(f"The vision tower {name!r} is a {kind!r}; only CLIP's is supported.")
-        with read_by_transformers(name):
+        with read_by_library(name):
             dimensions: dict[str, Any] = CLIPVisionConfig.from_pretrained(name).to_dict()
     except OSError as error:
         raise ValueError(
@@ -122,6 +127,7 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
             "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
         ) from error
     check_fields(dimensions, f"the vision tower {name!r}")
+    check_processor(Path(name) / "preprocessor_config.json")
     return dimensions
 
 
@@ -138,10 +144,15 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
         language, extra = config_here(raw, folder)
     else:
         language, extra = dict(raw), {}
+        if isinstance(raw.get("text_config"), dict):
+            raise ValueError(
+                f"{str(folder / 'config.json')!r} has a text_config, but its model_type is "
+                f"{shown(raw.get('model_type'))}; accepted is llava, as transformers writes it."
+            )
     path = folder / "config.json"
     kind = language.get("model_type") or _type_by_name(name or get_model_name_from_path(str(folder.absolute())))
     if kind in _MISTRAL:
-        with read_by_transformers(path):
+        with read_by_library(path):
             language = MistralConfig.from_dict(language).to_dict()
         if language.pop("sliding_window") is not None:
             raise ValueError(
@@ -150,11 +161,11 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
             )
     elif kind not in _LLAMA:
         raise ValueError(
-            f"{str(folder)!r} has the model_type {kind!r}; accepted are {', '.join((*_LLAMA, *_MISTRAL))}, and llava "
-            "as transformers writes it."
+            f"{str(folder)!r} has the model_type {shown(kind)}; accepted are {', '.join((*_LLAMA, *_MISTRAL))}, and "
+            "llava as transformers writes it."
         )
     fields = {field: value for field, value in language.items() if field not in _NOT_CONFIGURED}
-    with read_by_transformers(path):
+    with read_by_library(path):
         config = LlavaConfig.from_dict(fields | extra)
     _refuse_other_llavas(config, folder)
     dimensions = vision_config(config)
@@ -175,7 +186,7 @@ def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:
     merge = getattr(config, "mm_patch_merge_type", None) or "flat"
     if merge != "flat":
         raise ValueError(
-            f"{str(folder)!r} is a LLaVA-NeXT (mm_patch_merge_type {merge!r}), which cuts images into tiles; only "
+            f"{str(folder)!r} is a LLaVA-NeXT (mm_patch_merge_type {shown(merge)}), which cuts images into tiles; only "
             "'flat' is supported, as in LLaVA-1.5."
         )
     for option in ("mm_resampler_type", "s2"):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from transformers.activations import ACT2FN
 
 from llava.compression.config import CompressionConfig
 from llava.json_files import need, read_object
+from llava.model.settings_files import ADVICE
 from llava.shown import shown
 
-ADVICE = "fetch or copy it anew"
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1_000, 1 << 20, 1 << 24
 
 # Whole numbers from 1 to a bound that no model comes near: beyond it building the model would take all memory.
@@ -61,7 +61,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is not a JSON object, or a field holds what cannot stand there; names the file.
     """
-    config = read_object(path, ADVICE)
+    config = read_object(path, ADVICE, mark=False)
     check_fields(config, repr(str(path)))
     return config
 
@@ -87,6 +87,14 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
         for item in config[key] if isinstance(config.get(key), list) else ():
             need({key: item}, key, str if key == "architectures" else int, f"{place} (in its list)")
     _check_heads(config, place)
+    if "hidden_act" in config and config["hidden_act"] not in ACT2FN:
+        raise ValueError(f"hidden_act in {place} is {shown(config['hidden_act'])}, which transformers does not know.")
+    projector: str | None = config.get("mm_projector_type")
+    if projector and not re.fullmatch(r"linear|identity|mlp[1-9]\d?x_gelu", projector):
+        raise ValueError(
+            f"mm_projector_type is {shown(projector)}; it must be linear, identity or mlpNx_gelu such as mlp2x_gelu "
+            f"(in {place})."
+        )
     for key in _INNER:
         if isinstance(config.get(key), dict):
             check_fields(config[key], f"{place}: {key}")
@@ -95,20 +103,6 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
             CompressionConfig.from_dict(config["compression"])
         except ValueError as error:
             raise ValueError(f"compression in {place}: {error}") from error
-
-
-@contextmanager
-def read_by_transformers(path: str | Path) -> Iterator[None]:
-    """Say of which file it is that transformers cannot read it, where it raises one of its many errors.
-
-    Raises:
-        ValueError: instead of the library's error; names the file and repeats what it says.
-    """
-    try:
-        yield
-    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{str(path)!r} is no configuration that transformers reads ({said}); {ADVICE}.") from error
 
 
 def _check_heads(config: Mapping[str, Any], place: str) -> None:

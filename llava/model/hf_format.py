@@ -17,9 +17,10 @@ from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava.conversation import TEMPLATE_FIELD
-from llava.model.config_fields import read_by_transformers
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
+from llava.model.settings_files import read_by_library
+from llava.shown import shown
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.mm_projector."
@@ -72,19 +73,21 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     Raises:
         ValueError: if the model has something that LLaVA's layout cannot say; names it.
     """
-    with read_by_transformers(Path(folder) / "config.json"):
+    with read_by_library(Path(folder) / "config.json"):
         parsed = HFConfig.from_dict(dict(raw))
     vision, text = parsed.vision_config, parsed.text_config
     if vision.model_type != "clip_vision_model":
-        raise ValueError(f"The vision tower in {str(folder)!r} is a {vision.model_type!r}; only CLIP's is supported.")
+        raise ValueError(
+            f"The vision tower in {str(folder)!r} is a {shown(vision.model_type)}; only CLIP's is supported."
+        )
     if not isinstance(parsed.vision_feature_layer, int):
         raise ValueError(
-            f"vision_feature_layer in {str(folder)!r} is {parsed.vision_feature_layer!r}; only the features of one "
-            "layer are supported, such as -2."
+            f"vision_feature_layer in {str(folder)!r} is {shown(parsed.vision_feature_layer)}; only the features of "
+            "one layer are supported, such as -2."
         )
     if parsed.projector_hidden_act != "gelu" or not parsed.multimodal_projector_bias:
         raise ValueError(
-            f"The projector in {str(folder)!r} has the activation {parsed.projector_hidden_act!r} and "
+            f"The projector in {str(folder)!r} has the activation {shown(parsed.projector_hidden_act)} and "
             f"multimodal_projector_bias {parsed.multimodal_projector_bias}; only 'gelu' with biases is supported."
         )
     fields = {
@@ -118,14 +121,14 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
     kind = getattr(config, "mm_projector_type", None) or "linear"
     if kind != "mlp2x_gelu":
         raise ValueError(
-            f"mm_projector_type of {source!r} is {kind!r}; transformers' LLaVA has only mlp2x_gelu, so this model can "
-            "only be written in LLaVA's format (--to llava)."
+            f"mm_projector_type of {source!r} is {shown(kind)}; transformers' LLaVA has only mlp2x_gelu, so this model "
+            "can only be written in LLaVA's format (--to llava)."
         )
     aspect_ratio = getattr(config, "image_aspect_ratio", None)
     if aspect_ratio not in ("pad", "square", None):
         raise ValueError(
-            f"image_aspect_ratio of {source!r} is {aspect_ratio!r}; transformers' LLaVA pads to a square or crops one "
-            "out, so write 'pad' or 'square' into its config.json, or convert --to llava."
+            f"image_aspect_ratio of {source!r} is {shown(aspect_ratio)}; transformers' LLaVA pads to a square or crops "
+            "one out, so write 'pad' or 'square' into its config.json, or convert --to llava."
         )
 
 
@@ -186,7 +189,8 @@ def read_image_processor(folder: str | Path) -> CLIPImageProcessorPil | None:
     if settings is None:
         return None
     settings = {name: value for name, value in settings.items() if name not in ("do_pad", "image_processor_type")}
-    return CLIPImageProcessorPil.from_dict(settings)
+    with read_by_library(f"{folder}/preprocessor_config.json"):
+        return CLIPImageProcessorPil.from_dict(settings)
 
 
 def image_processor_there(processor: CLIPImageProcessorPil, aspect_ratio: str | None) -> Any:

@@ -6,6 +6,7 @@ safetensors come first; pickles are read only as weights, so that a file cannot 
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from llava.json_files import read_object
+from llava.json_files import need, read_object
 from llava.model.collectives import gathered, whole_shape
+from llava.shown import shown
 
 PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, or a pickle that asks for more than tensors.
@@ -42,13 +44,15 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        named = sorted(set(read_object(index, "fetch it anew")["weight_map"].values()))
+        content = read_object(index, "fetch it anew", mark=False)
+        need(content, "metadata", dict, repr(str(index)))
+        named = sorted({need(content["weight_map"], key, str, "weight_map") for key in content["weight_map"]})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{str(index)!r} is no index of weight files (an object with weight_map); fetch it anew."
         ) from (error)
     files = [index.parent / name for name in named]
-    lost = [path.name for path in files if not path.is_file()]
+    lost = [shown(path.name)[1:-1] for path in files if not os.path.isfile(path)]
     if lost:
         raise ValueError(
             f"{str(index)!r} names {len(named)} weight files, but {', '.join(lost)} is not there; the folder is "

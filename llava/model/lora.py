@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llava.json_files import need, read_object
 from llava.model.collectives import gathered
 from llava.model.loading import read_state_dict, write_weights
+from llava.model.settings_files import ADVICE, read_by_library
 from llava.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     int: ("r",),
     float: ("lora_alpha", "lora_dropout"),
     bool: ("fan_in_fan_out", "inference_mode", "use_rslora", "use_dora"),
+    (bool, str): ("init_lora_weights",),
     (str, list): ("target_modules", "exclude_modules"),
     list: ("modules_to_save",),
     dict: ("rank_pattern", "alpha_pattern"),
@@ -61,7 +63,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         ValueError: if it is not a JSON object, or a field that peft reads holds another type than it takes.
     """
     path = Path(folder) / ADAPTER_CONFIG_FILE
-    config = read_object(path, "fetch or copy it anew")
+    config = read_object(path, ADVICE, mark=False)
     for kind, keys in _FIELDS.items():
         for key in keys:
             need(config, key, kind, repr(str(path)), optional=True)
@@ -151,7 +153,12 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
 
     if getattr(model, "quantization_method", None) is not None:
         raise ValueError("The base model is quantised; merged weights would be rounded. Load it in 16 or 32 bits.")
-    config = LoraConfig.from_pretrained(str(folder))
+    path = Path(folder) / ADAPTER_CONFIG_FILE
+    kind = read_adapter_config(folder).get("peft_type", "LORA")
+    if kind != "LORA":
+        raise ValueError(f"peft_type in {str(path)!r} is {shown(kind)}; only LORA is supported.")
+    with read_by_library(path, "peft"):
+        config = LoraConfig.from_pretrained(str(folder))
     if config.megatron_config:
         raise ValueError(
             f"{str(Path(folder) / ADAPTER_CONFIG_FILE)!r} asks for Megatron's layers (megatron_config) from the "
@@ -160,7 +167,8 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
     # LLaVA lists names such as q_proj, which CLIP's layers have as well.
     config.exclude_modules = _NOT_ADAPTED
     config.base_model_name_or_path = None  # peft warns of another path; whether the model fits is checked below
-    wrapped = get_peft_model(model, config)
+    with read_by_library(path, "peft"):
+        wrapped = get_peft_model(model, config)
     load_adapters(wrapped, folder)
     return wrapped.merge_and_unload()
 

@@ -12,10 +12,12 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase,
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
+from llava.json_files import read_object
 from llava.model.hf_format import is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.named_tokens import add_named, named_tokens, special_tokens
 from llava.model.sentencepiece_model import build_tokenizer, merged_by_id, read_sentencepiece, shape_spaces
+from llava.model.settings_files import ADVICE, in_short
 from llava.model.tokenizer_probes import different_graphemes, first_difference
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
         ambiguous = not is_hf_config(_config_of(name))
         own = {"config": LlavaConfig()} if ambiguous else {}
         # Left out, it would ask at the terminal whether to run code that lies beside the tokenizer.
-        tokenizer = AutoTokenizer.from_pretrained(name, **own, **options, trust_remote_code=False)
+        tokenizer = _from_transformers(name, **own, **options, trust_remote_code=False)
         if type(tokenizer) is LlamaTokenizer:
             if pieces is not None:
                 return _from_pieces(name, pieces, whole, settings, options)
@@ -79,10 +81,20 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
             ) from error
         raise ValueError(
             f"The tokenizer of {str(name)!r} cannot be read. A tokenizer.model needs the packages sentencepiece and "
-            f"protobuf, in versions that fit each other; a tokenizer.json needs neither. ({str(error).splitlines()[0]})"
+            f"protobuf, in versions that fit each other; a tokenizer.json needs neither. ({in_short(error)})"
         ) from error
     if pieces is not None and type(tokenizer) is PreTrainedTokenizerFast:
         _require_same_ids(name, pieces, tokenizer)
+    return tokenizer
+
+
+def _from_transformers(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # tokenizers raises Exception itself, and transformers what its code stumbles over
+        raise ValueError(in_short(error)) from error
     return tokenizer
 
 
@@ -184,12 +196,12 @@ def _file_of(name: str | Path, file: str, options: dict[str, Any]) -> Path | Non
 
 def _added_file(name: str | Path, options: dict[str, Any]) -> dict[str, int]:
     path = _file_of(name, "added_tokens.json", options)
-    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return {} if path is None else read_object(path, ADVICE)
 
 
 def _special_map(name: str | Path, options: dict[str, Any]) -> dict[str, Any]:
     path = _file_of(name, "special_tokens_map.json", options)
-    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return {} if path is None else read_object(path, ADVICE)
 
 
 def _config_of(name: str | Path) -> dict[str, Any]:

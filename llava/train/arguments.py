@@ -18,6 +18,7 @@ from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 from llava.shown import shown
+from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.manifest import VERIFY
 from llava.train.supported import is_left_out, require_supported
@@ -151,6 +152,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         ValueError: for unknown flags, values out of range and values that do not go together.
     """
     arguments = modern_spelling(sys.argv[1:] if argv is None else argv)
+    check_deepspeed_file(arguments)
     model_args, data_args, training_args = _parse(arguments)
     if data_args.data_path is None:
         raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")

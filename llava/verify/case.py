@@ -5,7 +5,6 @@ Shapes: B rows, T positions of the prompt, M images.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from llava.json_files import NotJsonError, parse_json
+from llava.shown import shown
 
 CASE_FILES = ("case.json", "inputs.safetensors", "outputs.safetensors")
 
@@ -104,8 +106,8 @@ def read_case(folder: Path) -> Case:
     """
     settings = read_json(folder / "case.json")
     kind = settings.get("kind")
-    if kind not in RECORDABLE:
-        raise UnreadableCaseError(f"kind is {kind!r} in case.json; known kinds are {', '.join(RECORDABLE)}.")
+    if not isinstance(kind, str) or kind not in RECORDABLE:
+        raise UnreadableCaseError(f"kind is {shown(kind)} in case.json; known kinds are {', '.join(RECORDABLE)}.")
     inputs, outputs = (_read_tensors(folder, settings, part) for part in ("inputs", "outputs"))
     _check_contents(kind, inputs, outputs)
     return Case(folder, kind, _model_folder(folder, settings), _is_training(kind, settings), settings, inputs, outputs)
@@ -116,8 +118,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UnreadableCaseError(f"{path.name} is missing from {path.parent}.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parse_json(path.read_bytes())
+    except NotJsonError as error:
         raise UnreadableCaseError(f"{path.name} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UnreadableCaseError(f"{path.name} must hold an object, not {type(content).__name__}.")
@@ -137,10 +139,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _read_tensors(folder: Path, settings: dict[str, Any], part: str) -> dict[str, Tensor]:
     """`inputs.safetensors` or `outputs.safetensors`, checked against the list of tensors in `case.json`."""
     tensors = read_weights(folder / f"{part}.safetensors")
-    for name, entry in (settings.get(part) or {}).items():
+    listed = settings.get(part) or {}
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
+        raise UnreadableCaseError(f"{part} is {shown(listed)} in case.json; it must be an object of objects.")
+    for name, entry in listed.items():
         if name not in tensors:
             raise UnreadableCaseError(f"{part}.safetensors has no tensor {name!r}, which case.json lists.")
-        shape, said = list(tensors[name].shape), list(entry.get("shape", tensors[name].shape))
+        shape, said = list(tensors[name].shape), entry.get("shape", list(tensors[name].shape))
         dtype = str(tensors[name].dtype).removeprefix("torch.")
         if shape != said or dtype != entry.get("dtype", dtype):
             raise UnreadableCaseError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.settings_files import in_short
 from llava.verify.case import UnreadableCaseError, read_json, read_weights
 
 PUBLISHED_SELECT_LAYER = -2
@@ -56,11 +57,15 @@ def _read_model(folder: Path, select_layer: int | None) -> LlavaLlamaForCausalLM
     try:
         model = LlavaLlamaForCausalLM(LlavaConfig(**settings)).float()
     except (ValueError, TypeError, AttributeError) as error:
-        raise UnreadableCaseError(f"{folder / 'config.json'} describes no model that can be built: {error}") from error
+        raise UnreadableCaseError(
+            f"{folder / 'config.json'} describes no model that can be built: {in_short(error)}"
+        ) from error
     try:
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise UnreadableCaseError(f"{folder / 'model.safetensors'} does not fit config.json: {error}") from error
+        raise UnreadableCaseError(
+            f"{folder / 'model.safetensors'} does not fit config.json: {in_short(error)}"
+        ) from error
     tied = {"lm_head.weight"} if settings.get("tie_word_embeddings") else set()
     for names, problem in ((set(found.missing_keys) - tied, "lacks"), (set(found.unexpected_keys), "also holds")):
         if names:

@@ -139,6 +139,12 @@ def _judged(text: str, name: str, folder: Path, target: Target) -> str:
     return "sentence" if named and len(text) < LONGEST and not text.lstrip().startswith(_BARE) else "raw"
 
 
+def say(text: str) -> None:
+    """A line for the terminal, whatever characters it holds."""
+    sys.stdout.write(text.encode("ascii", "backslashreplace").decode() + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Run the command line; the status is 1 if a trial failed."""
     parser = argparse.ArgumentParser(prog="python -m attack.fuzz_files", description=__doc__)
@@ -146,8 +152,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of a target's name")
     options = parser.parse_args()
-    figures = run(options.count, options.seed, options.only, lambda line: print(line, flush=True))
-    print(json.dumps({key: value for key, value in figures.items() if key != "failures"}, indent=1))
+    figures = run(options.count, options.seed, options.only, say)
+    say(json.dumps({key: value for key, value in figures.items() if key != "failures"}, indent=1))
     return int(bool(figures["failures"]))
 
 

@@ -91,7 +91,7 @@ def _read_records(folder: Path) -> None:
 
 def _check_data(folder: Path) -> int:
     statuses = [
-        check_data(["--data-path", str(folder / name), "--images", "skip", "--workers", "1", "--report",
+        check_data(["--data-path", str(folder / name), "--images", "skip", "--workers", "0", "--report",
                     str(folder / "report.json")])
         for name in ("chats.json", "chats.jsonl")
     ]  # fmt: skip
@@ -102,6 +102,8 @@ SETTINGS = {
     "config.json": "json", "generation_config.json": "json", "tokenizer_config.json": "json",
     "preprocessor_config.json": "json", "tokenizer.json": "json",
 }  # fmt: skip
+
+FIELDS = ("mm_vision_select_layer", "mm_vision_select_feature", "mm_hidden_size")  # fields of config.json, and flags
 
 
 def _model(folder: Path) -> dict[str, str]:
@@ -226,8 +228,8 @@ def _answers(writer: Callable[[Path], None], name: str) -> Callable[[Path], dict
 
 def _pope(folder: Path) -> int:
     data = folder / "data/pope"
-    return eval_pope.main(["--annotation-dir", str(data / "coco"), "--question-file",
-                           str(data / "llava_pope_test.jsonl"), "--result-file", str(folder / "answers.jsonl")])  # fmt: skip
+    words = ["--annotation-dir", data / "coco", "--question-file", data / "llava_pope_test.jsonl"]
+    return eval_pope.main([str(word) for word in (*words, "--result-file", folder / "answers.jsonl")])
 
 
 def _textvqa(folder: Path) -> int:
@@ -272,10 +274,10 @@ def all_targets() -> list[Target]:
         Target("mixture", _mixture, lambda folder: open_mix(folder / "mix.yaml", folder / "cache") and None),
         Target("records", _records, _read_records),
         Target("data check", _records, _check_data),
-        Target("model", _model, _open_model),
-        Target("hf model", _hf_model, _open_model),
-        Target("published model", _published_model, _open_published),
-        Target("adapters", _adapters, _open_adapters),
+        Target("model", _model, _open_model, FIELDS),
+        Target("hf model", _hf_model, _open_model, FIELDS),
+        Target("published model", _published_model, _open_published, FIELDS),
+        Target("adapters", _adapters, _open_adapters, FIELDS),
         Target("schedule", _config_alone, _schedule),
         Target("results", _results, _table),
         Target("settings", _settings, _score),

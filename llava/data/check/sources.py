@@ -13,6 +13,7 @@ from typing import Any
 from llava.data.json_stream import is_parquet, iterate_json, open_text
 from llava.data.mixture import is_mixture, read_mixture
 from llava.file_modes import follow_umask
+from llava.json_files import NotJsonError, parse_json
 
 
 class SourceError(ValueError):
@@ -128,8 +129,8 @@ def _read_lines(path: Path) -> list[Any]:
 
 def _line(line: str, number: int) -> Any:
     try:
-        return json.loads(line.lstrip("\ufeff"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(line.lstrip("\ufeff"))
+    except NotJsonError as error:
         return Unreadable(f"line {number}: {error}")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.json_files import read_json_as, write_json
-from llava.eval.benchmarks.reading import need_field, read_questions
+from llava.eval.benchmarks.reading import need_text, read_questions
 from llava.eval.questions import Answered, Question
+from llava.shown import shown
 
 _FOLDER = "gqa"
 _ANNOTATION = "testdev_balanced_questions.json"
@@ -43,8 +44,8 @@ class GQA(Benchmark):
             if number not in records:
                 raise ValueError(f"{path} has no question {number}, but it was answered; download both files again.")
             place = f"{path}, question {number}"
-            right = gqa_prediction(item.text) == str(need_field(records[number], "answer", place))
-            for group in ("accuracy", *_types(records[number])):
+            right = gqa_prediction(item.text) == need_text(records[number], "answer", place)
+            for group in ("accuracy", *_types(records[number], place)):
                 groups[group].append(right)
         values = {name: 100 * sum(verdicts) / len(verdicts) for name, verdicts in groups.items()}
         return Scores(values["accuracy"], values)
@@ -79,9 +80,11 @@ def gqa_predictions(answers: Sequence[tuple[Any, str]]) -> list[dict[str, Any]]:
     return [{"questionId": number, "prediction": gqa_prediction(text)} for number, text in answers]
 
 
-def _types(record: Mapping[str, Any]) -> list[str]:
+def _types(record: Mapping[str, Any], place: str) -> list[str]:
     """Groups that a question counts in; none where the file says no types."""
     types = record.get("types") or {}
+    if not isinstance(types, Mapping):
+        raise ValueError(f"{place} has the types {shown(types)}; they must be a JSON object. Download the file again.")
     structural, semantic = types.get("structural"), types.get("semantic")
     names = [f"semantic/{semantic}"] if semantic else []
     if structural:

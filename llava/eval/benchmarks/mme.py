@@ -20,6 +20,8 @@ from llava.eval.benchmarks.open_answers import SHORT_ANSWER
 from llava.eval.benchmarks.reading import read_questions, require
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.yes_no import mme_points, mme_reading
+from llava.outside_files import decode_text
+from llava.shown import shown
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -135,7 +137,7 @@ def read_truths(release: Path) -> Truths:
     for category in sorted(path for path in require(release, MME.name).iterdir() if path.is_dir()):
         inner = category / "questions_answers_YN"
         for path in sorted((inner if inner.is_dir() else category).glob("*.txt")):
-            for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            for number, line in enumerate(decode_text(path.read_bytes(), str(path)).splitlines(), start=1):
                 if not line.strip():
                     continue
                 question, _, answer = (part.strip() for part in line.strip().partition("\t"))
@@ -159,12 +161,13 @@ def _by_image(truths: Truths, answered: Sequence[Answered]) -> dict[tuple[str, s
     groups: dict[tuple[str, str], list[_Verdict]] = defaultdict(list)
     for item in answered:
         name = Path(str(item.question.question_id))
-        category, image = name.parts[0], name.name.split(".")[0]
+        category, image = name.parts[0] if name.parts else "", name.name.split(".")[0]
         truth = truths.get((category, image, _plain(item.question.text)))
         if truth is None:
             raise ValueError(
-                f"MME's files have no answer to {_plain(item.question.text)!r} about {item.question.question_id}; "
-                f"{_RELEASE} and llava_mme.jsonl do not belong together, download both again."
+                f"MME's files have no answer to {shown(_plain(item.question.text))} about "
+                f"{shown(str(item.question.question_id))[1:-1]} (looked for in {category}/{image}.txt); {_RELEASE} and "
+                "llava_mme.jsonl do not belong together, download both again."
             )
         groups[category, image].append(_Verdict(category, image, name.name, truth, item.text))
     return groups

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.reading import need_field, read_json, read_questions
+from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.whole_files import write_whole
@@ -152,8 +152,9 @@ def _truth(facts: Any, question: Question, path: Path) -> Mapping[str, Any]:
     name = f"v1_{question.question_id}"
     if not isinstance(facts, dict) or not isinstance(facts.get(name), dict):
         raise ValueError(f"{path} has no question {name}; it does not fit llava-mm-vet.jsonl, download both again.")
-    for needed in ("question", "answer", "capability"):
-        need_field(facts[name], needed, f"{path}, {name}")
+    for needed in ("question", "answer"):
+        need_text(facts[name], needed, f"{path}, {name}")
+    need_list(facts[name], "capability", f"{path}, {name}")
     truth: Mapping[str, Any] = facts[name]
     return truth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import Scores
-from llava.eval.benchmarks.reading import need_field, read_json_lines
+from llava.eval.benchmarks.reading import need_field, need_list, need_text, read_json_lines
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -34,7 +34,7 @@ def labelled_question(
     Raises:
         ValueError: if it lacks the answers.
     """
-    answers = tuple(str(need_field(answer, "answer", place)) for answer in need_field(annotation, "answers", place))
+    answers = tuple(need_text(answer, "answer", place) for answer in need_list(annotation, "answers", place))
     return Question(
         question_id, text, (image,), facts={_ANSWERS: answers, "answer_type": annotation.get("answer_type")}
     )

@@ -18,6 +18,7 @@ from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json_lines, read_questions, require
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
+from llava.shown import shown
 
 SPLITS = ("adversarial", "popular", "random")
 """Categories of the published benchmark."""
@@ -122,6 +123,10 @@ def _label_of(question: Question, labels: Sequence[Mapping[str, Any]], path: Pat
     image, own = label.get("image"), question.facts.get("image")
     if image and own and Path(str(image)).name != Path(str(own)).name:
         raise ValueError(
-            f"{path}, line {place + 1} is about {image}, but question {question.question_id} is about {own}; {advice}"
+            f"{path}, line {place + 1} is about {shown(str(image))[1:-1]}, but question "
+            f"{question.question_id} is about {shown(str(own))[1:-1]}; {advice}"
         )
-    return str(need_field(label, "label", f"{path}, line {place + 1}")) != "no"
+    said = need_field(label, "label", f"{path}, line {place + 1}")
+    if said not in ("yes", "no"):
+        raise ValueError(f"{path}, line {place + 1} has the label {shown(said)}; it must be yes or no. Get it anew.")
+    return bool(said == "yes")

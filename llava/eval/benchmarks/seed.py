@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.benchmarks.base import Benchmark, Scores
-from llava.eval.benchmarks.reading import need_field, read_json, read_questions
+from llava.eval.benchmarks.reading import need_field, need_id, need_list, need_text, read_json, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.whole_files import write_whole
+from llava.shown import shown
 
 _FOLDER = "seed_bench"
 _IMAGES = "SEED-Bench-image"
@@ -113,16 +114,23 @@ def read_annotation(path: Path, benchmark: str = SEED.name) -> list[SeedQuestion
         ValueError: if it is missing or lacks something.
     """
     data = read_json(path, benchmark)
-    names = {number: name for name, number in need_field(data, "question_type", str(path)).items()}
+    types = need_field(data, "question_type", str(path))
+    if not isinstance(types, dict) or not all(isinstance(number, int) for number in types.values()):
+        raise ValueError(f"{path}, question_type is {shown(types)}; it must be an object of numbers, by name.")
+    names = {number: name for name, number in types.items()}
     questions = []
-    for number, record in enumerate(need_field(data, "questions", str(path)), start=1):
+    for number, record in enumerate(need_list(data, "questions", str(path)), start=1):
         place = f"{path}, question {number}"
         type_id = need_field(record, "question_type_id", place)
-        kind = record.get("data_type", "image" if int(type_id) <= _LAST_IMAGE_TYPE else "video")
+        if isinstance(type_id, bool) or not isinstance(type_id, int):
+            raise ValueError(f"{place} has the question_type_id {shown(type_id)}; it must be a whole number.")
+        kind = record.get("data_type", "image" if type_id <= _LAST_IMAGE_TYPE else "video")
+        if kind not in ("image", "video"):
+            raise ValueError(f"{place} has the data_type {shown(kind)}; it must be image or video.")
         questions.append(
             SeedQuestion(
-                need_field(record, "question_id", place),
-                need_field(record, "answer", place),
+                need_id(record, "question_id", place),
+                need_text(record, "answer", place),
                 names.get(type_id, f"type {type_id}"),
                 kind,
             )

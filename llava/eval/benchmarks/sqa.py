@@ -14,8 +14,9 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark, Scores
-from llava.eval.benchmarks.reading import file_in, need_field, need_id, need_text, read_json, require_seen
+from llava.eval.benchmarks.reading import file_in, need_field, need_id, need_list, need_text, read_json, require_seen
 from llava.eval.questions import Answered, Question
+from llava.shown import shown
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 """What LLaVA's `--single-pred-prompt` puts behind a question."""
@@ -125,17 +126,22 @@ def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[st
         ValueError: if a file is missing, has no such split, or lacks a problem of it.
     """
     splits, problems = (read_json(folder / name, benchmark) for name in ("pid_splits.json", "problems.json"))
+    for name, value in (("pid_splits.json", splits), ("problems.json", problems)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{folder / name} holds {shown(value)}; it must be a JSON object. Download it again.")
     if split not in splits:
         raise ValueError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
     chosen = {}
-    for number in map(str, splits[split]):
+    for number in map(str, need_list(splits, split, str(folder / "pid_splits.json"))):
         place = f"{folder / 'problems.json'}, problem {number}"
         if number not in problems:
             raise ValueError(f"{place} is missing, though {folder / 'pid_splits.json'} lists it; download both again.")
         problem = problems[number]
-        choices, answer = need_field(problem, "choices", place), need_field(problem, "answer", place)
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise ValueError(f"{place} has the answer {answer!r}, but {len(choices)} choices; download the file again.")
+        choices, answer = need_list(problem, "choices", place), need_field(problem, "answer", place)
+        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+            raise ValueError(
+                f"{place} has the answer {shown(answer)}, but {len(choices)} choices; download the file again."
+            )
         chosen[number] = problem
     return chosen
 
@@ -173,7 +179,8 @@ def option_index(letter: str, count: int, options: Sequence[str] = OPTIONS) -> i
 
 def _offered(problems: Mapping[str, Any], question_id: int | str) -> dict[str, int]:
     """How many choices a question has, as far as `problems.json` is there to say so."""
-    choices = dict(problems.get(str(question_id)) or {}).get("choices")
+    problem = problems.get(str(question_id)) if isinstance(problems, Mapping) else None
+    choices = problem.get("choices") if isinstance(problem, Mapping) else None
     return {"choices": len(choices)} if isinstance(choices, list) else {}
 
 

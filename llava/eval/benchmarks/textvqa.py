@@ -13,10 +13,11 @@ from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.json_files import read_json_as
-from llava.eval.benchmarks.reading import need_field, read_questions
+from llava.eval.benchmarks.reading import need_list, need_text, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.m4c import m4c_accuracy
 from llava.eval.scoring.vqa_normalise import evalai_answer
+from llava.shown import shown
 
 Annotations = Mapping[tuple[str, str], Sequence[str]]
 """Ten people's answers by image and question in lower case."""
@@ -56,10 +57,11 @@ def read_annotations(path: Path) -> Annotations:
     """
     data = read_json_as(dict, path, TextVQA.name)
     annotations = {}
-    for number, record in enumerate(need_field(data, "data", str(path)), start=1):
+    for number, record in enumerate(need_list(data, "data", str(path)), start=1):
         place = f"{path}, question {number}"
-        key = (str(need_field(record, "image_id", place)), str(need_field(record, "question", place)).lower())
-        annotations[key] = [str(answer) for answer in need_field(record, "answers", place)]
+        key = (need_text(record, "image_id", place), need_text(record, "question", place).lower())
+        answers = need_list(record, "answers", place)
+        annotations[key] = [need_text({"answers": answer}, "answers", place) for answer in answers]
     return annotations
 
 
@@ -79,8 +81,8 @@ def textvqa_accuracy(annotations: Annotations, lines: Iterable[tuple[Any, str, s
         key = (str(image), question_of_prompt(prompt))
         if key not in annotations:
             raise ValueError(
-                f"{place} has no question {key[1]!r} about image {key[0]}; the questions that were answered and this "
-                "file do not belong together, download both again."
+                f"{place} has no question {shown(key[1])} about image {shown(key[0])[1:-1]}; the questions that "
+                "were answered and this file do not belong together, download both again."
             )
         shares.append(m4c_accuracy(text, annotations[key]))
     return 100 * sum(shares) / len(shares)
@@ -105,7 +107,7 @@ def question_of_prompt(prompt: str) -> str:
     elif len(lines) == 2:
         return lines[0].lower()
     raise ValueError(
-        f"The prompt {prompt!r} has none of the forms of LLaVA's TextVQA questions: the question and a request on two "
-        "lines, with or without a line 'Reference OCR token: ...', or 'OCR tokens: ... Question: ... Short answer:'. "
-        "Answer the questions of llava_textvqa_val_v051_ocr.jsonl."
+        f"The prompt {shown(prompt)} has none of the forms of LLaVA's TextVQA questions: the question and a request on "
+        "two lines, with or without a line 'Reference OCR token: ...', or 'OCR tokens: ... Question: ... Short "
+        "answer:'. Answer the questions of llava_textvqa_val_v051_ocr.jsonl."
     )

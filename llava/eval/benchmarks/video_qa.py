@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_json
+from llava.eval.benchmarks.reading import file_in, need_id, need_text, read_json
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
@@ -75,7 +75,7 @@ class VideoQA(JudgedBenchmark):
         answers = right_answers(records, path, _records(folder / "test_a.json", self.name), folder / "test_a.json")
         for number, (record, answer) in enumerate(zip(records, answers, strict=True), start=1):
             place = f"{path}, record {number}"
-            name = self.prefix + str(need_field(record, "video_name", place))
+            name = self.prefix + need_text(record, "video_name", place)
             usual = file_in(folder / self.videos, f"{name}{VIDEO_SUFFIXES[0]}", place)
             questions.append(
                 Question(
@@ -175,10 +175,10 @@ def right_answers(
         ValueError: if a record lacks a field, or the two files do not belong together.
     """
     ids, answer_ids = (
-        [str(need_field(record, "question_id", f"{path}, record {n}")) for n, record in enumerate(records, start=1)]
+        [str(need_id(record, "question_id", f"{path}, record {n}")) for n, record in enumerate(records, start=1)]
         for records, path in ((questions, asked), (answers, told))
     )
-    texts = [str(need_field(record, "answer", f"{told}, record {n}")) for n, record in enumerate(answers, start=1)]
+    texts = [need_text(record, "answer", f"{told}, record {n}") for n, record in enumerate(answers, start=1)]
     if len(set(ids)) == len(ids) and len(set(answer_ids)) == len(answer_ids):
         by_id = dict(zip(answer_ids, texts, strict=True))
         for number, name in enumerate(ids, start=1):

@@ -15,7 +15,9 @@ def build_vision_projector(config: Any) -> nn.Module:
         ValueError: for any other name, and for `identity` between different widths.
     """
     kind = getattr(config, "mm_projector_type", None) or "linear"
-    inputs, outputs = config.mm_hidden_size, config.hidden_size
+    inputs, outputs = getattr(config, "mm_hidden_size", None), config.hidden_size
+    if not isinstance(inputs, int):
+        raise ValueError("config.json names a vision tower, but not its width; write mm_hidden_size into it.")
     if kind == "linear":
         return nn.Linear(inputs, outputs)
     if kind == "identity":

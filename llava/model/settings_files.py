@@ -1,0 +1,168 @@
+"""The JSON files beside a model's weights: each is held against what may stand in it before a library reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CLIPImageProcessorPil, GenerationConfig
+
+from llava.json_files import need, read_object
+from llava.shown import shown
+
+ADVICE = "fetch or copy it anew"
+Kinds = Mapping[type | tuple[type, ...], tuple[str, ...]]
+
+_GENERATION: Kinds = {
+    int: (
+        "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k", "num_return_sequences",
+        "no_repeat_ngram_size", "bos_token_id", "pad_token_id", "decoder_start_token_id",
+    ),
+    float: (
+        "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "max_time",
+        "guidance_scale", "epsilon_cutoff", "eta_cutoff",
+    ),
+    bool: ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "output_scores"),
+    (int, list): ("eos_token_id",),
+    list: ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "stop_strings"),
+    str: ("cache_implementation", "transformers_version"),
+}  # fmt: skip
+_TOKENIZER: Kinds = {
+    str: ("tokenizer_class", "padding_side", "truncation_side", "backend"),
+    bool: ("legacy", "add_bos_token", "add_eos_token", "add_prefix_space", "use_default_system_prompt",
+           "clean_up_tokenization_spaces", "split_special_tokens"),
+    float: ("model_max_length",),
+    (str, dict): ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    dict: ("added_tokens_decoder", "sp_model_kwargs", "init_kwargs"),
+    (list, dict): ("additional_special_tokens", "extra_special_tokens"),
+    (str, list, dict): ("chat_template",),
+}  # fmt: skip
+_PROCESSOR: Kinds = {
+    (int, dict): ("size", "crop_size"),
+    bool: ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
+    (float, list): ("image_mean", "image_std"),
+    float: ("rescale_factor",),
+    int: ("resample", "patch_size"),
+    str: ("image_processor_type", "processor_class", "vision_feature_select_strategy"),
+    dict: ("image_processor",),
+}
+# What transformers and peft raise for a setting that they do not expect.
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    StrictDataclassError,
+)
+_LARGEST_IMAGE = 1 << 14  # pixels along a side
+
+
+@contextmanager
+def read_by_library(path: str | Path, library: str = "transformers") -> Iterator[None]:
+    """Say of which file or folder it is that a library cannot read it, where it raises one of its many errors.
+
+    Raises:
+        ValueError: instead of the library's error; names the path and repeats what the library says.
+    """
+    try:
+        yield
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r} is not what {library} reads ({in_short(error)}); {ADVICE}.") from error
+
+
+def in_short(error: BaseException, longest: int = 300) -> str:
+    """What an error says, on one line; its class, too, where the message alone says little."""
+    said = " ".join(str(error).split())
+    said = said if len(said) > 25 else f"{type(error).__name__}: {said}".removesuffix(": ")
+    return said if len(said) <= longest else f"{said[: longest - 3]}..."
+
+
+def check_settings_files(folder: Path) -> None:
+    """Hold the settings of generation, tokenizer and image processor in a folder against what may stand in them.
+
+    Args:
+        folder: of a model; files that it lacks are passed over.
+
+    Raises:
+        ValueError: if one is not a JSON object, or a field that is read holds another type; names file, field, value
+            and what is accepted.
+    """
+    generation = _checked(folder / "generation_config.json", _GENERATION)
+    if generation is not None:
+        with read_by_library(folder / "generation_config.json"):
+            GenerationConfig.from_dict(dict(generation))
+    settings = _checked(folder / "tokenizer_config.json", _TOKENIZER) or {}
+    for index, token in (settings.get("added_tokens_decoder") or {}).items():
+        place = f"{str(folder / 'tokenizer_config.json')!r}: added_tokens_decoder"
+        if not index.isdecimal():
+            raise ValueError(f"The key {shown(index)} in {place} is no id; {ADVICE}.")
+        _need_token(token, f"token {index}", place)
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        for token in settings.get(key) or ():
+            need({key: token}, key, (str, dict), f"{str(folder / 'tokenizer_config.json')!r} (in its list)")
+    for key, value in (_checked(folder / "special_tokens_map.json", {}) or {}).items():
+        need({key: value}, key, (str, dict, list), repr(str(folder / "special_tokens_map.json")))
+    for key, value in (_checked(folder / "added_tokens.json", {}) or {}).items():
+        need({key: value}, key, int, repr(str(folder / "added_tokens.json")))
+    whole = _checked(folder / "tokenizer.json", {list: ("added_tokens",), dict: ("model",)}, strict=False) or {}
+    for token in whole.get("added_tokens") or ():
+        place = f"{str(folder / 'tokenizer.json')!r}: added_tokens"
+        _need_token(token, "an entry", place)
+        need(token, "id", int, place)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        check_processor(folder / name)
+
+
+def check_processor(path: Path) -> None:
+    """Hold a `preprocessor_config.json` or `processor_config.json`, if it is there, against what may stand in it.
+
+    Raises:
+        ValueError: as `check_settings_files`.
+    """
+    settings = _checked(path, _PROCESSOR) or {}
+    for place, values in (
+        (repr(str(path)), settings),
+        (f"{str(path)!r}: image_processor", settings.get("image_processor")),
+    ):
+        if values is None:
+            continue
+        _check_kinds(values, _PROCESSOR, place)
+        for key in ("size", "crop_size"):
+            _check_size(values.get(key), key, place)
+        with read_by_library(path):
+            CLIPImageProcessorPil.from_dict({key: values[key] for key in ("size", "crop_size") if key in values})
+        for key in ("image_mean", "image_std"):
+            for number in values[key] if isinstance(values.get(key), list) else ():
+                need({key: number}, key, float, f"{place} (in its list)")
+
+
+def _check_size(size: Any, key: str, place: str) -> None:
+    for name, value in size.items() if isinstance(size, dict) else [] if size is None else [(key, size)]:
+        if need({name: value}, name, int, f"{place}: {key}", optional=True) is None:
+            continue
+        if not 1 <= value <= _LARGEST_IMAGE:
+            raise ValueError(f"{name} in {place}: {key} is {shown(value)}; it must be from 1 to {_LARGEST_IMAGE:,}.")
+
+
+def _need_token(token: Any, name: str, place: str) -> None:
+    need(need({name: token}, name, dict, place), "content", str, f"{place}: {name}")
+
+
+def _checked(path: Path, kinds: Kinds, strict: bool = True) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content = read_object(path, ADVICE, strict, mark=False)
+    _check_kinds(content, kinds, repr(str(path)))
+    return content
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Kinds, place: str) -> None:
+    for kind, keys in kinds.items():
+        for key in keys:
+            need(values, key, kind, place, optional=True)
