@@ -15,7 +15,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
-from hostile import SHAPES, Writes, new_zip
+from hostile import SHAPES, Writes, around, new_zip
 from tiny_llava import flags, write_assets
 from transformers import TrainerState
 
@@ -277,6 +277,28 @@ def test_transformers_own_loads_run_nothing_should_the_look_be_left_out(
                 train(arguments(half_way, tmp_path / "run"))
         shutil.copyfile(half_way / "run/checkpoint-4" / name, tmp_path / "run/checkpoint-4" / name)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_library_that_writes_what_resuming_would_refuse_is_found_before_the_first_step(
+    half_way: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version that pickles another class must not be noticed only when the run is gone on from."""
+    monkeypatch.setattr("llava.model.pickles.OF_RANDOM_STATES", ())
+    with pytest.raises(OSError, match=r"rng_state\.pth.*numpy.*constraints\.txt"):
+        train(arguments(half_way, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(("name", "is_known"), [("transformers.SomethingNew", True), ("torch.hub.load", False)])
+def test_arguments_of_another_version_of_a_library_are_no_attack(checkpoint: Path, name: str, is_known: bool) -> None:
+    """`training_args.bin` is opened by nobody; a new class of transformers' in it must not keep a run from going on."""
+    module, _, attribute = name.rpartition(".")
+    around(checkpoint / "training_args.bin", f"\x80\x02c{module}\n{attribute}\n.".encode("latin-1"))
+    if is_known:
+        require_safe_pickles(checkpoint)
+    else:
+        with pytest.raises(UnsafePickleError, match=name):
+            require_safe_pickles(checkpoint)
 
 
 def test_the_best_checkpoint_of_a_state_file_is_looked_at_wherever_it_lies(checkpoint: Path, tmp_path: Path) -> None:

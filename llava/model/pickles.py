@@ -44,23 +44,10 @@ OF_RANDOM_STATES = (
     "numpy.dtypes.UInt32DType",
     "numpy.ndarray",
 )
-# The classes of a Trainer's arguments. Neither this project nor transformers' Trainer opens this file.
-OF_TRAINING_ARGUMENTS = (
-    "accelerate.state.PartialState",
-    "accelerate.utils.dataclasses.DeepSpeedPlugin",
-    "accelerate.utils.dataclasses.DistributedType",
-    "builtins.frozenset",
-    "llava.train.arguments.TrainingArguments",
-    "transformers.debug_utils.DebugOption",
-    "transformers.integrations.deepspeed.HfDeepSpeedConfig",
-    "transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig",
-    "transformers.trainer_pt_utils.AcceleratorConfig",
-    "transformers.trainer_utils.FSDPOption",
-    "transformers.trainer_utils.HubStrategy",
-    "transformers.trainer_utils.IntervalStrategy",
-    "transformers.trainer_utils.SaveStrategy",
-    "transformers.trainer_utils.SchedulerType",
-    "transformers.training_args.OptimizerNames",
+# Of the arguments of a Trainer: classes of these packages, which change with their versions. Neither this project nor
+# transformers' Trainer opens that file; what else it names tells that somebody changed the checkpoint.
+_OF_TRAINING_ARGUMENTS = re.compile(
+    r"(?:accelerate|deepspeed|llava|transformers)\..+|builtins\.frozenset|datetime\.timedelta"
 )
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -70,8 +57,22 @@ _LOOKED_AT = 64 * 2**20  # bytes of a file that is no checkpoint of torch's, to 
 _FOREIGN = (pickle.UnpicklingError, EOFError, IndexError, struct.error, UnicodeDecodeError)
 
 
+_REMEDY = (
+    "A checkpoint that this project wrote holds no such thing: somebody else made or changed it. Do not open it; take "
+    "up another checkpoint (--resume_from_checkpoint), or move this folder away to go on from the one before."
+)
+
+
 class UnsafePickleError(ValueError):
-    """A file that would run code when it is opened, or of which that cannot be ruled out; nothing was opened."""
+    """A file that would run code when it is opened, or of which that cannot be ruled out; nothing was opened.
+
+    Attributes:
+        what: file and fault, without what to do about it.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} {_REMEDY}")
+        self.what = what
 
 
 def require_safe_pickles(folder: str | Path) -> None:
@@ -104,10 +105,9 @@ def require_safe_pickles(folder: str | Path) -> None:
 
 
 def _require_known(path: Path) -> None:
-    allowed = {*OF_DEEPSPEED, *OF_RANDOM_STATES}
+    foreign = sorted(set(_globals(path)) - {*OF_DEEPSPEED, *OF_RANDOM_STATES})
     if path.name == TRAINING_ARGUMENTS:
-        allowed |= set(OF_TRAINING_ARGUMENTS)
-    foreign = sorted(set(_globals(path)) - allowed)
+        foreign = [name for name in foreign if not _OF_TRAINING_ARGUMENTS.fullmatch(name)]
     if foreign:
         raise UnsafePickleError(_refusal(path, foreign))
 
@@ -131,8 +131,8 @@ def weights_only_loading() -> Iterator[None]:
     except pickle.UnpicklingError as error:
         details = [line.strip() for line in str(error).splitlines() if "rror:" in line or "GLOBAL" in line]
         raise UnsafePickleError(
-            "A file of the checkpoint asks for something other than weights and was not opened; nothing of it was run. "
-            f"{_REMEDY} ({details[-1] if details else type(error).__name__})"
+            "A file of the checkpoint asks for something other than weights and was not opened; nothing of it was run "
+            f"({details[-1] if details else type(error).__name__})."
         ) from error
     finally:
         for name, value in before.items():
@@ -140,12 +140,6 @@ def weights_only_loading() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-_REMEDY = (
-    "A checkpoint that this project wrote holds no such thing: somebody else made or changed it. Do not open it; take "
-    "up another checkpoint (--resume_from_checkpoint), or move this folder away to go on from the one before."
-)
 
 
 def _classes() -> list[Any]:
@@ -180,20 +174,20 @@ def _pickled_files(folder: Path) -> Iterator[Path]:
             if path.suffix.lower() not in SUFFIXES:
                 continue
             if path.exists() and not path.is_file():
-                raise UnsafePickleError(f"{str(path)!r} is a pipe or a device, not a file. {_REMEDY}")
+                raise UnsafePickleError(f"{str(path)!r} is a pipe or a device, not a file.")
             yield path
 
 
 def _require_plain_tag(path: Path) -> None:
     if not path.is_file():
-        raise UnsafePickleError(f"{str(path)!r} is no file with the name of a folder. {_REMEDY}")
+        raise UnsafePickleError(f"{str(path)!r} is no file with the name of a folder.")
     with path.open("rb") as file:
         tag = file.read(300).decode("utf-8", errors="replace").strip()
     if _PLAIN_NAME.fullmatch(tag):
         return
     said = f"{str(path)!r} names the folder {tag[:100]!r}, but DeepSpeed's are plain names such as global_step100."
     if tag.isprintable() and (tag in (".", "..") or "/" in tag or "\\" in tag):
-        raise UnsafePickleError(f"{said} {_REMEDY}")
+        raise UnsafePickleError(said)
     raise ValueError(f"{said} The file is damaged.")
 
 
@@ -212,9 +206,7 @@ def _globals(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
             if packed:
-                raise UnsafePickleError(
-                    f"{str(path)!r} is compressed ({packed[0]}); torch.save never does that. {_REMEDY}"
-                )
+                raise UnsafePickleError(f"{str(path)!r} is compressed ({packed[0]}); torch.save never does that.")
             for item in archive.infolist():
                 if item.filename.endswith(".pkl"):
                     archive.read(item)  # compares the checksum, which torch does not: a flipped bit is damage
@@ -230,7 +222,7 @@ def _listed(path: Path) -> list[str]:
     except _FOREIGN as error:
         raise UnsafePickleError(_refusal(path, _named_in_zip(path), str(error) or type(error).__name__)) from error
     except ValueError as error:  # a TorchScript program
-        raise UnsafePickleError(f"{str(path)!r} holds a program ({error}). {_REMEDY}") from error
+        raise UnsafePickleError(f"{str(path)!r} holds a program ({error}).") from error
 
 
 def _not_of_torch(path: Path) -> ValueError:
@@ -239,7 +231,7 @@ def _not_of_torch(path: Path) -> ValueError:
         head = file.read(_LOOKED_AT)
     if _is_archive(path):
         return UnsafePickleError(
-            f"{str(path)!r} is an archive of an old torch, which cannot be looked through unopened. {_REMEDY}"
+            f"{str(path)!r} is an archive of an old torch, which cannot be looked through unopened."
         )
     named = _named_in(head)
     if named or (head[:1] == b"\x80" and head[1:2] in _PROTOCOLS):
@@ -290,4 +282,4 @@ def _named_in(data: bytes) -> list[str]:
 def _refusal(path: Path, named: list[str], reason: str = "") -> str:
     asked = ", ".join(map(repr, named[:5])) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
     what = f"would call {asked} when it is opened" if named else "is pickled in a way that cannot be looked through"
-    return f"{str(path)!r} {what}{f' ({reason})' if reason else ''}, so it was not opened. {_REMEDY}"
+    return f"{str(path)!r} {what}{f' ({reason})' if reason else ''}, so it was not opened."

@@ -16,6 +16,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.collectives import whole_shape
 from llava.model.loading import PROJECTOR_FILE, read_shapes
 from llava.model.lora import NON_LORA_FILE
+from llava.model.pickles import UnsafePickleError, require_safe_pickles
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,21 @@ def require_opens(folder: str | Path, base: str | None, args: TrainingArguments)
             load_pretrained_model(str(folder), base, device_map={"": "meta"}, device="cpu", cache_dir=args.cache_dir)
     except (ValueError, OSError) as error:
         raise OSError(f"The trial save cannot be opened again: {error} Nothing was trained yet.") from error
+
+
+def require_resumable(folder: str | Path) -> None:
+    """Look at a checkpoint as the next start will before it goes on from it.
+
+    Raises:
+        OSError: if a library writes more than this version knows to be harmless; resuming would refuse it.
+    """
+    try:
+        require_safe_pickles(folder)
+    except UnsafePickleError as error:
+        raise OSError(
+            f"The trial save could not be gone on from: {error.what} The installed torch, transformers or DeepSpeed "
+            "writes what this version does not know; install those of constraints.txt. Nothing was trained yet."
+        ) from error
 
 
 def in_pieces(folder: Path) -> bool:

@@ -35,7 +35,7 @@ from llava.train.checkpoint import (
     publish_model,
     save_adapter,
 )
-from llava.train.early_check import expected_weights, require_opens, require_room, require_whole
+from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -322,6 +322,7 @@ class LlavaTrainer(CheckedLoading):
             if self.args.should_save:
                 size = seal(written)
                 require_whole(written, expected)
+                require_resumable(written)
                 require_opens(written, None if self.part == "model" else self.model.config.name_or_path, self.args)
                 trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
