@@ -16,10 +16,12 @@ from PIL import Image
 from test_study import SETTINGS
 
 from llava.bench.gpu_check.record import place_of
-from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa
+from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa, vqa_command
+from llava.eval.answers import AnswerFile
 from llava.model import convert
 from llava.outputs import claim_folder, require_apart
 from llava.serve import cli
+from llava.train.checkpoint import remove_checkpoints
 from llava.train.own_inputs import require_inputs_kept
 from playground.study.place import Place
 from playground.world import __main__ as world
@@ -193,3 +195,23 @@ def test_programs_that_fill_a_folder_leave_one_that_is_not_theirs(
     with pytest.raises(ValueError, match="was not made by another"):
         claim_folder(tmp_path / "new/one", "another", "--out")
     assert (mine / "pretrain.json").read_text() == "mine" and len(list(mine.rglob("*"))) == 4
+
+
+def test_a_run_that_begins_anew_removes_checkpoints_alone(tmp_path: Path) -> None:
+    for name, file in (("checkpoint-1", "trainer_state.json"), ("checkpoint-2", "thesis.tex"), ("checkpoint-3", None)):
+        (tmp_path / name).mkdir()
+        if file:
+            (tmp_path / name / file).write_text("{}")
+    remove_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds a model that no run here wrote .* choose another --output_dir"):
+        require_inputs_kept(*arguments(tmp_path))
+
+
+def test_a_file_that_holds_no_answers_of_ours_is_set_aside_not_removed(tmp_path: Path) -> None:
+    answers = AnswerFile(tmp_path / "notes.jsonl")
+    answers.path.write_text("mine")
+    job = SimpleNamespace(answers=answers, settings=tmp_path / "notes.settings.json", open=lambda fresh: [])
+    assert vqa_command._open(job, True) == []  # type: ignore[arg-type]
+    assert (tmp_path / "notes.jsonl.former").read_text() == "mine" and not answers.path.exists()

@@ -44,6 +44,7 @@ from llava.eval.workers import Alone, Crew, Processes, WorkerError
 from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoints import vision_config
+from llava.outputs import require_apart
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
 from llava.serve.template import choose_template
 
@@ -296,6 +297,7 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
 
 def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] | None) -> int:
     _check(options)
+    require_apart({"--out": options.out}, [options.model_path, options.model_base, options.compression])
     if options.num_gpus is None:
         options.num_gpus = max(1, torch.cuda.device_count()) if best_device(options.device) == "cuda" else 1
     results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))

@@ -121,6 +121,9 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
 
 def _open(job: Job, fresh: bool) -> list[int]:
     """Open a job, where need be after setting former answers aside."""
+    if fresh and job.answers.path.exists() and not job.settings.exists():
+        former = job.answers.set_aside()
+        tell(f"{job.answers.path} was not written by this command; it is kept as {former}.")
     try:
         return job.open(fresh)
     except OtherSettingsError as error:

@@ -103,12 +103,15 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, v
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Clear away the checkpoints of a run that is overwritten, so that the new one is never resumed from them.
 
-    Of a link only the link goes; files that are named like a checkpoint are nobody's checkpoints, and stay.
+    Of a link only the link goes; files that are named like a checkpoint are nobody's checkpoints, and stay, and so do
+    folders without anything that a run writes into one.
     """
     for folder in _checkpoints(output_dir):
         if folder.is_symlink():
             logger.info("Removing the link %s of the run that is overwritten; what it leads to stays.", folder)
             folder.unlink()
+        elif folder.is_dir() and not _is_ours(folder) and any(folder.iterdir()):
+            logger.warning("%s is named like a checkpoint, but no run wrote it; it stays.", folder)
         elif folder.is_dir() and step_of(folder.name) is not None:
             logger.info("Removing %s of the run that is overwritten.", folder)
             shutil.rmtree(folder)

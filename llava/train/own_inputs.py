@@ -18,10 +18,17 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
     """Refuse an output folder in which the run would replace or remove a model or data that it reads.
 
     Raises:
-        ValueError: naming the flag of the input, if the output folder is that folder, or holds that file under a name
-            that the run writes, or holds it inside one of its own checkpoints, which are removed in their time.
+        ValueError: if the output folder holds a model of another program; naming the flag, if the folder is that input,
+            or holds that file under a name that the run writes, or holds it inside one of its own checkpoints, which
+            are removed in their time.
     """
     output = Path(args.output_dir)
+    foreign = sorted(output.glob("pytorch_model*.bin*"))
+    if foreign:  # transformers wrote those before safetensors; no run here does
+        raise ValueError(
+            f"--output_dir {str(output)!r} holds a model that no run here wrote ({foreign[0].name}), whose "
+            "configuration and tokenizer this one would replace; choose another --output_dir."
+        )
     folders = {
         "--model_name_or_path": model_args.model_name_or_path, "--vision_tower": model_args.vision_tower,
         "--lora_weight_path": args.lora_weight_path,

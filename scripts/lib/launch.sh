@@ -214,6 +214,20 @@ deepspeed_words() {
     launcher+=(${MASTER_PORT:+--master_port "$MASTER_PORT"})
 }
 
+# check_remote WORD...: DeepSpeed joins the command, and variables whose names begin like these, to a line that the
+# shells of the machines read, in which it quotes nothing but blanks.
+check_remote() {
+    local name word read_by_shells='[[:cntrl:]$`"'"'"'\\;|&<>()*?!#~{}%]'
+    while read -r name; do
+        [[ ! ${!name} =~ [[:space:]]|$read_by_shells ]] || refuse "$name is '${!name}', which the shells of the" \
+            "machines in HOSTFILE would not read as it stands; unset it, or leave such characters out."
+    done < <(compgen -e | grep -E '^(NCCL|PYTHON|MLFLOW|MV2|UCX)')
+    for word in "$@"; do
+        [[ ! $word =~ $read_by_shells ]] || refuse "'$word' would not be read as it stands by the shells of the" \
+            "machines in HOSTFILE; name a path, or give a value, without such characters."
+    done
+}
+
 # One torchrun a machine, with all processors of the job's: a step gets those of one task otherwise.
 # SIGTERM goes to the steps of the job by way of SLURM: sent to srun itself, it would kill them.
 srun_words() {
@@ -299,6 +313,7 @@ launch_training() {
     if [ "$config" != none ]; then command+=(--deepspeed "$config"); fi
     command+=("${device_flags[@]}" --per_device_train_batch_size "$BATCH_SIZE")
     command+=(--gradient_accumulation_steps "$ACCUMULATION" "$@")
+    if [ -n "${HOSTFILE:-}" ]; then check_remote "${command[@]}"; fi
     if [ "${DRY_RUN:-0}" = 1 ]; then
         print_command "${hints[@]}" "${command[@]}"
         return
