@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, Literal, overload
@@ -176,6 +177,16 @@ def get_model_name_from_path(model_path: str) -> str:
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
     return parts[-1]
+
+
+def model_name_of(model_path: str) -> str:
+    """LLaVA's name of a model, the same for every way to write the path of a folder: also for `.` and `..`.
+
+    Raises:
+        ValueError: if the path has no name.
+    """
+    folder = os.path.expanduser(model_path)
+    return get_model_name_from_path(os.path.abspath(folder) if os.path.isdir(folder) else model_path)
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

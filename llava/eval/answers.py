@@ -16,11 +16,13 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question, answer_keys, check_answer, question_keys, with_text
+from llava.eval.whole_files import append_whole
 from llava.folder_lock import alone_in
 
 
@@ -56,11 +58,13 @@ class AnswerFile:
         return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
     def append(self, rank: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Add lines to a part; they are on the disk when this returns."""
-        with self.part(rank).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        """Add lines to a part; they are on the disk when this returns.
+
+        Raises:
+            OSError: if they cannot be written; names the file, which holds what it held before.
+        """
+        with FileIO(self.part(rank), "a") as file:
+            append_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def read(self) -> list[dict[str, Any]]:
         """All lines, of the file and of its parts; a last line that a kill cut short is left out.

@@ -103,6 +103,8 @@ class Preparer:
                 samples[row] = self.sample(question)
             except ValueError as error:
                 problems[row] = str(error)
+            except OSError as error:  # of a file system, such as a name that is too long or a disk that fails
+                problems[row] = f"Its image or video cannot be read: {error}"
             except MemoryError:
                 problems[row] = "The question and its images take more memory than there is."
         if not samples:

@@ -29,6 +29,7 @@ from llava.eval.benchmarks.llava_bench import (
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
 from llava.eval.exit_status import exit_status
 from llava.eval.judge import Judge, Verdict
+from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
 from llava.outputs import require_apart
 
@@ -41,6 +42,7 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
     """
     if len(options.answer_list) != 2:
         raise ValueError(f"--answer-list names {len(options.answer_list)} files; give two, the reference first.")
+    result_file(options.output, "--output")
     require_apart(
         {"--output": options.output},
         [options.question, options.context, options.rule, *(path.expanduser() for path in options.answer_list)],

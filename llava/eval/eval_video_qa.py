@@ -22,6 +22,7 @@ from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.exit_status import exit_status
 from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
+from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
 from llava.eval.whole_files import write_whole
 from llava.outputs import require_apart
@@ -39,6 +40,7 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
     Raises:
         ValueError: if the file is missing or does not fit, or the judge cannot be asked.
     """
+    together_file = result_file(options.output_json, "--output_json")
     answers = read_predictions(options.pred_path)
     written = {"--output_json": options.output_json, "the verdicts in --output_dir": options.output_dir / VERDICTS}
     require_apart(written, [options.pred_path])
@@ -52,7 +54,7 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
         for (name, line), verdict in zip(answers.items(), verdicts, strict=True)
         if verdict.grade is not None
     }
-    write_whole(options.output_json, json.dumps(together))
+    write_whole(together_file, json.dumps(together))
     return verdicts
 
 

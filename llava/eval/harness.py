@@ -19,7 +19,7 @@ from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.image_opening import as_rgb, opening_of
-from llava.mm_utils import get_model_name_from_path, preprocess_image
+from llava.mm_utils import model_name_of, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.columns import own_columns
 from llava.model.finite import NOT_FINITE, FiniteLogits, NonFiniteLogitsError
@@ -97,7 +97,7 @@ class Respondent:
         Raises:
             ValueError: if the model cannot be opened.
         """
-        name = get_model_name_from_path(model_path)
+        name = model_name_of(model_path)
         given = {key: value for key, value in loading.items() if value is not None}
         tokenizer, model, image_processor, _ = load_pretrained_model(
             model_path, model_base, name, device=best_device(device), **given

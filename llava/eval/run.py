@@ -37,12 +37,13 @@ from llava.eval.flags import (
     require_at_least,
 )
 from llava.eval.jobs import Job, Subject, check_template
+from llava.eval.result_places import folder_name, result_file
 from llava.eval.results import Result
 from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.settings import open_checkpoint
 from llava.eval.workers import Alone, Crew, Processes, WorkerError
 from llava.image_opening import opening_of
-from llava.mm_utils import get_model_name_from_path
+from llava.mm_utils import model_name_of
 from llava.model.checkpoints import vision_config
 from llava.outputs import require_apart
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
@@ -86,7 +87,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
         ValueError: if there is no such model, or no such budget.
     """
     config, files = open_checkpoint(options.model_path, options.model_base)
-    name = _name_of(options.model_path)
+    name = model_name_of(options.model_path)
     usual = getattr(options, "usual_conv_mode", None) or template_of(name)
     chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
     _check_fit(chosen, config)
@@ -105,12 +106,6 @@ def subject_of(options: argparse.Namespace) -> Subject:
         image_opening=opening_of(config, options.image_opening),
         template=choose_template(config, name, options.conv_mode, usual),
     )
-
-
-def _name_of(model_path: str) -> str:
-    """LLaVA's name of the model, the same for every way to write the path of a folder."""
-    folder = Path(model_path)
-    return get_model_name_from_path(str(folder.absolute()) if folder.is_dir() else model_path)
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
@@ -229,7 +224,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
         output = output_folder(options)
         entries = []
         for benchmark in benchmarks:
-            place = Place(output / subject.name / subject.compression_name, benchmark.name)
+            place = Place(output / folder_name(subject.name) / folder_name(subject.compression_name), benchmark.name)
             stack.enter_context(place.answers.locked())
             entries.append(entry_of(options, subject, benchmark, root, place))
         for entry in entries:  # nothing of former runs is touched before everything is known to fit
@@ -297,12 +292,13 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
 
 def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] | None) -> int:
     _check(options)
+    out = None if options.out is None else result_file(options.out, "--out")
     require_apart({"--out": options.out}, [options.model_path, options.model_base, options.compression])
     if options.num_gpus is None:
         options.num_gpus = max(1, torch.cuda.device_count()) if best_device(options.device) == "cuda" else 1
     results, whole = run(options, benchmarks or get_benchmarks(options.benchmarks))
-    if options.out is not None:
-        write_headlines(results, Path(options.out))
+    if out is not None:
+        write_headlines(results, out)
     return 0 if whole else 1
 
 

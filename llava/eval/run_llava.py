@@ -18,7 +18,7 @@ from llava.conversation import get_template, recorded_template
 from llava.eval.exit_status import exit_status
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.image_opening import opening_of
-from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
+from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
@@ -71,7 +71,7 @@ def eval_model(args: Any) -> str:
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
     generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
-    name = get_model_name_from_path(args.model_path)
+    name = model_name_of(args.model_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         args.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
         device=best_device(options.device),

@@ -27,6 +27,7 @@ from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.exit_status import exit_status, printed, tell
 from llava.eval.judge import Judge, judge_is_configured
 from llava.eval.questions import Answered, Question
+from llava.eval.result_places import result_file
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
 from llava.eval.unread import NOTED_SHARE, Unread
@@ -275,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score_folder(options: argparse.Namespace) -> int:
+    out = None if options.out is None else result_file(options.out, "--out")
     paths = sorted(options.folder.rglob(f"*{SETTINGS_SUFFIX}"))
     if not paths:
         raise ValueError(f"There are no answers of llava.eval.run in {options.folder}; give its --output.")
@@ -296,8 +298,8 @@ def _score_folder(options: argparse.Namespace) -> int:
             tell(f"{benchmark.title} could not be scored: {error}")
             continue
         print(printed(f"{place.folder}: {summary_line(results[-1])}"))
-    if options.out is not None:
-        write_headlines(results, options.out)
+    if out is not None:
+        write_headlines(results, out)
     return int(failed)
 
 

@@ -14,6 +14,7 @@ from llava.eval.exit_status import tell
 from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
 from llava.eval.jobs import Job
 from llava.eval.questions import Question
+from llava.eval.result_places import result_file
 from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
 from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.outputs import require_apart
@@ -95,12 +96,12 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
         require_at_least(name.replace("_", "-"), getattr(options, name), 1)
     if options.device:
         check_device(options.device)
+    answers = AnswerFile(result_file(options.answers_file, "--answers-file"))
     written = {
         "--answers-file": options.answers_file,
         f"the {SETTINGS_SUFFIX} beside --answers-file": Path(options.answers_file).with_suffix(SETTINGS_SUFFIX),
     }
     require_apart(written, [options.question_file, options.model_path, options.model_base, options.compression])
-    answers = AnswerFile(Path(options.answers_file))
     with answers.locked():
         subject = subject_of(options)
         job = Job(

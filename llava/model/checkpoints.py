@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, MistralConfig
 
-from llava.mm_utils import get_model_name_from_path
+from llava.mm_utils import model_name_of
 from llava.model.config_fields import check_fields, read_config
 from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
@@ -150,7 +150,7 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
                 f"{shown(raw.get('model_type'))}; accepted is llava, as transformers writes it."
             )
     path = folder / "config.json"
-    kind = language.get("model_type") or _type_by_name(name or get_model_name_from_path(str(folder.absolute())))
+    kind = language.get("model_type") or _type_by_name(name or model_name_of(str(folder)))
     if kind in _MISTRAL:
         with read_by_library(path):
             language = MistralConfig.from_dict(language).to_dict()

@@ -26,7 +26,7 @@ from llava.compression.salience import QueryRole
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
-from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images
+from llava.mm_utils import KeywordsStoppingCriteria, model_name_of, process_images
 from llava.model.cache_name import cache_of
 from llava.model.finite import FiniteLogits
 from llava.model.staged_cache import StagedCache
@@ -92,7 +92,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        name = get_model_name_from_path(model.config.name_or_path or "llava")
+        name = model_name_of(model.config.name_or_path or "llava")
         self.conv_mode = choose_template(model.config, name, conv_mode)
         self.reencode = reencode
         self._generation = self._with_defaults(generation)

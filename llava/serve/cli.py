@@ -20,7 +20,7 @@ from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
 from llava.image_opening import opening_of
-from llava.mm_utils import aspect_ratio_of, get_model_name_from_path
+from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
 from llava.outputs import require_apart
 from llava.serve.chat import Chat
@@ -90,7 +90,7 @@ class Session:
         _check(options)
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
         generation = sampling(options.temperature, options.top_p, None, options.max_new_tokens)
-        name = get_model_name_from_path(options.model_path)
+        name = model_name_of(options.model_path)
         tokenizer, model, image_processor, _ = load_pretrained_model(
             options.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
             device=best_device(options.device),
