@@ -48,6 +48,7 @@ _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError,
     MemoryError, struct.error,
 )  # fmt: skip
+_BAND = 2**20  # pixels
 _RANGES = {"I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "F": (1, 2**8 - 1, 2**16 - 1)}
 
 
@@ -143,13 +144,23 @@ def _flat(image: Image.Image) -> Image.Image:
 
 def _eight_bits(values: NDArray[Any], mode: str, file_format: str | None) -> NDArray[np.uint8]:
     """32-bit grey [H, W] as 8 bits, by the smallest usual range that holds it; the end of the range is white."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    finite = (band[np.isfinite(band)] for band in _bands(values))
+    ends = [(float(numbers.min()), float(numbers.max())) for numbers in finite if numbers.size]
+    low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
     ranges = (2**16 - 1,) if file_format == "PPM" and mode == "I" else _RANGES[mode]  # Pillow scales PGM to 16 bits
     end = next((end for end in ranges if low >= 0 and high <= end), None)
-    if mode == "I" and end is not None:
-        return (values >> (end.bit_length() - 8)).astype(np.uint8)
     black, white = (low, high) if end is None else (0.0, float(end))
-    shares = np.clip((values.astype(np.float64) - black) / max(white - black, np.finfo(np.float64).tiny), 0, 1)
-    eight: NDArray[np.uint8] = np.nan_to_num(np.rint(shares * 255)).astype(np.uint8)
+    eight: NDArray[np.uint8] = np.empty(values.shape, np.uint8)
+    for band, made in zip(_bands(values), _bands(eight), strict=True):
+        if mode == "I" and end is not None:
+            made[...] = (band >> (end.bit_length() - 8)).astype(np.uint8)
+        else:
+            shares = np.clip((band.astype(np.float64) - black) / max(white - black, np.finfo(np.float64).tiny), 0, 1)
+            made[...] = np.nan_to_num(np.rint(shares * 255)).astype(np.uint8)
     return eight
+
+
+def _bands(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """The rows of an image [H, W], some at a time: as 64-bit numbers all of them would take gigabytes."""
+    rows = max(1, _BAND // max(1, values.shape[1]))
+    return [values[start : start + rows] for start in range(0, values.shape[0], rows)]

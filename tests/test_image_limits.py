@@ -387,10 +387,23 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
     assert [str(warning.message) for warning in shown] == []
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_deep_grey_is_made_band_by_band_as_it_is_at_once(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    values = np.random.default_rng(2).normal(0, 1e4, (50, 7)).astype(np.int32 if mode == "I" else np.float32)
+    values[:40] = np.abs(values[:40])  # what decides the range stands in a late band
+    at_once = np.asarray(as_rgb(Image.fromarray(values)))
+    monkeypatch.setattr("llava.image_opening._BAND", 20)
+    assert np.array_equal(as_rgb(Image.fromarray(values)), at_once)
+    expected = np.rint((values.astype(float) - values.min()) / (float(values.max()) - float(values.min())) * 255)
+    assert np.array_equal(at_once[..., 0], expected)
+
+
 # === Animations and videos ===
 
 
-def test_an_animation_of_many_frames_is_refused_before_it_is_drawn(tmp_path: Path) -> None:
+def test_an_animation_of_many_frames_is_refused_before_it_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2D\1\0"
     head = b"GIF89a" + struct.pack("<HHBBB", 2000, 2000, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
     (tmp_path / "long.gif").write_bytes(head + frame * 5000 + b";")
@@ -401,8 +414,49 @@ def test_an_animation_of_many_frames_is_refused_before_it_is_drawn(tmp_path: Pat
     (tmp_path / "short.gif").write_bytes(head + frame * 3 + b";")
     assert [picture.size for picture in read_frames(tmp_path / "short.gif", 2)] == [(2000, 2000)] * 2
     assert open_rgb(tmp_path / "long.gif").size == (2000, 2000)  # as an image it is its first frame
-    with pytest.raises(ValueError, match="ask for 1024 or fewer"):
+    monkeypatch.setattr("llava.eval.video.MOST_SHOWN_PIXELS", 10**7)
+    with pytest.raises(ValueError, match=r"short.gif is too large: the frames of one question have 12000000 pixels"):
         read_frames(tmp_path / "short.gif", 10**6)
+    (tmp_path / "folder").mkdir()
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("1", (2000, 2000)).save(tmp_path / "folder" / name)
+    with pytest.raises(ValueError, match=r"folder is too large: .* 12000000 pixels, more than the 10000000"):
+        read_frames(tmp_path / "folder", 3)
+    assert len(read_frames(tmp_path / "folder", 2)) == 2
+
+
+def movie(path: Path, width: int, height: int) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")] * 3
+        container.mux([packet for frame in [*frames, None] for packet in stream.encode(frame)])
+    return path
+
+
+def test_a_video_of_huge_frames_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = movie(tmp_path / "a.mp4", 64, 48)
+    assert len(read_frames(path, 2)) == 2
+    monkeypatch.setattr("llava.eval.video.MOST_FRAME_PIXELS", 3000)
+    with pytest.raises(ValueError, match=r"a.mp4 is too large: its frames are 64 x 48, 3072 pixels; at most 3000 are"):
+        read_frames(path, 2)
+    monkeypatch.setattr("llava.eval.video._check_frame", lambda *_: None)  # a container that lies about its frames
+    with pytest.raises(ValueError, match=r"a.mp4 cannot be read"):
+        read_frames(path, 2)
+
+
+def test_a_list_of_files_that_is_called_a_video_leads_nowhere(tmp_path: Path) -> None:
+    movie(tmp_path / "secret.mp4", 64, 48)
+    for text in (
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        f"#EXTM3U\n#EXTINF:5,\n{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n",
+    ):
+        (tmp_path / "list.mp4").write_text(text)
+        with pytest.raises(ValueError, match=r"list.mp4 cannot be read"):
+            read_frames(tmp_path / "list.mp4", 2)
 
 
 def test_garbage_that_is_called_a_video_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from llava.data.images import explained, open_rgb
-from llava.image_limits import ImageLimitError, check_pixels, open_image_file
+from llava.image_limits import ImageLimitError, open_image_file
 from llava.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -19,7 +19,12 @@ ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
 ANIMATION_FORMATS = ("GIF", "PNG", "WEBP")
 MOST_COMPOSED_PIXELS = 10**10
 """Of an animation: pixels of a frame times frames. To show one of them, all before it are drawn."""
-MOST_FRAMES_SHOWN = 1024
+MOST_SHOWN_PIXELS = 10**9
+"""Of the frames that one question shows, together; they take four bytes each until they are prepared."""
+MOST_FRAME_PIXELS = 8192 * 4352
+"""Of a video file: 8K. A decoder keeps up to seventeen frames."""
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg"
+"""Of video files, as FFmpeg names them. Others, such as lists of files and addresses, lead elsewhere."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 # By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
@@ -48,12 +53,11 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
 
     Raises:
         ValueError: if the video is missing or cannot be read, its frames are larger than images may be (see
-            `llava.image_limits`), or count is below 1 or above `MOST_FRAMES_SHOWN`.
+            `llava.image_limits`), or count is below 1, or so large that
+            the frames have more than `MOST_SHOWN_PIXELS`.
     """
     if count < 1:
         raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
-    if count > MOST_FRAMES_SHOWN:
-        raise ValueError(f"{count} frames of {path} are asked for; ask for {MOST_FRAMES_SHOWN} or fewer.")
     try:
         kind = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -77,7 +81,20 @@ def _from_folder(path: Path, count: int, opening: str) -> list[Image.Image]:
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise ValueError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return [open_rgb(files[number], opening) for number in frame_numbers(len(files), count)]
+    wanted = frame_numbers(len(files), count)
+    taken: dict[int, Image.Image] = {}
+    for number in sorted(set(wanted)):
+        taken[number] = open_rgb(files[number], opening)
+        _check_shown(sum(picture.width * picture.height for picture in taken.values()))
+    return [taken[number] for number in wanted]
+
+
+def _check_shown(pixels: int) -> None:
+    if pixels > MOST_SHOWN_PIXELS:
+        raise ImageLimitError(
+            f"the frames of one question have {pixels} pixels, more than the {MOST_SHOWN_PIXELS} that are accepted; "
+            "ask for fewer frames, or scale them down"
+        )
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -94,6 +111,7 @@ def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
                 "draw; make it a video file or a folder of images"
             )
         wanted = frame_numbers(frames, count)
+        _check_shown(len(set(wanted)) * image.width * image.height)
         taken = {}
         for number in sorted(set(wanted)):
             image.seek(number)
@@ -117,19 +135,21 @@ def _from_video(path: Path, count: int, opening: str) -> list[Image.Image]:
 
 def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
     """Frames of a video file; where it ends before its packets said, the last one stands for those missing."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
         if not container.streams.video:
             raise ValueError("it holds no pictures")
         stream = container.streams.video[0]
-        check_pixels((stream.width or 0, stream.height or 0))
+        _check_frame(stream.width or 0, stream.height or 0)
         total = sum(packet.size > 0 for packet in container.demux(stream))
     wanted = frame_numbers(max(total, 1), count)
     taken: dict[int, Image.Image] = {}
     last = None
-    with av.open(str(path)) as container:
+    with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
         container.streams.video[0].thread_type = "AUTO"
+        container.streams.video[0].codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
         for number, last in enumerate(container.decode(container.streams.video[0])):
             if number in wanted:
+                _check_shown(len(set(wanted)) * last.width * last.height)
                 taken[number] = _picture(last, opening)
             if number == wanted[-1]:
                 break
@@ -139,9 +159,15 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
     return [taken.get(number, end) for number in wanted]
 
 
+def _check_frame(width: int, height: int) -> None:
+    if width * height > MOST_FRAME_PIXELS:
+        raise ImageLimitError(
+            f"its frames are {width} x {height}, {width * height} pixels; at most {MOST_FRAME_PIXELS} are accepted"
+        )
+
+
 def _picture(frame: Any, opening: str) -> Image.Image:
     """A decoded frame as RGB; under `upright` turned and mirrored as the display matrix of its track says."""
-    check_pixels((frame.width, frame.height))
     picture: Image.Image = frame.to_image().convert("RGB")
     if check_opening(opening) == "llava":
         return picture

@@ -117,8 +117,10 @@ class Session:
                     self._ask(rest)
             except KeyboardInterrupt:
                 print(flush=True)
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            except (ValueError, OSError, RuntimeError) as error:
                 print(error, file=sys.stderr, flush=True)
+            except MemoryError:
+                print("That takes more memory than there is; /reset starts afresh.", file=sys.stderr, flush=True)
 
     def _ask(self, question: str) -> None:
         before = len(self.chat.turns)
