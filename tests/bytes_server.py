@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 Script = Callable[[str], Iterable[bytes | float]]
-"""From a request's head to the pieces of the reply; a number is a pause of so many seconds."""
+"""From a request to the pieces of the reply; a number is a pause of so many seconds."""
 
 
 def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> list[bytes]:
@@ -17,6 +18,12 @@ def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> list[byt
     named = {"content_length": str(len(body))} | headers
     lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in named.items() if value)]
     return ["\r\n".join([*lines, "", ""]).encode(), body]
+
+
+def _is_whole(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 class BytesServer:
@@ -27,7 +34,7 @@ class BytesServer:
         certificate: of a server that speaks TLS: a file with key and certificate.
 
     Attributes:
-        requests: the heads of all requests, in order.
+        requests: heads and bodies of all requests, in order.
         url: without a slash at its end.
     """
 
@@ -64,10 +71,10 @@ class BytesServer:
             if self._context:
                 connection = self._context.wrap_socket(connection, server_side=True)
             with connection:
-                head = b""
-                while b"\r\n\r\n" not in head and (piece := connection.recv(65536)):
-                    head += piece
-                self.requests.append(head.decode("latin-1"))
+                request = b""
+                while not _is_whole(request) and (piece := connection.recv(65536)):
+                    request += piece
+                self.requests.append(request.decode("latin-1"))
                 for piece in self._script(self.requests[-1]):
                     if isinstance(piece, bytes):
                         connection.sendall(piece)
