@@ -18,6 +18,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, Pre
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.outputs import claim_folder
+from llava.program import as_program
 from playground.pretrain.language_model import train_language_model
 from playground.pretrain.tokenizer import train_tokenizer
 from playground.pretrain.tower import IMAGE_MEAN, IMAGE_STD, train_tower
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

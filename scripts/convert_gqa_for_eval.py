@@ -15,6 +15,7 @@ from llava.eval.benchmarks.gqa import GQA, gqa_prediction, gqa_predictions
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.unread import Unread
 from llava.outputs import require_apart
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -16,6 +16,7 @@ from pathlib import Path
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.mmbench import write_table
 from llava.outputs import require_apart
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,4 +42,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -13,6 +13,7 @@ from pathlib import Path
 from llava.eval.benchmarks.mmvet import write_predictions
 from llava.eval.questions import read_answer_lines
 from llava.outputs import require_apart
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -17,6 +17,7 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
 from llava.eval.unread import Unread
 from llava.outputs import require_apart
+from llava.program import as_program
 
 LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
 
@@ -45,4 +46,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

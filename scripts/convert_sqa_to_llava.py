@@ -20,7 +20,8 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.reading import need_field
 from llava.eval.benchmarks.sqa import OPTIONS, read_problems
-from llava.eval.whole_files import write_whole
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 _REASON = "BECAUSE:"
 ASKED = {
@@ -175,4 +176,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -18,6 +18,7 @@ from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.scoring.vqa_normalise import evalai_answer
 from llava.eval.unread import Unread
 from llava.outputs import require_apart
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -6,6 +6,7 @@ python scripts/extract_mm_projector.py --model-path MODEL_FOLDER --output mm_pro
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from llava.model.finite import not_finite
 from llava.model.hf_format import projector_name
 from llava.model.loading import read_header, read_state_dict
 from llava.outputs import require_apart
+from llava.program import as_program
+from llava.whole_files import whole_file
 
 
 def projector_of(folder: str | Path) -> dict[str, Tensor]:
@@ -53,10 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = projector_of(options.model_path)
     except ValueError as error:
         sys.exit(f"extract_mm_projector: {error}")
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, options.output)
+    content = io.BytesIO()
+    torch.save(weights, content)
+    with whole_file(Path(options.output), "wb") as file:
+        file.write(content.getbuffer())
     print(f"Wrote {len(weights)} weights to {options.output}.")
 
 
 if __name__ == "__main__":
-    main()
+    if status := as_program(main):
+        sys.exit(status)

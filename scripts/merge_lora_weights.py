@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llava.model.convert import DTYPES, convert
 from llava.model.lora import is_lora_folder
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,4 +34,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if status := as_program(main):
+        sys.exit(status)

@@ -18,6 +18,7 @@ from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
 from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_object, read_summary, training_seconds
 from llava.json_files import need
+from llava.program import as_program
 
 SCORES, TIMES = "table-3", "table-6"
 
@@ -94,4 +95,4 @@ def table_line(title: str, cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import random
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ from llava.cost.timing import machine
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
 from llava.outputs import claim_folder
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 SMAPS = Path("/proc/self/smaps_rollup")
 MIB = 2**20
@@ -167,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(str(error))
         figures = _measure(options, folder / "mix.json", folder / "cache")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
 
 
 def _measure(options: argparse.Namespace, path: Path, cache: Path) -> dict[str, Any]:
@@ -248,4 +251,4 @@ def _conversation(index: int, text: str, draw: random.Random) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

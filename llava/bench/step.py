@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,8 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.timing import interleaved, machine, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 VICUNA_7B = {
     "hidden_size": 4096,
@@ -153,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1), encoding="utf-8")
+        write_whole(options.json, json.dumps({"machine": machine(device), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

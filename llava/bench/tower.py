@@ -6,6 +6,7 @@ python -m llava.bench.tower --batch-size 2
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -17,6 +18,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.timing import interleaved, machine, spread
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,4 +48,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

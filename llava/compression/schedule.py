@@ -21,6 +21,7 @@ from typing import Any
 
 from llava.compression.config import CompressionConfig, T2VConfig, presets
 from llava.json_files import need, read_object
+from llava.program import as_program
 from llava.shown import shown
 
 
@@ -319,4 +320,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

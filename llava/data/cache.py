@@ -7,6 +7,7 @@ never taken for a table, whoever is killed and whoever builds at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llava.whole_files import told_where
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,14 +79,13 @@ def _build(folder: Path, key: str, build: Callable[[Path], None]) -> Dataset:
         for left_over in (target, *folder.glob(f".{key}.*")):
             shutil.rmtree(left_over, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
-        try:
+        with told_where(target), contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             build(temporary)
             files = {path.name: _facts(path) for path in sorted(temporary.glob("*.arrow"))}
             (temporary / CONTENTS).write_text(json.dumps(files, indent=1), encoding="utf-8")
             temporary.chmod(folder.stat().st_mode & 0o777)  # temporary folders are private
             temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         table = _open(target)
     if table is None:
         raise OSError(

@@ -22,6 +22,8 @@ from llava.doctor.recipes import RECIPES
 from llava.doctor.report import Diagnosis, to_json, to_text
 from llava.doctor.shape import ModelShape
 from llava.outputs import require_apart
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(to_text(diagnosis))
     if options.json:
-        options.json.write_text(json.dumps(to_json(diagnosis), indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(to_json(diagnosis), indent=1) + "\n")
     return int(diagnosis.broken)
 
 
@@ -135,4 +137,4 @@ def _problem(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -22,8 +22,8 @@ from typing import Any
 
 from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question, answer_keys, check_answer, question_keys, with_text
-from llava.eval.whole_files import append_whole
 from llava.folder_lock import alone_in
+from llava.whole_files import append_whole, whole_file
 
 
 def new_run() -> str:
@@ -107,12 +107,8 @@ class AnswerFile:
         """
         answered = self.answered(questions)
         if self.parts():
-            unfinished = self.path.with_name(self.path.name + ".unfinished")
-            with unfinished.open("w", encoding="utf-8") as file:
+            with whole_file(self.path) as file:
                 file.writelines(json.dumps(line) + "\n" for line in answered.values())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, self.path)
         for part in self.all_parts():
             part.unlink(missing_ok=True)
         return answered

@@ -46,7 +46,9 @@ from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 from llava.outputs import require_apart
+from llava.program import as_program
 from llava.serve.inputs import best_device, check_device
+from llava.whole_files import write_whole
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -296,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
     print(table(costs, load))
     if options.json:
-        options.json.write_text(json.dumps(_document(options, model, costs, load), indent=1), encoding="utf-8")
+        write_whole(options.json, json.dumps(_document(options, model, costs, load), indent=1))
     return 0
 
 
@@ -388,4 +390,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -20,6 +20,7 @@ from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.datasets import DATASETS, EVAL_ZIP, Dataset, Part
 from llava.eval.questions import Question
+from llava.program import as_program
 
 SAMPLE = 500
 """Images and videos that are looked for unless all are asked for, evenly spread over the questions."""
@@ -178,4 +179,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -32,6 +32,7 @@ from llava.eval.judge import Judge, Verdict
 from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
 from llava.outputs import require_apart
+from llava.program import as_program
 
 
 def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:
@@ -106,4 +107,4 @@ def _path(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

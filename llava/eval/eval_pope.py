@@ -18,6 +18,7 @@ from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
 from llava.eval.scoring.yes_no import Confusion, pope_reads
 from llava.eval.unread import Unread
+from llava.program import as_program
 
 
 def report(split: str, counts: Confusion) -> str:
@@ -81,4 +82,4 @@ def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> tupl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -20,8 +20,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
 from llava.eval.unread import Unread
-from llava.eval.whole_files import write_whole
 from llava.outputs import require_apart
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 
 def analyse(
@@ -131,4 +132,4 @@ def _write(path: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

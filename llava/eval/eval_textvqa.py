@@ -16,6 +16,7 @@ from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations
 from llava.eval.questions import answer_keys, read_answer_lines
 from llava.eval.scoring.vqa_normalise import evalai_answer
 from llava.eval.unread import Unread
+from llava.program import as_program
 
 
 def eval_single(annotations: Annotations, annotation_file: Path, result_file: Path) -> float:
@@ -75,4 +76,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -24,8 +24,9 @@ from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
 from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
-from llava.eval.whole_files import write_whole
 from llava.outputs import require_apart
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 VERDICTS = "verdicts.jsonl"
 _WANTED = (
@@ -121,4 +122,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

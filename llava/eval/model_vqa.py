@@ -13,6 +13,7 @@ from pathlib import Path
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.program import as_program
 
 
 def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
@@ -38,4 +39,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llava.eval.model_vqa import chunk_of_questions
 from llava.eval.vqa_command import run_command, vqa_parser
+from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,4 +28,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from llava.eval.benchmarks.mmbench import SUFFIXES, rotated, table_questions
 from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,4 +43,4 @@ def _questions(options: argparse.Namespace) -> Sequence[Question]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

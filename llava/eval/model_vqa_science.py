@@ -15,6 +15,7 @@ from llava.eval.benchmarks.reading import read_json
 from llava.eval.benchmarks.sqa import LETTER_PROMPT, science_questions
 from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,4 +46,4 @@ def _questions(options: argparse.Namespace) -> Sequence[Question]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.whole_files import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -64,7 +66,6 @@ def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float |
     axes.set(title=title, xlabel="visual tokens in a decoder layer, on average", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
     _save(figure, path)
     return path
 
@@ -99,8 +100,9 @@ def _save(figure: Figure, path: Path) -> None:
     """Write the file so that the same numbers give the same bytes: ids in an SVG are random without a salt."""
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "llava.eval.plots"}):
-        figure.savefig(path, dpi=150, metadata=_undated(path))
+    kind = path.suffix.lower().removeprefix(".")
+    with rc_context({"svg.hashsalt": "llava.eval.plots"}), whole_file(path, "wb") as file:
+        figure.savefig(file, dpi=150, metadata=_undated(path), format=kind)
 
 
 def _undated(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from llava.image_opening import opening_of
 from llava.mm_utils import model_name_of
 from llava.model.checkpoints import vision_config
 from llava.outputs import require_apart
+from llava.program import as_program
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
 from llava.serve.template import choose_template
 
@@ -357,4 +358,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

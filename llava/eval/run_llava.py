@@ -20,6 +20,7 @@ from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
+from llava.program import as_program
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
     ANY_ADDRESSES,
@@ -130,4 +131,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -31,8 +31,9 @@ from llava.eval.result_places import result_file
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
 from llava.eval.unread import NOTED_SHARE, Unread
-from llava.eval.whole_files import write_whole
 from llava.json_files import need
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 
@@ -304,4 +305,4 @@ def _score_folder(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -10,9 +10,9 @@ from typing import Any
 
 from llava.eval.fingerprint import Fingerprint, fingerprint
 from llava.eval.questions import Question
-from llava.eval.whole_files import write_whole
 from llava.json_files import NotJsonError, as_json, need, parse_json
 from llava.model.builder import resolve
+from llava.whole_files import write_whole
 
 SETTINGS_SUFFIX = ".settings.json"
 _DESCRIBING: dict[str, dict[str, type]] = {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llava.eval.questions import read_answer_lines
+from llava.program import as_program
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 RULER = "=" * 33
@@ -110,4 +111,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -26,7 +26,8 @@ from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
 from llava.eval.tables.rows import MeasuredRow
 from llava.eval.tables.training import TrainingRun, find_training
-from llava.eval.whole_files import write_whole
+from llava.program import as_program
+from llava.whole_files import write_whole
 
 ENDINGS = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
@@ -183,4 +184,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -34,6 +34,7 @@ from llava.model.loading import PROJECTOR_FILE, read_header
 from llava.model.lora import NON_LORA_FILE, is_lora_folder
 from llava.model.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
 from llava.model.strict import require_fit
+from llava.program import as_program
 
 _SETTINGS = (".json", ".model", ".txt", ".jinja")
 _OF_THE_RUN = ("trainer_state.json", "run_facts.json", "manifest.json")  # beside the index of another set of weights
@@ -191,4 +192,5 @@ def _said(target: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if status := as_program(main):
+        sys.exit(status)

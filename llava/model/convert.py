@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
 
@@ -30,6 +31,8 @@ from llava.model.builder import load_pretrained_model, resolve
 from llava.model.hf_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import weight_files, widest_dtype
+from llava.program import as_program
+from llava.whole_files import told_where
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +185,15 @@ def require_outside(target: Path, *sources: str | None) -> None:
 def appearing_at_once(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is written, and is removed when something fails."""
     target = target.resolve()  # a link to an empty folder stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir()
     try:
-        yield unfinished
-        unfinished.replace(target)
+        with told_where(target):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            unfinished.replace(target)
+    except SafetensorError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{target} cannot be written ({error}); make room there, or name another place.") from error
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -221,4 +227,5 @@ def _written(target: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if status := as_program(main):
+        sys.exit(status)

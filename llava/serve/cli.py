@@ -23,6 +23,7 @@ from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
 from llava.outputs import require_apart
+from llava.program import as_program
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
     ANY_ADDRESSES,
@@ -37,6 +38,7 @@ from llava.serve.inputs import (
 from llava.serve.overlay import draw_overlay
 from llava.serve.places import typed_place
 from llava.serve.template import choose_template
+from llava.whole_files import whole_file
 
 COMMANDS = """commands in the chat:
   /image PATH          show an image (path or http(s) address) with the next question
@@ -186,7 +188,9 @@ class Session:
     def _save_overlay(self, path: Path) -> None:
         trace, pixels = self.chat.trace()
         layers = self.chat.model.config.num_hidden_layers
-        draw_overlay(trace, pixels, self.chat.image_processor, layers).save(path)
+        picture = draw_overlay(trace, pixels, self.chat.image_processor, layers)
+        with whole_file(path, "wb") as file:
+            picture.save(file, format=Image.registered_extensions()[path.suffix.lower()])
         print(f"wrote {path}", flush=True)
 
 
@@ -280,4 +284,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

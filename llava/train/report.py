@@ -12,6 +12,7 @@ from torch import nn
 from llava.compression.schedule import VisionShape, average_visual_tokens, describe, visual_tokens_per_layer
 from llava.data.measure import DataStatistics
 from llava.model import LlavaLlamaForCausalLM
+from llava.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def write_summary(
         "result": next((entry for entry in reversed(log_history) if "train_runtime" in entry), {}),
     }
     target = Path(output_dir) / SUMMARY_FILE
-    target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(target, json.dumps(summary, indent=2) + "\n")
     return target
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 
 from llava.outputs import require_apart
+from llava.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
 from llava.verify.report import exit_status, line, summary, to_json
 from llava.verify.run import verify_folder
+from llava.whole_files import write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(summary(outcomes, device))
     if options.json:
         content = json.dumps(to_json(outcomes, options.tolerance, device), indent=1, allow_nan=False)
-        options.json.write_text(content + "\n", encoding="utf-8")
+        write_whole(options.json, content + "\n")
     return exit_status(outcomes)
 
 
@@ -83,4 +85,4 @@ def _problem(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -37,6 +37,7 @@ from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
 from llava.outputs import require_apart
+from llava.program import as_program
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.template import choose_template
 from playground.quickstart.machine import describe_machine
@@ -301,4 +302,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

@@ -16,6 +16,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from llava.program import as_program
+from llava.whole_files import write_whole
 from playground.quickstart import charts, pictures
 from playground.quickstart.results import BLANK, Results, Row, Trace, plain, rows
 
@@ -197,9 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = page(Run.read(folder))
     except ValueError as error:
         sys.exit(f"report: {error}")
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    write_whole(folder / "report.html", text)
     print(f"Wrote {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

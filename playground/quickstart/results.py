@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from llava.whole_files import write_whole
+
 BLANK = "blank images"
 
 
@@ -87,9 +89,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader never sees half a file."""
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llava.folder_lock import alone_in
+from llava.program import as_program
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.crew import workers
 from playground.study.place import Place, StudySettings
@@ -146,4 +147,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llava.whole_files import write_whole
 from playground.quickstart.results import BLANK, Results
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.place import Place
@@ -70,7 +71,7 @@ class Summary:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Summary:

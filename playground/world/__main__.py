@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from llava.outputs import claim_folder
+from llava.program import as_program
 from playground.world.build import WorldSize, build_world
 
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_program(main))

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from llava.whole_files import write_whole
 from playground.world.language import ask, describe
 from playground.world.photos import Split
 from playground.world.scene import Renderer, Scene, draw_scene
@@ -55,7 +56,7 @@ def build_world(out: Path, size: WorldSize, seed: int = 0, workers: int = 2) -> 
     _write_json(out / "pretrain.json", [caption_sample(i, train[i]) for i in range(size.pretrain)])
     _write_json(out / "instruct.json", [conversation_sample(i, train[i], rng) for i in range(size.instruct)])
     lines = [json.dumps(held_out_question(i, scene, rng)) for i, scene in enumerate(test)]
-    (out / "test.jsonl").write_text("\n".join(lines) + "\n")
+    write_whole(out / "test.jsonl", "\n".join(lines) + "\n")
 
 
 def write_images(out: Path, split: Split, count: int, seed: int, workers: int) -> list[Scene]:
@@ -120,4 +121,4 @@ def _turn(speaker: str, text: str) -> dict[str, str]:
 
 
 def _write_json(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    path.write_text(json.dumps(samples, indent=1) + "\n")
+    write_whole(path, json.dumps(samples, indent=1) + "\n")

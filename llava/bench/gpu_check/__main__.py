@@ -20,6 +20,7 @@ from pathlib import Path
 
 from llava.bench.gpu_check.record import FILE_NAME, Record, place_of
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, run_part
+from llava.program import as_program
 
 ROOT = Path(__file__).resolve().parents[3]
 BUDGET = 480  # seconds for everything
@@ -184,4 +185,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava.bench.gpu_check.record import Record
 from llava.bench.gpu_check.supervise import SKIPPED_STATUS
 from llava.bench.gpu_check.task import NotHereError, Task
+from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,4 +76,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

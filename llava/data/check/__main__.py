@@ -5,5 +5,6 @@ if __name__ == "__main__":
     import sys
 
     from llava.data.check.command import main
+    from llava.program import as_program
 
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -26,6 +26,7 @@ from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
 from llava.outputs import require_apart
+from llava.whole_files import write_whole
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 """What a data set is checked for where no budget is named, as far as they fit the model."""
@@ -64,9 +65,9 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
     text = report.to_text()
     print(text)
     if options.text:
-        options.text.write_text(text + "\n", encoding="utf-8")
+        write_whole(options.text, text + "\n")
     if options.report:
-        options.report.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_whole(options.report, json.dumps(report.to_json(), indent=1) + "\n")
     if options.list_all:
         write_all(result, options.list_all)
     if options.write_clean and len(result.good):

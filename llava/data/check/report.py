@@ -12,6 +12,7 @@ from typing import Any
 from llava.data.check.budgets import BudgetFigures, CostAssumptions
 from llava.data.check.findings import KINDS, Finding, Severity
 from llava.data.check.run import CheckResult
+from llava.whole_files import whole_file
 
 EXAMPLES = 20
 WIDTH = 110
@@ -162,7 +163,7 @@ def located(result: CheckResult, index: int, finding: Finding) -> dict[str, Any]
 
 def write_all(result: CheckResult, path: Path) -> None:
     """Every finding as one line of JSON."""
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for index, finding in in_order(result):
             entry = {"kind": finding.kind, "severity": KINDS[finding.kind].severity.value}
             file.write(json.dumps(entry | located(result, index, finding)) + "\n")

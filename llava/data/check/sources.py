@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 from llava.data.json_stream import is_parquet, iterate_json, open_text
 from llava.data.mixture import is_mixture, read_mixture
-from llava.file_modes import follow_umask
 from llava.json_files import NotJsonError, parse_json
+from llava.whole_files import whole_file
 
 
 class SourceError(ValueError):
@@ -99,21 +97,11 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
     """
     lines = path.suffix == ".jsonl"
     count = 0
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("" if lines else "[\n")
-            for count, data in enumerate(objects, 1):
-                file.write(
-                    ("" if lines or count == 1 else ",\n") + json.dumps(data, default=str) + ("\n" if lines else "")
-                )
-            file.write("" if lines else "\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        follow_umask(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write("" if lines else "[\n")
+        for count, data in enumerate(objects, 1):
+            file.write(("" if lines or count == 1 else ",\n") + json.dumps(data, default=str) + ("\n" if lines else ""))
+        file.write("" if lines else "\n]\n")
     return count
 
 

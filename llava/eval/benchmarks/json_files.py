@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llava.eval.benchmarks.reading import read_json
-from llava.eval.whole_files import write_whole
+from llava.whole_files import write_whole
 
 Shape = TypeVar("Shape", bound="list[Any] | dict[str, Any]")
 

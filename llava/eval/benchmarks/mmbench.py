@@ -21,6 +21,7 @@ from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import require
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.questions import Answered, Question
+from llava.whole_files import told_where
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -211,10 +212,13 @@ def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) ->
     table.insert(min(_PLACE_OF_PREDICTION, len(table.columns)), "prediction", said)
     unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     try:
-        _write_text(table, unfinished)
+        with told_where(path):
+            _write_text(table, unfinished)
+            os.replace(unfinished, path)
     except ImportError as error:
         raise ValueError("Writing xlsx needs openpyxl; install it with `pip install openpyxl`.") from error
-    os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _write_text(table: DataFrame, path: Path) -> None:

@@ -8,7 +8,6 @@ occur in MME's releases.
 from __future__ import annotations
 
 import dataclasses
-import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from llava.eval.questions import Answered, Question
 from llava.eval.scoring.yes_no import mme_points, mme_reading
 from llava.outside_files import decode_text
 from llava.shown import shown
+from llava.whole_files import whole_file
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -116,11 +116,9 @@ class MME(Benchmark):
             if len(verdicts) >= asked[key]:
                 lines[key[0]] += [_line(verdict) for verdict in verdicts]
         path = stem.with_name(f"{stem.name}.zip")
-        unfinished = path.with_name(path.name + ".unfinished")
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        with whole_file(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for category, content in lines.items():
                 archive.writestr(f"{category}.txt", "".join(content))
-        os.replace(unfinished, path)
         return path
 
 
