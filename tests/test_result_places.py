@@ -12,7 +12,8 @@ import pytest
 from eval_small import Squares, read_lines, write_squares
 from tiny_folder import write_model
 
-from llava.eval import asking, model_vqa, run, whole_files
+from llava import whole_files
+from llava.eval import asking, model_vqa, run
 from llava.eval.answers import AnswerFile
 from llava.eval.judge import VerdictFile
 from llava.eval.result_places import LONGEST_NAME, folder_name, result_file
