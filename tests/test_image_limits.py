@@ -30,7 +30,9 @@ from llava.data.check.settings import CheckSettings
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.images import BadImageError, open_rgb
 from llava.data.records import Record
+from llava.data.tokenization import encode_prompt
 from llava.eval.asking import Preparer, Task
+from llava.eval.harness import Prompt, Respondent
 from llava.eval.questions import Question
 from llava.eval.video import read_frames
 from llava.image_headers import check_directory
@@ -596,3 +598,20 @@ def test_damaged_images_of_every_format_give_sentences(tmp_path: Path, capfd: py
     torch.set_num_threads(1)
     _, sentences = fuzz(tmp_path, 140, 12)
     assert sentences > 100
+
+
+def test_a_harness_is_told_about_images_in_sentences(tmp_path: Path) -> None:
+    """Harnesses hand over images as Pillow opened them, which are decoded here."""
+    (tmp_path / "cut.png").write_bytes(saved("PNG", Image.effect_noise((99, 99), 50))[:2000])
+    config = SimpleNamespace(image_aspect_ratio="pad")
+    respondent = object.__new__(Respondent)
+    respondent.model, respondent.image_processor = SimpleNamespace(config=config), processor()
+    respondent.image_opening = "upright"
+    for image, said in (
+        (Image.open(tmp_path / "cut.png"), "cannot be read"),
+        (Image.new("1", (20_000, 1)), "is too large: 20000 x 1 become 400000000 pixels"),
+    ):
+        prompt = Prompt("What?", (image,))
+        encoded = encode_prompt(["<image>\nWhat?"], byte_level(), "v1")
+        with image, pytest.raises(BadImageError, match=f"An image of a question {said}"):
+            respondent._batch([encoded], [prompt])

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
+from llava.data.images import explained, within_limits
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import model_name_of, preprocess_image
@@ -168,10 +169,12 @@ class Respondent:
         aspect_ratio = getattr(self.model.config, "image_aspect_ratio", None)
         samples = []
         for number, (text, prompt) in enumerate(zip(encoded, prompts, strict=True)):
-            pixels = [
-                preprocess_image(as_rgb(image, self.image_opening), self.image_processor, aspect_ratio)
-                for image in prompt.images
-            ]
+            pixels = []
+            for image in prompt.images:
+                with explained("An image of a question"):
+                    picture = as_rgb(image, self.image_opening)
+                with within_limits("An image of a question"):
+                    pixels.append(preprocess_image(picture, self.image_processor, aspect_ratio))
             samples.append(text.tensors() | {"images": pixels, "sample_id": number, "truncated": False})
         collated = self._collate(samples)
         names = ("input_ids", "attention_mask", "query_mask", "labels", "images")
