@@ -39,7 +39,7 @@ class UnwritableError(OSError):
     def __init__(self, path: str | Path, cause: OSError) -> None:
         said = cause.strerror or str(cause)
         what, remedy = _REMEDIES.get(cause.errno or 0, ("there is an error", "name another place"))
-        super().__init__(f"{path} cannot be written: {what} ({said}); {remedy}.")
+        super().__init__(f"{path} cannot be written: {what}, {said}; {remedy}.")
         self.errno = cause.errno
 
 
@@ -75,12 +75,13 @@ def _is_about(error: OSError, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def whole_file(path: Path, mode: str = "w", sync: bool = False) -> Iterator[IO[Any]]:
     """Open a file that appears under its name when the block ends well; until then the former one stays.
 
     Args:
         path: of the file; its folder is made if need be. A device or a pipe is written directly.
         mode: "w" for UTF-8 text, "wb" for bytes.
+        sync: whether it is on the disk, not only in the system's memory, when the block ends.
 
     Raises:
         UnwritableError: if it cannot be written; nothing is left of it.
@@ -97,8 +98,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         try:
             with unfinished.open(mode, encoding=encoding) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(unfinished, target)
         except BaseException:
             with contextlib.suppress(OSError):

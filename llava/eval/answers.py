@@ -107,7 +107,7 @@ class AnswerFile:
         """
         answered = self.answered(questions)
         if self.parts():
-            with whole_file(self.path) as file:
+            with whole_file(self.path, sync=True) as file:
                 file.writelines(json.dumps(line) + "\n" for line in answered.values())
         for part in self.all_parts():
             part.unlink(missing_ok=True)

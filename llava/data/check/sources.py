@@ -97,7 +97,7 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
     """
     lines = path.suffix == ".jsonl"
     count = 0
-    with whole_file(path) as file:
+    with whole_file(path, sync=True) as file:
         file.write("" if lines else "[\n")
         for count, data in enumerate(objects, 1):
             file.write(("" if lines or count == 1 else ",\n") + json.dumps(data, default=str) + ("\n" if lines else ""))
