@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,15 @@ def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Itera
     dataset: Any = preparer
     sampler: Any = tasks
     leave_alone: Any = _as_it_is
-    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone)
+    return DataLoader(
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone,
+        worker_init_fn=_leave_interrupts_alone,
+    )  # fmt: skip
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """The terminal tells every process of Ctrl-C; a worker that ended by itself would be waited for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

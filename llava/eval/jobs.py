@@ -176,6 +176,9 @@ class Job:
         """Merge the parts at the end, when nobody writes to them any more."""
         try:
             yield
+        except KeyboardInterrupt:
+            crew.close(patience=0.0)  # whoever interrupts does not want to wait; a torn line is left out
+            raise
         except BaseException:
             crew.close()
             raise

@@ -109,8 +109,8 @@ class Crew(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
-        """End the workers."""
+    def close(self, patience: float = _PATIENCE) -> None:
+        """End the workers, which have so many seconds to end by themselves."""
 
     def __enter__(self) -> Crew:
         return self
@@ -145,7 +145,7 @@ class Alone(Crew):
         except torch.OutOfMemoryError as error:
             raise WorkerError(_reason(error)) from error
 
-    def close(self) -> None:
+    def close(self, patience: float = _PATIENCE) -> None:
         """As in `Crew`."""
         self._answerer = None
 
@@ -197,11 +197,11 @@ class Processes(Crew):
                 else:
                     yield message
 
-    def close(self) -> None:
+    def close(self, patience: float = _PATIENCE) -> None:
         """As in `Crew`."""
         for connection in self._connections:
             connection.close()
-        deadline = time.monotonic() + _PATIENCE  # for all of them together
+        deadline = time.monotonic() + patience  # for all of them together
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
