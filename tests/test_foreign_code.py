@@ -13,6 +13,7 @@ import torch
 from published import write_hf, write_language_model, write_llava, write_lora, write_projector, write_tower
 from tiny_llava import flags, write_assets
 
+from llava.eval.cost import random_model
 from llava.model.builder import load_pretrained_model
 from llava.model.tokenizer import read_tokenizer
 from llava.train.train import train
@@ -170,6 +171,13 @@ def test_a_tokenizer_with_code_is_refused_without_asking(tmp_path: Path, monkeyp
     with pytest.raises(ValueError, match="vicuna"):
         read_tokenizer(folder)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_shape_that_is_timed_names_no_kernel(models: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models / "llava", tmp_path / "llava"))
+    a_kernel_from_elsewhere(folder)
+    model = random_model(str(folder), torch.device("meta"), torch.float32)
+    assert model.config._attn_implementation in ("sdpa", "eager")
 
 
 def test_training_does_not_run_code_beside_its_models(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ def _random_config(name: str) -> LlavaConfig:
         config = _config_of(MODELS[name])
     elif (Path(name) / "config.json").is_file():
         config = LlavaConfig.from_pretrained(name)
+        config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
     else:
         raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
     if getattr(config, "mm_vision_config", None) is None:
