@@ -52,6 +52,7 @@ _OF_TRAINING_ARGUMENTS = re.compile(
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # a pickle says which one it is of in its second byte
+_DOTTED_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\.[A-Za-z_][A-Za-z0-9_.]*")
 _LOOKED_AT = 64 * 2**20  # bytes of a file that is no checkpoint of torch's, to say what it asks for
 # What a listing raises at instructions that torch.save does not write, and at a pickle without an end.
 _FOREIGN = (pickle.UnpicklingError, EOFError, IndexError, struct.error, UnicodeDecodeError)
@@ -234,9 +235,11 @@ def _not_of_torch(path: Path) -> ValueError:
             f"{str(path)!r} is an archive of an old torch, which cannot be looked through unopened."
         )
     named = _named_in(head)
-    if named or (head[:1] == b"\x80" and head[1:2] in _PROTOCOLS):
-        return UnsafePickleError(_refusal(path, named, "it is a bare pickle, not the zip that torch.save writes"))
-    return ValueError(f"{str(path)!r} is damaged: it is no file of torch.save.")
+    if not (head[:1] == b"\x80" and head[1:2] in _PROTOCOLS):  # among random bytes there are instructions, too
+        named = [name for name in named if _DOTTED_NAME.fullmatch(name)]
+        if not named:
+            return ValueError(f"{str(path)!r} is damaged: it is no file of torch.save.")
+    return UnsafePickleError(_refusal(path, named, "it is a bare pickle, not the zip that torch.save writes"))
 
 
 def _is_archive(path: Path) -> bool:
