@@ -171,3 +171,11 @@ def test_hostile_json_is_refused_in_a_sentence(text: bytes, words: str, tmp_path
     (tmp_path / "settings.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"settings.json.*write it again|settings.json is (not UTF-8|UTF-16) text"):
         read_object(tmp_path / "settings.json", "write it again")
+
+
+@pytest.mark.parametrize("kind", ["compression", "mixture", "records", "results", "settings", "answers", "sqa", "gqa"])
+def test_damaged_files_are_read_or_refused_in_a_sentence(kind: str) -> None:
+    from attack.fuzz_files import run
+
+    figures = run(40, seed=1, only=kind)
+    assert figures["failures"] == [] and figures["tried"] == figures["read"] + figures["sentence"] == 40

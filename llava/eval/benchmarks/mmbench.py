@@ -209,6 +209,7 @@ def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) ->
     said = [predictions.get(str(index)) for index in table["index"]]
     said = [None if text is None else _NOT_IN_XLSX.sub("", text) for text in said]
     table = table.map(lambda value: _NOT_IN_XLSX.sub("", value) if isinstance(value, str) else value)
+    table.columns = [_NOT_IN_XLSX.sub("", name) for name in table.columns]
     table.insert(min(_PLACE_OF_PREDICTION, len(table.columns)), "prediction", said)
     unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     try:

@@ -133,7 +133,7 @@ def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[st
         raise ValueError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
     chosen = {}
     for number in map(str, need_list(splits, split, str(folder / "pid_splits.json"))):
-        place = f"{folder / 'problems.json'}, problem {number}"
+        place = f"{folder / 'problems.json'}, problem {shown(number)[1:-1]}"
         if number not in problems:
             raise ValueError(f"{place} is missing, though {folder / 'pid_splits.json'} lists it; download both again.")
         problem = problems[number]

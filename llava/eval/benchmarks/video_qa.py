@@ -20,6 +20,7 @@ from llava.eval.benchmarks.reading import file_in, need_id, need_text, read_json
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question
 from llava.eval.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+from llava.shown import shown
 from llava.whole_files import write_whole
 
 PUBLISHED_JUDGE = "gpt-3.5-turbo"
@@ -184,7 +185,8 @@ def right_answers(
         for number, name in enumerate(ids, start=1):
             if name not in by_id:
                 raise ValueError(
-                    f"{asked}, record {number}: {told.name} has no answer to question {name}; download both again."
+                    f"{asked}, record {number}: {told.name} has no answer to question {shown(name)[1:-1]}; download "
+                    "both again."
                 )
         return [by_id[name] for name in ids]
     if ids != answer_ids:
