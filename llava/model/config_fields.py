@@ -86,7 +86,6 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
     for key in ("eos_token_id", "vision_feature_layer", "architectures"):
         for item in config[key] if isinstance(config.get(key), list) else ():
             need({key: item}, key, str if key == "architectures" else int, f"{place} (in its list)")
-    _check_heads(config, place)
     if "hidden_act" in config and config["hidden_act"] not in ACT2FN:
         raise ValueError(f"hidden_act in {place} is {shown(config['hidden_act'])}, which transformers does not know.")
     projector: str | None = config.get("mm_projector_type")
@@ -103,11 +102,3 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
             CompressionConfig.from_dict(config["compression"])
         except ValueError as error:
             raise ValueError(f"compression in {place}: {error}") from error
-
-
-def _check_heads(config: Mapping[str, Any], place: str) -> None:
-    width, heads, groups = (config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    if heads and groups and heads % groups:
-        raise ValueError(f"num_attention_heads in {place} is {heads}, no multiple of num_key_value_heads, {groups}.")
-    if heads and width and not config.get("head_dim") and width % heads:
-        raise ValueError(f"hidden_size in {place} is {width}, no multiple of num_attention_heads, {heads}.")
