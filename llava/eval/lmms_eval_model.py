@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
 from llava.eval.harness import Prompt, Respondent, class_or_object
 from llava.eval.video import read_frames
 from llava.serve.inputs import sampling
@@ -122,14 +123,16 @@ class DuetLlava(_Base):
             said: list[str] = []
             known, visuals = None, to_visual(doc)
             while True:
-                said = [*said, self._answer([self._prompt(context, visuals)], settings)[0]]
+                answer = self._answer([self._prompt(context, visuals)], settings)[0]
+                # The next question may repeat it, and shows no image where an answer says the word.
+                said = [*said, answer.replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)]
                 visuals, context, is_over, said, known = to_text(
                     doc, previous_output=said, round_idx=len(said), previous_round_info=known
                 )
                 said = list(said)
                 if is_over:
                     break
-            results.append(said)
+            results.append([text.replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN) for text in said])
         return results
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
@@ -167,7 +170,10 @@ class DuetLlava(_Base):
 
     def _target(self, to_target: Callable[[Any], str], place: Sequence[Any]) -> str:
         _, doc_id, task, split = place
-        return str(to_target(self.task_dict[task][split][doc_id]))
+        target = to_target(self.task_dict[task][split][doc_id])
+        if target is None:
+            raise ValueError(f"Document {doc_id} of task {task!r} has no target to be scored; leave the task out.")
+        return str(target)
 
     def _prompt(self, context: str | Sequence[str], visuals: Any) -> Prompt:
         text = context if isinstance(context, str) else context[0]

@@ -34,6 +34,7 @@ from llava.serve.inputs import (
 )
 from llava.serve.places import image_files
 from llava.serve.template import choose_template
+from llava.terminal_text import say
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,
@@ -69,6 +70,8 @@ def eval_model(args: Any) -> str:
         check_device(options.device)
     if options.conv_mode:
         get_template(options.conv_mode)
+    if not isinstance(args.query, str):
+        raise ValueError(f"query is {args.query!r}; it must be text.")
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
     generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
@@ -84,7 +87,7 @@ def eval_model(args: Any) -> str:
     opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
     images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
     answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
-    print(answer)
+    say(answer)
     return answer
 
 

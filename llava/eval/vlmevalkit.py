@@ -110,7 +110,12 @@ def choice_prompt(line: Mapping[str, Any]) -> str:
 
     Args:
         line: with `question` and, where there are, `hint` and options under their letters; NaN stands for nothing.
+
+    Raises:
+        ValueError: if there is no question.
     """
+    if not _is_given(line.get("question")):
+        raise ValueError(f"The row {line.get('index')!r} has no question; leave it out of the table.")
     options = [f"{letter}. {line[letter]}" for letter in ascii_uppercase if _is_given(line.get(letter))]
     hint = [str(line["hint"])] if _is_given(line.get("hint")) else []
     lines = [*hint, str(line["question"]), *options]

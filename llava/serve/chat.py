@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
 from llava.compression.salience import QueryRole
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
+from llava.constants import IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.mm_utils import KeywordsStoppingCriteria, model_name_of, process_images
@@ -114,8 +114,7 @@ class Chat:
     def turns(self) -> list[tuple[str, str]]:
         """Questions and answers so far; questions with their image marks, and `\\<image>` where they mean the word."""
         questions = (turn.replace(LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN) for turn in self._turns[::2])
-        answers = (turn.replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN) for turn in self._turns[1::2])
-        return list(zip(questions, answers, strict=True))
+        return list(zip(questions, self._turns[1::2], strict=True))
 
     @property
     def compression(self) -> CompressionConfig:
@@ -237,7 +236,7 @@ class Chat:
         if output is None:
             return
         new = output.sequences[0].tolist()
-        answer = self._text(output.sequences[0]).replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)  # it shows no image
+        answer = self._text(output.sequences[0])
         self._turns = [*request.turns, answer]
         self._pixels = request.pixels
         self.images = self.images + images

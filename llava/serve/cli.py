@@ -10,7 +10,7 @@ import argparse
 import difflib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -38,6 +38,8 @@ from llava.serve.inputs import (
 from llava.serve.overlay import draw_overlay
 from llava.serve.places import typed_place
 from llava.serve.template import choose_template
+from llava.serve.typed_lines import check_question, typed_lines
+from llava.terminal_text import say
 from llava.whole_files import whole_file
 
 COMMANDS = """commands in the chat:
@@ -49,7 +51,8 @@ COMMANDS = """commands in the chat:
 Paths may be in quotes, begin with ~ or be file:// addresses. A question that begins with the name of a command is asked
 with a second slash in front: //tokens are what?
 Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first;
-\\<image> is the word itself."""
+\\<image> is the word itself. Marks such as </s> are text like any other. In answers, characters that act on a terminal
+are shown as escapes, such as \\x1b."""
 KNOWN = ("/image", "/reset", "/compression", "/tokens", "/exit")
 _MISTYPED = 0.7
 
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         session = Session.open(options)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
         return 2
     session.run(sys.stdin)
     return 0
@@ -108,7 +111,7 @@ class Session:
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
         speaker = get_template(self.chat.conv_mode).roles[0].strip() or "USER"
-        for line in _lines(source, f"{speaker}: "):
+        for line in typed_lines(source, f"{speaker}: "):
             command, rest = as_command(line)
             if command == "/exit":
                 return
@@ -120,15 +123,16 @@ class Session:
             except KeyboardInterrupt:
                 print(flush=True)
             except (ValueError, OSError, RuntimeError) as error:
-                print(error, file=sys.stderr, flush=True)
+                say(error, file=sys.stderr)
             except MemoryError:
                 print("That takes more memory than there is; /reset starts afresh.", file=sys.stderr, flush=True)
 
     def _ask(self, question: str) -> None:
+        check_question(question)
         before = len(self.chat.turns)
         try:
             for piece in self.chat.ask(question, self.pending):
-                print(piece, end="", flush=True)
+                say(piece, end="")
         finally:
             if len(self.chat.turns) > before:  # also where Ctrl-C ended the answer
                 self.pending = []
@@ -136,7 +140,7 @@ class Session:
         if self.options.debug:
             turns = [text for turn in self.chat.turns for text in turn]
             prompt = fill_template(self.chat.conv_mode, [*turns[:-1], None]).get_prompt()
-            print({"prompt": prompt, "outputs": turns[-1]}, file=sys.stderr, flush=True)
+            say({"prompt": prompt, "outputs": turns[-1]}, file=sys.stderr)
         if self.options.show_tokens:
             print(self.chat.usage, flush=True)
         if self.options.save_overlay and self.chat.images:
@@ -191,7 +195,7 @@ class Session:
         picture = draw_overlay(trace, pixels, self.chat.image_processor, layers)
         with whole_file(path, "wb") as file:
             picture.save(file, format=Image.registered_extensions()[path.suffix.lower()])
-        print(f"wrote {path}", flush=True)
+        say(f"wrote {path}")
 
 
 def as_command(line: str) -> tuple[str, str]:
@@ -213,19 +217,6 @@ def as_command(line: str) -> tuple[str, str]:
     if command in KNOWN or (command.startswith("/") and mistyped and is_word):
         return command, rest[0] if rest else ""
     return "", line
-
-
-def _lines(source: TextIO, prompt: str) -> Iterator[str]:
-    """Lines of the input; a terminal is prompted, with editing where Python has readline."""
-    if not source.isatty():
-        yield from source
-        return
-    while True:
-        try:
-            yield input(prompt)
-        except (EOFError, KeyboardInterrupt):
-            print(flush=True)
-            return
 
 
 def _check(options: argparse.Namespace) -> None:

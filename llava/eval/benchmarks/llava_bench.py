@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines, read_questions
+from llava.eval.benchmarks.reading import need_field, need_text, read_json, read_json_lines, read_questions
 from llava.eval.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.questions import Answered, Question, with_text
 
@@ -94,9 +94,9 @@ def read_captions(path: Path) -> dict[str, str]:
     for number, record in enumerate(read_json_lines(path, LLaVABench.name), start=1):
         place = f"{path}, line {number}"
         caption = need_field(record, "caption", place)
-        captions[str(need_field(record, "image", place))] = (
-            caption if isinstance(caption, str) else "\n".join(map(str, caption))
-        )
+        lines = caption if isinstance(caption, list) else [caption]
+        texts = [need_text({"caption": line}, "caption", place) for line in lines]
+        captions[str(need_field(record, "image", place))] = "\n".join(texts)
     return captions
 
 
@@ -108,7 +108,7 @@ def read_references(path: Path) -> dict[str, Mapping[str, Any]]:
     """
     references: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(read_json_lines(path, LLaVABench.name), start=1):
-        need_field(record, "text", f"{path}, line {number}")
+        need_text(with_text(record), "text", f"{path}, line {number}")
         references[str(need_field(record, "question_id", f"{path}, line {number}"))] = with_text(record)
     return references
 
@@ -142,7 +142,7 @@ def review_task(
         first, second: answer lines.
 
     Raises:
-        ValueError: if the image has no caption or the category no rule.
+        ValueError: if the image has no caption, the category no rule, or a text is none.
     """
     identity = question["question_id"]
     category = CATEGORY_PREFIX + str(need_field(question, "category", f"Question {identity}"))
@@ -153,10 +153,11 @@ def review_task(
     if image not in captions:
         raise ValueError(f"context.jsonl says nothing about image {image!r} of question {identity}; download it again.")
     role = rule["role"]
+    asked, *answers = (need_text(line, "text", f"Question {identity}") for line in (question, first, second))
     content = (
-        f"[Context]\n{captions[image]}\n\n[Question]\n{question['text']}\n\n"
-        f"[{role} 1]\n{first['text']}\n\n[End of {role} 1]\n\n"
-        f"[{role} 2]\n{second['text']}\n\n[End of {role} 2]\n\n"
+        f"[Context]\n{captions[image]}\n\n[Question]\n{asked}\n\n"
+        f"[{role} 1]\n{answers[0]}\n\n[End of {role} 1]\n\n"
+        f"[{role} 2]\n{answers[1]}\n\n[End of {role} 2]\n\n"
         f"[System]\n{rule['prompt']}\n\n"
     )
     fields = {

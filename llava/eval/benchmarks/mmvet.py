@@ -144,7 +144,8 @@ def read_score(text: str) -> Grade | None:
 
 
 def _task(truth: Mapping[str, Any], answer: Answered) -> GradingTask:
-    prompt = grading_prompt(str(truth["question"]), str(truth["answer"]), answer.text)
+    place = f"Question {answer.question.question_id} of MM-Vet"
+    prompt = grading_prompt(need_text(truth, "question", place), need_text(truth, "answer", place), answer.text)
     return GradingTask(({"role": "user", "content": prompt},), {"question_id": answer.question.question_id})
 
 

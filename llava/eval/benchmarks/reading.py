@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
         ValueError: if the record lacks it, or it is something else.
     """
     value = need_field(record, name, place)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not (number or isinstance(value, str)):
         raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text between quotation marks.")
     return str(value)
 
@@ -146,6 +148,8 @@ def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = 
         if not about_text:
             need_field(record, "image", place)
         text = need_text(record, "text", place)
+        if not text.replace(DEFAULT_IMAGE_TOKEN, "").strip():
+            raise ValueError(f"{place} has a blank text, which asks nothing; mend the line, or take it out.")
         names = _image_names(record, place)
         if not names and not about_text:
             raise ValueError(f"{place} names no image; download the file again.")
