@@ -17,6 +17,7 @@ import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.file_modes import follow_umask
 from llava.outputs import claim_folder
 from llava.program import as_program
 from playground.pretrain.language_model import train_language_model
@@ -53,6 +54,7 @@ def save_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
 def _save_small(model: PreTrainedModel, folder: Path) -> None:
     """Stores the weights in half precision, but lets them be loaded in single precision: training needs that."""
     model.to(torch.float16).save_pretrained(folder)
+    follow_umask(folder)
     _set_entry(folder / "config.json", "dtype", "float32")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from distributed import weights
+from distributed import ROOT, assert_equal, run, start, tail, wait, weights
 from safetensors.torch import load_file, save_file
 from tiny_llava import flags, write_assets
 
-from llava.train import manifest
+from llava.train import checkpoint as checkpoints
+from llava.train import manifest, soundness
 from llava.train.checkpoint import find_checkpoint, prune_checkpoints, publish_checkpoint, starting_point
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.train import train
@@ -197,6 +199,11 @@ def without_manifest(checkpoint: Path) -> None:
     (checkpoint / MANIFEST_FILE).unlink()
 
 
+def pipe_as_manifest(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST_FILE).unlink()
+    os.mkfifo(checkpoint / MANIFEST_FILE)
+
+
 def as_manifest(text: str | bytes) -> Callable[[Path], None]:
     return replaced(MANIFEST_FILE, text, sealed=False)
 
@@ -227,6 +234,7 @@ CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a state that is text": (replaced("trainer_state.json", '"text"'), "holds no object"),
     "a state that is null": (replaced("trainer_state.json", "null"), "holds no object"),
     "no manifest": (without_manifest, "no manifest.json"),
+    "a pipe for a manifest": (pipe_as_manifest, "manifest.json is no file"),
     "an empty manifest": (as_manifest(""), "not JSON"),
     "a manifest of nothing": (as_manifest('{"files": {}}'), "names no files"),
     "a manifest that is a list": (as_manifest("[1, 2]"), "manifest.json cannot be read"),
@@ -334,8 +342,6 @@ def test_quick_leaves_out_the_bytes_of_large_files_alone(pair: Path, monkeypatch
     one_bit(pair / "checkpoint-4/model.safetensors")
     size = (pair / "checkpoint-4/optimizer.pt").stat().st_size
     assert size < (pair / "checkpoint-4/model.safetensors").stat().st_size * 4
-    from llava.train import soundness
-
     monkeypatch.setattr(soundness, "PIECE", 2000)
     assert find_checkpoint(pair, "quick") == pair / "checkpoint-4"
     assert find_checkpoint(pair, "full") == pair / "checkpoint-2"
@@ -433,3 +439,80 @@ def test_a_damaged_best_checkpoint_does_not_become_the_result(
     with pytest.raises(ValueError, match=r"lowest held-out loss, is not whole.*--load_best_model_at_end False"):
         train(flags(assets, tmp_path / "out", "finetune", **RUN | options))
     assert not (tmp_path / "out/model.safetensors").exists()
+
+
+# === Several ranks ===
+
+
+def _look(rank: int, folder: Path, out: Path) -> None:
+    """As one of two processes; the second does not see all that the first sees."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    seen: list[str] = []
+
+    def look(**hidden: Any) -> str:
+        kept = (checkpoints._checkpoints, soundness.damage)
+        if rank == 1:
+            for module, name in ((checkpoints, "_checkpoints"), (soundness, "damage")):
+                if name in hidden:
+                    setattr(module, name, hidden[name])
+        try:
+            return str(find_checkpoint(out))
+        except ValueError as error:
+            return str(error)
+        finally:
+            checkpoints._checkpoints, soundness.damage = kept
+
+    def unread(path: Any, *_: Any, **options: Any) -> list[str]:
+        return ["optimizer.pt cannot be read: Stale file handle"] if Path(path).name == "checkpoint-4" else []
+
+    def nothing(path: Any, *_: Any, **options: Any) -> list[str]:
+        return ["it is not there"]
+
+    def refused(_: Any) -> list[Path]:
+        raise ValueError("--output_dir cannot be read")
+
+    seen.append(look())
+    seen.append(look(damage=unread))
+    seen.append(look(damage=nothing, _checkpoints=lambda _: []))
+    seen.append(look(_checkpoints=refused))
+    (folder / f"seen-{rank}").write_text(json.dumps(seen))
+
+
+def test_all_ranks_go_on_from_one_checkpoint_whatever_one_of_them_sees(pair: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_look, args=(rank, tmp_path, pair)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    first, second = (json.loads((tmp_path / f"seen-{rank}").read_text()) for rank in range(2))
+    assert first == second
+    assert first[0] == str(pair / "checkpoint-4") and first[1] == str(pair / "checkpoint-2")
+    assert "it is not there as process 1 sees it" in first[2] and "--output_dir cannot be read" in first[3]
+
+
+@pytest.mark.slow
+def test_two_ranks_under_zero_pass_over_a_changed_bit_and_stop_where_all_is_damaged(
+    assets: Path, tmp_path: Path
+) -> None:
+    options = RUN | {"per_device_train_batch_size": 2, "deepspeed": ROOT / "configs/deepspeed/zero3.json"}
+    run("torchrun", flags(assets, tmp_path / "whole", "finetune", **options), tmp_path / "log")
+    out = copied(tmp_path / "whole", tmp_path / "out")
+    held = json.loads((out / "checkpoint-4" / MANIFEST_FILE).read_text())
+    pieces = sorted(path for path in (out / "checkpoint-4/global_step4").iterdir())
+    assert len(pieces) >= 4 and {f"global_step4/{path.name}" for path in pieces} <= held["digests"].keys()
+    for path in pieces:
+        one_bit(path)
+        assert find_checkpoint(out) == out / "checkpoint-2"
+        one_bit(path)
+    one_bit(pieces[-1])
+    run("torchrun", flags(assets, out, "finetune", **options), tmp_path / "again")
+    assert tail(tmp_path / "again", 100_000).count("holds other bytes than when it was saved") == 1
+    assert_equal(tmp_path / "whole", out)
+    out = copied(tmp_path / "whole", tmp_path / "none")
+    for step in (2, 4):
+        zeroed(next((out / f"checkpoint-{step}").rglob("*optim_states.pt")))
+    process = start("torchrun", flags(assets, out, "finetune", **options), tmp_path / "stopped")
+    assert wait(process, tmp_path / "stopped") == 1
+    assert "No checkpoint in" in tail(tmp_path / "stopped", 100_000)

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.file_modes import follow_umask
 from llava.model.builder import load_pretrained_model, resolve
 from llava.model.hf_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -183,13 +184,17 @@ def require_outside(target: Path, *sources: str | None) -> None:
 
 @contextmanager
 def appearing_at_once(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when all is written, and is removed when something fails."""
+    """A folder beside `target` that takes its name when all is written, and is removed when something fails.
+
+    What is in it may be read by whom the umask says, also weights, which safetensors writes for their owner alone.
+    """
     target = target.resolve()  # a link to an empty folder stays one
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     try:
         with told_where(target):
             unfinished.mkdir(parents=True)
             yield unfinished
+            follow_umask(unfinished)
             unfinished.replace(target)
     except SafetensorError as error:
         shutil.rmtree(unfinished, ignore_errors=True)

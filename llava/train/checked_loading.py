@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.model.collectives import require_everywhere
 from llava.model.pickles import require_safe_pickles, weights_only_loading
+from llava.train.arguments import TrainingArguments
+from llava.train.soundness import damage_seen_by_all, taken_up
 
 # Programs that DeepSpeed copies into every checkpoint. `python -m llava.model.consolidate` does the same work, and a
 # checkpoint without programs gives nobody the habit of running one that came with the data.
@@ -20,17 +23,45 @@ RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 class CheckedLoading(Trainer):
     """DeepSpeed reads its files without `weights_only`, so that a file could run code; under this class none can."""
 
+    args: TrainingArguments
+
     def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """As in transformers, which loads the engine's state here.
+        """As in transformers, which loads the engine's state here, or else optimizer and schedule.
 
         Raises:
             UnsafePickleError: on every rank, if a file would run code.
+            ValueError: if what the files hold cannot be taken over.
         """
         if resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         require_everywhere(lambda: require_safe_pickles(resume_from_checkpoint))
-        with weights_only_loading():
+        with taken_up(resume_from_checkpoint), weights_only_loading():
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As in transformers.
+
+        Raises:
+            ValueError: if what the file holds is no state of random numbers.
+        """
+        with contextlib.nullcontext() if checkpoint is None else taken_up(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def whole_best_checkpoint(self) -> str:
+        """The checkpoint with the lowest held-out loss. All ranks must call it.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        best = str(self.state.best_model_checkpoint)
+        wrong = damage_seen_by_all(best, self.args.verify_checkpoint)
+        if wrong:
+            raise ValueError(
+                f"{best}, which has the lowest held-out loss, is not whole ({'; '.join(wrong[:3])}), so the run cannot "
+                "end with it. Restore it and give the same command again, or end with the last weights: "
+                "--load_best_model_at_end False."
+            )
+        return best
 
     def _load_best_model(self) -> None:
         """As in transformers; the folder stands in `trainer_state.json`, and may be any.

@@ -47,12 +47,15 @@ class Manifest:
         Raises:
             ValueError: if there is none, or it is none of this program's; says so in a few words.
         """
+        path = Path(folder) / MANIFEST_FILE
         try:
-            held = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"no {MANIFEST_FILE}") from None
+            if not path.is_file():
+                raise ValueError(f"{MANIFEST_FILE} is no file" if os.path.lexists(path) else f"no {MANIFEST_FILE}")
+            text = path.read_bytes()
         except OSError as error:
             raise ValueError(f"{MANIFEST_FILE} cannot be read: {error.strerror or error}") from error
+        try:
+            held = json.loads(text.decode())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{MANIFEST_FILE} cannot be read: it is not JSON") from error
         if not isinstance(held, dict) or set(held) not in (_OF_EARLIER_VERSIONS, _FIELDS):

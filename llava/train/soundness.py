@@ -100,7 +100,7 @@ def taken_up(checkpoint: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UnsafePickleError):
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -42,7 +42,7 @@ from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
-from llava.train.soundness import damage_seen_by_all, taken_up
+from llava.train.soundness import taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
 
@@ -215,17 +215,10 @@ class LlavaTrainer(CheckedLoading):
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in transformers; the rates that this start asks for take the place of the checkpoint's.
-
-        Raises:
-            ValueError: if the checkpoint is beyond the end that this start asks for.
-        """
-        if checkpoint is not None:
-            require_steps(checkpoint, self.state.global_step, self.state.max_steps)
-            if self.facts is not None:
-                say_what_changed(checkpoint, self.facts)
-        with taken_up(checkpoint or ""):
-            super()._load_optimizer_and_scheduler(checkpoint)
+        """As in transformers; the rates that this start asks for take the place of the checkpoint's."""
+        if checkpoint is not None and self.facts is not None:
+            say_what_changed(checkpoint, self.facts)
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             apply_rates(self.optimizer, self.lr_scheduler, self._asked_rates)
 
@@ -278,7 +271,10 @@ class LlavaTrainer(CheckedLoading):
             clear_staging(self.args.output_dir)
 
     def _resumable(self) -> bool:
-        return any(has_optimizer(folder) for folder in Path(self.args.output_dir).glob("checkpoint-*"))
+        try:
+            return any(has_optimizer(folder) for folder in Path(self.args.output_dir).glob("checkpoint-*"))
+        except OSError:  # only a sentence depends on it
+            return False
 
     def _write_checkpoint(self, staging: Path, trial: Any = None) -> Path:
         """Write all that resuming needs into the staging folder; whole when this returns, at every rank."""
@@ -366,24 +362,21 @@ class LlavaTrainer(CheckedLoading):
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with taken_up(checkpoint or ""):
-            super()._load_rng_state(checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As in transformers, once the checkpoint is known to be whole.
+    def _init_training_state(
+        self, max_steps: Any, steps_of_an_epoch: Any, epochs: Any, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        """As in transformers.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the checkpoint is beyond the end that this start asks for.
         """
-        best = str(self.state.best_model_checkpoint)
-        wrong = damage_seen_by_all(best, self.args.verify_checkpoint)
-        if wrong:
-            raise ValueError(
-                f"{best}, which has the lowest held-out loss, is not whole ({'; '.join(wrong[:3])}), so the run cannot "
-                "end with it. Restore it and give the same command again, or end with the last weights: "
-                "--load_best_model_at_end False."
-            )
+        found = super()._init_training_state(max_steps, steps_of_an_epoch, epochs, checkpoint, trial)
+        if checkpoint is not None:
+            require_steps(checkpoint, self.state.global_step, self.state.max_steps)
+        return found
+
+    def _load_best_model(self) -> None:
+        best = self.whole_best_checkpoint()
         if self.part == "model" or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
