@@ -47,6 +47,11 @@ def end_with(leash: Connection) -> None:
     threading.Thread(target=_outlive, args=(leash,), daemon=True).start()
 
 
+def end_with_parent() -> None:
+    """Let this process end within seconds of the one that started it, also where it waits for a queue for ever."""
+    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+
+
 @contextmanager
 def forks_end_with_parent() -> Iterator[None]:
     """Let processes that are forked here end within seconds when this one was killed, whoever forks them.
@@ -57,7 +62,7 @@ def forks_end_with_parent() -> Iterator[None]:
 
     def watch() -> None:
         if is_open:
-            threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+            end_with_parent()
 
     os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is wanted
     try:
@@ -80,6 +85,7 @@ def _outlive(leash: Connection) -> None:
 def _start(before: Callable[[int], Any] | None, worker: int) -> None:
     """Start of a worker."""
     _obey_parent_alone()
+    end_with_parent()
     if before is not None:
         before(worker)
 

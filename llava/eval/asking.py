@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.data.collator import SupervisedCollator
 from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
+from llava.data.workers import end_with_parent
 from llava.eval.questions import Picture, Question
 from llava.image_opening import DEFAULT_OPENING, opening_of
 from llava.mm_utils import preprocess_image
@@ -177,13 +178,14 @@ def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Itera
     leave_alone: Any = _as_it_is
     return DataLoader(
         dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone,
-        worker_init_fn=_leave_interrupts_alone,
+        worker_init_fn=_start,
     )  # fmt: skip
 
 
-def _leave_interrupts_alone(worker: int) -> None:
-    """The terminal tells every process of Ctrl-C; a worker that ended by itself would be waited for."""
+def _start(worker: int) -> None:
+    """Ctrl-C, of which the terminal tells every process, is left to the run, and so is the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _as_it_is(batch: Batch) -> Batch:
