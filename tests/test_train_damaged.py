@@ -18,6 +18,7 @@ from distributed import ROOT, assert_equal, run, start, tail, wait, weights
 from safetensors.torch import load_file, save_file
 from tiny_llava import flags, write_assets
 
+from llava.model.builder import load_pretrained_model
 from llava.train import checkpoint as checkpoints
 from llava.train import manifest, soundness
 from llava.train.checkpoint import find_checkpoint, prune_checkpoints, publish_checkpoint, starting_point
@@ -420,6 +421,23 @@ def test_what_stands_in_the_way_of_a_checkpoint_is_kept_under_another_name(pair:
     shutil.copytree(pair / "checkpoint-4", staged)
     publish_checkpoint(staged, pair / "checkpoint-6")
     assert (pair / "checkpoint-6/model.safetensors").is_file() and os.path.lexists(pair / "checkpoint-6.aside0")
+
+
+@pytest.mark.parametrize("kind", ["projector", "lora"])
+def test_a_damaged_weight_file_that_is_opened_ends_with_a_sentence_that_names_it(
+    assets: Path, runs: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """By the loader that evaluation, chat and conversion have; PyTorch's files hold checksums, safetensors none."""
+    base = str(assets / "lm")
+    for path in sorted((runs[kind] / "checkpoint-4").iterdir()):
+        if path.suffix in (".safetensors", ".bin") and path.name != "training_args.bin":
+            for harm in (zeroed, garbage, cut, gone, *([one_bit] if path.suffix == ".bin" else [])):
+                broken = tmp_path / f"{path.name}-{harm.__name__}"
+                shutil.copytree(path.parent, broken)
+                harm(broken / path.name)
+                if (broken / path.name).exists() or path.suffix == ".safetensors":
+                    with pytest.raises(ValueError, match=path.name.replace(".", r"\.")):
+                        load_pretrained_model(str(broken), base, device="cpu")
 
 
 def test_a_damaged_best_checkpoint_does_not_become_the_result(

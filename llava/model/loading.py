@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,12 @@ from llava.model.collectives import gathered, whole_shape
 from llava.shown import shown
 
 PROJECTOR_FILE = "mm_projector.bin"
-# What a damaged file raises, or a pickle that asks for more than tensors.
-_UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError)
+# What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
+# so that other bytes than were written end in any of Python's errors.
+_UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError,
+    AttributeError, ArithmeticError, AssertionError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -71,7 +76,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     with _explained(path):
         if path.suffix == ".safetensors":
             return load_file(path)
-        return _named_tensors(torch.load(path, map_location="cpu", weights_only=True), path)
+        _require_checksums(path)
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    return _named_tensors(held, path)
 
 
 def read_header(path: str | Path) -> dict[str, Tensor]:
@@ -82,7 +89,8 @@ def read_header(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     with _explained(path):
-        return _named_tensors(load_state_dict(path, map_location="meta", weights_only=True), path)
+        held = load_state_dict(path, map_location="meta", weights_only=True)
+    return _named_tensors(held, path)
 
 
 @contextmanager
@@ -100,6 +108,16 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _require_checksums(path: Path) -> None:
+    """Compare the parts of a file of `torch.save` with the checksums that stand in it; PyTorch does not."""
+    if not zipfile.is_zipfile(path):
+        return  # as versions before 1.6 wrote them
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"the checksum of its part {broken!r} is another")
+
+
 def _named_tensors(held: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(held, Mapping) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
         raise ValueError(f"{str(path)!r} does not hold tensors by name; give a file of weights.")
@@ -115,7 +133,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     path = Path(path)
     if path.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
-    with safe_open(path, framework="pt") as file:
+    with _explained(path), safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
 
 
