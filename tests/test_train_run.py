@@ -267,8 +267,9 @@ def test_fault_4_a_run_is_not_resumed_under_another_budget(assets: Path, tmp_pat
 
 def test_fault_15_a_finished_run_is_not_overwritten_unasked(assets: Path, tmp_path: Path) -> None:
     train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
-    with pytest.raises(ValueError, match=r"already holds a trained model .*--overwrite_output_dir"):
-        train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
+    for other in ({"max_steps": 2}, {"max_steps": 1, "learning_rate": 2e-2}, {"max_steps": 1, "compression": "none"}):
+        with pytest.raises(ValueError, match=r"already holds a trained model .*--overwrite_output_dir"):
+            train(flags(assets, tmp_path / "out", "pretrain", **other))
     train(flags(assets, tmp_path / "out", "pretrain", max_steps=1, overwrite_output_dir=True))
 
 

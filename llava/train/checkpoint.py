@@ -16,12 +16,13 @@ from torch import Tensor, distributed, nn
 from llava.model.collectives import gathered, of_all_ranks, ranks_must_agree
 from llava.model.loading import PROJECTOR_FILE
 from llava.train.manifest import MANIFEST_FILE
+from llava.train.report import SUMMARY_FILE
 from llava.train.soundness import STATE_FILE, damage, damage_seen_by_all, say_without_digests, step_of
 
 logger = logging.getLogger(__name__)
 
 STAGING = ".unfinished"  # inside the output folder, so that a rename never crosses file systems
-_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")  # as the command line reads them for other flags
+YES, _NO = ("true", "yes", "1"), ("false", "no", "0")  # as the command line reads them for other flags
 FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -73,9 +74,9 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, v
             are there are, or if the run must not go on from a checkpoint that is there.
     """
     word = (asked or "").lower()
-    if word in _YES and overwrite:
+    if word in YES and overwrite:
         raise ValueError("--resume_from_checkpoint True goes on, --overwrite_output_dir True begins anew; choose one.")
-    if word and word not in _YES + _NO:
+    if word and word not in YES + _NO:
         assert asked is not None
         wrong = damage_seen_by_all(asked, verify)
         if wrong and not os.path.isfile(Path(asked) / STATE_FILE):
@@ -144,6 +145,14 @@ def prune_checkpoints(output_dir: str | Path, limit: int | None, newest: Path, b
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def lacks_its_end(folder: str | Path) -> bool:
+    """Whether a run published its model and was killed before its summary, as earlier versions could be.
+
+    It left a checkpoint, and goes on from that to its end.
+    """
+    return not (Path(folder) / SUMMARY_FILE).exists() and bool(_checkpoints(folder))
+
+
 def _is_ours(folder: Path) -> bool:
     """Whether a folder of this place holds what a run wrote."""
     return not folder.is_symlink() and any(os.path.isfile(folder / name) for name in (MANIFEST_FILE, STATE_FILE))
@@ -196,6 +205,8 @@ def publish_model(staged: Path, output_dir: Path) -> None:
     The projector of a run whose folder itself is named `checkpoint-N` goes to
     `<parent>/mm_projector/checkpoint-N.bin`, as in LLaVA.
     """
+    for name in FINISHED:  # of a model that is overwritten: they must not vouch for the files of this one
+        (output_dir / name).unlink(missing_ok=True)
     for path in sorted(staged.iterdir(), key=lambda path: path.name in FINISHED):
         target = output_dir / path.name
         if path.name == PROJECTOR_FILE and output_dir.name.startswith("checkpoint-"):
@@ -256,7 +267,7 @@ def _free_name(path: Path) -> Path:
 
 def _refuse_finished_run(folder: Path) -> None:
     for name in FINISHED:
-        if (folder / name).exists():
+        if (folder / name).exists() and not lacks_its_end(folder):
             raise ValueError(
                 f"{folder} already holds a trained model ({name}); choose another --output_dir or say "
                 "--overwrite_output_dir True."

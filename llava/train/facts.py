@@ -92,6 +92,15 @@ class RunFacts:
         fault = _fault_of(held)
         if fault is not None:
             raise ValueError(f"{str(path)!r} {fault}. {_DAMAGED}")
+        return cls._of(held)
+
+    @classmethod
+    def from_dict(cls, held: Any) -> RunFacts | None:
+        """Of what `dataclasses.asdict` made of them; None if something else is held."""
+        return None if _fault_of(held) is not None else cls._of(held)
+
+    @classmethod
+    def _of(cls, held: dict[str, Any]) -> RunFacts:
         return cls(**{entry.name: held[entry.name] for entry in fields(cls) if entry.name in held})
 
 
@@ -156,6 +165,13 @@ def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
     then = RunFacts.read(checkpoint)
     for sentence in () if then is None else _refusals(then, now):
         raise ValueError(f"{checkpoint} cannot be resumed: {sentence}")
+
+
+def what_differs(then: RunFacts, now: RunFacts) -> list[str]:
+    """What makes a run another one than a finished one: sentences, empty where it would end with the same weights."""
+    applied = (one for one in differences(then.arguments, now.arguments, now.tower_layers))
+    changed = [f"{one}." for one in applied if one.change is Change.APPLIED]
+    return _refusals(then, now) + changed
 
 
 def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:

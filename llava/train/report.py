@@ -73,15 +73,17 @@ def write_summary(
     statistics: DataStatistics,
     log_history: list[dict[str, Any]],
     totals: dict[str, Any],
+    facts: dict[str, Any] | None = None,
 ) -> Path:
     """Leave `train_summary.json`: the loss curve and everything that `log_start` said, for reports.
 
     Args:
-        output_dir: of the run.
+        output_dir: where it goes.
         phase: `pretrain` or `finetune`.
         model, statistics: as trained.
         log_history: of the Trainer.
         totals: of `LlavaTrainer.totals`; under `counts` the samples trained on, cut, without labels, and skipped.
+        facts: of the run, by which it recognises itself once it is finished.
     """
     tokens = visual_tokens(model)
     steps = ("step", "epoch", "loss", "grad_norm", "learning_rate")
@@ -97,6 +99,7 @@ def write_summary(
         "evaluations": [entry for entry in log_history if "eval_loss" in entry],
         "curve": [{name: entry.get(name) for name in steps} for entry in log_history if "loss" in entry],
         "result": next((entry for entry in reversed(log_history) if "train_runtime" in entry), {}),
+        "run": facts,
     }
     target = Path(output_dir) / SUMMARY_FILE
     write_whole(target, json.dumps(summary, indent=2) + "\n")

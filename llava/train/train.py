@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import set_seed
@@ -20,11 +21,12 @@ from llava.train.building import choose_trained, load_model, load_tokenizer, mak
 from llava.train.callbacks import CheckSaving
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
+from llava.train.finished import finished_run, require_finished
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
 from llava.train.own_inputs import require_inputs_kept
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
-from llava.train.report import log_start, write_summary
+from llava.train.report import SUMMARY_FILE, log_start, write_summary
 from llava.train.skipped import SkippedSamples
 from llava.train.trainer import LlavaTrainer, make_sampler
 
@@ -49,9 +51,12 @@ def train(argv: Sequence[str] | None = None) -> Path:
 
 def _train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Path:
     overwrite = training_args.overwrite_output_dir
-    checkpoint = starting_point(
-        training_args.output_dir, overwrite, training_args.resume_from_checkpoint, training_args.verify_checkpoint
-    )
+    finished = finished_run(training_args)
+    checkpoint = None
+    if finished is None:
+        checkpoint = starting_point(
+            training_args.output_dir, overwrite, training_args.resume_from_checkpoint, training_args.verify_checkpoint
+        )
 
     require_inputs_kept(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args, training_args)
@@ -61,6 +66,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     held_out = make_held_out(dataset, data_args)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
     facts = describe_run(model, dataset, model_args, data_args, training_args, part, held_out)
+    if finished is not None:
+        return require_finished(finished, facts, training_args)
     if checkpoint is not None:
         require_optimizer(checkpoint)
         require_same_run(checkpoint, facts)
@@ -120,14 +127,17 @@ def finish(trainer: LlavaTrainer, statistics: DataStatistics) -> None:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     trainer.save_state()
-    trainer.save_final()
     totals = trainer.totals()
-    if trainer.is_world_process_zero():
+
+    def write_report(folder: Path) -> None:
         phase = "pretrain" if trainer.part == "adapter_only" else "finetune"
-        history = trainer.state.log_history
-        summary = write_summary(args.output_dir, phase, trainer.model, statistics, history, totals)
+        facts = None if trainer.facts is None else asdict(trainer.facts)
+        write_summary(folder, phase, trainer.model, statistics, trainer.state.log_history, totals, facts)
+
+    trainer.save_final(write_report)
+    if trainer.is_world_process_zero():
         logger.info("What the run did:\n%s", summary_table(totals))
-        logger.info("Wrote model and %s to %s.", summary.name, summary.parent)
+        logger.info("Wrote model and %s to %s.", SUMMARY_FILE, args.output_dir)
 
 
 def _prepare_process(args: TrainingArguments) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from llava.train.checkpoint import (
 )
 from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
+from llava.train.finished import require_trained
 from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
@@ -323,17 +324,24 @@ class LlavaTrainer(CheckedLoading):
                 trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
 
-    def save_final(self) -> None:
+    def save_final(self, write_report: Callable[[Path], object] | None = None) -> None:
         """Write the trained model to the output folder, file by file only once all of them are whole.
 
+        Args:
+            write_report: puts more files into the folder that it is given; called by the rank that saves.
+
         Raises:
+            ValueError: if no optimizer step was made.
             FloatingPointError: if a weight is not finite.
         """
+        require_trained(self.state.global_step)
         require_finite_weights(self.model, None, self.state.global_step, self._resumable())
         with self.staged() as staging:
             self.save_model(str(staging / "final"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if write_report is not None:
+                    write_report(staging / "final")
                 seal(staging / "final")
                 (staging / "final" / MANIFEST_FILE).unlink()
                 publish_model(staging / "final", Path(self.args.output_dir))

@@ -1,0 +1,74 @@
+"""A finished run that is started again recognises itself: nothing is left to do, and nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from llava.train.arguments import TrainingArguments
+from llava.train.checkpoint import FINISHED, YES, clear_staging
+from llava.train.facts import RunFacts, what_differs
+from llava.train.report import SUMMARY_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def finished_run(args: TrainingArguments) -> RunFacts | None:
+    """The facts of the run that finished in the output folder; None if there is none, or this one is to begin anew.
+
+    A model without facts, of an earlier version or another program, is none.
+    """
+    folder = Path(args.output_dir)
+    asked = (args.resume_from_checkpoint or "").lower()
+    if args.overwrite_output_dir or asked not in ("", *YES):
+        return None
+    if not any((folder / name).exists() for name in FINISHED):
+        return None
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return RunFacts.from_dict(summary.get("run")) if isinstance(summary, dict) else None
+
+
+def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> Path:
+    """Say that a run has finished already, and remove what it left when it was killed at its very end.
+
+    Args:
+        then: facts of the run that finished in the output folder.
+        now: of the one that was started.
+        args: of the latter.
+
+    Returns:
+        the output folder.
+
+    Raises:
+        ValueError: if the folder holds the model of another run; says what differs.
+    """
+    different = what_differs(then, now)
+    if different:
+        raise ValueError(
+            f"{args.output_dir} already holds a trained model of another run: {different[0]} Choose another "
+            "--output_dir or say --overwrite_output_dir True."
+        )
+    if args.should_save:
+        clear_staging(args.output_dir)
+    logger.info("%s holds the model of this very run, which has finished; nothing is left to do.", args.output_dir)
+    return Path(args.output_dir)
+
+
+def require_trained(steps: int) -> None:
+    """Refuse to publish what no optimizer step was made on.
+
+    Args:
+        steps: of the optimizer, over all starts of the run.
+
+    Raises:
+        ValueError: if there were none.
+    """
+    if steps < 1:
+        raise ValueError(
+            "The run made no optimizer step, so there is no trained model to write; look at --max_steps, "
+            "--num_train_epochs and the size of the data."
+        )
