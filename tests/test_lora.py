@@ -110,7 +110,7 @@ def test_what_does_not_go_together_is_said(assets: Path, tmp_path: Path) -> None
         return str(caught.value)
 
     assert refuse(bits=4) == "--bits 4 stores weights that cannot be trained; add --lora_enable True."
-    assert "--bits is 3; it must be one of 16, 8, 4." in refuse(bits=3, lora_enable=True)
+    assert "--bits is 3; it must be 16, or 8 (" in refuse(bits=3, lora_enable=True)
     assert "choose one" in refuse(lora_enable=True, tune_mm_mlp_adapter=True)
     assert "add --lora_enable True" in refuse(lora_weight_path="somewhere")
 

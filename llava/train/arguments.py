@@ -21,6 +21,7 @@ from llava.shown import shown
 from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.manifest import VERIFY
+from llava.train.ranges import require_in_range
 from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
 from llava.yaml_files import parse_yaml
@@ -174,6 +175,7 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
     read, unknown = sparse.parse_known_args(list(arguments))
     said = {name: value for name, value in vars(read).items() if value is not absent}
     require_supported(said)
+    require_in_range(said)
     if unknown:
         near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
         meant = f" Perhaps --{near[0]} is meant." if near else ""
@@ -191,7 +193,6 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
     if args.lora_enable and model_args.tune_mm_mlp_adapter:
         raise ValueError("--tune_mm_mlp_adapter trains the projector alone, --lora_enable adapters too; choose one.")
     accepted: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "bits": (args.bits, (16, 8, 4)),
         "quant_type": (args.quant_type, ("nf4", "fp4")),
         "lora_bias": (args.lora_bias, ("none", "lora_only", "all")),
         "image_opening": (data_args.image_opening or DEFAULT_OPENING, OPENINGS),
@@ -215,8 +216,6 @@ def _check_together(model_args: ModelArguments, data_args: DataArguments, args: 
         logger.warning("--%s does nothing without --lora_enable True.", ", --".join(idle))
     if args.lora_weight_path and not args.lora_enable:
         raise ValueError("--lora_weight_path names adapters to go on from; add --lora_enable True.")
-    if not 0 <= data_args.max_bad_share <= 1:
-        raise ValueError(f"--max_bad_share is {data_args.max_bad_share}; it is a share, from 0 to 1.")
     if data_args.eval_data_path is None:
         if args.eval_strategy != "no":
             raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
@@ -291,6 +290,8 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
         elif name in RENAMED:
             logger.info("--%s is now --%s.", name, RENAMED[name])
             result += [f"--{RENAMED[name]}", *values]
+        elif len(values) == 1 and re.match(r"-(?!\d+$|\d*\.\d+$)", values[0]):
+            result.append(f"--{name}={values[0]}")  # argparse takes -1e-5 and -inf for names of flags
         else:
             result += [f"--{name}", *values] if name else values
     return result
