@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -30,6 +31,7 @@ _REMEDIES = {
     errno.ESTALE: ("the network drive lost it", "mount it again, or name another place"),
 }
 
+_OF_TORCH = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -61,6 +63,36 @@ def told_where(path: str | Path) -> Iterator[None]:
         if not _is_about(error, Path(path)):
             raise
         raise UnwritableError(path, error) from error
+
+
+@contextlib.contextmanager
+def libraries_told_where(path: str | Path) -> Iterator[None]:
+    """As `told_where`, for what libraries write, whose errors are often no OSError: torch, safetensors, tokenizers.
+
+    Args:
+        path: of the folder that they write into.
+
+    Raises:
+        UnwritableError: instead of an error about the disk; names the path.
+    """
+    with told_where(path):
+        try:
+            yield
+        except Exception as error:
+            code = None if isinstance(error, OSError) else _code_of(str(error))
+            if code is None:
+                raise
+            raise OSError(code, os.strerror(code)) from error
+
+
+def _code_of(said: str) -> int | None:
+    """Number of the system's error that a library's message stems from; None if it is about something else.
+
+    Rust's libraries end in it. Torch's archive says only that bytes are missing, as they are where a disk is full.
+    """
+    if number := re.search(r"\(os error (\d+)\)", said):
+        return int(number[1])
+    return errno.ENOSPC if any(words in said for words in _OF_TORCH) else None
 
 
 def _is_about(error: OSError, path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from saved_results import save, save_training
 
 from llava.data.check.command import main as check_data
@@ -20,7 +21,14 @@ from llava.eval.plots import accuracy_over_budget
 from llava.eval.results import Result
 from llava.model.convert import appearing_at_once
 from llava.program import READER_GONE
-from llava.whole_files import UNFINISHED, UnwritableError, told_where, whole_file, write_whole
+from llava.whole_files import (
+    UNFINISHED,
+    UnwritableError,
+    libraries_told_where,
+    told_where,
+    whole_file,
+    write_whole,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = [sys.executable, "-m", "llava.compression.schedule"]
@@ -196,3 +204,23 @@ def test_tables_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert main([str(tmp_path / "results"), "--out", str(tmp_path / "out")]) == 2
     assert "cannot be written: the file system is read-only" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), errno.EFBIG),
+        (Exception("No space left on device (os error 28)"), errno.ENOSPC),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 465344 vs 465236"), errno.ENOSPC),
+        (RuntimeError("basic_ios::clear: iostream error"), errno.ENOSPC),
+        (OSError(errno.EROFS, "Read-only file system"), errno.EROFS),
+    ],
+    ids=str,
+)
+def test_what_a_library_cannot_write_is_told_with_its_place(raised: Exception, code: int, tmp_path: Path) -> None:
+    said = f"{tmp_path} cannot be written: .*name another place"
+    with pytest.raises(UnwritableError, match=said) as told, libraries_told_where(tmp_path):
+        raise raised
+    assert told.value.errno == code
+    with pytest.raises(RuntimeError, match="shapes differ"), libraries_told_where(tmp_path):
+        raise RuntimeError("shapes differ")

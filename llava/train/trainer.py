@@ -46,6 +46,7 @@ from llava.train.skipped import SkippedSamples
 from llava.train.soundness import taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
+from llava.whole_files import libraries_told_where
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +265,8 @@ class LlavaTrainer(CheckedLoading):
         self.accelerator.wait_for_everyone()
         self._staging = folder
         try:
-            yield folder
+            with libraries_told_where(folder):
+                yield folder
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
