@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import shutil
@@ -18,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from attack import evaluation, training
+from attack import evaluation, load, training
 from attack.figures import Figures
 
 ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
@@ -31,31 +30,37 @@ ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "eval-damages": evaluation.damages,
     "eval-full-disks": evaluation.full_disks,
     "eval-second-starts": evaluation.second_starts,
+    "load": load.load,
 }
+
+
+def named(word: str) -> tuple[str, int | None]:
+    """An attack and its count; None where the word has none."""
+    name, _, count = word.partition("=")
+    if name not in ATTACKS or (count and not count.isdecimal()) or count == "0":
+        raise argparse.ArgumentTypeError(f"{word!r} is none; give {', '.join(ATTACKS)}, or one of them with =COUNT")
+    return name, int(count) if count else None
 
 
 def main() -> int:
     """Run the attacks named, or all."""
     parser = argparse.ArgumentParser(prog="python -m attack", description=__doc__)
-    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"of {', '.join(ATTACKS)}; default: all")
+    words = f"of {', '.join(ATTACKS)}, each with its count where that is another, kills=30; default: all"
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK[=COUNT]", type=named, default=[], help=words)
     parser.add_argument("--count", type=int, default=10, help="trials of each attack; default: 10")
     parser.add_argument("--seed", type=int, default=0, help="of what is tried; default: 0")
     parser.add_argument("--scratch", type=Path, help="folder to work in, kept; default: a temporary one, removed")
     parser.add_argument("--output", type=Path, help="file that takes the figures as JSON")
     options = parser.parse_args()
-    unknown = [name for name in options.attacks if name not in ATTACKS]
-    if unknown or options.count < 1:
-        parser.error(f"unknown: {', '.join(unknown)}" if unknown else "--count must be 1 or more")
-    logging.disable(logging.NOTSET)
     torch.set_num_threads(1)
     scratch = options.scratch or Path(tempfile.mkdtemp(prefix="attack-"))
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "tables")
     figures = []
     try:
-        for name in options.attacks or ATTACKS:
+        for name, count in options.attacks or [(name, None) for name in ATTACKS]:
             folder = scratch / name
             folder.mkdir(parents=True)
-            figures.append(ATTACKS[name](folder, options.count, options.seed))
+            figures.append(ATTACKS[name](folder, count or options.count, options.seed))
             print(figures[-1].report(), flush=True)
             _write(options, figures)
     finally:
