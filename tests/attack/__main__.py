@@ -17,8 +17,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from attack import evaluation, load, training
+from attack import evaluation, fuzz_files, load, training
 from attack.figures import Figures
+
+
+def fuzzed(count: int, seed: int) -> Figures:
+    """Damaged files of every kind through the programs' own readers; 100 x count of them."""
+    found = fuzz_files.run(100 * count, seed)
+    figures = Figures("damaged and odd files", found["tried"], failures=list(found["failures"]))
+    figures.outcomes.update({name: found[name] for name in fuzz_files.OUTCOMES})
+    return figures
+
 
 ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "kills": training.kills,
@@ -31,6 +40,7 @@ ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "eval-full-disks": evaluation.full_disks,
     "eval-second-starts": evaluation.second_starts,
     "load": load.load,
+    "files": lambda scratch, count, seed: fuzzed(count, seed),
 }
 
 
