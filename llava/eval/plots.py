@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.shown import printable
 from llava.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -60,14 +61,23 @@ def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float |
         below = [value - low for value, low in zip(means, lows, strict=True)]
         above = [high - value for value, high in zip(means, highs, strict=True)]
         marker = _MARKERS[index % len(_MARKERS)]
-        axes.errorbar(tokens, means, yerr=[below, above], marker=marker, markersize=5, capsize=3, label=method)
+        axes.errorbar(tokens, means, yerr=[below, above], marker=marker, markersize=5, capsize=3, label=_label(method))
     if baseline is not None:
         axes.axhline(baseline, linestyle="--", color="0.4", label="uncompressed")
-    axes.set(title=title, xlabel="visual tokens in a decoder layer, on average", ylabel=ylabel)
+    axes.set_title(printable(title), parse_math=False)
+    axes.set_xlabel("visual tokens in a decoder layer, on average")
+    axes.set_ylabel(printable(ylabel), parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend()
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)
     _save(figure, path)
     return path
+
+
+def _label(method: str) -> str:
+    """A name for the legend, which leaves out what begins with an underscore."""
+    name = printable(method)
+    return f" {name}" if name.startswith("_") else name
 
 
 def _check(series: Series, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from playground.quickstart.results import BLANK, Results, Row
-from playground.quickstart.svg import Chart, Point, ticks
+from playground.quickstart.svg import Chart, Point, shown_html, ticks
 
 COLOURS = {"duet": "#2563eb", "random": "#ea580c", "uniform": "#0d9488", "none": "#0f172a", BLANK: "#94a3b8"}
 SHADES = ("#0f172a", "#1e40af", "#2563eb", "#0ea5e9")
@@ -77,5 +77,5 @@ def loss_chart(curve: Sequence[Point], name: str) -> str:
 
 def legend(names: Sequence[str]) -> str:
     """Colour keys for families of settings, as HTML."""
-    keys = (f'<span class="key"><i style="background:{colour(name)}"></i>{name}</span>' for name in names)
+    keys = (f'<span class="key"><i style="background:{colour(name)}"></i>{shown_html(name)}</span>' for name in names)
     return f'<p class="legend">{"".join(keys)}</p>'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava.compression.v2v import Fate
 from playground.quickstart.results import Trace
-from playground.quickstart.svg import number
+from playground.quickstart.svg import number, shown_html
 
 SIDE = 240
 CLUSTERS = ("#e11d48", "#7c3aed", "#0891b2", "#65a30d", "#d97706", "#db2777", "#2563eb", "#059669", "#92400e")
@@ -21,9 +21,8 @@ def embedded(path: Path) -> str:
 
 def plain_picture(path: Path, name: str) -> str:
     """The image alone, enlarged; `name` identifies it on the page for `marked_picture`."""
-    return _svg(
-        f'<image id="{name}" href="{embedded(path)}" width="{SIDE}" height="{SIDE}" preserveAspectRatio="none"/>'
-    )
+    place = f'width="{SIDE}" height="{SIDE}" preserveAspectRatio="none"'
+    return _svg(f'<image id="{shown_html(name)}" href="{embedded(path)}" {place}/>')
 
 
 def marked_picture(name: str, trace: Trace) -> str:
@@ -45,7 +44,7 @@ def marked_picture(name: str, trace: Trace) -> str:
             marks.append(_square(x, y, side, 'fill="url(#stripes)"'))
         else:
             marks.append(_square(x + 1, y + 1, side - 2, 'fill="none" stroke="#f97316" stroke-width="2"'))
-    return _svg(f'<use href="#{name}"/>{"".join(marks)}')
+    return _svg(f'<use href="#{shown_html(name)}"/>{"".join(marks)}')
 
 
 def legend(trace: Trace) -> str:
@@ -65,7 +64,7 @@ def legend(trace: Trace) -> str:
     ]
     end = f"there until T2V dropped the rest after layer {layers[-1]}" if layers else "there to the last layer"
     keys.append(("background:#fff;border:2px solid #f97316", end))
-    spans = (f'<span class="key"><i style="{style}"></i>{text}</span>' for style, text in keys)
+    spans = (f'<span class="key"><i style="{style}"></i>{shown_html(text)}</span>' for style, text in keys)
     return f'<p class="legend">{"".join(spans)}</p>'
 
 

@@ -8,18 +8,22 @@ Reads what the quickstart left in the folder: results.json, the training summari
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from llava.data.images import image_path
+from llava.json_files import need, read_object
+from llava.outside_files import read_text
 from llava.program import as_program
+from llava.shown import shown
+from llava.terminal_text import printable
 from llava.whole_files import write_whole
 from playground.quickstart import charts, pictures
-from playground.quickstart.results import BLANK, Results, Row, Trace, plain, rows
+from playground.quickstart.results import BLANK, Results, Row, Trace, plain, require_measured, rows
+from playground.quickstart.svg import shown_html
 
 COMMAND = "bash scripts/quickstart.sh"
 PHASES = {"pretrain": "Phase 1: the projector learns to caption", "model": "Phase 2: instruction tuning"}
@@ -46,11 +50,44 @@ class Run:
             if not path.is_file():
                 raise ValueError(f"{str(path)!r} is missing; run `{COMMAND}` first.")
         results = Results.load(needed[0])
-        summaries = {phase: json.loads((folder / phase / "train_summary.json").read_text()) for phase in PHASES}
+        summaries = {phase: _summary(folder / phase / "train_summary.json") for phase in PHASES}
         times = folder / "timings.tsv"
-        lines = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
-        seconds = {name: float(value) for name, value in (line.split("\t") for line in lines)}
+        seconds = _seconds(times) if times.is_file() else {}
+        place = f"'{needed[0]}': about"
+        for key in ("image_folder", "date", "system", "processor", "accelerator", "versions"):
+            need(results.about, key, str, place)
+        for key in ("decoder_layers", "text_tokens"):
+            need(results.about, key, int, place)
+        require_measured(results, needed[0])
         return cls(results, summaries, seconds, Path(results.about["image_folder"]))
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """A training's summary, with what the report takes from it held against what it may be."""
+    summary, place = read_object(path, f"run `{COMMAND}` again", mark=False), repr(str(path))
+    need(summary, "average_visual_tokens", float, place)
+    need(need(summary, "counts", dict, place), "samples", int, f"{place}: counts")
+    need(need(summary, "result", dict, place), "train_runtime", float, f"{place}: result", optional=True)
+    for number, entry in enumerate(need(summary, "curve", list, place)):
+        if not isinstance(entry, dict):
+            raise ValueError(f"curve[{number}] in {place} is {shown(entry)}; it must be an object with step and loss.")
+        for key in ("step", "loss"):
+            need(entry, key, float, f"{place}: curve[{number}]")
+    return summary
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    """Seconds of each step: lines of a name, a tab and a number."""
+    seconds = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        name, _, value = line.partition("\t")
+        try:
+            seconds[name] = float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {str(path)!r} is {shown(line)}; it must be a name, a tab and seconds."
+            ) from error
+    return seconds
 
 
 def tiles(table: Sequence[Row]) -> str:
@@ -62,7 +99,7 @@ def tiles(table: Sequence[Row]) -> str:
     shown += [(f"{row.accuracy.value:.1%}", f"right with {row.fewer_tokens:.0%} fewer, {row.name}") for row in duet]
     if blank is not None:
         shown.append((f"{blank.accuracy.value:.1%}", "right with blank images: what can be guessed"))
-    cells = (f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in shown)
+    cells = (f'<div class="tile"><b>{value}</b><span>{shown_html(text)}</span></div>' for value, text in shown)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
@@ -71,10 +108,11 @@ def table_section(table: Sequence[Row], questions: int, about: dict[str, Any]) -
     cost = ("visual tokens", "fewer", "GFLOPs", "of dense", "ms / question", "of dense")
     heads = "".join(f"<th>{head}</th>" for head in ("configuration", "right", "95 % interval", *cost))
     body = "".join(_table_row(row, table) for row in table)
+    layers, text_tokens = (shown_html(about[key]) for key in ("decoder_layers", "text_tokens"))
     return f"""<section><h2>Accuracy and cost</h2>
 <p class="note">{questions:,} held-out questions, greedy answers. Visual tokens: average over the decoder's
-{about["decoder_layers"]} layers, counted while the model ran. FLOPs: one prefill, vision tower included, with
-{about["text_tokens"]} text tokens, by formula. Time: from pixels in memory to text, median over batches that were
+{layers} layers, counted while the model ran. FLOPs: one prefill, vision tower included, with
+{text_tokens} text tokens, by formula. Time: from pixels in memory to text, median over batches that were
 answered under all configurations in turn. Intervals: Wilson. Random: one draw of patches, the same for all images.</p>
 <div class="scroll"><table><thead><tr>{heads}</tr></thead>
 <tbody>{body}</tbody></table></div></section>"""
@@ -84,10 +122,10 @@ def _table_row(row: Row, table: Sequence[Row]) -> str:
     position = table.index(row)
     is_new_family = position > 0 and charts.family(row.name) != charts.family(table[position - 1].name)
     cells = (
-        f'<i style="background:{charts.colour(row.name)}"></i>{escape(row.name)}',
+        f'<i style="background:{charts.colour(row.name)}"></i>{shown_html(row.name)}',
         f"<b>{row.accuracy.value:.1%}</b>",
         f'<span class="muted">{row.accuracy.low:.1%} – {row.accuracy.high:.1%}</span>',
-        *row.costs,
+        *map(shown_html, row.costs),
     )
     mark = ' class="first"' if is_new_family else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -136,20 +174,20 @@ def examples_section(run: Run) -> str:
 def _example(run: Run, number: int, traces: Sequence[Trace]) -> str:
     question = run.results.questions[number]
     image = f"image-{number}"
-    whole = pictures.plain_picture(run.image_folder / question.image, image)
+    whole = pictures.plain_picture(image_path(run.image_folder, question.image), image)
     dense = run.results.settings[0]
     figures = [_figure(whole, dense.name, dense.answers[number], question.answer)]
     for trace in traces:
         answer = run.results.setting(trace.setting).answers[number]
         figures.append(_figure(pictures.marked_picture(image, trace), trace.setting, answer, question.answer))
-    heading = f'{escape(question.text)} <span class="muted">{escape(question.answer)}</span>'
+    heading = f'{shown_html(question.text)} <span class="muted">{shown_html(question.answer)}</span>'
     return f"""<div class="example"><h3>{heading}</h3>
 <div class="pictures">{"".join(figures)}</div></div>"""
 
 
 def _figure(picture: str, name: str, answer: str, expected: str) -> str:
     verdict = "right" if plain(answer) == plain(expected) else "wrong"
-    caption = f'{escape(name)}: <span class="{verdict}">{escape(answer) or "(nothing)"}</span>'
+    caption = f'{shown_html(name)}: <span class="{verdict}">{shown_html(answer) or "(nothing)"}</span>'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -159,10 +197,10 @@ def run_section(run: Run) -> str:
     steps = ", ".join(f"{name.lower()} {value:.0f} s" for name, value in run.seconds.items() if name != "Report")
     facts = {
         "Command": f"<code>{COMMAND}</code>",
-        "Date": escape(about["date"]),
-        "Machine": escape(f"{about['system']}; {about['processor']}; accelerator: {about['accelerator']}"),
-        "Versions": escape(about["versions"]),
-        "Steps": escape(steps),
+        "Date": shown_html(about["date"]),
+        "Machine": shown_html(f"{about['system']}; {about['processor']}; accelerator: {about['accelerator']}"),
+        "Versions": shown_html(about["versions"]),
+        "Steps": shown_html(steps),
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     return f"<section><h2>What was run</h2><dl>{items}</dl></section>"
@@ -197,8 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     try:
         text = page(Run.read(folder))
-    except ValueError as error:
-        sys.exit(f"report: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"report: {printable(error)}")
     write_whole(folder / "report.html", text)
     print(f"Wrote {folder / 'report.html'}")
 

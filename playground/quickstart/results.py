@@ -12,6 +12,7 @@ from statistics import mean, median
 from typing import Any
 
 from llava.whole_files import write_whole
+from playground.quickstart.fields import read_record
 
 BLANK = "blank images"
 
@@ -93,15 +94,12 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            data["fingerprint"],
-            data["about"],
-            [Question(**question) for question in data["questions"]],
-            [Setting(**setting) for setting in data["settings"]],
-            [Trace(**trace) for trace in data["traces"]],
-        )
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds anything else; names file and field.
+        """
+        return read_record(cls, path, "remove the file and run what wrote it again")
 
     def setting(self, name: str) -> Setting:
         """The setting of that name.
@@ -119,6 +117,34 @@ class Results:
         """For each answered question whether the answer is right."""
         pairs = zip(setting.answers, self.questions, strict=False)
         return [plain(answer) == plain(question.answer) for answer, question in pairs]
+
+
+def require_measured(results: Results, path: Path) -> None:
+    """Refuse results that no table and no picture can be made of.
+
+    Raises:
+        ValueError: if something is not measured, or a trace does not fit; names the file and the setting.
+    """
+    if not results.settings:
+        raise ValueError(f"{str(path)!r} holds no settings; run what wrote it again.")
+    layers = len(results.settings[0].tokens_per_layer)
+    for one in results.settings:
+        counted = one.flops > 0 and len(one.tokens_per_layer) == layers > 0 and min(one.tokens_per_layer) > 0
+        timed = bool(one.batch_seconds) and all(seconds > 0 and count > 0 for seconds, count in one.batch_seconds)
+        if not (counted and timed and one.answers and len(one.answers) == len(results.questions)):
+            raise ValueError(f"{str(path)!r}: the setting {one.name!r} is not measured to its end; run it again.")
+    names = {one.name for one in results.settings}
+    for number, trace in enumerate(results.traces):
+        patches, tokens = len(trace.fate), len(trace.dropped_after)
+        whole = patches > 0 and math.isqrt(patches) ** 2 == patches == len(trace.target)
+        fits = whole and all(
+            0 <= fate <= 3 and (fate == 0 or 0 <= target < tokens)
+            for fate, target in zip(trace.fate, trace.target, strict=True)
+        )
+        anchors = {target for fate, target in zip(trace.fate, trace.target, strict=False) if fate == 2}
+        fits = fits and all(t in anchors for f, t in zip(trace.fate, trace.target, strict=True) if f == 3)
+        if not (fits and trace.setting in names and 0 <= trace.question < len(results.questions)):
+            raise ValueError(f"{str(path)!r}: traces[{number}] fits no question, setting or picture; run it again.")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from llava.terminal_text import printable
+
 Point = tuple[float, float]
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46  # margins that hold ticks and axis names
 INK, FAINT = "#475569", "#e2e8f0"
+
+
+def shown_html(text: object) -> str:
+    """Text for HTML, elements and attributes alike; controls, marks of direction and lone surrogates are written out.
+
+    Args:
+        text: whatever came from outside.
+    """
+    return escape(printable(text))
 
 
 def number(value: float) -> str:
@@ -67,7 +78,7 @@ class Chart:
         """Words at a place in pixels."""
         rotation = f' transform="rotate({turn} {number(x)} {number(y)})"' if turn else ""
         place = f'x="{number(x)}" y="{number(y)}" text-anchor="{anchor}"'
-        self.marks.append(f'<text {place} fill="{colour}"{rotation}>{escape(words)}</text>')
+        self.marks.append(f'<text {place} fill="{colour}"{rotation}>{shown_html(words)}</text>')
 
     def line(self, points: Sequence[Point], colour: str, width: float = 2, dashes: str = "") -> None:
         """Straight lines from point to point."""
@@ -83,7 +94,7 @@ class Chart:
         across, down = self.at(x, y)
         self.marks.append(
             f'<circle cx="{number(across)}" cy="{number(down)}" r="4.5" fill="{colour}" stroke="#fff" '
-            f'stroke-width="1.5"><title>{escape(hint)}</title></circle>'
+            f'stroke-width="1.5"><title>{shown_html(hint)}</title></circle>'
         )
 
     def interval(self, x: float, low: float, high: float, colour: str) -> None:
@@ -103,7 +114,7 @@ class Chart:
     def svg(self, description: str) -> str:
         """The finished element; `description` is read out to those who do not see it."""
         return (
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(description)}">'
+            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{shown_html(description)}">'
             f"{''.join(self.marks)}</svg>"
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from llava.compression import CompressionConfig
+from llava.json_files import read_object
 from playground.study.cells import Cell
 
 
@@ -48,7 +49,7 @@ class Place:
         """
         record = root / "study.json"
         if record.is_file():
-            found = json.loads(record.read_text(encoding="utf-8"))
+            found = read_object(record, "remove the folder, or name another with STUDY_OUTPUT")
             if found != dataclasses.asdict(settings):
                 raise ValueError(
                     f"{root} holds a study of other settings ({found}; now {dataclasses.asdict(settings)}). Remove the "

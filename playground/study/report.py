@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llava.eval.tables.markup import markdown_text
+from llava.shown import shown
+from llava.whole_files import write_whole
 from playground.quickstart.results import BLANK
 from playground.quickstart.svg import Chart, ticks
 from playground.study.cells import BUDGETS, METHODS, PATCHES, UNCOMPRESSED, Cell, reaches
@@ -37,8 +40,7 @@ def write_report(place: Place) -> Path:
     summary.save(place.root / "summary.json")
     write_plots(summary, place.root)
     report = place.root / "study.md"
-    report.write_text(f"# The paper's tables in miniature\n\n{tables(summary, Path('.'))}", encoding="utf-8")
-    return report
+    return write_whole(report, f"# The paper's tables in miniature\n\n{tables(summary, Path('.'))}")
 
 
 def write_plots(summary: Summary, folder: Path) -> None:
@@ -73,11 +75,14 @@ def _conditions(summary: Summary) -> str:
     """Machine, time and command."""
     about = summary.about
     seconds = about.get("seconds")
+    if seconds is not None and not isinstance(seconds, int):
+        raise ValueError(f"about.seconds of the study is {shown(seconds)}; it must be a whole number or null.")
     took = "" if seconds is None else f"; {seconds // 3600} h {seconds % 3600 // 60} min in all"
-    machine = "; ".join(str(about[key]) for key in ("date", "processor", "system", "versions") if about.get(key))
+    said = {key: markdown_text(str(value)) for key, value in about.items()}
+    machine = "; ".join(said[key] for key in ("date", "processor", "system", "versions") if about.get(key))
     return (
-        f"`bash scripts/quickstart.sh --study`{took}. {machine}. {about['seeds']} seeds; a projector trained on "
-        f"{about['pretrain_steps']} batches of captions, each model on {about['finetune_steps']} batches of "
+        f"`bash scripts/quickstart.sh --study`{took}. {machine}. {said['seeds']} seeds; a projector trained on "
+        f"{said['pretrain_steps']} batches of captions, each model on {said['finetune_steps']} batches of "
         f"conversations; {summary.rows[0].questions} held-out questions, answered greedily."
     )
 
@@ -106,9 +111,10 @@ def _full_table(summary: Summary, half: str) -> list[str]:
     ]  # fmt: skip
     for row in summary.rows:
         if row.half == half and row.budget is not None:
+            method = markdown_text(row.method)
             fewer = 1 - row.tokens / PATCHES
             lines.append(
-                f"| {row.method} | {fewer:.0%} | {row.tokens:.2f} | {_share(row.accuracy)} | {_range(row.interval)} | "
+                f"| {method} | {fewer:.0%} | {row.tokens:.2f} | {_share(row.accuracy)} | {_range(row.interval)} | "
                 f"{_seeds(row)} |"
             )
     return lines

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava.whole_files import write_whole
+from playground.quickstart.fields import read_record
 from playground.quickstart.results import BLANK, Results
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.place import Place
@@ -75,15 +76,12 @@ class Summary:
 
     @classmethod
     def load(cls, path: Path) -> Summary:
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        rows = []
-        for row in data["rows"]:
-            plain: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
-            }
-            rows.append(Row(**plain))
-        return cls(data["about"], rows)
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds anything else; names file and field.
+        """
+        return read_record(cls, path, "run the study again, which writes it anew")
 
 
 def summarise(place: Place) -> Summary:

@@ -8,19 +8,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from llava.eval.tables.assemble import Line, Table
+from llava.eval.tables.markup import INCOMPLETE, SEVERAL, csv_value, latex_text, markdown_text
 from llava.eval.tables.published import AVERAGE
 from llava.eval.tables.rows import Cell
 
-INCOMPLETE, SEVERAL = "†", "‡"
 MISSING = "-"
 CSV_FIELDS = (
     "table", "budget", "method", "model", "tokens", "column", "paper", "measured", "runs", "low", "high", "counted",
     "answered", "questions", "notes",
 )  # fmt: skip
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", INCOMPLETE: r"\dag{}", SEVERAL: r"\ddag{}",
-}  # fmt: skip
 
 
 def written(value: float | None) -> str:
@@ -34,19 +30,24 @@ def markdown(table: Table) -> str:
     """A heading, the table and its notes."""
     head, body = grid(table)
     rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *body]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"## {table.title}", "", *lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
+    return (
+        "\n".join(
+            [f"## {markdown_text(table.title)}", "", *lines, "", *(f"- {markdown_text(note)}" for note in table.notes)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def latex(table: Table) -> str:
     """A `table` environment that needs the package booktabs; notes stand below the rules."""
     head, body = grid(table)
-    rows = [" & ".join(escaped(cell) for cell in row) + r" \\" for row in body]
-    notes = [rf"  \par\footnotesize {escaped(note)}" for note in table.notes]
+    rows = [" & ".join(latex_text(cell) for cell in row) + r" \\" for row in body]
+    notes = [rf"  \par\footnotesize {latex_text(note)}" for note in table.notes]
     return "\n".join([
-        r"\begin{table}", r"  \centering", rf"  \caption{{{escaped(table.title)}}}",
+        r"\begin{table}", r"  \centering", rf"  \caption{{{latex_text(table.title)}}}",
         rf"  \begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"    \toprule",
-        "    " + " & ".join(escaped(cell) for cell in head) + r" \\", r"    \midrule",
+        "    " + " & ".join(latex_text(cell) for cell in head) + r" \\", r"    \midrule",
         *(f"    {row}" for row in rows), r"    \bottomrule", r"  \end{tabular}", *notes, r"\end{table}", "",
     ])  # fmt: skip
 
@@ -60,7 +61,8 @@ def comma_separated(tables: Sequence[Table]) -> str:
         for line in table.lines:
             tokens = "" if line.tokens is None else f"{line.tokens:.2f}"
             place = [table.name, line.budget, line.method, line.model, tokens]
-            writer.writerows([*place, column, *_csv_values(table, column, line)] for column in _columns(table))
+            for column in _columns(table):
+                writer.writerow(map(csv_value, [*place, column, *_csv_values(table, column, line)]))
     return target.getvalue()
 
 
@@ -81,11 +83,6 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
         columns.append(("Tokens", lambda line: MISSING if line.tokens is None else f"{line.tokens:.2f}"))
         columns.append(("Model", _model))
     return [heading for heading, _ in columns], [[read(line) for _, read in columns] for line in table.lines]
-
-
-def escaped(text: str) -> str:
-    """Text with the characters that LaTeX gives a meaning written out."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _columns(table: Table) -> list[str]:
