@@ -16,7 +16,9 @@ import pytest
 from distributed import ROOT
 from tiny_llava import flags, write_assets
 
+from llava.eval import score
 from llava.eval.answers import AnswerFile
+from llava.eval.score import Place
 from llava.folder_lock import FolderInUseError, alone_in
 from llava.train.checkpoint import starting_point
 from llava.train.launch import run_and_exit
@@ -136,6 +138,17 @@ def test_the_lock_of_answers_says_who_holds_it(tmp_path: Path) -> None:
     with answers.locked(), pytest.raises(FolderInUseError, match=said), answers.locked():
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_answers_are_not_scored_while_another_run_writes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two would ask a judge, and pay it, for the same grades."""
+    place = Place(tmp_path, "gqa")
+    place.settings.write_text("{}")
+    with place.answers.locked():
+        assert score.main([str(tmp_path), "--eval-folder", str(tmp_path)]) == 1
+    assert f"could not be scored: Another run is writing {place.answers.path} (process" in capsys.readouterr().err
 
 
 def test_a_script_of_several_steps_refuses_a_second_start_while_the_first_or_its_step_lives(tmp_path: Path) -> None:

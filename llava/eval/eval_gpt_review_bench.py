@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks.llava_bench import (
     MAX_TOKENS,
     REMINDER,
@@ -68,7 +69,8 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
                 reference_of(second, identity, paths[1]),
             )
         )
-    return judge.grade(tasks, read_two_scores, options.output, REMINDER, options.max_tokens)
+    with AnswerFile(options.output).locked():  # two at once would ask, and pay, for each review twice
+        return judge.grade(tasks, read_two_scores, options.output, REMINDER, options.max_tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -293,7 +293,8 @@ def _score_folder(options: argparse.Namespace) -> int:
             if root is None:
                 about = read_described(place.settings)["about"]
                 root = Path(need(about, "eval_folder", str, f"{place.settings}: about"))
-            results.append(score_answers(place, benchmark, root, judge))
+            with place.answers.locked():
+                results.append(score_answers(place, benchmark, root, judge))
         except (ValueError, OSError) as error:
             failed = True
             tell(f"{benchmark.title} could not be scored: {error}")
