@@ -184,7 +184,7 @@ FAKES = {  # deepspeed as it is: a process that starts a second one, which start
     "rank": RANK,
     "node": NODE,
     "deepspeed": "trap 'echo hit >>\"$LOG\"; exit 1' TERM\nnode & wait $!",
-    "torchrun": "rank & rank=$!\ntrap 'kill -TERM $rank; wait $rank' TERM\nwait $rank\nexit 1",
+    "torchrun": "trap 'kill -TERM $rank; wait $rank' TERM\nrank & rank=$!\nwait $rank\nexit 1",
     "python": f'exec {shlex.quote(shutil.which("bash") or "")} "$(dirname "$0")/rank"',
 }
 
