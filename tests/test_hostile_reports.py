@@ -49,7 +49,7 @@ def run(folder: Path, text: str) -> dict[str, Any]:
     about = dict.fromkeys(("date", "system", "processor", "accelerator", "versions"), text)
     about |= {"image_folder": str(folder / "images"), "decoder_layers": 2, "text_tokens": 3}
     name = text.replace("-", "")  # what stands before a hyphen is a family, which has a line of its own
-    settings = [Setting(label, {}, [4.0, 2.0], 10, [text], [(0.1, 1)]) for label in (f"none{name}", f"duet-{name}")]
+    settings = [Setting(label, {}, [4.0, 0.0], 10, [text], [(0.1, 1)]) for label in (f"none{name}", f"duet-{name}")]
     traces = [Trace(f"duet-{name}", 0, [1, 2, 3, 0], [0, 1, 1, -1], [1, None])]
     results = Results({}, about, [Question(text, "0.png", text, text, text)], settings, traces)
     results.save(folder / "results.json")
