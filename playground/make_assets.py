@@ -18,6 +18,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, Pre
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.file_modes import follow_umask
+from llava.number_flags import MOST_PROCESSES, SEED, count
 from llava.outputs import claim_folder
 from llava.program import as_program
 from playground.pretrain.language_model import train_language_model
@@ -70,10 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write into")
     parser.add_argument("--only", choices=("tower", "language"), help="make only one of the two")
-    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
-    parser.add_argument("--language-steps", type=int, default=LANGUAGE_STEPS)
-    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its own choice")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=count(), default=TOWER_STEPS)
+    parser.add_argument("--language-steps", type=count(), default=LANGUAGE_STEPS)
+    parser.add_argument(
+        "--threads", type=count(0, MOST_PROCESSES), default=0, help="threads of torch; 0 leaves its own choice"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("playground").setLevel(logging.INFO)

@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llava.cost.timing import machine
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
+from llava.number_flags import MOST_PROCESSES, count
 from llava.outputs import claim_folder
 from llava.program import as_program
 from llava.whole_files import write_whole
@@ -153,10 +154,12 @@ def in_fresh_process(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Memory of data-loading workers: mapped tables against a list.")
-    parser.add_argument("--records", type=int, default=665_000)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--num-proc", type=int, help="processes that tokenise; by default as the trainer chooses")
-    parser.add_argument("--encoded", type=int, default=2000, help="samples that each worker encodes from the list")
+    parser.add_argument("--records", type=count(), default=665_000)
+    parser.add_argument("--workers", type=count(0, MOST_PROCESSES), default=4)
+    parser.add_argument(
+        "--num-proc", type=count(1, MOST_PROCESSES), help="processes that tokenise; by default as the trainer chooses"
+    )
+    parser.add_argument("--encoded", type=count(0), default=2000, help="samples that each worker encodes from the list")
     parser.add_argument("--folder", type=Path, help="where the data is made, and kept; by default a temporary folder")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args(arguments)

@@ -32,6 +32,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.timing import interleaved, machine, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.number_flags import count
 from llava.program import as_program
 from llava.whole_files import write_whole
 
@@ -137,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny")
     parser.add_argument("--mode", nargs="+", choices=["prefill", "train"], default=["prefill", "train"])
     parser.add_argument("--compression", nargs="+", default=["none", "duet-192", "duet-128", "duet-64"])
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--text-tokens", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-size", type=count(), default=4)
+    parser.add_argument("--text-tokens", type=count(), default=100)
+    parser.add_argument("--repeats", type=count(), default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--activation-checkpointing", action="store_true")

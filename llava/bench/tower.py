@@ -18,6 +18,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.timing import interleaved, machine, spread
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.number_flags import count
 from llava.program import as_program
 
 
@@ -25,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Cost of V2V in the vision tower, ViT-L/14-336 with random weights.")
     parser.add_argument("--compression", nargs="+", default=["duet-192", "duet-128", "duet-64"])
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--batch-size", type=count(), default=2)
+    parser.add_argument("--repeats", type=count(), default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     options = parser.parse_args(arguments)

@@ -21,6 +21,7 @@ from typing import Any
 
 from llava.compression.config import CompressionConfig, T2VConfig, presets
 from llava.json_files import need, read_object
+from llava.number_flags import count
 from llava.program import as_program
 from llava.shown import shown
 
@@ -194,9 +195,9 @@ def _projector(visual_tokens: int, decoder: DecoderShape, vision: VisionShape) -
 def describe(tokens: Sequence[int]) -> str:
     """The staircase in words, such as `0-15: 307, 16-23: 153, 24-31: 0`."""
     parts, start = [], 0
-    for count, run in groupby(tokens):
+    for kept, run in groupby(tokens):
         length = len(list(run))
-        parts.append(f"{start}-{start + length - 1}: {count}")
+        parts.append(f"{start}-{start + length - 1}: {kept}")
         start += length
     return ", ".join(parts)
 
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files; all that fit"
     )
     parser.add_argument("--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder")
-    parser.add_argument("--text-tokens", type=int, default=200, help="prompt and answer tokens beside the image")
+    parser.add_argument("--text-tokens", type=count(0), default=200, help="prompt and answer tokens beside the image")
     options = parser.parse_args(arguments)
     try:
         decoder, vision = model_shape(options.model)

@@ -32,6 +32,7 @@ from llava.eval.exit_status import exit_status
 from llava.eval.judge import Judge, Verdict
 from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
+from llava.number_flags import count
 from llava.outputs import require_apart
 from llava.program import as_program
 
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-a", "--answer-list", type=Path, nargs="+", required=True, help="two files, reference first")
     parser.add_argument("-r", "--rule", type=_path, help="roles and requests by category (default: this project's)")
     parser.add_argument("-o", "--output", type=_path, required=True, help="JSON lines of reviews, appended to")
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="longest review (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=count(), default=MAX_TOKENS, help="longest review (default: %(default)s)")
     return parser
 
 

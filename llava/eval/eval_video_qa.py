@@ -24,6 +24,7 @@ from llava.eval.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.questions import read_answer_lines
 from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
+from llava.number_flags import MOST_PROCESSES, count
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.whole_files import write_whole
@@ -115,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pred_path", "--pred-path", type=Path, required=True, help="answers, JSON lines")
     add("--output_dir", "--output-dir", type=Path, required=True, help="folder for the verdicts")
     add("--output_json", "--output-json", type=Path, required=True, help="file for all verdicts together")
-    add("--num_tasks", "--num-tasks", type=int, help=f"requests under way at once (default: {WORKERS_VARIABLE}, or 8)")
+    add(
+        "--num_tasks",
+        "--num-tasks",
+        type=count(1, MOST_PROCESSES),
+        help=f"requests under way at once (default: {WORKERS_VARIABLE}, or 8)",
+    )
     add("--api_key", "--api-key", help=f"better given as {KEY_VARIABLE}: others can read your command line")
     add("--api_base", "--api-base", help=f"address of the judge (default: {URL_VARIABLE})")
     return parser

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llava.compression.config import CompressionConfig, presets
+from llava.number_flags import MOST_PROCESSES, SEED, Numbers, count, not_negative, require_number, share
 from llava.train.arguments import ModelArguments, resolve_compression
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -112,6 +114,29 @@ def add_batch_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
         "--loader-workers", "--loader_workers", type=int,
         help="processes of each device that read images ahead (default: 4 with a GPU, 0 on a CPU)",
     )  # fmt: skip
+
+
+RANGES: Mapping[str, Numbers] = {
+    "dominant": count(), "contextual": count(0), "cluster_width": count(),
+    "temperature": not_negative(1e4), "top_p": share(above=True), "num_beams": count(), "max_new_tokens": count(),
+    "seed": SEED, "batch_size": count(), "loader_workers": count(0, MOST_PROCESSES), "num_gpus": count(),
+    "num_frames": count(), "limit": count(), "num_chunks": count(), "chunk_idx": count(0),
+}  # fmt: skip
+"""What the numeric flags accept of the programs that ask a model questions, by their names in the options."""
+
+
+def require_numbers(options: argparse.Namespace) -> None:
+    """Check the numbers of a command line, as far as they were given.
+
+    Raises:
+        ValueError: for the first that is not accepted; names the flag, its value and the range.
+    """
+    for name, accepted in RANGES.items():
+        value = getattr(options, name, None)
+        flag = name.replace("_", "-")
+        if accepted.whole and accepted.smallest == 1:
+            require_at_least(flag, value, 1)
+        require_number(flag, value, accepted)
 
 
 def require_at_least(name: str, value: int | None, smallest: int) -> None:

@@ -34,7 +34,7 @@ from llava.eval.flags import (
     add_generation_flags,
     budget,
     compression_name,
-    require_at_least,
+    require_numbers,
 )
 from llava.eval.jobs import Job, Subject, check_template
 from llava.eval.result_places import folder_name, result_file
@@ -324,9 +324,7 @@ def exit_status(program: Callable[[], int]) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name in ("batch_size", "num_gpus", "limit", "num_frames", "max_new_tokens"):
-        require_at_least(name.replace("_", "-"), getattr(options, name), 1)
-    require_at_least("loader-workers", options.loader_workers, 0)
+    require_numbers(options)
     if options.device:
         check_device(options.device)
 

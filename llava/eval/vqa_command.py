@@ -11,7 +11,13 @@ from typing import TypeVar
 
 from llava.eval.answers import AnswerFile
 from llava.eval.exit_status import tell
-from llava.eval.flags import add_batch_flags, add_compression_flags, add_generation_flags, require_at_least
+from llava.eval.flags import (
+    add_batch_flags,
+    add_compression_flags,
+    add_generation_flags,
+    require_at_least,
+    require_numbers,
+)
 from llava.eval.jobs import Job
 from llava.eval.questions import Question
 from llava.eval.result_places import result_file
@@ -92,8 +98,7 @@ def run_command(options: argparse.Namespace, read: Reader) -> int:
 
 
 def _answer(options: argparse.Namespace, read: Reader) -> int:
-    for name in ("batch_size", "max_new_tokens"):
-        require_at_least(name.replace("_", "-"), getattr(options, name), 1)
+    require_numbers(options)
     if options.device:
         check_device(options.device)
     answers = AnswerFile(result_file(options.answers_file, "--answers-file"))

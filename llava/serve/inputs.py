@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -156,8 +157,8 @@ def sampling(
     Raises:
         ValueError: if a value is out of range.
     """
-    if temperature is not None and temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest token) or more.")
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest token) or more, and finite.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):

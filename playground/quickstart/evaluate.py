@@ -36,6 +36,7 @@ from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
+from llava.number_flags import count
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
@@ -260,13 +261,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--compression", nargs="+", required=True, help="YAML files; the first is compared with")
     parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
-    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--batch-size", type=count(), default=100)
     parser.add_argument("--template", help="conversation template; by default that of training")
-    parser.add_argument("--limit", type=int, default=None, help="answer only so many questions")
+    parser.add_argument("--limit", type=count(), default=None, help="answer only so many questions")
     parser.add_argument(
         "--blank", action=argparse.BooleanOptionalAction, default=True, help="also ask about empty images"
     )
-    parser.add_argument("--traces", type=int, default=6, help="questions whose patches are followed, for the report")
+    parser.add_argument(
+        "--traces", type=count(0), default=6, help="questions whose patches are followed, for the report"
+    )
     return parser.parse_args(arguments)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llava.folder_lock import alone_in
+from llava.number_flags import MOST_PROCESSES, count
 from llava.program import as_program
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.crew import workers
@@ -137,12 +138,14 @@ def _settings(options: argparse.Namespace) -> StudySettings:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m playground.study", description="The paper's tables in miniature.")
     parser.add_argument("--out", type=Path, required=True, help="folder; an unfinished study there goes on")
-    parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
-    parser.add_argument("--images", type=int, default=10240, help="for training, captioned and asked about")
-    parser.add_argument("--questions", type=int, default=1000, help="held out")
-    parser.add_argument("--pretrain-steps", type=int, default=160, help="of the projector, 64 captions each")
-    parser.add_argument("--finetune-steps", type=int, default=120, help="of each model, 16 conversations each")
-    parser.add_argument("--jobs", type=int, default=2, help="cells at a time; cores are shared out among them")
+    parser.add_argument("--seeds", type=count(), default=3, help="models of each kind")
+    parser.add_argument("--images", type=count(), default=10240, help="for training, captioned and asked about")
+    parser.add_argument("--questions", type=count(), default=1000, help="held out")
+    parser.add_argument("--pretrain-steps", type=count(), default=160, help="of the projector, 64 captions each")
+    parser.add_argument("--finetune-steps", type=count(), default=120, help="of each model, 16 conversations each")
+    parser.add_argument(
+        "--jobs", type=count(1, MOST_PROCESSES), default=2, help="cells at a time; cores are shared out among them"
+    )
     return parser
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from llava.number_flags import MOST_PROCESSES, SEED, count
 from llava.outputs import claim_folder
 from llava.program import as_program
 from playground.world.build import WorldSize, build_world
@@ -16,11 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the playground's images and questions.")
     default = WorldSize()
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--pretrain", type=int, default=default.pretrain, help="images with a caption")
-    parser.add_argument("--train", type=int, default=default.instruct, help="images with a conversation")
-    parser.add_argument("--test", type=int, default=default.test, help="held-out questions, one image each")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--pretrain", type=count(), default=default.pretrain, help="images with a caption")
+    parser.add_argument("--train", type=count(), default=default.instruct, help="images with a conversation")
+    parser.add_argument("--test", type=count(), default=default.test, help="held-out questions, one image each")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--workers", type=count(1, MOST_PROCESSES), default=2, help="processes that draw")
     arguments = parser.parse_args()
     try:
         claim_folder(arguments.out, "playground.world", "--out")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from llava.bench.gpu_check.record import FILE_NAME, Record, place_of
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, run_part
+from llava.number_flags import positive
 from llava.program import as_program
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these; all if left out")
     parser.add_argument("--limit", nargs="+", metavar="PART=SECONDS", default=[], help="other limits than those above")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything (default: %(default)s)")
+    parser.add_argument(
+        "--budget", type=positive(1e6), default=BUDGET, help="seconds for everything (default: %(default)s)"
+    )
     parser.add_argument(
         "--shape", choices=SHAPES, default=SHAPES[0], help="of the measured model (default: %(default)s)"
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava.bench.gpu_check.record import Record
 from llava.bench.gpu_check.supervise import SKIPPED_STATUS
 from llava.bench.gpu_check.task import NotHereError, Task
+from llava.number_flags import not_negative, positive
 from llava.program import as_program
 
 
@@ -66,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", default="alone")
-    parser.add_argument("--began", type=float, default=time.time())
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--began", type=not_negative(1e12), default=time.time())
+    parser.add_argument("--seconds", type=positive(1e6), default=600)
     parser.add_argument("--shape", default="tiny")
     parser.add_argument("--device")
     parser.add_argument("--cases", type=Path, default=Path("tests/golden"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -25,6 +24,7 @@ from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
+from llava.number_flags import MOST_PROCESSES, count, positive, share
 from llava.outputs import require_apart
 from llava.whole_files import write_whole
 
@@ -131,7 +131,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--tokenizer", help="folder or hub name; without it, token counts are estimates")
     data.add_argument(
-        "--model-max-length", type=_count, default=2048, help="tokens, expanded images included; default: %(default)s"
+        "--model-max-length", type=count(), default=2048, help="tokens, expanded images included; default: %(default)s"
     )
     data.add_argument(
         "--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help="as in training; default: %(default)s"
@@ -145,15 +145,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         default="full",
         help="decode every image (the default), read only headers (misses files that are cut off), or open none",
     )
-    data.add_argument("--limit", type=_count, help="look only at so many records, from the front")
+    data.add_argument("--limit", type=count(), help="look only at so many records, from the front")
     data.add_argument(
         "--workers",
-        type=_natural,
+        type=count(0, MOST_PROCESSES),
         default=os.cpu_count() or 1,
         help="processes; default: one for each processor; 0 works in this one",
     )
     data.add_argument(
-        "--max-bad-share", type=float, default=0.0, help="share of records that may have errors; default: %(default)g"
+        "--max-bad-share", type=share(), default=0.0, help="share of records that may have errors; default: %(default)g"
     )
 
 
@@ -169,14 +169,17 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         "--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s"
     )
     cost.add_argument(
-        "--batch-size", type=_count, default=16, help="samples of a device in a forward pass; default: %(default)s"
+        "--batch-size", type=count(), default=16, help="samples of a device in a forward pass; default: %(default)s"
     )
-    cost.add_argument("--devices", type=_count, default=8, help="default: %(default)s")
+    cost.add_argument("--devices", type=count(), default=8, help="default: %(default)s")
     cost.add_argument(
-        "--peak-tflops", type=_positive, default=312.0, help="of a device; default: %(default)g, an A100 in bfloat16"
+        "--peak-tflops",
+        type=positive(1e9),
+        default=312.0,
+        help="of a device; default: %(default)g, an A100 in bfloat16",
     )
     cost.add_argument(
-        "--mfu", type=_positive, default=0.3, help="share of the peak that is reached; default: %(default)g"
+        "--mfu", type=share(above=True), default=0.3, help="share of the peak that is reached; default: %(default)g"
     )
     cost.add_argument(
         "--passes", type=int, choices=(2, 3, 4), help="forward-sized passes a step; default: 3 for `plain`, else 4"
@@ -227,24 +230,3 @@ def _check_outputs(options: argparse.Namespace, sources: Sequence[Source]) -> No
         path = getattr(options, name)
         if path is not None and path.exists() and any(path.samefile(data) for data in inputs):
             raise SourceError(f"--{name.replace('_', '-')} is {str(path)!r}, which is the data itself; name another.")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small; the least is 1")
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; the least is 0")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
