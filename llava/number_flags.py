@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava.shown import shown
 
@@ -27,6 +27,8 @@ class Numbers:
         above: whether `smallest` itself is refused.
         below: whether `largest` itself is refused.
         shares: whether numbers between 0 and 1 are accepted as well, as shares.
+        checked_later: whether the `type` leaves finite numbers of a usual size to the program's own check, which names
+            the flag in its own words.
         also: single values that are accepted besides, each with what it stands for.
     """
 
@@ -37,6 +39,7 @@ class Numbers:
     below: bool = False
     shares: bool = False
     also: tuple[tuple[float, str], ...] = ()
+    checked_later: bool = False
 
     def __contains__(self, value: object) -> bool:
         """Whether a number is accepted."""
@@ -69,7 +72,8 @@ class Numbers:
             value: float = int(text) if self.whole and not self.shares else float(text)
         except ValueError:
             value = math.nan
-        if value not in self:
+        left = self.checked_later and abs(value) <= LARGEST_COUNT
+        if value not in self and not left:
             raise argparse.ArgumentTypeError(f"it is {shown(text)}; it must be {self}")
         return value
 
@@ -92,6 +96,11 @@ def positive(largest: float) -> Numbers:
 def not_negative(largest: float) -> Numbers:
     """Numbers from 0 on."""
     return Numbers(0, largest, whole=False)
+
+
+def checked_later(accepted: Numbers) -> Numbers:
+    """The same numbers, where a program has a check of its own."""
+    return replace(accepted, checked_later=True)
 
 
 SEED = Numbers(0, LARGEST_SEED)

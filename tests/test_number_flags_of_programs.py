@@ -81,6 +81,8 @@ def test_numbers_out_of_range_end_a_program_with_a_sentence(
     for action in numeric:
         assert isinstance(action.type, Numbers)
         for value in TRIED:
+            if value == "-1" and action.type.checked_later:
+                continue  # the program's own sentence, with its own test
             with pytest.raises(SystemExit) as caught:
                 parser.parse_args([f"{action.option_strings[0]}={value}"])
             said = capsys.readouterr().err

@@ -21,7 +21,7 @@ from llava.doctor.memory import GIB
 from llava.doctor.recipes import RECIPES
 from llava.doctor.report import Diagnosis, to_json, to_text
 from llava.doctor.shape import ModelShape
-from llava.number_flags import count, positive
+from llava.number_flags import checked_later, count, positive
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.whole_files import write_whole
@@ -110,10 +110,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
     usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
     add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
-    add("--devices", type=count(1, 10**6), help="of the whole run; by default those of this machine, else 8")
-    add("--device-memory", type=positive(1e6), metavar="GIB", help="of each device, instead of what torch says")
-    add("--host-memory", type=positive(1e6), metavar="GIB", help="RAM of one machine, instead of this one's")
-    add("--batch-size", type=count(), help="rows of one device in one forward pass, instead of the recipe's")
+    add(
+        "--devices",
+        type=checked_later(count(1, 10**6)),
+        help="of the whole run; by default those of this machine, else 8",
+    )
+    add(
+        "--device-memory",
+        type=checked_later(positive(1e6)),
+        metavar="GIB",
+        help="of each device, instead of what torch says",
+    )
+    add(
+        "--host-memory",
+        type=checked_later(positive(1e6)),
+        metavar="GIB",
+        help="RAM of one machine, instead of this one's",
+    )
+    add(
+        "--batch-size",
+        type=checked_later(count()),
+        help="rows of one device in one forward pass, instead of the recipe's",
+    )
     add("--text-tokens", type=count(0), help="text of a typical row beside its image, instead of the recipe's")
     add("--longest-text", type=count(0), help="text of the longest row, which decides what fits")
     add("--output-dir", default="./checkpoints", help="whose free disk is looked at (default: %(default)s)")

@@ -45,7 +45,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
-from llava.number_flags import count
+from llava.number_flags import checked_later, count
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.serve.inputs import best_device, check_device
@@ -380,11 +380,19 @@ def _parser() -> argparse.ArgumentParser:
         "--compression", nargs="+",
         help=f"presets or YAML files, joined by commas (default: those of {','.join(USUAL_BUDGETS)} that fit)",
     )  # fmt: skip
-    parser.add_argument("--batch-size", "--batch_size", type=count(), default=1, help="rows of a batch (default: 1)")
-    parser.add_argument("--text-tokens", "--text_tokens", type=count(), default=100, help="of a row (default: 100)")
-    parser.add_argument("--images", type=count(0), default=1, help="of a row (default: 1)")
-    parser.add_argument("--new-tokens", "--new_tokens", type=count(), default=32, help="of an answer (default: 32)")
-    parser.add_argument("--repeats", type=count(), default=5, help="rounds, after one to warm up (default: 5)")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=checked_later(count()), default=1, help="rows of a batch (default: 1)"
+    )
+    parser.add_argument(
+        "--text-tokens", "--text_tokens", type=checked_later(count()), default=100, help="of a row (default: 100)"
+    )
+    parser.add_argument("--images", type=checked_later(count(0)), default=1, help="of a row (default: 1)")
+    parser.add_argument(
+        "--new-tokens", "--new_tokens", type=checked_later(count()), default=32, help="of an answer (default: 32)"
+    )
+    parser.add_argument(
+        "--repeats", type=checked_later(count()), default=5, help="rounds, after one to warm up (default: 5)"
+    )
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")

@@ -20,7 +20,7 @@ from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
-from llava.number_flags import count, not_negative, share
+from llava.number_flags import checked_later, count, not_negative, share
 from llava.program import as_program
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
@@ -125,12 +125,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--sep", help="between image files (default: a comma)")
-    parser.add_argument("--temperature", type=not_negative(1e4), help="0 takes the likeliest token (default: 0.2)")
     parser.add_argument(
-        "--top_p", "--top-p", type=share(above=True), help="sample from the likeliest tokens of this total share"
+        "--temperature", type=checked_later(not_negative(1e4)), help="0 takes the likeliest token (default: 0.2)"
     )
-    parser.add_argument("--num_beams", "--num-beams", type=count(), help="beams of a beam search (default: 1)")
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=count(), help="longest answer (default: 512)")
+    parser.add_argument(
+        "--top_p",
+        "--top-p",
+        type=checked_later(share(above=True)),
+        help="sample from the likeliest tokens of this total share",
+    )
+    parser.add_argument(
+        "--num_beams", "--num-beams", type=checked_later(count()), help="beams of a beam search (default: 1)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=checked_later(count()), help="longest answer (default: 512)"
+    )
     add_compression_flags(parser)
     parser.set_defaults(**DEFAULTS)
     return parser

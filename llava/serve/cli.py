@@ -22,7 +22,7 @@ from llava.conversation import fill_template, get_template
 from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
-from llava.number_flags import count, not_negative, share
+from llava.number_flags import checked_later, count, not_negative, share
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.serve.chat import Chat
@@ -254,12 +254,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument(
-        "--temperature", type=not_negative(1e4), default=0.2, help="0 takes the likeliest token (default: 0.2)"
+        "--temperature",
+        type=checked_later(not_negative(1e4)),
+        default=0.2,
+        help="0 takes the likeliest token (default: 0.2)",
     )
     parser.add_argument(
-        "--top-p", "--top_p", type=share(above=True), help="sample from the likeliest tokens of this total share"
+        "--top-p",
+        "--top_p",
+        type=checked_later(share(above=True)),
+        help="sample from the likeliest tokens of this total share",
     )
-    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=count(), default=512, help="default: 512")
+    parser.add_argument(
+        "--max-new-tokens", "--max_new_tokens", type=checked_later(count()), default=512, help="default: 512"
+    )
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from llava.number_flags import not_negative
+from llava.number_flags import checked_later, not_negative
 from llava.outputs import require_apart
 from llava.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance",
-        type=not_negative(1.0),
+        type=checked_later(not_negative(1.0)),
         default=DEFAULT_TOLERANCE,
         help="accepted absolute error of hidden states and logits; that of other quantities is in proportion "
         "(default: %(default)g)",

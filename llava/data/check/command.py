@@ -24,7 +24,7 @@ from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
-from llava.number_flags import MOST_PROCESSES, count, positive, share
+from llava.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.outputs import require_apart
 from llava.whole_files import write_whole
 
@@ -153,7 +153,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="processes; default: one for each processor; 0 works in this one",
     )
     data.add_argument(
-        "--max-bad-share", type=share(), default=0.0, help="share of records that may have errors; default: %(default)g"
+        "--max-bad-share",
+        type=checked_later(share()),
+        default=0.0,
+        help="share of records that may have errors; default: %(default)g",
     )
 
 
@@ -179,7 +182,10 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         help="of a device; default: %(default)g, an A100 in bfloat16",
     )
     cost.add_argument(
-        "--mfu", type=share(above=True), default=0.3, help="share of the peak that is reached; default: %(default)g"
+        "--mfu",
+        type=checked_later(share(above=True)),
+        default=0.3,
+        help="share of the peak that is reached; default: %(default)g",
     )
     cost.add_argument(
         "--passes", type=int, choices=(2, 3, 4), help="forward-sized passes a step; default: 3 for `plain`, else 4"
@@ -201,8 +207,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Raise ValueError for values that do not go together, before anything is read."""
-    if options.mfu > 1:
-        raise ValueError(f"--mfu is {options.mfu:g}; it is a share, from 0 to 1.")
+    if not 0 < options.mfu <= 1:
+        raise ValueError(f"--mfu is {options.mfu:g}; it is a share, above 0 and at most 1.")
     if not 0 <= options.max_bad_share <= 1:
         raise ValueError(f"--max-bad-share is {options.max_bad_share:g}; it is a share, from 0 to 1.")
     if options.write_clean and options.limit:
