@@ -380,19 +380,14 @@ def _parser() -> argparse.ArgumentParser:
         "--compression", nargs="+",
         help=f"presets or YAML files, joined by commas (default: those of {','.join(USUAL_BUDGETS)} that fit)",
     )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", "--batch_size", type=checked_later(count()), default=1, help="rows of a batch (default: 1)"
-    )
-    parser.add_argument(
-        "--text-tokens", "--text_tokens", type=checked_later(count()), default=100, help="of a row (default: 100)"
-    )
-    parser.add_argument("--images", type=checked_later(count(0)), default=1, help="of a row (default: 1)")
-    parser.add_argument(
-        "--new-tokens", "--new_tokens", type=checked_later(count()), default=32, help="of an answer (default: 32)"
-    )
-    parser.add_argument(
-        "--repeats", type=checked_later(count()), default=5, help="rounds, after one to warm up (default: 5)"
-    )
+    for names, number, default, text in (
+        (("--batch-size", "--batch_size"), count(), 1, "rows of a batch"),
+        (("--text-tokens", "--text_tokens"), count(), 100, "of a row"),
+        (("--images",), count(0), 1, "of a row"),
+        (("--new-tokens", "--new_tokens"), count(2), 32, "of an answer"),
+        (("--repeats",), count(), 5, "rounds, after one to warm up"),
+    ):
+        parser.add_argument(*names, type=checked_later(number), default=default, help=f"{text} (default: {default})")
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
