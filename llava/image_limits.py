@@ -15,6 +15,7 @@ bodies that their headers say nothing about.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from io import BytesIO
@@ -107,7 +108,8 @@ def open_image_file(source: str | Path | bytes | BinaryIO, formats: tuple[str, .
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(content), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageLimitError(f"{str(error).split(',')[0]}; scale it down") from error
+        said = re.sub(r"limit of \d+", f"limit of {most_pixels()}", str(error).split(",")[0])  # Pillow names its double
+        raise ImageLimitError(f"{said}; scale it down") from error
     except Image.UnidentifiedImageError as error:
         raise UnknownFormatError(
             f"it is not in one of the accepted formats {', '.join(formats)}, or damaged at its beginning "

@@ -279,3 +279,22 @@ def test_the_first_interrupt_ends_the_judging_and_keeps_every_verdict(tmp_path: 
     if signals == 1:
         assert program.returncode == 130 and "Traceback" not in said
         assert said.splitlines()[-1].startswith("Stopped.")
+
+
+SECRET = "sk-Zq8vWm3LpXt7Rd2"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "".join(f"%{ord(letter):02x}" for letter in SECRET), "".join(f"%25{ord(letter):02x}" for letter in SECRET),
+        "".join(f"&#{ord(letter)};" for letter in SECRET), "".join(f"&#x{ord(letter):x};" for letter in SECRET),
+        "".join(f"\\x{ord(letter):02x}" for letter in SECRET), "".join(f"\\\\u{ord(letter):04x}" for letter in SECRET),
+        ":".join(f"{ord(letter):02x}" for letter in SECRET), " ".join(SECRET), "\0".join(SECRET), "\u200b".join(SECRET),
+        SECRET[::-1], "".join(chr(ord(letter) + 0xFEE0) for letter in SECRET),
+        base64.b32encode(SECRET.encode()).decode(),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_spelled_otherwise_is_not_shown(spelled: str) -> None:
+    said = Redactor([SECRET])(f"the key {spelled} is wrong")
+    assert spelled not in said and ("left out" in said or "removed" in said)
