@@ -244,7 +244,7 @@ def test_random_control_depends_on_seed_and_stage():
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize("seed", [0, 2**31, 2**40, 2**63])
+@pytest.mark.parametrize("seed", [0, 2**31, 2**40, 2**63 - 1])
 def test_any_seed_works(seed: int):
     layout = layout_of(["s" + "0" * 40 + "V"])
     config = T2VConfig(layers=(1,), keep=(0.5,), score="random", seed=seed)

@@ -139,7 +139,7 @@ def full_disks(scratch: Path, count: int, seed: int) -> Figures:
     """Files cannot grow beyond a random size, then they can: a sentence first, the same answers after."""
     figures, draw, runs = Figures("full disks under evaluation"), random.Random(seed), Evaluations(scratch)
     for _ in range(count):
-        output, size = runs.folder(), draw.randrange(1, 4000)
+        output, size = runs.folder(), draw.randrange(1000, 4000)  # what it says goes to a file as well
         first = run(runs.program(output), runs.log(), limit_file_size(size))
         what = f"files of at most {size} bytes, first status {first.status}"
         if first.traceback or (first.status != 0 and str(output) not in first.said):
