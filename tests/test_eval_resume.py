@@ -137,9 +137,9 @@ def test_workers_end_with_the_process_that_deals_out(model: Path, tmp_path: Path
     (images.parent / "llava-mm-vet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     words = ["--model-path", str(model), "--eval-folder", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     words += ["--benchmarks", "mmvet", "--batch-size", "1", "--device", "cpu", "--no-judge"]
-    words += ["--num-gpus", "2", "--loader-workers", "1"]  # each of two processes has one that reads images for it
+    crowd = ["--num-gpus", "2", "--loader-workers", "1"]  # each of two processes has one that reads images for it
     answers = Place(tmp_path / "out" / "llava-v1.5-tiny" / "own", "mmvet").answers
-    command = [sys.executable, "-m", "llava.eval.run", *words, "--max-new-tokens", "4"]
+    command = [sys.executable, "-m", "llava.eval.run", *words, *crowd, "--max-new-tokens", "4"]
     dealing = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
         until(lambda: dealing.poll() is not None or bool(answers.all_parts()))
@@ -148,11 +148,11 @@ def test_workers_end_with_the_process_that_deals_out(model: Path, tmp_path: Path
     finally:
         dealing.kill()
     assert dealing.wait() == -signal.SIGKILL
-    assert main([*words[:-2], "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
+    assert main([*words, "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
     until(lambda: not left & running().keys())
     said = texts(answers.path)
     assert len(said) == 60 and not answers.all_parts()
-    assert main([*words[:-2], "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
+    assert main([*words, "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
     assert texts(answers.path) == said, "none of the killed run's longer answers is among them"
 
 
