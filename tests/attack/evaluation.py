@@ -6,12 +6,13 @@ import itertools
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from eval_small import Squares, texts, write_squares
 from tiny_folder import write_model
 
+from attack.damage import damages as damage_kinds
 from attack.figures import Figures
 from attack.programs import Ended, Running, limit_file_size, run
 from llava.eval.run import main
@@ -92,23 +93,7 @@ def kills(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def _damages(draw: random.Random) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    def zeroed(path: Path) -> None:
-        path.write_bytes(bytes(path.stat().st_size))
-
-    def garbage(path: Path) -> None:
-        path.write_bytes(draw.randbytes(path.stat().st_size))
-
-    def cut(path: Path) -> None:
-        with path.open("r+b") as file:
-            file.truncate(draw.randrange(path.stat().st_size))
-
-    def half_a_line_more(path: Path) -> None:
-        with path.open("ab") as file:
-            file.write(b'{"question_id": 3, "pro')
-
-    yield from [("zeroed", zeroed), ("garbage", garbage), ("cut short", cut), ("half a line more", half_a_line_more)]
-    yield from [("removed", Path.unlink)]
+KINDS = ("zeroed", "garbled", "cut short", "half a line more", "removed")  # a bit of a stored answer has no digest
 
 
 def damages(scratch: Path, count: int, seed: int) -> Figures:
@@ -121,7 +106,7 @@ def damages(scratch: Path, count: int, seed: int) -> Figures:
     running.kill()
     running.wait()
     names = sorted(str(path.relative_to(half_way)) for path in half_way.rglob("*") if _filled(path))
-    trials = [(name, kind, damage) for name in names for kind, damage in _damages(draw)]
+    trials = [(name, kind, damage) for name in names for kind, damage in damage_kinds(draw).items() if kind in KINDS]
     draw.shuffle(trials)
     for name, kind, damage in trials[:count]:
         output = runs.folder()

@@ -7,13 +7,14 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from distributed import weights
 from tiny_llava import flags, write_assets
 from torch import equal
 
+from attack.damage import damages as damage_kinds
 from attack.figures import Figures
 from attack.programs import Ended, Running, limit_file_size, run
 from llava.train.launch import run_and_exit
@@ -141,34 +142,6 @@ def signals(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def _damages(draw: random.Random) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    def zeroed(path: Path) -> None:
-        path.write_bytes(bytes(path.stat().st_size))
-
-    def garbage(path: Path) -> None:
-        path.write_bytes(draw.randbytes(path.stat().st_size))
-
-    def flipped(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        path.write_bytes(data)
-
-    def cut(path: Path) -> None:
-        with path.open("r+b") as file:
-            file.truncate(draw.randrange(path.stat().st_size))
-
-    def folder(path: Path) -> None:
-        path.unlink()
-        path.mkdir()
-
-    def link(path: Path) -> None:
-        path.unlink()
-        path.symlink_to("nowhere")
-
-    yield from [("zeroed", zeroed), ("garbage", garbage), ("one bit flipped", flipped), ("cut short", cut)]
-    yield from [("removed", Path.unlink), ("a folder", folder), ("a dangling link", link)]
-
-
 def damages(scratch: Path, count: int, seed: int) -> Figures:
     """Every file of the newest checkpoint damaged in every way: the run goes on from the one before, bit for bit."""
     figures, draw, trainings = Figures("damaged checkpoints"), random.Random(seed), Trainings(scratch)
@@ -177,9 +150,8 @@ def damages(scratch: Path, count: int, seed: int) -> Figures:
         stopped = _half_way(trainings, phase)
         newest = max(stopped.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
         names = sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
-        trials += [
-            (phase, stopped, newest.name, name, kind, damage) for name in names for kind, damage in _damages(draw)
-        ]
+        kinds = [(kind, damage) for kind, damage in damage_kinds(draw).items() if kind != "half a line more"]
+        trials += [(phase, stopped, newest.name, name, kind, damage) for name in names for kind, damage in kinds]
     draw.shuffle(trials)
     for phase, stopped, newest_name, name, kind, damage in trials[:count]:
         output = trainings.folder()

@@ -56,7 +56,10 @@ def open_scores(answered: Sequence[Answered], server: str) -> Scores:
         if _ANSWERS not in facts:
             note = f"These questions have no public labels; {server} scores the submission file."
             return Scores(None, notes=(note,))
-        share = vqa_accuracy(item.text, facts[_ANSWERS])
+        try:
+            share = vqa_accuracy(item.text, facts[_ANSWERS])
+        except ValueError as error:
+            raise ValueError(f"The annotation of question {item.question.question_id}: {error}") from error
         groups["accuracy"].append(share)
         if facts["answer_type"]:
             groups[f"answer_type/{facts['answer_type']}"].append(share)

@@ -84,7 +84,10 @@ def textvqa_accuracy(annotations: Annotations, lines: Iterable[tuple[Any, str, s
                 f"{place} has no question {shown(key[1])} about image {shown(key[0])[1:-1]}; the questions that "
                 "were answered and this file do not belong together, download both again."
             )
-        shares.append(m4c_accuracy(text, annotations[key]))
+        try:
+            shares.append(m4c_accuracy(text, annotations[key]))
+        except ValueError as error:
+            raise ValueError(f"{place}, about image {shown(key[0])[1:-1]}: {error}") from error
     return 100 * sum(shares) / len(shares)
 
 
