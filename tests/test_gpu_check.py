@@ -254,12 +254,17 @@ def test_all_limits_together_are_within_eight_minutes() -> None:
         (["--limit", "train"], "--limit is 'train'; it must be PART=SECONDS, such as train=60."),
         (["--limit", "train=0"], "--limit is 'train=0'; it must be PART=SECONDS"),
         (["--limit", "environment=²"], "--limit is 'environment=²'; it must be PART=SECONDS"),
-        (["--budget", "0"], "--budget is 0.0; it must be a number of seconds above 0."),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_budget_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--budget", "0"])
+    assert stop.value.code == 2 and "argument --budget: it is '0'" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path, capsys) -> None:

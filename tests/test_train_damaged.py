@@ -526,11 +526,11 @@ def test_two_ranks_under_zero_pass_over_a_changed_bit_and_stop_where_all_is_dama
         one_bit(path)
     one_bit(pieces[-1])
     run("torchrun", flags(assets, out, "finetune", **options), tmp_path / "again")
-    assert tail(tmp_path / "again", 100_000).count("holds other bytes than when it was saved") == 1
+    assert tail(tmp_path / "again", 10**7).count("holds other bytes than when it was saved") == 1
     assert_equal(tmp_path / "whole", out)
     out = copied(tmp_path / "whole", tmp_path / "none")
     for step in (2, 4):
         zeroed(next((out / f"checkpoint-{step}").rglob("*optim_states.pt")))
     process = start("torchrun", flags(assets, out, "finetune", **options), tmp_path / "stopped")
     assert wait(process, tmp_path / "stopped") == 1
-    assert "No checkpoint in" in tail(tmp_path / "stopped", 100_000)
+    assert "No checkpoint in" in tail(tmp_path / "stopped", 10**7)
