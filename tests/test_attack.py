@@ -12,20 +12,21 @@ import pytest
 
 TESTS = Path(__file__).parent
 QUICK = {
-    "kills": 3, "signals": 3, "damages": 6, "full-disks": 3, "second-starts": 1,
-    "eval-kills": 2, "eval-damages": 4, "eval-full-disks": 2, "eval-second-starts": 2,
-}  # fmt: skip
+    "training": {"kills": 3, "signals": 3, "damages": 6, "full-disks": 3, "second-starts": 1},
+    "evaluation": {"eval-kills": 2, "eval-damages": 4, "eval-full-disks": 2, "eval-second-starts": 2},
+}
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_by_an_attack(tmp_path: Path) -> None:
-    """One process for all: every trial forks it instead of importing the libraries again."""
+@pytest.mark.parametrize("program", QUICK)
+def test_nothing_is_lost_by_an_attack(program: str, tmp_path: Path) -> None:
+    """One process for all trials: each forks it instead of importing the libraries again."""
     output = tmp_path / "figures.json"
-    words = [f"{name}={count}" for name, count in QUICK.items()]
+    words = [f"{name}={count}" for name, count in QUICK[program].items()]
     command = [sys.executable, "-m", "attack", *words, "--seed", "7", "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
     ended = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     attacks = json.loads(output.read_text())["attacks"]
-    assert [attack["tried"] for attack in attacks] == list(QUICK.values())
+    assert [attack["tried"] for attack in attacks] == list(QUICK[program].values())
     assert not any(attack["failures"] for attack in attacks)

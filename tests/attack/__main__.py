@@ -16,6 +16,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_P
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from tqdm import tqdm
 
 from attack import evaluation, fuzz_files, load, training
 from attack.figures import Figures
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="file that takes the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # a thread of the parent may hold a lock while a trial is forked
     scratch = options.scratch or Path(tempfile.mkdtemp(prefix="attack-"))
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "tables")
     figures = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE = 180.0  # seconds after which a run counts as hanging
+PATIENCE = 120.0  # seconds after which a run counts as hanging
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -83,7 +84,8 @@ class Running:
         while (status := self.poll()) is None:
             if time.monotonic() > deadline:
                 self.kill()
-                raise TimeoutError(f"A program did not end in {patience:.0f} s; see {self.log}.")
+                said = self.log.read_text(encoding="utf-8", errors="replace")
+                raise TimeoutError(f"A program did not end in {patience:.0f} s; it said:\n{said[-8000:]}")
             time.sleep(0.01)
         self.kill()  # what it left behind
         return Ended(status, time.monotonic() - self.began, self.log.read_text(encoding="utf-8", errors="replace"))
@@ -114,6 +116,7 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
     os.dup2(handle, 2)
     status = 1
     try:
+        faulthandler.dump_traceback_later(PATIENCE / 2)  # says where a run hangs
         if prepare is not None:
             prepare()
         status = _status_of(program)
