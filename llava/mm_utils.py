@@ -13,18 +13,18 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.common.image_limits import TOWER_SIDE, ImageLimitError, check_prepared, is_lack_of_memory, open_image_file
+from llava.common.image_opening import as_rgb, opening_of
+from llava.common.image_padding import scaled_square
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.image_limits import TOWER_SIDE, ImageLimitError, check_prepared, is_lack_of_memory, open_image_file
-from llava.image_opening import as_rgb, opening_of
-from llava.image_padding import scaled_square
 
 ASPECT_RATIOS = ("square", "pad")
 LARGE_SIDE = 5000
-"""Pixels; a larger square is not made whole when it is padded, see `llava.image_padding`."""
+"""Pixels; a larger square is not made whole when it is padded, see `llava.common.image_padding`."""
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Open an image file that travels as base64 text, within the limits of `llava.image_limits`.
+    """Open an image file that travels as base64 text, within the limits of `llava.common.image_limits`.
 
     Raises:
         ValueError: if the text is no base64, or the content no image of an accepted format and size; Pillow's errors
@@ -64,8 +64,8 @@ def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str
 
     Raises:
         ValueError: for another aspect ratio.
-        ImageLimitError: if that makes more pixels than are accepted, see `llava.image_limits`, or takes more memory
-            than there is.
+        ImageLimitError: if that makes more pixels than are accepted, see `llava.common.image_limits`, or takes more
+            memory than there is.
     """
     if aspect_ratio not in (*ASPECT_RATIOS, None):
         raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; accepted are {', '.join(ASPECT_RATIOS)}.")
@@ -103,7 +103,7 @@ def process_images(
     """Pixels of several images, opened as the model was trained and shaped as `model_cfg.image_aspect_ratio` says.
 
     Args:
-        images: as Pillow opens them, in any mode, or as RGB; see `llava.image_opening`.
+        images: as Pillow opens them, in any mode, or as RGB; see `llava.common.image_opening`.
         image_processor: a CLIP image processor.
         model_cfg: of the model.
 

@@ -17,10 +17,10 @@ import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava.file_modes import follow_umask
-from llava.number_flags import MOST_PROCESSES, SEED, count
-from llava.outputs import claim_folder
-from llava.program import as_program
+from llava.common.file_modes import follow_umask
+from llava.common.number_flags import MOST_PROCESSES, SEED, count
+from llava.common.outputs import claim_folder
+from llava.common.program import as_program
 from playground.pretrain.language_model import train_language_model
 from playground.pretrain.tokenizer import train_tokenizer
 from playground.pretrain.tower import IMAGE_MEAN, IMAGE_STD, train_tower

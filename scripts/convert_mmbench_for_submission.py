@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.mmbench import write_table
-from llava.outputs import require_apart
-from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

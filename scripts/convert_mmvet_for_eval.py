@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.eval.benchmarks.mmvet import write_predictions
 from llava.eval.questions import read_answer_lines
-from llava.outputs import require_apart
-from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

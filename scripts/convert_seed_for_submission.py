@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
 from llava.eval.unread import Unread
-from llava.outputs import require_apart
-from llava.program import as_program
 
 LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.reading import need_field
 from llava.eval.benchmarks.sqa import OPTIONS, read_problems
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 _REASON = "BECAUSE:"
 ASKED = {

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vqav2_submission
 from llava.eval.benchmarks.vqav2 import SUBMITTED, VQAv2
 from llava.eval.scoring.vqa_normalise import evalai_answer
 from llava.eval.unread import Unread
-from llava.outputs import require_apart
-from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

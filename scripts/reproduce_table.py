@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.json_files import need
+from llava.common.program import as_program
 from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
 from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_object, read_summary, training_seconds
-from llava.json_files import need
-from llava.program import as_program
 
 SCORES, TIMES = "table-3", "table-6"
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from bytes_server import BytesServer, reply
 
-from llava import timed_connections
-from llava.bounded_http import FetchError, Response, fetch
-from llava.timed_connections import is_public
+from llava.common import timed_connections
+from llava.common.bounded_http import FetchError, Response, fetch
+from llava.common.timed_connections import is_public
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
@@ -270,7 +270,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(monkeypatch: pyte
 
 
 def test_keys_stay_with_the_host_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava.bounded_http.is_public", lambda address: True)
+    monkeypatch.setattr("llava.common.bounded_http.is_public", lambda address: True)
     with (
         BytesServer(redirecting()) as other,
         BytesServer(lambda _: reply(status="307 x", location=other.url)) as server,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_folder import write_model, write_pictures
 
+from llava.common.terminal_text import printable, say
 from llava.data.tokenization import encode_prompt
 from llava.eval.benchmarks.llava_bench import read_captions, read_references, review_task
 from llava.eval.benchmarks.reading import read_questions
@@ -22,7 +23,6 @@ from llava.serve.chat import Chat
 from llava.serve.cli import Session, main
 from llava.serve.inputs import read_image
 from llava.serve.typed_lines import LONGEST_LINE, typed_lines
-from llava.terminal_text import printable, say
 
 ACTING = "a\x1b[31mred\x1b]0;title\x07\rb\x9b2J\u202ec\u2066d\ud800\x00\x7f\u2028e"
 SEEN = r"a\x1b[31mred\x1b]0;title\x07\rb\x9b2J\u202ec\u2066d\ud800\x00\x7f\u2028e"

@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 from hostile import Writes
 
+from llava.common.yaml_files import read_yaml
 from llava.compression.config import CompressionConfig
 from llava.data.mixture import open_mix
 from llava.data.store import open_records
-from llava.yaml_files import read_yaml
 
 
 def table_of_a_pickled_type(marker: Path) -> pyarrow.Table:

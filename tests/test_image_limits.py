@@ -24,7 +24,10 @@ from PIL import Image, ImageFile
 from tiny_text import byte_level
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava import image_limits
+from llava.common import image_limits
+from llava.common.image_headers import check_directory
+from llava.common.image_limits import ImageLimitError, check_prepared, prepared_pixels
+from llava.common.image_opening import as_rgb, orientation
 from llava.data.check.image_files import check_images
 from llava.data.check.settings import CheckSettings
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -35,9 +38,6 @@ from llava.eval.asking import Preparer, Task
 from llava.eval.harness import Prompt, Respondent
 from llava.eval.questions import Question
 from llava.eval.video import read_frames
-from llava.image_headers import check_directory
-from llava.image_limits import ImageLimitError, check_prepared, prepared_pixels
-from llava.image_opening import as_rgb, orientation
 from llava.mm_utils import load_image_from_base64, preprocess_image, process_images
 from llava.serve.inputs import open_image, read_image
 
@@ -181,7 +181,7 @@ def test_a_large_picture_is_padded_as_a_small_one_is(
     clip.resample = resample
     expected = preprocess_image(picture, clip, "pad")
     monkeypatch.setattr("llava.mm_utils.LARGE_SIDE", 30)
-    monkeypatch.setattr("llava.image_padding._BAND", 5000)
+    monkeypatch.setattr("llava.common.image_padding._BAND", 5000)
     monkeypatch.setattr("llava.mm_utils.expand2square", None)  # is not called any more
     assert torch.equal(preprocess_image(picture, clip, "pad"), expected)
 
@@ -394,7 +394,7 @@ def test_deep_grey_is_made_band_by_band_as_it_is_at_once(monkeypatch: pytest.Mon
     values = np.random.default_rng(2).normal(0, 1e4, (50, 7)).astype(np.int32 if mode == "I" else np.float32)
     values[:40] = np.abs(values[:40])  # what decides the range stands in a late band
     at_once = np.asarray(as_rgb(Image.fromarray(values)))
-    monkeypatch.setattr("llava.image_opening._BAND", 20)
+    monkeypatch.setattr("llava.common.image_opening._BAND", 20)
     assert np.array_equal(as_rgb(Image.fromarray(values)), at_once)
     expected = np.rint((values.astype(float) - values.min()) / (float(values.max()) - float(values.min())) * 255)
     assert np.array_equal(at_once[..., 0], expected)

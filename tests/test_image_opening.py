@@ -18,6 +18,7 @@ from tiny_text import byte_level
 from transformers import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.common.image_opening import as_rgb, opening_of
 from llava.compression.config import CompressionConfig
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -30,7 +31,6 @@ from llava.eval.harness import Prompt, Respondent
 from llava.eval.jobs import Job, Subject
 from llava.eval.questions import Question
 from llava.eval.video import read_frames
-from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.hf_format import config_there
 from llava.model.language_model.llava_llama import LlavaConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava.bounded_http import Response
+from llava.common.bounded_http import Response
 from llava.eval import chat_api
 from llava.eval.benchmarks.llava_bench import read_two_scores
 from llava.eval.benchmarks.mmvet import read_score

@@ -21,9 +21,9 @@ from urllib.parse import quote
 import pytest
 from judge_server import HANG, JudgeServer
 
+from llava.common.redaction import REDACTED, Redactor
 from llava.eval.chat_api import ChatApi, ChatError
 from llava.eval.judge import GradingTask, Judge
-from llava.redaction import REDACTED, Redactor
 
 KEY = "sk-proj-Zq3/vX9+Lw=="
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)

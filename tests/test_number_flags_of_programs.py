@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from llava.common.number_flags import Numbers
 from llava.eval.flags import RANGES, require_numbers
 from llava.eval.vqa_command import vqa_parser
-from llava.number_flags import Numbers
 from llava.serve.inputs import sampling
 
 ROOT = Path(__file__).resolve().parents[1]

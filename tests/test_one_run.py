@@ -16,17 +16,17 @@ import pytest
 from distributed import ROOT
 from tiny_llava import flags, write_assets
 
+from llava.common.folder_lock import FolderInUseError, alone_in
 from llava.eval import score
 from llava.eval.answers import AnswerFile
 from llava.eval.score import Place
-from llava.folder_lock import FolderInUseError, alone_in
 from llava.train.checkpoint import starting_point
 from llava.train.launch import run_and_exit
 from llava.train.train import train
 
 HOLDER = """
 import os, sys, time
-from llava.folder_lock import alone_in
+from llava.common.folder_lock import alone_in
 with alone_in(sys.argv[1], "busy", "wait"):
     child = os.fork()
     if child == 0:

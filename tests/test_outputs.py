@@ -16,10 +16,10 @@ from PIL import Image
 from test_study import SETTINGS
 
 from llava.bench.gpu_check.record import place_of
+from llava.common.outputs import claim_folder, require_apart
 from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa, vqa_command
 from llava.eval.answers import AnswerFile
 from llava.model import convert
-from llava.outputs import claim_folder, require_apart
 from llava.serve import cli
 from llava.train.checkpoint import remove_checkpoints
 from llava.train.own_inputs import require_inputs_kept

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from llava.common.json_files import NotJsonError, parse_json, read_object
+from llava.common.shown import LONGEST, shown
+from llava.common.yaml_files import parse_yaml, read_yaml
 from llava.compression.config import CompressionConfig
 from llava.data.mixture import read_mixture
-from llava.json_files import NotJsonError, parse_json, read_object
-from llava.shown import LONGEST, shown
 from llava.train.arguments import parse_list
-from llava.yaml_files import parse_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS: dict[str, Callable[[Path], Any]] = {"compression": CompressionConfig.from_yaml, "mixture": read_mixture}

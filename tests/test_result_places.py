@@ -12,7 +12,7 @@ import pytest
 from eval_small import Squares, read_lines, write_squares
 from tiny_folder import write_model
 
-from llava import whole_files
+from llava.common import atomic_write
 from llava.eval import asking, model_vqa, run
 from llava.eval.answers import AnswerFile
 from llava.eval.judge import VerdictFile
@@ -142,7 +142,7 @@ def test_a_full_disk_keeps_what_was_answered_and_says_what_to_do(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(handle)
 
-    monkeypatch.setattr(whole_files.os, "fsync", full)
+    monkeypatch.setattr(atomic_write.os, "fsync", full)
     command = ["--model-path", str(model), "--max-new-tokens", "2", "--batch-size", "1", *words]
     assert run.main(command, [Squares()]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -165,7 +165,7 @@ def test_what_a_full_disk_takes_in_part_is_taken_back(tmp_path: Path, monkeypatc
         file.add({"request": "1", "judge": "j", "content": "yes"})
         before = (answers.part(0).read_bytes(), reviews.read_bytes())
         with monkeypatch.context() as broken:
-            broken.setattr(whole_files.os, "fsync", failing)
+            broken.setattr(atomic_write.os, "fsync", failing)
             with pytest.raises(OSError, match="Input/output error; make room or mend the disk"):
                 answers.append(0, [{"question_id": 2}])
             with pytest.raises(OSError, match=r"r\.jsonl"):

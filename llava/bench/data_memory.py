@@ -29,13 +29,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llava.common.atomic_write import write_whole
+from llava.common.number_flags import MOST_PROCESSES, count
+from llava.common.outputs import claim_folder
+from llava.common.program import as_program
 from llava.cost.timing import machine
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
-from llava.number_flags import MOST_PROCESSES, count
-from llava.outputs import claim_folder
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 SMAPS = Path("/proc/self/smaps_rollup")
 MIB = 2**20

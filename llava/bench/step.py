@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
+from llava.common.atomic_write import write_whole
+from llava.common.number_flags import count
+from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import (
     DecoderShape,
@@ -32,9 +35,6 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.timing import interleaved, machine, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
-from llava.number_flags import count
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 VICUNA_7B = {
     "hidden_size": 4096,

@@ -14,12 +14,12 @@ from statistics import median
 import torch
 from transformers import CLIPVisionConfig
 
+from llava.common.number_flags import count
+from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.cost.timing import interleaved, machine, spread
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
-from llava.number_flags import count
-from llava.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

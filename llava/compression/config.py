@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llava.common.shown import shown
 from llava.compression.made_for import MadeFor
-from llava.shown import shown
 
 V2V_SCORES = ("cls", "received", "random", "uniform")
 V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
@@ -215,7 +215,7 @@ class CompressionConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> CompressionConfig:
         """Read a YAML file in the format of `configs/compression/*.yaml`."""
-        from llava.yaml_files import read_yaml
+        from llava.common.yaml_files import read_yaml
 
         path = Path(path)
         if not os.path.lexists(path):
@@ -231,7 +231,7 @@ class CompressionConfig:
             raise ValueError(
                 f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}."
             )
-        from llava.yaml_files import parse_yaml
+        from llava.common.yaml_files import parse_yaml
 
         return cls._from_value(parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name), name)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.shown import shown
+from llava.common.shown import shown
 
 FAMILIES = {
     "llava-1.5": ("llava", "llava_llama", "llava_mistral", "llama", "mistral"),

@@ -19,11 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from llava.common.json_files import need, read_object
+from llava.common.number_flags import count
+from llava.common.program import as_program
+from llava.common.shown import shown
 from llava.compression.config import CompressionConfig, T2VConfig, presets
-from llava.json_files import need, read_object
-from llava.number_flags import count
-from llava.program import as_program
-from llava.shown import shown
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.whole_files import told_where
+from llava.common.atomic_write import told_where
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from llava.common.image_opening import DEFAULT_OPENING, check_opening
 from llava.compression.salience import SalientFinder, salient_spans
 from llava.constants import IGNORE_INDEX
 from llava.data.cache import digest_text
@@ -25,7 +26,6 @@ from llava.data.records import Record
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table
-from llava.image_opening import DEFAULT_OPENING, check_opening
 from llava.mm_utils import preprocess_image
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class DataConfig:
         visual_tokens: tokens that one image becomes on its way into the decoder.
         image_folder: where image names start, unless their source in a mixture has a folder of its own.
         image_aspect_ratio: `pad` or `square`.
-        image_opening: `upright` or `llava`, see `llava.image_opening`.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`.
         use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
         find_salient: says which words of a question are salient.
         salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is

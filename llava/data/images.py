@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from llava.image_limits import ImageLimitError, is_lack_of_memory, open_image_file
-from llava.image_opening import DEFAULT_OPENING, as_rgb
+from llava.common.image_limits import ImageLimitError, is_lack_of_memory, open_image_file
+from llava.common.image_opening import DEFAULT_OPENING, as_rgb
 
 
 class BadImageError(ValueError):
@@ -51,7 +51,7 @@ def _inside(image_folder: str | Path, name: str) -> str | None:
 
 
 def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> Image.Image:
-    """Read an image as RGB, by the rules of `llava.image_opening` and within the limits of `llava.image_limits`.
+    """Read an image as RGB, by the rules of `common.image_opening` and within the limits of `common.image_limits`.
 
     Args:
         source: a file's path, or a binary file that is open at its beginning.
@@ -99,7 +99,7 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def within_limits(what: str) -> Iterator[None]:
-    """Name the image whose preparation goes beyond the limits of `llava.image_limits`.
+    """Name the image whose preparation goes beyond the limits of `llava.common.image_limits`.
 
     Args:
         what: is prepared, to begin the sentence with.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from llava.json_files import NotJsonError, parse_json, require_shallow
+from llava.common.json_files import NotJsonError, parse_json, require_shallow
 
 CHUNK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llava.common.shown import shown
+from llava.common.yaml_files import read_yaml
 from llava.data.cache import digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record
 from llava.data.store import RecordTable, open_records, record_of
-from llava.shown import shown
-from llava.yaml_files import read_yaml
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
 MOST_WEIGHT = 10_000

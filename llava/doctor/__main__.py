@@ -12,6 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.atomic_write import write_whole
+from llava.common.number_flags import checked_later, count, positive
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.compression.config import CompressionConfig, presets
 from llava.compression.schedule import fitting, model_kind
 from llava.doctor.faults import find_faults
@@ -21,10 +25,6 @@ from llava.doctor.memory import GIB
 from llava.doctor.recipes import RECIPES
 from llava.doctor.report import Diagnosis, to_json, to_text
 from llava.doctor.shape import ModelShape
-from llava.number_flags import checked_later, count, positive
-from llava.outputs import require_apart
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import need, read_object
 from llava.compression.schedule import DecoderShape, VisionShape, model_shape
-from llava.json_files import need, read_object
 
 
 @dataclass(frozen=True)

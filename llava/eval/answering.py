@@ -53,7 +53,7 @@ class Manner:
         temperature, top_p, num_beams: of generation, as in LLaVA.
         seed: of sampling.
         num_frames: of a video that are shown.
-        image_opening: `upright` or `llava`, see `llava.image_opening`; None for the model's.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
         loader_workers: processes that read images ahead.
     """
 

@@ -20,10 +20,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import append_whole, whole_file
+from llava.common.folder_lock import alone_in
 from llava.eval.json_lines import read_objects
 from llava.eval.questions import Question, answer_keys, check_answer, question_keys, with_text
-from llava.folder_lock import alone_in
-from llava.whole_files import append_whole, whole_file
 
 
 def new_run() -> str:

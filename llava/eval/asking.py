@@ -14,12 +14,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from llava.common.image_opening import DEFAULT_OPENING, opening_of
 from llava.data.collator import SupervisedCollator
 from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
 from llava.data.workers import end_with_parent
 from llava.eval.questions import Picture, Question
-from llava.image_opening import DEFAULT_OPENING, opening_of
 from llava.mm_utils import preprocess_image
 from llava.serve.inputs import place_images
 
@@ -153,7 +153,7 @@ def open_picture(picture: Picture, opening: str = DEFAULT_OPENING) -> Image.Imag
 
     Args:
         picture: the file or the content.
-        opening: `upright` or `llava`, see `llava.image_opening`.
+        opening: `upright` or `llava`, see `llava.common.image_opening`.
 
     Raises:
         ValueError: if it cannot be read.

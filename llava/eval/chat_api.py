@@ -18,10 +18,10 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
-from llava.bounded_http import FetchError, Response, check_address, fetch
-from llava.json_files import NotJsonError, parse_json
-from llava.redaction import Redactor
-from llava.shown import printable, shown
+from llava.common.bounded_http import FetchError, Response, check_address, fetch
+from llava.common.json_files import NotJsonError, parse_json
+from llava.common.redaction import Redactor
+from llava.common.shown import printable, shown
 
 URL_VARIABLE = "LLAVA_JUDGE_URL"
 KEY_VARIABLE = "LLAVA_JUDGE_KEY"

@@ -25,6 +25,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
+from llava.common.atomic_write import write_whole
+from llava.common.number_flags import checked_later, count
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import (
     MODELS,
@@ -45,11 +49,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
-from llava.number_flags import checked_later, count
-from llava.outputs import require_apart
-from llava.program import as_program
 from llava.serve.inputs import best_device, check_device
-from llava.whole_files import write_whole
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.common.program import as_program
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.datasets import DATASETS, EVAL_ZIP, Dataset, Part
 from llava.eval.questions import Question
-from llava.program import as_program
 
 SAMPLE = 500
 """Images and videos that are looked for unless all are asked for, evenly spread over the questions."""

@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.number_flags import count
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks.llava_bench import (
     MAX_TOKENS,
@@ -32,9 +35,6 @@ from llava.eval.exit_status import exit_status
 from llava.eval.judge import Judge, Verdict
 from llava.eval.result_places import result_file
 from llava.eval.unread import Unread
-from llava.number_flags import count
-from llava.outputs import require_apart
-from llava.program import as_program
 
 
 def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:

@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answer_files import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
 from llava.eval.unread import Unread
-from llava.outputs import require_apart
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 
 def analyse(

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from llava.shown import printable
+from llava.common.shown import printable
 
 INTERRUPTED = 130
 KEPT = "What was done until now is kept, and the same command goes on from there."

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llava.common.image_opening import as_rgb, opening_of
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.images import explained, within_limits
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
-from llava.image_opening import as_rgb, opening_of
 from llava.mm_utils import model_name_of, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.columns import own_columns
@@ -50,7 +50,7 @@ class Respondent:
     Args:
         tokenizer, model, image_processor: of `load_pretrained_model`.
         conv_mode: key of `conv_templates`.
-        image_opening: `upright` or `llava`, see `llava.image_opening`; None for the model's.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
 
     Raises:
         ValueError: if there is no such template or opening.

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.common.image_opening import DEFAULT_OPENING
 from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
 from llava.eval import machine
@@ -24,7 +25,6 @@ from llava.eval.questions import Question
 from llava.eval.sessions import UNKNOWN_DEVICE, Session, counted, described
 from llava.eval.settings import check_same, hash_of, read_settings, write_settings
 from llava.eval.workers import Assignment, Crew
-from llava.image_opening import DEFAULT_OPENING
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Subject:
         compression_name: what it is called.
         dtype: of the weights.
         bits: 4 or 8 where the language model is quantised.
-        image_opening: `upright` or `llava`, see `llava.image_opening`.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`.
         template: key of `conv_templates`.
     """
 

@@ -6,7 +6,7 @@ import codecs
 from pathlib import Path
 from typing import Any
 
-from llava.json_files import NotJsonError, parse_json
+from llava.common.json_files import NotJsonError, parse_json
 
 
 def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tuple[str, dict[str, Any]]]:

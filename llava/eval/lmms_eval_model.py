@@ -46,7 +46,7 @@ class DuetLlava(_Base):
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         num_frames: taken of a video.
-        image_opening: `upright` or `llava`, see `llava.image_opening`; by default as the model was trained.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.
         max_batch_size: accepted, for lmms-eval passes it; not used.
 
     Raises:

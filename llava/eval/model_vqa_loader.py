@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava.common.program import as_program
 from llava.eval.model_vqa import chunk_of_questions
 from llava.eval.vqa_command import run_command, vqa_parser
-from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava.common.program import as_program
 from llava.eval.benchmarks.mmbench import SUFFIXES, rotated, table_questions
 from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
-from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.program import as_program
 from llava.eval.benchmarks.reading import read_json
 from llava.eval.benchmarks.sqa import LETTER_PROMPT, science_questions
 from llava.eval.questions import Question
 from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
-from llava.program import as_program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.shown import printable
-from llava.whole_files import whole_file
+from llava.common.atomic_write import whole_file
+from llava.common.shown import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

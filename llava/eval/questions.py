@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import as_json
 from llava.eval.json_lines import read_objects
-from llava.json_files import as_json
 
 Picture = Path | bytes
 """An image: a file, or the content of one (MMBench carries its images inside the question file)."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from llava.shown import shown
+from llava.common.shown import shown
 
 LONGEST_NAME = 200
 """Bytes of a name; file systems take 255, and parts, locks and unfinished files add to it."""
@@ -29,7 +29,7 @@ def folder_name(name: str) -> str:
 
 
 def result_file(place: str | Path, flag: str) -> Path:
-    """The path of a file that results are written to; that it is not read as well is for `llava.outputs` to say.
+    """The path of a file that results are written to; that it is not read as well is for `llava.common.outputs` to say.
 
     Args:
         place: as it was given.

@@ -9,9 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llava.json_files import need, parse_json
-from llava.shown import shown
-from llava.whole_files import write_whole
+from llava.common.atomic_write import write_whole
+from llava.common.json_files import need, parse_json
+from llava.common.shown import shown
 
 RESULT_SUFFIX = ".result.json"
 # What each field holds, and whether null may stand there.

@@ -21,6 +21,9 @@ from typing import Any
 
 import torch
 
+from llava.common.image_opening import opening_of
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, visual_tokens_per_layer
 from llava.eval.answering import Manner, ModelSource
@@ -42,11 +45,8 @@ from llava.eval.results import Result
 from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.settings import open_checkpoint
 from llava.eval.workers import Alone, Crew, Processes, WorkerError
-from llava.image_opening import opening_of
 from llava.mm_utils import model_name_of
 from llava.model.checkpoints import vision_config
-from llava.outputs import require_apart
-from llava.program import as_program
 from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
 from llava.serve.template import choose_template
 

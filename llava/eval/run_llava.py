@@ -13,15 +13,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from llava.common.image_opening import opening_of
+from llava.common.number_flags import checked_later, count, not_negative, share
+from llava.common.program import as_program
+from llava.common.terminal_text import say
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
 from llava.eval.exit_status import exit_status
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
-from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
-from llava.number_flags import checked_later, count, not_negative, share
-from llava.program import as_program
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
     ANY_ADDRESSES,
@@ -35,7 +36,6 @@ from llava.serve.inputs import (
 )
 from llava.serve.places import image_files
 from llava.serve.template import choose_template
-from llava.terminal_text import say
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,

@@ -20,6 +20,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.json_files import need
+from llava.common.program import as_program
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
@@ -31,9 +34,6 @@ from llava.eval.result_places import result_file
 from llava.eval.results import RESULT_SUFFIX, Result
 from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
 from llava.eval.unread import NOTED_SHARE, Unread
-from llava.json_files import need
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 

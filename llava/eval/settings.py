@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.json_files import NotJsonError, as_json, need, parse_json
 from llava.eval.fingerprint import Fingerprint, fingerprint
 from llava.eval.questions import Question
-from llava.json_files import NotJsonError, as_json, need, parse_json
 from llava.model.builder import resolve
-from llava.whole_files import write_whole
 
 SETTINGS_SUFFIX = ".settings.json"
 _DESCRIBING: dict[str, dict[str, type]] = {

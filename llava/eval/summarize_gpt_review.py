@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from llava.common.program import as_program
 from llava.eval.questions import read_answer_lines
-from llava.program import as_program
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 RULER = "=" * 33

@@ -18,6 +18,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.atomic_write import write_whole
+from llava.common.program import as_program
 from llava.eval.plots import FORMATS, accuracy_over_budget, training_time_over_budget
 from llava.eval.results import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
@@ -26,8 +28,6 @@ from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
 from llava.eval.tables.rows import MeasuredRow
 from llava.eval.tables.training import TrainingRun, find_training
-from llava.program import as_program
-from llava.whole_files import write_whole
 
 ENDINGS = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 

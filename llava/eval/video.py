@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava.common.image_limits import ImageLimitError, open_image_file
+from llava.common.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 from llava.data.images import explained, open_rgb
-from llava.image_limits import ImageLimitError, open_image_file
-from llava.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
@@ -49,11 +49,11 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
         path: a folder of images in the order of their names, an animation such as a GIF, or a video file, which needs
             the package `av`.
         count: frames to take.
-        opening: `upright` or `llava`, see `llava.image_opening`; the rotation marks of video files follow it too.
+        opening: `upright` or `llava`, see `llava.common.image_opening`; the rotation marks of videos follow it too.
 
     Raises:
         ValueError: if the video is missing or cannot be read, its frames are larger than images may be (see
-            `llava.image_limits`), or count is below 1, or so large that
+            `llava.common.image_limits`), or count is below 1, or so large that
             the frames have more than `MOST_SHOWN_PIXELS`.
     """
     if count < 1:

@@ -35,7 +35,7 @@ class DuetLlava(_Base):
         dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         temperature, top_p, num_beams, max_new_tokens: of answering.
-        image_opening: `upright` or `llava`, see `llava.image_opening`; by default as the model was trained.
+        image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.
 
     Raises:
         ValueError: if the model cannot be opened or a value is out of range.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from llava.common.outputs import require_apart
 from llava.eval.answers import AnswerFile
 from llava.eval.exit_status import tell
 from llava.eval.flags import (
@@ -23,7 +24,6 @@ from llava.eval.questions import Question
 from llava.eval.result_places import result_file
 from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
 from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
-from llava.outputs import require_apart
 from llava.serve.inputs import add_loading_flags, check_device
 
 Item = TypeVar("Item")

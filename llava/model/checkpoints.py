@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, MistralConfig
 
+from llava.common.shown import shown
 from llava.mm_utils import model_name_of
 from llava.model.config_fields import check_fields, read_config
 from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
@@ -22,7 +23,6 @@ from llava.model.loading import PROJECTOR_FILE, weight_files
 from llava.model.lora import is_lora_folder
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.settings_files import check_processor, check_settings_files, read_by_library
-from llava.shown import shown
 
 logger = logging.getLogger(__name__)
 

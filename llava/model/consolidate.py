@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
+from llava.common.program import as_program
 from llava.model.checkpoints import Kind, examine
 from llava.model.convert import appearing_at_once, require_new
 from llava.model.finite import not_finite
@@ -34,7 +35,6 @@ from llava.model.loading import PROJECTOR_FILE, read_header
 from llava.model.lora import NON_LORA_FILE, is_lora_folder
 from llava.model.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
 from llava.model.strict import require_fit
-from llava.program import as_program
 
 _SETTINGS = (".json", ".model", ".txt", ".jinja")
 _OF_THE_RUN = ("trainer_state.json", "run_facts.json", "manifest.json")  # beside the index of another set of weights

@@ -26,14 +26,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
 
+from llava.common.atomic_write import told_where
+from llava.common.file_modes import follow_umask
+from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.file_modes import follow_umask
 from llava.model.builder import load_pretrained_model, resolve
 from llava.model.hf_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.loading import weight_files, widest_dtype
-from llava.program import as_program
-from llava.whole_files import told_where
 
 logger = logging.getLogger(__name__)
 

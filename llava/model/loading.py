@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from llava.json_files import need, read_object
+from llava.common.json_files import need, read_object
+from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
-from llava.shown import shown
 
 PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
-from llava.json_files import need, read_object
-from llava.shown import shown
+from llava.common.json_files import need, read_object
+from llava.common.shown import shown
 
 ADVICE = "fetch or copy it anew"
 Kinds = Mapping[type | tuple[type, ...], tuple[str, ...]]

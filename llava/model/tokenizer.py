@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase,
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
-from llava.json_files import read_object
+from llava.common.json_files import read_object
 from llava.model.hf_format import is_hf_config
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.named_tokens import add_named, named_tokens, special_tokens

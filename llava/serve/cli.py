@@ -16,15 +16,17 @@ from typing import TextIO
 
 from PIL import Image
 
+from llava.common.atomic_write import whole_file
+from llava.common.image_opening import opening_of
+from llava.common.number_flags import checked_later, count, not_negative, share
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
+from llava.common.terminal_text import say
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
-from llava.image_opening import opening_of
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
-from llava.number_flags import checked_later, count, not_negative, share
-from llava.outputs import require_apart
-from llava.program import as_program
 from llava.serve.chat import Chat
 from llava.serve.inputs import (
     ANY_ADDRESSES,
@@ -40,8 +42,6 @@ from llava.serve.overlay import draw_overlay
 from llava.serve.places import typed_place
 from llava.serve.template import choose_template
 from llava.serve.typed_lines import check_question, typed_lines
-from llava.terminal_text import say
-from llava.whole_files import whole_file
 
 COMMANDS = """commands in the chat:
   /image PATH          show an image (path or http(s) address) with the next question

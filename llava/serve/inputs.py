@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.bounded_http import FetchError, fetch
+from llava.common.bounded_http import FetchError, fetch
+from llava.common.image_limits import check_prepared, open_image_file
+from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.data.images import explained
 from llava.data.records import wrap_image_marks
-from llava.image_limits import check_prepared, open_image_file
-from llava.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
 from llava.serve.places import is_address, is_there, typed_place
 
 DEFAULT_CONV_MODE = "v1"
@@ -59,7 +59,7 @@ def read_image(
 
     Args:
         place: the path or address.
-        opening: `upright` or `llava`, see `llava.image_opening`.
+        opening: `upright` or `llava`, see `llava.common.image_opening`.
         addresses: as in `open_image`.
         aspect_ratio: that it will be prepared with, for images to be refused that become too large; None for `square`.
 
@@ -83,7 +83,7 @@ def open_image(place: str, addresses: str = NO_ADDRESSES) -> Image.Image:
         place: the path or address, also as `typed_place` takes it.
         addresses: which http(s) addresses are fetched: `none`; `public` ones, for places that others named; `any`,
             private hosts among them, for what users type themselves. Redirects lead to public hosts or stay where they
-            are; see `llava.bounded_http`.
+            are; see `llava.common.bounded_http`.
 
     Raises:
         ValueError: if there is none or it cannot be read; names it.

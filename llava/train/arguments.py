@@ -14,17 +14,17 @@ from typing import Any
 import transformers
 from transformers import HfArgumentParser
 
+from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
+from llava.common.shown import shown
+from llava.common.yaml_files import parse_yaml
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
-from llava.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
-from llava.shown import shown
 from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.manifest import VERIFY
 from llava.train.ranges import require_in_range
 from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
-from llava.yaml_files import parse_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.compression.salience import salient_words
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
-from llava.image_opening import opening_of
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import add_image_tokens, load_whole
 from llava.model.checkpoints import Checkpoint

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.json_files import need, read_object
-from llava.shown import shown
+from llava.common.json_files import need, read_object
+from llava.common.shown import shown
 
 _ADVICE = "write it like scripts/zero2.json"
 _AUTO = "auto"

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import xxhash
 
-from llava.file_modes import follow_umask
+from llava.common.file_modes import follow_umask
 from llava.train.readable import require_readable
 
 MANIFEST_FILE = "manifest.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import distributed
 
-from llava.folder_lock import FolderInUseError, alone_in
+from llava.common.folder_lock import FolderInUseError, alone_in
 from llava.model.collectives import ranks_must_agree
 from llava.train.arguments import TrainingArguments
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llava.number_flags import (
+from llava.common.number_flags import (
     MOST_PROCESSES,
     SEED,
     Numbers,

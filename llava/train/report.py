@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from llava.common.atomic_write import write_whole
 from llava.compression.schedule import VisionShape, average_visual_tokens, describe, visual_tokens_per_layer
 from llava.data.measure import DataStatistics
 from llava.model import LlavaLlamaForCausalLM
-from llava.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.common.atomic_write import libraries_told_where
 from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
@@ -46,7 +47,6 @@ from llava.train.skipped import SkippedSamples
 from llava.train.soundness import taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
-from llava.whole_files import libraries_told_where
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from llava.number_flags import checked_later, not_negative
-from llava.outputs import require_apart
-from llava.program import as_program
+from llava.common.atomic_write import write_whole
+from llava.common.number_flags import checked_later, not_negative
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
 from llava.verify.report import exit_status, line, summary, to_json
 from llava.verify.run import verify_folder
-from llava.whole_files import write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

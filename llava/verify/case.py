@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava.json_files import NotJsonError, parse_json
-from llava.shown import shown
+from llava.common.json_files import NotJsonError, parse_json
+from llava.common.shown import shown
 
 CASE_FILES = ("case.json", "inputs.safetensors", "outputs.safetensors")
 

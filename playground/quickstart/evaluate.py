@@ -26,19 +26,19 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llava.common.image_opening import opening_of
+from llava.common.number_flags import count
+from llava.common.outputs import require_apart
+from llava.common.program import as_program
 from llava.compression import CompressionConfig
 from llava.compression.schedule import DecoderShape, VisionShape, prefill_flops, visual_tokens_per_layer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
 from llava.data.tokenization import encode_prompt
-from llava.image_opening import opening_of
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
-from llava.number_flags import count
-from llava.outputs import require_apart
-from llava.program import as_program
 from llava.serve.ending import answer_text, ending_options, needed_stop_string
 from llava.serve.template import choose_template
 from playground.quickstart.machine import describe_machine

@@ -8,8 +8,8 @@ import types
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from llava.json_files import read_object
-from llava.shown import shown
+from llava.common.json_files import read_object
+from llava.common.shown import shown
 
 Record = TypeVar("Record")
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.json_files import need, read_object
+from llava.common.outside_files import read_text
+from llava.common.program import as_program
+from llava.common.shown import shown
+from llava.common.terminal_text import printable
 from llava.data.images import image_path
-from llava.json_files import need, read_object
-from llava.outside_files import read_text
-from llava.program import as_program
-from llava.shown import shown
-from llava.terminal_text import printable
-from llava.whole_files import write_whole
 from playground.quickstart import charts, pictures
 from playground.quickstart.results import BLANK, Results, Row, Trace, plain, require_measured, rows
 from playground.quickstart.svg import shown_html

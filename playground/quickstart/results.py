@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from llava.whole_files import write_whole
+from llava.common.atomic_write import write_whole
 from playground.quickstart.fields import read_record
 
 BLANK = "blank images"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from llava.terminal_text import printable
+from llava.common.terminal_text import printable
 
 Point = tuple[float, float]
 

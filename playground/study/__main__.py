@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llava.folder_lock import alone_in
-from llava.number_flags import MOST_PROCESSES, count
-from llava.program import as_program
+from llava.common.folder_lock import alone_in
+from llava.common.number_flags import MOST_PROCESSES, count
+from llava.common.program import as_program
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.crew import workers
 from playground.study.place import Place, StudySettings

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from llava.common.json_files import read_object
 from llava.compression import CompressionConfig
-from llava.json_files import read_object
 from playground.study.cells import Cell
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llava.common.atomic_write import write_whole
+from llava.common.shown import shown
 from llava.eval.tables.markup import markdown_text
-from llava.shown import shown
-from llava.whole_files import write_whole
 from playground.quickstart.results import BLANK
 from playground.quickstart.svg import Chart, ticks
 from playground.study.cells import BUDGETS, METHODS, PATCHES, UNCOMPRESSED, Cell, reaches

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava.whole_files import write_whole
+from llava.common.atomic_write import write_whole
 from playground.quickstart.fields import read_record
 from playground.quickstart.results import BLANK, Results
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava.number_flags import MOST_PROCESSES, SEED, count
-from llava.outputs import claim_folder
-from llava.program import as_program
+from llava.common.number_flags import MOST_PROCESSES, SEED, count
+from llava.common.outputs import claim_folder
+from llava.common.program import as_program
 from playground.world.build import WorldSize, build_world
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from llava.whole_files import write_whole
+from llava.common.atomic_write import write_whole
 from playground.world.language import ask, describe
 from playground.world.photos import Split
 from playground.world.scene import Renderer, Scene, draw_scene

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from llava.bench.gpu_check.record import FILE_NAME, Record, place_of
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, run_part
-from llava.number_flags import positive
-from llava.program import as_program
+from llava.common.number_flags import positive
+from llava.common.program import as_program
 
 ROOT = Path(__file__).resolve().parents[3]
 BUDGET = 480  # seconds for everything

@@ -17,8 +17,8 @@ from pathlib import Path
 from llava.bench.gpu_check.record import Record
 from llava.bench.gpu_check.supervise import SKIPPED_STATUS
 from llava.bench.gpu_check.task import NotHereError, Task
-from llava.number_flags import not_negative, positive
-from llava.program import as_program
+from llava.common.number_flags import not_negative, positive
+from llava.common.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ if __name__ == "__main__":
     # Only here: every spawned worker imports this file, and the command line's imports would cost each seconds.
     import sys
 
+    from llava.common.program import as_program
     from llava.data.check.command import main
-    from llava.program import as_program
 
     sys.exit(as_program(main))

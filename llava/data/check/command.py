@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
+from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
+from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
+from llava.common.outputs import require_apart
 from llava.compression.schedule import MODELS, DecoderShape, VisionShape, fitting, model_shape
 from llava.conversation import get_template, recorded_template
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
@@ -22,11 +26,7 @@ from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
-from llava.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.mm_utils import ASPECT_RATIOS
-from llava.number_flags import MOST_PROCESSES, checked_later, count, positive, share
-from llava.outputs import require_apart
-from llava.whole_files import write_whole
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 """What a data set is checked for where no budget is named, as far as they fit the model."""

@@ -11,11 +11,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from llava.data.check.findings import Finding
-from llava.data.check.settings import CheckSettings
-from llava.data.images import BadImageError, image_path, open_rgb
-from llava.image_headers import check_header, header_is_whole
-from llava.image_limits import (
+from llava.common.image_headers import check_header, header_is_whole
+from llava.common.image_limits import (
     FORMATS,
     MOST_FILE_BYTES,
     ImageLimitError,
@@ -26,7 +23,10 @@ from llava.image_limits import (
     open_image_file,
     prepared_pixels,
 )
-from llava.image_opening import orientation
+from llava.common.image_opening import orientation
+from llava.data.check.findings import Finding
+from llava.data.check.settings import CheckSettings
+from llava.data.images import BadImageError, image_path, open_rgb
 
 THIN = 10  # longer side over shorter side
 LARGE = 25_000_000  # pixels

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import whole_file
 from llava.data.check.budgets import BudgetFigures, CostAssumptions
 from llava.data.check.findings import KINDS, Finding, Severity
 from llava.data.check.run import CheckResult
-from llava.whole_files import whole_file
 
 EXAMPLES = 20
 WIDTH = 110

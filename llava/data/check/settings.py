@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava.image_opening import DEFAULT_OPENING
+from llava.common.image_opening import DEFAULT_OPENING
 
 IMAGE_MODES = ("full", "header", "skip")
 

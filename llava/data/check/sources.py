@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import whole_file
+from llava.common.json_files import NotJsonError, parse_json
 from llava.data.json_stream import is_parquet, iterate_json, open_text
 from llava.data.mixture import is_mixture, read_mixture
-from llava.json_files import NotJsonError, parse_json
-from llava.whole_files import whole_file
 
 
 class SourceError(ValueError):

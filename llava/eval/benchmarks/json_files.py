@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llava.common.atomic_write import write_whole
 from llava.eval.benchmarks.reading import read_json
-from llava.whole_files import write_whole
 
 Shape = TypeVar("Shape", bound="list[Any] | dict[str, Any]")
 

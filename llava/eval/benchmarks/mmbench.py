@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llava.common.atomic_write import told_where
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import require
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.questions import Answered, Question
-from llava.whole_files import told_where
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.common.atomic_write import whole_file
+from llava.common.outside_files import decode_text
+from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER
 from llava.eval.benchmarks.reading import read_questions, require
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.yes_no import mme_points, mme_reading
-from llava.outside_files import decode_text
-from llava.shown import shown
-from llava.whole_files import whole_file
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",

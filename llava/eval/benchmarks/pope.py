@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.reading import need_field, read_json_lines, read_questions, require
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
-from llava.shown import shown
 
 SPLITS = ("adversarial", "popular", "random")
 """Categories of the published benchmark."""

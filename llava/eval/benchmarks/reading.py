@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import NotJsonError, as_json, parse_json
+from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.images import BadImageError, image_path
 from llava.data.media_keys import unread_media
 from llava.eval.json_lines import placed_objects, read_objects
 from llava.eval.questions import Question
-from llava.json_files import NotJsonError, as_json, parse_json
-from llava.shown import shown
 
 
 def require(path: Path, benchmark: str) -> Path:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark, Scores
 from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.reading import need_list, need_text, read_questions
 from llava.eval.questions import Answered, Question
 from llava.eval.scoring.m4c import m4c_accuracy
 from llava.eval.scoring.vqa_normalise import evalai_answer
-from llava.shown import shown
 
 Annotations = Mapping[tuple[str, str], Sequence[str]]
 """Ten people's answers by image and question in lower case."""

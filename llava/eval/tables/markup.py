@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llava.shown import printable
+from llava.common.shown import printable
 
 INCOMPLETE, SEVERAL = "†", "‡"
 _LATEX = {

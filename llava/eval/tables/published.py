@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from llava.yaml_files import parse_yaml
+from llava.common.yaml_files import parse_yaml
 
 AVERAGE = "Avg"
 UNCOMPRESSED = "none"

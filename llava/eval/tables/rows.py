@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llava.common.json_files import read_object
 from llava.compression.config import CompressionConfig, presets
 from llava.eval.tables.published import UNCOMPRESSED
-from llava.json_files import read_object
 
 _FAMILIES = {
     "video-llava-7b": r"video-?llava-?7b",

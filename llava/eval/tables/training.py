@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import NotJsonError, need, parse_json
 from llava.eval.tables.published import UNCOMPRESSED
 from llava.eval.tables.rows import family, preset_of
-from llava.json_files import NotJsonError, need, parse_json
 
 SUMMARY_FILE = "train_summary.json"
 PHASES = ("pretrain", "finetune")

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from llava.outside_files import LARGEST_CONFIGURATION, read_text
-from llava.shown import shown
+from llava.common.outside_files import LARGEST_CONFIGURATION, read_text
+from llava.common.shown import shown
 
 DEEPEST = 20
 """Nested lists and mappings of a file; a configuration has four."""

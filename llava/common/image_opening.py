@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from llava.image_headers import check_directory
-from llava.image_limits import check_pixels
+from llava.common.image_headers import check_directory
+from llava.common.image_limits import check_pixels
 
 OPENINGS = ("upright", "llava")
 DEFAULT_OPENING = "upright"
@@ -85,7 +85,7 @@ def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
 
     Raises:
         ValueError: if there is no such opening, or Pillow cannot convert the mode.
-        ImageLimitError: if it has more pixels than are accepted, see `llava.image_limits`.
+        ImageLimitError: if it has more pixels than are accepted, see `llava.common.image_limits`.
         OSError: and others of Pillow's, if the pixels cannot be decoded.
     """
     check_opening(opening)

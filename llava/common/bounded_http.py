@@ -33,7 +33,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from llava.timed_connections import PlainConnection, Route, TimedTls, TlsConnection, is_public
+from llava.common.timed_connections import PlainConnection, Route, TimedTls, TlsConnection, is_public
 
 USER_AGENT = "duet-llava"
 MOST_OF_AN_ERROR = 64 * 1024

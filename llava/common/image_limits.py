@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from llava.image_headers import check_header
+from llava.common.image_headers import check_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """As Pillow names them: APNG is among PNG, PBM and PGM among PPM, and MPO, which some cameras write, among JPEG."""

@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 
-from llava.shown import shown
+from llava.common.shown import shown
 
 LARGEST_COUNT = 2**31 - 1
 LARGEST_SEED = 2**32 - 1

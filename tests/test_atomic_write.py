@@ -15,13 +15,7 @@ import pytest
 from safetensors import SafetensorError
 from saved_results import save, save_training
 
-from llava.data.check.command import main as check_data
-from llava.eval.answers import AnswerFile
-from llava.eval.plots import accuracy_over_budget
-from llava.eval.results import Result
-from llava.model.convert import appearing_at_once
-from llava.program import READER_GONE
-from llava.whole_files import (
+from llava.common.atomic_write import (
     UNFINISHED,
     UnwritableError,
     libraries_told_where,
@@ -29,6 +23,12 @@ from llava.whole_files import (
     whole_file,
     write_whole,
 )
+from llava.common.program import READER_GONE
+from llava.data.check.command import main as check_data
+from llava.eval.answers import AnswerFile
+from llava.eval.plots import accuracy_over_budget
+from llava.eval.results import Result
+from llava.model.convert import appearing_at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = [sys.executable, "-m", "llava.compression.schedule"]
@@ -113,7 +113,7 @@ def test_a_real_limit_on_file_size_ends_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "big.json"
     path.write_text("before")
     program = (
-        f"{LIMITED}from llava.whole_files import write_whole; from llava.program import as_program; "
+        f"{LIMITED}from llava.common.atomic_write import write_whole; from llava.common.program import as_program; "
         f"from pathlib import Path; raise SystemExit(as_program("
         f"lambda: (write_whole(Path({str(path)!r}), 'x' * 10**5), 0)[1]))"
     )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llava.whole_files import UnwritableError
+from llava.common.atomic_write import UnwritableError
 
 READER_GONE = 128 + 13
 """Exit status of a program whose reader left (`| head`), as shells name the end by SIGPIPE."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.outside_files import decode_text, read_bytes
-from llava.shown import LONGEST, shown
+from llava.common.outside_files import decode_text, read_bytes
+from llava.common.shown import LONGEST, shown
 
 DEEPEST = 100
 """Nested lists and objects that are read: deeper ones make Python's own functions fail later on."""
