@@ -22,9 +22,9 @@ from llava.compression.schedule import DecoderShape, VisionShape, kv_bytes, visu
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.data.tokenization import encode_prompt
+from llava.inference.chat import Chat, one_question
+from llava.inference.streaming import Answering, before
 from llava.mm_utils import process_images
-from llava.serve.chat import Chat, one_question
-from llava.serve.streaming import Answering, before
 
 TOKENIZER = llama()
 PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})

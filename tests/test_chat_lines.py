@@ -18,10 +18,10 @@ from llava.eval.benchmarks.llava_bench import read_captions, read_references, re
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run_llava import eval_model
 from llava.eval.vlmevalkit import choice_prompt
+from llava.inference.chat import Chat
+from llava.inference.inputs import read_image
 from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat
 from llava.serve.cli import Session, main
-from llava.serve.inputs import read_image
 from llava.serve.typed_lines import LONGEST_LINE, typed_lines
 
 ACTING = "a\x1b[31mred\x1b]0;title\x07\rb\x9b2J\u202ec\u2066d\ud800\x00\x7f\u2028e"

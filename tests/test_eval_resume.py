@@ -23,6 +23,7 @@ from PIL import Image
 from tiny_folder import write_model
 
 from llava.data.images import BadImageError, open_rgb
+from llava.data.video import read_frames
 from llava.eval import workers
 from llava.eval.answering import Answerer, ModelSource
 from llava.eval.answers import AnswerFile
@@ -36,7 +37,6 @@ from llava.eval.run import main
 from llava.eval.score import Place
 from llava.eval.sessions import counted, described
 from llava.eval.settings import open_checkpoint
-from llava.eval.video import read_frames
 
 
 @pytest.fixture(scope="module")

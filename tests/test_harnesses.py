@@ -27,9 +27,9 @@ from tiny_folder import write_model, write_pictures
 
 from llava.data.tokenization import encode_conversation
 from llava.eval.harness import Prompt, Respondent, _likelihood
+from llava.inference.chat import Chat
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = (

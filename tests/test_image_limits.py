@@ -34,12 +34,12 @@ from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.images import BadImageError, open_rgb
 from llava.data.records import Record
 from llava.data.tokenization import encode_prompt
+from llava.data.video import read_frames
 from llava.eval.asking import Preparer, Task
 from llava.eval.harness import Prompt, Respondent
 from llava.eval.questions import Question
-from llava.eval.video import read_frames
+from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import load_image_from_base64, preprocess_image, process_images
-from llava.serve.inputs import open_image, read_image
 
 
 def processor(side: int = 28) -> CLIPImageProcessorPil:
@@ -416,7 +416,7 @@ def test_an_animation_of_many_frames_is_refused_before_it_is_drawn(
     (tmp_path / "short.gif").write_bytes(head + frame * 3 + b";")
     assert [picture.size for picture in read_frames(tmp_path / "short.gif", 2)] == [(2000, 2000)] * 2
     assert open_rgb(tmp_path / "long.gif").size == (2000, 2000)  # as an image it is its first frame
-    monkeypatch.setattr("llava.eval.video.MOST_SHOWN_PIXELS", 10**7)
+    monkeypatch.setattr("llava.data.video.MOST_SHOWN_PIXELS", 10**7)
     with pytest.raises(ValueError, match=r"short.gif is too large: the frames of one question have 12000000 pixels"):
         read_frames(tmp_path / "short.gif", 10**6)
     (tmp_path / "folder").mkdir()
@@ -442,10 +442,10 @@ def test_a_video_of_huge_frames_is_refused_before_it_is_decoded(
 ) -> None:
     path = movie(tmp_path / "a.mp4", 64, 48)
     assert len(read_frames(path, 2)) == 2
-    monkeypatch.setattr("llava.eval.video.MOST_FRAME_PIXELS", 3000)
+    monkeypatch.setattr("llava.data.video.MOST_FRAME_PIXELS", 3000)
     with pytest.raises(ValueError, match=r"a.mp4 is too large: its frames are 64 x 48, 3072 pixels; at most 3000 are"):
         read_frames(path, 2)
-    monkeypatch.setattr("llava.eval.video._check_frame", lambda *_: None)  # a container that lies about its frames
+    monkeypatch.setattr("llava.data.video._check_frame", lambda *_: None)  # a container that lies about its frames
     with pytest.raises(ValueError, match=r"a.mp4 cannot be read"):
         read_frames(path, 2)
 

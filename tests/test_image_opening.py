@@ -24,18 +24,18 @@ from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.images import BadImageError, image_path, open_rgb
 from llava.data.records import Record
+from llava.data.video import read_frames
 from llava.eval.answering import Manner
 from llava.eval.answers import AnswerFile
 from llava.eval.asking import Preparer, open_picture
 from llava.eval.harness import Prompt, Respondent
 from llava.eval.jobs import Job, Subject
 from llava.eval.questions import Question
-from llava.eval.video import read_frames
+from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.hf_format import config_there
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.serve.cli import Session, _parser
-from llava.serve.inputs import open_image, read_image
 
 ORIENTATION = 0x0112
 SIDE = 8

@@ -12,6 +12,7 @@ import pytest
 from eval_files_judged import QUESTIONS, WRITERS, write_frames, write_gif, write_lines
 from judge_server import MODEL, JudgeServer
 
+from llava.data.video import frame_numbers, read_frames
 from llava.eval import eval_gpt_review_bench, eval_video_qa, summarize_gpt_review
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import JudgedBenchmark
@@ -20,7 +21,6 @@ from llava.eval.benchmarks.mmvet import grading_prompt, read_score
 from llava.eval.benchmarks.video_qa import normalised, read_match
 from llava.eval.judge import Judge
 from llava.eval.questions import Answered
-from llava.eval.video import frame_numbers, read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 

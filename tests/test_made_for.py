@@ -20,8 +20,8 @@ from llava.compression.made_for import MadeFor
 from llava.data.check import command as data_check
 from llava.doctor import __main__ as doctor
 from llava.eval import cost, run
+from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat
 from llava.train import building
 from llava.train.arguments import ModelArguments, parse_arguments, resolve_compression
 

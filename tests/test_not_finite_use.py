@@ -22,11 +22,11 @@ from llava.eval.asking import Task
 from llava.eval.harness import Prompt, Respondent
 from llava.eval.questions import Question
 from llava.eval.results import Result
+from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
 from llava.model.convert import convert
 from llava.model.finite import NonFiniteLogitsError, not_finite, require_finite_model
 from llava.serve import cli
-from llava.serve.chat import Chat
 
 ROOT = Path(__file__).resolve().parents[1]
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -14,7 +14,7 @@ import pytest
 from llava.common.number_flags import Numbers
 from llava.eval.flags import RANGES, require_numbers
 from llava.eval.vqa_command import vqa_parser
-from llava.serve.inputs import sampling
+from llava.inference.inputs import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ("llava", "scripts", "playground") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -23,12 +23,12 @@ from llava.eval.lmms_eval_model import DuetLlava
 from llava.eval.model_vqa_loader import parser as vqa_parser
 from llava.eval.run import subject_of
 from llava.eval.run_llava import eval_model
+from llava.inference.chat import Chat
+from llava.inference.ending import end_tokens, ending_options, needed_stop_string
+from llava.inference.template import choose_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.convert import convert
-from llava.serve.chat import Chat
-from llava.serve.ending import end_tokens, ending_options, needed_stop_string
-from llava.serve.template import choose_template
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
 from llava.train.train import train
@@ -136,7 +136,7 @@ def test_every_program_asks_in_it_unless_told_otherwise(
     asked = Namespace(model_path=path, template=None, image_folder=str(tmp_path), image_opening=None)
     assert Subject.load(asked).template == "chatml"
     seen = []
-    monkeypatch.setattr("llava.serve.chat.encode_prompt", lambda turns, _, template: seen.append(template) or 1 / 0)
+    monkeypatch.setattr("llava.inference.chat.encode_prompt", lambda turns, _, template: seen.append(template) or 1 / 0)
     picture = write_pictures(tmp_path, 1)[0]
     with pytest.raises(ZeroDivisionError):
         eval_model(SimpleNamespace(model_path=path, image_file=picture, query="What?", device="cpu"))

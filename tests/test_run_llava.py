@@ -14,9 +14,9 @@ from tiny_folder import write_model, write_pictures
 from llava.compression.config import CompressionConfig
 from llava.data.tokenization import encode_prompt
 from llava.eval.run_llava import DEFAULTS, budget, eval_model, image_files, main
+from llava.inference.inputs import conv_mode_of, place_images, read_image, sampling, stop_string
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
-from llava.serve.inputs import conv_mode_of, place_images, read_image, sampling, stop_string
 
 QUESTION = "What digit is red?"
 

@@ -19,13 +19,13 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.compression.v2v import Fate
+from llava.inference.chat import Chat
+from llava.inference.inputs import read_image
+from llava.inference.usage import size
 from llava.model.builder import load_pretrained_model
 from llava.serve import overlay
-from llava.serve.chat import Chat
 from llava.serve.cli import COMMANDS, main
-from llava.serve.inputs import read_image
 from llava.serve.overlay import draw_overlay
-from llava.serve.usage import size
 
 ROOT = Path(__file__).resolve().parents[1]
 TALK = ("What digit is red?", "Where is the seven?")

@@ -15,9 +15,9 @@ from llava.eval import model_vqa, model_vqa_loader
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.benchmarks.sqa import science_questions
 from llava.eval.run_llava import _parser, image_files
+from llava.inference.inputs import place_images, read_image
+from llava.inference.places import typed_place
 from llava.serve.cli import KNOWN, as_command
-from llava.serve.inputs import place_images, read_image
-from llava.serve.places import typed_place
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.asking import Batch, Preparer, Task, read_ahead, to_device
+from llava.inference.ending import answer_text, ending_options, needed_stop_string
+from llava.inference.inputs import sampling
 from llava.model.builder import load_pretrained_model
 from llava.model.finite import NOT_FINITE, FiniteLogits
 from llava.model.staged_cache import StagedCache
-from llava.serve.ending import answer_text, ending_options, needed_stop_string
-from llava.serve.inputs import sampling
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
 from llava.data.workers import end_with_parent
 from llava.eval.questions import Picture, Question
+from llava.inference.inputs import place_images
 from llava.mm_utils import preprocess_image
-from llava.serve.inputs import place_images
 
 _WINDOW = 32
 """Batches whose questions are put in order of length before they are dealt out."""
@@ -143,7 +143,7 @@ class Preparer:
         opening = opening_of(self.config, self.image_opening)
         if question.video is None:
             return [open_picture(picture, opening) for picture in question.images]
-        from llava.eval.video import read_frames
+        from llava.data.video import read_frames
 
         return read_frames(question.video, self.num_frames, opening)
 

@@ -44,12 +44,12 @@ from llava.compression.schedule import (
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.cost.timing import interleaved, machine, wait_for
 from llava.eval.settings import open_checkpoint
+from llava.inference.inputs import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
-from llava.serve.inputs import best_device, check_device
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")

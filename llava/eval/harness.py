@@ -20,13 +20,13 @@ from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.images import explained, within_limits
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
+from llava.inference.ending import answer_text, ending_options, needed_stop_string
+from llava.inference.inputs import best_device, place_images
+from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.columns import own_columns
 from llava.model.finite import NOT_FINITE, FiniteLogits, NonFiniteLogitsError
-from llava.serve.ending import answer_text, ending_options, needed_stop_string
-from llava.serve.inputs import best_device, place_images
-from llava.serve.template import choose_template
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
+from llava.data.video import read_frames
 from llava.eval.harness import Prompt, Respondent, class_or_object
-from llava.eval.video import read_frames
-from llava.serve.inputs import sampling
+from llava.inference.inputs import sampling
 
 DEFAULT_NEW_TOKENS = 1024
 _NOT_A_STOP = "\n\n"

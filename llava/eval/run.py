@@ -45,10 +45,10 @@ from llava.eval.results import Result
 from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.settings import open_checkpoint
 from llava.eval.workers import Alone, Crew, Processes, WorkerError
+from llava.inference.inputs import add_loading_flags, best_device, check_device, conv_mode_of
+from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of
 from llava.model.checkpoints import vision_config
-from llava.serve.inputs import add_loading_flags, best_device, check_device, conv_mode_of
-from llava.serve.template import choose_template
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""

@@ -21,10 +21,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
 from llava.eval.exit_status import exit_status
 from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
-from llava.mm_utils import aspect_ratio_of, model_name_of
-from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat
-from llava.serve.inputs import (
+from llava.inference.chat import Chat
+from llava.inference.inputs import (
     ANY_ADDRESSES,
     add_loading_flags,
     as_seen,
@@ -34,8 +32,10 @@ from llava.serve.inputs import (
     open_image,
     sampling,
 )
-from llava.serve.places import image_files
-from llava.serve.template import choose_template
+from llava.inference.places import image_files
+from llava.inference.template import choose_template
+from llava.mm_utils import aspect_ratio_of, model_name_of
+from llava.model.builder import load_pretrained_model
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,

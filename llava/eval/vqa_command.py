@@ -24,7 +24,7 @@ from llava.eval.questions import Question
 from llava.eval.result_places import result_file
 from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
 from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
-from llava.serve.inputs import add_loading_flags, check_device
+from llava.inference.inputs import add_loading_flags, check_device
 
 Item = TypeVar("Item")
 Reader = Callable[[argparse.Namespace], Sequence[Question]]

@@ -1,1 +1,1 @@
-"""Talking to a model: conversations, and a chat on the command line."""
+"""A chat on the command line."""

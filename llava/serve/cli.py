@@ -25,10 +25,8 @@ from llava.common.terminal_text import say
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
-from llava.mm_utils import aspect_ratio_of, model_name_of
-from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat
-from llava.serve.inputs import (
+from llava.inference.chat import Chat
+from llava.inference.inputs import (
     ANY_ADDRESSES,
     add_loading_flags,
     as_seen,
@@ -38,9 +36,11 @@ from llava.serve.inputs import (
     read_image,
     sampling,
 )
+from llava.inference.places import typed_place
+from llava.inference.template import choose_template
+from llava.mm_utils import aspect_ratio_of, model_name_of
+from llava.model.builder import load_pretrained_model
 from llava.serve.overlay import draw_overlay
-from llava.serve.places import typed_place
-from llava.serve.template import choose_template
 from llava.serve.typed_lines import check_question, typed_lines
 
 COMMANDS = """commands in the chat:

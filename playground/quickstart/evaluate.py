@@ -36,11 +36,11 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
 from llava.data.tokenization import encode_prompt
+from llava.inference.ending import answer_text, ending_options, needed_stop_string
+from llava.inference.template import choose_template
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
-from llava.serve.ending import answer_text, ending_options, needed_stop_string
-from llava.serve.template import choose_template
 from playground.quickstart.machine import describe_machine
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 

@@ -16,7 +16,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IM
 from llava.conversation import get_template
 from llava.data.images import explained
 from llava.data.records import wrap_image_marks
-from llava.serve.places import is_address, is_there, typed_place
+from llava.inference.places import is_address, is_there, typed_place
 
 DEFAULT_CONV_MODE = "v1"
 IMAGE_TIMEOUT = 30.0
@@ -41,7 +41,7 @@ _TEMPLATES_BY_NAME = (
 def conv_mode_of(model_name: str) -> str:
     """The conversation template that a model's name asks for, by LLaVA's rules, and v1 where none fits.
 
-    For models whose `config.json` records none; see `llava.serve.template`.
+    For models whose `config.json` records none; see `llava.inference.template`.
     """
     name = model_name.lower()
     return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)

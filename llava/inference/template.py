@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from llava.conversation import get_template, recorded_template
-from llava.serve.inputs import conv_mode_of
+from llava.inference.inputs import conv_mode_of
 
 logger = logging.getLogger(__name__)
 

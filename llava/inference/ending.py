@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from llava.inference.inputs import stop_string
 from llava.mm_utils import KeywordsStoppingCriteria
-from llava.serve.inputs import stop_string
 
 
 def needed_stop_string(tokenizer: PreTrainedTokenizerBase, conv_mode: str) -> str | None:

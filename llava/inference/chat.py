@@ -1,0 +1,313 @@
+"""A conversation with a model, turn by turn.
+
+    chat = Chat(model, tokenizer, image_processor, compression="duet-192")
+    for piece in chat.ask("What is on the table?", [image]):
+        print(piece, end="", flush=True)
+    print(chat.answer("And what is under it?"))
+
+Visual tokens that the first question did not need are gone when the second one arrives. Therefore each question
+computes the whole conversation again and chooses its own tokens (`reencode=True`). With `reencode=False` the KV cache
+is kept and only new text is computed, which is faster and sees what the first question left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llava.compression.config import CompressionConfig
+from llava.compression.salience import QueryRole
+from llava.constants import IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
+from llava.conversation import SeparatorStyle, get_template
+from llava.data.tokenization import EncodedText, encode_prompt
+from llava.inference.ending import answer_text, end_tokens, needed_stop_string
+from llava.inference.inputs import place_images
+from llava.inference.streaming import Answering
+from llava.inference.template import choose_template
+from llava.inference.usage import Usage
+from llava.mm_utils import KeywordsStoppingCriteria, model_name_of, process_images
+from llava.model.cache_name import cache_of
+from llava.model.finite import FiniteLogits
+from llava.model.staged_cache import StagedCache
+from llava.model.trace import CompressionTrace, trace_compression
+
+DEFAULT_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one question asks of the model.
+
+    Attributes:
+        turns: the whole conversation, ending with the question.
+        encoded: the same as ids; `query_mask` holds the voters of one question only.
+        pixels: all images so far.
+        compression: the budget.
+    """
+
+    turns: list[str]
+    encoded: EncodedText
+    pixels: list[Tensor]
+    compression: CompressionConfig
+
+
+class Chat:
+    """One conversation with a loaded model. Several may share a model, in threads too.
+
+    Args:
+        model, tokenizer, image_processor: of `load_pretrained_model`.
+        conv_mode: key of `conv_templates`; None is that of training, or goes by the model's name.
+        compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+        reencode: whether each question computes the whole conversation again, to choose its own visual tokens; else
+            later questions see those that the first one left, and later turns take no images.
+        generation: of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
+
+    Attributes:
+        images: all images of the conversation, in order.
+        usage: what the last answer took; None before the first and after beam search.
+
+    Raises:
+        ValueError: if a setting is unknown or does not fit the model.
+    """
+
+    _cache: StagedCache | None
+    _held: list[int]
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,
+        conv_mode: str | None = None,
+        compression: CompressionConfig | str | dict[str, Any] | None = None,
+        reencode: bool = True,
+        **generation: Any,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        name = model_name_of(model.config.name_or_path or "llava")
+        self.conv_mode = choose_template(model.config, name, conv_mode)
+        self.reencode = reencode
+        self._generation = self._with_defaults(generation)
+        self._stop = needed_stop_string(tokenizer, self.conv_mode)
+        self.set_compression(compression)
+        self._asking = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.images: list[Image.Image] = []
+        self.usage: Usage | None = None
+        self._turns: list[str] = []
+        self._pixels: list[Tensor] = []
+        self._prefilled: Request | None = None
+        self._forget_cache()
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Questions and answers so far; questions with their image marks, and `\\<image>` where they mean the word."""
+        questions = (turn.replace(LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN) for turn in self._turns[::2])
+        return list(zip(questions, self._turns[1::2], strict=True))
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """The budget of the next question."""
+        return self.model.compression if self._compression is None else self._compression
+
+    def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
+        """Choose another budget from the next question on; None is the model's own.
+
+        Raises:
+            ValueError: if it is unknown or does not fit the model.
+        """
+        resolved = None if compression is None else CompressionConfig.resolve(compression)
+        if resolved is not None:
+            self.model.visual_tokens_per_image(resolved)
+            if resolved.t2v is not None:
+                resolved.t2v.check_depth(self.model.config.num_hidden_layers)
+            resolved.check_made_for(self.model.config.model_type, self.model.config.num_hidden_layers)
+        self._compression = resolved
+        self._forget_cache()
+
+    def ask(self, question: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
+        """Ask, and read the answer piece by piece; the conversation grows when the last piece was read.
+
+        Leaving the iteration early ends the answer there, and what was read so far stands in the conversation. An
+        error leaves the conversation as it was.
+
+        Args:
+            question: text, with as many `<image>` as `images` or none to have them in front; `\\<image>` is the word.
+            images: RGB images of this turn.
+
+        Raises:
+            ValueError: if marks and images do not agree, the conversation is too long for the model, an image comes
+                when it cannot be seen any more, or the answer before this one is still being read.
+        """
+        if images and self._turns and not self.reencode:
+            raise ValueError(
+                "Images cannot be added to a conversation with reencode=False, which keeps the visual tokens that the "
+                "first question left; start a new one, or use reencode=True."
+            )
+        self._check_idle()
+        marked = place_images(question, len(images), self.model.config, self.conv_mode)
+        new = list(process_images(images, self.image_processor, self.model.config)) if images else []
+        return self._stream(self._request([*self._turns, marked], [*self._pixels, *new]), list(images))
+
+    def answer(self, question: str, images: Sequence[Image.Image] = ()) -> str:
+        """Ask, and wait for the whole answer; arguments and errors as in `ask`."""
+        for _ in self.ask(question, images):
+            continue
+        return self.turns[-1][1]
+
+    def trace(self) -> tuple[CompressionTrace, list[Tensor]]:
+        """What became of every patch when the visual tokens that the last answer saw were chosen; and the images.
+
+        Computes that prefill once more.
+
+        Returns:
+            the trace, and the images [3, height, width] as they went into the tower.
+
+        Raises:
+            ValueError: if no image has been shown.
+        """
+        request = self._prefilled
+        if request is None or not request.pixels:
+            raise ValueError("No question with an image has been answered yet; ask one first.")
+        ids, votes = self._tensors(request)
+        trace = trace_compression(self.model, ids, request.pixels, query_mask=votes, compression=request.compression)
+        return trace, request.pixels
+
+    def _stream(self, request: Request, images: list[Image.Image]) -> Iterator[str]:
+        self._check_idle()
+        if request.turns[:-1] != self._turns:
+            raise ValueError("The conversation has gone on since this was asked; ask again.")
+        self._asking = True
+        answering = Answering(
+            lambda streamer, stop_when: self._generate(request, streamer, stop_when), self.tokenizer, self._stop
+        )
+        try:
+            yield from answering
+            if self._generation.get("num_beams", 1) > 1:
+                yield self._text(answering.output.sequences[0])
+        finally:
+            self._asking = False
+            self._remember(request, images, answering.output)
+
+    def _generate(self, request: Request, streamer: Any, stop_when: Any) -> Any:
+        """One call of the model's `generate`, behind the cache if there is one that fits.
+
+        Raises:
+            llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity.
+        """
+        options = dict(self._generation)
+        criteria = [stop_when, *options.pop("stopping_criteria", ())]
+        if self._stop is not None:
+            nothing = torch.empty(1, 0, dtype=torch.long)
+            criteria.append(KeywordsStoppingCriteria([self._stop], self.tokenizer, nothing))
+        if options.get("num_beams", 1) == 1:
+            options["streamer"] = streamer
+        options |= {"stopping_criteria": criteria, "return_dict_in_generate": True}
+        watch = FiniteLogits(options.get("num_beams", 1))
+        output = self._computed(request, watch.added_to(options))
+        watch.require()
+        return output
+
+    def _computed(self, request: Request, options: dict[str, Any]) -> Any:
+        ids, votes = self._tensors(request)
+        known = self._known(request.encoded.input_ids)
+        if self._cache is not None and known:
+            cache, held = self._cache, len(self._held)
+            self._forget_cache()  # an error halfway leaves it with layers that do not fit each other
+            cache.crop(known - held)
+            return self.model.generate(ids[:, known:], past_key_values=cache, **options)
+        self._prefilled = request
+        images = request.pixels or None
+        return self.model.generate(ids, images=images, query_mask=votes, compression=request.compression, **options)
+
+    def _remember(self, request: Request, images: list[Image.Image], output: Any) -> None:
+        """Let the conversation grow by what was asked and answered; without an output nothing happened."""
+        if output is None:
+            return
+        new = output.sequences[0].tolist()
+        answer = self._text(output.sequences[0])
+        self._turns = [*request.turns, answer]
+        self._pixels = request.pixels
+        self.images = self.images + images
+        held = request.encoded.input_ids + new[:-1]  # the last token has been chosen, but not computed
+        beams = self._generation.get("num_beams", 1) > 1
+        self.usage = None if beams else Usage.of(cache_of(output), self.model, held)
+        if not self.reencode:
+            self._cache, self._held = cache_of(output), held
+
+    def _request(self, turns: list[str], pixels: list[Tensor]) -> Request:
+        encoded = encode_prompt(turns, self.tokenizer, self.conv_mode)
+        each = self.model.visual_tokens_per_image(self.compression) if pixels else 0
+        length, limit = encoded.expanded_length(each), self.model.config.max_position_embeddings
+        if length >= limit:
+            raise ValueError(
+                f"The conversation takes {length} tokens, but the model can number {limit}; start a new one, or use a "
+                "smaller budget of visual tokens."
+            )
+        turn = len(turns) // 2 if self.reencode else 0
+        return Request(turns, one_question(encoded, turn), pixels, self.compression)
+
+    def _known(self, ids: list[int]) -> int:
+        """How many ids of a prompt the cache holds; 0 where it has to be left aside.
+
+        Read from the front, for the answer's text may have other ids than those that were generated.
+        """
+        same = next((n for n, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), None)
+        known = min(len(self._held), len(ids) - 1) if same is None else same
+        return 0 if IMAGE_TOKEN_INDEX in ids[known:] else known
+
+    def _tensors(self, request: Request) -> tuple[Tensor, Tensor]:
+        """Ids and query mask, int64 [1, T]."""
+        prompt = request.encoded.tensors()
+        return prompt["input_ids"][None], prompt["query_mask"][None]
+
+    def _text(self, ids: Tensor) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return answer_text(text, self._stop)
+
+    def _forget_cache(self) -> None:
+        self._cache = None
+        self._held = []
+
+    def _check_idle(self) -> None:
+        if self._asking:
+            raise ValueError("The last answer is still being read; read it to its end, or close it.")
+
+    def _with_defaults(self, generation: dict[str, Any]) -> dict[str, Any]:
+        if generation.get("num_return_sequences", 1) > 1:
+            raise ValueError("A conversation goes on with one answer; leave num_return_sequences out.")
+        if generation.get("num_beams", 1) > 1 and not self.reencode:
+            raise ValueError("Beam search does not keep the cache of one answer; use reencode=True, or num_beams=1.")
+        if get_template(self.conv_mode).sep_style is SeparatorStyle.PLAIN:
+            raise ValueError(f"Template {self.conv_mode!r} has no roles to talk in; choose another conv_mode.")
+        options = end_tokens(self.model, self.tokenizer) | generation
+        if self.model.generation_config.max_new_tokens is None:
+            options.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
+        return options
+
+
+def one_question(encoded: EncodedText, turn: int) -> EncodedText:
+    """A prompt in which the tokens of one question alone may vote on visual tokens.
+
+    Tokenising marks the last token of *every* question, as training needs it: there each answer is supervised. When a
+    question is answered, the earlier ones have no say.
+
+    Args:
+        encoded: of `encode_prompt`.
+        turn: number of the question, from 0.
+    """
+    ends = [index for index, roles in enumerate(encoded.query_mask) if roles & QueryRole.LAST]
+    start, end = (ends[turn - 1] if turn else -1), ends[turn]
+    votes = [roles if start < index <= end else 0 for index, roles in enumerate(encoded.query_mask)]
+    return EncodedText(encoded.input_ids, encoded.labels, votes, encoded.truncated)
