@@ -98,7 +98,7 @@ def test_a_broken_rule_is_noticed(
     ("room", "statement"),
     [
         ("compression", "import llava.model"), ("compression", "import transformers"), ("data", "import llava.train"),
-        ("serve", "from llava.train.train import train"), ("eval", "import llava.doctor"),
+        ("serve", "from llava.eval.run import main"), ("eval", "import llava.doctor"),
     ],
 )  # fmt: skip
 def test_an_import_upwards_or_sideways_is_noticed(room: str, statement: str, tmp_path: Path) -> None:
