@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.mmbench import write_table
 
 

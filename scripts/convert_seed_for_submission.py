@@ -15,9 +15,9 @@ from pathlib import Path
 
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
-from llava.eval.unread import Unread
+from llava.eval.scoring.unread import Unread
 
 LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total accuracy"}
 

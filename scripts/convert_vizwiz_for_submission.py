@@ -13,12 +13,12 @@ from pathlib import Path
 
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vizwiz_submission
 from llava.eval.benchmarks.vizwiz import VizWiz
+from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
-from llava.eval.unread import Unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Scores
-from llava.eval.questions import Answered, answer_line
+from llava.eval.benchmarks.questions import Answered, answer_line
 
 SHORT = "Answer the question using a single word or phrase."
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."

@@ -25,9 +25,9 @@ from llava.common.atomic_write import (
 )
 from llava.common.program import READER_GONE
 from llava.data.check.command import main as check_data
-from llava.eval.answers import AnswerFile
-from llava.eval.plots import accuracy_over_budget
-from llava.eval.results import Result
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.scoring.results import Result
+from llava.eval.tables.plots import accuracy_over_budget
 from llava.model.convert import appearing_at_once
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from tiny_folder import write_model
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.run import parse
-from llava.eval.vqa_command import chunk, vqa_parser
+from llava.eval.runner.vqa_command import chunk, vqa_parser
 
 LETTER = "Answer with the option's letter from the given choices directly."
 FIELDS = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]

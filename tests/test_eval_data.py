@@ -12,8 +12,8 @@ import eval_files_vqa
 import pytest
 
 from llava.eval.benchmarks import NAMES, get_benchmark
+from llava.eval.benchmarks.datasets import DATASETS, EVAL_ZIP, Dataset
 from llava.eval.data import check, evenly, find, main
-from llava.eval.datasets import DATASETS, EVAL_ZIP, Dataset
 
 WRITERS = eval_files_choice.WRITERS | eval_files_judged.WRITERS | eval_files_vqa.WRITERS
 

@@ -10,10 +10,10 @@ import pytest
 from saved_results import BASE, WHOLE, save, save_training, shown
 
 from llava.compression.config import CompressionConfig
-from llava.eval.plots import accuracy_over_budget
-from llava.eval.results import Result
+from llava.eval.scoring.results import Result
 from llava.eval.table import _accuracies, main
 from llava.eval.tables.gathering import measured_rows
+from llava.eval.tables.plots import accuracy_over_budget
 
 
 def test_the_uncompressed_line_is_of_a_model_that_was_trained_uncompressed(tmp_path: Path) -> None:

@@ -24,19 +24,19 @@ from tiny_folder import write_model
 
 from llava.data.images import BadImageError, open_rgb
 from llava.data.video import read_frames
-from llava.eval import workers
 from llava.eval.answering import Answerer, ModelSource
-from llava.eval.answers import AnswerFile
 from llava.eval.asking import open_picture
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.mmbench import table_questions
+from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_questions
-from llava.eval.questions import Question
-from llava.eval.results import Result
 from llava.eval.run import main
+from llava.eval.runner import workers
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.sessions import counted, described
+from llava.eval.runner.settings import open_checkpoint
 from llava.eval.score import Place
-from llava.eval.sessions import counted, described
-from llava.eval.settings import open_checkpoint
+from llava.eval.scoring.results import Result
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_other_files_are_another_model(model: Path, tmp_path: Path):
 
 def test_a_pickled_file_is_told_by_its_checksums(tmp_path: Path):
     """One of a million numbers differs, and no sample of a few places would find it."""
-    from llava.eval.fingerprint import _digest_of_sample
+    from llava.eval.runner.fingerprint import _digest_of_sample
 
     numbers = torch.zeros(1_000_000)
     digests = []

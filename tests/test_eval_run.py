@@ -30,17 +30,17 @@ from tiny_folder import write_model
 from llava.compression.config import CompressionConfig
 from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
 from llava.eval.answering import Manner, ModelSource
-from llava.eval.answers import AnswerFile
 from llava.eval.asking import Task
 from llava.eval.benchmarks import NAMES
-from llava.eval.flags import COMPRESSION_DEFAULTS, compression_name
-from llava.eval.machine import summary
-from llava.eval.questions import Question
-from llava.eval.results import Result
+from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse, template_of
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.flags import COMPRESSION_DEFAULTS, compression_name
+from llava.eval.runner.machine import summary
+from llava.eval.runner.workers import Assignment, _work
 from llava.eval.score import Place, choose_judge
 from llava.eval.score import main as score
-from llava.eval.workers import Assignment, _work
+from llava.eval.scoring.results import Result
 
 WRITERS = {**OF_VQA, **OF_CHOICE, **JUDGED}
 JUDGE_VARIABLES = ("LLAVA_JUDGE_URL", "LLAVA_JUDGE_KEY", "LLAVA_JUDGE_MODEL", "OPENAI_API_KEY")
@@ -296,7 +296,7 @@ def test_a_question_that_is_too_long_costs_itself_only(ask: Callable[..., int], 
 def test_two_runs_do_not_write_the_same_file(ask: Callable[..., int], tmp_path: Path, capsys):
     path = place(tmp_path).answers.path
     code = (
-        "import sys; from pathlib import Path; from llava.eval.answers import AnswerFile\n"
+        "import sys; from pathlib import Path; from llava.eval.runner.answer_file import AnswerFile\n"
         "with AnswerFile(Path(sys.argv[1])).locked(): print('mine', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval import chat_api, data, judge, run, table
+from llava.eval import data, run, table
 from llava.eval.benchmarks import NAMES, get_benchmark
 from llava.eval.benchmarks.base import JudgedBenchmark
+from llava.eval.judging import chat_api, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.data.tokenization import encode_conversation
-from llava.eval.harness import Prompt, Respondent, _likelihood
+from llava.eval.harnesses.harness import Prompt, Respondent, _likelihood
 from llava.inference.chat import Chat
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
@@ -65,7 +65,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch, package: str, name: str) -> Iterato
 
 @pytest.fixture
 def lmms_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    yield from adapter(monkeypatch, "lmms_eval", "llava.eval.lmms_eval_model")
+    yield from adapter(monkeypatch, "lmms_eval", "llava.eval.harnesses.lmms_eval_model")
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava.eval.plots import accuracy_over_budget
 from llava.eval.tables.assemble import Line, Table
+from llava.eval.tables.plots import accuracy_over_budget
 from llava.eval.tables.render import comma_separated, latex, markdown
 from playground.quickstart import charts, pictures
 from playground.quickstart.report import main

@@ -36,8 +36,8 @@ from llava.data.records import Record
 from llava.data.tokenization import encode_prompt
 from llava.data.video import read_frames
 from llava.eval.asking import Preparer, Task
-from llava.eval.harness import Prompt, Respondent
-from llava.eval.questions import Question
+from llava.eval.benchmarks.questions import Question
+from llava.eval.harnesses.harness import Prompt, Respondent
 from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import load_image_from_base64, preprocess_image, process_images
 

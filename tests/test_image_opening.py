@@ -26,11 +26,11 @@ from llava.data.images import BadImageError, image_path, open_rgb
 from llava.data.records import Record
 from llava.data.video import read_frames
 from llava.eval.answering import Manner
-from llava.eval.answers import AnswerFile
 from llava.eval.asking import Preparer, open_picture
-from llava.eval.harness import Prompt, Respondent
-from llava.eval.jobs import Job, Subject
-from llava.eval.questions import Question
+from llava.eval.benchmarks.questions import Question
+from llava.eval.harnesses.harness import Prompt, Respondent
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.jobs import Job, Subject
 from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.hf_format import config_there

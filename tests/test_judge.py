@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from judge_server import GARBAGE, HANG, MODEL, JudgeServer
 
-from llava.eval.chat_api import ChatApi, ChatError, Reply
-from llava.eval.judge import GradingTask, Judge, VerdictFile, judge_is_configured, judged_scores
+from llava.eval.judging.chat_api import ChatApi, ChatError, Reply
+from llava.eval.judging.judge import GradingTask, Judge, VerdictFile, judge_is_configured, judged_scores
 
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
 
@@ -232,7 +232,7 @@ def test_an_error_keeps_the_verdicts_before_it(tmp_path: Path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from llava.eval.judge import GradingTask, Judge
+from llava.eval.judging.judge import GradingTask, Judge
 tasks = [GradingTask(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(12)]
 Judge.from_environment().grade(tasks, lambda text: {"pred": text}, Path(sys.argv[1]), "Again.", 8)
 """

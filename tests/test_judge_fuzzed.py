@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from llava.common.bounded_http import Response
-from llava.eval import chat_api
 from llava.eval.benchmarks.llava_bench import read_two_scores
 from llava.eval.benchmarks.mmvet import read_score
 from llava.eval.benchmarks.video_qa import read_match
-from llava.eval.chat_api import ChatApi, ChatError
-from llava.eval.judge import GradingTask, Judge
+from llava.eval.judging import chat_api
+from llava.eval.judging.chat_api import ChatApi, ChatError
+from llava.eval.judging.judge import GradingTask, Judge
 
 KEY = "sk-proj-Zq3vX9Lw77"
 COUNT = 600

@@ -22,8 +22,8 @@ import pytest
 from judge_server import HANG, JudgeServer
 
 from llava.common.redaction import REDACTED, Redactor
-from llava.eval.chat_api import ChatApi, ChatError
-from llava.eval.judge import GradingTask, Judge
+from llava.eval.judging.chat_api import ChatApi, ChatError
+from llava.eval.judging.judge import GradingTask, Judge
 
 KEY = "sk-proj-Zq3/vX9+Lw=="
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
@@ -248,8 +248,8 @@ def test_passwords_of_an_address_are_hidden_and_its_query_stays_behind_the_path(
 PROGRAM = """
 import sys
 from pathlib import Path
-from llava.eval.exit_status import exit_status
-from llava.eval.judge import GradingTask, Judge
+from llava.eval.runner.exit_status import exit_status
+from llava.eval.judging.judge import GradingTask, Judge
 tasks = [GradingTask(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(40)]
 def grade():
     Judge.from_environment().grade(tasks, lambda text: {"pred": text}, Path(sys.argv[1]), "Again.", 8)

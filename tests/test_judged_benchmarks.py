@@ -18,9 +18,9 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.llava_bench import read_two_scores, shipped_rules
 from llava.eval.benchmarks.mmvet import grading_prompt, read_score
+from llava.eval.benchmarks.questions import Answered
 from llava.eval.benchmarks.video_qa import normalised, read_match
-from llava.eval.judge import Judge
-from llava.eval.questions import Answered
+from llava.eval.judging.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 

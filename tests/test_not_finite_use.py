@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from llava.eval import run, run_llava
 from llava.eval.answering import Answerer, Manner
 from llava.eval.asking import Task
-from llava.eval.harness import Prompt, Respondent
-from llava.eval.questions import Question
-from llava.eval.results import Result
+from llava.eval.benchmarks.questions import Question
+from llava.eval.harnesses.harness import Prompt, Respondent
+from llava.eval.scoring.results import Result
 from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
 from llava.model.convert import convert

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llava.common.number_flags import Numbers
-from llava.eval.flags import RANGES, require_numbers
-from llava.eval.vqa_command import vqa_parser
+from llava.eval.runner.flags import RANGES, require_numbers
+from llava.eval.runner.vqa_command import vqa_parser
 from llava.inference.inputs import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def flags_of(call: ast.Call) -> list[str]:
 
 
 def test_no_flag_of_a_program_takes_any_number_there_is() -> None:
-    """`type=int` and `type=float` let -1, NaN and 10^30 in; such a flag is in the table of llava/eval/flags.py."""
+    """`type=int` and `type=float` let -1, NaN and 10^30 in; such a flag is in llava/eval/runner/flags.py."""
     bare, ranged = [], set()
     for path in FILES:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -18,7 +18,7 @@ from tiny_llava import flags, write_assets
 
 from llava.common.folder_lock import FolderInUseError, alone_in
 from llava.eval import score
-from llava.eval.answers import AnswerFile
+from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.score import Place
 from llava.train.checkpoint import starting_point
 from llava.train.launch import run_and_exit

@@ -17,8 +17,9 @@ from test_study import SETTINGS
 
 from llava.bench.gpu_check.record import place_of
 from llava.common.outputs import claim_folder, require_apart
-from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa, vqa_command
-from llava.eval.answers import AnswerFile
+from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa
+from llava.eval.runner import vqa_command
+from llava.eval.runner.answer_file import AnswerFile
 from llava.model import convert
 from llava.serve import cli
 from llava.train.checkpoint import remove_checkpoints

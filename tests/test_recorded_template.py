@@ -18,8 +18,8 @@ from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.conversation import get_template, recorded_template
-from llava.eval.harness import Respondent
-from llava.eval.lmms_eval_model import DuetLlava
+from llava.eval.harnesses.harness import Respondent
+from llava.eval.harnesses.lmms_eval_model import DuetLlava
 from llava.eval.model_vqa_loader import parser as vqa_parser
 from llava.eval.run import subject_of
 from llava.eval.run_llava import eval_model

@@ -14,9 +14,9 @@ from tiny_folder import write_model
 
 from llava.common import atomic_write
 from llava.eval import asking, model_vqa, run
-from llava.eval.answers import AnswerFile
-from llava.eval.judge import VerdictFile
-from llava.eval.result_places import LONGEST_NAME, folder_name, result_file
+from llava.eval.judging.judge import VerdictFile
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.result_places import LONGEST_NAME, folder_name, result_file
 from llava.mm_utils import model_name_of
 
 

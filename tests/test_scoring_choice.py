@@ -15,9 +15,9 @@ import pytest
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.mmbench import SUFFIXES, is_right, read_option, rotated, table_questions, write_table
+from llava.eval.benchmarks.questions import Answered, Question, answer_line, question_keys
 from llava.eval.benchmarks.sqa import FAILED, option_index, read_letter
 from llava.eval.eval_science_qa import main as eval_science_qa
-from llava.eval.questions import Answered, Question, answer_line, question_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTER = "Answer with the option's letter from the given choices directly."

@@ -11,7 +11,7 @@ from eval_files_vqa import answer, score, write_answers
 
 from llava.eval import eval_pope
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.scoring.yes_no import Confusion, mme_points, mme_reading, pope_says_yes
 
 # POPE.

@@ -14,15 +14,15 @@ import pytest
 from saved_results import shown
 
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa
-from llava.eval.answers import new_run
 from llava.eval.benchmarks import NAMES, get_benchmark
 from llava.eval.benchmarks.base import Scores
-from llava.eval.questions import Answered, answer_line
-from llava.eval.results import Result
+from llava.eval.benchmarks.questions import Answered, answer_line
+from llava.eval.runner.answer_file import new_run
+from llava.eval.runner.settings import hash_of, write_settings
 from llava.eval.score import Place, score_answers, summary_line
+from llava.eval.scoring.results import Result
+from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import pope_reads
-from llava.eval.settings import hash_of, write_settings
-from llava.eval.unread import Unread
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     **eval_files_choice.WRITERS, **eval_files_vqa.WRITERS, **eval_files_judged.WRITERS

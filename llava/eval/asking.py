@@ -19,7 +19,7 @@ from llava.data.collator import SupervisedCollator
 from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
 from llava.data.workers import end_with_parent
-from llava.eval.questions import Picture, Question
+from llava.eval.benchmarks.questions import Picture, Question
 from llava.inference.inputs import place_images
 from llava.mm_utils import preprocess_image
 

@@ -43,7 +43,7 @@ from llava.compression.schedule import (
 )
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.cost.timing import interleaved, machine, wait_for
-from llava.eval.settings import open_checkpoint
+from llava.eval.runner.settings import open_checkpoint
 from llava.inference.inputs import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model

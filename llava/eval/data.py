@@ -19,8 +19,8 @@ from pathlib import Path
 from llava.common.program import as_program
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.datasets import DATASETS, EVAL_ZIP, Dataset, Part
-from llava.eval.questions import Question
+from llava.eval.benchmarks.datasets import DATASETS, EVAL_ZIP, Dataset, Part
+from llava.eval.benchmarks.questions import Question
 
 SAMPLE = 500
 """Images and videos that are looked for unless all are asked for, evenly spread over the questions."""

@@ -18,7 +18,6 @@ from typing import Any
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks.llava_bench import (
     MAX_TOKENS,
     REMINDER,
@@ -31,10 +30,11 @@ from llava.eval.benchmarks.llava_bench import (
     shipped_rules,
 )
 from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
-from llava.eval.exit_status import exit_status
-from llava.eval.judge import Judge, Verdict
-from llava.eval.result_places import result_file
-from llava.eval.unread import Unread
+from llava.eval.judging.judge import Judge, Verdict
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.exit_status import exit_status
+from llava.eval.runner.result_places import result_file
+from llava.eval.scoring.unread import Unread
 
 
 def review(options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> list[Verdict]:

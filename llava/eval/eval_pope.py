@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean
 
 from llava.common.program import as_program
-from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
+from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import Confusion, pope_reads
-from llava.eval.unread import Unread
 
 
 def report(split: str, counts: Confusion) -> str:

@@ -20,9 +20,9 @@ from llava.common.atomic_write import write_whole
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answer_files import answers_by_id
+from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
-from llava.eval.unread import Unread
+from llava.eval.scoring.unread import Unread
 
 
 def analyse(

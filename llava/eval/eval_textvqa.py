@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.program import as_program
+from llava.eval.benchmarks.questions import answer_keys, read_answer_lines
 from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
-from llava.eval.questions import answer_keys, read_answer_lines
+from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
-from llava.eval.unread import Unread
 
 
 def eval_single(annotations: Annotations, annotation_file: Path, result_file: Path) -> float:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.program import as_program
+from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_questions
-from llava.eval.questions import Question
-from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
 
 
 def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:

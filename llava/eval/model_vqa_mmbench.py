@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from llava.common.program import as_program
 from llava.eval.benchmarks.mmbench import SUFFIXES, rotated, table_questions
-from llava.eval.questions import Question
-from llava.eval.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.eval.benchmarks.questions import Question
+from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
 
 
 def parser() -> argparse.ArgumentParser:

@@ -29,9 +29,9 @@ from llava.compression.schedule import VisionShape, visual_tokens_per_layer
 from llava.eval.answering import Manner, ModelSource
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
-from llava.eval.exit_status import KEPT, printed, tell
-from llava.eval.exit_status import exit_status as exit_status_of
-from llava.eval.flags import (
+from llava.eval.runner.exit_status import KEPT, printed, tell
+from llava.eval.runner.exit_status import exit_status as exit_status_of
+from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
     add_generation_flags,
@@ -39,12 +39,12 @@ from llava.eval.flags import (
     compression_name,
     require_numbers,
 )
-from llava.eval.jobs import Job, Subject, check_template
-from llava.eval.result_places import folder_name, result_file
-from llava.eval.results import Result
+from llava.eval.runner.jobs import Job, Subject, check_template
+from llava.eval.runner.result_places import folder_name, result_file
+from llava.eval.runner.settings import open_checkpoint
+from llava.eval.runner.workers import Alone, Crew, Processes, WorkerError
 from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
-from llava.eval.settings import open_checkpoint
-from llava.eval.workers import Alone, Crew, Processes, WorkerError
+from llava.eval.scoring.results import Result
 from llava.inference.inputs import add_loading_flags, best_device, check_device, conv_mode_of
 from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of
@@ -74,7 +74,7 @@ class Entry:
         """Find out what is left; with `fresh` everything is.
 
         Raises:
-            llava.eval.settings.OtherSettingsError: if the answers were given under other settings.
+            llava.eval.runner.settings.OtherSettingsError: if the answers were given under other settings.
         """
         if fresh:
             self.place.clear()
@@ -215,7 +215,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
 
     Raises:
         ValueError: if something does not fit; nothing is answered then.
-        llava.eval.workers.WorkerError: if a process died; answers until then are kept.
+        llava.eval.runner.workers.WorkerError: if a process died; answers until then are kept.
     """
     root = Path(options.eval_folder)
     judge = choose_judge(options.judge, benchmarks)
@@ -310,7 +310,7 @@ def exit_status(program: Callable[[], int]) -> int:
         program: gives the status where nothing does.
 
     Returns:
-        as `llava.eval.exit_status.exit_status`; 1 if a process died or memory ran out.
+        as `llava.eval.runner.exit_status.exit_status`; 1 if a process died or memory ran out.
     """
 
     def whole() -> int:

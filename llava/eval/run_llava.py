@@ -19,8 +19,8 @@ from llava.common.program import as_program
 from llava.common.terminal_text import say
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
-from llava.eval.exit_status import exit_status
-from llava.eval.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
+from llava.eval.runner.exit_status import exit_status
+from llava.eval.runner.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.inference.chat import Chat
 from llava.inference.inputs import (
     ANY_ADDRESSES,

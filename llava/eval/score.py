@@ -23,17 +23,17 @@ from typing import Any
 from llava.common.atomic_write import write_whole
 from llava.common.json_files import need
 from llava.common.program import as_program
-from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
-from llava.eval.chat_api import KEY_VARIABLE, URL_VARIABLE
-from llava.eval.exit_status import exit_status, printed, tell
-from llava.eval.judge import Judge, judge_is_configured
-from llava.eval.questions import Answered, Question
-from llava.eval.result_places import result_file
-from llava.eval.results import RESULT_SUFFIX, Result
-from llava.eval.settings import SETTINGS_SUFFIX, hash_of, read_described
-from llava.eval.unread import NOTED_SHARE, Unread
+from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.judging.judge import Judge, judge_is_configured
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.exit_status import exit_status, printed, tell
+from llava.eval.runner.result_places import result_file
+from llava.eval.runner.settings import SETTINGS_SUFFIX, hash_of, read_described
+from llava.eval.scoring.results import RESULT_SUFFIX, Result
+from llava.eval.scoring.unread import NOTED_SHARE, Unread
 
 KEPT = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
 

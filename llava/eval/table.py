@@ -20,10 +20,10 @@ from pathlib import Path
 
 from llava.common.atomic_write import write_whole
 from llava.common.program import as_program
-from llava.eval.plots import FORMATS, accuracy_over_budget, training_time_over_budget
-from llava.eval.results import find_results
+from llava.eval.scoring.results import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
 from llava.eval.tables.gathering import measured_rows
+from llava.eval.tables.plots import FORMATS, accuracy_over_budget, training_time_over_budget
 from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
 from llava.eval.tables.rows import MeasuredRow

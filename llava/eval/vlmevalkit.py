@@ -16,7 +16,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
-from llava.eval.harness import Prompt, Respondent, class_or_object
+from llava.eval.harnesses.harness import Prompt, Respondent, class_or_object
 from llava.inference.inputs import read_image, sampling
 
 DEFAULT_NEW_TOKENS = 512

@@ -25,9 +25,9 @@ from llava.data.records import read_records
 from llava.doctor.shape import ModelShape
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.questions import Answered
+from llava.eval.benchmarks.questions import Answered
+from llava.eval.runner.settings import write_settings
 from llava.eval.score import Place, score_answers
-from llava.eval.settings import write_settings
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.verify.__main__ import main as verify
@@ -174,7 +174,7 @@ def _table(folder: Path) -> int:
 def _settings(folder: Path) -> dict[str, str]:
     write_squares(folder / "data", 4)
     questions = Squares().questions(folder / "data")
-    from llava.eval.settings import hash_of
+    from llava.eval.runner.settings import hash_of
 
     place = Place(folder, "squares")
     lines = [{"question_id": q.question_id, "prompt": q.recorded_prompt, "text": "red", "answer_id": "a",

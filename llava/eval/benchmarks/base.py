@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llava.eval.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answered, Question
 
 if TYPE_CHECKING:
-    from llava.eval.judge import Judge
+    from llava.eval.judging.judge import Judge
 
 
 @dataclass(frozen=True)

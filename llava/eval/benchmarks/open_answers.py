@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import Scores
+from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_list, need_text, read_json_lines
-from llava.eval.questions import Answered, Question
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.vqa_normalise import evalai_answer
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import NotJsonError, as_json, parse_json
+from llava.common.json_lines import placed_objects, read_objects
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.images import BadImageError, image_path
 from llava.data.media_keys import unread_media
-from llava.eval.json_lines import placed_objects, read_objects
-from llava.eval.questions import Question
+from llava.eval.benchmarks.questions import Question
 
 
 def require(path: Path, benchmark: str) -> Path:

@@ -23,8 +23,8 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vizwiz_submission,
 )
+from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_questions
-from llava.eval.questions import Answered, Question
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 _FOLDER = "vizwiz"

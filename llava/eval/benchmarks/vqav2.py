@@ -25,8 +25,8 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vqav2_submission,
 )
+from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_text, read_questions
-from llava.eval.questions import Answered, Question
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 SUBMITTED = "llava_vqav2_mscoco_test2015.jsonl"

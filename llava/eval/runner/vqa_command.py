@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from llava.common.outputs import require_apart
-from llava.eval.answers import AnswerFile
-from llava.eval.exit_status import tell
-from llava.eval.flags import (
+from llava.eval.benchmarks.questions import Question
+from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.exit_status import tell
+from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
     add_generation_flags,
     require_at_least,
     require_numbers,
 )
-from llava.eval.jobs import Job
-from llava.eval.questions import Question
-from llava.eval.result_places import result_file
-from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
-from llava.eval.settings import SETTINGS_SUFFIX, OtherSettingsError
+from llava.eval.runner.jobs import Job
+from llava.eval.runner.result_places import result_file
+from llava.eval.runner.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.inference.inputs import add_loading_flags, check_device
 
 Item = TypeVar("Item")

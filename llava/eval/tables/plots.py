@@ -111,7 +111,7 @@ def _save(figure: Figure, path: Path) -> None:
     from matplotlib import rc_context
 
     kind = path.suffix.lower().removeprefix(".")
-    with rc_context({"svg.hashsalt": "llava.eval.plots"}), whole_file(path, "wb") as file:
+    with rc_context({"svg.hashsalt": "llava.eval.tables.plots"}), whole_file(path, "wb") as file:
         figure.savefig(file, dpi=150, metadata=_undated(path), format=kind)
 
 

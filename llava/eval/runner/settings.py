@@ -10,8 +10,8 @@ from typing import Any
 
 from llava.common.atomic_write import write_whole
 from llava.common.json_files import NotJsonError, as_json, need, parse_json
-from llava.eval.fingerprint import Fingerprint, fingerprint
-from llava.eval.questions import Question
+from llava.eval.benchmarks.questions import Question
+from llava.eval.runner.fingerprint import Fingerprint, fingerprint
 from llava.model.builder import resolve
 
 SETTINGS_SUFFIX = ".settings.json"
@@ -128,7 +128,7 @@ def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Map
     Args:
         path: of the file.
         identity: what the answers belong to.
-        run: name of the run, as in `llava.eval.answers.AnswerFile`.
+        run: name of the run, as in `llava.eval.runner.answer_file.AnswerFile`.
         about: what else a reader of the results wants to know.
     """
     content = {"identity": identity, "run": run, "about": about}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.eval.questions import answer_keys, read_answer_lines
+from llava.eval.benchmarks.questions import answer_keys, read_answer_lines
 
 
 def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:

@@ -24,10 +24,10 @@ from typing import Any, cast
 import torch
 
 from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
-from llava.eval.answers import AnswerFile
 from llava.eval.asking import Task
-from llava.eval.machine import device_name
-from llava.eval.questions import answer_line
+from llava.eval.benchmarks.questions import answer_line
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.machine import device_name
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import as_json
-from llava.eval.json_lines import read_objects
+from llava.common.json_lines import read_objects
 
 Picture = Path | bytes
 """An image: a file, or the content of one (MMBench carries its images inside the question file)."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
 from llava.data.video import read_frames
-from llava.eval.harness import Prompt, Respondent, class_or_object
+from llava.eval.harnesses.harness import Prompt, Respondent, class_or_object
 from llava.inference.inputs import sampling
 
 DEFAULT_NEW_TOKENS = 1024

@@ -15,16 +15,16 @@ from tqdm import tqdm
 from llava.common.image_opening import DEFAULT_OPENING
 from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
-from llava.eval import machine
 from llava.eval.answering import Manner
-from llava.eval.answers import AnswerFile, new_run
 from llava.eval.asking import batches
-from llava.eval.exit_status import tell
-from llava.eval.fingerprint import Fingerprint
-from llava.eval.questions import Question
-from llava.eval.sessions import UNKNOWN_DEVICE, Session, counted, described
-from llava.eval.settings import check_same, hash_of, read_settings, write_settings
-from llava.eval.workers import Assignment, Crew
+from llava.eval.benchmarks.questions import Question
+from llava.eval.runner import machine
+from llava.eval.runner.answer_file import AnswerFile, new_run
+from llava.eval.runner.exit_status import tell
+from llava.eval.runner.fingerprint import Fingerprint
+from llava.eval.runner.sessions import UNKNOWN_DEVICE, Session, counted, described
+from llava.eval.runner.settings import check_same, hash_of, read_settings, write_settings
+from llava.eval.runner.workers import Assignment, Crew
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Subject:
     Attributes:
         model, model_base: paths or hub names.
         name: of the model, in answer lines and folders.
-        files: of the model, as `llava.eval.fingerprint` tells them from others.
+        files: of the model, as `llava.eval.runner.fingerprint` tells them from others.
         compression: the budget.
         compression_name: what it is called.
         dtype: of the weights.
@@ -114,7 +114,7 @@ class Job:
             fresh: forget what is there.
 
         Raises:
-            llava.eval.settings.OtherSettingsError: if there are answers that were given under other settings.
+            llava.eval.runner.settings.OtherSettingsError: if there are answers that were given under other settings.
         """
         if fresh:
             self.answers.remove()
@@ -145,7 +145,7 @@ class Job:
             batch_size: questions answered together.
 
         Raises:
-            ValueError, llava.eval.workers.WorkerError: as in `Crew.answer`.
+            ValueError, llava.eval.runner.workers.WorkerError: as in `Crew.answer`.
         """
         assignment = Assignment(self.answers, self.manner, self.subject.name, self.with_metadata)
         asked = len(range(len(self.questions))[: self.limit])

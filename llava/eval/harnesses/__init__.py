@@ -1,0 +1,1 @@
+"""This project's model in evaluation harnesses of others."""

@@ -1,0 +1,1 @@
+"""Asking a model the questions of benchmarks: what is left, who answers, where answers go."""
