@@ -106,7 +106,7 @@ def seen_inputs(seen: Any) -> dict[str, Any]:
 
 
 def test_large_images_are_scored_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.model.plugin import qwen2_5_vl
+    from llava.model.families import qwen2_5_vl
 
     inputs = batch([prompt("qwen2_5_vl", 1, ("image", "video"))])
     model = compress(vlm("qwen2_5_vl"), BOTH)

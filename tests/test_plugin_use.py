@@ -30,8 +30,8 @@ from transformers import (
 
 from llava import compress
 from llava.compression import CompressionConfig, presets
+from llava.model.families.llava_hf import CompressedLlava
 from llava.model.plugin import CompressedModel
-from llava.model.plugin.llava import CompressedLlava
 from llava.model.splice import warn_without_answers
 
 

@@ -23,9 +23,9 @@ from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.precision import without_autocast
 from llava.compression.v2v import merge_visual_tokens
 from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, starts_anew
-from llava.model.plugin.base import CompressedModel
-from llava.model.plugin.forward import forward_like
-from llava.model.plugin.placeholders import VisualSpan
+from llava.model.compressed_model import CompressedModel
+from llava.model.placeholders import VisualSpan
+from llava.model.stock_forward import forward_like
 
 logger = logging.getLogger(__name__)
 

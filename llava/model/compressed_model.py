@@ -25,10 +25,7 @@ from llava.model.accepted_inputs import (
 )
 from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE, as_named, named
-from llava.model.columns import given_answer, labels_of
-from llava.model.plugin.copying import as_kind, shared_copy
-from llava.model.plugin.forward import OWN_INPUTS
-from llava.model.plugin.inputs import (
+from llava.model.call_checks import (
     asks_nothing,
     check_call,
     check_one_prompt,
@@ -36,13 +33,16 @@ from llava.model.plugin.inputs import (
     guard_inner_model,
     text_alone,
 )
-from llava.model.plugin.placeholders import VisualSpan, contract
-from llava.model.plugin.prompt import Prefill, at_stock_positions
+from llava.model.columns import given_answer, labels_of
+from llava.model.placeholders import VisualSpan, contract
+from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import LlavaModelOutput, Wanted, with_head
+from llava.model.shared_copy import as_kind, shared_copy
 from llava.model.splice import check_shapes, plan_splice, splice_embeddings, warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
+from llava.model.stock_forward import OWN_INPUTS
 
 
 class CompressedModel(StagedGeneration):

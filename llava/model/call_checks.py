@@ -32,8 +32,8 @@ from llava.model.staged_cache import StagedCache
 from llava.model.staged_generation import is_filled
 
 if TYPE_CHECKING:
-    from llava.model.plugin.base import CompressedModel
-    from llava.model.plugin.prompt import Prefill
+    from llava.model.compressed_model import CompressedModel
+    from llava.model.prefill import Prefill
 
 BYPASS = "uncompressed"
 """Argument by which a compressed model says that its inner model may run as it stands, for one call without budget."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils.generic import can_return_tuple
 
 from llava.model.cache_name import CACHE, as_named
-from llava.model.plugin.inputs import BYPASS, check_unstaged
+from llava.model.call_checks import BYPASS, check_unstaged
 from llava.model.staged_cache import StagedCache
 
 if TYPE_CHECKING:
-    from llava.model.plugin.base import CompressedModel
+    from llava.model.compressed_model import CompressedModel
 
 OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
-from llava.model.plugin.placeholders import Contracted
+from llava.model.placeholders import Contracted
 
 
 @dataclass(frozen=True)

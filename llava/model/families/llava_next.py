@@ -11,10 +11,10 @@ from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from llava.compression.config import CompressionConfig
-from llava.model.plugin.base import CompressedModel
-from llava.model.plugin.clip import check_tower, fitted_to, image_tokens, merged_features
-from llava.model.plugin.forward import forward_like
-from llava.model.plugin.placeholders import VisualSpan
+from llava.model.compressed_model import CompressedModel
+from llava.model.families.clip import check_tower, fitted_to, image_tokens, merged_features
+from llava.model.placeholders import VisualSpan
+from llava.model.stock_forward import forward_like
 
 
 class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
