@@ -12,8 +12,8 @@ from pathlib import Path
 
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
+from llava.eval.benchmarks.answer_lines import read_answer_lines
 from llava.eval.benchmarks.mmvet import write_predictions
-from llava.eval.benchmarks.questions import read_answer_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.benchmarks.base import Scores
-from llava.eval.benchmarks.questions import Answered, answer_line
+from llava.eval.benchmarks.answer_lines import answer_line
+from llava.eval.benchmarks.questions import Answered
+from llava.eval.scoring.scores import Scores
 
 SHORT = "Answer the question using a single word or phrase."
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."

@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark, Scores
+from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.judging.judge import Judge
+from llava.eval.scoring.scores import Scores
 
 WORDS = ("red", "seven", "top left", "digit", "polite answers", "one word", "picture", "a green nine", "yellow four")
 

@@ -33,9 +33,9 @@ from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run import main
 from llava.eval.runner import workers
 from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.sessions import counted, described
 from llava.eval.runner.settings import open_checkpoint
-from llava.eval.score import Place
 from llava.eval.scoring.results import Result
 
 
@@ -56,8 +56,8 @@ def ask(model: Path, tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "out" / "llava-v1.5-tiny" / "own", "squares")
+def place(tmp_path: Path) -> BenchmarkFiles:
+    return BenchmarkFiles(tmp_path / "out" / "llava-v1.5-tiny" / "own", "squares")
 
 
 def stored(tmp_path: Path) -> Any:
@@ -138,7 +138,7 @@ def test_workers_end_with_the_process_that_deals_out(model: Path, tmp_path: Path
     words = ["--model-path", str(model), "--eval-folder", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     words += ["--benchmarks", "mmvet", "--batch-size", "1", "--device", "cpu", "--no-judge"]
     crowd = ["--num-gpus", "2", "--loader-workers", "1"]  # each of two processes has one that reads images for it
-    answers = Place(tmp_path / "out" / "llava-v1.5-tiny" / "own", "mmvet").answers
+    answers = BenchmarkFiles(tmp_path / "out" / "llava-v1.5-tiny" / "own", "mmvet").answers
     command = [sys.executable, "-m", "llava.eval.run", *words, *crowd, "--max-new-tokens", "4"]
     dealing = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:

@@ -33,12 +33,14 @@ from llava.eval.answering import Manner, ModelSource
 from llava.eval.asking import Task
 from llava.eval.benchmarks import NAMES
 from llava.eval.benchmarks.questions import Question
-from llava.eval.run import PAPER, main, output_folder, parse, template_of
+from llava.eval.run import PAPER, main, output_folder, parse
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, compression_name
 from llava.eval.runner.machine import summary
+from llava.eval.runner.opening import template_of
+from llava.eval.runner.result_files import BenchmarkFiles
+from llava.eval.runner.scored import choose_judge
 from llava.eval.runner.workers import Assignment, _work
-from llava.eval.score import Place, choose_judge
 from llava.eval.score import main as score
 from llava.eval.scoring.results import Result
 
@@ -76,8 +78,8 @@ def ask(model: Path, squares: Path, tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def place(tmp_path: Path, budget: str = "own", name: str = "squares") -> Place:
-    return Place(tmp_path / "out" / "llava-v1.5-tiny" / budget, name)
+def place(tmp_path: Path, budget: str = "own", name: str = "squares") -> BenchmarkFiles:
+    return BenchmarkFiles(tmp_path / "out" / "llava-v1.5-tiny" / budget, name)
 
 
 # === All benchmarks ===

@@ -99,6 +99,8 @@ def test_a_broken_rule_is_noticed(
     [
         ("compression", "import llava.model"), ("compression", "import transformers"), ("data", "import llava.train"),
         ("serve", "from llava.eval.run import main"), ("eval", "import llava.doctor"),
+        ("eval/benchmarks", "from llava.eval.runner import settings"), ("eval/judging", "import llava.eval.benchmarks"),
+        ("eval/tables", "import llava.eval.runner.jobs"),
     ],
 )  # fmt: skip
 def test_an_import_upwards_or_sideways_is_noticed(room: str, statement: str, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_an_import_upwards_or_sideways_is_noticed(room: str, statement: str, tmp
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1 and f"llava.{room}.upwards" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and f"llava.{room}.upwards".replace("/", ".") in done.stdout, done.stdout + done.stderr
 
 
 def pins(name: str) -> dict[str, Requirement]:

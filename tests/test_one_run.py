@@ -19,7 +19,7 @@ from tiny_llava import flags, write_assets
 from llava.common.folder_lock import FolderInUseError, alone_in
 from llava.eval import score
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.score import Place
+from llava.eval.runner.result_files import BenchmarkFiles
 from llava.train.checkpoint import starting_point
 from llava.train.launch import run_and_exit
 from llava.train.train import train
@@ -144,7 +144,7 @@ def test_answers_are_not_scored_while_another_run_writes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two would ask a judge, and pay it, for the same grades."""
-    place = Place(tmp_path, "gqa")
+    place = BenchmarkFiles(tmp_path, "gqa")
     place.settings.write_text("{}")
     with place.answers.locked():
         assert score.main([str(tmp_path), "--eval-folder", str(tmp_path)]) == 1

@@ -21,8 +21,8 @@ from llava.conversation import get_template, recorded_template
 from llava.eval.harnesses.harness import Respondent
 from llava.eval.harnesses.lmms_eval_model import DuetLlava
 from llava.eval.model_vqa_loader import parser as vqa_parser
-from llava.eval.run import subject_of
 from llava.eval.run_llava import eval_model
+from llava.eval.runner.opening import subject_of
 from llava.inference.chat import Chat
 from llava.inference.ending import end_tokens, ending_options, needed_stop_string
 from llava.inference.template import choose_template

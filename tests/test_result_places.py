@@ -16,7 +16,7 @@ from llava.common import atomic_write
 from llava.eval import asking, model_vqa, run
 from llava.eval.judging.judge import VerdictFile
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.result_places import LONGEST_NAME, folder_name, result_file
+from llava.eval.runner.result_files import LONGEST_NAME, folder_name, result_file
 from llava.mm_utils import model_name_of
 
 

@@ -14,8 +14,9 @@ import eval_files_choice as files
 import pytest
 
 from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.mmbench import SUFFIXES, is_right, read_option, rotated, table_questions, write_table
-from llava.eval.benchmarks.questions import Answered, Question, answer_line, question_keys
+from llava.eval.benchmarks.questions import Answered, Question, question_keys
 from llava.eval.benchmarks.sqa import FAILED, option_index, read_letter
 from llava.eval.eval_science_qa import main as eval_science_qa
 

@@ -15,12 +15,14 @@ from saved_results import shown
 
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa
 from llava.eval.benchmarks import NAMES, get_benchmark
-from llava.eval.benchmarks.base import Scores
-from llava.eval.benchmarks.questions import Answered, answer_line
+from llava.eval.benchmarks.answer_lines import answer_line
+from llava.eval.benchmarks.questions import Answered
 from llava.eval.runner.answer_file import new_run
+from llava.eval.runner.result_files import BenchmarkFiles
+from llava.eval.runner.scored import score_answers, summary_line
 from llava.eval.runner.settings import hash_of, write_settings
-from llava.eval.score import Place, score_answers, summary_line
 from llava.eval.scoring.results import Result
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import pope_reads
 
@@ -33,7 +35,7 @@ JUDGED = ("mmvet", "llava_bench", "msvd", "msrvtt", "tgif", "activitynet")
 
 def scored(tmp_path: Path, name: str, texts: Sequence[str | None]) -> Result:
     """The result of these answers, in turn, as `llava.eval.score` gives it."""
-    root, place = tmp_path / "data", Place(tmp_path / "results", name)
+    root, place = tmp_path / "data", BenchmarkFiles(tmp_path / "results", name)
     WRITERS[name](root)
     questions = get_benchmark(name).questions(root)
     lines = [
@@ -137,7 +139,7 @@ def test_grades_that_cannot_be_read_count_as_unreadable(name: str, tmp_path: Pat
         return Scores(50.0, {"total": 50.0}, ("said by the judge",), counted=len(answered) - 2)
 
     monkeypatch.setattr(benchmark, "judged", judged)
-    result = score_answers(Place(tmp_path / "results", name), benchmark, tmp_path / "data", Judge())
+    result = score_answers(BenchmarkFiles(tmp_path / "results", name), benchmark, tmp_path / "data", Judge())
     assert (result.empty, result.unreadable) == (0, 2) and result.notes == ("said by the judge",)
     assert "2 unreadable" in summary_line(result)
 

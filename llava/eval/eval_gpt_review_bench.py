@@ -33,7 +33,7 @@ from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
 from llava.eval.judging.judge import Judge, Verdict
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import exit_status
-from llava.eval.runner.result_places import result_file
+from llava.eval.runner.result_files import result_file
 from llava.eval.scoring.unread import Unread
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.program import as_program
-from llava.eval.benchmarks.questions import answer_keys, read_answer_lines
+from llava.eval.benchmarks.answer_lines import answer_keys, read_answer_lines
 from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer

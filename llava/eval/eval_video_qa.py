@@ -21,12 +21,12 @@ from llava.common.atomic_write import write_whole
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.eval.benchmarks.questions import read_answer_lines
+from llava.eval.benchmarks.answer_lines import read_answer_lines
 from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judging.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.runner.exit_status import exit_status
-from llava.eval.runner.result_places import result_file
+from llava.eval.runner.result_files import result_file
 from llava.eval.scoring.unread import Unread
 
 VERDICTS = "verdicts.jsonl"

@@ -8,22 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.program import as_program
-from llava.eval.benchmarks.questions import Question
-from llava.eval.benchmarks.reading import read_questions
-from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
-
-
-def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
-    """The questions of a chunk of one of LLaVA's question files; those without an image are about text.
-
-    Raises:
-        ValueError: if the file or a field is missing, or there is no such chunk.
-    """
-    questions = read_questions(question_path(options), Path(options.image_folder), "mmvet", about_text=True)
-    return chunk(questions, options.num_chunks, options.chunk_idx)
+from llava.eval.runner.vqa_command import chunk_of_questions, run_command, vqa_parser
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.common.program import as_program
-from llava.eval.model_vqa import chunk_of_questions
-from llava.eval.runner.vqa_command import run_command, vqa_parser
+from llava.eval.runner.vqa_command import chunk_of_questions, run_command, vqa_parser
 
 
 def parser() -> argparse.ArgumentParser:

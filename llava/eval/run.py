@@ -12,43 +12,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from llava.common.image_opening import opening_of
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
-from llava.compression.config import CompressionConfig
-from llava.compression.schedule import VisionShape, visual_tokens_per_layer
-from llava.eval.answering import Manner, ModelSource
+from llava.eval.answering import ModelSource
 from llava.eval.benchmarks import NAMES, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
-from llava.eval.runner.exit_status import KEPT, printed, tell
-from llava.eval.runner.exit_status import exit_status as exit_status_of
+from llava.eval.runner.exit_status import exit_status, printed, tell
 from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
     add_generation_flags,
-    budget,
-    compression_name,
     require_numbers,
 )
-from llava.eval.runner.jobs import Job, Subject, check_template
-from llava.eval.runner.result_places import folder_name, result_file
-from llava.eval.runner.settings import open_checkpoint
-from llava.eval.runner.workers import Alone, Crew, Processes, WorkerError
-from llava.eval.score import Place, add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
+from llava.eval.runner.jobs import Job, Subject
+from llava.eval.runner.opening import crew_of, manner_of, sources_of, subject_of
+from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file
+from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.scoring.results import Result
-from llava.inference.inputs import add_loading_flags, best_device, check_device, conv_mode_of
-from llava.inference.template import choose_template
-from llava.mm_utils import model_name_of
-from llava.model.checkpoints import vision_config
+from llava.inference.inputs import add_loading_flags, best_device, check_device
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""
@@ -66,7 +55,7 @@ class Entry:
     """
 
     benchmark: Benchmark
-    place: Place
+    place: BenchmarkFiles
     job: Job
     left: list[int] = field(default_factory=list)
 
@@ -81,107 +70,9 @@ class Entry:
         self.left = self.job.open(fresh)
 
 
-def subject_of(options: argparse.Namespace) -> Subject:
-    """What the flags say is to be evaluated.
-
-    Raises:
-        ValueError: if there is no such model, or no such budget.
-    """
-    config, files = open_checkpoint(options.model_path, options.model_base)
-    name = model_name_of(options.model_path)
-    usual = getattr(options, "usual_conv_mode", None) or template_of(name)
-    chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
-    _check_fit(chosen, config)
-    if options.load_4bit and options.load_8bit:
-        raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
-    on_cpu = best_device(options.device) == "cpu"
-    return Subject(
-        model=options.model_path,
-        model_base=options.model_base,
-        name=name,
-        files=files,
-        compression=chosen,
-        compression_name=compression_name(options, chosen),
-        dtype=options.dtype or ("float32" if on_cpu else "float16"),
-        bits=4 if options.load_4bit else 8 if options.load_8bit else None,
-        image_opening=opening_of(config, options.image_opening),
-        template=choose_template(config, name, options.conv_mode, usual),
-    )
-
-
-def _check_fit(chosen: CompressionConfig, config: Any) -> None:
-    """Refuse a budget for another tower, depth or family before anything is loaded."""
-    tower = vision_config(config)
-    if tower is not None:
-        select = getattr(config, "mm_vision_select_layer", -2)
-        visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
-    chosen.check_made_for(config.model_type, config.num_hidden_layers)
-
-
-def sources_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> list[ModelSource]:
-    """The model on each device that answers.
-
-    Args:
-        options: of `add_loading_flags`.
-        subject: to be loaded.
-        num_gpus: processes, one for each GPU; without GPUs they share the CPU.
-
-    Raises:
-        ValueError: if there are fewer GPUs.
-    """
-    device = best_device(options.device)
-    if num_gpus > 1 and device == "cuda":
-        there = torch.cuda.device_count()
-        if num_gpus > there:
-            raise ValueError(f"--num-gpus is {num_gpus}, but this machine shows {there}; give at most {there}.")
-    elif num_gpus > 1 and device != "cpu":
-        raise ValueError(f"--device is {device!r}, one device; give cuda for --num-gpus {num_gpus}.")
-    names = [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
-    compression = subject.compression.to_dict()
-    return [
-        ModelSource(
-            subject.model, subject.model_base, name, subject.dtype, subject.bits == 8, subject.bits == 4, compression
-        )
-        for name in names
-    ]
-
-
-def crew_of(sources: Sequence[ModelSource]) -> Crew:
-    """Those who answer: this process for one device, a process for each of several."""
-    return Alone(sources[0]) if len(sources) == 1 else Processes(sources)
-
-
-def manner_of(options: argparse.Namespace, subject: Subject, max_new_tokens: int) -> Manner:
-    """How the flags say to ask a model.
-
-    Raises:
-        ValueError: if one is out of range.
-    """
-    check_template(subject.template)
-    on_cpu = best_device(options.device) == "cpu"
-    ahead = options.loader_workers if options.loader_workers is not None else 0 if on_cpu else 4
-    manner = Manner(
-        conv_mode=subject.template,
-        max_new_tokens=max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        num_beams=options.num_beams,
-        seed=options.seed,
-        num_frames=getattr(options, "num_frames", 8),
-        image_opening=subject.image_opening,
-        loader_workers=ahead,
-    )
-    manner.generation()
-    return manner
-
-
-def template_of(model_name: str) -> str:
-    """That of LLaVA's evaluation scripts, or another where the name of a model that records none asks for it."""
-    by_name = conv_mode_of(model_name)
-    return "vicuna_v1" if by_name in ("llava_v1", "v1") else by_name
-
-
-def entry_of(options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, place: Place) -> Entry:
+def entry_of(
+    options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, place: BenchmarkFiles
+) -> Entry:
     """Read the questions of a benchmark; answers that are there are left alone.
 
     Raises:
@@ -215,7 +106,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
 
     Raises:
         ValueError: if something does not fit; nothing is answered then.
-        llava.eval.runner.workers.WorkerError: if a process died; answers until then are kept.
+        llava.eval.runner.exit_status.WorkerError: if a process died; answers until then are kept.
     """
     root = Path(options.eval_folder)
     judge = choose_judge(options.judge, benchmarks)
@@ -225,7 +116,9 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
         output = output_folder(options)
         entries = []
         for benchmark in benchmarks:
-            place = Place(output / folder_name(subject.name) / folder_name(subject.compression_name), benchmark.name)
+            place = BenchmarkFiles(
+                output / folder_name(subject.name) / folder_name(subject.compression_name), benchmark.name
+            )
             stack.enter_context(place.answers.locked())
             entries.append(entry_of(options, subject, benchmark, root, place))
         for entry in entries:  # nothing of former runs is touched before everything is known to fit
@@ -301,26 +194,6 @@ def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] 
     if out is not None:
         write_headlines(results, out)
     return 0 if whole else 1
-
-
-def exit_status(program: Callable[[], int]) -> int:
-    """Run a program that answers; what ends it early becomes a sentence on standard error and a status.
-
-    Args:
-        program: gives the status where nothing does.
-
-    Returns:
-        as `llava.eval.runner.exit_status.exit_status`; 1 if a process died or memory ran out.
-    """
-
-    def whole() -> int:
-        try:
-            return program()
-        except WorkerError as error:
-            tell(f"{error} {KEPT}")
-            return 1
-
-    return exit_status_of(whole)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llava.common.program import as_program
-from llava.eval.benchmarks.questions import read_answer_lines
+from llava.eval.benchmarks.answer_lines import read_answer_lines
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 RULER = "=" * 33

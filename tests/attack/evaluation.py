@@ -16,7 +16,7 @@ from attack.damage import damages as damage_kinds
 from attack.figures import Figures
 from attack.programs import Ended, Running, limit_file_size, run
 from llava.eval.run import main
-from llava.eval.score import Place
+from llava.eval.runner.result_files import BenchmarkFiles
 
 QUESTIONS = 24
 MODEL = "llava-v1.5-tiny"
@@ -73,9 +73,9 @@ class Evaluations:
         place = self.place(output)
         return texts(place.answers.path), place.result.read_text().partition('"headline"')[2].partition(",")[0]
 
-    def place(self, output: Path) -> Place:
+    def place(self, output: Path) -> BenchmarkFiles:
         """Where the files of the benchmark lie."""
-        return Place(output / MODEL / "own", "squares")
+        return BenchmarkFiles(output / MODEL / "own", "squares")
 
 
 def kills(scratch: Path, count: int, seed: int) -> Figures:

@@ -26,8 +26,9 @@ from llava.doctor.shape import ModelShape
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.questions import Answered
+from llava.eval.runner.result_files import BenchmarkFiles
+from llava.eval.runner.scored import score_answers
 from llava.eval.runner.settings import write_settings
-from llava.eval.score import Place, score_answers
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.verify.__main__ import main as verify
@@ -176,7 +177,7 @@ def _settings(folder: Path) -> dict[str, str]:
     questions = Squares().questions(folder / "data")
     from llava.eval.runner.settings import hash_of
 
-    place = Place(folder, "squares")
+    place = BenchmarkFiles(folder, "squares")
     lines = [{"question_id": q.question_id, "prompt": q.recorded_prompt, "text": "red", "answer_id": "a",
               "model_id": "m", "metadata": {"run": "r"}} for q in questions]  # fmt: skip
     place.answers.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -190,7 +191,7 @@ def _settings(folder: Path) -> dict[str, str]:
 
 
 def _score(folder: Path) -> None:
-    score_answers(Place(folder, "squares"), Squares(), folder / "data", None)
+    score_answers(BenchmarkFiles(folder, "squares"), Squares(), folder / "data", None)
 
 
 def _benchmark(name: str, writer: Callable[[Path], None]) -> Target:

@@ -1,11 +1,86 @@
-"""Reading answer files for commands that convert or score them without the questions they answer."""
+"""The lines of an answer file in LLaVA's format: what one holds, and reading them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.questions import answer_keys, read_answer_lines
+from llava.common.json_files import as_json
+from llava.common.json_lines import read_objects
+from llava.eval.benchmarks.questions import AnswerKey, Question, numbered
+
+
+def answer_line(question: Question, text: str, answer_id: str, model_id: str) -> dict[str, Any]:
+    """One line of an answer file in LLaVA's format.
+
+    Args:
+        question: that was asked.
+        text: what the model said.
+        answer_id: unique name of the answer.
+        model_id: name of the model.
+    """
+    return {
+        "question_id": question.question_id,
+        "prompt": question.recorded_prompt,
+        "text": text.strip(),
+        "answer_id": answer_id,
+        "model_id": model_id,
+        "metadata": {},
+    } | dict(question.fields)
+
+
+def answer_keys(lines: Iterable[Mapping[str, Any]]) -> list[AnswerKey]:
+    """The key of each answer line, in order; no two are equal.
+
+    Raises:
+        ValueError: if a line has no question_id or no prompt.
+    """
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        if "question_id" not in line or "prompt" not in line:
+            raise ValueError(
+                f"Answer {number} has the fields {', '.join(line) or 'none'}; an answer line needs question_id, prompt "
+                "and text. Remove the line or the file."
+            )
+        pairs.append((str(line["question_id"]), str(line["prompt"])))
+    return list(numbered(pairs))
+
+
+def read_answer_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an answer file; a text of null is empty.
+
+    Raises:
+        ValueError: if a line is not a JSON object, or its id, prompt or text is neither text nor a number.
+    """
+    lines = [with_text(line) for line in read_objects(path, "remove the line or the file")]
+    for number, line in enumerate(lines, start=1):
+        check_answer(line, f"{path}, answer {number}")
+    return lines
+
+
+def check_answer(line: Mapping[str, Any], place: str) -> None:
+    """See that the fields of an answer line that are there hold text, or a number, which stands for its digits.
+
+    Args:
+        line: of an answer file.
+        place: file and number of the line, for the error.
+
+    Raises:
+        ValueError: if one holds something else.
+    """
+    for name, kinds in (("question_id", (str, int, float)), ("prompt", (str,)), ("text", (str, int, float))):
+        value = line.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text. Remove the line or the file.")
+    if not isinstance(line.get("answer_id"), str | int | float | None):
+        said = as_json(line["answer_id"])
+        raise ValueError(f"{place} has the answer_id {said}; it must be text. Remove the line or the file.")
+
+
+def with_text(line: dict[str, Any]) -> dict[str, Any]:
+    """An answer line whose text, if it is null, is empty: no model said "None"."""
+    return line | {"text": ""} if "text" in line and line["text"] is None else line
 
 
 def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from llava.eval.benchmarks.questions import Answered, Question
-
-if TYPE_CHECKING:
-    from llava.eval.judging.judge import Judge
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What answers are worth.
-
-    Attributes:
-        headline: the number that tables print, on the scale they print it (accuracy in per cent, MME in points);
-            None where only a server or a judge can tell.
-        values: every number by name, the headline among them.
-        notes: sentences that a reader of the numbers has to know.
-        counted: answers that the headline is about, where some were left out: a judge gave no grade.
-        judged_by: what its verdicts tell of a judge: `answered_as`, the names that the server gave the model, and
-            `temperature`, None where the model takes none.
-    """
-
-    headline: float | None
-    values: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    counted: int | None = None
-    judged_by: Mapping[str, Any] = field(default_factory=dict)
+from llava.eval.judging.judge import Judge
+from llava.eval.scoring.scores import Scores
 
 
 class Benchmark(ABC):

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.shown import shown
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_text, read_questions
+from llava.eval.scoring.scores import Scores
 
 _FOLDER = "gqa"
 _ANNOTATION = "testdev_balanced_questions.json"

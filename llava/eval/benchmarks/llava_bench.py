@@ -9,10 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import JudgedBenchmark, Scores
-from llava.eval.benchmarks.questions import Answered, Question, with_text
+from llava.eval.benchmarks.answer_lines import with_text
+from llava.eval.benchmarks.base import JudgedBenchmark
+from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_text, read_json, read_json_lines, read_questions
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0314"
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llava.common.atomic_write import told_where
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import require
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
+from llava.eval.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from pandas import DataFrame

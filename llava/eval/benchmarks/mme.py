@@ -17,10 +17,11 @@ from pathlib import Path
 from llava.common.atomic_write import whole_file
 from llava.common.outside_files import decode_text
 from llava.common.shown import shown
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import read_questions, require
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import mme_points, mme_reading
 
 PERCEPTION = (

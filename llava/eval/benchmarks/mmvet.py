@@ -10,10 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from llava.common.atomic_write import write_whole
-from llava.eval.benchmarks.base import JudgedBenchmark, Scores
+from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0613"
 REMINDER = "Predict the correctness of the answer (digit): "

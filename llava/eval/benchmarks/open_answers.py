@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Scores
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_list, need_text, read_json_lines
 from llava.eval.scoring.m4c import vqa_accuracy
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."

@@ -15,9 +15,10 @@ from statistics import mean
 from typing import Any
 
 from llava.common.shown import shown
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, read_json_lines, read_questions, require
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
 
 SPLITS = ("adversarial", "popular", "random")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from llava.common.atomic_write import write_whole
 from llava.common.shown import shown
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_id, need_list, need_text, read_json, read_questions
+from llava.eval.scoring.scores import Scores
 
 _FOLDER = "seed_bench"
 _IMAGES = "SEED-Bench-image"

@@ -14,9 +14,10 @@ from typing import Any
 
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import file_in, need_field, need_id, need_list, need_text, read_json, require_seen
+from llava.eval.scoring.scores import Scores
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 """What LLaVA's `--single-pred-prompt` puts behind a question."""

@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 from llava.common.atomic_write import write_whole
 from llava.common.shown import shown
 from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
-from llava.eval.benchmarks.base import JudgedBenchmark, Scores
+from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import file_in, need_id, need_text, read_json
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-3.5-turbo"
 REMINDER = "Only provide the Python dictionary string, such as {'pred': 'yes', 'score': 4}."

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.open_answers import (
     SHORT_ANSWER,
@@ -25,6 +25,7 @@ from llava.eval.benchmarks.open_answers import (
 )
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_questions
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 _FOLDER = "vizwiz"

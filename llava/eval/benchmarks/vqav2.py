@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, Scores
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.open_answers import (
     SHORT_ANSWER,
@@ -27,6 +27,7 @@ from llava.eval.benchmarks.open_answers import (
 )
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_field, need_text, read_questions
+from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 SUBMITTED = "llava_vqav2_mscoco_test2015.jsonl"

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from llava.common.atomic_write import append_whole
 from llava.common.json_files import NotJsonError, parse_json
-from llava.eval.benchmarks.base import Scores
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
+from llava.eval.scoring.scores import Scores
 
 WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
 DEFAULT_WORKERS = 8

@@ -23,7 +23,8 @@ from typing import Any
 from llava.common.atomic_write import append_whole, whole_file
 from llava.common.folder_lock import alone_in
 from llava.common.json_lines import read_objects
-from llava.eval.benchmarks.questions import Question, answer_keys, check_answer, question_keys, with_text
+from llava.eval.benchmarks.answer_lines import answer_keys, check_answer, with_text
+from llava.eval.benchmarks.questions import Question, question_keys
 
 
 def new_run() -> str:

@@ -12,6 +12,10 @@ INTERRUPTED = 130
 KEPT = "What was done until now is kept, and the same command goes on from there."
 
 
+class WorkerError(RuntimeError):
+    """A worker process ended before its work did; the message says why and what to do."""
+
+
 def exit_status(program: Callable[[], int]) -> int:
     """Run a program; what ends it early becomes a sentence on standard error and a status.
 
@@ -20,11 +24,14 @@ def exit_status(program: Callable[[], int]) -> int:
 
     Returns:
         its status; 2 for wrong input, a file that cannot be read or written, or memory that ran out; 130 if it was
-        interrupted.
+        interrupted; 1 if a worker process died or its device ran out of memory.
     """
     logging.basicConfig(level=logging.WARNING)
     try:
         return program()
+    except WorkerError as error:
+        tell(f"{error} {KEPT}")
+        return 1
     except (ValueError, OSError, MemoryError) as error:
         tell(str(error) or type(error).__name__)
         return 2

@@ -145,7 +145,7 @@ class Job:
             batch_size: questions answered together.
 
         Raises:
-            ValueError, llava.eval.runner.workers.WorkerError: as in `Crew.answer`.
+            ValueError, llava.eval.runner.exit_status.WorkerError: as in `Crew.answer`.
         """
         assignment = Assignment(self.answers, self.manner, self.subject.name, self.with_metadata)
         asked = len(range(len(self.questions))[: self.limit])

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from llava.common.outputs import require_apart
 from llava.eval.benchmarks.questions import Question
-from llava.eval.run import crew_of, exit_status, manner_of, sources_of, subject_of
+from llava.eval.benchmarks.reading import read_questions
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.exit_status import tell
+from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
@@ -22,7 +22,8 @@ from llava.eval.runner.flags import (
     require_numbers,
 )
 from llava.eval.runner.jobs import Job
-from llava.eval.runner.result_places import result_file
+from llava.eval.runner.opening import crew_of, manner_of, sources_of, subject_of
+from llava.eval.runner.result_files import result_file
 from llava.eval.runner.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.inference.inputs import add_loading_flags, check_device
 
@@ -80,6 +81,16 @@ def question_path(options: argparse.Namespace) -> Path:
     if not path.is_file():
         raise ValueError(f"There is no question file {str(path)!r}; give it as --question-file.")
     return path
+
+
+def chunk_of_questions(options: argparse.Namespace) -> Sequence[Question]:
+    """The questions of a chunk of one of LLaVA's question files; those without an image are about text.
+
+    Raises:
+        ValueError: if the file or a field is missing, or there is no such chunk.
+    """
+    questions = read_questions(question_path(options), Path(options.image_folder), "mmvet", about_text=True)
+    return chunk(questions, options.num_chunks, options.chunk_idx)
 
 
 def run_command(options: argparse.Namespace, read: Reader) -> int:

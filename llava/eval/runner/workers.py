@@ -25,17 +25,14 @@ import torch
 
 from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
 from llava.eval.asking import Task
-from llava.eval.benchmarks.questions import answer_line
+from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.exit_status import WorkerError
 from llava.eval.runner.machine import device_name
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0
 """Seconds that workers are given to end before they are ended."""
-
-
-class WorkerError(RuntimeError):
-    """A worker ended before its work did; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,63 @@
-"""Names from outside that become files or folders of results: each is one component of a path, or is refused."""
+"""Where results lie, and names from outside that become files or folders of them: each is one component of a path."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava.common.shown import shown
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.settings import SETTINGS_SUFFIX
+from llava.eval.scoring.results import RESULT_SUFFIX
 
 LONGEST_NAME = 200
 """Bytes of a name; file systems take 255, and parts, locks and unfinished files add to it."""
+
+
+@dataclass(frozen=True)
+class BenchmarkFiles:
+    """Where everything about one benchmark lies, for one model under one budget.
+
+    Attributes:
+        folder: of the model and budget.
+        name: of the benchmark.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def answers(self) -> AnswerFile:
+        """Answers in LLaVA's format."""
+        return AnswerFile(self.folder / f"{self.name}.answers.jsonl")
+
+    @property
+    def settings(self) -> Path:
+        """What the answers belong to."""
+        return self.folder / f"{self.name}{SETTINGS_SUFFIX}"
+
+    @property
+    def result(self) -> Path:
+        """The numbers."""
+        return self.folder / f"{self.name}{RESULT_SUFFIX}"
+
+    @property
+    def reviews(self) -> Path:
+        """Verdicts of the judge."""
+        return self.folder / f"{self.name}.reviews.jsonl"
+
+    @property
+    def submission(self) -> Path:
+        """What a server takes, without suffix."""
+        return self.folder / f"{self.name}.submission"
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        self.answers.remove()
+        for path in (self.settings, self.result, self.reviews, *self.folder.glob(f"{self.name}.submission.*")):
+            path.unlink(missing_ok=True)
 
 
 def folder_name(name: str) -> str:

@@ -1,0 +1,212 @@
+"""Scoring what was answered: from answer files to result files, with a judge or without."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from llava.common.atomic_write import write_whole
+from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
+from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
+from llava.eval.judging.judge import Judge, judge_is_configured
+from llava.eval.runner.result_files import BenchmarkFiles
+from llava.eval.runner.settings import hash_of, read_described
+from llava.eval.scoring.results import Result
+from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.unread import NOTED_SHARE, Unread
+
+JUDGED_BEFORE = "No judge was asked this time; these are the judge's numbers of {date} on the same answers."
+
+
+def score_answers(
+    place: BenchmarkFiles,
+    benchmark: Benchmark,
+    root: Path,
+    judge: Judge | None,
+    questions: Sequence[Question] | None = None,
+) -> Result:
+    """Score the answers of one benchmark and write its result file.
+
+    Where no judge is asked, a judge's numbers on the same answers stay, and the result says so in a note.
+
+    Args:
+        place: where the answers are.
+        benchmark: of that name.
+        root: LLaVA's `playground/data/eval`.
+        judge: grades the answers that need it; None leaves them ungraded.
+        questions: of the benchmark, where they are known.
+
+    Raises:
+        ValueError: if a file is missing or does not fit, or the judge cannot be asked.
+    """
+    stored = read_described(place.settings)
+    questions = benchmark.questions(root) if questions is None else questions
+    if hash_of(questions) != stored["identity"]["questions"]:
+        raise ValueError(f"The answers in {place.answers.path} are to other questions than those in {root}.")
+    lines = replace(place.answers, run=stored["run"]).answered(questions)
+    answered = [Answered(questions[number], str(line["text"])) for number, line in lines.items()]
+    judge = judge if answered and isinstance(benchmark, JudgedBenchmark) else None
+    digest = _digest(answered)
+    kept = None if judge is not None else _judged_before(place, digest)
+    if kept is not None:
+        said = (JUDGED_BEFORE.format(date=kept.date), *_submit(place, benchmark, root, answered))
+        return replace(kept, notes=(*kept.notes, *said))
+    scores = _scores(place, benchmark, root, judge, answered)
+    unread = _unread(benchmark, answered, scores)
+    notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
+    if judge is None and scores.values:
+        notes += unread.notes(benchmark.unread_as)
+    elif unread.empty > NOTED_SHARE * unread.answers:
+        notes.append(f"{unread.empty} of {unread.answers} answers are empty.")
+    notes += _submit(place, benchmark, root, answered)
+    result = Result(
+        **_described(benchmark, stored),
+        **_took(lines.values()),
+        num_questions=len(questions),
+        num_answered=len(answered),
+        headline=scores.headline,
+        values=scores.values,
+        notes=tuple(notes),
+        num_counted=scores.counted,
+        judge=None if judge is None else judge.describe() | dict(scores.judged_by),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        answers=digest,
+        empty=unread.empty,
+        unreadable=unread.unreadable,
+    )
+    result.save(place.result)
+    return result
+
+
+def _described(benchmark: Benchmark, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says about model, budget and machine, from the settings file of its answers."""
+    identity, about = stored["identity"], stored["about"]
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "model": about["model"],
+        "compression": about["compression"],
+        "compression_config": identity["compression"],
+        "versions": about["versions"],
+        "device": about["device"],
+        "seed": identity["seed"],
+        "settings": about["settings"],
+    }
+
+
+def _digest(answered: Iterable[Answered]) -> str:
+    """Changes with the questions that were answered and with their answers."""
+    lines = [[item.question.question_id, item.question.recorded_prompt, item.text] for item in answered]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _judged_before(place: BenchmarkFiles, digest: str) -> Result | None:
+    """The result file that is there, if it holds a judge's numbers on these answers."""
+    if not place.result.is_file():
+        return None
+    try:
+        result = Result.load(place.result)
+    except ValueError:  # cut short or of another version; it is written anew
+        return None
+    return result if result.judge is not None and result.answers == digest else None
+
+
+def _scores(
+    place: BenchmarkFiles, benchmark: Benchmark, root: Path, judge: Judge | None, answered: Sequence[Answered]
+) -> Scores:
+    if not answered:
+        return Scores(None)
+    if judge is not None and isinstance(benchmark, JudgedBenchmark):
+        return benchmark.judged(root, answered, judge, place.reviews)
+    return benchmark.score(root, answered)
+
+
+def _unread(benchmark: Benchmark, answered: Sequence[Answered], scores: Scores) -> Unread:
+    """Answers that nothing was read from; where a judge graded, its grades are what has to be read."""
+    counted = Unread.count(item.text for item in answered)
+    if scores.counted is not None:
+        return replace(counted, unreadable=len(answered) - scores.counted)
+    unreadable = sum(bool(item.text.strip()) and not benchmark.reads(item) for item in answered)
+    return replace(counted, unreadable=unreadable)
+
+
+def _submit(place: BenchmarkFiles, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
+    """Write what a server takes; returns why it could not be, if so."""
+    try:
+        if answered:
+            benchmark.write_submission(root, answered, place.submission)
+    except (ValueError, OSError) as error:
+        return [f"No submission was written: {error}"]
+    return []
+
+
+def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Visual tokens in the mean and seconds together, as the answer lines tell and a result names them."""
+    metadata = [line.get("metadata") or {} for line in lines]
+    tokens = [entry["visual_tokens"] for entry in metadata if entry.get("visual_tokens") is not None]
+    seconds = [entry["seconds"] for entry in metadata if entry.get("seconds") is not None]
+    return {"average_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
+
+
+def _notes_on_completeness(answered: int, questions: int) -> tuple[str, ...]:
+    if answered == questions:
+        return ()
+    return (f"{answered} of {questions} questions were answered; the numbers are about these.",)
+
+
+def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge | None:
+    """The judge, if one is asked for or the environment names one, and a benchmark needs it.
+
+    Args:
+        asked: for a judge; None leaves it to the environment.
+        benchmarks: to be scored.
+
+    Raises:
+        ValueError: if the environment does not describe it rightly.
+    """
+    if not any(isinstance(benchmark, JudgedBenchmark) for benchmark in benchmarks):
+        return None
+    if not (judge_is_configured() if asked is None else asked):
+        return None
+    return Judge.from_environment()
+
+
+def add_judge_flags(parser: argparse.ArgumentParser) -> None:
+    """`--judge` and `--no-judge`."""
+    parser.add_argument(
+        "--judge", action=argparse.BooleanOptionalAction, default=None,
+        help=f"grade by a language model what needs it (default: if {URL_VARIABLE} or {KEY_VARIABLE} is set)",
+    )  # fmt: skip
+
+
+def summary_line(result: Result) -> str:
+    """One result for the terminal."""
+    headline = "no number here" if result.headline is None else f"{result.headline:.2f}"
+    tokens = "" if result.average_tokens is None else f", {result.average_tokens:.2f} visual tokens on average"
+    counts = (("empty", result.empty), ("unreadable", result.unreadable))
+    unread = "".join(f", {count} {name}" for name, count in counts if count)
+    notes = "".join(f"\n         {note}" for note in result.notes)
+    asked = f"{result.num_answered} of {result.num_questions} questions"
+    return f"{result.title:8} {headline}  ({asked}{unread}{tokens}){notes}"
+
+
+def write_headlines(results: Iterable[Result], path: Path) -> None:
+    """Write an object with the headlines of complete benchmarks, under the columns of the paper's tables.
+
+    Those that lack answers are named on standard error.
+    """
+    results = [result for result in results if result.headline is not None]
+    headlines = {result.title: result.headline for result in results if result.complete}
+    partial = [result.title for result in results if not result.complete]
+    if partial:
+        print(f"{path} leaves out {', '.join(partial)}, where answers are missing.", file=sys.stderr)
+    write_whole(path, json.dumps(headlines, indent=2) + "\n")
