@@ -290,7 +290,13 @@ def test_keys_stay_with_the_host_they_are_for(monkeypatch: pytest.MonkeyPatch) -
         "100.64.0.1": False, "169.254.169.254": False, "192.0.2.1": False, "198.18.0.1": False, "::": False,
         "::1": False, "::127.0.0.1": False, "::ffff:10.0.0.1": False, "64:ff9b::a00:1": False, "64:ff9b:1::1": False,
         "2002:7f00:1::": False, "2001:0:53aa:64c::1": False, "fec0::1": False, "fe80::1%eth0": False, "ff02::1": False,
-        "2001:db8::1": False, "no address": False, "": False,
+        "2001:db8::1": False, "no address": False, "": False, "3fff::1": False, "3fff:fff::1": False,
+        "192.88.99.1": False, "192.0.0.8": False, "192.0.0.9": False, "2002:c0a8:1::1": False, "2002:808:808::1": True,
+        "2600::5efe:808:808": False, "2600::200:5efe:a00:1": False, "fe80::5efe:a00:1": False,
+        "2002:808:808::5efe:a00:1": False, "64:ff9b::7f00:1": False, "64:ff9b::c058:6301": False,
+        "::ffff:192.0.0.8": False, "::ffff:127.0.0.1": False, "::ffff:0:127.0.0.1": False, "2001:0:808:808::1": False,
+        "2001:2::1": False, "2001:20::1": False, "2001:200::1": True, "::8.8.8.8": False, "5f00::1": False,
+        "100::1": False, "0x7f.1": False, "127.1": False, "2130706433": False, "017700000001": False,
     }.items(),
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, public: bool) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from threading import Event, Thread
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from urllib.parse import quote
 import pytest
 from judge_server import HANG, JudgeServer
 
-from llava.common.redaction import REDACTED, Redactor
+from llava.common.redaction import REDACTED, WITHHELD, Redactor
 from llava.eval.judging.chat_api import ChatApi, ChatError
 from llava.eval.judging.judge import GradingTask, Judge
 
@@ -298,3 +299,51 @@ SECRET = "sk-Zq8vWm3LpXt7Rd2"
 def test_a_key_that_is_spelled_otherwise_is_not_shown(spelled: str) -> None:
     said = Redactor([SECRET])(f"the key {spelled} is wrong")
     assert spelled not in said and ("left out" in said or "removed" in said)
+
+
+WRITTEN: dict[str, Callable[[bytes], bytes]] = {
+    "base64": base64.b64encode,
+    "base64 of addresses": lambda held: base64.urlsafe_b64encode(held).rstrip(b"="),
+    "base64 of mail": base64.encodebytes,
+    "base32": base64.b32encode,
+    "hex": lambda held: held.hex().encode(),
+    "hex apart": lambda held: held.hex(":").upper().encode(),
+    "C": lambda held: b", ".join(b"0x%02x" % value for value in held),
+    "percent signs": lambda held: b"".join(b"%%%02X" % value for value in held),
+    "backslashes": lambda held: b"".join(b"\\u%04x" % value for value in held),
+    "octal": lambda held: b"".join(b"\\%03o" % value for value in held),
+    "entities": lambda held: b"".join(b"&#%d;" % value for value in held),
+    "codes": lambda held: str(list(held)).encode(),
+    "mail": lambda held: b"".join(b"=%02X" % value for value in held),
+    "UTF-16": lambda held: held.decode("latin-1").encode("utf-16"),
+    "UTF-16 BE": lambda held: held.decode("latin-1").encode("utf-16-be"),
+    "UTF-32": lambda held: held.decode("latin-1").encode("utf-32"),
+    "words around it": lambda held: b"Bearer " + held + b" ab",
+}
+
+
+def test_a_key_in_encodings_inside_encodings_is_not_shown() -> None:
+    redact = Redactor([SECRET])
+    for number in range(150):
+        random = Random(number)
+        names = random.choices(sorted(WRITTEN), k=1 + number % 4)
+        held = SECRET.encode()
+        for name in names:
+            held = WRITTEN[name](held)
+        said = held.decode("utf-8", "replace")
+        assert said not in redact(f"Error: the key {said}, is wrong."), names
+    part = base64.b64encode(base64.b64encode(SECRET[:16].encode())).decode()
+    assert redact(f"the key {part}") == WITHHELD
+
+
+def test_what_hides_nothing_is_shown_and_a_long_text_costs_no_more_than_its_length() -> None:
+    redact, random = Redactor([SECRET]), Random(1)
+    inside = base64.b64encode(base64.b64encode(random.randbytes(60_000)))
+    for text in (
+        "The quick brown fox, 12 dogs; 100% of them\n" * 4000, random.randbytes(70_000).hex(), inside.decode(),
+        random.randbytes(90_000).decode("latin-1"), "\\" * 100_000, "%25" * 50_000, "&#65;" * 30_000, "12 " * 50_000,
+        "\ufdfa" * 20_000, "VVVV" * 40_000,
+    ):  # fmt: skip
+        began = time.process_time()
+        assert redact(text) == text
+        assert time.process_time() - began < 2, text[:40]

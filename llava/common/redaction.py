@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from base64 import b32encode, b64encode, urlsafe_b64encode
 from collections.abc import Iterable
-from urllib.parse import quote, unquote
+from urllib.parse import quote
+
+from llava.common.encodings import plain_letters, readings
 
 REDACTED = "[key removed]"
 SHORTEST_SECRET = 6
 """Shorter keys are placeholders such as `none` and `EMPTY`, which servers of one's own take, and ordinary words."""
 _PART = 8  # characters of a secret that are not shown in one piece
 WITHHELD = "[left out: it spells the key]"
-_ROUNDS = 3  # a text may be escaped twice, and decoded once more to see that nothing is left
-_ESCAPED = re.compile(r"\\+(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))")
+_LONGEST_HIDDEN = 15  # letters and digits of a secret in a row that are seen in a text that has to be decoded
+_UPPER = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz")
+_BETWEEN = bytes(value for value in range(256) if not (value < 128 and chr(value).isalnum()))
 
 
 class Redactor:
     """Takes secrets out of texts: whole, in parts of 8 characters or more, and percent-encoded, in base64 and in hex.
 
-    A text that spells a secret otherwise (escaped, as HTML entities, apart, backwards, in wide letters) is left out
-    whole: where the secret stands in it cannot be told.
+    A text that spells a secret otherwise (escaped, as HTML entities, apart, backwards, in wide letters, in UTF-16, in
+    base64 of base64 and what else `llava.common.encodings` decodes) is left out whole: where the secret stands in it cannot be
+    told. So is one with more that can be decoded than is tried.
 
     Args:
         secrets: empty ones are left out.
@@ -31,9 +33,14 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         secrets = [secret for secret in secrets if secret]
         self._whole = [re.escape(f"Bearer {secret}") for secret in secrets]
-        self._spelled = {_bare(form) for secret in secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}
+        long = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
+        forms = {form for secret in long for form in _forms(secret)}
+        spelled = {bare for form in forms if len(bare := _bare(form)) >= SHORTEST_SECRET}
+        self._spelled = spelled | {form[::-1] for form in spelled}
+        self._hidden = {form.encode() for secret in long for form in _pieces(_bare(secret))}
+        self._hidden |= {form.encode() for form in self._spelled}
         self._parts: dict[int, set[str]] = {}
-        for form in {form for secret in secrets if len(secret) >= SHORTEST_SECRET for form in _forms(secret)}:
+        for form in forms:
             size = min(_PART, len(form))
             pieces = (form[start : start + size].lower() for start in range(len(form) - size + 1))
             self._parts.setdefault(size, set()).update(pieces)
@@ -54,11 +61,18 @@ class Redactor:
 
     def _spells(self, text: str) -> bool:
         """Whether a secret can be read in a text once it is decoded and what stands between its letters is gone."""
-        for _ in range(_ROUNDS):
-            bare = _bare(text)
-            if any(form in bare or form[::-1] in bare for form in self._spelled):
+        if not self._spelled:
+            return False
+        text = plain_letters(text)
+        bare = _bare(text)
+        if any(form in bare for form in self._spelled):
+            return True
+        for content in readings(text.encode("utf-8", "surrogatepass")):
+            if content is None:
                 return True
-            text = html.unescape(unquote(_ESCAPED.sub(_letter, text)))
+            plain = content.translate(_UPPER, _BETWEEN)  # also of UTF-16 and UTF-32, which put zeros between letters
+            if any(form in plain for form in self._hidden):
+                return True
         return False
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
@@ -81,12 +95,15 @@ class Redactor:
 
 def _bare(text: str) -> str:
     """Letters and digits alone, without case, wide and styled ones as the plain ones."""
-    return "".join(letter for letter in unicodedata.normalize("NFKC", text) if letter.isalnum()).casefold()
+    return re.sub(r"[\W_]+", "", plain_letters(text)).casefold()
 
 
-def _letter(escape: re.Match[str]) -> str:
-    code = int(escape[1] or escape[2] or escape[3], 16)
-    return chr(code) if code < 0x110000 else ""
+def _pieces(bare: str) -> Iterable[str]:
+    """Parts, also backwards, of which any stretch of `_LONGEST_HIDDEN` characters holds one."""
+    size = _LONGEST_HIDDEN // 2 + 1
+    for start in range(0, len(bare) - size + 1, size):
+        yield bare[start : start + size]
+        yield bare[start : start + size][::-1]
 
 
 def _forms(secret: str) -> Iterable[str]:

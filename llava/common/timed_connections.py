@@ -14,6 +14,11 @@ from typing import Any
 _LONGEST_WAIT = 1e6  # seconds; sockets take no more than an integer of C
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _V6_UNICAST = ipaddress.ip_network("2000::/3")
+# Of IANA's registries of special addresses, what Python's tables call global or know only in newer releases: protocol
+# assignments and anycast relays for IPv4; Teredo, benchmarks, ORCHID and other assignments, and documentation for IPv6.
+_SPECIAL_V4 = [ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24")]
+_SPECIAL_V6 = [ipaddress.ip_network(net) for net in ("2001::/23", "2001:db8::/32", "3ffe::/16", "3fff::/20")]
+_ISATAP = (0x00005EFE, 0x02005EFE)  # in front of the IPv4 address, the last 32 bits
 
 Place = tuple[int, tuple[Any, ...]]
 """Family and socket address."""
@@ -22,20 +27,22 @@ Place = tuple[int, tuple[Any, ...]]
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the internet at large: not to this machine, its network or a reserved range.
 
-    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as themselves.
+    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as themselves. Addresses of tunnels (Teredo, ISATAP) are
+    not public: where they end is for their relay to say.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        return ip in _V6_UNICAST and ip.is_global and ip.teredo is None
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    if isinstance(ip, ipaddress.IPv4Address):
+        special = any(ip in net for net in _SPECIAL_V4)
+        return ip.is_global and not (special or ip.is_multicast or ip.is_reserved)
+    inner = ip.ipv4_mapped or ip.sixtofour
+    if ip in _NAT64:
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    if (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP or any(ip in net for net in _SPECIAL_V6):
+        return False
+    return is_public(str(inner)) if inner is not None else ip in _V6_UNICAST and ip.is_global
 
 
 class Route:
