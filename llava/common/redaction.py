@@ -23,8 +23,8 @@ class Redactor:
     """Takes secrets out of texts: whole, in parts of 8 characters or more, and percent-encoded, in base64 and in hex.
 
     A text that spells a secret otherwise (escaped, as HTML entities, apart, backwards, in wide letters, in UTF-16, in
-    base64 of base64 and what else `llava.common.encodings` decodes) is left out whole: where the secret stands in it cannot be
-    told. So is one with more that can be decoded than is tried.
+    base64 of base64 and what else `llava.common.encodings` decodes) is left out whole: where the secret stands in it
+    cannot be told. So is one with more that can be decoded than is tried.
 
     Args:
         secrets: empty ones are left out.
