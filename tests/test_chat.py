@@ -18,9 +18,10 @@ from tiny_text import TOKENIZERS, llama
 from transformers import CLIPImageProcessorPil
 
 from llava.compression.salience import QueryRole
-from llava.compression.schedule import DecoderShape, VisionShape, kv_bytes, visual_tokens_per_layer
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
+from llava.cost.flops import kv_bytes, visual_tokens_per_layer
+from llava.cost.shapes import DecoderShape, VisionShape
 from llava.data.tokenization import encode_prompt
 from llava.inference.chat import Chat, one_question
 from llava.inference.streaming import Answering, before

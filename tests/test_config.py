@@ -18,11 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.compression import CompressionConfig, T2VConfig, V2VConfig, presets
-from llava.compression.schedule import (
-    CLIP_L_336,
-    MODELS,
-    DecoderShape,
-    VisionShape,
+from llava.cost.flops import (
     average_visual_tokens,
     describe,
     kv_bytes,
@@ -31,6 +27,7 @@ from llava.compression.schedule import (
     training_flops,
     visual_tokens_per_layer,
 )
+from llava.cost.shapes import CLIP_L_336, MODELS, DecoderShape, VisionShape
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 
 # ----------------------------------------------------------------------------------------------------- validation

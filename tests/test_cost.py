@@ -11,7 +11,7 @@ import torch
 from tiny_folder import write_model
 
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import MODELS
+from llava.cost.shapes import MODELS
 from llava.eval import cost
 from llava.eval.cost import Load, decode_rate, main, measure, random_model, table
 

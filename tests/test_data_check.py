@@ -11,7 +11,7 @@ import pytest
 from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
 from tiny_text import llama
 
-from llava.compression.schedule import CLIP_L_336, MODELS, DecoderShape, VisionShape
+from llava.cost.shapes import CLIP_L_336, MODELS, DecoderShape, VisionShape
 from llava.data.check import conversations
 from llava.data.check.budgets import epoch_of, figures, padding_share, visual_tokens_of
 from llava.data.check.conversations import check_conversations, load_tokenizer

@@ -17,8 +17,8 @@ from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
 from tiny_text import byte_level, llama
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava.compression.schedule import CLIP_L_336, MODELS
 from llava.constants import IGNORE_INDEX
+from llava.cost.shapes import CLIP_L_336, MODELS
 from llava.data.check import run
 from llava.data.check.budgets import figures
 from llava.data.check.command import main

@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from llava.compression import CompressionConfig
+from llava.cost.memory import GIB
+from llava.cost.recipes import RECIPES
+from llava.cost.shapes import ModelShape
 from llava.doctor import __main__ as program
 from llava.doctor.communication import CommunicationTest, try_communication
 from llava.doctor.faults import find_faults
@@ -23,11 +26,8 @@ from llava.doctor.fit import Request, Room, batch_sizes, best_plan, table
 from llava.doctor.imports import import_errors
 from llava.doctor.kernels import Check, attention_checks, eager_attention, precision_checks
 from llava.doctor.machine import Device, Imports, Machine, System, TorchBuild, probe_devices, probe_system, probe_torch
-from llava.doctor.memory import GIB
 from llava.doctor.packages import Package, read_packages
-from llava.doctor.recipes import RECIPES
 from llava.doctor.report import to_json, to_text
-from llava.doctor.shape import ModelShape
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava.compression import CompressionConfig
-from llava.compression.schedule import DecoderShape, VisionShape, visual_tokens_per_layer
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.doctor.activations import (
+from llava.cost.activations import (
     Adapters,
     Batch,
     Precision,
@@ -29,9 +28,10 @@ from llava.doctor.activations import (
     rotary_bytes,
     stored_layers,
 )
-from llava.doctor.memory import STAGES, Setting, checkpoint_bytes, need
-from llava.doctor.recipes import RECIPES
-from llava.doctor.shape import ModelShape
+from llava.cost.flops import visual_tokens_per_layer
+from llava.cost.memory import STAGES, Setting, checkpoint_bytes, need
+from llava.cost.recipes import RECIPES
+from llava.cost.shapes import DecoderShape, ModelShape, VisionShape
 
 ROOT = Path(__file__).resolve().parents[1]
 SEVEN_B = ModelShape.of("llava-1.5-7b")

@@ -28,7 +28,9 @@ from PIL import Image
 from tiny_folder import write_model
 
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
+from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
+from llava.cost.machine import summary
+from llava.cost.shapes import VisionShape
 from llava.eval.answering import Manner, ModelSource
 from llava.eval.asking import Task
 from llava.eval.benchmarks import NAMES
@@ -36,7 +38,6 @@ from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, compression_name
-from llava.eval.runner.machine import summary
 from llava.eval.runner.opening import template_of
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import choose_judge

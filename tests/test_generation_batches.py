@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from llava.compression.schedule import DecoderShape, kv_bytes, visual_tokens_per_layer
+from llava.cost.flops import kv_bytes, visual_tokens_per_layer
+from llava.cost.shapes import DecoderShape
 from llava.model.staged_cache import StagedCache
 
 NEW = 4
@@ -288,7 +289,7 @@ def test_a_padded_batch_caches_its_longest_row_in_every_layer(name: str):
 
 
 def test_the_schedule_of_a_tiny_tower_agrees_with_the_settings():
-    from llava.compression.schedule import VisionShape
+    from llava.cost.shapes import VisionShape
 
     model = tiny_llava(compression=tiny.DUET)
     vision = VisionShape.of(model.get_vision_tower().config)

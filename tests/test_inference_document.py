@@ -11,7 +11,8 @@ from pathlib import Path
 from tiny_folder import write_model, write_pictures
 
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import CLIP_L_336, MODELS, prefill_flops, visual_tokens_per_layer
+from llava.cost.flops import prefill_flops, visual_tokens_per_layer
+from llava.cost.shapes import CLIP_L_336, MODELS
 from llava.eval import cost, run_llava
 from llava.serve import cli
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llava import compress
 from llava.compression import CompressionConfig, QueryRole
-from llava.compression.schedule import DecoderShape, kv_bytes
+from llava.cost.flops import kv_bytes
+from llava.cost.shapes import DecoderShape
 from llava.model.staged_cache import StagedCache
 
 NO_DROP = {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}}

@@ -9,9 +9,10 @@ from test_t2v import layout_of, random_projections, scores_of
 from torch import Tensor
 
 from llava.compression import CompressionConfig, Fate, T2VConfig, V2VConfig, merge_visual_tokens
-from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
 from llava.compression.selection import even_spread, seeded_noise
 from llava.compression.t2v import choose_visual_tokens, control_scores, gather_kept, keep_counts
+from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
+from llava.cost.shapes import VisionShape
 
 steady = settings(derandomize=True, deadline=None, max_examples=60)
 

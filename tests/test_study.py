@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from transformers import CLIPVisionConfig
 
-from llava.compression.schedule import VisionShape, average_visual_tokens, visual_tokens_per_layer
+from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
+from llava.cost.shapes import VisionShape
 from playground.quickstart.results import BLANK, Question, Results, Setting
 from playground.study.__main__ import _cells_to_do, _parser, _settings
 from playground.study.cells import BUDGETS, LAYERS, METHODS, PATCHES, UNCOMPRESSED, Cell, all_cells, reaches

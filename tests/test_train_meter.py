@@ -13,8 +13,9 @@ from tiny import DUET, chat, collate, pixels, tiny_llava
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
-from llava.compression.schedule import DecoderShape, VisionShape, training_flops, training_passes
+from llava.cost.flops import training_flops, training_passes
 from llava.cost.hardware import device_peak, peak_flops, peak_memory_bytes
+from llava.cost.shapes import DecoderShape, VisionShape
 from llava.cost.workload import Workload
 from llava.train.meter import TrainingMeter, summary_table
 

@@ -22,16 +22,15 @@ from llava.common.atomic_write import write_whole
 from llava.common.number_flags import count
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import (
-    DecoderShape,
-    VisionShape,
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.flops import (
     average_visual_tokens,
     prefill_flops,
     training_flops,
     training_passes,
     visual_tokens_per_layer,
 )
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.shapes import DecoderShape, VisionShape
 from llava.cost.timing import interleaved, machine, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336

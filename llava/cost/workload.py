@@ -1,4 +1,4 @@
-"""What a training step computes, in FLOPs of `llava.compression.schedule`, with the tokens that each row really has."""
+"""What a training step computes, in FLOPs of `llava.cost.flops`, with the tokens that each row really has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from llava.compression.layout import TokenLayout
-from llava.compression.schedule import CLIP_L_336, DecoderShape, VisionShape, training_flops, training_passes
+from llava.cost.flops import training_flops, training_passes
+from llava.cost.shapes import CLIP_L_336, DecoderShape, VisionShape
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from llava.common.number_flags import checked_later, count, positive
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig, presets
-from llava.compression.schedule import fitting, model_kind
+from llava.cost.memory import GIB
+from llava.cost.overview import fitting
+from llava.cost.recipes import RECIPES
+from llava.cost.shapes import ModelShape, model_kind
 from llava.doctor.faults import find_faults
 from llava.doctor.fit import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
 from llava.doctor.machine import Machine, examine
-from llava.doctor.memory import GIB
-from llava.doctor.recipes import RECIPES
 from llava.doctor.report import Diagnosis, to_json, to_text
-from llava.doctor.shape import ModelShape
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8

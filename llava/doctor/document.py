@@ -21,9 +21,9 @@ import transformers
 
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.doctor.memory import STAGES, Setting, need, why_not
-from llava.doctor.recipes import RECIPES
-from llava.doctor.shape import ModelShape
+from llava.cost.memory import STAGES, Setting, need, why_not
+from llava.cost.recipes import RECIPES
+from llava.cost.shapes import ModelShape
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
 from llava.train.foreign_flags import FOREIGN
 from llava.train.resuming import GROUPS, Change

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llava.cost.memory import GIB, checkpoint_bytes
+from llava.cost.recipes import Recipe
 from llava.doctor.fit import Request, Room
 from llava.doctor.kernels import FUSED
 from llava.doctor.machine import Machine
-from llava.doctor.memory import GIB, checkpoint_bytes
-from llava.doctor.recipes import Recipe
 
 INSTALL = "pip install -c constraints.txt -e"
 SMALLEST_SHARED_MEMORY = GIB

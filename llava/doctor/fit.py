@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass, replace
 
 from llava.compression.config import CompressionConfig
-from llava.doctor.memory import STAGES, Need, Setting, Stage, need, why_not
-from llava.doctor.recipes import RECIPES, Recipe
-from llava.doctor.shape import ModelShape
+from llava.cost.memory import STAGES, Need, Setting, Stage, need, why_not
+from llava.cost.recipes import RECIPES, Recipe
+from llava.cost.shapes import ModelShape
 
 BASE_MODELS = {"llava-1.5-7b": "lmsys/vicuna-7b-v1.5", "llava-1.5-13b": "lmsys/vicuna-13b-v1.5"}
 DEFAULT_MODEL, DEFAULT_COMPRESSION = "llava-1.5-7b", "duet-192"

@@ -6,13 +6,13 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llava.compression.schedule import describe
+from llava.cost.flops import describe
+from llava.cost.memory import GIB, STAGES, Need, need
+from llava.cost.recipes import RECIPES, Recipe
 from llava.doctor.faults import Fault
 from llava.doctor.fit import Cell, Plan, Request, Room, batch_sizes
 from llava.doctor.kernels import Check
 from llava.doctor.machine import Machine
-from llava.doctor.memory import GIB, STAGES, Need, need
-from llava.doctor.recipes import RECIPES, Recipe
 
 WIDTH = 110
 NAME = 26

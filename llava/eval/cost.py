@@ -4,7 +4,7 @@
     python -m llava.eval.cost --model-path llava-1.5-7b --random-weights --device cuda
 
 Every row of a batch holds the same number of text tokens and images, so nothing is padded and the KV cache can be
-compared with `schedule.py` to the byte. What the text says does not matter to the cost; it is random.
+compared with `llava.cost.flops` to the byte. What the text says does not matter to the cost; it is random.
 """
 
 from __future__ import annotations
@@ -30,18 +30,10 @@ from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import (
-    MODELS,
-    DecoderShape,
-    VisionShape,
-    average_visual_tokens,
-    describe,
-    fitting,
-    kv_bytes,
-    prefill_flops,
-    visual_tokens_per_layer,
-)
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.cost.flops import average_visual_tokens, describe, kv_bytes, prefill_flops, visual_tokens_per_layer
+from llava.cost.overview import fitting
+from llava.cost.shapes import MODELS, DecoderShape, VisionShape
 from llava.cost.timing import interleaved, machine, wait_for
 from llava.eval.runner.settings import open_checkpoint
 from llava.inference.inputs import best_device, check_device

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.compression.schedule import average_visual_tokens, describe
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.cost.flops import average_visual_tokens, describe
 from llava.model.staged_cache import StagedCache
 
 

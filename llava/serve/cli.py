@@ -23,8 +23,9 @@ from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.common.terminal_text import say
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import VisionShape, describe, visual_tokens_per_layer
 from llava.conversation import fill_template, get_template
+from llava.cost.flops import describe, visual_tokens_per_layer
+from llava.cost.shapes import VisionShape
 from llava.inference.chat import Chat
 from llava.inference.inputs import (
     ANY_ADDRESSES,

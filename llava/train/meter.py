@@ -1,7 +1,7 @@
 """What a run really does: tokens, visual tokens of every stage, padding, FLOPs, waiting for data, memory.
 
 Everything is counted on the host from the lengths that a batch's layouts carry; nothing waits for the device. A
-*stage* is a run of decoder layers between two drops. FLOPs are those of `llava.compression.schedule`, summed over rows.
+*stage* is a run of decoder layers between two drops. FLOPs are those of `llava.cost.flops`, summed over rows.
 """
 
 from __future__ import annotations

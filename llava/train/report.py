@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from llava.common.atomic_write import write_whole
-from llava.compression.schedule import VisionShape, average_visual_tokens, describe, visual_tokens_per_layer
+from llava.cost.flops import average_visual_tokens, describe, visual_tokens_per_layer
+from llava.cost.shapes import VisionShape
 from llava.data.measure import DataStatistics
 from llava.model import LlavaLlamaForCausalLM
 

@@ -31,8 +31,9 @@ from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.compression import CompressionConfig
-from llava.compression.schedule import DecoderShape, VisionShape, prefill_flops, visual_tokens_per_layer
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.cost.flops import prefill_flops, visual_tokens_per_layer
+from llava.cost.shapes import DecoderShape, VisionShape
 from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
 from llava.data.tokenization import encode_prompt

@@ -19,10 +19,10 @@ from tiny_folder import write_model
 
 from llava.compression import schedule
 from llava.compression.config import CompressionConfig
+from llava.cost.shapes import ModelShape
 from llava.data.check.command import main as check_data
 from llava.data.mixture import open_mix
 from llava.data.records import read_records
-from llava.doctor.shape import ModelShape
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.questions import Answered

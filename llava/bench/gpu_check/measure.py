@@ -19,8 +19,9 @@ import torch
 from llava.bench.gpu_check.task import NotHereError, Task
 from llava.bench.step import build_model, limit, make_batch, runner
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import VisionShape, average_visual_tokens, training_passes, visual_tokens_per_layer
+from llava.cost.flops import average_visual_tokens, training_passes, visual_tokens_per_layer
 from llava.cost.hardware import device_peak
+from llava.cost.shapes import VisionShape
 from llava.cost.timing import timed, wait_for
 from llava.model.cache_name import cache_of
 

@@ -10,15 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import (
-    DecoderShape,
-    VisionShape,
-    average_visual_tokens,
-    training_flops,
-    training_passes,
-    visual_tokens_per_layer,
-)
 from llava.conversation import SeparatorStyle, get_template
+from llava.cost.flops import average_visual_tokens, training_flops, training_passes, visual_tokens_per_layer
+from llava.cost.shapes import DecoderShape, VisionShape
 from llava.data.check.run import CheckResult
 from llava.data.mixture import draw_rows
 from llava.data.sampler import EpochSampler

@@ -16,8 +16,9 @@ from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.common.outputs import require_apart
-from llava.compression.schedule import MODELS, DecoderShape, VisionShape, fitting, model_shape
 from llava.conversation import get_template, recorded_template
+from llava.cost.overview import fitting
+from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
 from llava.data.check.conversations import load_tokenizer
 from llava.data.check.report import Report, write_all

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from llava.common.image_opening import DEFAULT_OPENING
 from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
+from llava.cost import machine
 from llava.eval.answering import Manner
 from llava.eval.asking import batches
 from llava.eval.benchmarks.questions import Question
-from llava.eval.runner import machine
 from llava.eval.runner.answer_file import AnswerFile, new_run
 from llava.eval.runner.exit_status import tell
 from llava.eval.runner.fingerprint import Fingerprint

@@ -11,7 +11,8 @@ import torch
 
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import VisionShape, visual_tokens_per_layer
+from llava.cost.flops import visual_tokens_per_layer
+from llava.cost.shapes import VisionShape
 from llava.eval.answering import Manner, ModelSource
 from llava.eval.runner.flags import (
     budget,

@@ -23,12 +23,12 @@ from typing import Any, cast
 
 import torch
 
+from llava.cost.machine import device_name
 from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
 from llava.eval.asking import Task
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import WorkerError
-from llava.eval.runner.machine import device_name
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0

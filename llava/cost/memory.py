@@ -16,8 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llava.compression.config import CompressionConfig
-from llava.compression.schedule import visual_tokens_per_layer
-from llava.doctor.activations import (
+from llava.cost.activations import (
     FLOAT32,
     Adapters,
     Batch,
@@ -29,8 +28,9 @@ from llava.doctor.activations import (
     stored_layers,
     tower_pass,
 )
-from llava.doctor.recipes import Recipe
-from llava.doctor.shape import ModelShape
+from llava.cost.flops import visual_tokens_per_layer
+from llava.cost.recipes import Recipe
+from llava.cost.shapes import ModelShape
 
 GIB = 2**30
 HALF = 2
@@ -125,7 +125,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one device; see the module's docstring for the states and `llava.doctor.activations` for the rest.
+    """Bytes of one device; see the module's docstring for the states and `llava.cost.activations` for the rest.
 
     Attributes:
         stage: name of the stage.

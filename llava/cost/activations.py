@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from llava.compression.schedule import DecoderShape
-from llava.doctor.recipes import Trained
-from llava.doctor.shape import ModelShape, linear_maps
+from llava.cost.recipes import Trained
+from llava.cost.shapes import DecoderShape, ModelShape, linear_maps
 
 FLOAT32 = 4
 

@@ -1,0 +1,112 @@
+"""What a budget costs, by arithmetic alone: visual tokens that each layer sees, FLOPs and bytes of the KV cache.
+
+FLOPs count a multiply-add as two and causal attention once (half of the full square). Scoring is not counted: one
+key projection and a few query rows at each drop, under 1 % of a prefill. Whichever layer scores (`t2v.scored_by`), it
+computes them once more: the layer in front of the drop, too, gives no attention weights unless its kernel is eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from llava.compression.config import CompressionConfig, T2VConfig
+from llava.cost.shapes import CLIP_L_336, DecoderShape, VisionShape
+
+
+def visual_tokens_per_layer(
+    config: CompressionConfig, num_layers: int, vision: VisionShape = CLIP_L_336, images: int = 1
+) -> tuple[int, ...]:
+    """Visual tokens of one sample that each decoder layer sees.
+
+    Raises:
+        ValueError: if the configuration does not fit the tower or the number of layers.
+    """
+    per_image = config.v2v.token_count(vision.tokens) if config.v2v else vision.patches
+    return tokens_per_layer(config.t2v, images * per_image, num_layers)
+
+
+def tokens_per_layer(t2v: T2VConfig | None, entered: int, num_layers: int) -> tuple[int, ...]:
+    """Visual tokens that each decoder layer sees of a row into which `entered` came, whatever they are of.
+
+    Raises:
+        ValueError: if a drop would come behind the last layer.
+    """
+    if t2v is None:
+        return (entered,) * num_layers
+    t2v.check_depth(num_layers)
+    alive, tokens = entered, []
+    for layer in range(num_layers):
+        if layer in t2v.layers:
+            alive = t2v.kept(t2v.layers.index(layer), entered)
+        tokens.append(alive)
+    return tuple(tokens)
+
+
+def average_visual_tokens(tokens: Sequence[int]) -> float:
+    """Mean over layers of the visual tokens a layer sees: the budget that papers compare at."""
+    return sum(tokens) / len(tokens)
+
+
+def prefill_flops(
+    tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, vision: VisionShape = CLIP_L_336, images: int = 1
+) -> int:
+    """FLOPs from pixels to the logits of the first answer token.
+
+    Args:
+        tokens: visual tokens per layer, as `visual_tokens_per_layer` gives them.
+        text_tokens: length of the prompt without its images.
+        decoder, vision: dimensions; the projector is LLaVA's two-layer MLP.
+        images: images of the sample.
+    """
+    layers = sum(decoder.layer_flops(text_tokens + count) for count in tokens)
+    return layers + 2 * decoder.width * decoder.vocab + _projector(tokens[0], decoder, vision) + images * vision.flops()
+
+
+def training_passes(trains_language_model: bool, activation_checkpointing: bool) -> int:
+    """Forward-sized passes through a decoder layer in one training step.
+
+    Forward and the gradient of the layer's input always; the gradient of its weights if they are trained; a second
+    forward if activations were not kept. So 4 for full fine-tuning with checkpointing; 3 without it, or with it and a
+    frozen language model (LoRA, projector alone); 2 for a frozen one without it.
+    """
+    return 2 + trains_language_model + activation_checkpointing
+
+
+def training_flops(
+    tokens: Sequence[int],
+    text_tokens: int,
+    decoder: DecoderShape,
+    vision: VisionShape = CLIP_L_336,
+    images: int = 1,
+    passes: int = 4,
+) -> int:
+    """FLOPs of one training step on one sample, the tower frozen.
+
+    Args:
+        tokens, text_tokens, decoder, vision, images: as in `prefill_flops`.
+        passes: forward-sized passes through a layer, of `training_passes`.
+    """
+    layers = passes * sum(decoder.layer_flops(text_tokens + count) for count in tokens)
+    head = 3 * 2 * decoder.width * decoder.vocab * (text_tokens + tokens[-1])
+    return layers + head + 3 * _projector(tokens[0], decoder, vision) + images * vision.flops()
+
+
+def kv_bytes(tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, bytes_per_value: int = 2) -> int:
+    """Bytes of the KV cache after a prompt of `text_tokens` and the visual tokens that each layer sees."""
+    per_token = 2 * decoder.kv_heads * decoder.head_dim * bytes_per_value
+    return per_token * sum(text_tokens + count for count in tokens)
+
+
+def _projector(visual_tokens: int, decoder: DecoderShape, vision: VisionShape) -> int:
+    return 2 * (vision.width * decoder.width + decoder.width**2) * visual_tokens
+
+
+def describe(tokens: Sequence[int]) -> str:
+    """The staircase in words, such as `0-15: 307, 16-23: 153, 24-31: 0`."""
+    parts, start = [], 0
+    for kept, run in groupby(tokens):
+        length = len(list(run))
+        parts.append(f"{start}-{start + length - 1}: {kept}")
+        start += length
+    return ", ".join(parts)
