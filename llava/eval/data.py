@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.common.program import as_program
-from llava.eval.benchmarks import NAMES, get_benchmarks
+from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.datasets import DATASETS, EVAL_ZIP, Dataset, Part
+from llava.eval.benchmarks.datasets import EVAL_ZIP, Dataset, Part
 from llava.eval.benchmarks.questions import Question
 
 SAMPLE = 500
@@ -57,11 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not options.check:
         print(f"Evaluation folder: {options.eval_folder}\neval.zip of LLaVA: {EVAL_ZIP}\n")
-        print(
-            "\n\n".join(
-                directions(benchmark, DATASETS[benchmark.name], options.eval_folder) for benchmark in benchmarks
-            )
-        )
+        print("\n\n".join(directions(benchmark, benchmark.dataset(), options.eval_folder) for benchmark in benchmarks))
         return 0
     ready = [_report(benchmark, options.eval_folder, options.images) for benchmark in benchmarks]
     print(f"{sum(ready)} of {len(ready)} benchmarks are ready.")
@@ -109,7 +105,7 @@ def check(benchmark: Benchmark, dataset: Dataset, root: Path, all_images: bool =
     missing = [part for part in parts if not find(part, root)]
     problems = [_missing(part, root) for part in missing if not part.optional]
     left_out = tuple(_missing(part, root) for part in missing if part.optional)
-    if not find(parts[0], root):
+    if parts and not find(parts[0], root):
         return Findings(None, 0, 0, tuple(problems))
     try:
         questions = benchmark.questions(root)
@@ -153,7 +149,7 @@ def _missing(part: Part, root: Path) -> str:
 
 def _report(benchmark: Benchmark, root: Path, all_images: bool) -> bool:
     """Print what a check found; returns whether the benchmark is ready."""
-    found = check(benchmark, DATASETS[benchmark.name], root, all_images)
+    found = check(benchmark, benchmark.dataset(), root, all_images)
     questions = "no questions" if found.questions is None else f"{found.questions} questions"
     images = f"; {found.looked_for} of {found.named} images or videos were looked for" if found.named else ""
     print(f"{benchmark.name}: {'not ready' if found.problems else 'ready'}, {questions}{images}")
@@ -165,10 +161,11 @@ def _report(benchmark: Benchmark, root: Path, all_images: bool) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
+    names = benchmark_names()
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--benchmarks", default=",".join(NAMES), help=f"some of {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--benchmarks", default=",".join(names), help=f"some of {', '.join(names)} (default: all)")
     parser.add_argument(
         "--eval-folder", "--eval_folder", type=Path, default=Path("playground/data/eval"), metavar="FOLDER",
         help="where the data lies (default: playground/data/eval)",

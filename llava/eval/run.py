@@ -23,7 +23,7 @@ import torch
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.eval.answering import ModelSource
-from llava.eval.benchmarks import NAMES, get_benchmarks
+from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.runner.exit_status import exit_status, printed, tell
 from llava.eval.runner.flags import (
@@ -209,7 +209,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_loading_flags(parser)
     parser.add_argument(
-        "--benchmarks", default=",".join(PAPER), help=f"some of {', '.join(NAMES)} (default: {','.join(PAPER)})"
+        "--benchmarks",
+        default=",".join(PAPER),
+        help=f"some of {', '.join(benchmark_names())} (default: {','.join(PAPER)})",
     )
     add_compression_flags(parser)
     add_batch_flags(parser, batch_size=8)

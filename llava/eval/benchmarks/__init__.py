@@ -1,12 +1,21 @@
-"""The benchmarks by name. Each is one small module: how to read its questions, how to score its answers."""
+"""The benchmarks by name. Each is one small module: how to read its questions, how to score its answers.
+
+Other packages add theirs as entry points of the group `llava.benchmarks`, which every program then takes by name:
+
+    [project.entry-points."llava.benchmarks"]
+    colours = "my_package.colours:Colours"
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
+from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 
+GROUP = "llava.benchmarks"
+"""Entry points that hold benchmarks of other packages: a name, and a class that inherits from `Benchmark`."""
 _PLACES = {
     "gqa": "gqa:GQA",
     "pope": "pope:POPE",
@@ -26,20 +35,38 @@ _PLACES = {
     "activitynet": "video_qa:ActivityNet",
 }
 NAMES = tuple(_PLACES)
-"""Names that `--benchmarks` accepts."""
+"""Benchmarks of this package."""
+
+
+def benchmark_names() -> list[str]:
+    """Names that `--benchmarks` takes: of this package, then of others in alphabetical order."""
+    return [*NAMES, *sorted(set(entry_points(group=GROUP).names) - set(NAMES))]
 
 
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none or there are several, or one of another package cannot be used.
     """
-    if name not in _PLACES:
-        raise ValueError(f"There is no benchmark {name!r}; there are {', '.join(NAMES)}.")
-    module, _, kind = _PLACES[name].partition(":")
-    benchmark = getattr(import_module(f"{__name__}.{module}"), kind)()
-    assert isinstance(benchmark, Benchmark)
+    found = {entry.value: entry for entry in entry_points(group=GROUP, name=name)}
+    if name in _PLACES:
+        own = EntryPoint(name, f"{__name__}.{_PLACES[name]}", GROUP)
+        found[own.value] = own
+    if not found:
+        raise ValueError(f"There is no benchmark {shown(name)}; there are {', '.join(benchmark_names())}.")
+    if len(found) > 1:
+        raise ValueError(f"Several benchmarks have the name {name!r}: {', '.join(found)}; keep one of them.")
+    (entry,) = found.values()
+    try:
+        benchmark = entry.load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"The benchmark {name!r} cannot be made by {entry.value}: {error}.") from error
+    if not isinstance(benchmark, Benchmark) or benchmark.name != name:
+        raise ValueError(
+            f"{entry.value}, registered as benchmark {name!r}, must be a class that inherits from "
+            f"llava.eval.benchmarks.base.Benchmark and has the name {name!r}."
+        )
     return benchmark
 
 
@@ -52,5 +79,5 @@ def get_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
     parts = names.split(",") if isinstance(names, str) else names
     chosen = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if not chosen:
-        raise ValueError(f"No benchmark is named; give one or several of {', '.join(NAMES)}.")
+        raise ValueError(f"No benchmark is named; give one or several of {', '.join(benchmark_names())}.")
     return [get_benchmark(name) for name in chosen]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from llava.eval.benchmarks.datasets import DATASETS, UNKNOWN, Dataset
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.judging.judge import Judge
 from llava.eval.scoring.scores import Scores
@@ -50,6 +51,10 @@ class Benchmark(ABC):
         Raises:
             ValueError: if a file that scoring needs is missing or does not fit the questions.
         """
+
+    def dataset(self) -> Dataset:
+        """What has to be downloaded from where, and how many questions there are then, for `llava.eval.data`."""
+        return DATASETS.get(self.name, UNKNOWN)
 
     def reads(self, item: Answered) -> bool:
         """Whether the rules of scoring find in an answer what was asked for, be it right or wrong.

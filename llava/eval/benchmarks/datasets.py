@@ -59,6 +59,10 @@ class Dataset:
     questions_instead: int | None = None
 
 
+UNKNOWN = Dataset((), None, notes=("Its package does not say where the data comes from.",))
+"""What is known of a benchmark that tells nothing else."""
+
+
 def _from_zip(place: str, what: str = "questions") -> Part:
     return Part((place,), what, _FROM_ZIP, EVAL_ZIP)
 
