@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llava.checkpoints.transformers_format import projector_name
 from llava.common.atomic_write import whole_file
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
 from llava.model.finite import not_finite
-from llava.model.hf_format import projector_name
-from llava.model.loading import read_header, read_state_dict
+from llava.model.weights import read_header, read_state_dict
 
 
 def projector_of(folder: str | Path) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava.checkpoints.conversion import DTYPES, convert
+from llava.checkpoints.lora import is_lora_folder
 from llava.common.program import as_program
-from llava.model.convert import DTYPES, convert
-from llava.model.lora import is_lora_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

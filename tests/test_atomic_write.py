@@ -15,6 +15,7 @@ import pytest
 from safetensors import SafetensorError
 from saved_results import save, save_training
 
+from llava.checkpoints.conversion import appearing_at_once
 from llava.common.atomic_write import (
     UNFINISHED,
     UnwritableError,
@@ -28,7 +29,6 @@ from llava.data.check.command import main as check_data
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.scoring.results import Result
 from llava.eval.tables.plots import accuracy_over_budget
-from llava.model.convert import appearing_at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = [sys.executable, "-m", "llava.compression.schedule"]

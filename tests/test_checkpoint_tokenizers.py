@@ -10,7 +10,7 @@ import pytest
 from tiny_text import CORPUS, llama
 from transformers import AutoTokenizer
 
-from llava.model.tokenizer import read_tokenizer
+from llava.checkpoints.tokenizer import read_tokenizer
 
 TEXTS = ("USER: red", "A chat between a curious user. ASSISTANT: red three", "Where is the seven?")
 # As in liuhaotian/llava-v1.5-7b and lmsys/vicuna-7b-v1.5.

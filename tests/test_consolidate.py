@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
 from torch import Tensor
 
+from llava.checkpoints.consolidation import consolidate, main
+from llava.checkpoints.pickles import UnsafePickleError
 from llava.model.builder import load_pretrained_model
-from llava.model.consolidate import consolidate, main
-from llava.model.loading import read_state_dict
-from llava.model.pickles import UnsafePickleError
+from llava.model.weights import read_state_dict
 from llava.train.train import train
 
 RANKS = 2
@@ -130,7 +130,7 @@ def test_projector_and_adapters_open_over_their_base(
 
 
 def test_a_large_model_is_written_in_shards(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.model import consolidate as module
+    from llava.checkpoints import consolidation as module
 
     expected = pieces_beside(runs / "whole/checkpoint-2", tmp_path / "checkpoint-2", 2, ("model.safetensors",))
     cut_small = module.split_torch_state_dict_into_shards

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from transformers import LlavaConfig as HFConfig
 
+from llava.checkpoints.conversion import convert, main
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.convert import convert, main
-from llava.model.loading import read_header, weight_files, widest_dtype
+from llava.model.weights import read_header, weight_files, widest_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
@@ -222,7 +222,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava.model.convert.save_torch_state_dict", fail)
+    monkeypatch.setattr("llava.checkpoints.conversion.save_torch_state_dict", fail)
     with pytest.raises(OSError, match="No space left"):
         convert(str(folders / "llava"), tmp_path / "new", "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

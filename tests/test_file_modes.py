@@ -11,9 +11,9 @@ import pytest
 from tiny_folder import write_model
 from tiny_llava import flags, write_assets
 
+from llava.checkpoints.conversion import convert
 from llava.common.file_modes import follow_umask, umask
 from llava.data.check.sources import write_clean
-from llava.model.convert import convert
 from llava.train.train import train
 
 

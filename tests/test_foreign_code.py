@@ -13,9 +13,9 @@ import torch
 from published import write_hf, write_language_model, write_llava, write_lora, write_projector, write_tower
 from tiny_llava import flags, write_assets
 
+from llava.checkpoints.tokenizer import read_tokenizer
 from llava.eval.cost import random_model
 from llava.model.builder import load_pretrained_model
-from llava.model.tokenizer import read_tokenizer
 from llava.train.train import train
 
 CLASSES = {

@@ -18,6 +18,7 @@ from tiny_text import byte_level
 from transformers import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.checkpoints.transformers_format import config_there
 from llava.common.image_opening import as_rgb, opening_of
 from llava.compression.config import CompressionConfig
 from llava.data.collator import SupervisedCollator
@@ -33,8 +34,7 @@ from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.jobs import Job, Subject
 from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
-from llava.model.hf_format import config_there
-from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.llava_config import LlavaConfig
 from llava.serve.cli import Session, _parser
 
 ORIENTATION = 0x0112

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
 from torch import Tensor
 
+from llava.checkpoints.lora import load_adapters
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
-from llava.model.lora import load_adapters
 from llava.train.adapters import add_lora
 from llava.train.arguments import parse_arguments
 from llava.train.building import choose_trained, load_model, load_tokenizer

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.llava_arch import load_projector
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.checkpoint import adapter_weights
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_folder import write_model, write_pictures
 from torch import Tensor, nn
 
+from llava.checkpoints.conversion import convert
 from llava.eval import run, run_llava
 from llava.eval.answering import Answerer, Manner
 from llava.eval.asking import Task
@@ -24,7 +25,6 @@ from llava.eval.harnesses.harness import Prompt, Respondent
 from llava.eval.scoring.results import Result
 from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
-from llava.model.convert import convert
 from llava.model.finite import NonFiniteLogitsError, not_finite, require_finite_model
 from llava.serve import cli
 

@@ -16,11 +16,11 @@ from PIL import Image
 from test_study import SETTINGS
 
 from llava.bench.gpu_check.record import place_of
+from llava.checkpoints import conversion
 from llava.common.outputs import claim_folder, require_apart
 from llava.eval import cost, eval_gpt_review_bench, eval_science_qa, eval_video_qa, model_vqa
 from llava.eval.runner import vqa_command
 from llava.eval.runner.answer_file import AnswerFile
-from llava.model import convert
 from llava.serve import cli
 from llava.train.checkpoint import remove_checkpoints
 from llava.train.own_inputs import require_inputs_kept
@@ -119,7 +119,7 @@ def test_no_file_of_a_model_is_written_over(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(model)
         with pytest.raises(ValueError, match=r"lies in .*, which is read; name a folder outside of it"):
-            convert.convert(str(model), place, "llava")
+            conversion.convert(str(model), place, "llava")
     assert {path.name for path in model.iterdir()} == {"config.json", "cost.json", "elsewhere", "mm_projector.bin"}
 
 

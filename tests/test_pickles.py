@@ -19,7 +19,7 @@ from hostile import SHAPES, Writes, around, new_zip
 from tiny_llava import flags, write_assets
 from transformers import TrainerState
 
-from llava.model.pickles import (
+from llava.checkpoints.pickles import (
     OF_DEEPSPEED,
     OF_RANDOM_STATES,
     UnsafePickleError,
@@ -283,7 +283,7 @@ def test_a_library_that_writes_what_resuming_would_refuse_is_found_before_the_fi
     half_way: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A newer version that pickles another class must not be noticed only when the run is gone on from."""
-    monkeypatch.setattr("llava.model.pickles.OF_RANDOM_STATES", ())
+    monkeypatch.setattr("llava.checkpoints.pickles.OF_RANDOM_STATES", ())
     with pytest.raises(OSError, match=r"rng_state\.pth.*numpy.*constraints\.txt"):
         train(arguments(half_way, tmp_path / "run"))
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -17,6 +17,7 @@ from tiny_text import llama
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llava.checkpoints.conversion import convert
 from llava.conversation import get_template, recorded_template
 from llava.eval.harnesses.harness import Respondent
 from llava.eval.harnesses.lmms_eval_model import DuetLlava
@@ -28,7 +29,6 @@ from llava.inference.ending import end_tokens, ending_options, needed_stop_strin
 from llava.inference.template import choose_template
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.convert import convert
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
 from llava.train.train import train

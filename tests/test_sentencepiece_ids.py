@@ -17,11 +17,11 @@ from tiny_llava import flags, write_assets
 from tiny_text import CORPUS, byte_level
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
+from llava.checkpoints.tokenizer import read_tokenizer
 from llava.data.tokenization import encode_conversation
 from llava.data.tokens import tokenizer_key
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.tokenizer import read_tokenizer
 from llava.train.train import train
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,7 @@ from slow_llama import published_vocabulary, slow_ids
 from test_sentencepiece_ids import SETTINGS, write_folder
 from tiny_text import TOKENIZERS, byte_level, llama
 
+from llava.checkpoints.tokenizer import read_tokenizer
 from llava.compression.salience import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.records import parse_record
@@ -18,7 +19,6 @@ from llava.data.spoken_text import tokenize_spoken
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.data.tokens import RecordEncoder
 from llava.mm_utils import tokenizer_image_token
-from llava.model.tokenizer import read_tokenizer
 
 ADDED = [
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|start_header_id|>",

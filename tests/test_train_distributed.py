@@ -19,9 +19,9 @@ from hostile import new_zip
 from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
 
+from llava.checkpoints.consolidation import consolidate
 from llava.model.builder import load_pretrained_model
-from llava.model.consolidate import consolidate
-from llava.model.loading import read_state_dict
+from llava.model.weights import read_state_dict
 from llava.train.manifest import seal
 from llava.train.train import train
 

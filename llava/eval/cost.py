@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
+from llava.checkpoints.contents import vision_config
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
@@ -40,7 +41,6 @@ from llava.inference.inputs import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
-from llava.model.checkpoints import vision_config
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")

@@ -19,11 +19,11 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.model.accepted_inputs import check_padding_mask
 from llava.model.collectives import gathered, ranks_must_agree, whole_shape
 from llava.model.image_inputs import image_tensors
-from llava.model.loading import read_state_dict
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import SplicePlan, check_shapes, plan_splice, splice_embeddings
+from llava.model.weights import read_state_dict
 
 if TYPE_CHECKING:
     _Base = nn.Module

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llava.model.lora import ADAPTER_CONFIG_FILE, LORA_TARGETS, load_adapters
+from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, LORA_TARGETS, load_adapters
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from llava.checkpoints.contents import Checkpoint
+from llava.checkpoints.opening import add_image_tokens, load_whole
+from llava.checkpoints.quantization import bitsandbytes_config
+from llava.checkpoints.tokenizer import read_tokenizer
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.compression.salience import salient_words
@@ -18,14 +22,10 @@ from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.builder import add_image_tokens, load_whole
-from llava.model.checkpoints import Checkpoint
-from llava.model.quantization import bitsandbytes_config
-from llava.model.tokenizer import read_tokenizer
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.finite import require_finite_start
-from llava.train.opening import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
+from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
 from llava.train.template import record_template, settle_template
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from llava.checkpoints.pickles import require_safe_pickles, weights_only_loading
 from llava.model.collectives import require_everywhere
-from llava.model.pickles import require_safe_pickles, weights_only_loading
 from llava.train.arguments import TrainingArguments
 from llava.train.soundness import damage_seen_by_all, taken_up
 

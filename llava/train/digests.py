@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llava.checkpoints.hub import fetch
 from llava.data.cache import digest_text
-from llava.model.hub import fetch
-from llava.model.loading import weight_files
+from llava.model.weights import weight_files
 
 READ_WHOLE = 64 * 2**20
 """Bytes up to which a file is read whole; of a larger one only samples are."""

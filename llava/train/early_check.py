@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from llava.checkpoints.lora import NON_LORA_FILE
+from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
 from llava.model.builder import load_pretrained_model
 from llava.model.collectives import whole_shape
-from llava.model.loading import PROJECTOR_FILE, read_shapes
-from llava.model.lora import NON_LORA_FILE
-from llava.model.pickles import UnsafePickleError, require_safe_pickles
+from llava.model.weights import PROJECTOR_FILE, read_shapes
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)

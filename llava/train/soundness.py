@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
 from llava.model.collectives import of_all_ranks, ranks_must_agree, require_everywhere
-from llava.model.pickles import UnsafePickleError, require_safe_pickles
 from llava.train.facts import FACTS_FILE, facts_fault
 from llava.train.manifest import MANIFEST_FILE, PIECE, Manifest, faults
 from llava.train.readable import format_fault

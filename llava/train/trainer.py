@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.checkpoints.lora import load_adapters, save_lora, trained_state
 from llava.common.atomic_write import libraries_told_where
 from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
@@ -21,8 +22,7 @@ from llava.data.sampler import EpochSampler
 from llava.data.workers import leave_signals_to_parent
 from llava.model.collectives import whole_shape
 from llava.model.llava_arch import load_projector
-from llava.model.loading import PROJECTOR_FILE
-from llava.model.lora import load_adapters, save_lora, trained_state
+from llava.model.weights import PROJECTOR_FILE
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.callbacks import EpochOfSampler

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from llava.checkpoints.settings_files import in_short
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.settings_files import in_short
 from llava.verify.case import UnreadableCaseError, read_json, read_weights
 
 PUBLISHED_SELECT_LAYER = -2

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from llava.checkpoints.tokenizer import read_tokenizer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.check.estimate import TokenEstimator
@@ -17,7 +18,6 @@ from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
 from llava.data.tokenization import truncate
 from llava.data.tokens import RecordEncoder
-from llava.model.tokenizer import read_tokenizer
 
 
 def check_conversations(chunk: Iterable[tuple[int, Any]], settings: CheckSettings) -> list[TextOutcome]:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llava.model.checkpoints import Checkpoint
-from llava.model.loading import weight_files
-from llava.model.lora import NON_LORA_FILE
-from llava.model.tokenizer import TOKENIZER_FILES
+from llava.checkpoints.contents import Checkpoint
+from llava.checkpoints.lora import NON_LORA_FILE
+from llava.checkpoints.tokenizer import TOKENIZER_FILES
+from llava.model.weights import weight_files
 
 SMALL_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",

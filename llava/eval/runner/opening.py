@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llava.checkpoints.contents import vision_config
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
@@ -24,7 +25,6 @@ from llava.eval.runner.workers import Alone, Crew, Processes
 from llava.inference.inputs import best_device, conv_mode_of
 from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of
-from llava.model.checkpoints import vision_config
 
 
 def subject_of(options: argparse.Namespace) -> Subject:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.checkpoints.opening import resolve
 from llava.common.atomic_write import write_whole
 from llava.common.json_files import NotJsonError, as_json, need, parse_json
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.fingerprint import Fingerprint, fingerprint
-from llava.model.builder import resolve
 
 SETTINGS_SUFFIX = ".settings.json"
 _DESCRIBING: dict[str, dict[str, type]] = {

@@ -11,11 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     Cache,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
     TextStreamer,
@@ -43,26 +41,13 @@ from llava.model.cache_name import CACHE, as_named, cache_of, named, takes_eithe
 from llava.model.columns import given_answer
 from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_chosen_logits, check_options
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.llava_config import LlavaConfig
 from llava.model.results import LlavaCausalLMOutput, LlavaModelOutput, Wanted, with_head
 from llava.model.splice import check_shapes, warn_without_answers
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration, is_filled
 from llava.model.text_inputs import check_forward, refuse_placeholders, run_apart, with_other_side, within_length
-
-
-class LlavaLlamaConfig(LlamaConfig):
-    """Llama's configuration plus LLaVA's (`mm_*`) and the compression block.
-
-    transformers looks models up by the name of this class, and has a `LlavaConfig` of its own.
-    """
-
-    model_type = "llava_llama"
-    keys_to_ignore_at_inference = ["past_key_values", "cache", "layouts", "scores"]  # noqa: RUF012 (theirs)
-
-
-LlavaConfig = LlavaLlamaConfig
-"""LLaVA's name for it."""
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -354,6 +339,5 @@ def _text_layout(embeddings: Tensor, attention_mask: Tensor | None, position_ids
     return layout if position_ids is None else layout.at_positions(position_ids)
 
 
-AutoConfig.register("llava_llama", LlavaConfig)
 AutoModel.register(LlavaConfig, LlavaLlamaModel)
 AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

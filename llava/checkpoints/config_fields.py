@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
+from llava.checkpoints.settings_files import ADVICE
 from llava.common.json_files import need, read_object
 from llava.common.shown import shown
 from llava.compression.config import CompressionConfig
-from llava.model.settings_files import ADVICE
 
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1_000, 1 << 20, 1 << 24
 

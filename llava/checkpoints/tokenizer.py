@@ -12,13 +12,13 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase,
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
 
+from llava.checkpoints.named_tokens import add_named, named_tokens, special_tokens
+from llava.checkpoints.sentencepiece_model import build_tokenizer, merged_by_id, read_sentencepiece, shape_spaces
+from llava.checkpoints.settings_files import ADVICE, in_short
+from llava.checkpoints.tokenizer_probes import different_graphemes, first_difference
+from llava.checkpoints.transformers_format import is_hf_config
 from llava.common.json_files import read_object
-from llava.model.hf_format import is_hf_config
-from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.named_tokens import add_named, named_tokens, special_tokens
-from llava.model.sentencepiece_model import build_tokenizer, merged_by_id, read_sentencepiece, shape_spaces
-from llava.model.settings_files import ADVICE, in_short
-from llava.model.tokenizer_probes import different_graphemes, first_difference
+from llava.model.llava_config import LlavaConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, MistralConfig
 
+from llava.checkpoints.config_fields import check_fields, read_config
+from llava.checkpoints.lora import is_lora_folder
+from llava.checkpoints.settings_files import check_processor, check_settings_files, read_by_library
+from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
-from llava.model.config_fields import check_fields, read_config
-from llava.model.hf_format import NAMES_HERE, config_here, is_hf_config
-from llava.model.language_model.llava_llama import LlavaConfig
-from llava.model.loading import PROJECTOR_FILE, weight_files
-from llava.model.lora import is_lora_folder
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
-from llava.model.settings_files import check_processor, check_settings_files, read_by_library
+from llava.model.weights import PROJECTOR_FILE, weight_files
 
 logger = logging.getLogger(__name__)
 

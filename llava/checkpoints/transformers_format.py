@@ -16,11 +16,11 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava.checkpoints.settings_files import read_by_library
 from llava.common.shown import shown
 from llava.conversation import TEMPLATE_FIELD
-from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
-from llava.model.settings_files import read_by_library
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.mm_projector."

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from llava.model.sentencepiece_model import SPACE, USER_DEFINED
+from llava.checkpoints.sentencepiece_model import SPACE, USER_DEFINED
 
 _NORMAL, _UNUSED = 1, 5
 

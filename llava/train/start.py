@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llava.checkpoints.config_fields import read_config
+from llava.checkpoints.contents import Checkpoint, Kind, examine, vision_config
+from llava.checkpoints.hub import fetch
 from llava.mm_utils import ASPECT_RATIOS
-from llava.model.checkpoints import Checkpoint, Kind, examine, vision_config
-from llava.model.config_fields import read_config
-from llava.model.hub import fetch
-from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.train.adapters import settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments

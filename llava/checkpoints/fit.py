@@ -17,10 +17,11 @@ from transformers import CLIPVisionModel, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llava.model.hf_format import PROJECTOR, TOWER, projector_name
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loading import read_header, weight_files
-from llava.model.lora import ADAPTER_CONFIG_FILE, is_lora_folder
+from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, is_lora_folder
+from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.llava_config import LlavaConfig
+from llava.model.weights import read_header, weight_files
 
 # Computed when a model is made; old versions of transformers saved them.
 _OLD_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|(?:^|\.)position_ids)$")

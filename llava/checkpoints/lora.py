@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.checkpoints.settings_files import ADVICE, read_by_library
 from llava.common.json_files import need, read_object
 from llava.common.shown import shown
 from llava.model.collectives import gathered
-from llava.model.loading import read_state_dict, write_weights
-from llava.model.settings_files import ADVICE, read_by_library
+from llava.model.weights import read_state_dict, write_weights
 
 logger = logging.getLogger(__name__)
 

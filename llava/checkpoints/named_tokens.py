@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from llava.model.sentencepiece_model import USER_DEFINED
-from llava.model.user_symbols import find_symbols
+from llava.checkpoints.sentencepiece_model import USER_DEFINED
+from llava.checkpoints.user_symbols import find_symbols
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 

@@ -1,0 +1,230 @@
+"""Writing a checkpoint anew: in the format of transformers (`hf`) or in LLaVA's own (`llava`), without loss.
+
+    python -m llava.model.convert --to hf SOURCE TARGET
+    python -m llava.model.convert --to llava SOURCE TARGET --model-base BASE
+
+SOURCE is anything that `load_pretrained_model` opens. In transformers a converted model is an ordinary LLaVA; the
+compression block stays in `config.json`, and the way back finds it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
+
+from llava.checkpoints.opening import load_pretrained_model, resolve
+from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
+from llava.common.atomic_write import told_where
+from llava.common.file_modes import follow_umask
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.weights import weight_files, widest_dtype
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("hf", "llava")
+DTYPES = {"auto": None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_PAD_TOKEN = "<pad>"
+_ROWS = 64  # vocabularies are padded to a multiple of this, as transformers' own conversion does
+
+
+def convert(
+    source: str, target: str | Path, to: str, model_base: str | None = None, dtype: torch.dtype | None = None
+) -> Path:
+    """Open a checkpoint and write it in another format; `target` appears as a whole or not at all.
+
+    Args:
+        source: folder or name on the hub.
+        target: new folder.
+        to: `hf` or `llava`.
+        model_base: of a projector or LoRA adapters.
+        dtype: of the written weights; None for the widest that the weight files of the source have.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        ValueError: if `target` is not empty, the source cannot be opened, or has no counterpart in that format.
+    """
+    target = Path(target)
+    if to not in FORMATS:
+        raise ValueError(f"The format is {to!r}; accepted are {' and '.join(FORMATS)}.")
+    require_new(target)
+    require_outside(target, source, model_base)
+    checkpoint, base = resolve(source, model_base)
+    if to == "hf":
+        require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
+    # Adapters do not count: they are rounded when they are merged.
+    dtype = dtype or widest_dtype([*checkpoint.files, *(base.files if base else ())])
+    tokenizer, model, processor, _ = load_pretrained_model(source, model_base, device="cpu", dtype=dtype)
+    _make_savable(model.generation_config)
+    with appearing_at_once(target) as folder:
+        if to == "llava":
+            model.save_pretrained(folder)
+            _save_tokenizer(tokenizer, folder)
+        else:
+            assert processor is not None
+            _write_hf(model, tokenizer, processor, folder)
+    return target
+
+
+def _write_hf(
+    model: LlavaLlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: CLIPImageProcessorPil,
+    folder: Path,
+) -> None:
+    """Weights, configuration and processor as transformers' LLaVA has them."""
+    image_token, pad_token = _add_tokens(tokenizer)
+    rows = max(model.config.vocab_size, len(tokenizer))
+    if rows > model.config.vocab_size:
+        rows = -(-rows // _ROWS) * _ROWS
+    config = config_there(model.config, image_token, pad_token, rows)
+    config.dtype = model.dtype
+    aspect_ratio = getattr(model.config, "image_aspect_ratio", None)
+    there = LlavaProcessor(
+        image_processor_there(processor, aspect_ratio),
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # CLS
+    )
+    save_torch_state_dict(_state_there(model, rows), folder)
+    config.save_pretrained(folder)
+    generation: Any = model.generation_config
+    generation.pad_token_id = pad_token
+    generation.save_pretrained(folder)
+    there.save_pretrained(folder)
+
+
+def _state_there(model: LlavaLlamaForCausalLM, rows: int) -> dict[str, Tensor]:
+    """The model's own tensors under transformers' names; only embeddings that need more rows are copied.
+
+    New rows are the mean of the old ones: the head never prefers such a token to all others.
+    """
+    state = dict(model.state_dict())
+    tied: Any = model.all_tied_weights_keys
+    for name in tied:
+        state.pop(name, None)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in state and len(state[name]) < rows:
+            weight = state[name]
+            mean = weight.float().mean(dim=0).to(weight.dtype)
+            state[name] = torch.cat([weight, mean.expand(rows - len(weight), -1)])
+    return {name_there(name): tensor for name, tensor in state.items()}
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Ids of `<image>` and of a padding token of its own, added behind the others where they are not there yet."""
+    known = tokenizer.get_vocab()
+    if DEFAULT_IMAGE_TOKEN not in known:
+        image = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
+        tokenizer.add_tokens([image], special_tokens=True)
+    shared = (tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token, None)
+    if _PAD_TOKEN in known or tokenizer.pad_token in shared:
+        tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
+    return tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN), tokenizer.pad_token_id
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Also with its `tokenizer.model`, where it was read from one: LLaVA's own program reads nothing else.
+
+    It does so with the class `LlamaTokenizer`, which the configuration therefore names.
+    """
+    tokenizer.save_pretrained(folder)
+    original = getattr(tokenizer, "vocab_file", None)
+    if original and Path(original).name == "tokenizer.model" and Path(original).is_file():
+        shutil.copy(original, folder)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer"}
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _make_savable(generation: GenerationConfig) -> None:
+    """Take out sampling options without sampling, which LLaVA-1.5 ships: they do nothing, and may not be saved."""
+    if not generation.do_sample:
+        generation.update(temperature=None, top_p=None, top_k=None)
+
+
+def require_new(target: Path) -> None:
+    """Refuse a target in which something would be overwritten.
+
+    Raises:
+        ValueError: if it is anything but an empty folder or nothing.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{str(target)!r} is not empty; name a new folder, nothing is overwritten.")
+
+
+def require_outside(target: Path, *sources: str | None) -> None:
+    """Refuse a target inside a folder that is read: what loads from there would no longer be what it was.
+
+    Raises:
+        ValueError: if it lies in one of them, also by way of links.
+    """
+    for source in sources:
+        if source and Path(source).is_dir() and target.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{str(target)!r} lies in {source!r}, which is read; name a folder outside of it.")
+
+
+@contextmanager
+def appearing_at_once(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when all is written, and is removed when something fails.
+
+    What is in it may be read by whom the umask says, also weights, which safetensors writes for their owner alone.
+    """
+    target = target.resolve()  # a link to an empty folder stays one
+    unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    try:
+        with told_where(target):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            follow_umask(unfinished)
+            unfinished.replace(target)
+    except SafetensorError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{target} cannot be written ({error}); make room there, or name another place.") from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.model.convert", description="Write a checkpoint in transformers' format or in LLaVA's."
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder or hub name of a checkpoint")
+    parser.add_argument("target", metavar="TARGET", help="new folder")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="hf: transformers' format; llava: LLaVA's own")
+    parser.add_argument("--model-base", help="model under a projector or LoRA adapters")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto keeps the source's")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        target = convert(options.source, options.target, options.to, options.model_base, DTYPES[options.dtype])
+    except (ValueError, OSError) as error:
+        sys.exit(f"convert: {error}")
+    print(_written(target))  # noqa: T201
+
+
+def _written(target: Path) -> str:
+    weights = weight_files(target)
+    size = sum(path.stat().st_size for path in weights) / 1e9
+    dtype = str(widest_dtype(weights)).removeprefix("torch.")
+    others = ", ".join(sorted(path.name for path in target.iterdir() if path not in weights))
+    return f"Wrote {target}: {size:.2f} GB of {dtype} in {len(weights)} weight file(s); {others}."
