@@ -1,6 +1,8 @@
 """Reading JSON from outside: whatever is wrong with it becomes a sentence that names the file and what to do.
 
 `json.loads` alone takes the last of two equal keys and numbers that are not finite, and raises three kinds of errors.
+Here keys that come twice and such numbers are refused: nobody knows which of two values was meant, and other programs
+read such a file otherwise or not at all.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ class NotJsonError(ValueError):
     """A text is not JSON, or not such as is accepted; the message is the reason, as a main clause without an end."""
 
 
-def parse_json(text: str | bytes, strict: bool = False) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -> Any:
+    """The value of a JSON text, in which no object holds a key twice and all numbers are finite.
 
     Args:
         text: UTF-8 if it is bytes; a byte order mark is left out.
-        strict: whether to refuse what a configuration should not hold: keys that come twice in an object, numbers that
-            are not finite, and halves of surrogate pairs.
+        strict: whether to refuse halves of surrogate pairs, too.
+        lenient: whether to take what `json.loads` takes: the last of equal keys, NaN and Infinity. For what a server
+            replies, which nobody can mend.
 
     Raises:
         NotJsonError: if it is no JSON, or is nested deeper than 100 lists and objects.
@@ -44,27 +47,36 @@ def parse_json(text: str | bytes, strict: bool = False) -> Any:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise NotJsonError(f"it is not UTF-8: byte 0x{error.object[error.start]:02x}") from error
-    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _refuse_constant, "parse_float": _finite}
+    text = text.removeprefix("\ufeff")
     try:
-        value = json.loads(text.removeprefix("\ufeff"), **(hooks if strict else {}))
+        value = (_LENIENT if lenient else _EXACT).decode(text)
     except json.JSONDecodeError as error:
         if not text.strip():
             raise NotJsonError("it is empty") from error
         raise NotJsonError(str(error)) from error
     except RecursionError as error:
         raise NotJsonError(f"it is nested more than {DEEPEST} deep") from error
+    except _NotFiniteError as error:
+        raise NotJsonError(f"{error}{_place_of_not_finite(text)}") from error
     except NotJsonError:
         raise
     except ValueError as error:  # a whole number of more digits than Python converts
         raise NotJsonError("it holds a number with too many digits") from error
     if text.count("[") + text.count("{") > DEEPEST:
         require_shallow(value)
-    if strict and "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise NotJsonError("it holds half of a surrogate pair") from error
+    if strict and "\\u" in text and not _is_encodable(json.dumps(value, ensure_ascii=False)):
+        raise NotJsonError(f"it holds half of a surrogate pair, which is no character{_at(value, _is_half, True)}")
     return value
+
+
+def decode_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place of a text, and where it ends.
+
+    Raises:
+        json.JSONDecodeError: if there is none.
+        NotJsonError: if an object in it holds a key twice, or a number is not finite.
+    """
+    return _EXACT.raw_decode(text, start)
 
 
 def require_shallow(value: Any) -> None:
@@ -153,21 +165,74 @@ def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], pla
     raise ValueError(f"{key} in {place} {said}; it must be {wanted}{' or null' if optional else ''}.")
 
 
+class _NotFiniteError(NotJsonError):
+    """A number is not finite; the message says which."""
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise NotJsonError(f"the key {shown(key)} comes twice in one object")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        key = next(name for number, name in enumerate(names) if name in names[:number])
+        raise NotJsonError(f"the key {shown(key)} comes twice in one object, {shown(found, 80)}; leave one of them")
     return found
 
 
 def _refuse_constant(name: str) -> Any:
-    raise NotJsonError(f"it holds {name}, which is no number of JSON")
+    raise _NotFiniteError(f"it holds {name}, which is no number of JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise NotJsonError(f"it holds {shown(text)}, which is too large a number")
+        raise _NotFiniteError(f"it holds {shown(text)}, which is too large a number")
     return number
+
+
+_LENIENT = json.JSONDecoder()
+_EXACT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _place_of_not_finite(text: str) -> str:
+    try:
+        return _at(_LENIENT.decode(text), _is_not_finite)
+    except (ValueError, RecursionError):  # another fault further on
+        return ""
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, str) and not _is_encodable(value)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _at(value: Any, is_meant: Callable[[Any], bool], with_value: bool = False) -> str:
+    """Where the first value (or key) that is meant stands, such as ", at 'conversations[0].value'"; "" at the top.
+
+    Args:
+        value: to look through.
+        is_meant: of a value or key.
+        with_value: whether to say it, too.
+    """
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        path, item = left.pop()
+        if is_meant(item):
+            return (f", at {shown(path)}" if path else "") + (f": {shown(item, 60)}" if with_value else "")
+        inner: Iterable[tuple[str, Any]] = ()
+        if isinstance(item, dict):
+            inner = ((f"{path}.{key}" if path else key, (key if is_meant(key) else each)) for key, each in item.items())
+        elif isinstance(item, list):
+            inner = ((f"{path}[{number}]", each) for number, each in enumerate(item))
+        left += reversed(list(inner))
+    return ""

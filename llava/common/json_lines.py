@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import NotJsonError, parse_json
+from llava.common.outside_files import read_bytes
+
+LARGEST = 4 << 30
+"""Bytes of the largest file that is read whole."""
 
 
 def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a file, each with its place for errors, such as "questions.jsonl, line 7".
+
+    Keys that come twice in an object, numbers that are not finite and halves of surrogate pairs are refused.
 
     A byte order mark in front and empty lines are skipped; line breaks may be those of Windows.
 
@@ -21,10 +27,9 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
             and the file is no list.
 
     Raises:
-        ValueError: if a line is not a JSON object.
-        OSError: if the file cannot be read.
+        ValueError: if a line is not a JSON object, or the file is no regular one or cannot be read.
     """
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = read_bytes(path, LARGEST).removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"[") and not torn_end:
         values = _parsed(content, str(path), advice)
         places = [f"{path}, entry {number}" for number in range(1, len(values) + 1)]
@@ -48,6 +53,6 @@ def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[s
 
 def _parsed(text: bytes, place: str, advice: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_json(text, strict=True)
     except NotJsonError as error:
         raise ValueError(f"{place} is not JSON ({error}); {advice}.") from error

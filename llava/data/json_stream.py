@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from llava.common.json_files import NotJsonError, parse_json, require_shallow
+from llava.common.json_files import NotJsonError, decode_at, parse_json, require_shallow
 
 CHUNK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -137,12 +137,12 @@ class _Window:
 
         Raises:
             json.JSONDecodeError: if there is none, even with the rest of the file.
+            NotJsonError: if an object in it holds a key twice, or a number is not finite.
         """
         self.peek()
-        decode = json.JSONDecoder().raw_decode
         while True:
             try:
-                value, end = decode(self.text, self.at)
+                value, end = decode_at(self.text, self.at)
             except json.JSONDecodeError:
                 if not self._read():
                     raise

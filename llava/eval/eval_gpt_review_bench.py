@@ -18,6 +18,7 @@ from typing import Any
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.program import as_program
+from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.llava_bench import (
     MAX_TOKENS,
     REMINDER,
@@ -29,7 +30,7 @@ from llava.eval.benchmarks.llava_bench import (
     review_task,
     shipped_rules,
 )
-from llava.eval.benchmarks.reading import need_field, read_json, read_json_lines
+from llava.eval.benchmarks.reading import need_id, need_question, read_json_lines, require_fields, require_some
 from llava.eval.judging.judge import Judge, Verdict
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import exit_status
@@ -51,15 +52,17 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
         [options.question, options.context, options.rule, *(path.expanduser() for path in options.answer_list)],
     )
     judge = Judge.from_environment(environment)
-    rules: Mapping[str, Any] = read_json(options.rule, LLaVABench.name) if options.rule else shipped_rules()
+    rules: Mapping[str, Any] = read_json_as(dict, options.rule, LLaVABench.name) if options.rule else shipped_rules()
     captions = read_captions(options.context)
     paths = [path.expanduser() for path in options.answer_list]
     first, second = (read_references(path) for path in paths)
     tasks = []
-    for number, question in enumerate(read_json_lines(options.question, LLaVABench.name), start=1):
-        for name in ("question_id", "text"):
-            need_field(question, name, f"{options.question}, line {number}")
-        identity = question["question_id"]
+    questions = require_some(read_json_lines(options.question, LLaVABench.name), options.question)
+    for number, question in enumerate(questions, start=1):
+        place = f"{options.question}, line {number}"
+        need_question(question, "text", place)
+        require_fields(question, place)
+        identity = need_id(question, "question_id", place)
         tasks.append(
             review_task(
                 number,

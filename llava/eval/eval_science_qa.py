@@ -120,8 +120,6 @@ def _unread(
 
 
 def _check(problems: Mapping[str, Any], options: argparse.Namespace) -> None:
-    if not problems:
-        raise ValueError(f"{options.base_dir / 'pid_splits.json'} lists no problem in the split {options.split!r}.")
     most = max(problem["answer"] for problem in problems.values()) + 1
     if most > len(options.options):
         raise ValueError(f"--options has {len(options.options)} letters, but right answers need {most}; give more.")

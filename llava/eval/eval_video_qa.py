@@ -69,7 +69,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"There is no answer file {str(path)!r}; {_WANTED}")
     answers: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(read_answer_lines(path), start=1):
+    for number, line in enumerate(read_answer_lines(path, _WANTED), start=1):
         missing = [name for name in ANSWER_FIELDS if name not in line]
         if missing:
             raise ValueError(
@@ -79,8 +79,6 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
         if name in answers:
             raise ValueError(f"{path} answers question {name!r} twice; leave one of the answers.")
         answers[name] = {field: "" if line[field] is None else str(line[field]) for field in ANSWER_FIELDS[1:]}
-    if not answers:
-        raise ValueError(f"{path} holds no answers; {_WANTED}")
     return answers
 
 

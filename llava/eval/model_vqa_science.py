@@ -40,9 +40,9 @@ def _questions(options: argparse.Namespace) -> Sequence[Question]:
     records = read_json(path, "sqa")
     if not isinstance(records, list):
         raise ValueError(f"{path} is not a JSON list of questions; give LLaVA's llava_test_CQM-A.json.")
-    chosen = chunk(records, options.num_chunks, options.chunk_idx)
     suffix = LETTER_PROMPT if options.single_pred_prompt else None
-    return science_questions(chosen, Path(options.image_folder), str(path), suffix)
+    questions = science_questions(records, Path(options.image_folder), str(path), suffix)
+    return chunk(questions, options.num_chunks, options.chunk_idx)
 
 
 if __name__ == "__main__":

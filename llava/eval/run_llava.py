@@ -16,6 +16,7 @@ from typing import Any
 from llava.common.image_opening import opening_of
 from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.program import as_program
+from llava.common.shown import shown
 from llava.common.terminal_text import say
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
@@ -33,6 +34,7 @@ from llava.inference.inputs import (
     sampling,
 )
 from llava.inference.places import image_files
+from llava.inference.question_text import check_question
 from llava.inference.template import choose_template
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
@@ -73,6 +75,8 @@ def eval_model(args: Any) -> str:
         get_template(options.conv_mode)
     if not isinstance(args.query, str):
         raise ValueError(f"query is {args.query!r}; it must be text.")
+    query = args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
+    check_question(query, f"--query {shown(args.query, 60)}")
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
     generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
@@ -87,7 +91,7 @@ def eval_model(args: Any) -> str:
     )  # fmt: skip
     opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
     images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
-    answer = chat.answer(args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN), images)
+    answer = chat.answer(query, images)
     say(answer)
     return answer
 

@@ -60,6 +60,9 @@ def _score_folder(options: argparse.Namespace) -> int:
             tell(f"{benchmark.title} could not be scored: {error}")
             continue
         print(printed(f"{place.folder}: {summary_line(results[-1])}"))
+        if not results[-1].num_answered:
+            failed = True
+            tell(f"{place.answers.path} holds no answers, so {benchmark.title} has no score; run llava.eval.run again.")
     if out is not None:
         write_headlines(results, out)
     return int(failed)

@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from llava.common.json_files import as_json
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 RULER = "=" * 33
+HIGHEST = 1000
+"""Grade that a review may give; judges are asked for 1 to 10."""
 
 Pairs = dict[str, list[Sequence[float]]]
 
@@ -69,6 +72,7 @@ def _pairs(path: Path, ignored: Collection[str]) -> tuple[Pairs, int]:
     """Grades by category, all of them under `all`; and how many reviews have none."""
     latest: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(read_answer_lines(path)):
+        _check(line, f"{path}, review {number + 1}")
         latest[str(line["question_id"]) if "question_id" in line else number] = line
     pairs: defaultdict[str, list[Sequence[float]]] = defaultdict(list)
     ungraded = 0
@@ -79,9 +83,24 @@ def _pairs(path: Path, ignored: Collection[str]) -> tuple[Pairs, int]:
         if not isinstance(grades, list) or len(grades) != 2 or min(grades) < 0:
             ungraded += 1
             continue
-        for name in dict.fromkeys((str(line.get("category", "all")), "all")):
+        for name in dict.fromkeys((line.get("category", "all"), "all")):
             pairs[name].append(grades)
     return dict(pairs), ungraded
+
+
+def _check(line: dict[str, Any], place: str) -> None:
+    """See that what a summary reads of a review is of its type; -1 stands for a grade that could not be read."""
+    if not isinstance(line.get("category", ""), str):
+        raise ValueError(f"{place} has the category {as_json(line['category'])}; it must be text. Mend the line.")
+    for name in ("tuple", "score"):
+        grades = line.get(name)
+        numbers = grades if isinstance(grades, list) else [] if grades is None else [grades]
+        kinds_fit = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        if not kinds_fit or any(not -1 <= number <= HIGHEST for number in numbers):
+            raise ValueError(
+                f"{place} has the {name} {as_json(grades)}; it must be a list of two numbers from 0 to {HIGHEST}, or "
+                "of -1 where there is no grade. Mend the line."
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from llava.conversation import SeparatorStyle, get_template
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.inference.ending import answer_text, end_tokens, needed_stop_string
 from llava.inference.inputs import place_images
+from llava.inference.question_text import check_question
 from llava.inference.streaming import Answering
 from llava.inference.template import choose_template
 from llava.inference.usage import Usage
@@ -147,8 +148,9 @@ class Chat:
             images: RGB images of this turn.
 
         Raises:
-            ValueError: if marks and images do not agree, the conversation is too long for the model, an image comes
-                when it cannot be seen any more, or the answer before this one is still being read.
+            ValueError: if the question is blank or no text, marks and images do not agree, the conversation is too long
+                for the model, an image comes when it cannot be seen any more, or the answer before this one is still
+                being read.
         """
         if images and self._turns and not self.reencode:
             raise ValueError(
@@ -156,6 +158,7 @@ class Chat:
                 "first question left; start a new one, or use reencode=True."
             )
         self._check_idle()
+        check_question(question)
         marked = place_images(question, len(images), self.model.config, self.conv_mode)
         new = list(process_images(images, self.image_processor, self.model.config)) if images else []
         return self._stream(self._request([*self._turns, marked], [*self._pixels, *new]), list(images))

@@ -42,7 +42,7 @@ from llava.inference.template import choose_template
 from llava.mm_utils import aspect_ratio_of, model_name_of
 from llava.model.builder import load_pretrained_model
 from llava.serve.overlay import draw_overlay
-from llava.serve.typed_lines import check_question, typed_lines
+from llava.serve.typed_lines import check_line, typed_lines
 
 COMMANDS = """commands in the chat:
   /image PATH          show an image (path or http(s) address) with the next question
@@ -130,7 +130,7 @@ class Session:
                 print("That takes more memory than there is; /reset starts afresh.", file=sys.stderr, flush=True)
 
     def _ask(self, question: str) -> None:
-        check_question(question)
+        check_line(question)
         before = len(self.chat.turns)
         try:
             for piece in self.chat.ask(question, self.pending):

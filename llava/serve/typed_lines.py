@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
 
+from llava.inference.question_text import check_question
+
 LONGEST_LINE = 1_000_000
 """Characters of a line that is read; no model can number that many tokens."""
-_UNDECODED = range(0xDC80, 0xDD00)  # what Python reads a byte as that is not of the encoding
 
 
 def typed_lines(source: TextIO, prompt: str) -> Iterator[str]:
@@ -41,27 +41,12 @@ def typed_lines(source: TextIO, prompt: str) -> Iterator[str]:
             return
 
 
-def check_question(question: str) -> None:
+def check_line(line: str) -> None:
     """Say why a line is no question.
 
     Raises:
-        ValueError: if it is too long, is not of the input's encoding, or holds control characters other than tabs.
+        ValueError: if it is too long, or as in `check_question`.
     """
-    if len(question) > LONGEST_LINE:
+    if len(line) > LONGEST_LINE:
         raise ValueError(f"The line has more than {LONGEST_LINE:,} characters, which no model takes; ask in fewer.")
-    for place, character in enumerate(question, start=1):
-        code = ord(character)
-        if code in _UNDECODED:
-            raise ValueError(
-                f"The line is not UTF-8: its character {place} is the byte 0x{code - 0xDC00:02x}. Convert the input, "
-                "for example with iconv -t UTF-8."
-            )
-        if character == "\x00":
-            raise ValueError(
-                f"The line holds a NUL at character {place}; input in UTF-16 has to be converted to UTF-8."
-            )
-        if character != "\t" and unicodedata.category(character) == "Cc":
-            raise ValueError(
-                f"The line holds the control character {character!r} at character {place}, as keys and coloured text "
-                "bring it; write the question without it."
-            )
+    check_question(line, "The line")

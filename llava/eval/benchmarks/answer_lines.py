@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.common.json_files import as_json
+from llava.common.json_files import as_json, need
 from llava.common.json_lines import read_objects
 from llava.eval.benchmarks.questions import AnswerKey, Question, numbered
+
+_NO_ANSWERS = "it answers no question, so give the file that the model's answers were written to."
 
 
 def answer_line(question: Question, text: str, answer_id: str, model_id: str) -> dict[str, Any]:
@@ -47,13 +49,19 @@ def answer_keys(lines: Iterable[Mapping[str, Any]]) -> list[AnswerKey]:
     return list(numbered(pairs))
 
 
-def read_answer_lines(path: Path) -> list[dict[str, Any]]:
+def read_answer_lines(path: Path, advice: str = _NO_ANSWERS) -> list[dict[str, Any]]:
     """The lines of an answer file; a text of null is empty.
 
+    Args:
+        path: of the file.
+        advice: what to do where it holds none, as a sentence from its second part on.
+
     Raises:
-        ValueError: if a line is not a JSON object, or its id, prompt or text is neither text nor a number.
+        ValueError: if there are none, a line is not a JSON object, or a field of it is of another type.
     """
     lines = [with_text(line) for line in read_objects(path, "remove the line or the file")]
+    if not lines:
+        raise ValueError(f"{path} holds no answers; {advice}")
     for number, line in enumerate(lines, start=1):
         check_answer(line, f"{path}, answer {number}")
     return lines
@@ -76,6 +84,11 @@ def check_answer(line: Mapping[str, Any], place: str) -> None:
     if not isinstance(line.get("answer_id"), str | int | float | None):
         said = as_json(line["answer_id"])
         raise ValueError(f"{place} has the answer_id {said}; it must be text. Remove the line or the file.")
+    metadata = line.get("metadata")
+    if metadata is not None:
+        need({"metadata": metadata}, "metadata", dict, place)
+        for name in ("visual_tokens", "seconds"):
+            need(metadata, name, float, f"{place}: metadata", optional=True)
 
 
 def with_text(line: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from llava.eval.benchmarks.answer_lines import with_text
 from llava.eval.benchmarks.base import JudgedBenchmark
+from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, need_text, read_json, read_json_lines, read_questions
+from llava.eval.benchmarks.reading import need_field, need_id, need_text, one_image, read_json_lines, read_questions
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 
@@ -47,7 +48,7 @@ class LLaVABench(JudgedBenchmark):
         """See `JudgedBenchmark`; `reviews` is in the format that `llava.eval.summarize_gpt_review` reads, too."""
         folder = root / _FOLDER
         own = folder / "rule.json"
-        rules = read_json(own, self.name) if own.is_file() else shipped_rules()
+        rules = read_json_as(dict, own, self.name) if own.is_file() else shipped_rules()
         captions = read_captions(folder / "context.jsonl")
         references = read_references(folder / "answers_gpt4.jsonl")
         tasks = []
@@ -98,7 +99,7 @@ def read_captions(path: Path) -> dict[str, str]:
         caption = need_field(record, "caption", place)
         lines = caption if isinstance(caption, list) else [caption]
         texts = [need_text({"caption": line}, "caption", place) for line in lines]
-        captions[str(need_field(record, "image", place))] = "\n".join(texts)
+        captions[one_image(record, place)] = "\n".join(texts)
     return captions
 
 
@@ -111,7 +112,9 @@ def read_references(path: Path) -> dict[str, Mapping[str, Any]]:
     references: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(read_json_lines(path, LLaVABench.name), start=1):
         need_text(with_text(record), "text", f"{path}, line {number}")
-        references[str(need_field(record, "question_id", f"{path}, line {number}"))] = with_text(record)
+        references[str(need_id(record, "question_id", f"{path}, line {number}"))] = with_text(record)
+    if not references:
+        raise ValueError(f"{path} holds no answers; give the file that they were written to.")
     return references
 
 
@@ -147,11 +150,11 @@ def review_task(
         ValueError: if the image has no caption, the category no rule, or a text is none.
     """
     identity = question["question_id"]
-    category = CATEGORY_PREFIX + str(need_field(question, "category", f"Question {identity}"))
+    category = CATEGORY_PREFIX + need_text(question, "category", f"Question {identity}")
     rule = rules.get(category)
-    if not isinstance(rule, dict) or not {"role", "prompt"} <= set(rule):
+    if not (isinstance(rule, dict) and isinstance(rule.get("role"), str) and isinstance(rule.get("prompt"), str)):
         raise ValueError(f"The rule file has no role and prompt for {category!r}; take llava/eval/table/rule.json.")
-    image = str(need_field(question, "image", f"Question {identity}"))
+    image = one_image(question, f"Question {identity}")
     if image not in captions:
         raise ValueError(f"context.jsonl says nothing about image {image!r} of question {identity}; download it again.")
     role = rule["role"]

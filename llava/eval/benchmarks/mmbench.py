@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llava.common.atomic_write import told_where
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import require
+from llava.eval.benchmarks.reading import require, require_characters, require_some
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.scoring.scores import Scores
 
@@ -115,7 +115,7 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
         benchmark: name, for errors.
 
     Raises:
-        ValueError: if the table is missing, or a row cannot be asked.
+        ValueError: if the table is missing or holds no row, or a row cannot be asked.
     """
     rows = _read_table(path, benchmark).to_dict("records")
     images = {row["index"]: row["image"] for row in rows}
@@ -126,6 +126,8 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
         options = _options(row, place)
         if not options or row["question"] is None:
             raise ValueError(f"{place} has no question or no option A; download the file again.")
+        for name in ("hint", "question", *LETTERS):
+            require_characters(row.get(name) or "", name, place)
         question = Question(
             question_id=row["index"],
             text="",
@@ -139,7 +141,7 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
             },
         )
         questions.append(_asked(question, options, LETTERS[: len(options)], 0, suffix))
-    return questions
+    return require_some(questions, path)
 
 
 def rotated(question: Question, suffix: str | None) -> list[Question]:
@@ -247,7 +249,13 @@ def _read_table(path: Path, benchmark: str) -> DataFrame:
         table = pandas.read_table(require(path, benchmark), dtype=str, keep_default_na=False)
         table["index"] = table["index"].astype(int)
         missing = [name for name in ("question", "image", "A") if name not in table.columns]
-    except (ValueError, KeyError) as error:
+        again = table["index"].duplicated() | (table["index"] < 0)
+        if again.any():
+            raise ValueError(f"the index {table['index'][again].iloc[0]} is negative or comes twice")
+        twice = [name for name in table.columns if re.sub(r"\.[0-9]+$", "", name) in set(table.columns) - {name}]
+        if twice:  # pandas numbers the second of two equal names
+            raise ValueError(f"the column {twice[0].rpartition('.')[0]!r} comes twice")
+    except (ValueError, KeyError, OverflowError) as error:
         if not path.exists():
             raise
         raise ValueError(f"{path} is not a table of MMBench ({error}); download it again.") from error

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import need
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, need_list, need_text, read_json_lines
+from llava.eval.benchmarks.reading import need_id, need_list, need_text, one_image, read_json_lines, require_some
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -35,9 +36,8 @@ def labelled_question(
         ValueError: if it lacks the answers.
     """
     answers = tuple(need_text(answer, "answer", place) for answer in need_list(annotation, "answers", place))
-    return Question(
-        question_id, text, (image,), facts={_ANSWERS: answers, "answer_type": annotation.get("answer_type")}
-    )
+    answer_type = need(annotation, "answer_type", str, place, optional=True)
+    return Question(question_id, text, (image,), facts={_ANSWERS: answers, "answer_type": answer_type})
 
 
 def open_scores(answered: Sequence[Answered], server: str) -> Scores:
@@ -92,8 +92,8 @@ def vqav2_submission(path: Path, given: Mapping[str, str], benchmark: str) -> li
         ValueError: if the file is missing or a line has no question_id.
     """
     submission = []
-    for number, record in enumerate(read_json_lines(path, benchmark), start=1):
-        question_id = need_field(record, "question_id", f"{path}, line {number}")
+    for number, record in enumerate(require_some(read_json_lines(path, benchmark), path), start=1):
+        question_id = need_id(record, "question_id", f"{path}, line {number}")
         text = given.get(str(question_id))
         submission.append({"question_id": question_id, "answer": "" if text is None else evalai_answer(text)})
     return submission
@@ -111,11 +111,11 @@ def vizwiz_submission(path: Path, given: Mapping[str, str], benchmark: str) -> l
         ValueError: if the file is missing, a line lacks a field, or a question has no answer.
     """
     submission, missing = [], []
-    for number, record in enumerate(read_json_lines(path, benchmark), start=1):
+    for number, record in enumerate(require_some(read_json_lines(path, benchmark), path), start=1):
         place = f"{path}, line {number}"
-        question_id = str(need_field(record, "question_id", place))
+        question_id = str(need_id(record, "question_id", place))
         if question_id in given:
-            image = need_field(record, "image", place)
+            image = one_image(record, place)
             submission.append({"image": image, "answer": evalai_answer(given[question_id])})
         else:
             missing.append(question_id)

@@ -17,7 +17,7 @@ from typing import Any
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, read_json_lines, read_questions, require
+from llava.eval.benchmarks.reading import need_field, need_text, read_json_lines, read_questions, require
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
 
@@ -72,7 +72,7 @@ def read_pope_questions(path: Path, images: Path) -> list[Question]:
     questions: list[Question] = []
     places: Counter[str] = Counter()
     for number, question in enumerate(read_questions(path, images, POPE.name), start=1):
-        category = str(need_field(question.facts, "category", f"{path}, line {number}"))
+        category = need_text(question.facts, "category", f"{path}, line {number}")
         facts = {**question.facts, "category": category, "place": places[category]}
         questions.append(dataclasses.replace(question, facts=facts))
         places[category] += 1

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llava.common.json_files import NotJsonError, as_json, parse_json
-from llava.common.json_lines import placed_objects, read_objects
+from llava.common.json_lines import LARGEST, placed_objects, read_objects
+from llava.common.outside_files import read_bytes
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.images import BadImageError, image_path
 from llava.data.media_keys import unread_media
 from llava.eval.benchmarks.questions import Question
+from llava.inference.question_text import check_question, fault_in
+
+Some = TypeVar("Some", bound=Sized)
 
 
 def require(path: Path, benchmark: str) -> Path:
@@ -34,12 +38,24 @@ def read_json(path: Path, benchmark: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: if it is missing or not JSON.
+        ValueError: if it is missing or not JSON, an object in it holds a key twice, a number is not finite, or a text
+            holds half of a surrogate pair.
     """
     try:
-        return parse_json(require(path, benchmark).read_bytes())
+        return parse_json(read_bytes(require(path, benchmark), LARGEST), strict=True)
     except NotJsonError as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from error
+
+
+def require_some(questions: Some, path: Path) -> Some:
+    """The questions of a file, if there are any.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not len(questions):
+        raise ValueError(f"{path} holds no question, so there is nothing to answer; get it anew, or give another.")
+    return questions
 
 
 def read_json_lines(path: Path, benchmark: str) -> list[dict[str, Any]]:
@@ -95,16 +111,71 @@ def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
     value = need_field(record, name, place)
     number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if isinstance(value, bool) or not (number or isinstance(value, str)):
-        raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text between quotation marks.")
+        raise ValueError(
+            f"{place} has the {name} {as_json(value)}; it must be text between quotation marks, or a number."
+        )
     return str(value)
 
 
 def need_id(record: Mapping[str, Any], name: str, place: str) -> int | str:
     """The id of a record: text that is not blank, or a number. Arguments and errors as `need_text`."""
-    if not need_text(record, name, place).strip():
+    text = need_text(record, name, place)
+    if not text.strip():
         raise ValueError(f"{place} has a blank {name}; give it a number or a name.")
+    require_characters(text, name, place)
     value: int | str = record[name]
     return value
+
+
+def need_question(record: Mapping[str, Any], name: str, place: str) -> str:
+    """The text of a record that a model is asked. Arguments as `need_text`.
+
+    Raises:
+        ValueError: if the record lacks it, or it is no text, blank, or such as `check_question` refuses.
+    """
+    text = need_field(record, name, place)
+    if not isinstance(text, str):
+        raise ValueError(f"{place} has the {name} {as_json(text)}; it must be text between quotation marks.")
+    check_question(text, f"{place} has a {name} that")
+    return text
+
+
+def require_characters(text: str, name: str, place: str) -> None:
+    """Refuse what is no text in an id, a category or a file's name: NUL, control characters, halves of pairs.
+
+    Args:
+        text: of the field.
+        name: of the field.
+        place: file and line, for the error.
+
+    Raises:
+        ValueError: if it holds one.
+    """
+    fault = fault_in(text)
+    if fault is not None:
+        raise ValueError(f"{place} has the {name} {shown(text, 60)}, which {fault}.")
+
+
+def require_fields(record: Mapping[str, Any], place: str) -> None:
+    """See that what a question file may say about a question is of its type: a `category`, and `options`.
+
+    Args:
+        record: of the file.
+        place: file and line, for the error.
+
+    Raises:
+        ValueError: if one is something else.
+    """
+    category = record.get("category")
+    if isinstance(category, bool) or not isinstance(category, str | int | None):
+        raise ValueError(f"{place} has the category {as_json(category)}; it must be text between quotation marks.")
+    require_characters(str(category), "category", place)
+    options = record.get("options")
+    texts = list(options.values()) if isinstance(options, dict) else options
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise ValueError(f"{place} has the options {as_json(options)}; they must be a list of texts.")
+    for text in texts or ():
+        require_characters(text, "option", place)
 
 
 def file_in(folder: Path, name: Any, place: str) -> Path:
@@ -140,17 +211,17 @@ def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = 
         about_text: whether there may be questions without an image, as in files of one's own.
 
     Raises:
-        ValueError: if the file is missing, a record lacks a field or names no image or other media, a text or
-            id is null, or an image does not lie in the folder. Whether images exist is not checked.
+        ValueError: if the file is missing or holds no question, a record lacks a field or names no image or other
+            media, a field is of another type or holds what `llava.inference.question_text` refuses, or an image does
+            not lie in the folder. Whether images exist is not checked.
     """
     questions = []
     for place, record in placed_objects(require(path, benchmark), "mend the line, or download the file again"):
         if not about_text:
             need_field(record, "image", place)
-        text = need_text(record, "text", place)
-        if not text.replace(DEFAULT_IMAGE_TOKEN, "").strip():
-            raise ValueError(f"{place} has a blank text, which asks nothing; mend the line, or take it out.")
-        names = _image_names(record, place)
+        text = need_question(record, "text", place)
+        require_fields(record, place)
+        names = image_names(record, place)
         if not names and not about_text:
             raise ValueError(f"{place} names no image; download the file again.")
         if not names and DEFAULT_IMAGE_TOKEN in text.replace(WRITTEN_IMAGE_TOKEN, ""):
@@ -164,10 +235,10 @@ def read_questions(path: Path, images: Path, benchmark: str, about_text: bool = 
                 facts={key: value for key, value in record.items() if key not in ("question_id", "text")},
             )
         )
-    return questions
+    return require_some(questions, path)
 
 
-def _image_names(record: Mapping[str, Any], place: str) -> list[str]:
+def image_names(record: Mapping[str, Any], place: str) -> list[str]:
     """The images that a record names: one, several or none.
 
     Raises:
@@ -176,11 +247,27 @@ def _image_names(record: Mapping[str, Any], place: str) -> list[str]:
     named = record.get("image")
     names = named if isinstance(named, list) else [] if named is None or named == "" else [named]
     for name in names:
-        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
-            raise ValueError(f"{place} has the image {shown(name)}; give the name of a file, or a list of names.")
-    names = [str(name) for name in names]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f"{place} has the image {as_json(name)}; give the name of a file between quotation marks, or a list of "
+                "names."
+            )
+        require_characters(name, "image", place)
     require_seen(record, names, place)
     return names
+
+
+def one_image(record: Mapping[str, Any], place: str) -> str:
+    """The one image that a record names. Arguments as `need_text`.
+
+    Raises:
+        ValueError: if it names none or several, or the field is something else.
+    """
+    need_field(record, "image", place)
+    names = image_names(record, place)
+    if len(names) != 1:
+        raise ValueError(f"{place} names {len(names)} images; name one as `image`.")
+    return names[0]
 
 
 def require_seen(record: Mapping[str, Any], names: Sequence[str], place: str) -> None:

@@ -17,7 +17,15 @@ from llava.common.atomic_write import write_whole
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, need_id, need_list, need_text, read_json, read_questions
+from llava.eval.benchmarks.reading import (
+    need_field,
+    need_id,
+    need_list,
+    need_text,
+    read_json,
+    read_questions,
+    require_some,
+)
 from llava.eval.scoring.scores import Scores
 
 _FOLDER = "seed_bench"
@@ -59,7 +67,10 @@ class SEED(Benchmark):
         questions = read_questions(folder / "llava-seed-bench.jsonl", folder, self.name)
         if not lacks_frames(root):
             return questions
-        return [question for question in questions if not _shows_frame(question)]
+        about_images = [question for question in questions if not _shows_frame(question)]
+        if not about_images:
+            raise ValueError(f"{folder / 'llava-seed-bench.jsonl'} asks about videos alone; {_NO_FRAMES}")
+        return about_images
 
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark.score`; an answer is right if it is the letter and nothing else."""
@@ -136,7 +147,7 @@ def read_annotation(path: Path, benchmark: str = SEED.name) -> list[SeedQuestion
                 kind,
             )
         )
-    return questions
+    return require_some(questions, path)
 
 
 def seed_accuracies(questions: Sequence[SeedQuestion], given: Mapping[str, str]) -> dict[str, float]:

@@ -16,7 +16,17 @@ from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import file_in, need_field, need_id, need_list, need_text, read_json, require_seen
+from llava.eval.benchmarks.reading import (
+    file_in,
+    image_names,
+    need_field,
+    need_id,
+    need_list,
+    need_question,
+    read_json,
+    require_fields,
+    require_some,
+)
 from llava.eval.scoring.scores import Scores
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -89,7 +99,8 @@ def science_questions(
         suffix: put behind each question on a line of its own; None for nothing.
 
     Raises:
-        ValueError: if a record lacks something, or names media besides `image`.
+        ValueError: if there are none, a record lacks something or names media besides `image`, or a field is of
+            another type.
     """
     questions = []
     for number, record in enumerate(records, start=1):
@@ -99,11 +110,13 @@ def science_questions(
         turns = need_field(record, "conversations", where)
         if not (isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "value" in turns[0]):
             raise ValueError(f"{where} has no text at conversations[0].value; download the file again.")
-        text = need_text(turns[0], "value", f"{where}, conversations[0]").replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        asked = need_question(turns[0], "value", f"{where}, conversations[0]")
+        text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip()
         text = f"{text}\n{suffix}" if suffix else text
-        named = record.get("image")
-        names = named if isinstance(named, list) else [named] if named else []
-        require_seen(record, [str(name) for name in names], where)
+        require_fields(record, where)
+        names = image_names(record, where)
+        if not names and DEFAULT_IMAGE_TOKEN in asked:
+            raise ValueError(f"{where} holds {DEFAULT_IMAGE_TOKEN} in its text, but names no image; add `image`.")
         questions.append(
             Question(
                 question_id=need_id(record, "id", where),
@@ -112,7 +125,7 @@ def science_questions(
                 prompt=f"{DEFAULT_IMAGE_TOKEN}\n" * len(names) + text,
             )
         )
-    return questions
+    return require_some(questions, Path(place))
 
 
 def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[str, Any]]:
@@ -144,6 +157,8 @@ def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[st
                 f"{place} has the answer {shown(answer)}, but {len(choices)} choices; download the file again."
             )
         chosen[number] = problem
+    if not chosen:
+        raise ValueError(f"{folder / 'pid_splits.json'} lists no problem in the split {split!r}; download it again.")
     return chosen
 
 

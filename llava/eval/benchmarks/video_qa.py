@@ -20,7 +20,15 @@ from llava.common.shown import shown
 from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import file_in, need_id, need_text, read_json
+from llava.eval.benchmarks.reading import (
+    file_in,
+    need_id,
+    need_question,
+    need_text,
+    read_json,
+    require_characters,
+    require_some,
+)
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 
@@ -77,17 +85,19 @@ class VideoQA(JudgedBenchmark):
         answers = right_answers(records, path, _records(folder / "test_a.json", self.name), folder / "test_a.json")
         for number, (record, answer) in enumerate(zip(records, answers, strict=True), start=1):
             place = f"{path}, record {number}"
-            name = self.prefix + need_text(record, "video_name", place)
+            video = need_text(record, "video_name", place)
+            require_characters(video, "video_name", place)
+            name = self.prefix + video
             usual = file_in(folder / self.videos, f"{name}{VIDEO_SUFFIXES[0]}", place)
             questions.append(
                 Question(
                     question_id=record["question_id"],
-                    text=need_text(record, "question", place),
+                    text=need_question(record, "question", place),
                     video=present.get(name, usual),
                     facts={"answer": answer},
                 )
             )
-        return questions
+        return require_some(questions, path)
 
     def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
         """See `Benchmark`; equal words are counted, which is no substitute for the judge."""

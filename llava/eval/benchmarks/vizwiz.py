@@ -24,7 +24,7 @@ from llava.eval.benchmarks.open_answers import (
     vizwiz_submission,
 )
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import file_in, need_field, need_text, read_questions
+from llava.eval.benchmarks.reading import file_in, need_question, one_image, read_questions, require_some
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -72,7 +72,7 @@ class VizWiz(Benchmark):
         questions = []
         for number, record in enumerate(read_json_as(list, path, self.name)):
             place = f"{path}, question {number + 1}"
-            text = f"{need_text(record, 'question', place)}\n{_REQUEST}"
-            image = file_in(images, need_field(record, "image", place), place)
+            text = f"{need_question(record, 'question', place)}\n{_REQUEST}"
+            image = file_in(images, one_image(record, place), place)
             questions.append(labelled_question(number, text, image, record, place))
-        return questions
+        return require_some(questions, path)

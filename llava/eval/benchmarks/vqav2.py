@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import need
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.open_answers import (
@@ -26,7 +27,7 @@ from llava.eval.benchmarks.open_answers import (
     vqav2_submission,
 )
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, need_text, read_questions
+from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_questions, require_some
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -75,20 +76,21 @@ class VQAv2(Benchmark):
         asked, labels, images = (folder / name for name in _VALIDATION)
         annotations = {}
         for number, record in enumerate(_records(labels, "annotations"), start=1):
-            annotations[need_field(record, "question_id", f"{labels}, annotation {number}")] = record
+            annotations[need_id(record, "question_id", f"{labels}, annotation {number}")] = record
         questions = []
         for number, record in enumerate(_records(asked, "questions"), start=1):
             place = f"{asked}, question {number}"
-            question_id = need_field(record, "question_id", place)
+            question_id = need_id(record, "question_id", place)
             if question_id not in annotations:
                 raise ValueError(f"{labels} has no annotation of question {question_id}; download both files again.")
-            image = images / f"COCO_val2014_{int(need_field(record, 'image_id', place)):012d}.jpg"
-            text = f"{need_text(record, 'question', place)}\n{SHORT_ANSWER}"
+            number_of_image = need(record, "image_id", int, place)
+            image = images / f"COCO_val2014_{number_of_image:012d}.jpg"
+            text = f"{need_question(record, 'question', place)}\n{SHORT_ANSWER}"
             label_place = f"{labels}, question {question_id}"
             questions.append(labelled_question(question_id, text, image, annotations[question_id], label_place))
-        return questions
+        return require_some(questions, asked)
 
 
 def _records(path: Path, name: str) -> list[Any]:
     """The list of that name in one of VQA's files."""
-    return list(need_field(read_json_as(dict, path, VQAv2.name), name, str(path)))
+    return need_list(read_json_as(dict, path, VQAv2.name), name, str(path))

@@ -22,6 +22,7 @@ from llava.data.images import explained, within_limits
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.inference.ending import answer_text, ending_options, needed_stop_string
 from llava.inference.inputs import best_device, place_images
+from llava.inference.question_text import fault_in
 from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of, preprocess_image
 from llava.model.builder import load_pretrained_model
@@ -156,6 +157,9 @@ class Respondent:
 
     def _question(self, prompt: Prompt) -> str:
         text, count = prompt.text, len(prompt.images)
+        fault = fault_in(text)
+        if fault is not None:  # asked all the same, as other models are: users of a harness cannot mend its tasks
+            logger.warning("A question %s. It is asked as it stands.", fault)
         marks = text.count(DEFAULT_IMAGE_TOKEN)
         if marks not in (0, count):
             logger.warning(

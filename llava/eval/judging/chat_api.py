@@ -220,7 +220,7 @@ class ChatApi:
         if status != 200:
             raise ChatError(f"{self._name} refuses the question ({said}).")
         try:
-            text, model = _completion(parse_json(response.body))
+            text, model = _completion(parse_json(response.body, lenient=True))
         except NotJsonError as error:
             why = self.redact(str(error))
             raise ChatError(
@@ -233,7 +233,7 @@ class ChatApi:
         text = _text(response)
         if "\\u" in text:  # the key may be written in escapes
             try:
-                text = json.dumps(parse_json(text), ensure_ascii=False)
+                text = json.dumps(parse_json(text, lenient=True), ensure_ascii=False)
             except NotJsonError:
                 text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
         text = printable(" ".join(self.redact(text).split()), _LONGEST_SAYING)

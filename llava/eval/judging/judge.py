@@ -23,11 +23,14 @@ from tqdm import tqdm
 
 from llava.common.atomic_write import append_whole
 from llava.common.json_files import NotJsonError, parse_json
+from llava.common.json_lines import LARGEST
+from llava.common.outside_files import read_bytes
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
 from llava.eval.scoring.scores import Scores
 
 WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
 DEFAULT_WORKERS = 8
+_BEGINNING = b'{"request": "'  # of every line of `verdict_line`
 PROMPT_VERSION = 1
 """Goes up whenever the wording of a request changes, so that numbers of different wordings are told apart."""
 
@@ -207,7 +210,7 @@ def _wait_for(threads: Sequence[Thread], told: SimpleQueue[BaseException | bool]
 class VerdictFile:
     """Verdicts as JSON lines, each on the disk before `add` returns; may be shared by threads.
 
-    A last line that a kill has torn is removed.
+    A last line that a kill has torn is removed; one that was never the beginning of a verdict is not.
 
     Args:
         path: created if missing, with its folder.
@@ -224,7 +227,7 @@ class VerdictFile:
         self.lines: dict[str, dict[str, Any]] = {}
         self._lock = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._read(path.read_bytes() if path.exists() else b"")
+        self._read(read_bytes(path, LARGEST) if path.exists() else b"")
         self._file: FileIO | None = FileIO(path, "a")
 
     def __enter__(self) -> VerdictFile:
@@ -261,6 +264,11 @@ class VerdictFile:
                         "another one."
                     )
                 self.lines[verdict["request"]] = verdict
+        if torn and not (torn.startswith(_BEGINNING) or _BEGINNING.startswith(torn)):
+            raise ValueError(
+                f"The last line of {self.path} is not the beginning of a verdict of this program; move the file away, "
+                "or name another one."
+            )
         if torn:
             os.truncate(self.path, len(content) - len(torn))
 
@@ -281,11 +289,12 @@ def verdict_line(digest: str, task: GradingTask, reply: Reply, grade: Grade | No
 
 
 def _content(line: Mapping[str, Any]) -> str:
-    return str(line["content"])
+    content: str = line["content"]
+    return content
 
 
 def _verdict(line: Mapping[str, Any], parse: Parser) -> Verdict:
-    return Verdict(parse(_content(line)), _content(line), str(line["judge"]), line.get("temperature", 0.0))
+    return Verdict(parse(_content(line)), _content(line), line["judge"], line.get("temperature", 0.0))
 
 
 def _line(line: bytes) -> dict[str, Any] | None:
@@ -293,8 +302,12 @@ def _line(line: bytes) -> dict[str, Any] | None:
         value = parse_json(line)
     except NotJsonError:
         return None
-    is_verdict = isinstance(value, dict) and {"request", "judge", "content"} <= set(value)
-    return value if is_verdict and isinstance(value["request"], str) else None
+    if not isinstance(value, dict):
+        return None
+    temperature = value.get("temperature")
+    is_verdict = all(isinstance(value.get(name), str) for name in ("request", "judge", "content"))
+    is_number = isinstance(temperature, int | float | None) and not isinstance(temperature, bool)
+    return value if is_verdict and is_number else None
 
 
 def judge_is_configured(environment: Mapping[str, str] | None = None) -> bool:
