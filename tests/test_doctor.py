@@ -16,16 +16,17 @@ import pytest
 import torch
 
 from llava.compression import CompressionConfig
+from llava.cost.machine import Device, System, TorchBuild, probe_devices, probe_system, probe_torch
 from llava.cost.memory import GIB
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
 from llava.doctor import __main__ as program
 from llava.doctor.communication import CommunicationTest, try_communication
+from llava.doctor.examination import Imports, Machine
 from llava.doctor.faults import find_faults
 from llava.doctor.fit import Request, Room, batch_sizes, best_plan, table
 from llava.doctor.imports import import_errors
 from llava.doctor.kernels import Check, attention_checks, eager_attention, precision_checks
-from llava.doctor.machine import Device, Imports, Machine, System, TorchBuild, probe_devices, probe_system, probe_torch
 from llava.doctor.packages import Package, read_packages
 from llava.doctor.report import to_json, to_text
 

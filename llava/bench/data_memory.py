@@ -33,7 +33,7 @@ from llava.common.atomic_write import write_whole
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import claim_folder
 from llava.common.program import as_program
-from llava.cost.timing import machine
+from llava.cost.machine import measured_on
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import read_records
 
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(options: argparse.Namespace, path: Path, cache: Path) -> dict[str, Any]:
-    print(f"{machine(torch.device('cpu'))}, datasets {version('datasets')}, pyarrow {version('pyarrow')}")
+    print(f"{measured_on(torch.device('cpu'))}, datasets {version('datasets')}, pyarrow {version('pyarrow')}")
     started = time.perf_counter()
     write_conversations(path, options.records)
     print(f"{options.records:,} records, {path.stat().st_size / MIB:,.0f} MiB of JSON", end="")
@@ -188,7 +188,7 @@ def _measure(options: argparse.Namespace, path: Path, cache: Path) -> dict[str, 
         f"tables built in {built['seconds']:.0f} s, peak {built['peak_rss']:,.0f} MiB in the leading process;", end=""
     )
     print(f" records {sizes['records'] / MIB:,.0f} MiB, tokens {sizes['tokens'] / MIB:,.0f} MiB", flush=True)
-    figures: dict[str, Any] = {"machine": machine(torch.device("cpu")), "build": built, "bytes": sizes}
+    figures: dict[str, Any] = {"machine": measured_on(torch.device("cpu")), "build": built, "bytes": sizes}
     figures |= {"records": options.records, "json_bytes": path.stat().st_size}
     for way in ("tables", "list"):
         task = partial(open_and_fork, way, path, cache, options.workers, options.encoded)

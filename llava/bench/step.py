@@ -30,8 +30,9 @@ from llava.cost.flops import (
     training_passes,
     visual_tokens_per_layer,
 )
+from llava.cost.machine import measured_on
 from llava.cost.shapes import DecoderShape, VisionShape
-from llava.cost.timing import interleaved, machine, spread
+from llava.cost.timing import interleaved, spread
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
@@ -150,13 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = build_model(options.shape, device, getattr(torch, options.dtype))
     if options.activation_checkpointing:
         model.gradient_checkpointing_enable()
-    print(machine(device))
+    print(measured_on(device))
     print(f"{options.shape}, batch {options.batch_size}, {options.text_tokens} text tokens, {options.dtype}")
     rows = [row for mode in options.mode for row in measure(model, options, mode, print)]
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
     if options.json:
-        write_whole(options.json, json.dumps({"machine": machine(device), "rows": rows}, indent=1))
+        write_whole(options.json, json.dumps({"machine": measured_on(device), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig
 from llava.common.number_flags import count
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.cost.timing import interleaved, machine, spread
+from llava.cost.machine import measured_on
+from llava.cost.timing import interleaved, spread
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         variants[name] = partial(tower, images, CompressionConfig.resolve(name).v2v)
     with torch.no_grad():
         seconds = interleaved(variants, options.repeats, device)
-    print(machine(device))
+    print(measured_on(device))
     print(f"ViT-L/14-336, layer -2, batch {options.batch_size}, {options.dtype}, median of {options.repeats} (range)")
     plain = median(seconds["without V2V"])
     for name, runs in seconds.items():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
-import transformers
 
 
 def interleaved(
@@ -42,13 +40,3 @@ def wait_for(device: torch.device) -> None:
 def spread(seconds: list[float]) -> str:
     """Median and range, in milliseconds."""
     return f"{median(seconds) * 1e3:9.1f} ms ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
-
-
-def machine(device: torch.device) -> str:
-    """One line that says what was measured on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{name}; {versions}, Python {platform.python_version()}"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from llava import conversation, mm_utils
 from llava.compression import salience
 from llava.compression.salience import SalientFinder, salient_spans
 from llava.conversation import get_template
+from llava.cost.machine import usable_cores, version_of
 from llava.data import records, spoken_text, tokenization
 from llava.data.cache import cached_table, digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
@@ -96,7 +95,8 @@ class RecordEncoder:
         if self.salient_name is None:
             return None
         backend, _, pipeline = self.salient_name.partition(":")
-        return " ".join([self.salient_name, _version(backend), _version(pipeline or "en_core_web_sm")])
+        versions = (version_of(name) or "unknown version" for name in (backend, pipeline or "en_core_web_sm"))
+        return " ".join([self.salient_name, *versions])
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -174,12 +174,4 @@ def _require_no_faults(tokens: Dataset, path: Path) -> None:
 
 
 def _processes(rows: int) -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, MAX_PROCESSES, rows // ROWS_PER_PROCESS))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except (metadata.PackageNotFoundError, ValueError):
-        return "unknown version"
+    return max(1, min(usable_cores(), MAX_PROCESSES, rows // ROWS_PER_PROCESS))

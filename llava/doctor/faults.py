@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from llava.cost.memory import GIB, checkpoint_bytes
 from llava.cost.recipes import Recipe
+from llava.doctor.examination import Machine
 from llava.doctor.fit import Request, Room
 from llava.doctor.kernels import FUSED
-from llava.doctor.machine import Machine
 
 INSTALL = "pip install -c constraints.txt -e"
 SMALLEST_SHARED_MEMORY = GIB

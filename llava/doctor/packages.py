@@ -15,6 +15,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from llava.cost.machine import version_of
+
 PROJECT = "duet-llava"
 IMPORT_SECONDS = 180
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -60,8 +62,8 @@ def read_packages() -> tuple[Package, ...]:
         if requirement.name not in found and extra in _EXTRAS:
             accepted = str(requirement.specifier)
             name = requirement.name
-            found[name] = Package(name, extra, _installed(name), accepted, pins.get(_plain(name)))
-    vision = _installed("torchvision")
+            found[name] = Package(name, extra, version_of(name), accepted, pins.get(_plain(name)))
+    vision = version_of("torchvision")
     if vision is not None:
         found["torchvision"] = Package("torchvision", "not asked for", vision, "", None)
     return tuple(found.values())
@@ -108,13 +110,6 @@ def _requirements() -> list[tuple[str, Requirement]]:
         return []
     extras = (re.search(r"extra == ['\"]([\w-]+)['\"]", line) for line in lines)
     return [(match.group(1) if match else "", Requirement(line)) for match, line in zip(extras, lines, strict=True)]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(name: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from llava.cost.flops import describe
 from llava.cost.memory import GIB, STAGES, Need, need
 from llava.cost.recipes import RECIPES, Recipe
+from llava.doctor.examination import Machine
 from llava.doctor.faults import Fault
 from llava.doctor.fit import Cell, Plan, Request, Room, batch_sizes
 from llava.doctor.kernels import Check
-from llava.doctor.machine import Machine
 
 WIDTH = 110
 NAME = 26

@@ -33,9 +33,10 @@ from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.cost.flops import average_visual_tokens, describe, kv_bytes, prefill_flops, visual_tokens_per_layer
+from llava.cost.machine import measured_on
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape
-from llava.cost.timing import interleaved, machine, wait_for
+from llava.cost.timing import interleaved, wait_for
 from llava.eval.runner.settings import open_checkpoint
 from llava.inference.inputs import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(machine(model.device))
+    print(measured_on(model.device))
     print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
     print(table(costs, load))
     if options.json:
@@ -335,7 +336,7 @@ def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], lo
     """Everything that was computed and measured."""
     rows = [dataclasses.asdict(cost) | {"decode_tokens_per_second": decode_rate(cost, load)} for cost in costs]
     return {
-        "machine": machine(model.device),
+        "machine": measured_on(model.device),
         "model": options.model_path,
         "random_weights": options.random_weights,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import torch
 import transformers
 
+from llava.cost.machine import version_of
 from llava.verify.compare import Measurement, largest
 from llava.verify.run import BY_DESIGN, FAIL, OK, STATUSES, UNREADABLE, Outcome
 
@@ -66,20 +66,13 @@ def environment(device: torch.device) -> dict[str, str | None]:
     on_gpu = device.type == "cuda"
     return {
         "device": f"{device} {torch.cuda.get_device_name(device)}" if on_gpu else str(device),
-        "duet-llava": _own_version(),
+        "duet-llava": version_of("duet-llava"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
         "rocm": torch.version.hip if on_gpu else None,
         "python": platform.python_version(),
     }
-
-
-def _own_version() -> str | None:
-    try:
-        return metadata.version("duet-llava")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:

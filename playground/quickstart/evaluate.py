@@ -33,6 +33,7 @@ from llava.common.program import as_program
 from llava.compression import CompressionConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.cost.flops import prefill_flops, visual_tokens_per_layer
+from llava.cost.machine import describe_machine
 from llava.cost.shapes import DecoderShape, VisionShape
 from llava.data.collator import SupervisedCollator
 from llava.data.images import image_path, open_rgb
@@ -42,7 +43,6 @@ from llava.inference.template import choose_template
 from llava.mm_utils import get_model_name_from_path, preprocess_image
 from llava.model.builder import load_pretrained_model
 from llava.model.trace import CompressionTrace, trace_compression
-from playground.quickstart.machine import describe_machine
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 
 MAX_NEW_TOKENS = 12

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from llava.common.folder_lock import alone_in
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.program import as_program
+from llava.cost.machine import usable_cores
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.crew import workers
 from playground.study.place import Place, StudySettings
@@ -87,8 +88,7 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
     Returns:
         What went wrong, by name of the job.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // jobs))  # read by the processes that start below
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))  # read by the processes that start below
     waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
     failed: dict[str, BaseException] = {}
     total = sum(map(len, waiting.values()))

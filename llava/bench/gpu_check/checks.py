@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from llava.bench.gpu_check.task import NotHereError, Task
+from llava.cost.machine import version_of
 
 ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "flash-attn", "triton", "numpy", "pytest")
@@ -30,7 +30,7 @@ def environment(task: Task) -> bool:
         "system": platform.platform(),
         "python": platform.python_version(),
         "processors": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         **_commit(),
@@ -50,13 +50,6 @@ def environment(task: Task) -> bool:
     found["works"] = bool((one @ one == 64).all())
     task.found("row", **found)
     return bool(found["works"])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> dict[str, Any]:

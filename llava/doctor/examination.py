@@ -1,0 +1,79 @@
+"""What this machine has. Every probe returns what it saw and raises nothing: a fault is a finding."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from llava.cost.machine import Device, System, TorchBuild, probe_devices, probe_system, probe_torch, value_or
+from llava.doctor.communication import CommunicationTest, try_communication
+from llava.doctor.kernels import Check, attention_checks, precision_checks
+from llava.doctor.packages import Package, read_packages, try_imports
+
+
+@dataclass(frozen=True)
+class Imports:
+    """How importing went, in a process of its own.
+
+    Attributes:
+        errors: by module, why it cannot be imported although it is installed.
+        operations: of DeepSpeed, whether each can be used or built here.
+        problem: why nothing could be tried.
+    """
+
+    errors: dict[str, str]
+    operations: dict[str, bool]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything that was probed."""
+
+    system: System
+    torch: TorchBuild
+    devices: tuple[Device, ...]
+    precision: tuple[Check, ...]
+    attention: tuple[Check, ...]
+    packages: tuple[Package, ...]
+    imports: Imports
+    tools: dict[str, str | None]
+    communication: CommunicationTest | None
+
+
+def examine(output_dir: str = "./checkpoints", comm_test: bool = False) -> Machine:
+    """Probe this machine.
+
+    Args:
+        output_dir: whose free disk counts; it need not exist.
+        comm_test: try an all-reduce on a machine without several devices too, with two processes on the CPU.
+    """
+    devices = probe_devices()
+    device = torch.device("cuda" if devices else "cpu")
+    communication = None
+    if len(devices) > 1:
+        communication = try_communication("nccl", len(devices))
+    elif comm_test:
+        communication = try_communication("gloo", 2)
+    return Machine(
+        system=probe_system(output_dir),
+        torch=probe_torch(),
+        devices=devices,
+        precision=precision_checks(device),
+        attention=attention_checks(device),
+        packages=value_or(read_packages, ()),
+        imports=probe_imports(),
+        tools={tool: shutil.which(tool) for tool in ("g++", "ninja", "nvcc", "hipcc")},
+        communication=communication,
+    )
+
+
+def probe_imports() -> Imports:
+    """Import what training imports."""
+    try:
+        found = try_imports()
+    except (OSError, RuntimeError, ValueError) as error:
+        return Imports({}, {}, f"{error}")
+    return Imports(found["errors"], found["operations"])
