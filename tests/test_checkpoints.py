@@ -455,7 +455,7 @@ def test_a_name_on_the_hub_is_fetched_first(
         asked.append((name, allow_patterns, options))
         return str(folders / name.split("/")[1])
 
-    monkeypatch.setattr("llava.checkpoints.hub.snapshot_download", download)
+    monkeypatch.setattr("llava.checkpoints.contents.snapshot_download", download)
     options = {"cache_dir": str(tmp_path), "revision": "main"}
     model = load_pretrained_model("owner/llava-1.5-7b-hf", device="cpu", dtype=torch.float64, **options)[1]
     torch.testing.assert_close(logits(model), expected, **EXACT)

@@ -1,4 +1,4 @@
-"""What a folder holds: which kind of checkpoint, with which configuration and weight files.
+"""What a name stands for, and what its folder holds: which kind of checkpoint, with which configuration and files.
 
 The content decides; the folder's name only says what a `config.json` without `model_type` leaves open.
 """
@@ -12,11 +12,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 from transformers import CLIPVisionConfig, MistralConfig
 
-from llava.checkpoints.config_fields import check_fields, read_config
 from llava.checkpoints.lora import is_lora_folder
-from llava.checkpoints.settings_files import check_processor, check_settings_files, read_by_library
+from llava.checkpoints.settings_files import (
+    check_fields,
+    check_processor,
+    check_settings_files,
+    read_by_library,
+    read_config,
+)
 from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
@@ -28,6 +35,16 @@ logger = logging.getLogger(__name__)
 
 _LLAMA = ("llava_llama", "llava", "llama")
 _MISTRAL = ("llava_mistral", "mistral")
+# Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
+# that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
+_NOT_CONFIGURED = (
+    "model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_internal", "use_kernels",
+)  # fmt: skip
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_SETTINGS = ["*.json", "*.model", "*.txt", "*.jinja"]
+_SAFETENSORS = ["model*.safetensors", "adapter_model.safetensors", "mm_projector.safetensors"]
+_PICKLES = ["adapter_model.bin", "mm_projector.bin", "non_lora_trainables.bin"]
 
 
 class Kind(StrEnum):
@@ -174,14 +191,6 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
     return config
 
 
-# Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
-# that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
-_NOT_CONFIGURED = (
-    "model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "attn_implementation",
-    "_attn_implementation", "_attn_implementation_internal", "use_kernels",
-)  # fmt: skip
-
-
 def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:
     merge = getattr(config, "mm_patch_merge_type", None) or "flat"
     if merge != "flat":
@@ -227,3 +236,33 @@ def _nothing_in(folder: Path) -> str:
             f"{text}, but DeepSpeed's pieces; put them together with python -m llava.model.consolidate {folder} TARGET."
         )
     return f"{text}; give a folder that does."
+
+
+def fetch(name: str, **options: Any) -> Path:
+    """The folder of a model; what is on the hub is downloaded first, safetensors rather than pickles.
+
+    Args:
+        name: a folder, or `owner/model` on the hub.
+        options: of `HUB_OPTIONS`, as in transformers.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(
+            f"There is no folder {name!r}; give the folder of a model, or a name on the hub (owner/model)."
+        )
+    try:
+        fetched = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, *_SAFETENSORS, *_PICKLES], **options))
+        if not any(fetched.glob("model*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin"], **options)
+    except (OSError, HFValidationError, RevisionResolutionError) as error:
+        raise ValueError(
+            f"{name!r} is no folder here and could not be fetched from the hub; check name and network, or give a "
+            f"folder. ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
+    logger.info("%s lies in %s.", name, fetched)
+    return fetched

@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from llava.checkpoints.contents import Checkpoint, Kind, examine
+from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
 from llava.checkpoints.fit import require_fit, require_padding_row, require_tower
-from llava.checkpoints.hub import HUB_OPTIONS, fetch
 from llava.checkpoints.lora import NON_LORA_FILE, base_model_of, merge_lora
 from llava.checkpoints.quantization import bitsandbytes_config
-from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
+from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer, stop_at_end_mark
 from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.compression.config import CompressionConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.conversation import TEMPLATE_FIELD, recorded_template
-from llava.model.end_mark import stop_at_end_mark
 from llava.model.finite import require_finite_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.checkpoints.hub import fetch
+from llava.checkpoints.contents import fetch
 from llava.data.cache import digest_text
 from llava.model.weights import weight_files
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.checkpoints.config_fields import read_config
-from llava.checkpoints.contents import Checkpoint, Kind, examine, vision_config
-from llava.checkpoints.hub import fetch
+from llava.checkpoints.contents import Checkpoint, Kind, examine, fetch, vision_config
+from llava.checkpoints.settings_files import read_config
 from llava.mm_utils import ASPECT_RATIOS
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.conversation import TEMPLATE_FIELD, SeparatorStyle, get_template, recorded_template
 from llava.data.end_marks import end_mark_warning
-from llava.model.end_mark import stop_at_end_mark
 from llava.train.arguments import ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
