@@ -27,7 +27,7 @@ from llava.data.check.report import Report, in_order
 from llava.data.check.run import check
 from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import SourceError, read_objects, read_sources, write_clean
-from llava.data.check.workers import MOST_DEATHS, Crew, chunks_of
+from llava.data.check.worker_pool import MOST_DEATHS, WorkerPool, chunks_of
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.records import parse_record
 
@@ -66,23 +66,23 @@ def test_results_in_parallel_equal_those_of_one_process(folder: Path) -> None:
 def test_worker_that_dies_costs_its_item_alone() -> None:
     items = list(range(40))
     items[9], items[30] = -1, -2
-    crew = Crew(dying_worker.square, lambda item, tried: (item, tried), workers=2)
-    results = [result for chunk in crew.run(chunks_of(items, 4)) for result in chunk]
+    pool = WorkerPool(dying_worker.square, lambda item, tried: (item, tried), workers=2)
+    results = [result for chunk in pool.run(chunks_of(items, 4)) for result in chunk]
     expected: list[Any] = [item * item for item in items]
     expected[9], expected[13], expected[30] = (-1, True), (13, True), (-2, True)
     assert results == expected
-    assert crew.deaths == 3
+    assert pool.deaths == 3
 
 
 def test_items_are_no_longer_tried_once_too_many_have_killed_their_process() -> None:
-    crew = Crew(dying_worker.square, lambda item, tried: (item, tried), workers=1, deaths=MOST_DEATHS - 1)
-    assert list(crew.run([[2, 3], [-1, -2, 4]])) == [[4, 9], [(-1, True), (-2, False), (4, False)]]
+    pool = WorkerPool(dying_worker.square, lambda item, tried: (item, tried), workers=1, deaths=MOST_DEATHS - 1)
+    assert list(pool.run([[2, 3], [-1, -2, 4]])) == [[4, 9], [(-1, True), (-2, False), (4, False)]]
 
 
 def test_workers_that_cannot_start_are_told_at_once() -> None:
-    crew = Crew(dying_worker.never_starts, lambda item, tried: item, workers=1)
+    pool = WorkerPool(dying_worker.never_starts, lambda item, tried: item, workers=1)
     with pytest.raises(RuntimeError, match="--workers 0"):
-        list(crew.run([[1]]))
+        list(pool.run([[1]]))
 
 
 def test_record_whose_worker_dies_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

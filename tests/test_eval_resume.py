@@ -31,7 +31,7 @@ from llava.eval.benchmarks.mmbench import table_questions
 from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run import main
-from llava.eval.runner import workers
+from llava.eval.runner import device_workers as workers
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.sessions import counted, described
@@ -108,7 +108,7 @@ def test_an_answer_without_a_text_is_told(tmp_path: Path):
 
 
 def running() -> dict[int, int]:
-    """Processes that are alive, each with the one that started it."""
+    """WorkerProcesses that are alive, each with the one that started it."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

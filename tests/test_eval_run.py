@@ -37,11 +37,11 @@ from llava.eval.benchmarks import NAMES
 from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse
 from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.device_workers import Assignment, _work
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, compression_name
-from llava.eval.runner.opening import template_of
+from llava.eval.runner.from_flags import template_of
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import choose_judge
-from llava.eval.runner.workers import Assignment, _work
 from llava.eval.score import main as score
 from llava.eval.scoring.results import Result
 

@@ -31,7 +31,7 @@ from llava.eval.asking import Preparer, open_picture
 from llava.eval.benchmarks.questions import Question
 from llava.eval.harnesses.harness import Prompt, Respondent
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.jobs import Job, Subject
+from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.inference.inputs import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.llava_config import LlavaConfig
@@ -364,7 +364,7 @@ def test_chat_opens_photos_as_the_model_was_trained_unless_told_otherwise(odd, t
 
 
 def test_answers_belong_to_the_opening_they_were_given_under(odd, tmp_path: Path) -> None:
-    subject = Subject("m", None, "m", {}, CompressionConfig.resolve("none"), "none", "float32")
+    subject = EvaluatedModel("m", None, "m", {}, CompressionConfig.resolve("none"), "none", "float32")
 
     def identity(opening: str, *images: Path) -> dict[str, Any]:
         manner = Manner("v1", 8, image_opening=opening)

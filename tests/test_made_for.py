@@ -20,7 +20,7 @@ from llava.compression.made_for import MadeFor
 from llava.data.check import command as data_check
 from llava.doctor import __main__ as doctor
 from llava.eval import cost, run
-from llava.eval.runner.opening import subject_of
+from llava.eval.runner.from_flags import evaluated_model
 from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
 from llava.train import building
@@ -209,9 +209,9 @@ REFUSED = r"The compression video-136 is made for video-llava with 32 decoder la
 def test_the_evaluation_refuses_them_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--model-path", str(folder), "--device", "cpu", "--compression"]
     with pytest.raises(ValueError, match=REFUSED):
-        subject_of(run.parse([*words, "video-136"]))
-    assert subject_of(run.parse([*words, "fastv"])).compression_name == "fastv"
-    assert subject_of(run.parse([*words, "duet-192", "--dominant", "9"])).compression.v2v.dominant == 9
+        evaluated_model(run.parse([*words, "video-136"]))
+    assert evaluated_model(run.parse([*words, "fastv"])).compression_name == "fastv"
+    assert evaluated_model(run.parse([*words, "duet-192", "--dominant", "9"])).compression.v2v.dominant == 9
     assert run.main([*words, "video-136", "--benchmarks", "pope"]) == 2
     assert "The compression video-136 is made for video-llava" in capsys.readouterr().err
 

@@ -23,7 +23,7 @@ from llava.eval.harnesses.harness import Respondent
 from llava.eval.harnesses.lmms_eval_model import DuetLlava
 from llava.eval.model_vqa_loader import parser as vqa_parser
 from llava.eval.run_llava import eval_model
-from llava.eval.runner.opening import subject_of
+from llava.eval.runner.from_flags import evaluated_model
 from llava.inference.chat import Chat
 from llava.inference.ending import end_tokens, ending_options, needed_stop_string
 from llava.inference.template import choose_template
@@ -132,7 +132,7 @@ def test_every_program_asks_in_it_unless_told_otherwise(
     assert Respondent.open(path, device="cpu").conv_mode == "chatml"
     assert DuetLlava(pretrained=path, device="cpu")._respondent.conv_mode == "chatml"
     options = vqa_parser().parse_args(["--model-path", path])
-    assert subject_of(options).template == "chatml"
+    assert evaluated_model(options).template == "chatml"
     asked = Namespace(model_path=path, template=None, image_folder=str(tmp_path), image_opening=None)
     assert Subject.load(asked).template == "chatml"
     seen = []
@@ -164,7 +164,7 @@ def test_another_template_is_used_when_asked_for_and_warned_about(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         words = ["--model-path", str(assets / "whole"), "--conv-mode", "v0"]
-        assert subject_of(vqa_parser().parse_args(words)).template == "v0"
+        assert evaluated_model(vqa_parser().parse_args(words)).template == "v0"
         assert "v0 was asked for and is used" in caplog.text
         caplog.clear()
         v1 = SimpleNamespace(conversation_template="v1")

@@ -59,7 +59,7 @@ def script(folder: Path, text: str) -> subprocess.Popen[bytes]:
 LOADER = """
 import os, sys, time
 from torch.utils.data import DataLoader
-from llava.data.workers import leave_signals_to_parent
+from llava.common.child_processes import leave_signals_to_parent
 
 class Numbers:
     def __len__(self):
@@ -139,7 +139,7 @@ def test_no_process_that_prepares_data_outlives_the_run(tmp_path: Path, by: sign
     """Pool and manager, as the library that prepares tables starts them."""
     text = """
         import multiprocessing, os, time
-        from llava.data.workers import forks_end_with_parent
+        from llava.common.child_processes import forks_end_with_parent
         context = multiprocessing.get_context("fork")
         with forks_end_with_parent():
             pool, manager = context.Pool(2), context.Manager()
@@ -163,9 +163,9 @@ def test_no_process_that_prepares_data_outlives_the_run(tmp_path: Path, by: sign
 def test_no_process_of_a_data_check_outlives_it(tmp_path: Path, by: signal.Signals) -> None:
     text = """
         from dying_worker import slow
-        from llava.data.check.workers import Crew
+        from llava.data.check.worker_pool import WorkerPool
         if __name__ == "__main__":
-            for results in Crew(slow, None, 2).run([[0.0], *([[30.0]] * 20)]):
+            for results in WorkerPool(slow, None, 2).run([[0.0], *([[30.0]] * 20)]):
                 open("ready", "w").close()
     """
     process = script(tmp_path, text)

@@ -33,7 +33,7 @@ class FolderInUseError(ValueError):
 
 
 @contextlib.contextmanager
-def alone_in(folder: str | Path, busy: str, way_out: str, name: str = LOCK_FILE) -> Iterator[None]:
+def alone_in(folder: str | Path, busy: str, hint: str, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other programs out of a folder meanwhile; nothing of the lock is left behind.
 
     A folder that is made for the lock alone is removed again if nothing was written into it.
@@ -41,7 +41,7 @@ def alone_in(folder: str | Path, busy: str, way_out: str, name: str = LOCK_FILE)
     Args:
         folder: made if need be.
         busy: what a user is told who is refused, up to who holds the lock: a part of a sentence.
-        way_out: what to do then: another part.
+        hint: what to do then: another part.
         name: of the lock's file, where a folder has several.
 
     Raises:
@@ -67,7 +67,7 @@ def alone_in(folder: str | Path, busy: str, way_out: str, name: str = LOCK_FILE)
         logger.warning("%s cannot be locked (%s), so nothing keeps another run out of it.", folder, error)
     else:
         if not held:
-            raise FolderInUseError(f"{busy}{_holder(note)}; {way_out}.")
+            raise FolderInUseError(f"{busy}{_holder(note)}; {hint}.")
     try:
         yield
     finally:

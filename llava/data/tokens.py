@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from llava import conversation, mm_utils
+from llava.common.child_processes import forks_end_with_parent
 from llava.compression import salience
 from llava.compression.salience import SalientFinder, salient_spans
 from llava.conversation import get_template
@@ -21,7 +22,6 @@ from llava.data.cache import cached_table, digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
 from llava.data.store import RecordTable, record_of, source_of
 from llava.data.tokenization import EncodedText, encode_conversation
-from llava.data.workers import forks_end_with_parent
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from llava.common.child_processes import end_with_parent
 from llava.common.image_opening import DEFAULT_OPENING, opening_of
 from llava.data.collator import SupervisedCollator
 from llava.data.images import open_rgb, within_limits
 from llava.data.tokenization import encode_prompt
-from llava.data.workers import end_with_parent
 from llava.eval.benchmarks.questions import Picture, Question
 from llava.inference.inputs import place_images
 from llava.mm_utils import preprocess_image

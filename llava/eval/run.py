@@ -32,8 +32,8 @@ from llava.eval.runner.flags import (
     add_generation_flags,
     require_numbers,
 )
-from llava.eval.runner.jobs import Job, Subject
-from llava.eval.runner.opening import crew_of, manner_of, sources_of, subject_of
+from llava.eval.runner.from_flags import evaluated_model, manner_of, sources_of, workers_of
+from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.scoring.results import Result
@@ -44,18 +44,18 @@ PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 
 
 @dataclass
-class Entry:
+class BenchmarkRun:
     """A benchmark of a run.
 
     Attributes:
         benchmark: what is asked.
-        place: where everything about it lies.
+        files: where everything about it lies.
         job: its questions and answers.
         left: numbers of questions that are not answered yet, once the job is open.
     """
 
     benchmark: Benchmark
-    place: BenchmarkFiles
+    files: BenchmarkFiles
     job: Job
     left: list[int] = field(default_factory=list)
 
@@ -66,32 +66,32 @@ class Entry:
             llava.eval.runner.settings.OtherSettingsError: if the answers were given under other settings.
         """
         if fresh:
-            self.place.clear()
+            self.files.clear()
         self.left = self.job.open(fresh)
 
 
-def entry_of(
-    options: argparse.Namespace, subject: Subject, benchmark: Benchmark, root: Path, place: BenchmarkFiles
-) -> Entry:
+def benchmark_run(
+    options: argparse.Namespace, evaluated: EvaluatedModel, benchmark: Benchmark, root: Path, files: BenchmarkFiles
+) -> BenchmarkRun:
     """Read the questions of a benchmark; answers that are there are left alone.
 
     Raises:
         ValueError: if a file is missing or something does not fit.
     """
-    manner = manner_of(options, subject, options.max_new_tokens or benchmark.max_new_tokens)
+    manner = manner_of(options, evaluated, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
         "conv_mode": manner.conv_mode, "temperature": options.temperature, "top_p": options.top_p,
-        "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": subject.dtype,
-        "bits": subject.bits, "num_frames": manner.num_frames,
+        "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": evaluated.dtype,
+        "bits": evaluated.bits, "num_frames": manner.num_frames,
         "image_opening": manner.image_opening, "limit": options.limit,
     }  # fmt: skip
-    about = {"compression": subject.compression_name, "settings": settings, "eval_folder": str(root)}
+    about = {"compression": evaluated.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(
-        title=benchmark.title, subject=subject, manner=manner, questions=benchmark.questions(root),
-        answers=place.answers, settings=place.settings, about=about, limit=options.limit,
-        way_out="--fresh removes them and starts anew.",
+        title=benchmark.title, evaluated=evaluated, manner=manner, questions=benchmark.questions(root),
+        answers=files.answers, settings=files.settings, about=about, limit=options.limit,
+        hint="--fresh removes them and starts anew.",
     )  # fmt: skip
-    return Entry(benchmark, place, job)
+    return BenchmarkRun(benchmark, files, job)
 
 
 def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[list[Result], bool]:
@@ -110,57 +110,57 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
     """
     root = Path(options.eval_folder)
     judge = choose_judge(options.judge, benchmarks)
-    subject = subject_of(options)
-    sources = sources_of(options, subject, options.num_gpus)
+    evaluated = evaluated_model(options)
+    sources = sources_of(options, evaluated, options.num_gpus)
     with ExitStack() as stack:
         output = output_folder(options)
-        entries = []
+        runs = []
         for benchmark in benchmarks:
-            place = BenchmarkFiles(
-                output / folder_name(subject.name) / folder_name(subject.compression_name), benchmark.name
+            files = BenchmarkFiles(
+                output / folder_name(evaluated.name) / folder_name(evaluated.compression_name), benchmark.name
             )
-            stack.enter_context(place.answers.locked())
-            entries.append(entry_of(options, subject, benchmark, root, place))
-        for entry in entries:  # nothing of former runs is touched before everything is known to fit
-            entry.open(options.fresh)
-        judged = [entry for entry in entries if isinstance(entry.benchmark, JudgedBenchmark)]
+            stack.enter_context(files.answers.locked())
+            runs.append(benchmark_run(options, evaluated, benchmark, root, files))
+        for one in runs:  # nothing of former runs is touched before everything is known to fit
+            one.open(options.fresh)
+        judged = [one for one in runs if isinstance(one.benchmark, JudgedBenchmark)]
         results: list[Result] = []
         whole = True
-        with crew_if_needed(sources, entries) as crew:
-            for entry in entries:
-                if entry.left:
-                    entry.job.answer(entry.left, crew, options.batch_size)
-                if entry not in judged:
-                    whole &= _score(entry, root, None, results)
-        for entry in judged:
-            whole &= _score(entry, root, judge, results)
+        with workers_if_needed(sources, runs) as workers:
+            for one in runs:
+                if one.left:
+                    one.job.answer(one.left, workers, options.batch_size)
+                if one not in judged:
+                    whole &= _score(one, root, None, results)
+        for one in judged:
+            whole &= _score(one, root, judge, results)
     return results, whole
 
 
 @contextmanager
-def crew_if_needed(sources: Sequence[ModelSource], entries: Sequence[Entry]) -> Iterator[Any]:
-    """The crew while there is something to answer; processes are started for nothing less."""
-    if not any(entry.left for entry in entries):
+def workers_if_needed(sources: Sequence[ModelSource], runs: Sequence[BenchmarkRun]) -> Iterator[Any]:
+    """The workers while there is something to answer; processes are started for nothing less."""
+    if not any(one.left for one in runs):
         yield None
         return
-    with crew_of(sources) as crew:
-        yield crew
+    with workers_of(sources) as workers:
+        yield workers
 
 
-def _score(entry: Entry, root: Path, judge: Any, results: list[Result]) -> bool:
+def _score(one: BenchmarkRun, root: Path, judge: Any, results: list[Result]) -> bool:
     """Score one benchmark and tell; whether nothing is amiss."""
-    entry.job.report_problems()
+    one.job.report_problems()
     try:
-        result = score_answers(entry.place, entry.benchmark, root, judge, entry.job.questions)
+        result = score_answers(one.files, one.benchmark, root, judge, one.job.questions)
     except (ValueError, OSError) as error:
         tell(
-            f"{entry.benchmark.title} could not be scored: {error} The answers are kept; the same command, or "
-            f"`python -m llava.eval.score {entry.place.folder}`, scores them."
+            f"{one.benchmark.title} could not be scored: {error} The answers are kept; the same command, or "
+            f"`python -m llava.eval.score {one.files.folder}`, scores them."
         )
         return False
     print(printed(summary_line(result)), flush=True)
     results.append(result)
-    return not entry.job.problems
+    return not one.job.problems
 
 
 def output_folder(options: argparse.Namespace) -> Path:

@@ -43,26 +43,26 @@ def _score_folder(options: argparse.Namespace) -> int:
         raise ValueError(f"There are no answers of llava.eval.run in {options.folder}; give its --output.")
     if options.out is not None and len({path.parent for path in paths}) > 1:
         raise ValueError(f"{options.folder} holds several models or budgets; --out is for one of them.")
-    places = [BenchmarkFiles(path.parent, path.name.removesuffix(SETTINGS_SUFFIX)) for path in paths]
-    benchmarks = [get_benchmark(place.name) for place in places]
+    found = [BenchmarkFiles(path.parent, path.name.removesuffix(SETTINGS_SUFFIX)) for path in paths]
+    benchmarks = [get_benchmark(files.name) for files in found]
     judge = choose_judge(options.judge, benchmarks)
     results, failed = [], False
-    for place, benchmark in zip(places, benchmarks, strict=True):
+    for files, benchmark in zip(found, benchmarks, strict=True):
         try:
             root = options.eval_folder
             if root is None:
-                about = read_described(place.settings)["about"]
-                root = Path(need(about, "eval_folder", str, f"{place.settings}: about"))
-            with place.answers.locked():
-                results.append(score_answers(place, benchmark, root, judge))
+                about = read_described(files.settings)["about"]
+                root = Path(need(about, "eval_folder", str, f"{files.settings}: about"))
+            with files.answers.locked():
+                results.append(score_answers(files, benchmark, root, judge))
         except (ValueError, OSError) as error:
             failed = True
             tell(f"{benchmark.title} could not be scored: {error}")
             continue
-        print(printed(f"{place.folder}: {summary_line(results[-1])}"))
+        print(printed(f"{files.folder}: {summary_line(results[-1])}"))
         if not results[-1].num_answered:
             failed = True
-            tell(f"{place.answers.path} holds no answers, so {benchmark.title} has no score; run llava.eval.run again.")
+            tell(f"{files.answers.path} holds no answers, so {benchmark.title} has no score; run llava.eval.run again.")
     if out is not None:
         write_headlines(results, out)
     return int(failed)

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
-from llava.data.workers import SIGNALS
+from llava.common.child_processes import SIGNALS
 from llava.model.collectives import ranks_must_agree
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from llava.checkpoints.lora import load_adapters, save_lora, trained_state
 from llava.common.atomic_write import libraries_told_where
+from llava.common.child_processes import leave_signals_to_parent
 from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
-from llava.data.workers import leave_signals_to_parent
 from llava.model.collectives import whole_shape
 from llava.model.llava_arch import load_projector
 from llava.model.weights import PROJECTOR_FILE

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from llava.common.child_processes import leave_signals_to_parent
 from llava.constants import IGNORE_INDEX
-from llava.data.workers import leave_signals_to_parent
 
 
 class _Repeated(Dataset):

@@ -20,7 +20,7 @@ from llava.data.check.image_files import check_images
 from llava.data.check.outcome import TextOutcome
 from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import Source
-from llava.data.check.workers import Crew, chunks_of
+from llava.data.check.worker_pool import WorkerPool, chunks_of
 
 RECORDS_PER_CHUNK = 128
 IMAGES_PER_CHUNK = 16
@@ -134,8 +134,8 @@ def _check_text(result: CheckResult, workers: int) -> dict[ImageKey, list[int]]:
     """Check every conversation; returns which records name each image file."""
     objects = [data for source in result.sources for data in source.objects]
     folders = [source.image_folder for source in result.sources for _ in source.objects]
-    crew = Crew(partial(check_conversations, settings=result.settings), _text_died, workers)
-    outcomes = _in_order(crew, list(enumerate(objects)), RECORDS_PER_CHUNK, "conversations")
+    pool = WorkerPool(partial(check_conversations, settings=result.settings), _text_died, workers)
+    outcomes = _in_order(pool, list(enumerate(objects)), RECORDS_PER_CHUNK, "conversations")
     users: dict[ImageKey, list[int]] = {}
     for index, outcome in enumerate(outcomes):
         _store(result, index, outcome)
@@ -158,9 +158,9 @@ def _store(result: CheckResult, index: int, outcome: TextOutcome) -> None:
 
 
 def _check_files(result: CheckResult, users: dict[ImageKey, list[int]], workers: int) -> None:
-    crew = Crew(partial(check_images, settings=result.settings), _image_died, workers)
+    pool = WorkerPool(partial(check_images, settings=result.settings), _image_died, workers)
     keys = list(users)
-    for key, findings in zip(keys, _in_order(crew, keys, IMAGES_PER_CHUNK, "images"), strict=True):
+    for key, findings in zip(keys, _in_order(pool, keys, IMAGES_PER_CHUNK, "images"), strict=True):
         for index in users[key]:
             for finding in findings:
                 result.add(index, finding)
@@ -177,14 +177,14 @@ def _find_duplicates(result: CheckResult) -> None:
         start += len(source.objects)
 
 
-def _in_order(crew: Crew[Item, Result], items: Sequence[Item], size: int, unit: str) -> Iterator[Result]:
+def _in_order(pool: WorkerPool[Item, Result], items: Sequence[Item], size: int, unit: str) -> Iterator[Result]:
     """Results of all items, with a progress bar; where nobody watches it, a line now and then."""
     if not items:
         return
-    crew.workers = min(crew.workers, ceil(len(items) / size))  # starting a process takes seconds
+    pool.workers = min(pool.workers, ceil(len(items) / size))  # starting a process takes seconds
     every = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=len(items), unit=f" {unit}", mininterval=every, unit_scale=True) as bar:
-        for results in crew.run(chunks_of(items, _fair_size(len(items), size, crew.workers))):
+        for results in pool.run(chunks_of(items, _fair_size(len(items), size, pool.workers))):
             yield from results
             bar.update(len(results))
 

@@ -138,8 +138,8 @@ class AnswerFile:
         Raises:
             ValueError: if another run is at it.
         """
-        way_out = "wait for it or stop it, or choose another place"
-        with alone_in(self.path.parent, f"Another run is writing {self.path}", way_out, f".{self.path.name}.lock"):
+        hint = "wait for it or stop it, or choose another place"
+        with alone_in(self.path.parent, f"Another run is writing {self.path}", hint, f".{self.path.name}.lock"):
             yield
 
 

@@ -20,15 +20,15 @@ from llava.eval.answering import Manner
 from llava.eval.asking import batches
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.answer_file import AnswerFile, new_run
+from llava.eval.runner.device_workers import Assignment, DeviceWorkers
 from llava.eval.runner.exit_status import tell
 from llava.eval.runner.fingerprint import Fingerprint
 from llava.eval.runner.sessions import UNKNOWN_DEVICE, Session, counted, described
 from llava.eval.runner.settings import check_same, hash_of, read_settings, write_settings
-from llava.eval.runner.workers import Assignment, Crew
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """What is evaluated.
 
     Attributes:
@@ -61,7 +61,7 @@ class Job:
 
     Attributes:
         title: for the progress bar.
-        subject: who answers.
+        evaluated: who answers.
         manner: how to ask.
         questions: all of them.
         answers: where answers go.
@@ -69,18 +69,18 @@ class Job:
         about: what else it records.
         limit: only so many questions are asked, from the front.
         with_metadata: whether answer lines say what they took.
-        way_out: what to do where one wants to start anew.
+        hint: what to do where one wants to start anew.
         problems: why questions were left unanswered, by their numbers.
         sessions: runs that gave the answers, this one last once it answers.
     """
 
     title: str
-    subject: Subject
+    evaluated: EvaluatedModel
     manner: Manner
     questions: Sequence[Question]
     answers: AnswerFile
     settings: Path
-    way_out: str
+    hint: str
     about: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     with_metadata: bool = True
@@ -98,10 +98,10 @@ class Job:
         if not any(question.images or question.video for question in self.questions):
             del manner["image_opening"]
         return {
-            "files": self.subject.files,
-            "compression": self.subject.compression.to_dict(),
-            "dtype": self.subject.dtype,
-            "bits": self.subject.bits,
+            "files": self.evaluated.files,
+            "compression": self.evaluated.compression.to_dict(),
+            "dtype": self.evaluated.dtype,
+            "bits": self.evaluated.bits,
             "questions": hash_of(self.questions),
             "seed": seed,
             **manner,
@@ -119,7 +119,7 @@ class Job:
         if fresh:
             self.answers.remove()
         elif self.answers.path.exists() or self.answers.all_parts():
-            check_same(self.identity, self.settings, self.answers.path, self.way_out)
+            check_same(self.identity, self.settings, self.answers.path, self.hint)
         self.answers.path.parent.mkdir(parents=True, exist_ok=True)
         answered = self._take_up(fresh)
         self._note()
@@ -136,27 +136,27 @@ class Job:
         self.sessions = counted(former.get("about", {}).get("sessions", []), len(answered))
         return answered
 
-    def answer(self, left: Sequence[int], crew: Crew, batch_size: int) -> None:
+    def answer(self, left: Sequence[int], workers: DeviceWorkers, batch_size: int) -> None:
         """Answer what is left, with a progress bar. Whatever happens, all answers are in one file at the end.
 
         Args:
             left: numbers of questions.
-            crew: answers them.
+            workers: answers them.
             batch_size: questions answered together.
 
         Raises:
-            ValueError, llava.eval.runner.exit_status.WorkerError: as in `Crew.answer`.
+            ValueError, llava.eval.runner.exit_status.WorkerError: as in `DeviceWorkers.answer`.
         """
-        assignment = Assignment(self.answers, self.manner, self.subject.name, self.with_metadata)
+        assignment = Assignment(self.answers, self.manner, self.evaluated.name, self.with_metadata)
         asked = len(range(len(self.questions))[: self.limit])
         tasks = batches(self.questions, left, batch_size)
-        self._begin_session(crew, batch_size)
+        self._begin_session(workers, batch_size)
         with (
-            self._merging(crew),
+            self._merging(workers),
             tqdm(total=asked, initial=asked - len(left), desc=self.title, unit="question") as bar,
         ):
-            for outcome in crew.answer(assignment, tasks):
-                self._note_devices(crew)
+            for outcome in workers.answer(assignment, tasks):
+                self._note_devices(workers)
                 numbers = outcome.task.numbers
                 self.problems |= {numbers[row]: reason for row, reason in outcome.problems.items()}
                 bar.update(len(numbers))
@@ -172,36 +172,36 @@ class Job:
             tell(f"  and {len(self.problems) - shown} more")
 
     @contextmanager
-    def _merging(self, crew: Crew) -> Iterator[None]:
+    def _merging(self, workers: DeviceWorkers) -> Iterator[None]:
         """Merge the parts at the end, when nobody writes to them any more."""
         try:
             yield
         except KeyboardInterrupt:
-            crew.close(patience=0.0)  # whoever interrupts does not want to wait; a torn line is left out
+            workers.close(patience=0.0)  # whoever interrupts does not want to wait; a torn line is left out
             raise
         except BaseException:
-            crew.close()
+            workers.close()
             raise
         finally:
             answered = self.answers.merge(self.questions)
             self.sessions = counted(self.sessions, len(answered))
             self._note()
 
-    def _begin_session(self, crew: Crew, batch_size: int) -> None:
-        device = machine.summary(crew.devices) or UNKNOWN_DEVICE
+    def _begin_session(self, workers: DeviceWorkers, batch_size: int) -> None:
+        device = machine.summary(workers.devices) or UNKNOWN_DEVICE
         session: Session = {"device": device, "versions": machine.versions(), "batch_size": batch_size}
-        self.sessions.append(session | {"num_gpus": crew.size, "answers": 0})
+        self.sessions.append(session | {"num_gpus": workers.size, "answers": 0})
         self._note()
 
-    def _note_devices(self, crew: Crew) -> None:
+    def _note_devices(self, workers: DeviceWorkers) -> None:
         """Write the devices down as soon as they are known: a kill leaves no time for it."""
-        device = machine.summary(crew.devices)
+        device = machine.summary(workers.devices)
         if self.sessions[-1]["device"] != device:
             self.sessions[-1]["device"] = device
             self._note()
 
     def _note(self) -> None:
-        about = {"model": self.subject.model, "model_base": self.subject.model_base, **self.about}
+        about = {"model": self.evaluated.model, "model_base": self.evaluated.model_base, **self.about}
         write_settings(self.settings, self.identity, self.answers.run, described(about, self.sessions))
 
 

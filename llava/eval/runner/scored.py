@@ -28,7 +28,7 @@ JUDGED_BEFORE = "No judge was asked this time; these are the judge's numbers of 
 
 
 def score_answers(
-    place: BenchmarkFiles,
+    files: BenchmarkFiles,
     benchmark: Benchmark,
     root: Path,
     judge: Judge | None,
@@ -39,7 +39,7 @@ def score_answers(
     Where no judge is asked, a judge's numbers on the same answers stay, and the result says so in a note.
 
     Args:
-        place: where the answers are.
+        files: where the answers are.
         benchmark: of that name.
         root: LLaVA's `playground/data/eval`.
         judge: grades the answers that need it; None leaves them ungraded.
@@ -48,26 +48,26 @@ def score_answers(
     Raises:
         ValueError: if a file is missing or does not fit, or the judge cannot be asked.
     """
-    stored = read_described(place.settings)
+    stored = read_described(files.settings)
     questions = benchmark.questions(root) if questions is None else questions
     if hash_of(questions) != stored["identity"]["questions"]:
-        raise ValueError(f"The answers in {place.answers.path} are to other questions than those in {root}.")
-    lines = replace(place.answers, run=stored["run"]).answered(questions)
+        raise ValueError(f"The answers in {files.answers.path} are to other questions than those in {root}.")
+    lines = replace(files.answers, run=stored["run"]).answered(questions)
     answered = [Answered(questions[number], str(line["text"])) for number, line in lines.items()]
     judge = judge if answered and isinstance(benchmark, JudgedBenchmark) else None
     digest = _digest(answered)
-    kept = None if judge is not None else _judged_before(place, digest)
+    kept = None if judge is not None else _judged_before(files, digest)
     if kept is not None:
-        said = (JUDGED_BEFORE.format(date=kept.date), *_submit(place, benchmark, root, answered))
+        said = (JUDGED_BEFORE.format(date=kept.date), *_submit(files, benchmark, root, answered))
         return replace(kept, notes=(*kept.notes, *said))
-    scores = _scores(place, benchmark, root, judge, answered)
+    scores = _scores(files, benchmark, root, judge, answered)
     unread = _unread(benchmark, answered, scores)
     notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
     if judge is None and scores.values:
         notes += unread.notes(benchmark.unread_as)
     elif unread.empty > NOTED_SHARE * unread.answers:
         notes.append(f"{unread.empty} of {unread.answers} answers are empty.")
-    notes += _submit(place, benchmark, root, answered)
+    notes += _submit(files, benchmark, root, answered)
     result = Result(
         **_described(benchmark, stored),
         **_took(lines.values()),
@@ -83,7 +83,7 @@ def score_answers(
         empty=unread.empty,
         unreadable=unread.unreadable,
     )
-    result.save(place.result)
+    result.save(files.result)
     return result
 
 
@@ -109,24 +109,24 @@ def _digest(answered: Iterable[Answered]) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def _judged_before(place: BenchmarkFiles, digest: str) -> Result | None:
+def _judged_before(files: BenchmarkFiles, digest: str) -> Result | None:
     """The result file that is there, if it holds a judge's numbers on these answers."""
-    if not place.result.is_file():
+    if not files.result.is_file():
         return None
     try:
-        result = Result.load(place.result)
+        result = Result.load(files.result)
     except ValueError:  # cut short or of another version; it is written anew
         return None
     return result if result.judge is not None and result.answers == digest else None
 
 
 def _scores(
-    place: BenchmarkFiles, benchmark: Benchmark, root: Path, judge: Judge | None, answered: Sequence[Answered]
+    files: BenchmarkFiles, benchmark: Benchmark, root: Path, judge: Judge | None, answered: Sequence[Answered]
 ) -> Scores:
     if not answered:
         return Scores(None)
     if judge is not None and isinstance(benchmark, JudgedBenchmark):
-        return benchmark.judged(root, answered, judge, place.reviews)
+        return benchmark.judged(root, answered, judge, files.reviews)
     return benchmark.score(root, answered)
 
 
@@ -139,11 +139,11 @@ def _unread(benchmark: Benchmark, answered: Sequence[Answered], scores: Scores) 
     return replace(counted, unreadable=unreadable)
 
 
-def _submit(place: BenchmarkFiles, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
+def _submit(files: BenchmarkFiles, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
     """Write what a server takes; returns why it could not be, if so."""
     try:
         if answered:
-            benchmark.write_submission(root, answered, place.submission)
+            benchmark.write_submission(root, answered, files.submission)
     except (ValueError, OSError) as error:
         return [f"No submission was written: {error}"]
     return []

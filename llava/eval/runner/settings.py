@@ -56,31 +56,31 @@ def hash_of(questions: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def check_same(identity: Mapping[str, Any], path: Path, answers: Path, way_out: str) -> None:
+def check_same(identity: Mapping[str, Any], path: Path, answers: Path, hint: str) -> None:
     """Refuse to mix answers that were given under other settings.
 
     Args:
         identity: what answers would belong to now, plain JSON values.
         path: settings file of the answers that are there, if any are.
         answers: their file, for the message.
-        way_out: what to do where one wants to start anew.
+        hint: what to do where one wants to start anew.
 
     Raises:
         OtherSettingsError: names what changed.
     """
     if not path.is_file():
         reason = f"{path.name}, which says what they belong to, is gone"
-        raise OtherSettingsError(reason, f"{answers} holds answers, but {reason}. {way_out}")
+        raise OtherSettingsError(reason, f"{answers} holds answers, but {reason}. {hint}")
     try:
         former = read_settings(path).get("identity", {})
     except ValueError as error:
-        raise OtherSettingsError(f"{path.name} cannot be read", f"{error} {way_out}") from error
+        raise OtherSettingsError(f"{path.name} cannot be read", f"{error} {hint}") from error
     changes = "; ".join(_changes(former, json.loads(json.dumps(identity)), ""))
     if changes:
         raise OtherSettingsError(
             changes,
             f"The answers in {answers} were given under other settings: {changes}. Use the former settings, or choose "
-            f"another place for new answers. {way_out}",
+            f"another place for new answers. {hint}",
         )
 
 

@@ -21,8 +21,8 @@ from llava.eval.runner.flags import (
     require_at_least,
     require_numbers,
 )
+from llava.eval.runner.from_flags import evaluated_model, manner_of, sources_of, workers_of
 from llava.eval.runner.jobs import Job
-from llava.eval.runner.opening import crew_of, manner_of, sources_of, subject_of
 from llava.eval.runner.result_files import result_file
 from llava.eval.runner.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.inference.inputs import add_loading_flags, check_device
@@ -119,18 +119,18 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
     }
     require_apart(written, [options.question_file, options.model_path, options.model_base, options.compression])
     with answers.locked():
-        subject = subject_of(options)
+        evaluated = evaluated_model(options)
         job = Job(
-            title=answers.path.name, subject=subject,
-            manner=manner_of(options, subject, options.max_new_tokens), questions=read(options),
+            title=answers.path.name, evaluated=evaluated,
+            manner=manner_of(options, evaluated, options.max_new_tokens), questions=read(options),
             answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
-            way_out="--fresh removes these answers and starts anew.",
+            hint="--fresh removes these answers and starts anew.",
         )  # fmt: skip
-        sources = sources_of(options, job.subject)
+        sources = sources_of(options, job.evaluated)
         left = _open(job, options.fresh)
         if left:
-            with crew_of(sources) as crew:
-                job.answer(left, crew, options.batch_size)
+            with workers_of(sources) as workers:
+                job.answer(left, workers, options.batch_size)
         answers.path.touch()
     job.report_problems()
     return int(bool(job.problems))

@@ -34,14 +34,14 @@ def leave_signals_to_parent(loader: DataLoader) -> DataLoader:
     return loader
 
 
-def end_with(leash: Connection) -> None:
+def end_with(leash: Connection | int) -> None:
     """Let this process end when the other end of a pipe is closed, in the middle of its work.
 
     The parent holds that end alone, so the system closes it however the parent dies. Without this the processes of a
     pool wait for work for ever when their parent was killed. Ctrl-C is left to the parent.
 
     Args:
-        leash: that nothing is ever sent through.
+        leash: that nothing is ever sent through, such as the `sentinel` of the parent of a spawned process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_outlive, args=(leash,), daemon=True).start()
@@ -77,7 +77,7 @@ def _end_without(parent: int) -> None:
     os._exit(1)
 
 
-def _outlive(leash: Connection) -> None:
+def _outlive(leash: Connection | int) -> None:
     wait([leash])
     os._exit(1)
 

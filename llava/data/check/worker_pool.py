@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
-from llava.data.workers import end_with
+from llava.common.child_processes import end_with
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def chunks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 @dataclass
-class Crew(Generic[Item, Result]):
+class WorkerPool(Generic[Item, Result]):
     """Processes that work through chunks of items.
 
     Processes are spawned, so nothing is inherited, threads of this process included.

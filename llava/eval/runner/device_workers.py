@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from typing import Any, cast
 
 import torch
 
+from llava.common.child_processes import end_with
 from llava.cost.machine import device_name
 from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
 from llava.eval.asking import Task
@@ -83,7 +83,7 @@ class _Signal:
     FINISHED = "finished"
 
 
-class Crew(ABC):
+class DeviceWorkers(ABC):
     """Those who answer: one process or several."""
 
     @property
@@ -109,14 +109,14 @@ class Crew(ABC):
     def close(self, patience: float = _PATIENCE) -> None:
         """End the workers, which have so many seconds to end by themselves."""
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> DeviceWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
 
-class Alone(Crew):
+class ThisProcess(DeviceWorkers):
     """One device, in this process; the model is loaded when there is something to answer."""
 
     def __init__(self, source: ModelSource) -> None:
@@ -125,16 +125,16 @@ class Alone(Crew):
 
     @property
     def devices(self) -> list[str]:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         return [] if self._answerer is None else [device_name(self._answerer.device)]
 
     @property
     def size(self) -> int:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         return 1
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         if self._answerer is None:
             self._answerer = load(self._source)
         try:
@@ -143,11 +143,11 @@ class Alone(Crew):
             raise WorkerError(_reason(error)) from error
 
     def close(self, patience: float = _PATIENCE) -> None:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         self._answerer = None
 
 
-class Processes(Crew):
+class WorkerProcesses(DeviceWorkers):
     """A process for each source."""
 
     def __init__(self, sources: Sequence[ModelSource]) -> None:
@@ -166,16 +166,16 @@ class Processes(Crew):
 
     @property
     def devices(self) -> list[str]:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         return list(self._devices.values())
 
     @property
     def size(self) -> int:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         return len(self._processes)
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         busy = list(self._connections)
         for connection in busy:
             self._send(connection, assignment)
@@ -195,7 +195,7 @@ class Processes(Crew):
                     yield message
 
     def close(self, patience: float = _PATIENCE) -> None:
-        """As in `Crew`."""
+        """As in `DeviceWorkers`."""
         for connection in self._connections:
             connection.close()
         deadline = time.monotonic() + patience  # for all of them together
@@ -279,9 +279,10 @@ def carry_out(
 
 
 def _work(connection: Connection, source: ModelSource, rank: int, workers: int) -> None:
-    """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the process that deals out, which ends this one
-    _end_with_parent()
+    """Run a worker process: load the model, then answer what is dealt out until the connection closes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_with(parent.sentinel)  # without the process that deals out nobody wants the answers any more
     try:
         if source.device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -298,18 +299,6 @@ def _work(connection: Connection, source: ModelSource, rank: int, workers: int) 
         if not isinstance(error, ValueError | WorkerError):
             logger.exception("Evaluation process %d failed.", rank)
         connection.send(Failure(_reason(error), is_refusal))
-
-
-def _end_with_parent() -> None:
-    """Watch the process that deals out from a thread: without it nobody wants the answers any more."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_outlive, args=(parent.sentinel,), daemon=True).start()
-
-
-def _outlive(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)  # at once, in the middle of a batch
 
 
 def _dealt(connection: Connection) -> Iterator[Task]:

@@ -15,19 +15,19 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.eval.answering import Manner, ModelSource
+from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
 from llava.eval.runner.flags import (
     budget,
     compression_name,
 )
-from llava.eval.runner.jobs import Subject, check_template
+from llava.eval.runner.jobs import EvaluatedModel, check_template
 from llava.eval.runner.settings import open_checkpoint
-from llava.eval.runner.workers import Alone, Crew, Processes
 from llava.inference.inputs import best_device, conv_mode_of
 from llava.inference.template import choose_template
 from llava.mm_utils import model_name_of
 
 
-def subject_of(options: argparse.Namespace) -> Subject:
+def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     """What the flags say is to be evaluated.
 
     Raises:
@@ -41,7 +41,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     if options.load_4bit and options.load_8bit:
         raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
     on_cpu = best_device(options.device) == "cpu"
-    return Subject(
+    return EvaluatedModel(
         model=options.model_path,
         model_base=options.model_base,
         name=name,
@@ -64,12 +64,12 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     chosen.check_made_for(config.model_type, config.num_hidden_layers)
 
 
-def sources_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1) -> list[ModelSource]:
+def sources_of(options: argparse.Namespace, evaluated: EvaluatedModel, num_gpus: int = 1) -> list[ModelSource]:
     """The model on each device that answers.
 
     Args:
         options: of `add_loading_flags`.
-        subject: to be loaded.
+        evaluated: to be loaded.
         num_gpus: processes, one for each GPU; without GPUs they share the CPU.
 
     Raises:
@@ -83,38 +83,44 @@ def sources_of(options: argparse.Namespace, subject: Subject, num_gpus: int = 1)
     elif num_gpus > 1 and device != "cpu":
         raise ValueError(f"--device is {device!r}, one device; give cuda for --num-gpus {num_gpus}.")
     names = [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
-    compression = subject.compression.to_dict()
+    compression = evaluated.compression.to_dict()
     return [
         ModelSource(
-            subject.model, subject.model_base, name, subject.dtype, subject.bits == 8, subject.bits == 4, compression
+            evaluated.model,
+            evaluated.model_base,
+            name,
+            evaluated.dtype,
+            evaluated.bits == 8,
+            evaluated.bits == 4,
+            compression,
         )
         for name in names
     ]
 
 
-def crew_of(sources: Sequence[ModelSource]) -> Crew:
+def workers_of(sources: Sequence[ModelSource]) -> DeviceWorkers:
     """Those who answer: this process for one device, a process for each of several."""
-    return Alone(sources[0]) if len(sources) == 1 else Processes(sources)
+    return ThisProcess(sources[0]) if len(sources) == 1 else WorkerProcesses(sources)
 
 
-def manner_of(options: argparse.Namespace, subject: Subject, max_new_tokens: int) -> Manner:
+def manner_of(options: argparse.Namespace, evaluated: EvaluatedModel, max_new_tokens: int) -> Manner:
     """How the flags say to ask a model.
 
     Raises:
         ValueError: if one is out of range.
     """
-    check_template(subject.template)
+    check_template(evaluated.template)
     on_cpu = best_device(options.device) == "cpu"
     ahead = options.loader_workers if options.loader_workers is not None else 0 if on_cpu else 4
     manner = Manner(
-        conv_mode=subject.template,
+        conv_mode=evaluated.template,
         max_new_tokens=max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         num_beams=options.num_beams,
         seed=options.seed,
         num_frames=getattr(options, "num_frames", 8),
-        image_opening=subject.image_opening,
+        image_opening=evaluated.image_opening,
         loader_workers=ahead,
     )
     manner.generation()
