@@ -20,6 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from llava.common.file_modes import follow_umask
 from llava.common.number_flags import MOST_PROCESSES, SEED, count
 from llava.common.outputs import claim_folder
+from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
 from playground.pretrain.language_model import train_language_model
 from playground.pretrain.tokenizer import train_tokenizer
@@ -69,7 +70,7 @@ def _set_entry(path: Path, key: str, value: str) -> None:
 def main() -> None:
     """Parses the command line, pretrains what was asked for and says how long it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write into")
+    parser.add_argument("--out", type=FOLDER_TO_WRITE, default=ASSETS, help="folder to write into")
     parser.add_argument("--only", choices=("tower", "language"), help="make only one of the two")
     parser.add_argument("--tower-steps", type=count(), default=TOWER_STEPS)
     parser.add_argument("--language-steps", type=count(), default=LANGUAGE_STEPS)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.gqa import GQA, gqa_prediction, gqa_predictions
@@ -21,8 +21,8 @@ from llava.eval.scoring.unread import Unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Write answers to GQA as its evaluation script reads them.")
-    parser.add_argument("--src", type=Path, required=True, help="answers, JSON lines")
-    parser.add_argument("--dst", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--src", type=FILE_TO_READ, required=True, help="answers, JSON lines")
+    parser.add_argument("--dst", type=OUTPUT, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
         require_apart({"--dst": options.dst}, [options.src])

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.mmbench import write_table
@@ -22,9 +22,9 @@ from llava.eval.benchmarks.mmbench import write_table
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Write MMBench's submission.")
-    parser.add_argument("--annotation-file", type=Path, required=True, help="the table that was asked")
-    parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answer file")
-    parser.add_argument("--upload-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--annotation-file", type=FILE_TO_READ, required=True, help="the table that was asked")
+    parser.add_argument("--result-dir", type=FOLDER_TO_READ, required=True, help="folder of the answer file")
+    parser.add_argument("--upload-dir", type=FOLDER_TO_WRITE, required=True, help="folder to write to")
     parser.add_argument("--experiment", required=True, help="name of both files, without suffix")
     options = parser.parse_args(arguments)
     path = options.upload_dir / f"{options.experiment}.xlsx"

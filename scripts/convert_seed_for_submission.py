@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.seed import LETTERS, SEED, read_annotation, seed_accuracies, write_predictions
@@ -25,9 +25,9 @@ LABELS = {"image": "image accuracy", "video": "video accuracy", "total": "Total 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Score SEED-Bench and write its submission.")
-    parser.add_argument("--annotation-file", type=Path, required=True, help="SEED-Bench.json")
-    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
-    parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON lines to write")
+    parser.add_argument("--annotation-file", type=FILE_TO_READ, required=True, help="SEED-Bench.json")
+    parser.add_argument("--result-file", type=FILE_TO_READ, required=True, help="answers, JSON lines")
+    parser.add_argument("--result-upload-file", type=OUTPUT, required=True, help="JSON lines to write")
     options = parser.parse_args(arguments)
     try:
         require_apart(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.atomic_write import write_whole
+from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.reading import need_field
@@ -164,7 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS, help="what to write")
     parser.add_argument(
-        "--base-dir", "--base_dir", type=Path, required=True, help="folder of problems.json and pid_splits.json"
+        "--base-dir",
+        "--base_dir",
+        type=FOLDER_TO_READ,
+        required=True,
+        help="folder of problems.json and pid_splits.json",
     )
     parser.add_argument("--split", required=True, help="train, val, minival, test or minitest")
     parser.add_argument(

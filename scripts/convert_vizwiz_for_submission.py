@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
@@ -24,9 +24,9 @@ from llava.eval.scoring.vqa_normalise import evalai_answer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Write answers to VizWiz as its server takes them.")
-    parser.add_argument("--annotation-file", type=Path, required=True, help="llava_test.jsonl")
-    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
-    parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--annotation-file", type=FILE_TO_READ, required=True, help="llava_test.jsonl")
+    parser.add_argument("--result-file", type=FILE_TO_READ, required=True, help="answers, JSON lines")
+    parser.add_argument("--result-upload-file", type=OUTPUT, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
         require_apart(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.json_files import write_json
@@ -26,7 +27,9 @@ from llava.eval.scoring.vqa_normalise import evalai_answer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Write answers to VQAv2 as its server takes them.")
-    parser.add_argument("--dir", type=Path, default=Path("./playground/data/eval/vqav2"), help="folder of VQAv2")
+    parser.add_argument(
+        "--dir", type=FOLDER_TO_READ, default=Path("./playground/data/eval/vqav2"), help="folder of VQAv2"
+    )
     parser.add_argument("--ckpt", required=True, help="name of the model's folder of answers")
     parser.add_argument("--split", required=True, help="name of the question file without its suffix")
     options = parser.parse_args(arguments)

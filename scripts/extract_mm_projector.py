@@ -17,6 +17,7 @@ from torch import Tensor
 from llava.checkpoints.transformers_format import projector_name
 from llava.common.atomic_write import whole_file
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, MODEL, as_text
 from llava.common.program import as_program
 from llava.model.finite import not_finite
 from llava.model.weights import read_header, read_state_dict
@@ -48,8 +49,10 @@ def projector_of(folder: str | Path) -> dict[str, Tensor]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Take the projector out of a LLaVA.")
-    parser.add_argument("--model-path", required=True, help="folder of a LLaVA, of LoRA adapters or of a checkpoint")
-    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument(
+        "--model-path", type=MODEL, required=True, help="folder of a LLaVA, of LoRA adapters or of a checkpoint"
+    )
+    parser.add_argument("--output", type=as_text(FILE_TO_WRITE), required=True, help="file to write")
     options = parser.parse_args(arguments)
     try:
         require_apart({"--output": options.output}, [options.model_path])

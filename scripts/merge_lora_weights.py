@@ -11,15 +11,20 @@ from collections.abc import Sequence
 
 from llava.checkpoints.conversion import DTYPES, convert
 from llava.checkpoints.lora import is_lora_folder
+from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
 from llava.common.program import as_program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Merge LoRA adapters into their model.")
-    parser.add_argument("--model-path", required=True, help="folder of the adapters")
-    parser.add_argument("--model-base", help="the model they were trained on; by default the one they recorded")
-    parser.add_argument("--save-model-path", required=True, help="new folder for the merged model")
+    parser.add_argument("--model-path", type=MODEL, required=True, help="folder of the adapters")
+    parser.add_argument(
+        "--model-base", type=MODEL, help="the model they were trained on; by default the one they recorded"
+    )
+    parser.add_argument(
+        "--save-model-path", type=as_text(FOLDER_TO_WRITE), required=True, help="new folder for the merged model"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the written weights")
     options = parser.parse_args(arguments)
     try:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.json_files import need
+from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
@@ -27,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, help="budget that was trained")
-    parser.add_argument("--folder", type=Path, required=True, help="output of scripts/reproduce.sh")
-    parser.add_argument("--uncompressed", type=Path, help="output for the preset none, to compare training times")
+    parser.add_argument("--folder", type=FOLDER_TO_READ, required=True, help="output of scripts/reproduce.sh")
+    parser.add_argument(
+        "--uncompressed", type=FOLDER_TO_READ, help="output for the preset none, to compare training times"
+    )
     options = parser.parse_args(arguments)
     try:
         print(report(options.preset, options.folder, options.uncompressed))

@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import claim_folder
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.cost.machine import measured_on
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -160,8 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--num-proc", type=count(1, MOST_PROCESSES), help="processes that tokenise; by default as the trainer chooses"
     )
     parser.add_argument("--encoded", type=count(0), default=2000, help="samples that each worker encodes from the list")
-    parser.add_argument("--folder", type=Path, help="where the data is made, and kept; by default a temporary folder")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--folder", type=FOLDER_TO_WRITE, help="where the data is made, and kept; by default a temporary folder"
+    )
+    parser.add_argument("--json", type=FILE_TO_WRITE, help="write all figures to this file")
     options = parser.parse_args(arguments)
     if not SMAPS.is_file():
         parser.error(f"There is no {SMAPS}; this benchmark needs Linux.")

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import CLIPVisionConfig
 
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import count
+from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--activation-checkpointing", action="store_true")
-    parser.add_argument("--json", type=Path, help="write every timing to this file")
+    parser.add_argument("--json", type=FILE_TO_WRITE, help="write every timing to this file")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     device = torch.device(options.device)

@@ -32,6 +32,7 @@ from llava.checkpoints.conversion import appearing_at_once, require_new
 from llava.checkpoints.fit import require_fit
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
+from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.model.finite import not_finite
 from llava.model.weights import PROJECTOR_FILE, read_header
 
@@ -173,8 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m llava.model.consolidate",
         description="Put DeepSpeed's pieces of a checkpoint together as float32 weights, without running its scripts.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint-N of a training with --deepspeed")
-    parser.add_argument("target", metavar="TARGET", help="new folder")
+    parser.add_argument(
+        "checkpoint",
+        type=as_text(FOLDER_TO_READ),
+        metavar="CHECKPOINT",
+        help="checkpoint-N of a training with --deepspeed",
+    )
+    parser.add_argument("target", type=as_text(FOLDER_TO_WRITE), metavar="TARGET", help="new folder")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

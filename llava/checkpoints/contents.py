@@ -25,6 +25,7 @@ from llava.checkpoints.settings_files import (
     read_config,
 )
 from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
+from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
 from llava.model.llava_config import LlavaConfig
@@ -131,6 +132,10 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
     if known is not None and not Path(name).is_dir():
         return known
     try:
+        require_model(name)
+    except ValueError as error:
+        raise ValueError(_no_tower(name)) from error
+    try:
         if Path(name).is_dir():
             read_config(Path(name) / "config.json")
         kind = CLIPVisionConfig.get_config_dict(name)[0].get("model_type")
@@ -139,13 +144,17 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
         with read_by_library(name):
             dimensions: dict[str, Any] = CLIPVisionConfig.from_pretrained(name).to_dict()
     except OSError as error:
-        raise ValueError(
-            f"config.json names the vision tower {name!r} (mm_vision_tower) without its dimensions, and it can be "
-            "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
-        ) from error
+        raise ValueError(_no_tower(name)) from error
     check_fields(dimensions, f"the vision tower {name!r}")
     check_processor(Path(name) / "preprocessor_config.json")
     return dimensions
+
+
+def _no_tower(name: str) -> str:
+    return (
+        f"config.json names the vision tower {shown(name)} (mm_vision_tower) without its dimensions, and it can be "
+        "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
@@ -248,13 +257,10 @@ def fetch(name: str, **options: Any) -> Path:
     Raises:
         ValueError: if there is neither.
     """
-    folder = Path(name).expanduser()
+    require_model(name)
+    folder = Path(name).expanduser() if name.startswith("~") and not Path(name).is_dir() else Path(name)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(
-            f"There is no folder {name!r}; give the folder of a model, or a name on the hub (owner/model)."
-        )
     try:
         fetched = Path(snapshot_download(name, allow_patterns=[*_SETTINGS, *_SAFETENSORS, *_PICKLES], **options))
         if not any(fetched.glob("model*.safetensors")):

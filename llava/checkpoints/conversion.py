@@ -30,6 +30,7 @@ from llava.checkpoints.opening import load_pretrained_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.common.atomic_write import told_where
 from llava.common.file_modes import follow_umask
+from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.weights import weight_files, widest_dtype
@@ -208,10 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m llava.model.convert", description="Write a checkpoint in transformers' format or in LLaVA's."
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder or hub name of a checkpoint")
-    parser.add_argument("target", metavar="TARGET", help="new folder")
+    parser.add_argument("source", type=MODEL, metavar="SOURCE", help="folder or hub name of a checkpoint")
+    parser.add_argument("target", type=as_text(FOLDER_TO_WRITE), metavar="TARGET", help="new folder")
     parser.add_argument("--to", required=True, choices=FORMATS, help="hf: transformers' format; llava: LLaVA's own")
-    parser.add_argument("--model-base", help="model under a projector or LoRA adapters")
+    parser.add_argument("--model-base", type=MODEL, help="model under a projector or LoRA adapters")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto keeps the source's")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -26,6 +26,7 @@ from llava.checkpoints.settings_files import ADVICE, in_short
 from llava.checkpoints.transformers_format import is_hf_config
 from llava.common.json_files import read_object
 from llava.conversation import SeparatorStyle, get_template
+from llava.common.path_flags import require_model
 from llava.model.llava_config import LlavaConfig
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: if there is none, it cannot be read, or it gives other ids than the SentencePiece model beside it.
     """
+    require_model(str(name))
     if Path(name).is_dir() and not has_tokenizer(Path(name)):
         raise ValueError(
             f"{str(name)!r} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy that of the language model there."

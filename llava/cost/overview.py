@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.common.number_flags import count
+from llava.common.path_flags import MODEL
 from llava.compression.config import CompressionConfig, presets
 from llava.cost.flops import (
     average_visual_tokens,
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--preset", nargs="+", default=None, help=f"names ({', '.join(presets())}) or YAML files; all that fit"
     )
-    parser.add_argument("--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder")
+    parser.add_argument(
+        "--model", type=MODEL, default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder"
+    )
     parser.add_argument("--text-tokens", type=count(0), default=200, help="prompt and answer tokens beside the image")
     options = parser.parse_args(arguments)
     try:

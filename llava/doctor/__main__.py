@@ -10,11 +10,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, count, positive
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE, MODEL, as_text
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig, presets
 from llava.cost.memory import GIB
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     known = ", ".join(presets())
     add = parser.add_argument
     add("--recipe", choices=list(RECIPES), default="finetune", help="script under scripts/v1_5 (default: %(default)s)")
-    add("--model", default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
+    add("--model", type=MODEL, default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
     usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
     add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
     add(
@@ -134,9 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--text-tokens", type=count(0), help="text of a typical row beside its image, instead of the recipe's")
     add("--longest-text", type=count(0), help="text of the longest row, which decides what fits")
-    add("--output-dir", default="./checkpoints", help="whose free disk is looked at (default: %(default)s)")
+    add(
+        "--output-dir",
+        type=as_text(FOLDER_TO_WRITE),
+        default="./checkpoints",
+        help="whose free disk is looked at (default: %(default)s)",
+    )
     add("--comm-test", action="store_true", help="try an all-reduce with two processes where there is no second device")
-    add("--json", type=Path, metavar="FILE", help="write everything, in bytes")
+    add("--json", type=FILE_TO_WRITE, metavar="FILE", help="write everything, in bytes")
     return parser
 
 

@@ -29,6 +29,7 @@ from llava.checkpoints.contents import vision_config
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, MODEL
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -362,9 +363,9 @@ def _parser() -> argparse.ArgumentParser:
         "first budget is what the others are compared with.",
     )
     parser.add_argument(
-        "--model-path", "--model_path", required=True, help=f"checkpoint folder, or {', '.join(MODELS)}"
+        "--model-path", "--model_path", type=MODEL, required=True, help=f"checkpoint folder, or {', '.join(MODELS)}"
     )
-    parser.add_argument("--model-base", "--model_base", help="language model of a projector or LoRA folder")
+    parser.add_argument("--model-base", "--model_base", type=MODEL, help="language model of a projector or LoRA folder")
     parser.add_argument(
         "--random-weights", "--random_weights", action="store_true",
         help="do not read weights: a model of that shape costs the same",
@@ -383,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(*names, type=checked_later(number), default=default, help=f"{text} (default: {default})")
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
+    parser.add_argument("--json", type=FILE_TO_WRITE, metavar="FILE", help="write everything to this file")
     return parser
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--benchmarks", default=",".join(names), help=f"some of {', '.join(names)} (default: all)")
     parser.add_argument(
-        "--eval-folder", "--eval_folder", type=Path, default=Path("playground/data/eval"), metavar="FOLDER",
+        "--eval-folder", "--eval_folder", type=FOLDER_TO_READ, default=Path("playground/data/eval"), metavar="FOLDER",
         help="where the data lies (default: playground/data/eval)",
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="look whether all is there; status 1 if not")

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.llava_bench import (
@@ -99,17 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.eval_gpt_review_bench", description="Let a language model compare two answers."
     )
-    parser.add_argument("-q", "--question", type=_path, required=True, help="questions.jsonl of LLaVA-Bench")
-    parser.add_argument("-c", "--context", type=_path, required=True, help="context.jsonl of LLaVA-Bench")
-    parser.add_argument("-a", "--answer-list", type=Path, nargs="+", required=True, help="two files, reference first")
-    parser.add_argument("-r", "--rule", type=_path, help="roles and requests by category (default: this project's)")
-    parser.add_argument("-o", "--output", type=_path, required=True, help="JSON lines of reviews, appended to")
+    parser.add_argument("-q", "--question", type=FILE_TO_READ, required=True, help="questions.jsonl of LLaVA-Bench")
+    parser.add_argument("-c", "--context", type=FILE_TO_READ, required=True, help="context.jsonl of LLaVA-Bench")
+    parser.add_argument(
+        "-a", "--answer-list", type=FILE_TO_READ, nargs="+", required=True, help="two files, reference first"
+    )
+    parser.add_argument(
+        "-r", "--rule", type=FILE_TO_READ, help="roles and requests by category (default: this project's)"
+    )
+    parser.add_argument("-o", "--output", type=OUTPUT, required=True, help="JSON lines of reviews, appended to")
     parser.add_argument("--max-tokens", type=count(), default=MAX_TOKENS, help="longest review (default: %(default)s)")
     return parser
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
@@ -48,9 +49,9 @@ def report(split: str, counts: Confusion) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_pope", description="Score POPE.")
-    parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_<split>.json")
-    parser.add_argument("--question-file", type=Path, required=True, help="llava_pope_test.jsonl")
-    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
+    parser.add_argument("--annotation-dir", type=FOLDER_TO_READ, required=True, help="folder of coco_pope_<split>.json")
+    parser.add_argument("--question-file", type=FILE_TO_READ, required=True, help="llava_pope_test.jsonl")
+    parser.add_argument("--result-file", type=FILE_TO_READ, required=True, help="answers, JSON lines")
     options = parser.parse_args(arguments)
     try:
         counts, unread = _count(options.annotation_dir, options.question_file, options.result_file)

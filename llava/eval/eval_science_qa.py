@@ -18,6 +18,7 @@ from typing import Any
 
 from llava.common.atomic_write import write_whole
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.answer_lines import answers_by_id
@@ -77,10 +78,12 @@ def summary(analyses: Mapping[str, Sequence[Mapping[str, Any]]], results: Mappin
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_science_qa", description="Score ScienceQA.")
-    parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
-    parser.add_argument("--result-file", type=Path, required=True, help="answers, JSON lines")
-    parser.add_argument("--output-file", type=Path, help="analysis to write, JSON")
-    parser.add_argument("--output-result", type=Path, help="results to write, JSON")
+    parser.add_argument(
+        "--base-dir", type=FOLDER_TO_READ, required=True, help="folder of problems.json and pid_splits.json"
+    )
+    parser.add_argument("--result-file", type=FILE_TO_READ, required=True, help="answers, JSON lines")
+    parser.add_argument("--output-file", type=OUTPUT, help="analysis to write, JSON")
+    parser.add_argument("--output-result", type=OUTPUT, help="results to write, JSON")
     parser.add_argument("--split", default="test", help="key of pid_splits.json (default: test)")
     parser.add_argument("--options", type=list, default=list(OPTIONS), help="letters (default: ABCDE)")
     options = parser.parse_args(arguments)

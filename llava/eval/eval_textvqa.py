@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answer_keys, read_answer_lines
 from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
@@ -51,9 +52,9 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_textvqa", description="Score TextVQA.")
-    parser.add_argument("--annotation-file", type=Path, required=True, help="TextVQA_0.5.1_val.json")
-    parser.add_argument("--result-file", type=Path, help="answers, JSON lines")
-    parser.add_argument("--result-dir", type=Path, help="folder of answer files, each scored")
+    parser.add_argument("--annotation-file", type=FILE_TO_READ, required=True, help="TextVQA_0.5.1_val.json")
+    parser.add_argument("--result-file", type=FILE_TO_READ, help="answers, JSON lines")
+    parser.add_argument("--result-dir", type=FOLDER_TO_READ, help="folder of answer files, each scored")
     options = parser.parse_args(arguments)
     try:
         files = [options.result_file] if options.result_file is not None else []

@@ -20,6 +20,7 @@ from typing import Any
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
 from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
@@ -111,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.eval_video_qa", description="Let a language model grade answers about videos."
     )
     add: Any = parser.add_argument
-    add("--pred_path", "--pred-path", type=Path, required=True, help="answers, JSON lines")
-    add("--output_dir", "--output-dir", type=Path, required=True, help="folder for the verdicts")
-    add("--output_json", "--output-json", type=Path, required=True, help="file for all verdicts together")
+    add("--pred_path", "--pred-path", type=FILE_TO_READ, required=True, help="answers, JSON lines")
+    add("--output_dir", "--output-dir", type=FOLDER_TO_WRITE, required=True, help="folder for the verdicts")
+    add("--output_json", "--output-json", type=FILE_TO_WRITE, required=True, help="file for all verdicts together")
     add(
         "--num_tasks",
         "--num-tasks",

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.common.program import as_program
 from llava.eval.answering import ModelSource
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
@@ -217,10 +218,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_batch_flags(parser, batch_size=8)
     parser.add_argument("--num-gpus", "--num_gpus", type=int, help="processes, a GPU each (default: all)")
     parser.add_argument(
-        "--eval-folder", "--eval_folder", default="playground/data/eval", help="(default: playground/data/eval)"
+        "--eval-folder",
+        "--eval_folder",
+        type=as_text(FOLDER_TO_READ),
+        default="playground/data/eval",
+        help="(default: playground/data/eval)",
     )
-    parser.add_argument("--output", help="folder of results (default: results, beside --out where that is given)")
-    parser.add_argument("--out", help="also write an object of headlines, such as {'GQA': 61.9}, to this file")
+    parser.add_argument(
+        "--output",
+        type=as_text(FOLDER_TO_WRITE),
+        help="folder of results (default: results, beside --out where that is given)",
+    )
+    parser.add_argument(
+        "--out",
+        type=as_text(FILE_TO_WRITE),
+        help="also write an object of headlines, such as {'GQA': 61.9}, to this file",
+    )
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     add_generation_flags(parser, temperature=0.0, max_new_tokens=None)
     parser.add_argument("--num-frames", "--num_frames", type=int, default=8, help="shown of a video (default: 8)")

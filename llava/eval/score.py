@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.json_files import need
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.runner.exit_status import exit_status, printed, tell
@@ -28,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.score", description="Score again what was answered, without a model."
     )
-    parser.add_argument("folder", type=Path, help="--output of llava.eval.run, or a folder below it")
-    parser.add_argument("--eval-folder", "--eval_folder", type=Path, help="benchmarks (default: those that were asked)")
-    parser.add_argument("--out", type=Path, help="also write an object of headlines; for one model and budget")
+    parser.add_argument("folder", type=FOLDER_TO_READ, help="--output of llava.eval.run, or a folder below it")
+    parser.add_argument(
+        "--eval-folder", "--eval_folder", type=FOLDER_TO_READ, help="benchmarks (default: those that were asked)"
+    )
+    parser.add_argument("--out", type=FILE_TO_WRITE, help="also write an object of headlines; for one model and budget")
     add_judge_flags(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _score_folder(options))

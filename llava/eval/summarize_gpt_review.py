@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llava.common.json_files import as_json
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, as_text
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
 
@@ -123,8 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.summarize_gpt_review", description="Print the relative scores of review files."
     )
-    parser.add_argument("-d", "--dir", type=Path, help="folder of review files")
-    parser.add_argument("-f", "--files", nargs="*", help="review files, in --dir if that is given")
+    parser.add_argument("-d", "--dir", type=FOLDER_TO_READ, help="folder of review files")
+    parser.add_argument(
+        "-f", "--files", type=as_text(FILE_TO_READ), nargs="*", help="review files, in --dir if that is given"
+    )
     parser.add_argument("-i", "--ignore", nargs="*", type=int, help="ids of questions that do not count")
     return parser
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.atomic_write import write_whole
+from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.eval.scoring.results import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
@@ -168,14 +169,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders with result files and trainings")
+    parser.add_argument("folders", nargs="+", type=FOLDER_TO_READ, help="folders with result files and trainings")
     parser.add_argument("--paper", action="store_true", help="beside the published tables that something fits")
     parser.add_argument(
         "--tables", metavar="NAMES", help="these published tables, measured or not, e.g. 1,visionzip-1 (there are "
         + ", ".join(name.removeprefix("table-") for name in table_names()) + ")",
     )  # fmt: skip
     parser.add_argument("--format", choices=sorted(ENDINGS), default="markdown", help="default: markdown")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write one file a table here instead of printing")
+    parser.add_argument(
+        "--out", type=FOLDER_TO_WRITE, metavar="DIR", help="write one file a table here instead of printing"
+    )
     parser.add_argument("--plots", action="store_true", help="draw into --out as well; needs matplotlib")
     parser.add_argument(
         "--plot-format", "--plot_format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}"

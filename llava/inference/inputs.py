@@ -12,6 +12,7 @@ from PIL import Image
 from llava.common.bounded_http import FetchError, fetch
 from llava.common.image_limits import check_prepared, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, as_rgb
+from llava.common.path_flags import MODEL
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.data.images import explained
@@ -187,9 +188,9 @@ def check_device(device: str) -> None:
 
 def add_loading_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every program that opens a model."""
-    parser.add_argument("--model-path", "--model_path", required=True, help="checkpoint folder")
+    parser.add_argument("--model-path", "--model_path", type=MODEL, required=True, help="checkpoint folder")
     parser.add_argument(
-        "--model-base", "--model_base", help="language model that a projector or LoRA folder belongs to"
+        "--model-base", "--model_base", type=MODEL, help="language model that a projector or LoRA folder belongs to"
     )
     parser.add_argument(
         "--image-opening", "--image_opening", choices=OPENINGS,

@@ -20,6 +20,7 @@ from llava.common.atomic_write import whole_file
 from llava.common.image_opening import opening_of
 from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
 from llava.common.terminal_text import say
 from llava.compression.config import CompressionConfig
@@ -281,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
     parser.add_argument(
-        "--save-overlay", "--save_overlay", type=Path, metavar="FILE.png",
+        "--save-overlay", "--save_overlay", type=FILE_TO_WRITE, metavar="FILE.png",
         help="after each answer, draw which patches were kept, merged and dropped, and until which layer",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="log everything, and each prompt with its answer")

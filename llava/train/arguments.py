@@ -15,6 +15,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
+from llava.common.path_flags import read_paths
 from llava.common.shown import shown
 from llava.common.yaml_files import parse_yaml
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
@@ -22,7 +23,7 @@ from llava.mm_utils import ASPECT_RATIOS
 from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.manifest import VERIFY
-from llava.train.ranges import require_in_range
+from llava.train.ranges import PATHS, require_in_range
 from llava.train.supported import is_left_out, require_supported
 from llava.train.warmup import one_warmup
 
@@ -176,6 +177,7 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
     said = {name: value for name, value in vars(read).items() if value is not absent}
     require_supported(said)
     require_in_range(said)
+    paths = read_paths(said, PATHS)
     if unknown:
         near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
         meant = f" Perhaps --{near[0]} is meant." if near else ""
@@ -184,6 +186,8 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
     model_args, data_args, training_args = parsed
     for args in parsed:
         args.given = frozenset(said)
+        for name in paths.keys() & vars(args).keys():
+            setattr(args, name, paths[name])
     return model_args, data_args, training_args
 
 

@@ -1,4 +1,4 @@
-"""What the numeric flags of training accept, checked when they are parsed, before anything is loaded.
+"""What the numbers and paths among the flags of training may be, checked before anything is loaded.
 
 A test fails when a numeric field of the three groups of arguments stands in no row.
 """
@@ -6,6 +6,7 @@ A test fails when a numeric field of the three groups of arguments stands in no 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llava.common.number_flags import (
@@ -17,6 +18,14 @@ from llava.common.number_flags import (
     positive,
     require_number,
     share,
+)
+from llava.common.path_flags import (
+    FOLDER_OR_NONE,
+    FOLDER_TO_READ,
+    FOLDER_TO_WRITE,
+    MODEL,
+    TO_READ,
+    Paths,
 )
 
 _LARGEST_RATE = 3.4e38  # of what float32 holds; a run whose weights grow without bound stops by itself
@@ -69,6 +78,21 @@ RANGES: Mapping[str, Numbers] = {
     "cluster_width": count(),
 }
 """Field of the arguments -> what is accepted."""
+
+PATHS: Mapping[str, Paths] = {
+    "model_name_or_path": MODEL,
+    "vision_tower": replace(MODEL, empty=True),
+    "pretrain_mm_mlp_adapter": replace(TO_READ, empty=True),
+    "data_path": TO_READ,
+    "eval_data_path": TO_READ,
+    "image_folder": FOLDER_TO_READ,
+    "data_cache_dir": FOLDER_TO_WRITE,
+    "cache_dir": FOLDER_TO_WRITE,
+    "output_dir": FOLDER_TO_WRITE,
+    "lora_weight_path": FOLDER_OR_NONE,
+    "resume_from_checkpoint": replace(TO_READ, empty=True),
+}
+"""Flag -> what may lie there."""
 
 
 def require_in_range(said: Mapping[str, Any]) -> None:

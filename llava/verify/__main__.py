@@ -7,13 +7,13 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, not_negative
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, TO_READ
 from llava.common.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
 from llava.verify.report import exit_status, line, summary, to_json
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 if everything agrees, 1 on any mismatch, 2 if a case cannot be read or none is found.",
     )
     parser.add_argument(
-        "cases", metavar="CASES_DIR", type=Path, help="set of cases, one kind's folder or a single case"
+        "cases", metavar="CASES_DIR", type=TO_READ, help="set of cases, one kind's folder or a single case"
     )
     parser.add_argument(
         "--tolerance",
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         help="accepted absolute error of hidden states and logits; that of other quantities is in proportion "
         "(default: %(default)g)",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements, versions and the device")
+    parser.add_argument(
+        "--json", metavar="FILE", type=FILE_TO_WRITE, help="write all measurements, versions and the device"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (also ROCm); default: %(default)s")
     return parser
 

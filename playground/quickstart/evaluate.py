@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.common.image_opening import opening_of
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_READ, as_text
 from llava.common.program import as_program
 from llava.compression import CompressionConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -257,11 +258,17 @@ def drop_layers(trace: CompressionTrace, row: int) -> list[int | None]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Accuracy, tokens, FLOPs and time at several token budgets.")
-    parser.add_argument("--model-path", required=True, help="directory that training wrote")
-    parser.add_argument("--questions", required=True, help="question file, one JSON object a line")
-    parser.add_argument("--image-folder", required=True)
+    parser.add_argument(
+        "--model-path", type=as_text(FOLDER_TO_READ), required=True, help="directory that training wrote"
+    )
+    parser.add_argument(
+        "--questions", type=as_text(FILE_TO_READ), required=True, help="question file, one JSON object a line"
+    )
+    parser.add_argument("--image-folder", type=as_text(FOLDER_TO_READ), required=True)
     parser.add_argument("--compression", nargs="+", required=True, help="YAML files; the first is compared with")
-    parser.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    parser.add_argument(
+        "--out", type=as_text(FILE_TO_WRITE), required=True, help="JSON file to write, or to go on with"
+    )
     parser.add_argument("--batch-size", type=count(), default=100)
     parser.add_argument("--template", help="conversation template; by default that of training")
     parser.add_argument("--limit", type=count(), default=None, help="answer only so many questions")

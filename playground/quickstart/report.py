@@ -17,6 +17,7 @@ from typing import Any
 from llava.common.atomic_write import write_whole
 from llava.common.json_files import need, read_object
 from llava.common.outside_files import read_text
+from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.common.shown import shown
 from llava.common.terminal_text import printable
@@ -231,7 +232,7 @@ images it has never seen, at several token budgets.</p>
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Writes report.html into a quickstart's output folder.")
-    parser.add_argument("--folder", type=Path, required=True, help="output folder of the quickstart")
+    parser.add_argument("--folder", type=FOLDER_TO_READ, required=True, help="output folder of the quickstart")
     folder = parser.parse_args(arguments).folder
     try:
         text = page(Run.read(folder))

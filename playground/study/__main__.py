@@ -17,12 +17,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
-from pathlib import Path
 
 from tqdm import tqdm
 
 from llava.common.folder_lock import alone_in
 from llava.common.number_flags import MOST_PROCESSES, count
+from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.cost.machine import usable_cores
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
@@ -137,7 +137,7 @@ def _settings(options: argparse.Namespace) -> StudySettings:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m playground.study", description="The paper's tables in miniature.")
-    parser.add_argument("--out", type=Path, required=True, help="folder; an unfinished study there goes on")
+    parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder; an unfinished study there goes on")
     parser.add_argument("--seeds", type=count(), default=3, help="models of each kind")
     parser.add_argument("--images", type=count(), default=10240, help="for training, captioned and asked about")
     parser.add_argument("--questions", type=count(), default=1000, help="held out")

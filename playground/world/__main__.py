@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from llava.common.number_flags import MOST_PROCESSES, SEED, count
 from llava.common.outputs import claim_folder
+from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
 from playground.world.build import WorldSize, build_world
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Parses the command line and builds the world."""
     parser = argparse.ArgumentParser(description="Writes the playground's images and questions.")
     default = WorldSize()
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder to write into")
     parser.add_argument("--pretrain", type=count(), default=default.pretrain, help="images with a caption")
     parser.add_argument("--train", type=count(), default=default.instruct, help="images with a conversation")
     parser.add_argument("--test", type=count(), default=default.test, help="held-out questions, one image each")

@@ -21,6 +21,7 @@ from pathlib import Path
 from llava.bench.gpu_check.record import FILE_NAME, Record, place_of
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, run_part
 from llava.common.number_flags import positive
+from llava.common.path_flags import FOLDER_TO_READ, TO_READ, TO_WRITE
 from llava.common.program import as_program
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "out", metavar="OUT", nargs="?", type=Path, default=Path(FILE_NAME),
+        "out", metavar="OUT", nargs="?", type=TO_WRITE, default=Path(FILE_NAME),
         help=f"file for the results, or a folder, where it is called {FILE_NAME} (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these; all if left out")
@@ -180,9 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: cuda if there is a GPU, else cpu)")
     parser.add_argument(
-        "--cases", type=Path, default=ROOT / "tests/golden", help="of llava.verify (default: %(default)s)"
+        "--cases", type=TO_READ, default=ROOT / "tests/golden", help="of llava.verify (default: %(default)s)"
     )
-    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of tests (default: %(default)s)")
+    parser.add_argument(
+        "--tests", type=FOLDER_TO_READ, default=ROOT / "tests", help="folder of tests (default: %(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list parts and limits, run nothing; so does DRY_RUN=1")
     return parser
 

@@ -18,6 +18,7 @@ from llava.bench.gpu_check.record import Record
 from llava.bench.gpu_check.supervise import SKIPPED_STATUS
 from llava.bench.gpu_check.task import NotHereError, Task
 from llava.common.number_flags import not_negative, positive
+from llava.common.path_flags import FOLDER_TO_READ, TO_READ, TO_WRITE
 from llava.common.program import as_program
 
 
@@ -65,14 +66,14 @@ def _end_with(pipe: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava.bench.gpu_check.child", description=__doc__)
     parser.add_argument("--part", required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=TO_WRITE, required=True)
     parser.add_argument("--run", default="alone")
     parser.add_argument("--began", type=not_negative(1e12), default=time.time())
     parser.add_argument("--seconds", type=positive(1e6), default=600)
     parser.add_argument("--shape", default="tiny")
     parser.add_argument("--device")
-    parser.add_argument("--cases", type=Path, default=Path("tests/golden"))
-    parser.add_argument("--tests", type=Path, default=Path("tests"))
+    parser.add_argument("--cases", type=TO_READ, default=Path("tests/golden"))
+    parser.add_argument("--tests", type=FOLDER_TO_READ, default=Path("tests"))
     return parser
 
 

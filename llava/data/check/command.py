@@ -16,6 +16,7 @@ from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
@@ -125,12 +126,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     formats = "JSON, JSON lines, Parquet or YAML mixtures"
-    data.add_argument("--data-path", nargs="+", type=Path, required=True, help=formats)
-    data.add_argument("--image-folder", default=".", help="where image names start; default: %(default)s")
+    data.add_argument("--data-path", nargs="+", type=TO_READ, required=True, help=formats)
+    data.add_argument(
+        "--image-folder",
+        type=as_text(FOLDER_TO_READ),
+        default=".",
+        help="where image names start; default: %(default)s",
+    )
     data.add_argument(
         "--version", help="template, `plain` for pre-training; default: that of the checkpoint --tokenizer, or v1"
     )
-    data.add_argument("--tokenizer", help="folder or hub name; without it, token counts are estimates")
+    data.add_argument("--tokenizer", type=MODEL, help="folder or hub name; without it, token counts are estimates")
     data.add_argument(
         "--model-max-length", type=count(), default=2048, help="tokens, expanded images included; default: %(default)s"
     )
@@ -170,7 +176,10 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         "keep a label under each of them, so name only those you will use",
     )
     cost.add_argument(
-        "--model", default="llava-1.5-7b", help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s"
+        "--model",
+        type=MODEL,
+        default="llava-1.5-7b",
+        help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s",
     )
     cost.add_argument(
         "--batch-size", type=count(), default=16, help="samples of a device in a forward pass; default: %(default)s"
@@ -195,13 +204,15 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     outputs = parser.add_argument_group("outputs")
-    outputs.add_argument("--report", metavar="OUT.json", type=Path, help="counts, 20 examples each, statistics")
-    outputs.add_argument("--text", metavar="OUT.txt", type=Path, help="what is printed")
-    outputs.add_argument("--list-all", metavar="OUT.jsonl", type=Path, help="every finding, one a line")
+    outputs.add_argument(
+        "--report", metavar="OUT.json", type=FILE_TO_WRITE, help="counts, 20 examples each, statistics"
+    )
+    outputs.add_argument("--text", metavar="OUT.txt", type=FILE_TO_WRITE, help="what is printed")
+    outputs.add_argument("--list-all", metavar="OUT.jsonl", type=FILE_TO_WRITE, help="every finding, one a line")
     outputs.add_argument(
         "--write-clean",
         metavar="OUT.json",
-        type=Path,
+        type=FILE_TO_WRITE,
         help="the records without errors, unchanged and in order; JSON lines if it ends in .jsonl",
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llava.common.outputs import require_apart
+from llava.common.path_flags import FILE_TO_READ, FOLDER_OR_NONE, as_text
 from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.runner.answer_file import AnswerFile
@@ -44,9 +45,22 @@ def vqa_parser(
     """
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     add_loading_flags(parser)
-    parser.add_argument("--image-folder", "--image_folder", default="", help="that image names are relative to")
-    parser.add_argument("--question-file", "--question_file", default=question_file, help=f"(default: {question_file})")
-    parser.add_argument("--answers-file", "--answers_file", default="answer.jsonl", help="(default: answer.jsonl)")
+    parser.add_argument(
+        "--image-folder", "--image_folder", type=FOLDER_OR_NONE, default="", help="that image names are relative to"
+    )
+    parser.add_argument(
+        "--question-file",
+        "--question_file",
+        type=as_text(FILE_TO_READ),
+        default=question_file,
+        help=f"(default: {question_file})",
+    )
+    parser.add_argument(
+        "--answers-file",
+        "--answers_file",
+        default="answer.jsonl",
+        help="(default: answer.jsonl)",
+    )
     parser.add_argument("--conv-mode", "--conv_mode", help=f"(default: that of training, or {conv_mode})")
     parser.set_defaults(usual_conv_mode=conv_mode)
     parser.add_argument("--num-chunks", "--num_chunks", type=int, default=1, help="parts of the questions (default: 1)")
