@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from test_plugin import BOTH, T2V, answered, prompts
 from tiny import tower_config
 from tiny_text import llama
-from tiny_vlms import FAMILIES, batch, prompt, vlm
+from tiny_vlms import FAMILIES, IMAGE, VIDEO, batch, prompt, vlm
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -249,6 +250,51 @@ def test_llava_takes_what_its_processor_makes() -> None:
         alone = processor(images=images, text=text, return_tensors="pt")
         ids = compressed.generate(**alone, max_new_tokens=5, do_sample=False)
         assert ids[0, alone.input_ids.shape[1] :].tolist() == answers["left"][row]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_placeholder_that_somebody_typed_is_counted_and_never_a_word(family: str) -> None:
+    """As ids come from a processor: the typed one stands in front of the picture, behind it, alone, in another row."""
+    model = compress(vlm(family), BOTH)
+    ids, seen = prompt(family, 0)
+    for token in (IMAGE, VIDEO)[: 2 if "video_token_id" in model.config.to_dict() or family == "video_llava" else 1]:
+        typed = [([*ids[:1], token, *ids[1:]], seen), ([*ids, token, 5], seen), ([1, 5, token, 6], [])]
+        for rows in ([typed[0]], [typed[1]], [typed[2]], [(ids, seen), typed[2]]):
+            given = batch(rows)
+            for call in (model, partial(model.generate, max_new_tokens=1)):
+                with pytest.raises(ValueError, match=r"prompts hold \d+ placeholder tokens, but the images or videos"):
+                    call(**given)
+        cache = model(**batch([(ids, seen)]), use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="placeholders of images or videos, which cannot be added there"):
+            model(input_ids=torch.tensor([[5, token, 6]]), past_key_values=cache)
+
+
+def test_a_processor_with_a_typed_mark_ends_in_words() -> None:
+    """One picture, two marks, of which one was typed: LLaVA-NeXT's own processor."""
+    from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
+
+    tokenizer = llama()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=[[112, 112]]
+    )
+    processor = LlavaNextProcessor(
+        pictures, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    model = vlm("llava_next", torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    compressed = compress(model, BOTH)
+    picture = Image.new("RGB", (70, 60))
+    for text, images in (("USER: <image> like <image>? ASSISTANT:", [picture]), ("what is <image>?", None)):
+        with pytest.raises(ValueError, match=r"ound (total )?\d <image> tokens"):  # transformers' own sentence
+            processor(images=images, text=text, return_tensors="pt")
+    unseen = dict(processor(images=[picture], text="USER: <image>", return_tensors="pt"))
+    del unseen["pixel_values"]
+    with pytest.raises(ValueError, match=r"prompts hold \d+ placeholder tokens, but the images or videos"):
+        compressed.generate(**unseen)
+    fine = processor(images=[picture], text="USER: <image>\nHi ASSISTANT:", return_tensors="pt")
+    assert compressed.generate(**fine, max_new_tokens=1).shape[1] == fine.input_ids.shape[1] + 1
 
 
 def test_every_preset_fits_or_says_why_not() -> None:

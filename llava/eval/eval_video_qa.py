@@ -20,7 +20,7 @@ from typing import Any
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import require_apart
-from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_WRITE
+from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_WRITE, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
 from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("--pred_path", "--pred-path", type=FILE_TO_READ, required=True, help="answers, JSON lines")
     add("--output_dir", "--output-dir", type=FOLDER_TO_WRITE, required=True, help="folder for the verdicts")
-    add("--output_json", "--output-json", type=FILE_TO_WRITE, required=True, help="file for all verdicts together")
+    add("--output_json", "--output-json", type=OUTPUT, required=True, help="file for all verdicts together")
     add(
         "--num_tasks",
         "--num-tasks",

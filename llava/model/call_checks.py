@@ -80,6 +80,11 @@ def check_call(
     if cache is not None and is_filled(cache):
         check_packing(more, packed=False)
         tokens = check_one_prompt(model, inputs)
+        if tokens.dim() == 2 and tokens.shape[1] > 1 and _holds_placeholders(model, tokens):
+            raise ValueError(
+                "The text behind past_key_values holds placeholders of images or videos, which cannot be added there: "
+                "give the whole conversation anew, or, if somebody typed them, take them out of the text."
+            )
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         check_behind_cache(cache, tokens.shape[:2], mask, positions, model.position_axes)
         return False
