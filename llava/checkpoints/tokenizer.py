@@ -25,8 +25,8 @@ from llava.checkpoints.sentencepiece_model import (
 from llava.checkpoints.settings_files import ADVICE, in_short
 from llava.checkpoints.transformers_format import is_hf_config
 from llava.common.json_files import read_object
-from llava.conversation import SeparatorStyle, get_template
 from llava.common.path_flags import require_model
+from llava.conversation import SeparatorStyle, get_template
 from llava.model.llava_config import LlavaConfig
 
 logger = logging.getLogger(__name__)
