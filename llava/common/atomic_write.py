@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import IO, Any
 
 UNFINISHED = ".unfinished"
 """Ending of a file that is being written."""
+PATIENCE = 10.0
+"""Seconds that the reader of a pipe is waited for."""
 _FULL = "make room there, or name another place"
 _REMEDIES = {
     errno.ENOSPC: ("the disk is full", _FULL),
@@ -27,6 +30,7 @@ _REMEDIES = {
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "name another place"),
     errno.EISDIR: ("it is a folder", "name a file"),
     errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
+    errno.ENXIO: ("nobody reads the pipe", "start its reader first, or name a file"),
     errno.EIO: ("the disk reports an error", "check it, or name another place"),
     errno.ESTALE: ("the network drive lost it", "mount it again, or name another place"),
 }
@@ -106,12 +110,27 @@ def _is_about(error: OSError, path: Path) -> bool:
     return any(named in place.parents or str(named).startswith(str(place)) for place in places)
 
 
+def _open_read(name: str, flags: int) -> int:
+    """Open a pipe that somebody reads; without a reader that would wait for ever."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            handle = os.open(name, flags | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            os.set_blocking(handle, True)
+            return handle
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "w", sync: bool = False) -> Iterator[IO[Any]]:
     """Open a file that appears under its name when the block ends well; until then the former one stays.
 
     Args:
-        path: of the file; its folder is made if need be. A device or a pipe is written directly.
+        path: of the file; its folder is made if need be. A device or a pipe that somebody reads is written directly.
         mode: "w" for UTF-8 text, "wb" for bytes.
         sync: whether it is on the disk, not only in the system's memory, when the block ends.
 
@@ -122,7 +141,7 @@ def whole_file(path: Path, mode: str = "w", sync: bool = False) -> Iterator[IO[A
     with told_where(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            with path.open(mode, encoding=encoding) as file:
+            with open(path, mode, encoding=encoding, opener=_open_read if path.is_fifo() else None) as file:
                 yield file
             return
         target = path.resolve()  # a link stays one

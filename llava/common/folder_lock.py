@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava.common.outside_files import read_text
+
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".run.lock"
@@ -98,6 +100,7 @@ def _take(lock: Any, note: Path) -> bool:
 
 
 def _describe(note: Path) -> None:
+    note.unlink(missing_ok=True)  # whatever it is: to write to a pipe would wait for its reader
     about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     note.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
@@ -105,7 +108,7 @@ def _describe(note: Path) -> None:
 def _read(note: Path) -> dict[str, Any]:
     """What the holder says of itself; empty where it has not yet, or cannot."""
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
+        content = json.loads(read_text(note))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -8,10 +8,13 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 PATIENCE = 120.0  # seconds after which a run counts as hanging
 TRACEBACK = "Traceback (most recent call last)"
@@ -116,6 +119,7 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
     os.dup2(handle, 2)
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # the parent's is shared: a trial killed while it draws a bar would keep it
         faulthandler.dump_traceback_later(PATIENCE / 2)  # says where a run hangs
         if prepare is not None:
             prepare()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.common.atomic_write import whole_file
-from llava.common.outside_files import decode_text
+from llava.common.outside_files import read_text
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER
@@ -136,7 +136,7 @@ def read_truths(release: Path) -> Truths:
     for category in sorted(path for path in require(release, MME.name).iterdir() if path.is_dir()):
         inner = category / "questions_answers_YN"
         for path in sorted((inner if inner.is_dir() else category).glob("*.txt")):
-            for number, line in enumerate(decode_text(path.read_bytes(), str(path)).splitlines(), start=1):
+            for number, line in enumerate(read_text(path).splitlines(), start=1):
                 if not line.strip():
                     continue
                 question, _, answer = (part.strip() for part in line.strip().partition("\t"))

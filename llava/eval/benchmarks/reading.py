@@ -24,13 +24,15 @@ def require(path: Path, benchmark: str) -> Path:
     """The path, if it is there.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, or if it is neither a file nor a folder.
     """
     if not path.exists():
         raise ValueError(
             f"{path} is missing. `python -m llava.eval.data --benchmarks {benchmark}` says where it comes from and "
             "where it goes."
         )
+    if not (path.is_file() or path.is_dir()):  # to read a pipe would wait for its writer
+        raise ValueError(f"{path} is a pipe, socket or device; give a regular file.")
     return path
 
 

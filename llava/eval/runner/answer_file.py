@@ -22,7 +22,8 @@ from typing import Any
 
 from llava.common.atomic_write import append_whole, whole_file
 from llava.common.folder_lock import alone_in
-from llava.common.json_lines import read_objects
+from llava.common.json_lines import LARGEST, read_objects
+from llava.common.outside_files import read_bytes
 from llava.eval.benchmarks.answer_lines import answer_keys, check_answer, with_text
 from llava.eval.benchmarks.questions import Question, question_keys
 
@@ -127,7 +128,7 @@ class AnswerFile:
             os.replace(self.path, former)
         for part in self.all_parts():
             with former.open("ab") as file:
-                file.write(part.read_bytes())
+                file.write(read_bytes(part, LARGEST))
             part.unlink()
         return former
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from llava.checkpoints.opening import resolve
 from llava.common.atomic_write import write_whole
-from llava.common.json_files import NotJsonError, as_json, need, parse_json
+from llava.common.json_files import LARGEST_SETTINGS, NotJsonError, as_json, need, parse_json
+from llava.common.outside_files import read_bytes
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.fingerprint import Fingerprint, fingerprint
 
@@ -91,7 +92,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if it is not one.
     """
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_bytes(path, LARGEST_SETTINGS))
     except NotJsonError as error:
         raise ValueError(f"{path} is not JSON ({error}); {_REMOVE}.") from error
     if not isinstance(content, dict):

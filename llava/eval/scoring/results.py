@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.atomic_write import write_whole
-from llava.common.json_files import need, parse_json
+from llava.common.json_files import LARGEST_SETTINGS, need, parse_json
+from llava.common.outside_files import read_bytes
 from llava.common.shown import shown
 
 RESULT_SUFFIX = ".result.json"
@@ -96,7 +97,7 @@ class Result:
             ValueError: if it is not one.
         """
         try:
-            data = parse_json(path.read_bytes(), strict=True)
+            data = parse_json(read_bytes(path, LARGEST_SETTINGS), strict=True)
             if not isinstance(data, dict):
                 raise ValueError(f"it holds {shown(data, 60)}, not a JSON object.")
             return cls(**_checked(data))
