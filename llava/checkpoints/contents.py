@@ -124,8 +124,7 @@ def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: if none of them says, or the tower is not CLIP's.
     """
-    name = getattr(config, "mm_vision_tower", None)
-    saved: dict[str, Any] | None = getattr(config, "mm_vision_config", None)
+    name, saved = config.mm_vision_tower, config.mm_vision_config
     if not name or saved:
         return saved
     known = known_tower(name)
@@ -201,7 +200,7 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
 
 
 def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:
-    merge = getattr(config, "mm_patch_merge_type", None) or "flat"
+    merge = config.mm_patch_merge_type
     if merge != "flat":
         raise ValueError(
             f"{str(folder)!r} is a LLaVA-NeXT (mm_patch_merge_type {shown(merge)}), which cuts images into tiles; only "
@@ -224,7 +223,7 @@ def _type_by_name(name: str) -> str:
 def _kind_of_whole(raw: Mapping[str, Any], config: LlavaConfig) -> Kind:
     if is_hf_config(raw):
         return Kind.HF
-    sees = getattr(config, "mm_vision_tower", None) or str(raw.get("model_type")).startswith("llava")
+    sees = config.mm_vision_tower or str(raw.get("model_type")).startswith("llava")
     return Kind.LLAVA if sees else Kind.LANGUAGE
 
 

@@ -96,7 +96,7 @@ def _write_hf(
         rows = -(-rows // _ROWS) * _ROWS
     config = config_there(model.config, image_token, pad_token, rows)
     config.dtype = model.dtype
-    aspect_ratio = getattr(model.config, "image_aspect_ratio", None)
+    aspect_ratio = model.config.image_aspect_ratio
     there = LlavaProcessor(
         image_processor_there(processor, aspect_ratio),
         tokenizer,

@@ -20,7 +20,7 @@ from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tok
 from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.compression.config import CompressionConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.conversation import TEMPLATE_FIELD, recorded_template
+from llava.conversation import recorded_template
 from llava.model.finite import require_finite_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
@@ -103,8 +103,7 @@ def load_pretrained_model(
         model.set_compression(CompressionConfig.resolve(compression))
     tokenizer = _load_tokenizer(checkpoint, base, model)
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(model.config))
-    context = getattr(model.config, "max_sequence_length", None)
-    context = context or getattr(model.config, "tokenizer_model_max_length", None) or DEFAULT_CONTEXT_LENGTH
+    context = model.config.max_sequence_length or model.config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model.eval(), _image_processor(checkpoint, base, model), context
 
 
@@ -195,7 +194,7 @@ def load_whole(
     require_padding_row(config, checkpoint.folder)
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         has_tower = require_fit(config, checkpoint.files, checkpoint.key_mapping, projector, described)
-        tower = getattr(config, "mm_vision_tower", None)
+        tower = config.mm_vision_tower
         if tower and not has_tower and Path(tower).is_dir():
             require_tower(Path(tower))
     with _without_reports():
@@ -236,7 +235,7 @@ def _load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]
     config = _config_over(base, checkpoint)
     own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
     replaces = own.is_file() and any(map(projector_name, read_header(own)))
-    if not getattr(config, "mm_vision_tower", None) and (replaces or checkpoint.config is None):
+    if not config.mm_vision_tower and (replaces or checkpoint.config is None):
         raise ValueError(
             f"Neither {str(checkpoint.folder)!r} nor its base {str(base.folder)!r} names a vision tower "
             "(mm_vision_tower in config.json); give the folder of the finished training, or a LLaVA as model_base."
@@ -260,10 +259,10 @@ def _config_over(base: Checkpoint, checkpoint: Checkpoint) -> LlavaConfig:
     """
     assert base.config is not None
     config = copy.deepcopy(checkpoint.config if checkpoint.config is not None else base.config)
-    says = getattr(config, TEMPLATE_FIELD, None) is not None
+    says = config.conversation_template is not None
     former = recorded_template(base.config)
     if former is not None and recorded_template(config) is None and (says or checkpoint.kind is Kind.PROJECTOR):
-        setattr(config, TEMPLATE_FIELD, former)
+        config.conversation_template = former
     return config
 
 
@@ -308,8 +307,8 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) ->
     Raises:
         ValueError: if the embeddings have no row for one.
     """
-    added = [DEFAULT_IMAGE_PATCH_TOKEN] if getattr(config, "mm_use_im_patch_token", False) else []
-    if getattr(config, "mm_use_im_start_end", False):
+    added = [DEFAULT_IMAGE_PATCH_TOKEN] if config.mm_use_im_patch_token else []
+    if config.mm_use_im_start_end:
         added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
     tokenizer.add_tokens(added, special_tokens=True)
     beyond = [token for token in added if tokenizer.convert_tokens_to_ids(token) >= config.vocab_size]

@@ -116,16 +116,16 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
     Raises:
         ValueError: if it cannot; names what.
     """
-    if not getattr(config, "mm_vision_tower", None):
+    if config is None or not config.mm_vision_tower:
         raise ValueError(f"{source!r} has no vision tower (mm_vision_tower in config.json); it is not a LLaVA.")
-    kind = getattr(config, "mm_projector_type", None) or "linear"
+    kind = config.mm_projector_type
     if kind != "mlp2x_gelu":
         raise ValueError(
             f"mm_projector_type of {source!r} is {shown(kind)}; transformers' LLaVA has only mlp2x_gelu, so this model "
             "can only be written in LLaVA's format (--to llava)."
         )
-    aspect_ratio = getattr(config, "image_aspect_ratio", None)
-    if aspect_ratio not in ("pad", "square", None):
+    aspect_ratio = config.image_aspect_ratio
+    if aspect_ratio not in ("pad", "square"):
         raise ValueError(
             f"image_aspect_ratio of {source!r} is {shown(aspect_ratio)}; transformers' LLaVA pads to a square or crops "
             "one out, so write 'pad' or 'square' into its config.json, or convert --to llava."
@@ -144,8 +144,8 @@ def config_there(config: LlavaConfig, image_token_id: int, pad_token_id: int, vo
     text = {name: value for name, value in config.to_dict().items() if name in known and name not in _NOT_THE_TEXT}
     text |= {"vocab_size": vocabulary, "pad_token_id": pad_token_id}
     vision = CLIPVisionConfig.from_dict(config.mm_vision_config)
-    strategy = {here: there for there, here in _FEATURES.items()}[getattr(config, "mm_vision_select_feature", "patch")]
-    carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name, None) is not None}
+    strategy = {here: there for there, here in _FEATURES.items()}[config.mm_vision_select_feature]
+    carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name) is not None}
     return HFConfig(
         architectures=["LlavaForConditionalGeneration"],
         text_config=LlamaConfig(**text),
@@ -153,7 +153,7 @@ def config_there(config: LlavaConfig, image_token_id: int, pad_token_id: int, vo
         image_token_index=image_token_id,
         pad_token_id=pad_token_id,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
-        vision_feature_layer=getattr(config, "mm_vision_select_layer", -2),
+        vision_feature_layer=config.mm_vision_select_layer,
         vision_feature_select_strategy=strategy,
         tie_word_embeddings=config.tie_word_embeddings,
         **carried,

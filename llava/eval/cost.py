@@ -135,8 +135,8 @@ def _shapes(model: Any) -> tuple[DecoderShape, VisionShape]:
 
 
 def _shapes_of(config: Any, tower: Any) -> tuple[DecoderShape, VisionShape]:
-    vision = VisionShape.of(tower, getattr(config, "mm_vision_select_layer", -2))
-    if getattr(config, "mm_vision_select_feature", "patch") == "cls_patch":
+    vision = VisionShape.of(tower, config.mm_vision_select_layer)
+    if config.mm_vision_select_feature == "cls_patch":
         vision = dataclasses.replace(vision, patches=vision.tokens, has_cls=False)
     return DecoderShape.of(config), vision
 
@@ -250,7 +250,7 @@ def _random_config(name: str) -> LlavaConfig:
         config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
     else:
         raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
-    if getattr(config, "mm_vision_config", None) is None:
+    if config.mm_vision_config is None:
         config.mm_vision_config = CLIPVisionConfig(**CLIP_LARGE_336).to_dict()
     return config
 

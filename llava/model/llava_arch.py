@@ -19,6 +19,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.model.accepted_inputs import check_padding_mask
 from llava.model.collectives import gathered, ranks_must_agree, whole_shape
 from llava.model.image_inputs import image_tensors
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -33,13 +34,12 @@ else:
 logger = logging.getLogger(__name__)
 
 
-# LLaVA's, for what its model arguments leave open.
-_VISION_DEFAULTS: dict[str, Any] = {
-    "mm_projector_type": "linear",
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_patch_merge_type": "flat",
-}
+_OF_MODEL_ARGUMENTS = (
+    "mm_projector_type",
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_patch_merge_type",
+)
 
 
 class _OpensWithTower(_Base):
@@ -73,7 +73,7 @@ class LlavaMetaModel(_OpensWithTower):
         """Make the tower and the projector that the configuration names, if any; weights are not loaded."""
         self.vision_tower = None
         self.mm_projector = None
-        if getattr(self.config, "mm_vision_tower", None):
+        if self.config.mm_vision_tower:
             self.vision_tower = build_vision_tower(self.config)
             self.mm_projector = build_vision_projector(self.config)
 
@@ -107,9 +107,9 @@ class LlavaMetaModel(_OpensWithTower):
     def _write_vision_config(self, model_args: Any) -> None:
         self.config.use_mm_proj = True
         self.config.mm_vision_tower = model_args.vision_tower
-        for field, default in _VISION_DEFAULTS.items():
+        for field in _OF_MODEL_ARGUMENTS:
             value = getattr(model_args, field, None)
-            setattr(self.config, field, default if value is None else value)
+            setattr(self.config, field, getattr(LlavaConfig, field) if value is None else value)
 
     def config_device(self) -> torch.device:
         """Device of the language model."""
@@ -141,7 +141,7 @@ class LlavaMetaForCausalLM(_OpensWithTower):
     @property
     def compression(self) -> CompressionConfig:
         """What `config.json` says under "compression"; nothing there means no compression."""
-        return CompressionConfig.resolve(getattr(self.config, "compression", None))
+        return CompressionConfig.resolve(self.config.compression)
 
     def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
         """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
@@ -220,7 +220,7 @@ class LlavaMetaForCausalLM(_OpensWithTower):
             query_mask=_host(query_mask),
             queries=queries,
             padding_side=padding_side,
-            max_length=getattr(self.config, "tokenizer_model_max_length", None) if labels is not None else None,
+            max_length=self.config.tokenizer_model_max_length if labels is not None else None,
         )
         plan = plan.to(input_ids.device)
         features = self._features(crops, needed, compression.v2v)

@@ -189,7 +189,7 @@ class Session:
 
     def _staircase(self, compression: CompressionConfig) -> str:
         config, tower = self.chat.model.config, self.chat.model.get_vision_tower()
-        vision = VisionShape.of(tower.config, getattr(config, "mm_vision_select_layer", -2))
+        vision = VisionShape.of(tower.config, config.mm_vision_select_layer)
         return describe(visual_tokens_per_layer(compression, config.num_hidden_layers, vision))
 
     def _save_overlay(self, path: Path) -> None:

@@ -60,9 +60,9 @@ def load_model(
     config = settle_flags(start, model_args, data_args, training_args)
     settle_template(config, model_args, training_args)
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
-    compression = resolve_compression(model_args, CompressionConfig.resolve(getattr(config, "compression", None)))
+    compression = resolve_compression(model_args, CompressionConfig.resolve(config.compression))
     compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading
-    if getattr(config, "mm_vision_tower", None):
+    if config.mm_vision_tower:
         add_image_tokens(tokenizer, config)
     model = _open(start, model_args, training_args)
     config = model.config
@@ -100,7 +100,7 @@ def _open(start: Checkpoint, model_args: ModelArguments, training_args: Training
         ),
     }
     adapter = None
-    if getattr(config, "mm_vision_tower", None):
+    if config.mm_vision_tower:
         if model_args.pretrain_mm_mlp_adapter:
             adapter = Path(model_args.pretrain_mm_mlp_adapter)
         config.mm_vision_tower = model_args.vision_tower
@@ -152,8 +152,8 @@ def make_data(
         visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
         image_folder=data_args.image_folder,
         image_opening=opening_of(model.config),
-        image_aspect_ratio=getattr(model.config, "image_aspect_ratio", None) or "square",
-        use_im_start_end=bool(getattr(model.config, "mm_use_im_start_end", False)),
+        image_aspect_ratio=model.config.image_aspect_ratio,
+        use_im_start_end=model.config.mm_use_im_start_end,
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
         on_bad_sample=data_args.on_bad_sample,
@@ -182,7 +182,7 @@ def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> L
 def _image_opening(config: Any, data_args: DataArguments) -> str:
     """How images are opened: as the flag says, else as the checkpoint was trained; a change is said in the log."""
     opening = opening_of(config, data_args.image_opening)
-    former = getattr(config, "image_opening", None)
+    former = config.image_opening
     if former not in (None, opening):
         logger.warning("The checkpoint was trained with --image_opening %s; from now on it is %s.", former, opening)
     return opening

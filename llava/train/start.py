@@ -28,16 +28,13 @@ logger = logging.getLogger(__name__)
 
 # What a projector was trained with, and LLaVA's defaults where nothing says.
 OF_THE_PROJECTOR: dict[str, Any] = {
-    "mm_projector_type": "linear",
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
+    field: getattr(LlavaConfig, field)
+    for field in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
 }
 # What a whole LLaVA, or adapters of one, was trained with besides.
 OF_THE_LLAVA: dict[str, Any] = OF_THE_PROJECTOR | {
-    "mm_patch_merge_type": "flat",
-    "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False,
-    "image_aspect_ratio": "square",
+    field: getattr(LlavaConfig, field)
+    for field in ("mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")
 }
 # These may be changed on purpose, after a look at what they change.
 _CHOICES = ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")
@@ -104,12 +101,12 @@ def settle_flags(
     settle_adapters(training_args, model_args.model_name_or_path)
     assert start.config is not None
     config = start.config
-    is_llava = bool(getattr(config, "mm_vision_tower", None))
+    is_llava = bool(config.mm_vision_tower)
     sources = [_Source("on the command line", _given(model_args, data_args))]
     if training_args.lora_weight_path:
         sources += _recorded_beside(Path(training_args.lora_weight_path) / "config.json", OF_THE_LLAVA)
     if is_llava:
-        sources.append(_recorded(start.folder / "config.json", config.to_dict(), OF_THE_LLAVA))
+        sources += _recorded_beside(start.folder / "config.json", OF_THE_LLAVA)
     model_args.vision_tower = _settle_tower(sources)
     if not is_llava and model_args.pretrain_mm_mlp_adapter:
         beside = _recorded_beside(Path(model_args.pretrain_mm_mlp_adapter).parent / "config.json", OF_THE_PROJECTOR)
@@ -119,7 +116,7 @@ def settle_flags(
     for field, default in OF_THE_LLAVA.items():
         value = _settle(field, sources, depth)
         setattr(data_args if hasattr(data_args, field) else model_args, field, default if value is None else value)
-    recorded = getattr(config, "tokenizer_model_max_length", None) if is_llava else None
+    recorded = config.tokenizer_model_max_length if is_llava else None
     if recorded and "model_max_length" not in training_args.given:
         training_args.model_max_length = recorded
     _require_supported(model_args, data_args, training_args)
@@ -256,7 +253,7 @@ def _depth(tower: str | None, config: LlavaConfig | None) -> int | None:
     """
     if tower is None:
         return None
-    if config is None or not getattr(config, "mm_vision_config", None):
+    if config is None or not config.mm_vision_config:
         config = LlavaConfig(mm_vision_tower=tower)
     dimensions = vision_config(config)
     return None if dimensions is None else dimensions["num_hidden_layers"]

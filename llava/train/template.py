@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llava.checkpoints.tokenizer import stop_at_end_mark
-from llava.conversation import TEMPLATE_FIELD, SeparatorStyle, get_template, recorded_template
+from llava.conversation import SeparatorStyle, get_template, recorded_template
 from llava.data.end_marks import end_mark_warning
 from llava.train.arguments import ModelArguments, TrainingArguments
 
@@ -67,7 +67,7 @@ def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: st
     """
     plain = get_template(template).sep_style is SeparatorStyle.PLAIN
     recorded = (_recorded(model.config, adapters) if plain else None) or template
-    setattr(model.config, TEMPLATE_FIELD, recorded)
+    model.config.conversation_template = recorded
     stop_at_end_mark(model.generation_config, tokenizer, recorded)
     warning = end_mark_warning(template, tokenizer) if tokenizer.is_fast else None
     if warning is not None:

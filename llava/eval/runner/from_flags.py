@@ -36,7 +36,7 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     config, files = open_checkpoint(options.model_path, options.model_base)
     name = model_name_of(options.model_path)
     usual = getattr(options, "usual_conv_mode", None) or template_of(name)
-    chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
+    chosen = budget(options, CompressionConfig.resolve(config.compression))
     _check_fit(chosen, config)
     if options.load_4bit and options.load_8bit:
         raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
@@ -59,7 +59,7 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     """Refuse a budget for another tower, depth or family before anything is loaded."""
     tower = vision_config(config)
     if tower is not None:
-        select = getattr(config, "mm_vision_select_layer", -2)
+        select = config.mm_vision_select_layer
         visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
     chosen.check_made_for(config.model_type, config.num_hidden_layers)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, PretrainedConfig
 
+from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import known_tower
 
 TOWERS: dict[str, type[CLIPVisionTower]] = {"clip_vision_model": CLIPVisionTower}  # by model_type of their config
 
 
-def build_vision_tower(config: Any) -> CLIPVisionTower:
+def build_vision_tower(config: LlavaConfig) -> CLIPVisionTower:
     """The tower that `config` names (`mm_vision_tower`), with random weights until they are loaded.
 
     Dimensions come from `mm_vision_config` where the checkpoint carries them, else from the named directory, else from
@@ -23,10 +24,10 @@ def build_vision_tower(config: Any) -> CLIPVisionTower:
     Raises:
         ValueError: if no tower is named, or one of another kind than CLIP.
     """
-    name = getattr(config, "mm_vision_tower", None) or getattr(config, "vision_tower", None)
+    name = config.mm_vision_tower
     if not name:
         raise ValueError("No vision tower is named; set mm_vision_tower to a directory or hub name of a CLIP model.")
-    saved = getattr(config, "mm_vision_config", None) or (None if Path(name).is_dir() else known_tower(name))
+    saved = config.mm_vision_config or (None if Path(name).is_dir() else known_tower(name))
     kind = _kind(saved or PretrainedConfig.get_config_dict(name)[0])
     if kind not in TOWERS:
         raise ValueError(
@@ -35,8 +36,8 @@ def build_vision_tower(config: Any) -> CLIPVisionTower:
         )
     return TOWERS[kind](
         name,
-        select_layer=getattr(config, "mm_vision_select_layer", -2),
-        select_feature=getattr(config, "mm_vision_select_feature", "patch"),
+        select_layer=config.mm_vision_select_layer,
+        select_feature=config.mm_vision_select_feature,
         config=CLIPVisionConfig(**saved) if saved else None,
     )
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
+from llava.model.llava_config import LlavaConfig
 
-def build_vision_projector(config: Any) -> nn.Module:
+
+def build_vision_projector(config: LlavaConfig) -> nn.Module:
     """The projector that `config.mm_projector_type` names: `linear`, `mlpNx_gelu` (N linear layers) or `identity`.
 
     Raises:
         ValueError: for any other name, and for `identity` between different widths.
     """
-    kind = getattr(config, "mm_projector_type", None) or "linear"
-    inputs, outputs = getattr(config, "mm_hidden_size", None), config.hidden_size
+    kind, inputs, outputs = config.mm_projector_type, config.mm_hidden_size, config.hidden_size
     if not isinstance(inputs, int):
         raise ValueError("config.json names a vision tower, but not its width; write mm_hidden_size into it.")
     if kind == "linear":
