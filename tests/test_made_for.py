@@ -14,9 +14,9 @@ from tiny_vlms import FAMILIES, vlm
 from transformers import CLIPVisionConfig
 
 from llava import compress
+from llava.common.presets import MadeFor
 from llava.compression import schedule
 from llava.compression.config import CompressionConfig, presets
-from llava.compression.made_for import MadeFor
 from llava.data.check import command as data_check
 from llava.doctor import __main__ as doctor
 from llava.eval import cost, run

@@ -8,7 +8,8 @@ import sys
 import pytest
 from tiny_text import TOKENIZERS
 
-from llava.compression.salience import mark_overlap, salient_spans, spacy_salient_spans
+from llava.compression.salience import salient_spans
+from llava.data.salient import mark_overlap, spacy_salient_spans
 
 QUESTIONS = {  # the paper's two examples first
     "What number is on the player's jersey?": "What number player's jersey ?",

@@ -6,15 +6,14 @@ Both readings of the method are options wherever the paper (arXiv 2602.18846) an
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llava.common.presets import MadeFor, read_compression, read_preset
+from llava.common.presets import presets as presets
 from llava.common.shown import shown
-from llava.compression.made_for import MadeFor
 
 V2V_SCORES = ("cls", "received", "random", "uniform")
 V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
@@ -187,18 +186,14 @@ class CompressionConfig:
     made_for: MadeFor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | None) -> CompressionConfig:
+    def from_dict(cls, data: Mapping[str, Any] | None, preset: str | None = None) -> CompressionConfig:
         """Build from a mapping with the keys `v2v` and `t2v` (either may be missing or None).
 
-        It may say under `for` which models it is made for, as the files of presets do.
+        It may say under `for` which models it is made for, as the files of presets do; `preset` names such a file.
 
         Raises:
             ValueError: for unknown keys, missing ones, or values out of range.
         """
-        return cls._from_mapping(data)
-
-    @classmethod
-    def _from_mapping(cls, data: Mapping[str, Any] | None, preset: str | None = None) -> CompressionConfig:
         if data is not None and not isinstance(data, Mapping):
             raise ValueError(f"compression is {shown(data)}; it must be a mapping with the keys v2v and t2v, or null.")
         data = dict(data or {})
@@ -215,25 +210,12 @@ class CompressionConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> CompressionConfig:
         """Read a YAML file in the format of `configs/compression/*.yaml`."""
-        from llava.common.yaml_files import read_yaml
-
-        path = Path(path)
-        if not os.path.lexists(path):
-            raise ValueError(
-                f"There is no compression file {shown(str(path))}; give a YAML file or one of {', '.join(presets())}."
-            )
-        return cls._from_value(read_yaml(path), str(path))
+        return cls._from_file(read_compression(path), str(path))
 
     @classmethod
     def from_preset(cls, name: str) -> CompressionConfig:
         """Read a named preset, such as `duet-192` (paper Table 12)."""
-        if name not in presets():
-            raise ValueError(
-                f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}."
-            )
-        from llava.common.yaml_files import parse_yaml
-
-        return cls._from_value(parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name), name)
+        return cls._from_file(read_preset(name), name)
 
     @classmethod
     def resolve(cls, source: CompressionConfig | Mapping[str, Any] | str | Path | None) -> CompressionConfig:
@@ -246,24 +228,16 @@ class CompressionConfig:
         return cls.from_yaml(source) if looks_like_a_file else cls.from_preset(str(source))
 
     @classmethod
-    def _from_value(cls, data: Any, origin: str) -> CompressionConfig:
+    def _from_file(cls, data: Any, origin: str) -> CompressionConfig:
         if data is not None and not isinstance(data, Mapping):
             raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {shown(data)}.")
         try:
-            return cls._from_mapping(data, Path(origin).stem)
+            return cls.from_dict(data, Path(origin).stem)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
     def check_made_for(self, model_type: str, num_layers: int) -> None:
-        """Refuse a preset that was made for other models; what came from no such file fits any.
-
-        Args:
-            model_type: as the model's `config.json` has it.
-            num_layers: of its decoder.
-
-        Raises:
-            ValueError: if the family or the depth is another; says what to give instead.
-        """
+        """Refuse a preset that was made for other models (`MadeFor.check`); what came from no such file fits any."""
         if self.made_for is not None:
             self.made_for.check(model_type, num_layers)
 
@@ -298,21 +272,3 @@ def _to_plain(stage: V2VConfig | T2VConfig | None) -> dict[str, Any] | None:
         return None
     values = dataclasses.asdict(stage)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _preset_folder() -> Any:
-    """The folder of preset files: package data in a wheel, `configs/compression` in a checkout."""
-    try:
-        folder = resources.files("llava.compression.presets")
-        if folder.joinpath("none.yaml").is_file():
-            return folder
-    except ModuleNotFoundError:
-        pass
-    return Path(__file__).resolve().parents[2] / "configs" / "compression"
-
-
-def presets() -> list[str]:
-    """Names of the presets that `CompressionConfig.from_preset` accepts, sorted."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml")
-    )

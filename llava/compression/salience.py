@@ -2,17 +2,15 @@
 
 The paper leaves F_S open and the released code runs spaCy and NLTK. Here a word votes unless it belongs to a closed
 class (articles, pronouns, prepositions, auxiliaries ...): question words, content words, spatial words, numbers and
-the marks `? ! :` stay. No download is needed; spaCy with an English model can be chosen instead.
+the marks `? ! :` stay. No download is needed; `llava.data.salient` has spaCy's choice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 
 Span = tuple[int, int]
-SalientFinder = Callable[[str], list[Span]]
 
 
 class QueryRole(IntFlag):
@@ -34,7 +32,7 @@ ROLES_OF_QUERIES = {
     "salient": QueryRole.SALIENT | QueryRole.LAST,
 }
 
-_QUESTION_WORDS = "what which who whom whose where when why how"
+QUESTION_WORDS = "what which who whom whose where when why how"
 _SPATIAL_WORDS = (
     "above across along around behind below beneath beside between beyond inside outside left right over under "
     "front back top bottom up down near far next middle center centre corner first last not no none"
@@ -53,7 +51,7 @@ _CLOSED_CLASS = (
     "please answer question following using single word words phrase phrases given directly choices option options "
     "letter user assistant human gpt image picture photo"
 )
-_KEPT = frozenset((_QUESTION_WORDS + " " + _SPATIAL_WORDS).split())
+_KEPT = frozenset((QUESTION_WORDS + " " + _SPATIAL_WORDS).split())
 _DROPPED = frozenset(_CLOSED_CLASS.split()) - _KEPT
 _WORD_OR_MARK = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[?!:]")
 
@@ -66,60 +64,3 @@ def salient_spans(text: str) -> list[Span]:
     """
     found = (match for match in _WORD_OR_MARK.finditer(text))
     return [match.span() for match in found if match.group().lower().replace("’", "'") not in _DROPPED]
-
-
-def salient_words(name: str) -> SalientFinder:
-    """Who finds salient words: `rules` (`salient_spans`), `spacy`, or `spacy:` and the name of a pipeline.
-
-    Raises:
-        ValueError: for any other name.
-    """
-    backend, _, pipeline = name.partition(":")
-    if name == "rules":
-        return salient_spans
-    if backend == "spacy":
-        return spacy_salient_spans(pipeline) if pipeline else spacy_salient_spans()
-    raise ValueError(f"The finder of salient words is {name!r}; it must be rules, spacy or spacy:PIPELINE.")
-
-
-def spacy_salient_spans(model: str = "en_core_web_sm") -> SalientFinder:
-    """A drop-in for `salient_spans` that follows the released code: part of speech and stop words from spaCy.
-
-    Args:
-        model: name of an installed spaCy pipeline with a tagger.
-
-    Raises:
-        ImportError: if spaCy is not installed.
-        OSError: if the pipeline is not installed.
-    """
-    import spacy
-
-    pipeline = spacy.load(model)
-    content = {"NOUN", "PROPN", "PRON", "VERB", "ADJ", "ADV"}
-    questions = frozenset(_QUESTION_WORDS.split())
-
-    def spans(text: str) -> list[Span]:
-        kept = []
-        for token in pipeline(text):
-            asks = token.lower_ in questions or token.text in "?!:"
-            if asks or (token.pos_ in content and not token.is_stop):
-                kept.append((token.idx, token.idx + len(token.text)))
-        return kept
-
-    return spans
-
-
-def mark_overlap(offsets: Sequence[Span], spans: Iterable[Span]) -> list[bool]:
-    """Which tokens touch a span, by character offsets (never by searching for sub-sequences of ids).
-
-    Args:
-        offsets: [start, end) of every token in the text, rising; empty spans (special tokens) touch nothing.
-        spans: [start, end) to look for, rising and disjoint.
-    """
-    remaining = list(spans)
-    marks, at = [], 0
-    for start, end in offsets:
-        while at < len(remaining) and remaining[at][1] <= start:
-            at += 1
-        marks.append(at < len(remaining) and start < end and remaining[at][0] < end)
-    return marks

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from llava.common.number_flags import count
 from llava.common.path_flags import MODEL
-from llava.compression.config import CompressionConfig, presets
+from llava.common.presets import presets
+from llava.compression.config import CompressionConfig
 from llava.cost.flops import (
     average_visual_tokens,
     describe,

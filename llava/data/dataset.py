@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import DEFAULT_OPENING, check_opening
-from llava.compression.salience import SalientFinder, salient_spans
+from llava.compression.salience import salient_spans
 from llava.constants import IGNORE_INDEX
 from llava.data.cache import digest_text
 from llava.data.images import BadImageError, image_path, open_rgb, within_limits
 from llava.data.mixture import RecordMix, open_mix
 from llava.data.records import Record
+from llava.data.salient import SalientFinder
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.compression.salience import QueryRole, SalientFinder, mark_overlap, salient_spans
+from llava.compression.salience import QueryRole, salient_spans
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -24,6 +24,7 @@ from llava.constants import (
     LITERAL_IMAGE_TOKEN,
 )
 from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
+from llava.data.salient import SalientFinder, mark_overlap
 from llava.data.spoken_text import Span, tokenize_spoken
 from llava.mm_utils import leading_bos
 

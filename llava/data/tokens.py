@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from llava import conversation, mm_utils
 from llava.common.child_processes import forks_end_with_parent
 from llava.compression import salience
-from llava.compression.salience import SalientFinder, salient_spans
+from llava.compression.salience import salient_spans
 from llava.conversation import get_template
 from llava.cost.machine import usable_cores, version_of
-from llava.data import records, spoken_text, tokenization
+from llava.data import records, salient, spoken_text, tokenization
 from llava.data.cache import cached_table, digest_text
 from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
+from llava.data.salient import SalientFinder
 from llava.data.store import RecordTable, record_of, source_of
 from llava.data.tokenization import EncodedText, encode_conversation
 
@@ -85,7 +86,7 @@ class RecordEncoder:
         finder = self._finder_key()
         if finder is None:
             return None
-        code = source_of(tokenization, spoken_text, records, conversation, mm_utils, salience)
+        code = source_of(tokenization, spoken_text, records, conversation, mm_utils, salience, salient)
         template = repr(get_template(self.template))
         return digest_text([tokenizer_key(self.tokenizer), template, str(self.use_im_start_end), finder, code])
 

@@ -15,8 +15,9 @@ from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, count, positive
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE, MODEL, as_text
+from llava.common.presets import presets
 from llava.common.program import as_program
-from llava.compression.config import CompressionConfig, presets
+from llava.compression.config import CompressionConfig
 from llava.cost.memory import GIB
 from llava.cost.overview import fitting
 from llava.cost.recipes import RECIPES

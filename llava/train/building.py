@@ -17,10 +17,10 @@ from llava.checkpoints.quantization import bitsandbytes_config
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
-from llava.compression.salience import salient_words
 from llava.conversation import get_template
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.number_flags import MOST_PROCESSES, SEED, Numbers, count, not_negative, require_number, share
-from llava.compression.config import CompressionConfig, presets
+from llava.common.presets import presets
+from llava.compression.config import CompressionConfig
 from llava.train.arguments import ModelArguments, resolve_compression
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -11,7 +11,8 @@ from statistics import mean
 from typing import Any
 
 from llava.common.json_files import read_object
-from llava.compression.config import CompressionConfig, presets
+from llava.common.presets import presets
+from llava.compression.config import CompressionConfig
 from llava.eval.tables.published import UNCOMPRESSED
 
 _FAMILIES = {

@@ -1,9 +1,15 @@
-"""Which models a preset was made for: budgets and depths mean nothing on a model of another family or depth."""
+"""Files of compression configurations: the presets, and for which models a file was made.
+
+Budgets and depths mean nothing on a model of another family or depth. What a configuration may hold is not known here.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from llava.common.shown import shown
@@ -82,3 +88,49 @@ class MadeFor:
             f"for it, or a YAML file of your own (a copy of {copied} without the line `for`) with tokens and layers "
             "that suit this model."
         )
+
+
+def presets() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in _preset_folder().iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def read_preset(name: str) -> Any:
+    """What a preset's file holds.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    from llava.common.yaml_files import parse_yaml
+
+    if name not in presets():
+        raise ValueError(f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}.")
+    return parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name)
+
+
+def read_compression(path: str | Path) -> Any:
+    """What a YAML file in the format of `configs/compression/*.yaml` holds.
+
+    Raises:
+        ValueError: if there is no such file, or it is not readable as YAML.
+    """
+    from llava.common.yaml_files import read_yaml
+
+    if not os.path.lexists(path):
+        raise ValueError(
+            f"There is no compression file {shown(str(path))}; give a YAML file or one of {', '.join(presets())}."
+        )
+    return read_yaml(path)
+
+
+def _preset_folder() -> Any:
+    """The folder of preset files: package data in a wheel, `configs/compression` in a checkout."""
+    try:
+        folder = resources.files("llava.compression.presets")
+        if folder.joinpath("none.yaml").is_file():
+            return folder
+    except ModuleNotFoundError:
+        pass
+    return Path(__file__).resolve().parents[2] / "configs" / "compression"
