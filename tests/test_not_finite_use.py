@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from eval_small import Squares, write_squares
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_folder import write_model, write_pictures
+from tiny_vlms import FAMILIES, vlm
 from torch import Tensor, nn
 
+from llava import compress
 from llava.checkpoints.conversion import convert
 from llava.eval import run, run_llava
 from llava.eval.answering import Answerer, Manner
@@ -87,13 +90,27 @@ def test_adapters_and_projectors_that_are_not_finite_are_neither_merged_nor_used
     adapters = torch.load(tmp_path / "lora/adapter_model.bin", weights_only=True)
     adapters[next(name for name in adapters if "lora_B" in name)][0] = number
     torch.save(adapters, tmp_path / "lora/adapter_model.bin")
-    with pytest.raises(ValueError, match=r"lora' cannot be used: model\.layers\.\d\.\S+_proj\.weight is not finite"):
+    merged = (
+        r"lora' cannot be used: model\.layers\.\d\.\S+_proj\.weight is not finite .*adapter_model\.bin' holds it as "
+    )
+    with pytest.raises(ValueError, match=merged + r"base_model\.\S+lora_B\.\S*weight\.$"):
         convert(str(tmp_path / "lora"), tmp_path / "merged", "llava", str(tmp_path / "vicuna"))
     weights = torch.load(tmp_path / "projector/mm_projector.bin", weights_only=True)
     next(iter(weights.values())).view(-1)[-1] = number
     torch.save(weights, tmp_path / "projector/mm_projector.bin")
     with pytest.raises(ValueError, match=r"projector' cannot be used: model\.mm_projector\.\S+ is not finite"):
         load_pretrained_model(str(tmp_path / "projector"), str(tmp_path / "vicuna"), device="cpu")
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stock_model_whose_weights_are_not_finite_is_not_compressed(family: str, number: float) -> None:
+    model = vlm(family)
+    name, weight = list(model.named_parameters())[-3]
+    with torch.no_grad():
+        weight.view(-1)[-1] = number
+    with pytest.raises(ValueError, match=rf"cannot be used: {re.escape(name)} is not finite"):
+        compress(model, "none")
 
 
 def test_a_weight_beyond_float16_is_told_from_a_damaged_one(tmp_path: Path) -> None:

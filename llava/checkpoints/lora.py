@@ -25,6 +25,7 @@ from llava.model.weights import read_state_dict, write_weights
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA_FILE = "non_lora_trainables.bin"
 # Linear maps of the language model's layers and of nothing else: the vision tower has a q_proj as well.
 LORA_TARGETS = r".*\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.(?:q|k|v|o|gate|up|down)_proj"
@@ -110,7 +111,7 @@ def load_adapters(model: Any, folder: str | Path) -> None:
         ValueError: if a weight does not fit the model, or the folder lacks an adapter; names it.
     """
     folder = Path(folder)
-    files = [path for path in (folder / "adapter_model.safetensors", folder / "adapter_model.bin") if path.is_file()]
+    files = [path for name in ADAPTER_FILES if (path := folder / name).is_file()]
     if not files:
         raise ValueError(f"{folder} holds neither adapter_model.safetensors nor adapter_model.bin; it is incomplete.")
     # peft leaves the adapter's name out of the file.

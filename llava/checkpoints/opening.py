@@ -14,14 +14,14 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
 from llava.checkpoints.fit import require_fit, require_padding_row, require_tower
-from llava.checkpoints.lora import NON_LORA_FILE, base_model_of, merge_lora
+from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of, merge_lora
 from llava.checkpoints.quantization import bitsandbytes_config
 from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer, stop_at_end_mark
 from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.compression.config import CompressionConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.conversation import recorded_template
-from llava.model.finite import require_finite_model
+from llava.model.finite import not_finite, require_finite_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
 from llava.model.weights import read_header, read_state_dict, write_weights
@@ -98,13 +98,26 @@ def load_pretrained_model(
         model = load_whole(checkpoint, checkpoint.config, options)
     else:
         model = _load_over(base, checkpoint, options)
-    require_finite_model(model, model_path)
+    try:
+        require_finite_model(model, model_path)
+    except ValueError as error:
+        raise ValueError(f"{error}{_faulty_file(checkpoint, base)}") from None
     if compression is not None:
         model.set_compression(CompressionConfig.resolve(compression))
     tokenizer = _load_tokenizer(checkpoint, base, model)
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(model.config))
     context = model.config.max_sequence_length or model.config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model.eval(), _image_processor(checkpoint, base, model), context
+
+
+def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:
+    """Which of the files that a model was made of holds NaN or infinity, as a sentence; "" where none does."""
+    own = [checkpoint.folder / name for name in (*ADAPTER_FILES, NON_LORA_FILE)] if checkpoint.kind is Kind.LORA else []
+    for path in (*checkpoint.files, *filter(Path.is_file, own), *(() if base is None else base.files)):
+        names = not_finite(read_state_dict(path).items())
+        if names:
+            return f" {str(path)!r} holds it as {names[0]}."
+    return ""
 
 
 def resolve(

@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.compression.config import CompressionConfig
 from llava.model.compressed_model import adapters
+from llava.model.finite import require_finite_model
 
 _BUILT_IN = ("llava_hf", "llava_next", "qwen2_5_vl", "video_llava")
 
@@ -27,12 +28,14 @@ def compress(model: Any, compression: CompressionConfig | str | Mapping[str, Any
             None takes the one saved in the model's `config.json`.
 
     Raises:
-        ValueError: for a model of another class, or a compression that does not fit it.
+        ValueError: for a model of another class, a compression that does not fit it, or weights that are NaN or
+            infinite.
     """
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
     from llava.model.shared_copy import shared_copy
 
     if isinstance(model, LlavaLlamaForCausalLM):
+        require_finite_model(model, model.name_or_path or type(model).__name__)
         twin = shared_copy(model, type(model))
         if compression is not None:
             twin.set_compression(CompressionConfig.resolve(compression))

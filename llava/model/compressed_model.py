@@ -34,6 +34,7 @@ from llava.model.call_checks import (
     text_alone,
 )
 from llava.model.columns import given_answer, labels_of
+from llava.model.finite import require_finite_model
 from llava.model.placeholders import VisualSpan, contract
 from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import LlavaModelOutput, Wanted, with_head
@@ -155,6 +156,7 @@ class CompressedModel(StagedGeneration):
     @classmethod
     def of(cls, model: Any, compression: CompressionConfig | str | Mapping[str, Any] | None) -> Any:
         """A compressed model around the weights of a stock one; see `llava.compress`."""
+        require_finite_model(model, getattr(model, "name_or_path", "") or type(model).__name__)
         twin = shared_copy(model, cls)
         guard_inner_model(twin)
         twin.set_compression(getattr(model.config, "compression", None) if compression is None else compression)
