@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava.common.json_files import write_json
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.gqa import GQA, gqa_prediction, gqa_predictions
-from llava.eval.benchmarks.json_files import write_json
 from llava.eval.scoring.unread import Unread
 
 

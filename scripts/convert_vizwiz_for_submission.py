@@ -10,11 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from llava.common.json_files import write_json
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
-from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vizwiz_submission
 from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.scoring.unread import Unread

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.json_files import write_json
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
-from llava.eval.benchmarks.json_files import write_json
 from llava.eval.benchmarks.open_answers import vqav2_submission
 from llava.eval.benchmarks.vqav2 import SUBMITTED, VQAv2
 from llava.eval.scoring.unread import Unread

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import claim_folder
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(str(error))
         figures = _measure(options, folder / "mix.json", folder / "cache")
     if options.json:
-        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
+        write_json(options.json, figures, indent=1)
 
 
 def _measure(options: argparse.Namespace, path: Path, cache: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Weights and inputs are random; a training step is forward and backward of everyt
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.number_flags import count
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
     if options.json:
-        write_whole(options.json, json.dumps({"machine": measured_on(device), "rows": rows}, indent=1))
+        write_json(options.json, {"machine": measured_on(device), "rows": rows}, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import write_whole
 from llava.common.outside_files import decode_text, read_bytes
 from llava.common.shown import LONGEST, shown
 
@@ -128,6 +129,24 @@ def read_object(path: str | Path, advice: str, strict: bool = True, mark: bool =
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} holds {shown(value, 60)}; it must hold a JSON object: {advice}.")
     return value
+
+
+def write_json(path: Path, value: Any, indent: int | None = None, end: str = "\n") -> Path:
+    """Write a JSON file in one step; its folder is made if need be.
+
+    Args:
+        path: of the file.
+        value: that JSON can express.
+        indent: as in `json.dumps`.
+        end: of the file; "" as `json.dump` leaves it, for files that others write so.
+
+    Returns:
+        the path.
+
+    Raises:
+        llava.common.atomic_write.UnwritableError: if it cannot be written; what was there before stays.
+    """
+    return write_whole(path, json.dumps(value, indent=indent) + end)
 
 
 def as_json(value: Any, longest: int = LONGEST) -> str:

@@ -1,11 +1,15 @@
-"""Reading files with one JSON object a line, or a JSON list of objects."""
+"""Files with one JSON value a line: reading objects, writing whole, appending."""
 
 from __future__ import annotations
 
 import codecs
+import json
+from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from llava.common.atomic_write import append_whole, whole_file
 from llava.common.json_files import NotJsonError, parse_json
 from llava.common.outside_files import read_bytes
 
@@ -49,6 +53,38 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
 def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[str, Any]]:
     """As `placed_objects`, without the places."""
     return [value for _, value in placed_objects(path, advice, torn_end)]
+
+
+def write_lines(path: Path, values: Iterable[Any], sync: bool = False) -> Path:
+    """Write values, a line each, in one step; the folder is made if need be.
+
+    Args:
+        path: of the file.
+        values: that JSON can express, taken one by one.
+        sync: as in `whole_file`.
+
+    Returns:
+        the path.
+
+    Raises:
+        llava.common.atomic_write.UnwritableError: if it cannot be written; what was there before stays.
+    """
+    with whole_file(path, sync=sync) as file:
+        file.writelines(json.dumps(value) + "\n" for value in values)
+    return path
+
+
+def append_lines(file: FileIO, values: Iterable[Any]) -> None:
+    """Append values, a line each; they are on the disk when this returns.
+
+    Args:
+        file: open for appending, without a buffer.
+        values: that JSON can express.
+
+    Raises:
+        OSError: as `append_whole`.
+    """
+    append_whole(file, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
 def _parsed(text: bytes, place: str, advice: str) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.common.atomic_write import told_where
+from llava.common.json_files import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +84,7 @@ def _build(folder: Path, key: str, build: Callable[[Path], None]) -> Dataset:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             build(temporary)
             files = {path.name: _facts(path) for path in sorted(temporary.glob("*.arrow"))}
-            (temporary / CONTENTS).write_text(json.dumps(files, indent=1), encoding="utf-8")
+            write_json(temporary / CONTENTS, files, indent=1)
             temporary.chmod(folder.stat().st_mode & 0o777)  # temporary folders are private
             temporary.rename(target)
         table = _open(target)

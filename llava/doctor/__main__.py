@@ -7,11 +7,10 @@ python -m llava.doctor --recipe finetune_lora --devices 4 --device-memory 40 --c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count, positive
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE, MODEL, as_text
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(to_text(diagnosis))
     if options.json:
-        write_whole(options.json, json.dumps(to_json(diagnosis), indent=1) + "\n")
+        write_json(options.json, to_json(diagnosis), indent=1)
     return int(diagnosis.broken)
 
 

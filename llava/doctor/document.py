@@ -19,6 +19,7 @@ from typing import Any
 
 import transformers
 
+from llava.common.atomic_write import write_whole
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.cost.memory import STAGES, Setting, need, why_not
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if before != after:
             sys.exit(f"document: {DOCUMENT} is stale; run python -m llava.doctor.document.")
         return
-    DOCUMENT.write_text(after, encoding="utf-8")
+    write_whole(DOCUMENT, after)
     print(f"Wrote {DOCUMENT}.")
 
 

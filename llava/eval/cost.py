@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from llava.checkpoints.contents import vision_config
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, MODEL
@@ -294,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
     print(table(costs, load))
     if options.json:
-        write_whole(options.json, json.dumps(_document(options, model, costs, load), indent=1))
+        write_json(options.json, _document(options, model, costs, load), indent=1)
     return 0
 
 

@@ -18,7 +18,6 @@ from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
-from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.llava_bench import (
     MAX_TOKENS,
     REMINDER,
@@ -30,7 +29,14 @@ from llava.eval.benchmarks.llava_bench import (
     review_task,
     shipped_rules,
 )
-from llava.eval.benchmarks.reading import need_id, need_question, read_json_lines, require_fields, require_some
+from llava.eval.benchmarks.reading import (
+    need_id,
+    need_question,
+    read_json_as,
+    read_json_lines,
+    require_fields,
+    require_some,
+)
 from llava.eval.judging.judge import Judge, Verdict
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import exit_status

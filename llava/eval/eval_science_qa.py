@@ -9,14 +9,13 @@ A problem of the split without an answer counts as wrong, and as one without an 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, OUTPUT
 from llava.common.program import as_program
@@ -129,7 +128,7 @@ def _check(problems: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, content: Any) -> None:
-    write_whole(path, json.dumps(content, indent=2))
+    write_json(path, content, indent=2, end="")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ on from there. LLAVA_JUDGE_URL, LLAVA_JUDGE_KEY and LLAVA_JUDGE_MODEL name the j
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_WRITE, OUTPUT
@@ -57,7 +56,7 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
         for (name, line), verdict in zip(answers.items(), verdicts, strict=True)
         if verdict.grade is not None
     }
-    write_whole(together_file, json.dumps(together))
+    write_json(together_file, together, end="")
     return verdicts
 
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import write_json
 from llava.compression.config import CompressionConfig
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.digests import (
@@ -71,7 +72,7 @@ class RunFacts:
 
     def write(self, folder: str | Path) -> None:
         """Leave `run_facts.json` in a checkpoint."""
-        (Path(folder) / FACTS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(Path(folder) / FACTS_FILE, asdict(self), indent=1)
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFacts | None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 
 from llava.common.file_modes import follow_umask
+from llava.common.json_files import write_json
 from llava.train.readable import require_readable
 
 MANIFEST_FILE = "manifest.json"
@@ -100,9 +101,7 @@ def seal(folder: str | Path) -> int:
         _flush(path)
     follow_umask(folder)
     held = {"digest": _DIGEST, "piece": PIECE, "files": sizes, "digests": digests}
-    target = folder / MANIFEST_FILE
-    target.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-    _flush(target)
+    _flush(write_json(folder / MANIFEST_FILE, held, indent=1))
     _flush(folder)
     return sum(sizes.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -16,6 +15,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from llava.common.child_processes import SIGNALS
+from llava.common.json_files import write_json
 from llava.model.collectives import ranks_must_agree
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,5 @@ class StopOnSignal(TrainerCallback):
             PreemptedError: always.
         """
         if first_rank:
-            note = json.dumps({"step": step, "signal": self.received}) + "\n"
-            (Path(output_dir) / PREEMPTED_FILE).write_text(note, encoding="utf-8")
+            write_json(Path(output_dir) / PREEMPTED_FILE, {"step": step, "signal": self.received})
         raise PreemptedError(f"stopped by {self.received or 'a signal to another rank'} after step {step}")

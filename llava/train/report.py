@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.cost.flops import average_visual_tokens, describe, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.data.measure import DataStatistics
@@ -103,7 +103,7 @@ def write_summary(
         "run": facts,
     }
     target = Path(output_dir) / SUMMARY_FILE
-    write_whole(target, json.dumps(summary, indent=2) + "\n")
+    write_json(target, summary, indent=2)
     return target
 
 

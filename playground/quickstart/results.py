@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from playground.quickstart.fields import read_record
 
 BLANK = "blank images"
@@ -90,7 +89,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader never sees half a file."""
-        write_whole(path, json.dumps(dataclasses.asdict(self)))
+        write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Results:

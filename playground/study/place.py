@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from llava.common.json_files import read_object
+from llava.common.json_files import read_object, write_json
 from llava.compression import CompressionConfig
 from playground.study.cells import Cell
 
@@ -61,7 +60,7 @@ class Place:
                 "with STUDY_OUTPUT."
             )
         root.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
+        write_json(record, dataclasses.asdict(settings), indent=2)
         return cls(root, settings)
 
     @property

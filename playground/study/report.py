@@ -46,7 +46,7 @@ def write_report(place: Place) -> Path:
 def write_plots(summary: Summary, folder: Path) -> None:
     """One SVG file for each half."""
     for half in HEADINGS:
-        (folder / f"study-{half}.svg").write_text(plot(summary, half), encoding="utf-8")
+        write_whole(folder / f"study-{half}.svg", plot(summary, half))
 
 
 def tables(summary: Summary, images: Path) -> str:

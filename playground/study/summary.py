@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from playground.quickstart.fields import read_record
 from playground.quickstart.results import BLANK, Results
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
@@ -72,7 +71,7 @@ class Summary:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_json(path, dataclasses.asdict(self), indent=1)
 
     @classmethod
     def load(cls, path: Path) -> Summary:

@@ -8,7 +8,6 @@ OUT/test.jsonl       one held-out question per line: question_id, image, text, a
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
+from llava.common.json_lines import write_lines
 from playground.world.language import ask, describe
 from playground.world.photos import Split
 from playground.world.scene import Renderer, Scene, draw_scene
@@ -55,8 +55,7 @@ def build_world(out: Path, size: WorldSize, seed: int = 0, workers: int = 2) -> 
     rng = random.Random(seed)
     _write_json(out / "pretrain.json", [caption_sample(i, train[i]) for i in range(size.pretrain)])
     _write_json(out / "instruct.json", [conversation_sample(i, train[i], rng) for i in range(size.instruct)])
-    lines = [json.dumps(held_out_question(i, scene, rng)) for i, scene in enumerate(test)]
-    write_whole(out / "test.jsonl", "\n".join(lines) + "\n")
+    write_lines(out / "test.jsonl", (held_out_question(i, scene, rng) for i, scene in enumerate(test)))
 
 
 def write_images(out: Path, split: Split, count: int, seed: int, workers: int) -> list[Scene]:
@@ -121,4 +120,4 @@ def _turn(speaker: str, text: str) -> dict[str, str]:
 
 
 def _write_json(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    write_whole(path, json.dumps(samples, indent=1) + "\n")
+    write_json(path, samples, indent=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
+from llava.common.json_files import write_json
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
@@ -69,7 +70,7 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
     if options.text:
         write_whole(options.text, text + "\n")
     if options.report:
-        write_whole(options.report, json.dumps(report.to_json(), indent=1) + "\n")
+        write_json(options.report, report.to_json(), indent=1)
     if options.list_all:
         write_all(result, options.list_all)
     if options.write_clean and len(result.good):

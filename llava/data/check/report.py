@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llava.common.atomic_write import whole_file
+from llava.common.json_lines import write_lines
 from llava.data.check.budgets import BudgetFigures, CostAssumptions
 from llava.data.check.findings import KINDS, Finding, Severity
 from llava.data.check.run import CheckResult
@@ -163,10 +162,13 @@ def located(result: CheckResult, index: int, finding: Finding) -> dict[str, Any]
 
 def write_all(result: CheckResult, path: Path) -> None:
     """Every finding as one line of JSON."""
-    with whole_file(path) as file:
-        for index, finding in in_order(result):
-            entry = {"kind": finding.kind, "severity": KINDS[finding.kind].severity.value}
-            file.write(json.dumps(entry | located(result, index, finding)) + "\n")
+    write_lines(
+        path,
+        (
+            {"kind": finding.kind, "severity": KINDS[finding.kind].severity.value} | located(result, index, finding)
+            for index, finding in in_order(result)
+        ),
+    )
 
 
 def _short(budget: str) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.json_files import write_json
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_text, read_questions
+from llava.eval.benchmarks.reading import need_text, read_json_as, read_questions
 from llava.eval.scoring.scores import Scores
 
 _FOLDER = "gqa"
@@ -58,7 +58,7 @@ class GQA(Benchmark):
     def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: what GQA's script reads as `testdev_balanced_predictions.json`."""
         pairs = [(item.question.question_id, item.text) for item in answered]
-        return write_json(stem.with_name(f"{stem.name}.json"), gqa_predictions(pairs))
+        return write_json(stem.with_name(f"{stem.name}.json"), gqa_predictions(pairs), end="")
 
 
 def annotation_path(data: Path) -> Path:

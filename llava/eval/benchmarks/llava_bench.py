@@ -11,9 +11,16 @@ from typing import Any
 
 from llava.eval.benchmarks.answer_lines import with_text
 from llava.eval.benchmarks.base import JudgedBenchmark
-from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_field, need_id, need_text, one_image, read_json_lines, read_questions
+from llava.eval.benchmarks.reading import (
+    need_field,
+    need_id,
+    need_text,
+    one_image,
+    read_json_as,
+    read_json_lines,
+    read_questions,
+)
 from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from llava.common.atomic_write import told_where
+from llava.common.atomic_write import whole_file
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import require, require_characters, require_some
@@ -214,22 +213,18 @@ def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) ->
     table = table.map(lambda value: _NOT_IN_XLSX.sub("", value) if isinstance(value, str) else value)
     table.columns = [_NOT_IN_XLSX.sub("", name) for name in table.columns]
     table.insert(min(_PLACE_OF_PREDICTION, len(table.columns)), "prediction", said)
-    unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     try:
-        with told_where(path):
-            _write_text(table, unfinished)
-            os.replace(unfinished, path)
+        with whole_file(path, "wb") as file:
+            _write_text(table, file)
     except ImportError as error:
         raise ValueError("Writing xlsx needs openpyxl; install it with `pip install openpyxl`.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
-def _write_text(table: DataFrame, path: Path) -> None:
+def _write_text(table: DataFrame, file: IO[bytes]) -> None:
     """Write a table as xlsx in which text is text, also where it looks like a formula or an error of a spreadsheet."""
     import pandas
 
-    with pandas.ExcelWriter(path, engine="openpyxl") as writer:
+    with pandas.ExcelWriter(file, engine="openpyxl") as writer:
         table.to_excel(writer, index=False)
         for row in writer.book.active.iter_rows():
             for cell in row:

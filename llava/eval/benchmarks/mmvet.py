@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
@@ -120,7 +119,7 @@ def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         if "question_id" not in line or "text" not in line:
             raise ValueError(f"Answer {number} has no question_id or no text; remove the line or the file.")
         predictions[f"v1_{line['question_id']}"] = line["text"]
-    write_whole(path, json.dumps(predictions, indent=2))
+    write_json(path, predictions, indent=2, end="")
 
 
 def grading_prompt(question: str, truth: str, prediction: str) -> str:

@@ -18,6 +18,7 @@ from llava.eval.benchmarks.questions import Question
 from llava.inference.question_text import check_question, fault_in
 
 Some = TypeVar("Some", bound=Sized)
+Shape = TypeVar("Shape", bound="list[Any] | dict[str, Any]")
 
 
 def require(path: Path, benchmark: str) -> Path:
@@ -58,6 +59,24 @@ def require_some(questions: Some, path: Path) -> Some:
     if not len(questions):
         raise ValueError(f"{path} holds no question, so there is nothing to answer; get it anew, or give another.")
     return questions
+
+
+def read_json_as(shape: type[Shape], path: Path, benchmark: str) -> Shape:
+    """The content of a JSON file.
+
+    Args:
+        shape: `list` or `dict`, what it must be.
+        path: the file.
+        benchmark: name, for errors.
+
+    Raises:
+        ValueError: if it is missing, not JSON, or something else.
+    """
+    value = read_json(path, benchmark)
+    if not isinstance(value, shape):
+        wanted = "list" if shape is list else "object"
+        raise ValueError(f"{path} is not a JSON {wanted}; download it again.")
+    return value
 
 
 def read_json_lines(path: Path, benchmark: str) -> list[dict[str, Any]]:

@@ -7,13 +7,12 @@ they are there and the frames are not, the questions about videos are left out.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answered, Question
@@ -184,8 +183,10 @@ def write_predictions(path: Path, questions: Sequence[SeedQuestion], given: Mapp
             f"{len(missing)} of {len(questions)} questions have no answer, the first is {missing[0]}; answer them all "
             "before you submit."
         )
-    lines = [
-        json.dumps({"question_id": question.question_id, "prediction": given[str(question.question_id)]}) + "\n"
-        for question in questions
-    ]
-    write_whole(path, "".join(lines))
+    write_lines(
+        path,
+        (
+            {"question_id": question.question_id, "prediction": given[str(question.question_id)]}
+            for question in questions
+        ),
+    )

@@ -13,9 +13,8 @@ from typing import Any
 
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.json_files import read_json_as
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_list, need_text, read_questions
+from llava.eval.benchmarks.reading import need_list, need_text, read_json_as, read_questions
 from llava.eval.scoring.m4c import m4c_accuracy
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer

@@ -7,7 +7,6 @@ decides whether an answer means the same as the right one, with the request that
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
@@ -129,9 +128,7 @@ class VideoQA(JudgedBenchmark):
                 )
             values = (question.question_id, question.text, question.facts["answer"], item.text)
             lines[str(question.question_id)] = dict(zip(ANSWER_FIELDS, values, strict=True))
-        path = stem.with_name(f"{stem.name}.jsonl")
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
-        return path
+        return write_lines(stem.with_name(f"{stem.name}.jsonl"), lines.values())
 
     def _folder(self, root: Path) -> Path:
         usual = root / "GPT_Zero_Shot_QA" / self.folder

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.open_answers import (
     SHORT_ANSWER,
     has_labels,
@@ -24,7 +24,7 @@ from llava.eval.benchmarks.open_answers import (
     vizwiz_submission,
 )
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import file_in, need_question, one_image, read_questions, require_some
+from llava.eval.benchmarks.reading import file_in, need_question, one_image, read_json_as, read_questions, require_some
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -65,7 +65,7 @@ class VizWiz(Benchmark):
         if has_labels(answered):
             return None
         submission = vizwiz_submission(root / _FOLDER / _TEST, texts_by_id(answered), self.name)
-        return write_json(stem.with_name(f"{stem.name}.json"), submission)
+        return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
 
     def _validation(self, folder: Path) -> list[Question]:
         path, images = (folder / name for name in _VALIDATION)

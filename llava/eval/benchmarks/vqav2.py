@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.common.json_files import need
+from llava.common.json_files import need, write_json
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.json_files import read_json_as, write_json
 from llava.eval.benchmarks.open_answers import (
     SHORT_ANSWER,
     has_labels,
@@ -27,7 +26,7 @@ from llava.eval.benchmarks.open_answers import (
     vqav2_submission,
 )
 from llava.eval.benchmarks.questions import Answered, Question
-from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_questions, require_some
+from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_json_as, read_questions, require_some
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -70,7 +69,7 @@ class VQAv2(Benchmark):
         if has_labels(answered):
             return None
         submission = vqav2_submission(root / _FOLDER / SUBMITTED, texts_by_id(answered), self.name)
-        return write_json(stem.with_name(f"{stem.name}.json"), submission)
+        return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
 
     def _validation(self, folder: Path) -> list[Question]:
         asked, labels, images = (folder / name for name in _VALIDATION)

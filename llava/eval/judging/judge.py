@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from llava.common.atomic_write import append_whole
 from llava.common.json_files import NotJsonError, parse_json
-from llava.common.json_lines import LARGEST
+from llava.common.json_lines import LARGEST, append_lines
 from llava.common.outside_files import read_bytes
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE, ChatApi, Message, Reply
 from llava.eval.scoring.scores import Scores
@@ -247,13 +247,14 @@ class VerdictFile:
         """
         with self._lock:
             if self._file is not None:
-                append_whole(self._file, json.dumps(line).encode() + b"\n")
+                append_lines(self._file, [line])
                 self.lines[line["request"]] = line
 
     def _read(self, content: bytes) -> None:
         whole, _, torn = content.rpartition(b"\n")
         if torn and _line(torn) is not None:  # only the end of the line is missing
-            self.path.write_bytes(content + b"\n")
+            with FileIO(self.path, "a") as file:
+                append_whole(file, b"\n")
             whole, torn = content, b""
         for number, line in enumerate(whole.splitlines(), start=1):
             if line.strip():

@@ -9,7 +9,6 @@ believed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -20,9 +19,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from llava.common.atomic_write import append_whole, whole_file
 from llava.common.folder_lock import alone_in
-from llava.common.json_lines import LARGEST, read_objects
+from llava.common.json_lines import LARGEST, append_lines, read_objects, write_lines
 from llava.common.outside_files import read_bytes
 from llava.eval.benchmarks.answer_lines import answer_keys, check_answer, with_text
 from llava.eval.benchmarks.questions import Question, question_keys
@@ -66,7 +64,7 @@ class AnswerFile:
             OSError: if they cannot be written; names the file, which holds what it held before.
         """
         with FileIO(self.part(rank), "a") as file:
-            append_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            append_lines(file, lines)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines, of the file and of its parts; a last line that a kill cut short is left out.
@@ -109,8 +107,7 @@ class AnswerFile:
         """
         answered = self.answered(questions)
         if self.parts():
-            with whole_file(self.path, sync=True) as file:
-                file.writelines(json.dumps(line) + "\n" for line in answered.values())
+            write_lines(self.path, answered.values(), sync=True)
         for part in self.all_parts():
             part.unlink(missing_ok=True)
         return answered

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from llava.common.atomic_write import write_whole
+from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
@@ -209,4 +209,4 @@ def write_headlines(results: Iterable[Result], path: Path) -> None:
     partial = [result.title for result in results if not result.complete]
     if partial:
         print(f"{path} leaves out {', '.join(partial)}, where answers are missing.", file=sys.stderr)
-    write_whole(path, json.dumps(headlines, indent=2) + "\n")
+    write_json(path, headlines, indent=2)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.checkpoints.opening import resolve
-from llava.common.atomic_write import write_whole
-from llava.common.json_files import LARGEST_SETTINGS, NotJsonError, as_json, need, parse_json
+from llava.common.json_files import LARGEST_SETTINGS, NotJsonError, as_json, need, parse_json, write_json
 from llava.common.outside_files import read_bytes
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.fingerprint import Fingerprint, fingerprint
@@ -133,7 +132,7 @@ def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Map
         about: what else a reader of the results wants to know.
     """
     content = {"identity": identity, "run": run, "about": about}
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content, indent=2)
 
 
 def _changes(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llava.common.atomic_write import write_whole
-from llava.common.json_files import LARGEST_SETTINGS, need, parse_json
+from llava.common.json_files import LARGEST_SETTINGS, need, parse_json, write_json
 from llava.common.outside_files import read_bytes
 from llava.common.shown import shown
 
@@ -87,7 +85,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the file in one step, so that a kill leaves the old one or the new one."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_json(path, dataclasses.asdict(self), indent=2)
 
     @classmethod
     def load(cls, path: Path) -> Result:
