@@ -22,8 +22,9 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.cost.flops import kv_bytes, visual_tokens_per_layer
 from llava.cost.shapes import DecoderShape, VisionShape
-from llava.data.tokenization import encode_prompt
-from llava.inference.chat import Chat, one_question
+from llava.data.tokenization import encode_prompt, one_question
+from llava.inference.chat import Chat
+from llava.inference.generation import GenerationSettings
 from llava.inference.streaming import Answering, before
 from llava.mm_utils import process_images
 
@@ -151,7 +152,7 @@ def test_an_answer_that_is_left_early_ends_there(reencode: bool):
     pieces.close()
     ((_, begun),) = chat.turns
     assert len(TOKENIZER(begun).input_ids) < 400 and threading.active_count() < 5
-    chat._generation["max_new_tokens"] = NEW
+    chat.settings = GenerationSettings(more=chat.settings.more | {"max_new_tokens": NEW})
     assert chat.answer(TALK[1]) == by_hand(model, [*chat._turns[:2], TALK[1]], [image], 1 if reencode else 0)
 
 

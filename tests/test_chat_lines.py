@@ -19,7 +19,7 @@ from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run_llava import eval_model
 from llava.eval.vlmevalkit import choice_prompt
 from llava.inference.chat import Chat
-from llava.inference.inputs import read_image
+from llava.inference.typed_images import read_image
 from llava.model.builder import load_pretrained_model
 from llava.serve.cli import Session, main
 from llava.serve.typed_lines import LONGEST_LINE, typed_lines

@@ -22,10 +22,8 @@ from eval_small import Squares, read_lines, texts, write_squares
 from PIL import Image
 from tiny_folder import write_model
 
-from llava.data.images import BadImageError, open_rgb
+from llava.data.images import BadImageError, open_picture, open_rgb
 from llava.data.video import read_frames
-from llava.eval.answering import Answerer, ModelSource
-from llava.eval.asking import open_picture
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.mmbench import table_questions
 from llava.eval.benchmarks.questions import Question
@@ -37,6 +35,7 @@ from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.sessions import counted, described
 from llava.eval.runner.settings import open_checkpoint
 from llava.eval.scoring.results import Result
+from llava.inference.engine import Engine, ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +256,10 @@ def test_a_result_names_every_device_that_answered(ask: Callable[..., int], tmp_
 
 
 def test_too_little_memory_for_the_model_is_a_sentence(ask: Callable[..., int], monkeypatch, capsys):
-    def load(source: ModelSource) -> Answerer:
+    def load(spec: ModelSpec, *device: str) -> Engine:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14 GiB.\nMore.")
 
-    monkeypatch.setattr(Answerer, "load", load)
+    monkeypatch.setattr(Engine, "open", load)
     assert ask() == 1
     said = capsys.readouterr().err
     assert "cpu has too little memory for the model; give --load-4bit, or use a GPU with more memory." in said

@@ -31,8 +31,6 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
 from llava.cost.machine import summary
 from llava.cost.shapes import VisionShape
-from llava.eval.answering import Manner, ModelSource
-from llava.eval.asking import Task
 from llava.eval.benchmarks import NAMES
 from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse
@@ -44,6 +42,9 @@ from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import choose_judge
 from llava.eval.score import main as score
 from llava.eval.scoring.results import Result
+from llava.inference.batches import Task
+from llava.inference.engine import ModelSpec
+from llava.inference.generation import GenerationSettings
 
 WRITERS = {**OF_VQA, **OF_CHOICE, **JUDGED}
 JUDGE_VARIABLES = ("LLAVA_JUDGE_URL", "LLAVA_JUDGE_KEY", "LLAVA_JUDGE_MODEL", "OPENAI_API_KEY")
@@ -381,23 +382,23 @@ def test_what_a_worker_cannot_do_is_told(model: Path, tmp_path: Path):
     """In this process; a worker that is told nothing more ends."""
     keeps = signal.getsignal(signal.SIGINT)
     threads = torch.get_num_threads()
-    source = ModelSource(str(model), None, "cpu", "float32", False, False, PLAIN)
-    manner = Manner("vicuna_v1", 4)
+    spec = ModelSpec(str(model), compression=PLAIN, dtype="float32", template="vicuna_v1")
+    settings = GenerationSettings(0, max_new_tokens=4)
     try:
         ours, theirs = multiprocessing.Pipe()
-        _work(theirs, dataclasses.replace(source, model_path=str(tmp_path)), 0, 2)
+        _work(theirs, dataclasses.replace(spec, path=str(tmp_path)), "cpu", 0, 2)
         failure = ours.recv()
         assert failure.is_refusal and "has no config.json" in failure.reason
-        ours.send(Assignment(AnswerFile(tmp_path / "nowhere" / "a.jsonl"), manner, "tiny"))
+        ours.send(Assignment(AnswerFile(tmp_path / "nowhere" / "a.jsonl"), settings, "tiny"))
         ours.send(Task((0,), (Question(0, "Is it red?"),)))
         ours.send(None)
-        _work(theirs, source, 0, 2)
+        _work(theirs, spec, "cpu", 0, 2)
         assert "cores" in ours.recv().name
         assert ours.recv() == "need"
         failure = ours.recv()
         assert not failure.is_refusal and failure.reason.startswith("FileNotFoundError: ")
         ours.close()
-        _work(theirs, source, 0, 2)
+        _work(theirs, spec, "cpu", 0, 2)
     finally:
         signal.signal(signal.SIGINT, keeps)
         torch.set_num_threads(threads)

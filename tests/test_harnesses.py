@@ -26,12 +26,15 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.data.tokenization import encode_conversation
-from llava.eval.harnesses.harness import Prompt, Respondent, _likelihood
+from llava.eval.harnesses.harness import _likelihood, losses, prompt_of
 from llava.inference.chat import Chat
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 
 ROOT = Path(__file__).resolve().parents[1]
+GREEDY = GenerationSettings(0, max_new_tokens=8)
 QUESTIONS = (
     "What digit is red?", "Where is the seven? Answer with one word.", "Is there a blue two?", "How many?",
     "Which colour is the four above the green nine in the picture?", "What is it?",
@@ -49,8 +52,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def respondent(folder: Path) -> Respondent:
-    return Respondent.open(str(folder), conv_mode="vicuna_v1", device="cpu")
+def engine(folder: Path) -> Engine:
+    return Engine.open(ModelSpec(str(folder), template="vicuna_v1"), "cpu")
 
 
 def adapter(monkeypatch: pytest.MonkeyPatch, package: str, name: str) -> Iterator[ModuleType]:
@@ -95,28 +98,27 @@ def by_chat(folder: Path) -> ByChat:
 # === What both adapters stand on ===
 
 
-def test_a_batch_is_answered_as_each_question_alone(by_chat: ByChat, pictures: list[str], respondent: Respondent):
+def test_a_batch_is_answered_as_each_question_alone(by_chat: ByChat, pictures: list[str], engine: Engine):
     shown = [pictures[:1], pictures[1:3], [], pictures[2:]]
     prompts = [
-        Prompt(question, tuple(map(Image.open, files))) for question, files in zip(QUESTIONS, shown, strict=False)
+        prompt_of(question, tuple(map(Image.open, files))) for question, files in zip(QUESTIONS, shown, strict=False)
     ]
-    together = respondent.answer(prompts, max_new_tokens=8, do_sample=False)
+    together = engine.answer(prompts, GREEDY)
     assert together == [by_chat(prompt.text, files) for prompt, files in zip(prompts, shown, strict=True)]
     assert len(set(together)) > 2, "the answers can be told apart"
-    placed = Prompt("Is <image> like <image>?", tuple(map(Image.open, pictures[:2])))
+    placed = prompt_of("Is <image> like <image>?", tuple(map(Image.open, pictures[:2])))
     expected = by_chat(placed.text, pictures[:2])
-    assert respondent.answer([placed], max_new_tokens=8, do_sample=False) == [expected]
-    too_many = Prompt("<image> <image>\nHow many?", (Image.open(pictures[0]),))
+    assert engine.answer([placed], GREEDY) == [expected]
+    too_many = prompt_of("<image> <image>\nHow many?", (Image.open(pictures[0]),))
     expected = by_chat("How many?", pictures[:1])
-    assert respondent.answer([too_many], max_new_tokens=8, do_sample=False) == [expected]
+    assert engine.answer([too_many], GREEDY) == [expected]
 
 
 def test_answers_end_at_a_stop_string_that_is_no_token(folder: Path, by_chat: ByChat, pictures: list[str]):
-    settings = {"max_new_tokens": 24, "do_sample": False}
-    with_marks = Respondent.open(str(folder), conv_mode="v0", device="cpu")
-    prompt = Prompt(QUESTIONS[0], (Image.open(pictures[0]),))
+    with_marks = Engine.open(ModelSpec(str(folder), template="v0"), "cpu")
+    prompt = prompt_of(QUESTIONS[0], (Image.open(pictures[0]),))
     expected = by_chat(prompt.text, pictures[:1], 24, "v0")
-    assert with_marks.answer([prompt], **settings) == [expected]
+    assert with_marks.answer([prompt], GenerationSettings(0, max_new_tokens=24)) == [expected]
 
 
 def test_likelihood_by_hand():
@@ -129,21 +131,21 @@ def test_likelihood_by_hand():
     assert _likelihood(logits, torch.tensor([1, -100, -100, -100])) == (math.inf, False)
 
 
-def test_losses_in_a_batch_are_those_of_training(pictures: list[str], respondent: Respondent):
+def test_losses_in_a_batch_are_those_of_training(pictures: list[str], engine: Engine):
     """One by one, through the loss that training uses, whose labels move with the tokens that are left."""
     cases = [
         (QUESTIONS[0], pictures[:1], "red three"), (QUESTIONS[1], [], "top left"), (QUESTIONS[4], pictures[1:3], "no"),
     ]  # fmt: skip
-    model, expected = respondent.model, []
+    model, expected = engine.model, []
     for question, files, answer in cases:
         marked = "<image>\n" * len(files) + question
-        text = encode_conversation([marked, answer], respondent.tokenizer, "vicuna_v1", bool(files)).tensors()
-        images = process_images([Image.open(name) for name in files], respondent.image_processor, model.config)
+        text = encode_conversation([marked, answer], engine.tokenizer, "vicuna_v1", bool(files)).tensors()
+        images = process_images([Image.open(name) for name in files], engine.inputs.processor, model.config)
         with torch.inference_mode():
             output = model(**{name: rows[None] for name, rows in text.items()}, images=images if files else None)
         expected.append(output.loss.item())
-    prompts = [Prompt(question, tuple(map(Image.open, files))) for question, files, _ in cases]
-    got = respondent.losses(prompts, [f" {answer}" for *_, answer in cases])
+    prompts = [prompt_of(question, tuple(map(Image.open, files))) for question, files, _ in cases]
+    got = losses(engine, prompts, [f" {answer}" for *_, answer in cases])
     assert [loss for loss, _ in got] == pytest.approx(expected, rel=1e-4)
     assert len(set(expected)) == 3
 
@@ -194,7 +196,9 @@ def test_lmms_eval_follows_what_a_task_sets(
     model = lmms_eval.DuetLlava(pretrained=str(folder), device="cpu")
     model.task_dict = {"local": {"test": documents}}
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(Respondent, "answer", lambda _, prompts, **options: seen.append(options) or [""] * len(prompts))
+    monkeypatch.setattr(
+        Engine, "answer", lambda _, prompts, settings: seen.append(settings.options()) or [""] * len(prompts)
+    )
     greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1, "num_beams": 1, "max_new_tokens": 1024}
     for setting, expected in (
         ({}, greedy),
@@ -241,7 +245,7 @@ def test_lmms_eval_takes_a_budget_and_refuses_what_it_cannot(
 
 
 def test_lmms_eval_gets_losses_of_continuations(
-    lmms_eval: ModuleType, folder: Path, documents: list[dict[str, Any]], respondent: Respondent
+    lmms_eval: ModuleType, folder: Path, documents: list[dict[str, Any]], engine: Engine
 ):
     model = lmms_eval.DuetLlava(pretrained=str(folder), device="cpu", batch_size=4)
     model.task_dict = {"local": {"test": documents}}
@@ -251,13 +255,13 @@ def test_lmms_eval_gets_losses_of_continuations(
         images = tuple(Image.open(name) for name in documents[number]["images"])
         for choice in documents[number]["choices"]:
             requests.append(SimpleNamespace(args=(context, f" {choice}", *place)))
-            expected.append(respondent.losses([Prompt(context, images)], [choice])[0][0])
+            expected.append(losses(engine, [prompt_of(context, images)], [choice])[0][0])
     assert [result.text[0] for result in model.loglikelihood(requests)] == pytest.approx(expected, rel=1e-4)
     by_function = SimpleNamespace(args=(*requests[0].args[:1], lambda doc: doc["choices"][0], *requests[0].args[2:]))
     unconditional = SimpleNamespace(args=("", "red three"))
     first, alone = model.loglikelihood([by_function, unconditional])
     assert first.text[0] == pytest.approx(expected[0], rel=1e-4)
-    assert alone.text[0] == pytest.approx(respondent.losses([Prompt("")], ["red three"])[0][0], rel=1e-4)
+    assert alone.text[0] == pytest.approx(losses(engine, [prompt_of("")], ["red three"])[0][0], rel=1e-4)
 
 
 def test_lmms_eval_goes_on_round_by_round(
@@ -339,18 +343,18 @@ def test_vlmevalkit_asks_for_letters_as_llava_does(vlmevalkit: ModuleType, folde
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
-def test_the_real_lmms_eval_runs_local_tasks(folder: Path, pictures: list[str], respondent: Respondent, tmp_path: Path):
+def test_the_real_lmms_eval_runs_local_tasks(folder: Path, pictures: list[str], engine: Engine, tmp_path: Path):
     """Six questions, whose answers are known from here; one is written down wrongly, so five of six are expected."""
     assert "duet_llava" in {point.name for point in entry_points(group="lmms_eval.models")}
     choices, documents = ["red three", "no", "top left seven"], []
     for number, question in enumerate(QUESTIONS):
         image = pictures[number % len(pictures)]
-        prompt = Prompt(question, (Image.open(image),))
-        (answer,) = respondent.answer([prompt], max_new_tokens=8, do_sample=False)
-        losses = [loss for loss, _ in respondent.losses([prompt] * len(choices), choices)]
+        prompt = prompt_of(question, (Image.open(image),))
+        (answer,) = engine.answer([prompt], GREEDY)
+        each = [loss for loss, _ in losses(engine, [prompt] * len(choices), choices)]
         documents.append({
             "question": question, "image": image, "choices": choices, "answer": answer if number else "wrong",
-            "likeliest": losses.index(min(losses)) if number else losses.index(max(losses)),
+            "likeliest": each.index(min(each)) if number else each.index(max(each)),
         })  # fmt: skip
     (tmp_path / "questions.json").write_text(json.dumps(documents))
     done = subprocess.run(

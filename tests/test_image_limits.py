@@ -31,14 +31,13 @@ from llava.common.image_opening import as_rgb, orientation
 from llava.data.check.image_files import check_images
 from llava.data.check.settings import CheckSettings
 from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.data.families.llava import LlavaInputs
 from llava.data.images import BadImageError, open_rgb
 from llava.data.records import Record
-from llava.data.tokenization import encode_prompt
 from llava.data.video import read_frames
-from llava.eval.asking import Preparer, Task
 from llava.eval.benchmarks.questions import Question
-from llava.eval.harnesses.harness import Prompt, Respondent
-from llava.inference.inputs import open_image, read_image
+from llava.inference.batches import Preparer, Prompt, Task, media_of
+from llava.inference.typed_images import open_image, read_image
 from llava.mm_utils import load_image_from_base64, preprocess_image, process_images
 
 
@@ -213,7 +212,7 @@ def test_a_thin_image_is_not_blown_up(tmp_path: Path, size: tuple[int, int], rat
     with pytest.raises(ValueError, match=f"thin.png' is too large: {said}"):
         read_image(str(path), aspect_ratio=ratio)
     question = Question("q", "What?", images=(path,))
-    batch = Preparer(byte_level(), clip, model, "v1", 4, 2)[Task((0,), (question,))]
+    batch = Preparer(LlavaInputs(model, byte_level(), clip, "v1"), 4, 2)[Task((0,), (question,))]
     assert len(batch.problems) == 1 and f"{path}' is too large: " in batch.problems[0]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
@@ -287,9 +286,8 @@ def test_what_is_no_file_is_said_and_nobody_waits_for_it(tmp_path: Path) -> None
         for read in (open_rgb, lambda path: read_image(str(path)), lambda path: open_image(str(path))):
             with pytest.raises(ValueError, match=f"{name}' cannot be read: .*({kind})"):
                 read(tmp_path / name)
-        batch = Preparer(byte_level(), processor(), SimpleNamespace(max_position_embeddings=999), "v1", 4, 2)[
-            Task((0,), (Question("q", "What?", images=(tmp_path / name,)),))
-        ]
+        inputs = LlavaInputs(SimpleNamespace(max_position_embeddings=999), byte_level(), processor(), "v1")
+        batch = Preparer(inputs, 4, 2)[Task((0,), (Question("q", "What?", images=(tmp_path / name,)),))]
         assert "cannot be read" in batch.problems[0]
         (found,) = check_images([(str(tmp_path), name)], CheckSettings())
         assert found[0].is_error
@@ -604,14 +602,10 @@ def test_a_harness_is_told_about_images_in_sentences(tmp_path: Path) -> None:
     """Harnesses hand over images as Pillow opened them, which are decoded here."""
     (tmp_path / "cut.png").write_bytes(saved("PNG", Image.effect_noise((99, 99), 50))[:2000])
     config = SimpleNamespace(image_aspect_ratio="pad")
-    respondent = object.__new__(Respondent)
-    respondent.model, respondent.image_processor = SimpleNamespace(config=config), processor()
-    respondent.image_opening = "upright"
+    inputs = LlavaInputs(config, byte_level(), processor(), "v1")
     for image, said in (
         (Image.open(tmp_path / "cut.png"), "cannot be read"),
         (Image.new("1", (20_000, 1)), "is too large: 20000 x 1 become 400000000 pixels"),
     ):
-        prompt = Prompt("What?", (image,))
-        encoded = encode_prompt(["<image>\nWhat?"], byte_level(), "v1")
         with image, pytest.raises(BadImageError, match=f"An image of a question {said}"):
-            respondent._batch([encoded], [prompt])
+            media_of(Prompt("What?", (image,)), inputs, 8)

@@ -21,18 +21,19 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from llava.checkpoints.transformers_format import config_there
 from llava.common.image_opening import as_rgb, opening_of
 from llava.compression.config import CompressionConfig
-from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
-from llava.data.images import BadImageError, image_path, open_rgb
+from llava.data.families.llava import LlavaInputs
+from llava.data.images import BadImageError, image_path, open_picture, open_rgb
 from llava.data.records import Record
 from llava.data.video import read_frames
-from llava.eval.answering import Manner
-from llava.eval.asking import Preparer, open_picture
 from llava.eval.benchmarks.questions import Question
-from llava.eval.harnesses.harness import Prompt, Respondent
+from llava.eval.harnesses.harness import prompt_of
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.jobs import EvaluatedModel, Job
-from llava.inference.inputs import open_image, read_image
+from llava.inference.batches import Preparer, media_of
+from llava.inference.engine import ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.typed_images import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.llava_config import LlavaConfig
 from llava.serve.cli import Session, _parser
@@ -239,22 +240,14 @@ def pixels_in_training(path: Path, opening: str) -> torch.Tensor:
 
 
 def pixels_in_evaluation(path: Path, config: Any) -> list[torch.Tensor]:
-    preparer = Preparer(byte_level(), processor(), config, "v1", 4, 8)
+    inputs = LlavaInputs(config, byte_level(), processor(), "v1")
     questions = [Question(1, "x", images=(path,)), Question(2, "x", images=(path.read_bytes(),))]
-    return [preparer.sample(question)["images"][0] for question in questions]
+    return [Preparer(inputs, 4, 8).sample(question)[0]["images"][0] for question in questions]
 
 
 def pixels_in_harnesses(path: Path, config: Any) -> list[torch.Tensor]:
-    respondent = Respondent.__new__(Respondent)
-    respondent.__dict__ |= {
-        "model": SimpleNamespace(config=config, device="cpu"),
-        "image_processor": processor(),
-        "image_opening": opening_of(config),
-        "_collate": SupervisedCollator(0),
-    }
-    encoded = [LazySupervisedDataset([Record("a", ("x", "y"))], byte_level(), None, DataConfig("v1", 99, 4)).encode(0)]
-    raw = Image.open(path)
-    return list(respondent._batch(encoded, [Prompt("x", (raw,))])["images"])
+    prompt = prompt_of("x", [Image.open(path)])
+    return media_of(prompt, LlavaInputs(config, byte_level(), processor(), "v1"), 8)
 
 
 @pytest.mark.parametrize("opening", ["upright", "llava"])
@@ -364,12 +357,13 @@ def test_chat_opens_photos_as_the_model_was_trained_unless_told_otherwise(odd, t
 
 
 def test_answers_belong_to_the_opening_they_were_given_under(odd, tmp_path: Path) -> None:
-    subject = EvaluatedModel("m", None, "m", {}, CompressionConfig.resolve("none"), "none", "float32")
+    none, settings = CompressionConfig.resolve("none"), GenerationSettings(0, max_new_tokens=8)
 
     def identity(opening: str, *images: Path) -> dict[str, Any]:
-        manner = Manner("v1", 8, image_opening=opening)
+        spec = ModelSpec("m", compression=none, dtype="float32", template="v1", image_opening=opening)
+        model = EvaluatedModel(spec, "m", {}, none, "none")
         place = tmp_path / "answers.jsonl"
-        return Job("m", subject, manner, [Question(1, "x", images)], AnswerFile(place), place, "").identity
+        return Job("m", model, settings, [Question(1, "x", images)], AnswerFile(place), place, "").identity
 
     assert identity("upright", odd["lying"]) != identity("llava", odd["lying"])
     assert identity("upright") == identity("llava")

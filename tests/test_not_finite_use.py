@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from llava import compress
 from llava.checkpoints.conversion import convert
 from llava.eval import run, run_llava
-from llava.eval.answering import Answerer, Manner
-from llava.eval.asking import Task
 from llava.eval.benchmarks.questions import Question
-from llava.eval.harnesses.harness import Prompt, Respondent
+from llava.eval.harnesses.harness import losses
 from llava.eval.scoring.results import Result
+from llava.inference.batches import Prompt, Task
 from llava.inference.chat import Chat
+from llava.inference.engine import Engine
+from llava.inference.generation import GenerationSettings
 from llava.model.builder import load_pretrained_model
 from llava.model.finite import NonFiniteLogitsError, not_finite, require_finite_model
 from llava.serve import cli
@@ -151,12 +152,12 @@ def test_a_question_whose_numbers_overflow_has_no_answer_and_its_neighbours_keep
     sound: Path, options: dict[str, Any]
 ) -> None:
     tokenizer, model, processor, _ = load_pretrained_model(str(sound), device="cpu", dtype="float64")
-    answerer = Answerer(tokenizer, model, processor, model.compression)
+    engine = Engine(model, tokenizer, processor, "vicuna_v1")
     questions = [Question(number, text) for number, text in enumerate(QUESTIONS)]
     task = Task((0, 1, 2), tuple(questions))
     beams = options.get("num_beams", 1)
-    manner = Manner("vicuna_v1", 5, **options)
-    (whole,) = answerer.answer([task], manner)
+    settings = GenerationSettings(**{"temperature": 0, "max_new_tokens": 5} | options)
+    (whole,) = engine.answer_tasks([task], settings)
     calls = []
 
     def overflow(module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def test_a_question_whose_numbers_overflow_has_no_answer_and_its_neighbours_keep
         return logits
 
     with_overflow = model.lm_head.register_forward_hook(overflow)
-    (part,) = answerer.answer([task], manner)
+    (part,) = engine.answer_tasks([task], settings)
     with_overflow.remove()
     assert sorted(part.texts) == [0, 2] and list(part.problems) == [1]
     assert "float16" in part.problems[1] and "not finite" in part.problems[1]
@@ -197,11 +198,12 @@ def test_chat_and_harnesses_say_that_an_answer_overflowed(sound: Path, tmp_path:
         with pytest.raises(NonFiniteLogitsError, match="no answer"):
             chat.answer("What is it?", [image])
         assert chat.turns == [] and chat.images == []
-    respondent = Respondent(tokenizer, model, processor, "vicuna_v1")
+    engine, greedy = Engine(model, tokenizer, processor, "vicuna_v1"), GenerationSettings(0, max_new_tokens=4)
+    prompt = Prompt("What is it?", (image,))
     with pytest.raises(NonFiniteLogitsError, match="no answer"):
-        respondent.answer([Prompt("What is it?", [image])], max_new_tokens=4, do_sample=False)
+        engine.answer([prompt], greedy)
     with pytest.raises(NonFiniteLogitsError, match="no answer"):
-        respondent.losses([Prompt("What is it?", [image])], ["A cat"])
+        losses(engine, [prompt], ["A cat"])
     hook.remove()
     assert isinstance(chat.answer("What is it?", [image]), str) and len(chat.turns) == 1
 

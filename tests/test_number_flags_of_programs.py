@@ -14,7 +14,7 @@ import pytest
 from llava.common.number_flags import Numbers
 from llava.eval.runner.flags import RANGES, require_numbers
 from llava.eval.runner.vqa_command import vqa_parser
-from llava.inference.inputs import sampling
+from llava.inference.generation import GenerationSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ("llava", "scripts", "playground") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -104,4 +104,4 @@ def test_numbers_out_of_range_are_refused_before_a_model_is_asked(name: str) -> 
 def test_a_temperature_that_is_no_number_is_not_taken_for_the_likeliest_token() -> None:
     for value in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ValueError, match="temperature is "):
-            sampling(value)
+            GenerationSettings(value)

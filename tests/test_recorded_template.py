@@ -19,20 +19,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoints.conversion import convert
 from llava.conversation import get_template, recorded_template
-from llava.eval.harnesses.harness import Respondent
+from llava.data.families.llava import LlavaInputs
 from llava.eval.harnesses.lmms_eval_model import DuetLlava
 from llava.eval.model_vqa_loader import parser as vqa_parser
 from llava.eval.run_llava import eval_model
 from llava.eval.runner.from_flags import evaluated_model
 from llava.inference.chat import Chat
-from llava.inference.ending import end_tokens, ending_options, needed_stop_string
-from llava.inference.template import choose_template
+from llava.inference.ending import end_tokens, stopping_at
+from llava.inference.engine import Engine, ModelSpec
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
 from llava.train.train import train
-from playground.quickstart.evaluate import Subject
+from playground.quickstart.evaluate import open_engine
 
 LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 MARKS = ("<|im_start|>", "<|im_end|>")
@@ -87,7 +87,7 @@ def test_a_projector_trained_in_plain_over_a_llava_is_asked_in_the_llavas_templa
         config = json.loads((tmp_path / "projector/config.json").read_text()) | {"conversation_template": older}
         (tmp_path / "projector/config.json").write_text(json.dumps(config))
         tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "projector"), str(assets / "whole"), device="cpu")
-        assert choose_template(model.config, "llava") == "chatml"
+        assert LlavaInputs.template_for(model.config, "llava") == "chatml"
         assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
     with caplog.at_level(logging.WARNING):
         model, args = opened(assets, version="plain", **over)
@@ -129,14 +129,15 @@ def test_every_program_asks_in_it_unless_told_otherwise(
     path = str(assets / "whole")
     tokenizer, model, processor = whole
     assert Chat(model, tokenizer, processor).conv_mode == "chatml"
-    assert Respondent.open(path, device="cpu").conv_mode == "chatml"
-    assert DuetLlava(pretrained=path, device="cpu")._respondent.conv_mode == "chatml"
+    assert Engine.open(ModelSpec(path), "cpu").inputs.template == "chatml"
+    assert DuetLlava(pretrained=path, device="cpu")._engine.inputs.template == "chatml"
     options = vqa_parser().parse_args(["--model-path", path])
-    assert evaluated_model(options).template == "chatml"
+    assert evaluated_model(options).spec.template == "chatml"
     asked = Namespace(model_path=path, template=None, image_folder=str(tmp_path), image_opening=None)
-    assert Subject.load(asked).template == "chatml"
+    assert open_engine(asked).inputs.template == "chatml"
     seen = []
-    monkeypatch.setattr("llava.inference.chat.encode_prompt", lambda turns, _, template: seen.append(template) or 1 / 0)
+    place = "llava.data.families.llava.encode_prompt"
+    monkeypatch.setattr(place, lambda turns, _, template: seen.append(template) or 1 / 0)
     picture = write_pictures(tmp_path, 1)[0]
     with pytest.raises(ZeroDivisionError):
         eval_model(SimpleNamespace(model_path=path, image_file=picture, query="What?", device="cpu"))
@@ -144,14 +145,13 @@ def test_every_program_asks_in_it_unless_told_otherwise(
 
 
 def test_models_that_record_none_go_by_the_rules_of_today() -> None:
-    assert choose_template(SimpleNamespace(), "llava-v1.5-7b") == "llava_v1"
-    assert choose_template(SimpleNamespace(), "llava-v1.5-7b", usual="vicuna_v1") == "vicuna_v1"
-    assert (
-        choose_template(SimpleNamespace(conversation_template="plain"), "llava-v1.6-mistral-7b") == "mistral_instruct"
-    )
-    assert choose_template(SimpleNamespace(conversation_template="v0"), "llava-v1.5-7b", usual="vicuna_v1") == "v0"
+    assert LlavaInputs.template_for(SimpleNamespace(), "llava-v1.5-7b") == "llava_v1"
+    assert LlavaInputs.template_for(SimpleNamespace(), "llava-v1.5-7b", usual="vicuna_v1") == "vicuna_v1"
+    plain, older = SimpleNamespace(conversation_template="plain"), SimpleNamespace(conversation_template="v0")
+    assert LlavaInputs.template_for(plain, "llava-v1.6-mistral-7b") == "mistral_instruct"
+    assert LlavaInputs.template_for(older, "llava-v1.5-7b", usual="vicuna_v1") == "v0"
     with pytest.raises(ValueError, match=r"conversation_template in config\.json is 'newer', which this version"):
-        choose_template(SimpleNamespace(conversation_template="newer"), "llava-v1.5-7b")
+        LlavaInputs.template_for(SimpleNamespace(conversation_template="newer"), "llava-v1.5-7b")
 
 
 def test_another_template_is_used_when_asked_for_and_warned_about(
@@ -164,11 +164,11 @@ def test_another_template_is_used_when_asked_for_and_warned_about(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         words = ["--model-path", str(assets / "whole"), "--conv-mode", "v0"]
-        assert evaluated_model(vqa_parser().parse_args(words)).template == "v0"
+        assert evaluated_model(vqa_parser().parse_args(words)).spec.template == "v0"
         assert "v0 was asked for and is used" in caplog.text
         caplog.clear()
         v1 = SimpleNamespace(conversation_template="v1")
-        assert choose_template(v1, "m", "vicuna_v1") == "vicuna_v1"  # another name of the same
+        assert LlavaInputs.template_for(v1, "m", "vicuna_v1") == "vicuna_v1"  # another name of the same
         assert Chat(model, tokenizer, processor, conv_mode="chatml").conv_mode == "chatml"
     assert "was asked for" not in caplog.text
 
@@ -209,9 +209,9 @@ def test_an_answer_ends_at_the_mark_of_its_template(assets: Path, whole: Any) ->
     assert saved["eos_token_id"] == [2, mark] and model.generation_config.eos_token_id == [2, mark]
     model_of_another_end = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=7, pad_token_id=0))
     assert end_tokens(model_of_another_end, tokenizer)["eos_token_id"] == [7, 2], "the tokenizer's own end is one too"
-    stop = needed_stop_string(tokenizer, "chatml")
+    stop = LlavaInputs(model.config, tokenizer, None, "chatml").stop
     assert stop == "<|im_end|>"
-    criterion = ending_options(model, tokenizer, stop)["stopping_criteria"][0]
+    criterion = stopping_at(stop, tokenizer)[0]
     rows = torch.tensor([[40, 41, mark], [40, mark, 41], [40, 41, 42]])
     assert criterion(rows, None).tolist()[0] and not criterion(rows, None).tolist()[2]
 
@@ -220,5 +220,5 @@ def test_the_name_of_the_folder_does_not_decide(assets: Path, tmp_path: Path, wh
     folder = tmp_path / "my-mpt-llava-v0"
     folder.symlink_to(assets / "whole", target_is_directory=True)
     _, model, _, _ = load_pretrained_model(str(folder), device="cpu")
-    assert choose_template(model.config, get_model_name_from_path(str(folder))) == "chatml"
+    assert LlavaInputs.template_for(model.config, get_model_name_from_path(str(folder))) == "chatml"
     assert get_template("chatml").end_mark == "<|im_end|>"

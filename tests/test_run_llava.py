@@ -12,9 +12,11 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.compression.config import CompressionConfig
+from llava.data.families.llava import LlavaInputs, conv_mode_of
 from llava.data.tokenization import encode_prompt
 from llava.eval.run_llava import DEFAULTS, budget, eval_model, image_files, main
-from llava.inference.inputs import conv_mode_of, place_images, read_image, sampling, stop_string
+from llava.inference.generation import GenerationSettings
+from llava.inference.typed_images import read_image
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 
@@ -154,10 +156,15 @@ def test_templates_go_by_the_name_as_in_llava(name: str, template: str):
 
 def test_answers_end_where_templates_say():
     ends = {"v1": "</s>", "llava_llama_2": "</s>", "mpt": "<|im_end|>", "v0": "###", "mistral_instruct": "</s>"}
-    assert {name: stop_string(name) for name in ends} == ends
+    for name, end in ends.items():
+        assert LlavaInputs(SimpleNamespace(), SimpleNamespace(eos_token="<eos>"), None, name).stop == end
+        assert LlavaInputs(SimpleNamespace(), SimpleNamespace(eos_token=end), None, name).stop is None
 
 
 def test_images_are_placed_with_the_marks_that_the_model_asks_for():
+    def place_images(text: str, count: int, config: SimpleNamespace, template: str) -> str:
+        return LlavaInputs(config, None, None, template).question(text, [None] * count)
+
     plain, marked = SimpleNamespace(), SimpleNamespace(mm_use_im_start_end=True)
     assert place_images("Why?", 2, plain, "v1") == "<image>\n<image>\nWhy?"
     assert place_images("Why <image>?", 1, plain, "v1") == "Why <image>?"
@@ -167,11 +174,11 @@ def test_images_are_placed_with_the_marks_that_the_model_asks_for():
 
 
 def test_sampling_follows_the_temperature():
-    assert sampling(0, 0.9)["do_sample"] is False
-    assert sampling(0.7, 0.9, 2, 5) == {
+    assert GenerationSettings(0, 0.9).options()["do_sample"] is False
+    assert GenerationSettings(0.7, 0.9, 2, 5).options() == {
         "do_sample": True, "temperature": 0.7, "top_p": 0.9, "num_beams": 2, "max_new_tokens": 5
     }  # fmt: skip
-    assert sampling() == {}
+    assert GenerationSettings().options() == {}
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path: Path):

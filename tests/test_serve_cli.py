@@ -20,7 +20,7 @@ from tiny_folder import write_model, write_pictures
 
 from llava.compression.v2v import Fate
 from llava.inference.chat import Chat
-from llava.inference.inputs import read_image
+from llava.inference.typed_images import read_image
 from llava.inference.usage import size
 from llava.model.builder import load_pretrained_model
 from llava.serve import overlay

@@ -212,7 +212,7 @@ def test_an_unfinished_study_goes_on_to_its_report(tmp_path: Path) -> None:
 
 STOPPED = """
 import os, signal, time
-from playground.study.crew import workers
+from playground.study.worker_pool import workers
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the study does; who runs this may ignore SIGINT
 with workers(2) as pool:
     for _ in range(20):

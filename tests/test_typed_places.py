@@ -15,8 +15,8 @@ from llava.eval import model_vqa, model_vqa_loader
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.benchmarks.sqa import science_questions
 from llava.eval.run_llava import _parser, image_files
-from llava.inference.inputs import place_images, read_image
 from llava.inference.places import typed_place
+from llava.inference.typed_images import read_image
 from llava.serve.cli import KNOWN, as_command
 
 
@@ -130,7 +130,7 @@ def test_the_word_image_in_a_question_and_in_an_answer_shows_no_image(monkeypatc
     third = chat.answer(TALK[1])
     asked = ["What does \\<image> mean beside <image>?", "And \\<image>?", TALK[1]]
     assert [question for question, _ in chat.turns] == asked
-    words = [place_images(question, question.count(" <image>"), model.config, "v1") for question in asked]
+    words = [chat.engine.inputs.question(question, [None] * question.count(" <image>")) for question in asked]
     told = [words[0], first, words[1], "It is written \ufdd0image>.", words[2]]
     assert third == by_hand(model, told, [image], 2)
     encoded = encode_prompt(told, TOKENIZER, "v1")

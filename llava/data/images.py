@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from PIL import Image
 
 from llava.common.image_limits import ImageLimitError, is_lack_of_memory, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb
+
+Picture = Path | bytes | Image.Image
+"""An image: a file, the content of one, or as Pillow opened it, in any mode."""
 
 
 class BadImageError(ValueError):
@@ -68,6 +72,23 @@ def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> I
         if isinstance(error.__cause__, FileNotFoundError):
             raise BadImageError(f"There is no image file {str(source)!r}; check --image_folder.") from error
         raise
+
+
+def open_picture(picture: Picture, opening: str = DEFAULT_OPENING) -> Image.Image:
+    """An image as RGB, from a file, from the content of one, or as Pillow opened it; errors as in `open_rgb`."""
+    if isinstance(picture, Image.Image):
+        with explained(name_of(picture)):
+            return as_rgb(picture, opening)
+    if isinstance(picture, bytes):
+        return open_rgb(io.BytesIO(picture), opening)
+    if not picture.exists():
+        raise BadImageError(f"There is no image file {str(picture)!r}.")
+    return open_rgb(picture, opening)
+
+
+def name_of(picture: Picture) -> str:
+    """What an image is called, to begin the sentence of an error with."""
+    return f"Image {str(picture)!r}" if isinstance(picture, Path) else "An image of a question"
 
 
 @contextmanager

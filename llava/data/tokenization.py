@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -126,6 +126,25 @@ def encode_prompt(
     if encoded.query_mask:
         encoded.query_mask[-1] |= QueryRole.LAST
     return EncodedText(encoded.input_ids, [IGNORE_INDEX] * len(encoded.labels), encoded.query_mask)
+
+
+def one_question(encoded: EncodedText, turn: int = -1) -> EncodedText:
+    """A prompt in which the tokens of one question alone may vote on visual tokens.
+
+    Tokenising marks the last token of *every* question, as training needs it: there each answer is supervised. When a
+    question is answered, the others have no say.
+
+    Args:
+        encoded: of `encode_prompt`.
+        turn: number of the question, from 0; -1 is the last.
+    """
+    ends = [index for index, roles in enumerate(encoded.query_mask) if roles & QueryRole.LAST]
+    if not ends:
+        return encoded
+    turn %= len(ends)
+    start, end = (ends[turn - 1] if turn else -1), ends[turn]
+    votes = [roles if start < index <= end else 0 for index, roles in enumerate(encoded.query_mask)]
+    return replace(encoded, query_mask=votes)
 
 
 def truncate(encoded: EncodedText, max_length: int, visual_tokens: int) -> EncodedText:

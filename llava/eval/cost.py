@@ -38,7 +38,7 @@ from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape
 from llava.cost.timing import interleaved, wait_for
 from llava.eval.runner.settings import open_checkpoint
-from llava.inference.inputs import best_device, check_device
+from llava.inference.loading_flags import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of

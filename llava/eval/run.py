@@ -23,7 +23,6 @@ import torch
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.common.program import as_program
-from llava.eval.answering import ModelSource
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.runner.exit_status import exit_status, printed, tell
@@ -33,12 +32,13 @@ from llava.eval.runner.flags import (
     add_generation_flags,
     require_numbers,
 )
-from llava.eval.runner.from_flags import evaluated_model, manner_of, sources_of, workers_of
+from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.scoring.results import Result
-from llava.inference.inputs import add_loading_flags, best_device, check_device
+from llava.inference.engine import ModelSpec
+from llava.inference.loading_flags import add_loading_flags, best_device, check_device
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""
@@ -79,18 +79,18 @@ def benchmark_run(
     Raises:
         ValueError: if a file is missing or something does not fit.
     """
-    manner = manner_of(options, evaluated, options.max_new_tokens or benchmark.max_new_tokens)
+    spec = evaluated.spec
+    generation = generation_of(options, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
-        "conv_mode": manner.conv_mode, "temperature": options.temperature, "top_p": options.top_p,
-        "num_beams": options.num_beams, "max_new_tokens": manner.max_new_tokens, "dtype": evaluated.dtype,
-        "bits": evaluated.bits, "num_frames": manner.num_frames,
-        "image_opening": manner.image_opening, "limit": options.limit,
+        "conv_mode": spec.template, "temperature": options.temperature, "top_p": options.top_p,
+        "num_beams": options.num_beams, "max_new_tokens": generation.max_new_tokens, "dtype": spec.dtype,
+        "bits": spec.bits, "num_frames": spec.num_frames, "image_opening": spec.image_opening, "limit": options.limit,
     }  # fmt: skip
     about = {"compression": evaluated.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(
-        title=benchmark.title, evaluated=evaluated, manner=manner, questions=benchmark.questions(root),
+        title=benchmark.title, evaluated=evaluated, generation=generation, questions=benchmark.questions(root),
         answers=files.answers, settings=files.settings, about=about, limit=options.limit,
-        hint="--fresh removes them and starts anew.",
+        loader_workers=loader_workers_of(options), hint="--fresh removes them and starts anew.",
     )  # fmt: skip
     return BenchmarkRun(benchmark, files, job)
 
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
     root = Path(options.eval_folder)
     judge = choose_judge(options.judge, benchmarks)
     evaluated = evaluated_model(options)
-    sources = sources_of(options, evaluated, options.num_gpus)
+    devices = devices_of(options, options.num_gpus)
     with ExitStack() as stack:
         output = output_folder(options)
         runs = []
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
         judged = [one for one in runs if isinstance(one.benchmark, JudgedBenchmark)]
         results: list[Result] = []
         whole = True
-        with workers_if_needed(sources, runs) as workers:
+        with workers_if_needed(evaluated.spec, devices, runs) as workers:
             for one in runs:
                 if one.left:
                     one.job.answer(one.left, workers, options.batch_size)
@@ -139,12 +139,12 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
 
 
 @contextmanager
-def workers_if_needed(sources: Sequence[ModelSource], runs: Sequence[BenchmarkRun]) -> Iterator[Any]:
+def workers_if_needed(spec: ModelSpec, devices: Sequence[str], runs: Sequence[BenchmarkRun]) -> Iterator[Any]:
     """The workers while there is something to answer; processes are started for nothing less."""
     if not any(one.left for one in runs):
         yield None
         return
-    with workers_of(sources) as workers:
+    with workers_of(spec, devices) as workers:
         yield workers
 
 

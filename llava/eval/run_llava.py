@@ -13,31 +13,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.common.image_opening import opening_of
 from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.program import as_program
 from llava.common.shown import shown
 from llava.common.terminal_text import say
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
+from llava.data.families.llava import conv_mode_of
 from llava.eval.runner.exit_status import exit_status
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.inference.chat import Chat
-from llava.inference.inputs import (
-    ANY_ADDRESSES,
-    add_loading_flags,
-    as_seen,
-    best_device,
-    check_device,
-    conv_mode_of,
-    open_image,
-    sampling,
-)
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import add_loading_flags, best_device, bits_of, check_device
 from llava.inference.places import image_files
 from llava.inference.question_text import check_question
-from llava.inference.template import choose_template
+from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image
 from llava.mm_utils import aspect_ratio_of, model_name_of
-from llava.model.builder import load_pretrained_model
 
 DEFAULTS: dict[str, Any] = {
     "model_base": None,
@@ -79,31 +71,29 @@ def eval_model(args: Any) -> str:
     check_question(query, f"--query {shown(args.query, 60)}")
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
-    generation = sampling(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
-    name = model_name_of(args.model_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
-        device=best_device(options.device),
+    settings = GenerationSettings(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
+    spec = ModelSpec(
+        args.model_path, options.model_base, bits=bits_of(options.load_8bit, options.load_4bit),
+        template=options.conv_mode, image_opening=options.image_opening,
     )  # fmt: skip
-    chat = Chat(
-        model, tokenizer, image_processor, _template(model.config, name, options.conv_mode),
-        compression=budget(options, model.compression), **generation,
-    )  # fmt: skip
-    opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
+    engine = Engine.open(spec, best_device(options.device))
+    config, opening = engine.model.config, engine.inputs.image_opening
+    _warn_of_name(config, model_name_of(args.model_path), options.conv_mode)
+    chat = Chat.over(engine, settings, budget(options, engine.model.compression))
+    ratio = aspect_ratio_of(config)
     images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
     answer = chat.answer(query, images)
     say(answer)
     return answer
 
 
-def _template(config: Any, name: str, asked: str | None) -> str:
-    """The template to ask in; a word where the name of a model that records none asks for another, as LLaVA does."""
+def _warn_of_name(config: Any, name: str, asked: str | None) -> None:
+    """Say, as LLaVA does, where the name of a model that records no template asks for another."""
     by_name = conv_mode_of(name)
     if asked is not None and asked != by_name and recorded_template(config) is None:
         logging.getLogger(__name__).warning(
             "The model's name suggests conv_mode %s, but %s was asked for and is used.", by_name, asked
         )
-    return choose_template(config, name, asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,8 +16,11 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
-from llava.eval.harnesses.harness import Prompt, Respondent, class_or_object
-from llava.inference.inputs import read_image, sampling
+from llava.eval.harnesses.harness import class_or_object, prompt_of
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import best_device, bits_of
+from llava.inference.typed_images import read_image
 
 DEFAULT_NEW_TOKENS = 512
 
@@ -61,11 +64,10 @@ class DuetLlava(_Base):
         image_opening: str | None = None,
     ) -> None:
         super().__init__()
-        self._generation = sampling(temperature, top_p, num_beams, max_new_tokens)
-        self._respondent = Respondent.open(
-            model_path, model_base, conv_mode, device, image_opening,
-            compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
-        )  # fmt: skip
+        self._settings = GenerationSettings(temperature, top_p, num_beams, max_new_tokens)
+        bits = bits_of(load_8bit, load_4bit)
+        spec = ModelSpec(model_path, model_base, compression, dtype, bits, conv_mode, image_opening=image_opening)
+        self._engine = Engine.open(spec, best_device(device))
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
         """The answer to one message.
@@ -81,12 +83,12 @@ class DuetLlava(_Base):
         for part in message:
             if part["type"] == "image":
                 text += f"{DEFAULT_IMAGE_TOKEN}\n"
-                images.append(read_image(part["value"], self._respondent.image_opening))
+                images.append(read_image(part["value"], self._engine.inputs.image_opening))
             elif part["type"] == "text":
                 text += part["value"].replace(DEFAULT_IMAGE_TOKEN, "")
             else:
                 raise ValueError(f"A message holds a part of type {part['type']!r}; this model takes image and text.")
-        return self._respondent.answer([Prompt(text, tuple(images))], **self._generation)[0]
+        return self._engine.answer([prompt_of(text, images)], self._settings)[0]
 
     def use_custom_prompt(self, dataset: str) -> bool:
         """Whether `build_prompt` is asked for a dataset's prompts: for those of multiple choice."""

@@ -16,25 +16,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
-from llava.compression.salience import QueryRole
 from llava.constants import IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
-from llava.conversation import SeparatorStyle, get_template
-from llava.data.tokenization import EncodedText, encode_prompt
-from llava.inference.ending import answer_text, end_tokens, needed_stop_string
-from llava.inference.inputs import place_images
+from llava.data.families.base import Sample
+from llava.data.families.llava import require_roles
+from llava.inference.batches import Prompt
+from llava.inference.engine import Budget, Engine, Generated
+from llava.inference.generation import GenerationSettings
 from llava.inference.question_text import check_question
 from llava.inference.streaming import Answering
-from llava.inference.template import choose_template
 from llava.inference.usage import Usage
-from llava.mm_utils import KeywordsStoppingCriteria, model_name_of, process_images
-from llava.model.cache_name import cache_of
-from llava.model.finite import FiniteLogits
 from llava.model.staged_cache import StagedCache
 from llava.model.trace import CompressionTrace, trace_compression
 
@@ -47,15 +42,21 @@ class Request:
 
     Attributes:
         turns: the whole conversation, ending with the question.
-        encoded: the same as ids; `query_mask` holds the voters of one question only.
+        sample: the same, encoded; its `query_mask` holds the voters of one question only.
         pixels: all images so far.
         compression: the budget.
     """
 
     turns: list[str]
-    encoded: EncodedText
+    sample: Sample
     pixels: list[Tensor]
     compression: CompressionConfig
+
+    @property
+    def ids(self) -> list[int]:
+        """The conversation as ids, images as placeholders."""
+        ids: list[int] = self.sample["input_ids"].tolist()
+        return ids
 
 
 class Chat:
@@ -86,21 +87,36 @@ class Chat:
         tokenizer: PreTrainedTokenizerBase,
         image_processor: Any,
         conv_mode: str | None = None,
-        compression: CompressionConfig | str | dict[str, Any] | None = None,
+        compression: Budget = None,
         reencode: bool = True,
         **generation: Any,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        name = model_name_of(model.config.name_or_path or "llava")
-        self.conv_mode = choose_template(model.config, name, conv_mode)
+        self._begin(Engine(model, tokenizer, image_processor, conv_mode), compression, reencode, generation)
+
+    @classmethod
+    def over(
+        cls, engine: Engine, settings: GenerationSettings, compression: Budget = None, reencode: bool = True
+    ) -> Chat:
+        """A conversation with a model that is loaded already; other arguments and errors as in the constructor."""
+        chat = cls.__new__(cls)
+        chat._begin(engine, compression, reencode, settings.options())
+        return chat
+
+    def _begin(self, engine: Engine, compression: Budget, reencode: bool, generation: dict[str, Any]) -> None:
+        self.engine = engine
+        self.model = engine.model
+        self.tokenizer = engine.tokenizer
+        self.image_processor = engine.inputs.processor
         self.reencode = reencode
-        self._generation = self._with_defaults(generation)
-        self._stop = needed_stop_string(tokenizer, self.conv_mode)
+        self.settings = self._with_defaults(generation)
         self.set_compression(compression)
         self._asking = False
         self.reset()
+
+    @property
+    def conv_mode(self) -> str:
+        """The conversation template."""
+        return self.engine.inputs.template
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -122,7 +138,7 @@ class Chat:
         """The budget of the next question."""
         return self.model.compression if self._compression is None else self._compression
 
-    def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
+    def set_compression(self, compression: Budget) -> None:
         """Choose another budget from the next question on; None is the model's own.
 
         Raises:
@@ -159,8 +175,8 @@ class Chat:
             )
         self._check_idle()
         check_question(question)
-        marked = place_images(question, len(images), self.model.config, self.conv_mode)
-        new = list(process_images(images, self.image_processor, self.model.config)) if images else []
+        new = self.engine.media(Prompt(question, tuple(images)))
+        marked = self.engine.inputs.question(question, new)
         return self._stream(self._request([*self._turns, marked], [*self._pixels, *new]), list(images))
 
     def answer(self, question: str, images: Sequence[Image.Image] = ()) -> str:
@@ -183,7 +199,7 @@ class Chat:
         request = self._prefilled
         if request is None or not request.pixels:
             raise ValueError("No question with an image has been answered yet; ask one first.")
-        ids, votes = self._tensors(request)
+        ids, votes = (request.sample[name][None] for name in ("input_ids", "query_mask"))
         trace = trace_compression(self.model, ids, request.pixels, query_mask=votes, compression=request.compression)
         return trace, request.pixels
 
@@ -193,73 +209,65 @@ class Chat:
             raise ValueError("The conversation has gone on since this was asked; ask again.")
         self._asking = True
         answering = Answering(
-            lambda streamer, stop_when: self._generate(request, streamer, stop_when), self.tokenizer, self._stop
+            lambda streamer, stop_when: self._generate(request, streamer, stop_when),
+            self.engine.tokenizer,
+            self.engine.inputs.stop,
         )
         try:
             yield from answering
-            if self._generation.get("num_beams", 1) > 1:
-                yield self._text(answering.output.sequences[0])
+            if self._beams > 1:
+                yield answering.output.texts[0]
         finally:
             self._asking = False
             self._remember(request, images, answering.output)
 
-    def _generate(self, request: Request, streamer: Any, stop_when: Any) -> Any:
+    def _generate(self, request: Request, streamer: Any, stop_when: Any) -> Generated:
         """One call of the model's `generate`, behind the cache if there is one that fits.
 
         Raises:
             llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity.
         """
-        options = dict(self._generation)
-        criteria = [stop_when, *options.pop("stopping_criteria", ())]
-        if self._stop is not None:
-            nothing = torch.empty(1, 0, dtype=torch.long)
-            criteria.append(KeywordsStoppingCriteria([self._stop], self.tokenizer, nothing))
-        if options.get("num_beams", 1) == 1:
-            options["streamer"] = streamer
-        options |= {"stopping_criteria": criteria, "return_dict_in_generate": True}
-        watch = FiniteLogits(options.get("num_beams", 1))
-        output = self._computed(request, watch.added_to(options))
-        watch.require()
-        return output
-
-    def _computed(self, request: Request, options: dict[str, Any]) -> Any:
-        ids, votes = self._tensors(request)
-        known = self._known(request.encoded.input_ids)
+        more: dict[str, Any] = {
+            "stopping_criteria": [stop_when, *self.settings.more.get("stopping_criteria", ())],
+            "streamer": streamer if self._beams == 1 else None,
+        }
+        known = self._known(request.ids)
         if self._cache is not None and known:
             cache, held = self._cache, len(self._held)
             self._forget_cache()  # an error halfway leaves it with layers that do not fit each other
             cache.crop(known - held)
-            return self.model.generate(ids[:, known:], past_key_values=cache, **options)
-        self._prefilled = request
-        images = request.pixels or None
-        return self.model.generate(ids, images=images, query_mask=votes, compression=request.compression, **options)
+            inputs = {"input_ids": request.sample["input_ids"][None, known:], "past_key_values": cache}
+        else:
+            self._prefilled = request
+            inputs = self.engine.batch([request.sample])
+            del inputs["labels"]
+            more["compression"] = request.compression
+        generated = self.engine.generate(inputs, self.settings, **more)
+        generated.require_finite()
+        return generated
 
-    def _remember(self, request: Request, images: list[Image.Image], output: Any) -> None:
-        """Let the conversation grow by what was asked and answered; without an output nothing happened."""
-        if output is None:
+    def _remember(self, request: Request, images: list[Image.Image], generated: Generated | None) -> None:
+        """Let the conversation grow by what was asked and answered; without an answer nothing happened."""
+        if generated is None:
             return
-        new = output.sequences[0].tolist()
-        answer = self._text(output.sequences[0])
-        self._turns = [*request.turns, answer]
+        self._turns = [*request.turns, generated.texts[0]]
         self._pixels = request.pixels
         self.images = self.images + images
-        held = request.encoded.input_ids + new[:-1]  # the last token has been chosen, but not computed
-        beams = self._generation.get("num_beams", 1) > 1
-        self.usage = None if beams else Usage.of(cache_of(output), self.model, held)
+        held = request.ids + generated.sequences[0].tolist()[:-1]  # the last token has been chosen, but not computed
+        self.usage = None if self._beams > 1 else Usage.of(generated.cache, self.model, held)
         if not self.reencode:
-            self._cache, self._held = cache_of(output), held
+            self._cache, self._held = generated.cache, held
 
     def _request(self, turns: list[str], pixels: list[Tensor]) -> Request:
-        encoded = encode_prompt(turns, self.tokenizer, self.conv_mode)
+        sample = self.engine.inputs.prompt(turns, pixels, -1 if self.reencode else 0)
         each = self.model.visual_tokens_per_image(self.compression) if pixels else 0
-        length, limit = encoded.expanded_length(each), self.model.config.max_position_embeddings
+        length, limit = self.engine.inputs.length(sample, each), self.engine.inputs.limit
         if length >= limit:
             raise ValueError(
                 f"The conversation takes {length} tokens, but the model can number {limit}; start a new one, or use a "
                 "smaller budget of visual tokens."
             )
-        turn = len(turns) // 2 if self.reencode else 0
-        return Request(turns, one_question(encoded, turn), pixels, self.compression)
+        return Request(turns, sample, pixels, self.compression)
 
     def _known(self, ids: list[int]) -> int:
         """How many ids of a prompt the cache holds; 0 where it has to be left aside.
@@ -270,14 +278,9 @@ class Chat:
         known = min(len(self._held), len(ids) - 1) if same is None else same
         return 0 if IMAGE_TOKEN_INDEX in ids[known:] else known
 
-    def _tensors(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Ids and query mask, int64 [1, T]."""
-        prompt = request.encoded.tensors()
-        return prompt["input_ids"][None], prompt["query_mask"][None]
-
-    def _text(self, ids: Tensor) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return answer_text(text, self._stop)
+    @property
+    def _beams(self) -> int:
+        return self.settings.options().get("num_beams", 1)
 
     def _forget_cache(self) -> None:
         self._cache = None
@@ -287,30 +290,11 @@ class Chat:
         if self._asking:
             raise ValueError("The last answer is still being read; read it to its end, or close it.")
 
-    def _with_defaults(self, generation: dict[str, Any]) -> dict[str, Any]:
+    def _with_defaults(self, generation: dict[str, Any]) -> GenerationSettings:
         if generation.get("num_return_sequences", 1) > 1:
             raise ValueError("A conversation goes on with one answer; leave num_return_sequences out.")
         if generation.get("num_beams", 1) > 1 and not self.reencode:
             raise ValueError("Beam search does not keep the cache of one answer; use reencode=True, or num_beams=1.")
-        if get_template(self.conv_mode).sep_style is SeparatorStyle.PLAIN:
-            raise ValueError(f"Template {self.conv_mode!r} has no roles to talk in; choose another conv_mode.")
-        options = end_tokens(self.model, self.tokenizer) | generation
-        if self.model.generation_config.max_new_tokens is None:
-            options.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
-        return options
-
-
-def one_question(encoded: EncodedText, turn: int) -> EncodedText:
-    """A prompt in which the tokens of one question alone may vote on visual tokens.
-
-    Tokenising marks the last token of *every* question, as training needs it: there each answer is supervised. When a
-    question is answered, the earlier ones have no say.
-
-    Args:
-        encoded: of `encode_prompt`.
-        turn: number of the question, from 0.
-    """
-    ends = [index for index, roles in enumerate(encoded.query_mask) if roles & QueryRole.LAST]
-    start, end = (ends[turn - 1] if turn else -1), ends[turn]
-    votes = [roles if start < index <= end else 0 for index, roles in enumerate(encoded.query_mask)]
-    return EncodedText(encoded.input_ids, encoded.labels, votes, encoded.truncated)
+        require_roles(self.conv_mode)
+        own = {} if self.model.generation_config.max_new_tokens else {"max_new_tokens": DEFAULT_NEW_TOKENS}
+        return GenerationSettings(more=own | generation)

@@ -7,18 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.inference.inputs import stop_string
 from llava.mm_utils import KeywordsStoppingCriteria
-
-
-def needed_stop_string(tokenizer: PreTrainedTokenizerBase, conv_mode: str) -> str | None:
-    """The words that end an answer; None where a token of its own does.
-
-    Raises:
-        ValueError: if there is no such template.
-    """
-    stop = stop_string(conv_mode)
-    return None if stop == tokenizer.eos_token else stop
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -39,18 +28,15 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
     return options
 
 
-def ending_options(model: Any, tokenizer: PreTrainedTokenizerBase, stop: str | None) -> dict[str, Any]:
-    """Options of `generate` under which every row of a batch ends where its answer does.
+def stopping_at(stop: str | None, tokenizer: PreTrainedTokenizerBase) -> list[KeywordsStoppingCriteria]:
+    """Criteria under which every row of a batch ends where its answer does; none where there are no such words.
 
     Args:
-        model, tokenizer: that answer.
-        stop: of `needed_stop_string`.
+        stop: the words that end an answer, see `llava.data.families.base.ModelInputs.stop`.
+        tokenizer: of the model.
     """
-    options: dict[str, Any] = dict(end_tokens(model, tokenizer))
-    if stop is not None:
-        nothing = torch.empty(1, 0, dtype=torch.long)
-        options["stopping_criteria"] = [KeywordsStoppingCriteria([stop], tokenizer, nothing)]
-    return options
+    nothing = torch.empty(1, 0, dtype=torch.long)
+    return [] if stop is None else [KeywordsStoppingCriteria([stop], tokenizer, nothing)]
 
 
 def answer_text(decoded: str, stop: str | None) -> str:

@@ -17,7 +17,6 @@ from typing import TextIO
 from PIL import Image
 
 from llava.common.atomic_write import whole_file
-from llava.common.image_opening import opening_of
 from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE
@@ -28,20 +27,12 @@ from llava.conversation import fill_template, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.inference.chat import Chat
-from llava.inference.inputs import (
-    ANY_ADDRESSES,
-    add_loading_flags,
-    as_seen,
-    best_device,
-    check_device,
-    open_image,
-    read_image,
-    sampling,
-)
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import add_loading_flags, best_device, bits_of, check_device
 from llava.inference.places import typed_place
-from llava.inference.template import choose_template
-from llava.mm_utils import aspect_ratio_of, model_name_of
-from llava.model.builder import load_pretrained_model
+from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
+from llava.mm_utils import aspect_ratio_of
 from llava.serve.overlay import draw_overlay
 from llava.serve.typed_lines import check_line, typed_lines
 
@@ -86,7 +77,6 @@ class Session:
         self.chat = chat
         self.options = options
         self.pending = images
-        self.opening = opening_of(chat.model.config, options.image_opening)
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> Session:
@@ -97,18 +87,15 @@ class Session:
         """
         _check(options)
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
-        generation = sampling(options.temperature, options.top_p, None, options.max_new_tokens)
-        name = model_name_of(options.model_path)
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            options.model_path, options.model_base, name, options.load_8bit, options.load_4bit,
-            device=best_device(options.device),
+        settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
+        spec = ModelSpec(
+            options.model_path, options.model_base, bits=bits_of(options.load_8bit, options.load_4bit),
+            template=options.conv_mode, image_opening=options.image_opening,
         )  # fmt: skip
-        chat = Chat(
-            model, tokenizer, image_processor, choose_template(model.config, name, options.conv_mode),
-            options.compression, reencode=options.reencode, **generation,
-        )  # fmt: skip
-        opening, ratio = opening_of(model.config, options.image_opening), aspect_ratio_of(model.config)
-        shown = [as_seen(pictures[place], place, opening, ratio) for place in options.image_file]
+        engine = Engine.open(spec, best_device(options.device))
+        chat = Chat.over(engine, settings, options.compression, options.reencode)
+        ratio = aspect_ratio_of(engine.model.config)
+        shown = [as_seen(pictures[place], place, engine.inputs.image_opening, ratio) for place in options.image_file]
         return cls(chat, options, shown)
 
     def run(self, source: TextIO) -> None:
@@ -178,7 +165,7 @@ class Session:
             )
         require_apart({"--save-overlay": self.options.save_overlay}, [typed_place(place)])
         ratio = aspect_ratio_of(self.chat.model.config)
-        self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
+        self.pending = [*self.pending, read_image(place, self.chat.engine.inputs.image_opening, ANY_ADDRESSES, ratio)]
         print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
 
     def _choose(self, name: str) -> None:

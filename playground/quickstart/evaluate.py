@@ -24,29 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from llava.common.image_opening import opening_of
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_READ, as_text
 from llava.common.program import as_program
 from llava.compression import CompressionConfig
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.cost.flops import prefill_flops, visual_tokens_per_layer
 from llava.cost.machine import describe_machine
 from llava.cost.shapes import DecoderShape, VisionShape
-from llava.data.collator import SupervisedCollator
-from llava.data.images import image_path, open_rgb
-from llava.data.tokenization import encode_prompt
-from llava.inference.ending import answer_text, ending_options, needed_stop_string
-from llava.inference.template import choose_template
-from llava.mm_utils import get_model_name_from_path, preprocess_image
-from llava.model.builder import load_pretrained_model
+from llava.data.images import image_path
+from llava.inference.batches import Prompt
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import best_device
 from llava.model.trace import CompressionTrace, trace_compression
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 
-MAX_NEW_TOKENS = 12
+GREEDY = GenerationSettings(max_new_tokens=12, more={"do_sample": False})
 TRACED_FOR_COSTS = 16  # questions whose visual tokens are counted layer by layer
 
 
@@ -69,55 +64,34 @@ class Batch:
         return Batch(self.start, {name: tensor[:count] for name, tensor in self.inputs.items()})
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The model under test with everything that prepares its inputs."""
+def open_engine(options: argparse.Namespace) -> Engine:
+    """Open the model directory in float32, on a GPU where there is one."""
+    device = best_device(None)
+    return Engine.open(ModelSpec(options.model_path, dtype="float32", template=options.template), device, device)
 
-    tokenizer: PreTrainedTokenizerBase
-    model: Any
-    image_processor: Any
-    template: str
-    image_folder: Path
 
-    @classmethod
-    def load(cls, options: argparse.Namespace) -> Subject:
-        """Open the model directory in float32, on a GPU where there is one."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            options.model_path, device=device, device_map=device, dtype=torch.float32
-        )
-        template = choose_template(model.config, get_model_name_from_path(options.model_path), options.template)
-        return cls(tokenizer, model, image_processor, template, Path(options.image_folder))
+def prepare(engine: Engine, questions: Sequence[Question], image_folder: str, batch_size: int) -> list[Batch]:
+    """Tokens and pixels of all questions, once for all configurations."""
+    batches = []
+    for start in tqdm(range(0, len(questions), batch_size), desc="Reading images", unit="batch"):
+        chosen = questions[start : start + batch_size]
+        prompts = [Prompt(question.text, (image_path(image_folder, question.image),)) for question in chosen]
+        inputs = engine.batch([engine.sample(prompt) for prompt in prompts])
+        del inputs["labels"]
+        batches.append(Batch(start, inputs))
+    return batches
 
-    def prepare(self, questions: Sequence[Question], batch_size: int) -> list[Batch]:
-        """Tokens and pixels of all questions, once for all configurations."""
-        batches = []
-        for start in tqdm(range(0, len(questions), batch_size), desc="Reading images", unit="batch"):
-            samples = [self._sample(question) for question in questions[start : start + batch_size]]
-            collated = SupervisedCollator(self.tokenizer.pad_token_id or 0)(samples)
-            names = ("input_ids", "attention_mask", "query_mask", "images")
-            batches.append(Batch(start, {name: collated[name].to(self.model.device) for name in names}))
-        return batches
 
-    def _sample(self, question: Question) -> dict[str, Any]:
-        encoded = encode_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{question.text}"], self.tokenizer, self.template)
-        image = open_rgb(image_path(self.image_folder, question.image), opening_of(self.model.config))
-        aspect_ratio = getattr(self.model.config, "image_aspect_ratio", None)
-        pixels = preprocess_image(image, self.image_processor, aspect_ratio)
-        return encoded.tensors() | {"images": [pixels], "sample_id": question.question_id, "truncated": False}
+def answer(engine: Engine, batch: Batch, compression: CompressionConfig) -> list[str]:
+    """Greedy answers."""
+    generated = engine.generate(batch.inputs, GREEDY, compression=compression)
+    generated.require_finite()
+    return generated.texts
 
-    def answer(self, batch: Batch, compression: CompressionConfig) -> list[str]:
-        """Greedy answers."""
-        stop = needed_stop_string(self.tokenizer, self.template)
-        ids = self.model.generate(
-            **batch.inputs, compression=compression, do_sample=False, max_new_tokens=MAX_NEW_TOKENS,
-            **ending_options(self.model, self.tokenizer, stop),
-        )  # fmt: skip
-        return [answer_text(text, stop) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def trace(self, batch: Batch, compression: CompressionConfig) -> CompressionTrace:
-        """Where the patches of a batch go."""
-        return trace_compression(self.model, **batch.inputs, compression=compression)
+def trace(engine: Engine, batch: Batch, compression: CompressionConfig) -> CompressionTrace:
+    """Where the patches of a batch go."""
+    return trace_compression(engine.model, **batch.inputs, compression=compression)
 
 
 def read_questions(path: Path, limit: int | None) -> list[Question]:
@@ -161,17 +135,17 @@ def open_results(options: argparse.Namespace) -> Results:
     return Results(identity, about, questions, settings)
 
 
-def measure_costs(subject: Subject, results: Results, batches: Sequence[Batch]) -> None:
+def measure_costs(engine: Engine, results: Results, batches: Sequence[Batch]) -> None:
     """Fill in tokens per layer, as seen for the first questions, and FLOPs at the mean prompt length."""
-    config = subject.model.config
-    tower = subject.model.get_vision_tower()
+    config = engine.model.config
+    tower = engine.model.get_vision_tower()
     decoder, vision = DecoderShape.of(config), VisionShape.of(tower.config, tower.select_layer)
     text_tokens = round(mean(int(batch.inputs["attention_mask"].sum()) / len(batch) for batch in batches)) - 1
     first = batches[0].head(TRACED_FOR_COSTS)
     results.about |= {"decoder_layers": decoder.layers, "patches": vision.patches, "text_tokens": text_tokens}
     for setting in results.settings:
         compression = CompressionConfig.from_dict(setting.compression)
-        setting.tokens_per_layer = seen_tokens(subject.trace(first, compression), decoder.layers)
+        setting.tokens_per_layer = seen_tokens(trace(engine, first, compression), decoder.layers)
         planned = visual_tokens_per_layer(compression, decoder.layers, vision)
         setting.flops = prefill_flops(planned, text_tokens, decoder, vision)
 
@@ -187,10 +161,10 @@ def seen_tokens(trace: CompressionTrace, num_layers: int) -> list[float]:
     return tokens
 
 
-def answer_all(subject: Subject, results: Results, batches: Sequence[Batch], path: Path) -> None:
+def answer_all(engine: Engine, results: Results, batches: Sequence[Batch], path: Path) -> None:
     """Answer what is not answered yet, batch by batch under every setting in turn, saving after each batch."""
     for setting in results.settings:  # not measured: memory is claimed and kernels are chosen on first use
-        subject.answer(batches[0].head(8), CompressionConfig.from_dict(setting.compression))
+        answer(engine, batches[0].head(8), CompressionConfig.from_dict(setting.compression))
     with tqdm(total=len(results.questions) * len(results.settings), desc="Answering", unit="question") as bar:
         bar.update(sum(len(setting.answers) for setting in results.settings))
         for batch in batches:
@@ -198,18 +172,18 @@ def answer_all(subject: Subject, results: Results, batches: Sequence[Batch], pat
                 if len(setting.answers) > batch.start:
                     continue
                 shown = batch.blank() if setting.name == BLANK else batch
-                answers, seconds = timed_answers(subject, shown, CompressionConfig.from_dict(setting.compression))
+                answers, seconds = timed_answers(engine, shown, CompressionConfig.from_dict(setting.compression))
                 setting.answers += answers
                 setting.batch_seconds.append((seconds, len(batch)))
                 bar.update(len(batch))
             results.save(path)
 
 
-def timed_answers(subject: Subject, batch: Batch, compression: CompressionConfig) -> tuple[list[str], float]:
+def timed_answers(engine: Engine, batch: Batch, compression: CompressionConfig) -> tuple[list[str], float]:
     """Answers, and seconds from pixels on the device to text."""
     synchronise()
     started = time.perf_counter()
-    answers = subject.answer(batch, compression)
+    answers = answer(engine, batch, compression)
     synchronise()
     return answers, time.perf_counter() - started
 
@@ -229,21 +203,22 @@ def varied_questions(questions: Sequence[Question], count: int) -> list[int]:
     return [number for _, number in ranked[:count]]
 
 
-def traces(subject: Subject, results: Results, numbers: Sequence[int]) -> Iterator[Trace]:
+def traces(engine: Engine, results: Results, numbers: Sequence[int], image_folder: str) -> Iterator[Trace]:
     """Where patches went, for the settings that choose them by attention."""
     if not numbers:
         return
-    batch = subject.prepare([results.questions[number] for number in numbers], len(numbers))[0]
+    questions = [results.questions[number] for number in numbers]
+    (batch,) = prepare(engine, questions, image_folder, len(numbers))
     for setting in results.settings:
         compression = CompressionConfig.from_dict(setting.compression)
         if compression.v2v is None or compression.v2v.score in ("random", "uniform"):
             continue
-        trace = subject.trace(batch, compression)
-        if trace.merged is None:
+        followed = trace(engine, batch, compression)
+        if followed.merged is None:
             continue
         for row, number in enumerate(numbers):
-            fate, target = trace.merged.fate[row].tolist(), trace.merged.target[row].tolist()
-            yield Trace(setting.name, number, fate, target, drop_layers(trace, row))
+            fate, target = followed.merged.fate[row].tolist(), followed.merged.target[row].tolist()
+            yield Trace(setting.name, number, fate, target, drop_layers(followed, row))
 
 
 def drop_layers(trace: CompressionTrace, row: int) -> list[int | None]:
@@ -293,11 +268,12 @@ def evaluate(options: argparse.Namespace) -> Results:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     results = open_results(options)
-    subject = Subject.load(options)
-    batches = subject.prepare(results.questions, options.batch_size)
-    measure_costs(subject, results, batches)
-    answer_all(subject, results, batches, out)
-    results.traces = list(traces(subject, results, varied_questions(results.questions, options.traces)))
+    engine = open_engine(options)
+    batches = prepare(engine, results.questions, options.image_folder, options.batch_size)
+    measure_costs(engine, results, batches)
+    answer_all(engine, results, batches, out)
+    shown = varied_questions(results.questions, options.traces)
+    results.traces = list(traces(engine, results, shown, options.image_folder))
     results.save(out)
     return results
 

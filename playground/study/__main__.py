@@ -26,10 +26,10 @@ from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.cost.machine import usable_cores
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
-from playground.study.crew import workers
 from playground.study.place import Place, StudySettings
 from playground.study.report import write_report
 from playground.study.work import ROOT, identity, run_cell, train_projector
+from playground.study.worker_pool import workers
 
 INTERRUPTED = 130
 

@@ -22,8 +22,11 @@ from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
 from llava.data.video import read_frames
-from llava.eval.harnesses.harness import Prompt, Respondent, class_or_object
-from llava.inference.inputs import sampling
+from llava.eval.harnesses.harness import class_or_object, losses, prompt_of
+from llava.inference.batches import Prompt
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import best_device, bits_of
 
 DEFAULT_NEW_TOKENS = 1024
 _NOT_A_STOP = "\n\n"
@@ -82,15 +85,16 @@ class DuetLlava(_Base):
             device = str(self.accelerator.device)
         self.batch_size = int(batch_size)
         self.num_frames = num_frames
-        self._respondent = Respondent.open(
-            str(pretrained), model_base, conv_template, device, image_opening,
-            usual_conv_mode="vicuna_v1", compression=compression, dtype=dtype, load_8bit=load_8bit, load_4bit=load_4bit,
-        )  # fmt: skip
+        bits = bits_of(load_8bit, load_4bit)
+        spec = ModelSpec(
+            str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening
+        )
+        self._engine = Engine.open(spec, best_device(device))
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return torch.device(self._respondent.model.device)
+        return self._engine.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers to lmms-eval's requests, in order.
@@ -156,7 +160,7 @@ class DuetLlava(_Base):
                     continuations.append(
                         continuation if isinstance(continuation, str) else self._target(continuation, place)
                     )
-                for number, result in zip(numbers, self._respondent.losses(prompts, continuations), strict=True):
+                for number, result in zip(numbers, losses(self._engine, prompts, continuations), strict=True):
                     results[number] = result if wrap is None else wrap(result)
                 bar.update(len(numbers))
         return results
@@ -180,13 +184,13 @@ class DuetLlava(_Base):
         images: list[Image.Image] = []
         for visual in visuals or ():
             images += self._images(visual)
-        return Prompt(text, tuple(images))
+        return prompt_of(text, images)
 
     def _images(self, visual: Any) -> list[Image.Image]:
         if isinstance(visual, Image.Image):
             return [visual]
         if isinstance(visual, str):
-            return read_frames(Path(visual), self.num_frames, self._respondent.image_opening)
+            return read_frames(Path(visual), self.num_frames, self._engine.inputs.image_opening)
         raise ValueError(
             f"A task shows a {type(visual).__name__}; this model takes images and paths of videos. Leave the task out."
         )
@@ -195,7 +199,7 @@ class DuetLlava(_Base):
         temperature, top_p = settings.get("temperature") or 0, settings.get("top_p")
         if top_p == 0 or not settings.get("do_sample", True):
             temperature = 0  # the likeliest token: a top_p of 0 leaves no other
-        options = sampling(
+        generation = GenerationSettings(
             temperature,
             top_p if temperature else None,
             settings.get("num_beams") or 1,
@@ -203,7 +207,7 @@ class DuetLlava(_Base):
         )
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        return [_until(text, stops) for text in self._respondent.answer(prompts, **options)]
+        return [_until(text, stops) for text in self._engine.answer(prompts, generation)]
 
     def _batches(self, requests: Sequence[tuple[dict[str, Any], Any]]) -> Iterable[list[int]]:
         """Numbers of requests with equal settings, long ones first, so that rows of a batch are alike."""

@@ -24,11 +24,13 @@ import torch
 
 from llava.common.child_processes import end_with
 from llava.cost.machine import device_name
-from llava.eval.answering import Answerer, Manner, ModelSource, Outcome
-from llava.eval.asking import Task
 from llava.eval.benchmarks.answer_lines import answer_line
+from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import WorkerError
+from llava.inference.batches import Task
+from llava.inference.engine import Engine, ModelSpec, Outcome
+from llava.inference.generation import GenerationSettings
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0
@@ -41,15 +43,17 @@ class Assignment:
 
     Attributes:
         answers: where answers go.
-        manner: how to ask.
+        generation: how answers are generated.
         model_id: name of the model in answer lines.
         with_metadata: whether lines say, under `metadata`, what an answer took; LLaVA's own are empty there.
+        loader_workers: processes that read images ahead, for each worker.
     """
 
     answers: AnswerFile
-    manner: Manner
+    generation: GenerationSettings
     model_id: str
     with_metadata: bool = True
+    loader_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,15 @@ class DeviceWorkers(ABC):
 class ThisProcess(DeviceWorkers):
     """One device, in this process; the model is loaded when there is something to answer."""
 
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
-        self._answerer: Answerer | None = None
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        self._spec = spec
+        self._device = device
+        self._engine: Engine | None = None
 
     @property
     def devices(self) -> list[str]:
         """As in `DeviceWorkers`."""
-        return [] if self._answerer is None else [device_name(self._answerer.device)]
+        return [] if self._engine is None else [device_name(self._engine.device)]
 
     @property
     def size(self) -> int:
@@ -135,30 +140,31 @@ class ThisProcess(DeviceWorkers):
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """As in `DeviceWorkers`."""
-        if self._answerer is None:
-            self._answerer = load(self._source)
+        if self._engine is None:
+            self._engine = load(self._spec, self._device)
         try:
-            yield from carry_out(self._answerer, assignment, tasks, rank=0, workers=1)
+            yield from carry_out(self._engine, assignment, tasks, rank=0, workers=1)
         except torch.OutOfMemoryError as error:
             raise WorkerError(_reason(error)) from error
 
     def close(self, patience: float = _PATIENCE) -> None:
         """As in `DeviceWorkers`."""
-        self._answerer = None
+        self._engine = None
 
 
 class WorkerProcesses(DeviceWorkers):
-    """A process for each source."""
+    """A process for each device."""
 
-    def __init__(self, sources: Sequence[ModelSource]) -> None:
-        self._names = [f"process {rank} on {source.device}" for rank, source in enumerate(sources)]
+    def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
+        self._names = [f"process {rank} on {device}" for rank, device in enumerate(devices)]
         self._devices: dict[Connection, str] = {}
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         context = multiprocessing.get_context("spawn")
-        for rank, source in enumerate(sources):
+        for rank, device in enumerate(devices):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, source, rank, len(sources)), name=self._names[rank])
+            work = (theirs, spec, device, rank, len(devices))
+            process = context.Process(target=_work, args=work, name=self._names[rank])
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -236,40 +242,40 @@ class WorkerProcesses(DeviceWorkers):
         raise WorkerError(f"Evaluation {self._names[self._connections.index(connection)]} failed: {failure.reason}")
 
 
-def load(source: ModelSource) -> Answerer:
+def load(spec: ModelSpec, device: str) -> Engine:
     """Load a model.
 
     Raises:
-        ValueError: as in `Answerer.load`.
+        ValueError: as in `Engine.open`.
         WorkerError: if the device has too little memory for it.
     """
     try:
-        return Answerer.load(source)
+        return Engine.open(spec, device, {"": device})
     except torch.OutOfMemoryError as error:
-        smaller = "" if source.load_4bit else "give --load-4bit, or "
+        smaller = "" if spec.bits == 4 else "give --load-4bit, or "
         raise WorkerError(
-            f"{source.device} has too little memory for the model; {smaller}use a GPU with more memory. "
-            f"({_first_line(error)})"
+            f"{device} has too little memory for the model; {smaller}use a GPU with more memory. ({_first_line(error)})"
         ) from error
 
 
 def carry_out(
-    answerer: Answerer, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
+    engine: Engine, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
 ) -> Iterator[Outcome]:
     """Answer tasks, and write each answer down before its outcome is told.
 
     Args:
-        answerer: the model.
+        engine: the model.
         assignment: where answers go, and how to ask.
         tasks: to do.
         rank: number of this process.
         workers: how many processes work at once.
     """
-    for outcome in answerer.answer(tasks, assignment.manner):
+    for outcome in engine.answer_tasks(tasks, assignment.generation, assignment.loader_workers):
         seconds = outcome.seconds / len(outcome.task.numbers) / workers
         lines = []
         for row, text in outcome.texts.items():
-            line = answer_line(outcome.task.questions[row], text, uuid.uuid4().hex, assignment.model_id)
+            question = cast(Question, outcome.task.prompts[row])
+            line = answer_line(question, text, uuid.uuid4().hex, assignment.model_id)
             if assignment.with_metadata:
                 line["metadata"] = {"visual_tokens": outcome.visual_tokens.get(row), "seconds": round(seconds, 6)}
             lines.append(line)
@@ -278,18 +284,18 @@ def carry_out(
         yield outcome
 
 
-def _work(connection: Connection, source: ModelSource, rank: int, workers: int) -> None:
+def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, workers: int) -> None:
     """Run a worker process: load the model, then answer what is dealt out until the connection closes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         end_with(parent.sentinel)  # without the process that deals out nobody wants the answers any more
     try:
-        if source.device == "cpu":
+        if device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-        answerer = load(source)
-        connection.send(Device(device_name(answerer.device)))
+        engine = load(spec, device)
+        connection.send(Device(device_name(engine.device)))
         while (assignment := connection.recv()) is not None:
-            for outcome in carry_out(answerer, assignment, _dealt(connection), rank, workers):
+            for outcome in carry_out(engine, assignment, _dealt(connection), rank, workers):
                 connection.send(outcome)
             connection.send(_Signal.FINISHED)
     except (EOFError, BrokenPipeError, ConnectionResetError):

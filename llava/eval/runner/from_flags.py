@@ -14,16 +14,15 @@ from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
-from llava.eval.answering import Manner, ModelSource
+from llava.data.families import family_of
+from llava.data.families.llava import conv_mode_of, require_roles
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
-from llava.eval.runner.flags import (
-    budget,
-    compression_name,
-)
-from llava.eval.runner.jobs import EvaluatedModel, check_template
+from llava.eval.runner.flags import budget, compression_name
+from llava.eval.runner.jobs import EvaluatedModel
 from llava.eval.runner.settings import open_checkpoint
-from llava.inference.inputs import best_device, conv_mode_of
-from llava.inference.template import choose_template
+from llava.inference.engine import ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.inference.loading_flags import best_device, bits_of
 from llava.mm_utils import model_name_of
 
 
@@ -38,21 +37,20 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     usual = getattr(options, "usual_conv_mode", None) or template_of(name)
     chosen = budget(options, CompressionConfig.resolve(config.compression))
     _check_fit(chosen, config)
-    if options.load_4bit and options.load_8bit:
-        raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
     on_cpu = best_device(options.device) == "cpu"
-    return EvaluatedModel(
-        model=options.model_path,
-        model_base=options.model_base,
-        name=name,
-        files=files,
+    template = family_of(config).template_for(config, name, options.conv_mode, usual)
+    require_roles(template)
+    spec = ModelSpec(
+        path=options.model_path,
+        base=options.model_base,
         compression=chosen,
-        compression_name=compression_name(options, chosen),
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
-        bits=4 if options.load_4bit else 8 if options.load_8bit else None,
+        bits=bits_of(options.load_8bit, options.load_4bit),
+        template=template,
         image_opening=opening_of(config, options.image_opening),
-        template=choose_template(config, name, options.conv_mode, usual),
+        num_frames=getattr(options, "num_frames", 8),
     )
+    return EvaluatedModel(spec, name, files, chosen, compression_name(options, chosen))
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
@@ -64,13 +62,12 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     chosen.check_made_for(config.model_type, config.num_hidden_layers)
 
 
-def sources_of(options: argparse.Namespace, evaluated: EvaluatedModel, num_gpus: int = 1) -> list[ModelSource]:
-    """The model on each device that answers.
+def devices_of(options: argparse.Namespace, num_gpus: int = 1) -> list[str]:
+    """The devices that answer, one process each; without GPUs several processes share the CPU.
 
     Args:
         options: of `add_loading_flags`.
-        evaluated: to be loaded.
-        num_gpus: processes, one for each GPU; without GPUs they share the CPU.
+        num_gpus: how many.
 
     Raises:
         ValueError: if there are fewer GPUs.
@@ -82,49 +79,28 @@ def sources_of(options: argparse.Namespace, evaluated: EvaluatedModel, num_gpus:
             raise ValueError(f"--num-gpus is {num_gpus}, but this machine shows {there}; give at most {there}.")
     elif num_gpus > 1 and device != "cpu":
         raise ValueError(f"--device is {device!r}, one device; give cuda for --num-gpus {num_gpus}.")
-    names = [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
-    compression = evaluated.compression.to_dict()
-    return [
-        ModelSource(
-            evaluated.model,
-            evaluated.model_base,
-            name,
-            evaluated.dtype,
-            evaluated.bits == 8,
-            evaluated.bits == 4,
-            compression,
-        )
-        for name in names
-    ]
+    return [device] if num_gpus == 1 else [f"cuda:{i}" if device == "cuda" else device for i in range(num_gpus)]
 
 
-def workers_of(sources: Sequence[ModelSource]) -> DeviceWorkers:
-    """Those who answer: this process for one device, a process for each of several."""
-    return ThisProcess(sources[0]) if len(sources) == 1 else WorkerProcesses(sources)
+def workers_of(spec: ModelSpec, devices: Sequence[str]) -> DeviceWorkers:
+    """What answers: this process for one device, a process for each of several."""
+    return ThisProcess(spec, devices[0]) if len(devices) == 1 else WorkerProcesses(spec, devices)
 
 
-def manner_of(options: argparse.Namespace, evaluated: EvaluatedModel, max_new_tokens: int) -> Manner:
-    """How the flags say to ask a model.
+def generation_of(options: argparse.Namespace, max_new_tokens: int) -> GenerationSettings:
+    """How the flags say to generate answers.
 
     Raises:
         ValueError: if one is out of range.
     """
-    check_template(evaluated.template)
-    on_cpu = best_device(options.device) == "cpu"
-    ahead = options.loader_workers if options.loader_workers is not None else 0 if on_cpu else 4
-    manner = Manner(
-        conv_mode=evaluated.template,
-        max_new_tokens=max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        num_beams=options.num_beams,
-        seed=options.seed,
-        num_frames=getattr(options, "num_frames", 8),
-        image_opening=evaluated.image_opening,
-        loader_workers=ahead,
-    )
-    manner.generation()
-    return manner
+    return GenerationSettings(options.temperature, options.top_p, options.num_beams, max_new_tokens, options.seed)
+
+
+def loader_workers_of(options: argparse.Namespace) -> int:
+    """Processes that read images ahead: by default four where a GPU answers."""
+    if options.loader_workers is not None:
+        return int(options.loader_workers)
+    return 0 if best_device(options.device) == "cpu" else 4
 
 
 def template_of(model_name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,12 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.common.image_opening import DEFAULT_OPENING
 from llava.compression.config import CompressionConfig
-from llava.conversation import SeparatorStyle, get_template
 from llava.cost import machine
-from llava.eval.answering import Manner
-from llava.eval.asking import batches
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.answer_file import AnswerFile, new_run
 from llava.eval.runner.device_workers import Assignment, DeviceWorkers
@@ -25,6 +20,9 @@ from llava.eval.runner.exit_status import tell
 from llava.eval.runner.fingerprint import Fingerprint
 from llava.eval.runner.sessions import UNKNOWN_DEVICE, Session, counted, described
 from llava.eval.runner.settings import check_same, hash_of, read_settings, write_settings
+from llava.inference.batches import batches
+from llava.inference.engine import ModelSpec
+from llava.inference.generation import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -32,27 +30,18 @@ class EvaluatedModel:
     """What is evaluated.
 
     Attributes:
-        model, model_base: paths or hub names.
+        spec: which model, and in which form it is asked; template, opening and data type are said.
         name: of the model, in answer lines and folders.
         files: of the model, as `llava.eval.runner.fingerprint` tells them from others.
         compression: the budget.
         compression_name: what it is called.
-        dtype: of the weights.
-        bits: 4 or 8 where the language model is quantised.
-        image_opening: `upright` or `llava`, see `llava.common.image_opening`.
-        template: key of `conv_templates`.
     """
 
-    model: str
-    model_base: str | None
+    spec: ModelSpec
     name: str
     files: Fingerprint
     compression: CompressionConfig
     compression_name: str
-    dtype: str
-    bits: int | None = None
-    image_opening: str = DEFAULT_OPENING
-    template: str = "vicuna_v1"
 
 
 @dataclass
@@ -62,13 +51,14 @@ class Job:
     Attributes:
         title: for the progress bar.
         evaluated: who answers.
-        manner: how to ask.
+        generation: how answers are generated.
         questions: all of them.
         answers: where answers go.
         settings: file that says what the answers belong to.
         about: what else it records.
         limit: only so many questions are asked, from the front.
         with_metadata: whether answer lines say what they took.
+        loader_workers: processes that read images ahead.
         hint: what to do where one wants to start anew.
         problems: why questions were left unanswered, by their numbers.
         sessions: runs that gave the answers, this one last once it answers.
@@ -76,7 +66,7 @@ class Job:
 
     title: str
     evaluated: EvaluatedModel
-    manner: Manner
+    generation: GenerationSettings
     questions: Sequence[Question]
     answers: AnswerFile
     settings: Path
@@ -84,28 +74,32 @@ class Job:
     about: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     with_metadata: bool = True
+    loader_workers: int = 0
     problems: dict[int, str] = field(default_factory=dict)
     sessions: list[Session] = field(default_factory=list)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What the answers belong to; how many are given at once, where, and the model's path make no difference."""
-        manner = dataclasses.asdict(self.manner)
-        seed = manner.pop("seed")
-        del manner["loader_workers"]
-        if all(question.video is None for question in self.questions):
-            del manner["num_frames"]
-        if not any(question.images or question.video for question in self.questions):
-            del manner["image_opening"]
-        return {
+        spec, generation = self.evaluated.spec, self.generation
+        identity = {
             "files": self.evaluated.files,
             "compression": self.evaluated.compression.to_dict(),
-            "dtype": self.evaluated.dtype,
-            "bits": self.evaluated.bits,
+            "dtype": spec.dtype,
+            "bits": spec.bits,
             "questions": hash_of(self.questions),
-            "seed": seed,
-            **manner,
+            "seed": generation.seed,
+            "conv_mode": spec.template,
+            "max_new_tokens": generation.max_new_tokens,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "num_beams": generation.num_beams,
         }
+        if any(question.video is not None for question in self.questions):
+            identity["num_frames"] = spec.num_frames
+        if any(question.images or question.video for question in self.questions):
+            identity["image_opening"] = spec.image_opening
+        return identity
 
     def open(self, fresh: bool = False) -> list[int]:
         """Merge what a killed run left; returns the numbers of the questions that are left.
@@ -147,7 +141,9 @@ class Job:
         Raises:
             ValueError, llava.eval.runner.exit_status.WorkerError: as in `DeviceWorkers.answer`.
         """
-        assignment = Assignment(self.answers, self.manner, self.evaluated.name, self.with_metadata)
+        assignment = Assignment(
+            self.answers, self.generation, self.evaluated.name, self.with_metadata, self.loader_workers
+        )
         asked = len(range(len(self.questions))[: self.limit])
         tasks = batches(self.questions, left, batch_size)
         self._begin_session(workers, batch_size)
@@ -201,15 +197,5 @@ class Job:
             self._note()
 
     def _note(self) -> None:
-        about = {"model": self.evaluated.model, "model_base": self.evaluated.model_base, **self.about}
+        about = {"model": self.evaluated.spec.path, "model_base": self.evaluated.spec.base, **self.about}
         write_settings(self.settings, self.identity, self.answers.run, described(about, self.sessions))
-
-
-def check_template(conv_mode: str) -> None:
-    """Refuse templates that nobody can be asked in.
-
-    Raises:
-        ValueError: if there is no such template, or it has no roles.
-    """
-    if get_template(conv_mode).sep_style is SeparatorStyle.PLAIN:
-        raise ValueError(f"Template {conv_mode!r} has no roles to ask in; choose another --conv-mode.")

@@ -22,11 +22,11 @@ from llava.eval.runner.flags import (
     require_at_least,
     require_numbers,
 )
-from llava.eval.runner.from_flags import evaluated_model, manner_of, sources_of, workers_of
+from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import Job
 from llava.eval.runner.result_files import result_file
 from llava.eval.runner.settings import SETTINGS_SUFFIX, OtherSettingsError
-from llava.inference.inputs import add_loading_flags, check_device
+from llava.inference.loading_flags import add_loading_flags, check_device
 
 Item = TypeVar("Item")
 Reader = Callable[[argparse.Namespace], Sequence[Question]]
@@ -136,14 +136,15 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
         evaluated = evaluated_model(options)
         job = Job(
             title=answers.path.name, evaluated=evaluated,
-            manner=manner_of(options, evaluated, options.max_new_tokens), questions=read(options),
+            generation=generation_of(options, options.max_new_tokens), questions=read(options),
+            loader_workers=loader_workers_of(options),
             answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
             hint="--fresh removes these answers and starts anew.",
         )  # fmt: skip
-        sources = sources_of(options, job.evaluated)
+        devices = devices_of(options)
         left = _open(job, options.fresh)
         if left:
-            with workers_of(sources) as workers:
+            with workers_of(evaluated.spec, devices) as workers:
                 job.answer(left, workers, options.batch_size)
         answers.path.touch()
     job.report_problems()

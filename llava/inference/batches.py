@@ -1,0 +1,191 @@
+"""From prompts to the tensors that a model answers, in the background while it answers others."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from llava.common.child_processes import end_with_parent
+from llava.data.families.base import ModelInputs, Sample
+from llava.data.images import Picture, name_of, open_picture
+from llava.data.video import read_frames
+
+_WINDOW = 32
+"""Batches whose prompts are put in order of length before they are dealt out."""
+
+
+class Asked(Protocol):
+    """What a model can be asked: `Prompt`, a benchmark's question."""
+
+    @property
+    def text(self) -> str:
+        """The question, without conversation template; it may say where its images go."""
+
+    @property
+    def images(self) -> Sequence[Picture]:
+        """Shown with it, in this order."""
+
+    @property
+    def video(self) -> Path | None:
+        """A file, or a folder of frames, for a question about a video; there are no images then."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to a model; attributes as in `Asked`."""
+
+    text: str
+    images: tuple[Picture, ...] = ()
+    video: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts that are answered together.
+
+    Attributes:
+        numbers: of the prompts among all.
+        prompts: the same, whole.
+    """
+
+    numbers: tuple[int, ...]
+    prompts: tuple[Asked, ...]
+
+
+def batches(prompts: Sequence[Asked], numbers: Sequence[int], batch_size: int) -> Iterator[Task]:
+    """Deal prompts out. Those of one batch are of similar length, so that little is padded.
+
+    Args:
+        prompts: all of them.
+        numbers: of those to answer.
+        batch_size: prompts of one batch; the last may have fewer.
+    """
+    window = _WINDOW * batch_size
+    for start in range(0, len(numbers), window):
+        near = sorted(numbers[start : start + window], key=lambda number: _length(prompts[number]))
+        for first in range(0, len(near), batch_size):
+            chosen = tuple(near[first : first + batch_size])
+            yield Task(chosen, tuple(prompts[number] for number in chosen))
+
+
+def _length(prompt: Asked) -> tuple[bool, int, int]:
+    return prompt.video is not None, len(prompt.images), len(prompt.text)
+
+
+def media_of(prompt: Asked, inputs: ModelInputs, num_frames: int) -> list[Any]:
+    """What a prompt shows, read and prepared.
+
+    Args:
+        prompt: names its media.
+        inputs: of the model that is asked.
+        num_frames: of a video that are shown.
+
+    Raises:
+        ValueError: if an image or video cannot be read or shown.
+    """
+    if prompt.video is not None:
+        frames = read_frames(prompt.video, num_frames, inputs.image_opening)
+        return inputs.video(frames, name_of(prompt.video))
+    return [inputs.image(open_picture(one, inputs.image_opening), name_of(one)) for one in prompt.images]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of a task.
+
+    Attributes:
+        task: as it was dealt out.
+        rows: the prompts (by place in the task) that can be answered.
+        inputs: arrays for the model's `generate`, a row for each of them.
+        shows: whether each of them shows the model anything.
+        problems: why others cannot be answered, by place in the task.
+    """
+
+    task: Task
+    rows: tuple[int, ...]
+    inputs: dict[str, np.ndarray]
+    shows: tuple[bool, ...]
+    problems: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Makes batches of tasks. As a data set it can be used by processes that read ahead.
+
+    Attributes:
+        inputs: of the model.
+        visual_tokens: that one image brings into the model.
+        num_frames: of a video that are shown.
+    """
+
+    inputs: ModelInputs
+    visual_tokens: int
+    num_frames: int
+
+    def __getitem__(self, task: Task) -> Batch:
+        samples, shows, problems = {}, {}, {}
+        for row, prompt in enumerate(task.prompts):
+            try:
+                samples[row], shows[row] = self.sample(prompt)
+            except ValueError as error:
+                problems[row] = str(error)
+            except OSError as error:  # of a file system, such as a name that is too long or a disk that fails
+                problems[row] = f"Its image or video cannot be read: {error}"
+            except MemoryError:
+                problems[row] = "The question and its images take more memory than there is."
+        batch = self.inputs.batch(list(samples.values())) if samples else {}
+        arrays = {name: tensor.numpy() for name, tensor in batch.items() if name != "labels"}
+        return Batch(task, tuple(samples), arrays, tuple(shows.values()), problems)
+
+    def sample(self, prompt: Asked) -> tuple[Sample, bool]:
+        """One prompt as the family encodes it, and whether it shows anything.
+
+        Raises:
+            ValueError: if an image or video cannot be read, or the question does not fit the model.
+        """
+        media = media_of(prompt, self.inputs, self.num_frames)
+        sample = self.inputs.prompt([self.inputs.question(prompt.text, media)], media)
+        length, limit = self.inputs.length(sample, self.visual_tokens), self.inputs.limit
+        if length >= limit:
+            raise ValueError(f"The question takes {length} tokens, but the model can number {limit}.")
+        return sample, bool(media)
+
+
+def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Iterable[Batch]:
+    """The batches of tasks, in order.
+
+    Args:
+        preparer: makes them.
+        tasks: may come from elsewhere, one by one; two for each worker are asked for ahead.
+        workers: processes; 0 makes each batch when it is asked for.
+    """
+    dataset: Any = preparer
+    sampler: Any = tasks
+    leave_alone: Any = _as_it_is
+    return DataLoader(
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone,
+        worker_init_fn=_start,
+    )  # fmt: skip
+
+
+def _start(worker: int) -> None:
+    """Ctrl-C, of which the terminal tells every process, is left to the run, and so is the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Leaves arrays alone: as tensors they would pass through shared memory, of which containers often have little."""
+    return batch
+
+
+def to_device(inputs: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """The arrays of a batch as tensors."""
+    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}

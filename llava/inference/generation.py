@@ -1,0 +1,88 @@
+"""How answers are generated: settings, and the counting of visual tokens while they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.compression.layout import TokenLayout
+from llava.model.staged_cache import StagedCache
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """LLaVA's settings of generation; None leaves the checkpoint's own.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: tokens are sampled from the likeliest of this total share, in (0, 1].
+        num_beams: of a beam search, 1 or more.
+        max_new_tokens: longest answer, 1 or more.
+        seed: of sampling in batches.
+        more: other options of transformers' `generate`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be 0 (the likeliest token) or more, and finite."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        for name in ("num_beams", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more.")
+
+    def options(self) -> dict[str, Any]:
+        """Options of transformers' `generate`."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        if self.temperature is not None:
+            samples = self.temperature > 0
+            options["do_sample"] = samples
+            # The neutral values override those that a checkpoint's generation_config.json may hold.
+            options["temperature"], options["top_p"] = (self.temperature, self.top_p) if samples else (1.0, 1)
+        return {name: value for name, value in options.items() if value is not None} | dict(self.more)
+
+
+class CountingCache(StagedCache):
+    """A cache that counts the visual tokens of the prompt in each stage of the decoder.
+
+    Attributes:
+        first_layers: of the stages.
+        tokens: visual tokens of each row as they enter a stage, int64 [B] for each.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.first_layers: list[int] = []
+        self.tokens: list[Tensor] = []
+
+    def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
+        """As in `StagedCache`."""
+        super().begin_stage(first_layer, layout)
+        self.first_layers.append(first_layer)
+        self.tokens.append((layout.is_visual & layout.valid).sum(dim=1))
+
+    def averages(self, num_layers: int, beams: int) -> list[float]:
+        """Mean over layers for each prompt, of which every one has `beams` rows."""
+        ends = [*self.first_layers[1:], num_layers]
+        spans = [end - first for first, end in zip(self.first_layers, ends, strict=True)]
+        by_stage = torch.stack(self.tokens).cpu()[:, ::beams]
+        totals = (by_stage * torch.tensor(spans)[:, None]).sum(dim=0)
+        return [total / num_layers for total in totals.tolist()]

@@ -1,0 +1,54 @@
+"""What programs that open a model ask of their command line: the model, and the device."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from llava.common.image_opening import OPENINGS
+from llava.common.path_flags import MODEL
+
+
+def check_device(device: str) -> None:
+    """Say what is wrong with the name of a device.
+
+    Raises:
+        ValueError: if torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device is {device!r}, which this torch cannot use: {reason}") from error
+
+
+def add_loading_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every program that opens a model."""
+    parser.add_argument("--model-path", "--model_path", type=MODEL, required=True, help="checkpoint folder")
+    parser.add_argument(
+        "--model-base", "--model_base", type=MODEL, help="language model that a projector or LoRA folder belongs to"
+    )
+    parser.add_argument(
+        "--image-opening", "--image_opening", choices=OPENINGS,
+        help="`upright` applies a photo's rotation mark, `llava` does not; by default as the model was trained",
+    )  # fmt: skip
+    parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
+    parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
+    parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")
+
+
+def bits_of(load_8bit: bool, load_4bit: bool) -> int | None:
+    """The flags of quantisation as a number of bits; None where neither is set.
+
+    Raises:
+        ValueError: if both are.
+    """
+    if load_4bit and load_8bit:
+        raise ValueError("--load-4bit and --load-8bit are both given; choose one.")
+    return 4 if load_4bit else 8 if load_8bit else None
+
+
+def best_device(asked: str | None) -> str:
+    """The device that was asked for, else a GPU where there is one."""
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
