@@ -144,7 +144,7 @@ def test_the_conversation_goes_on_after_an_answer_about_marks(
     image, end = read_image(write_pictures(tmp_path, 1)[0]), chat.tokenizer.eos_token_id
     said = "Write <image> and </s>."
     with monkeypatch.context() as patched:
-        patched.setattr(chat, "_text", lambda ids: said)
+        patched.setattr("llava.inference.engine.answer_text", lambda decoded, stop: said)
         chat.answer("What marks an image, </s>?", [image])
     assert chat.turns == [("<image>\nWhat marks an image, </s>?", said)]
     chat.answer("And its end?")

@@ -124,7 +124,7 @@ def test_the_word_image_in_a_question_and_in_an_answer_shows_no_image(monkeypatc
     with pytest.raises(ValueError, match=r"holds 1 <image>, but 0 images.*\\<image> is the word itself"):
         chat.ask("What does <image> mean?")
     first = chat.answer("What does \\<image> mean beside <image>?", [image])
-    monkeypatch.setattr(chat, "_text", lambda ids: "It is written <image>.")
+    monkeypatch.setattr("llava.inference.engine.answer_text", lambda decoded, stop: "It is written <image>.")
     assert chat.answer("And \\<image>?") == "It is written <image>."
     monkeypatch.undo()
     third = chat.answer(TALK[1])

@@ -143,7 +143,7 @@ class Engine:
             ValueError: if it cannot be opened, or something in `spec` does not fit it.
         """
         name = model_name_of(spec.path)
-        more = {} if spec.dtype is None else {"dtype": spec.dtype}
+        more: dict[str, Any] = {} if spec.dtype is None else {"dtype": spec.dtype}
         tokenizer, model, processor, _ = load_pretrained_model(
             spec.path, spec.base, name, spec.bits == 8, spec.bits == 4,
             device=device, device_map=device_map, compression=spec.compression, **more,

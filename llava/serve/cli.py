@@ -17,6 +17,7 @@ from typing import TextIO
 from PIL import Image
 
 from llava.common.atomic_write import whole_file
+from llava.common.image_opening import opening_of
 from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE
@@ -77,6 +78,7 @@ class Session:
         self.chat = chat
         self.options = options
         self.pending = images
+        self.opening = opening_of(chat.model.config, options.image_opening)
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> Session:
@@ -165,7 +167,7 @@ class Session:
             )
         require_apart({"--save-overlay": self.options.save_overlay}, [typed_place(place)])
         ratio = aspect_ratio_of(self.chat.model.config)
-        self.pending = [*self.pending, read_image(place, self.chat.engine.inputs.image_opening, ANY_ADDRESSES, ratio)]
+        self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
         print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
 
     def _choose(self, name: str) -> None:
