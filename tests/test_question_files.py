@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import eval_files_choice
@@ -43,7 +42,7 @@ from llava.eval.benchmarks.answer_lines import read_answer_lines
 from llava.eval.benchmarks.mmbench import table_questions
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.benchmarks.sqa import science_questions
-from llava.eval.harnesses.harness import Respondent
+from llava.eval.harnesses.harness import prompt_of
 from llava.inference.chat import Chat
 from llava.inference.question_text import check_question, fault_in
 
@@ -272,9 +271,7 @@ def test_chats_and_other_harnesses_go_by_the_same_rule(caplog: pytest.LogCapture
             list(chat.ask(question))
         with pytest.raises(ValueError, match=r"It (is blank|holds)"):
             check_question(question, "It")
-    respondent = Respondent.__new__(Respondent)
-    respondent.conv_mode, respondent.model = "v1", SimpleNamespace(config=SimpleNamespace())
-    assert respondent._question(SimpleNamespace(text="\x07lpha?", images=())) == "\x07lpha?"  # type: ignore[arg-type]
+    assert prompt_of("\x07lpha?").text == "\x07lpha?"
     assert "control character '\\x07'" in caplog.text and "asked as it stands" in caplog.text
 
 
