@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from llava.common.presets import MadeFor
 from tiny_folder import write_model
 from tiny_vlms import FAMILIES, vlm
 from transformers import CLIPVisionConfig
