@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
+from forked_ranks import ForkedRanks
 from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = "llava/train/train_mem.py"
+Process = subprocess.Popen[bytes] | ForkedRanks
 PATIENCE = 240  # seconds; ranks that wait for each other in vain are a failure, not a wait
 
 
@@ -46,15 +48,21 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
-def start(launcher: str, flags: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Begin a training in a process group of its own; what it says goes to a file."""
+def start(launcher: str, flags: list[str], log: Path) -> Process:
+    """Begin a training in a process group of its own; what it says goes to a file.
+
+    Besides the launchers of `command`, `forked` starts two processes without one, in a fraction of the time.
+    """
+    if launcher == "forked":
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return ForkedRanks([ENTRY, *flags], ROOT, environment() | meeting, log)
     with log.open("wb") as file:
         return subprocess.Popen(
             command(launcher, flags), cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
         )
 
 
-def wait(process: subprocess.Popen[bytes], log: Path, patience: float = PATIENCE) -> int:
+def wait(process: Process, log: Path, patience: float = PATIENCE) -> int:
     """Exit status; one that takes too long is killed with all its children, and fails."""
     try:
         return process.wait(timeout=patience)
@@ -64,7 +72,7 @@ def wait(process: subprocess.Popen[bytes], log: Path, patience: float = PATIENCE
         end(process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Process) -> None:
     """Kill what is left of a process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -515,7 +515,7 @@ def test_two_ranks_under_zero_pass_over_a_changed_bit_and_stop_where_all_is_dama
     assets: Path, tmp_path: Path
 ) -> None:
     options = RUN | {"per_device_train_batch_size": 2, "deepspeed": ROOT / "configs/deepspeed/zero3.json"}
-    run("torchrun", flags(assets, tmp_path / "whole", "finetune", **options), tmp_path / "log")
+    run("forked", flags(assets, tmp_path / "whole", "finetune", **options), tmp_path / "log")
     out = copied(tmp_path / "whole", tmp_path / "out")
     held = json.loads((out / "checkpoint-4" / MANIFEST_FILE).read_text())
     pieces = sorted(path for path in (out / "checkpoint-4/global_step4").iterdir())
@@ -525,12 +525,12 @@ def test_two_ranks_under_zero_pass_over_a_changed_bit_and_stop_where_all_is_dama
         assert find_checkpoint(out) == out / "checkpoint-2"
         one_bit(path)
     one_bit(pieces[-1])
-    run("torchrun", flags(assets, out, "finetune", **options), tmp_path / "again")
+    run("forked", flags(assets, out, "finetune", **options), tmp_path / "again")
     assert tail(tmp_path / "again", 10**7).count("holds other bytes than when it was saved") == 1
     assert_equal(tmp_path / "whole", out)
     out = copied(tmp_path / "whole", tmp_path / "none")
     for step in (2, 4):
         zeroed(next((out / f"checkpoint-{step}").rglob("*optim_states.pt")))
-    process = start("torchrun", flags(assets, out, "finetune", **options), tmp_path / "stopped")
+    process = start("forked", flags(assets, out, "finetune", **options), tmp_path / "stopped")
     assert wait(process, tmp_path / "stopped") == 1
     assert "No checkpoint in" in tail(tmp_path / "stopped", 10**7)

@@ -7,14 +7,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from distributed import ENTRY, assert_equal, end, losses, run, start, summary, tail, wait, weights
+from distributed import Process, assert_equal, end, losses, run, start, summary, tail, wait, weights
 from hostile import new_zip
 from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
@@ -54,7 +53,7 @@ def alone(assets: Path) -> Path:
     return train(flags(assets, assets / "alone", "finetune", **options(assets, per_device_train_batch_size=4)))
 
 
-@pytest.fixture(scope="module", params=["deepspeed-2", "deepspeed-3", "torchrun-2", "torchrun-3", "torchrun-3_offload"])
+@pytest.fixture(scope="module", params=["deepspeed-2", "torchrun-3", "forked-3_offload"])
 def zero(request: pytest.FixtureRequest, assets: Path) -> Path:
     """A training with a launcher and a ZeRO stage, with a checkpoint half way."""
     launcher, stage = request.param.split("-")
@@ -110,9 +109,9 @@ def test_fault_4_lora_under_zero_resumes_bit_for_bit(assets: Path, tmp_path: Pat
     """bfloat16 for one stage, float32 for the other; dropout makes the random states matter."""
     config = {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json", "bf16": stage == 2}
     changes = options(assets, max_steps=6, save_strategy="steps", save_steps=3, **LORA, **config)
-    run("torchrun", flags(assets, tmp_path / "whole", "finetune", **changes), tmp_path / "log")
+    run("forked", flags(assets, tmp_path / "whole", "finetune", **changes), tmp_path / "log")
     shutil.copytree(tmp_path / "whole/checkpoint-3", tmp_path / "again/checkpoint-3")
-    run("torchrun", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
+    run("forked", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
     assert_equal(tmp_path / "whole", tmp_path / "again")
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
     assert_float32_of(tmp_path / "whole/checkpoint-3", tmp_path / "float32", rounded=stage == 2)
@@ -137,7 +136,7 @@ def assert_hostile_piece_stops_both_ranks(arguments: list[str], folder: Path) ->
     new_zip(pieces / "zero_pp_rank_1_mp_rank_00_optim_states.pt", folder / "marker")
     seal(folder / "again/checkpoint-6")
     log = folder / "log3"
-    assert wait(start("torchrun", arguments, log), log) != 0
+    assert wait(start("forked", arguments, log), log) != 0
     said = tail(log, 100_000)
     assert "zero_pp_rank_1_mp_rank_00_optim_states.pt" in said and "posix.system" in said, said
     assert not (folder / "marker").exists() and "Resuming from" not in said
@@ -146,7 +145,7 @@ def assert_hostile_piece_stops_both_ranks(arguments: list[str], folder: Path) ->
 def test_qlora_trains_on_two_ranks_under_zero(assets: Path, tmp_path: Path) -> None:
     config = {"deepspeed": ROOT / "configs/deepspeed/zero2.json", "bits": 4}
     changes = options(assets, max_steps=6, **LORA, **config)
-    run("torchrun", flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log")
+    run("forked", flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log")
     curve = losses(tmp_path / "out")
     assert curve[-1] < curve[1] and weights(tmp_path / "out")
 
@@ -165,7 +164,7 @@ def test_fault_7_ranks_with_different_contents_neither_hang_nor_disagree(
         per_device_train_batch_size=1, max_steps=6,
     )  # fmt: skip
     config = {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json"}
-    run("deepspeed", flags(assets, tmp_path / "two", "finetune", **changes, **config), tmp_path / "log")
+    run("forked", flags(assets, tmp_path / "two", "finetune", **changes, **config), tmp_path / "log")
     single = changes | {"per_device_train_batch_size": 2}
     train(flags(assets, tmp_path / "one", "finetune", **single))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
@@ -186,15 +185,14 @@ def mixed_records() -> list[dict]:
 # === Killed, told to stop, and gone on ===
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The training processes below a launcher, data loading left out."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    found = [child for child in children if ENTRY in " ".join(child.cmdline())]
-    parents = {child.pid for child in found}
-    return sorted((child for child in found if child.ppid() not in parents), key=lambda child: child.pid)
+def ranks_of(process: Process) -> list[psutil.Process]:
+    """The training processes, which are the children of their launcher."""
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2, ranks
+    return ranks
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, patience: float = 120) -> None:
+def wait_for(path: Path, process: Process, log: Path, patience: float = 120) -> None:
     """Until a folder is there."""
     started = time.monotonic()
     while not path.exists():
@@ -202,21 +200,21 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, patience: 
         time.sleep(0.01)
 
 
-PARTS: dict[str, tuple[str, dict[str, object]]] = {
-    "full": ("finetune", {}),
-    "lora": ("finetune", LORA),
-    "adapter-only": ("pretrain", {"pretrain_mm_mlp_adapter": None, "group_by_modality_length": False}),
+PARTS: dict[str, tuple[str, str, dict[str, object]]] = {
+    "full": ("torchrun", "finetune", {}),
+    "lora": ("forked", "finetune", LORA),
+    "adapter-only": ("forked", "pretrain", {"pretrain_mm_mlp_adapter": None, "group_by_modality_length": False}),
 }
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_fault_4_killed_at_a_random_step_and_started_again(assets: Path, tmp_path: Path, part: str) -> None:
     """`kill -9` of one of two ranks; the second start ends with the weights of a run that nobody disturbed."""
-    phase, changes = PARTS[part]
+    launcher, phase, changes = PARTS[part]
     changes = options(assets, max_steps=40, save_strategy="steps", save_steps=5, save_total_limit=2) | changes
-    run("torchrun", flags(assets, tmp_path / "whole", phase, **changes), tmp_path / "whole.log")
+    run("forked", flags(assets, tmp_path / "whole", phase, **changes), tmp_path / "whole.log")
     arguments, log = flags(assets, tmp_path / "killed", phase, **changes), tmp_path / "killed.log"
-    process = start("torchrun", arguments, log)
+    process = start(launcher, arguments, log)
     try:
         wait_for(tmp_path / "killed/checkpoint-5", process, log)
         time.sleep(random.uniform(0, 0.4))
@@ -226,7 +224,7 @@ def test_fault_4_killed_at_a_random_step_and_started_again(assets: Path, tmp_pat
         end(process)
     reached = sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*"))
     assert reached and not (tmp_path / "killed/train_summary.json").exists(), reached
-    run("torchrun", arguments, tmp_path / "again.log")
+    run("forked", arguments, tmp_path / "again.log")
     assert "Resuming from" in tail(tmp_path / "again.log", 100_000)
     assert_equal(tmp_path / "killed", tmp_path / "whole")
 
@@ -243,7 +241,7 @@ def test_fault_4_told_to_stop_a_run_saves_and_says_so(assets: Path, tmp_path: Pa
     note = json.loads((tmp_path / "out/preempted.json").read_text())
     assert note["signal"] == "SIGTERM" and (tmp_path / f"out/checkpoint-{note['step']}").is_dir()
     assert not (tmp_path / "out/model.safetensors").exists()
-    run("python", arguments, tmp_path / "log2")
+    train(arguments)
     assert not (tmp_path / "out/preempted.json").exists()
     assert_equal(tmp_path / "out", tmp_path / "whole")
 

@@ -248,7 +248,7 @@ def test_a_recipe_whose_data_lacks_an_image_ends_with_an_error(assets: Path, tmp
 def test_two_ranks_with_workers_end_when_one_finds_no_image(assets: Path, tmp_path: Path) -> None:
     options: dict[str, object] = {"data_path": assets / "faulty.json", "per_device_train_batch_size": 2}
     options |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    process = start("torchrun", flags(assets, tmp_path / "out", "finetune", **options), tmp_path / "log")
+    process = start("forked", flags(assets, tmp_path / "out", "finetune", **options), tmp_path / "log")
     assert wait(process, tmp_path / "log") == 1
     assert "missing.png" in tail(tmp_path / "log", 100_000)
 

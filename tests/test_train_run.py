@@ -281,7 +281,7 @@ def test_two_processes_train_like_one_and_end_cleanly(assets: Path, tmp_path: Pa
     options = {"group_by_modality_length": True, "max_steps": 8}
     train(flags(assets, tmp_path / "one", "finetune", **options))
     two = flags(assets, tmp_path / "two", "finetune", per_device_train_batch_size=2, **options)
-    run("torchrun", two, tmp_path / "log")
+    run("forked", two, tmp_path / "log")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     assert summary(tmp_path / "two")["counts"]["samples"] == 32
     assert (tmp_path / "log").read_text(encoding="utf-8").count("Visual tokens by layer") == 1
