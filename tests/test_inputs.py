@@ -12,8 +12,10 @@ from transformers import LlamaForCausalLM
 from llava.compression import CompressionConfig, T2VConfig, V2VConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.records import read_records
-from llava.model import llava_arch, staged_decoder
-from llava.model.splice import plan_splice
+from llava.model import staged_decoder
+from llava.model.image_inputs import warn_unseen
+from llava.model.placeholders import SpanSize
+from llava.model.splice import plan_splice, warn_without_query_mask
 
 DUET = CompressionConfig(V2VConfig(6, 2, 2), T2VConfig((2, 4), (0.5, 0.25)))
 
@@ -46,12 +48,12 @@ def test_text_keeps_its_places() -> None:
 
 def test_only_text_votes_by_default() -> None:
     ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7, 8]])
-    vote = plan_splice(ids, None, [4], queries="text").layout.vote
+    vote = plan_splice(ids, None, {IMAGE_TOKEN_INDEX: [SpanSize(4)]}, queries="text").layout.vote
     assert vote[0].nonzero().flatten().tolist() == [6, 7, 8]
 
 
 def test_salient_without_a_query_mask_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    llava_arch._say_without_query_mask.cache_clear()  # it is said once in a process
+    warn_without_query_mask.cache_clear()  # it is said once in a process
     ids, config = torch.tensor([[1, IMAGE_TOKEN_INDEX, 6]]), T2VConfig((2,), (0.5,), queries="salient")
     with caplog.at_level(logging.WARNING):
         tiny_llava()(ids, images=torch.randn(1, 3, 56, 56), compression=CompressionConfig(t2v=config))
@@ -59,7 +61,7 @@ def test_salient_without_a_query_mask_is_said(caplog: pytest.LogCaptureFixture) 
 
 
 def test_images_that_no_prompt_shows_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    llava_arch._say_unseen.cache_clear()
+    warn_unseen.cache_clear()
     with caplog.at_level(logging.WARNING):
         tiny_llava()(torch.tensor([[1, 5, 6]]), images=torch.randn(1, 3, 56, 56))
     assert "Images were given, but no prompt holds an <image>" in caplog.text

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import load_projector
 from llava.model.llava_config import LlavaConfig
+from llava.model.loss import labels_at
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.checkpoint import adapter_weights
 
@@ -204,7 +205,7 @@ def test_validation_chooses_like_training_and_never_asks_an_answer(queries: str,
     assert kept(training) == kept(validation)
     torch.testing.assert_close(training.loss, validation.loss)
     first = training.layouts[0]
-    assert not first.vote[first.labels != IGNORE_INDEX].any() and first.vote.any(dim=1).all()
+    assert not first.vote[labels_at(first, batch["labels"]) != IGNORE_INDEX].any() and first.vote.any(dim=1).all()
     answers = batch["labels"] != IGNORE_INDEX
     last_answer = answers & (answers.flip(1).cumsum(1).flip(1) <= 2)  # nothing that votes stands behind it
     changed = batch | {"input_ids": torch.where(last_answer, 3 + (batch["input_ids"] + 5) % 40, batch["input_ids"])}

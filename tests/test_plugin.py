@@ -14,6 +14,7 @@ from llava import compress
 from llava.compression import CompressionConfig, QueryRole
 from llava.cost.flops import kv_bytes
 from llava.cost.shapes import DecoderShape
+from llava.model.loss import labels_at
 from llava.model.staged_cache import StagedCache
 
 NO_DROP = {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}}
@@ -187,7 +188,8 @@ def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[s
 
     model.zero_grad()
     compression = model.compression
-    expected = _loss_with_given_tokens(model, model.prefill(inputs, compression), output.layouts, compression)
+    labels = labels_at(output.layouts[-1], inputs["labels"])[0]
+    expected = _loss_with_given_tokens(model, model.prefill(inputs, compression), output.layouts, compression, labels)
     torch.testing.assert_close(expected, output.loss, atol=1e-6, rtol=0, check_dtype=False)
     expected.backward()
     for name, weight in model.named_parameters():
@@ -197,7 +199,9 @@ def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[s
     model.eval()
 
 
-def _loss_with_given_tokens(model: Any, prefill: Any, layouts: Any, compression: CompressionConfig) -> Tensor:
+def _loss_with_given_tokens(
+    model: Any, prefill: Any, layouts: Any, compression: CompressionConfig, labels: Tensor
+) -> Tensor:
     decoder, hidden = model.model.language_model, prefill.embeddings[0]
     bounds = [0, *compression.t2v.layers, LAYERS]
     before = layouts[0]
@@ -212,7 +216,6 @@ def _loss_with_given_tokens(model: Any, prefill: Any, layouts: Any, compression:
         for layer in decoder.layers[bounds[stage] : bounds[stage + 1]]:
             hidden = layer(hidden[None], attention_mask=None, position_embeddings=rotary)[0]
         before = after
-    labels = layouts[-1].labels[0]
     targets, logits = labels[1:], model.lm_head(decoder.norm(hidden))[:-1].float()
     return torch.nn.functional.cross_entropy(logits[targets >= 0], targets[targets >= 0])
 

@@ -20,7 +20,7 @@ from llava.compression.t2v import (
     voting_positions,
 )
 
-# A row is written as it reads: s system, numbers of images, t text, V text that votes, a answer (labelled) text.
+# A row is written as it reads: s system, numbers of images, t text, V text that votes, a answer.
 ROWS = ["ss0000tVaa", "s000t111tVa", "tta", "0000000V"]
 
 
@@ -44,7 +44,7 @@ def layout_of(rows: list[str], side: str = "right") -> TokenLayout:
         entered=tuple(count[row] for row in rows),
         max_votes=max(row.count("V") for row in rows),
         padding_side=side,
-        labels=table(lambda row, i: 100 + i if row[i] == "a" else -100),
+        columns=table(lambda row, i: 100 + i if row[i] != "." else -1),
     )
 
 
@@ -176,12 +176,11 @@ def check_gather(rows, layout, counts, scores, hidden, gathered, after, position
         visual_rank = [sum(m.isdigit() for m in row[:p]) if row[p].isdigit() else -1 for p in stays]
         assert after.visual_index[number][valid].tolist() == visual_rank
         assert after.image[number][valid].tolist() == [int(row[p]) if row[p].isdigit() else -1 for p in stays]
-        labels = [100 + start + p if row[p] == "a" else -100 for p in stays]
-        assert after.labels[number][valid].tolist() == labels
+        assert after.columns[number][valid].tolist() == [100 + start + p for p in stays]
         assert [stays[i - begin] for i in after.vote[number].nonzero().flatten().tolist()] == voters
         numbered = list(range(len(stays))) if positions == "renumber" else stays
         assert after.positions[number][valid].tolist() == numbered
-        for values, fill in ((after.image, -1), (after.visual_index, -1), (after.labels, -100), (after.positions, 0)):
+        for values, fill in ((after.image, -1), (after.visual_index, -1), (after.columns, -1), (after.positions, 0)):
             assert (values[number][~valid] == fill).all()
         assert not after.vote[number][~valid].any()
 

@@ -30,8 +30,6 @@ class TokenLayout:
         entered: visual tokens of each row that entered the decoder.
         max_votes: no row has more voters than this.
         padding_side: "right" or "left"; rows with gaps count as "left".
-        max_supervised: no more positions than this have a target, the first column aside.
-        labels: int64 [B, L], target id of each position, -100 where there is none; None without labels.
         following: int64 [B, 1], position of whatever comes behind each row; None: one more than its largest.
         columns: int64 [B, L], column of the caller's input that each token belongs to, never falling along a row, -1 on
             padding; None where the layout itself is the input.
@@ -47,8 +45,6 @@ class TokenLayout:
     entered: tuple[int, ...]
     max_votes: int
     padding_side: str = "right"
-    max_supervised: int = 0
-    labels: Tensor | None = None
     following: Tensor | None = None
     columns: Tensor | None = None
 
@@ -123,26 +119,23 @@ class TokenLayout:
     def to(self, device: torch.device) -> TokenLayout:
         """The same layout with its tensors on a device; does not wait for a copy to an accelerator."""
         to_accelerator = torch.device(device).type != "cpu"
-        return self._map(lambda tensor: tensor.to(device, non_blocking=to_accelerator), lambda counts: counts)
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=to_accelerator))
 
     def repeat_interleave(self, repeats: int) -> TokenLayout:
         """Each row `repeats` times, as beam search and several returned sequences ask."""
-        return self._map(
-            lambda tensor: tensor.repeat_interleave(repeats, dim=-2),
-            lambda counts: tuple(count for count in counts for _ in range(repeats)),
+        lengths, visual, entered = (
+            tuple(count for count in counts for _ in range(repeats))
+            for counts in (self.lengths, self.visual, self.entered)
         )
+        repeated = self.map_tensors(lambda tensor: tensor.repeat_interleave(repeats, dim=-2))
+        return dataclasses.replace(repeated, lengths=lengths, visual=visual, entered=entered)
 
-    def _map(
-        self, of_tensor: Callable[[Tensor], Tensor], of_counts: Callable[[tuple[int, ...]], tuple[int, ...]]
-    ) -> TokenLayout:
-        changed: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = of_tensor(value)
-            elif isinstance(value, tuple):
-                changed[field.name] = of_counts(value)
-        return dataclasses.replace(self, **changed)
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> TokenLayout:
+        """The same layout with other tensors, on a device for example."""
+        tensors: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
 
 
 def renumbered(valid: Tensor) -> Tensor:

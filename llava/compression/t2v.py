@@ -16,7 +16,6 @@ from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.precision import without_autocast
 from llava.compression.selection import even_spread, seeded_noise
 
-IGNORED_LABEL = -100
 _MAX_ATTENTION_ELEMENTS = 2**28
 
 
@@ -176,7 +175,6 @@ def gather_kept(
         lengths=lengths,
         visual=tuple(counts),
         columns=travel(layout.input_columns(), -1),
-        labels=None if layout.labels is None else travel(layout.labels, IGNORED_LABEL),
     )
     hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
     if new_layout.is_padded:

@@ -95,8 +95,9 @@ def check_padding_mask(attention_mask: Any, rows: int, columns: int, behind_cach
     shape = tuple(attention_mask.shape)
     if len(shape) == 4:
         raise ValueError(
-            f"attention_mask has shape {shape}, a whole attention matrix, which cannot be kept when images change the "
-            f"number of tokens and layers drop some; give padding alone, [{rows}, {columns}] with 1 on tokens."
+            f"attention_mask has 4 dimensions, {shape}: a whole attention matrix, which cannot be kept when images "
+            f"change the number of tokens and layers drop some; give padding alone, [{rows}, {columns}] with 1 on "
+            "tokens."
         )
     fits = len(shape) == 2 and shape[0] == rows and (shape[1] == columns or (behind_cache and shape[1] > columns))
     if not fits:

@@ -1,4 +1,4 @@
-"""What a compressed model of transformers may be given: the checks that need to know its architecture.
+"""What a compressed model may be given: the checks that need to know its family.
 
 Shapes: B rows, T positions as the processor made them.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from llava.compression.config import CompressionConfig
+from llava.constants import IGNORE_INDEX
 from llava.model.accepted_inputs import (
     check_cache,
     check_causal,
@@ -28,23 +29,18 @@ from llava.model.accepted_inputs import (
 from llava.model.behind_cache import check_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.columns import labels_of
+from llava.model.splice import check_shapes
 from llava.model.staged_cache import StagedCache
 from llava.model.staged_generation import is_filled
 
 if TYPE_CHECKING:
-    from llava.model.compressed_model import CompressedModel
-    from llava.model.prefill import Prefill
+    from llava.model.staged_model import StagedModel
 
 BYPASS = "uncompressed"
 """Argument by which a compressed model says that its inner model may run as it stands, for one call without budget."""
 
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 _STRATEGIES = ("default", "full")
-_FEATURES = (
-    "inputs_embeds were given beside pixels or input_ids; give the prompt as input_ids alone: its placeholders say "
-    "where the visual tokens go. Soft prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text "
-    "alone: use LoRA or another adapter of weights."
-)
 
 
 def asks_nothing(compression: Any) -> bool:
@@ -56,16 +52,14 @@ def asks_nothing(compression: Any) -> bool:
     return CompressionConfig.resolve(compression) == CompressionConfig()
 
 
-def check_call(
-    model: CompressedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], prefill: Prefill | None
-) -> bool:
+def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Look at what forward was given, before it computes anything.
 
     Args:
         model: the compressed model.
         inputs: of the stock signature, by name.
         more: what else was given.
-        prefill: the prompt, where `generate` has prepared it.
+        own: the front's own inputs, see `OWN_INPUTS`.
 
     Returns:
         whether it is text that needs an attention of its own: packed sequences, or a 4-D mask.
@@ -76,42 +70,84 @@ def check_call(
     embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", CACHE))
     check_cache(cache)
     check_causal(more)
-    check_no_media(more, "give what the model's own processor returns, as the processor names it")
+    check_no_media(more, model.pixels_are)
     if cache is not None and is_filled(cache):
-        check_packing(more, packed=False)
-        tokens = check_one_prompt(model, inputs)
-        if tokens.dim() == 2 and tokens.shape[1] > 1 and _holds_placeholders(model, tokens):
-            raise ValueError(
-                "The text behind past_key_values holds placeholders of images or videos, which cannot be added there: "
-                "give the whole conversation anew, or, if somebody typed them, take them out of the text."
-            )
-        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-        check_behind_cache(cache, tokens.shape[:2], mask, positions, model.position_axes)
+        _check_new_text(model, inputs, more, cache)
         return False
-    if prefill is not None:
-        if embeds is not None and not (prefill.of_embeddings and embeds.shape == prefill.embeddings.shape):
+    prefill, layout = own["prefill"], own["layout"]
+    if prefill is not None or layout is not None:
+        shape = layout.valid.shape if prefill is None else prefill.embeddings.shape[:2]
+        fits = embeds is not None and embeds.shape[:2] == shape
+        if not fits if prefill is None else embeds is not None and not (prefill.of_embeddings and fits):
             raise refuse_soft_prompt()
         return False
     rows, columns = check_one_prompt(model, inputs).shape[:2]
+    _check_labels(inputs, more, (rows, columns))
     check_position_shape(inputs.get("position_ids"), rows, columns, model.position_axes)
+    planned = own["plan"] is not None
+    ids = inputs.get("input_ids")
+    if planned or shown(model, inputs) or (ids is not None and bool(model.is_placeholder(ids).any())):
+        check_packing(more, packed=False)
+        check_prompt(model, inputs, generating=False)
+        return False
     caching = inputs.get("use_cache", more.get("use_cache"))
     apart = model.stands_apart(inputs, model.decoder.config.use_cache if caching is None else bool(caching))
     check_packing(more, apart)
-    if not apart:
-        return False
-    seen = shown(model, inputs) or (
-        ["image placeholders"] if _holds_placeholders(model, inputs.get("input_ids")) else []
-    )
-    if seen or cache is not None or caching:
-        raise refuse_apart(seen[0] if seen else "use_cache=True" if cache is None else "past_key_values")
     if mask is not None and is_attention_matrix(mask):
         check_matrix(mask, rows, columns)
     else:
         check_padding_mask(mask, rows, columns)
-    return True
+    if apart and (cache is not None or caching):
+        raise refuse_apart("use_cache=True" if cache is None else "past_key_values")
+    return apart
 
 
-def check_prompt(model: CompressedModel, inputs: Mapping[str, Any], generating: bool) -> None:
+def check_no_images_behind(model: StagedModel, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for images behind a filled cache; a single placeholder may be a word that was generated."""
+    ids, held = inputs.get("input_ids"), ""
+    if ids is not None and (ids.shape[1] > 1 or ids.device.type == "cpu"):
+        typed = model.is_placeholder(ids) if ids.shape[1] > 1 else ids < 0
+        held = "The text behind past_key_values holds placeholders of images or videos, which cannot be added there. "
+        held = held if bool(typed.any()) else ""
+    if held or shown(model, inputs):
+        raise ValueError(
+            f"{held}Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give "
+            "the whole conversation anew, without past_key_values, or take out placeholders that somebody typed."
+        )
+
+
+def _check_new_text(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], cache: StagedCache) -> None:
+    """Look at what is to come behind a filled cache."""
+    check_no_images_behind(model, inputs)
+    if labels_given({**inputs, **more}):
+        raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
+    check_packing(more, packed=False)
+    tokens = check_one_prompt(model, inputs)
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    check_behind_cache(cache, tokens.shape[:2], mask, positions, model.position_axes)
+
+
+def labels_given(inputs: Mapping[str, Any]) -> bool:
+    """Whether a loss is asked for."""
+    return inputs.get("labels") is not None or inputs.get("shift_labels") is not None
+
+
+def _check_labels(inputs: Mapping[str, Any], more: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    """Raise ValueError where labels have another shape than the input, [B, T]."""
+    for name, given in (("labels", inputs.get("labels")), ("shift_labels", more.get("shift_labels"))):
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, but the input has {shape}; give one label for each column, "
+                f"{IGNORE_INDEX} where there is no target."
+            )
+
+
+def is_looked_at(ids: Tensor) -> bool:
+    """Whether ids are looked at: those of a prompt [B, T], no single tokens or streams that a device has to send."""
+    return ids.dim() > 1 and (ids.shape[-1] > 1 or ids.device.type == "cpu")
+
+
+def check_prompt(model: StagedModel, inputs: Mapping[str, Any], generating: bool) -> None:
     """Look at a whole prompt, of forward or of `generate`.
 
     Raises:
@@ -127,12 +163,15 @@ def check_prompt(model: CompressedModel, inputs: Mapping[str, Any], generating: 
     rows, columns = check_one_prompt(model, inputs).shape[:2]
     check_padding_mask(mask, rows, columns)
     check_position_shape(positions, rows, columns, model.position_axes)
+    ids = inputs.get("input_ids")
+    if ids is not None and "mm_token_type_ids" in model.visual_inputs:
+        check_shapes(ids, mm_token_type_ids=inputs.get("mm_token_type_ids"))
     if positions is None:
         return
     if positions.dim() == 2 and (generating or shown(model, inputs)):
         check_counting(positions, mask)
-    elif generating and model.stands_apart(inputs, caching=True):
-        raise refuse_apart("generate")
+    elif model.stands_apart(inputs, caching=True):
+        raise refuse_apart("generate" if generating else "images")
 
 
 def check_unstaged(cache: StagedCache) -> None:
@@ -144,11 +183,11 @@ def check_unstaged(cache: StagedCache) -> None:
         )
 
 
-def _check_pixels(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
+def _check_pixels(model: StagedModel, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError for pixels that no processor made, or that came without their sizes."""
     for name in shown(model, inputs):
         pixels, grid = inputs[name], _GRIDS.get(name)
-        if not isinstance(pixels, Tensor):
+        if name.startswith("pixel") and not isinstance(pixels, Tensor):
             raise ValueError(
                 f"{name} is a {type(pixels).__name__}; make the inputs with the model's own processor and "
                 "return_tensors='pt'."
@@ -157,12 +196,18 @@ def _check_pixels(model: CompressedModel, inputs: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} came without {grid}; give all that the model's own processor returns.")
 
 
-def check_one_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> Tensor:
+def check_one_prompt(model: StagedModel, inputs: Mapping[str, Any]) -> Tensor:
     """The prompt [B, T] or [B, T, D]; raise ValueError unless it is there once: ids, or embeddings of text alone."""
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if embeds is not None:
         if (ids is not None and ids.shape[1]) or shown(model, inputs):  # transformers puts empty ids beside embeddings
-            raise ValueError(_FEATURES)
+            beside = ", ".join(shown(model, inputs)) or "input_ids"
+            raise ValueError(
+                f"{beside} were given beside inputs_embeds; give exactly one of input_ids and inputs_embeds. With "
+                "images give the prompt as input_ids alone: its placeholders say where the visual tokens go. Soft "
+                "prompts of peft (prompt tuning, p-tuning) make such embeddings and work for text alone: use LoRA or "
+                "another adapter of weights."
+            )
         check_tokens("inputs_embeds", embeds)
         return embeds
     if ids is None:
@@ -171,9 +216,9 @@ def check_one_prompt(model: CompressedModel, inputs: Mapping[str, Any]) -> Tenso
     return ids
 
 
-def shown(model: CompressedModel, inputs: Mapping[str, Any]) -> list[str]:
+def shown(model: StagedModel, inputs: Mapping[str, Any]) -> list[str]:
     """Which of a model's inputs hold images or videos."""
-    return [name for name in model.visual_inputs if name.startswith("pixel") and inputs.get(name) is not None]
+    return [name for name in model.pixel_inputs() if inputs.get(name) is not None]
 
 
 def guard_inner_model(model: Any) -> None:
@@ -195,15 +240,7 @@ def refuse_direct_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return None
 
 
-def _holds_placeholders(model: CompressedModel, ids: Tensor | None) -> bool:
-    """Whether a prompt without pixels holds tokens that stand for visual ones."""
-    if ids is None:
-        return False
-    tokens = model.visual_spans(CompressionConfig(), dict.fromkeys(model.visual_inputs))
-    return any(bool((ids == token).any()) for token in tokens)
-
-
-def text_alone(model: CompressedModel, inputs: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def text_alone(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for the stock forward of text that needs an attention of its own; see `check_call`."""
     mask = inputs.get("attention_mask")
     changes: dict[str, Any] = {BYPASS: True, "use_cache": False, "return_dict": True}

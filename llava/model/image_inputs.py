@@ -1,13 +1,120 @@
-"""Images as callers give them to the project's own model: one tensor, lists, arrays, or what a processor returns."""
+"""Images as callers give them to LLaVA on Llama: one tensor, lists, arrays, or what a processor returns.
+
+Shapes: B rows, T columns of the prompt, M images of the batch.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.collectives import ranks_must_agree
+from llava.model.splice import SplicePlan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShownImages:
+    """The images that a batch has to encode.
+
+    Attributes:
+        images: each [crops, 3, height, width].
+        unseen: whether no prompt shows them, and they are encoded for the collective calls of other ranks alone.
+    """
+
+    images: list[Tensor]
+    unseen: bool = False
+
+
+def shown_images(
+    input_ids: Tensor, attention_mask: Tensor | None, images: Any, plan: SplicePlan | None, training: bool
+) -> ShownImages | None:
+    """Which images a batch has to encode, in the order of their placeholders.
+
+    A training batch without images still runs tower and projector once: data-parallel ranks gather partitioned
+    weights together, so one that holds only text must take part.
+
+    Args:
+        input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go; not looked at where there is a plan.
+        attention_mask: [B, T] or None.
+        images: as `image_tensors` takes them.
+        plan: of the batch, if its collator made one; images are then one for each placeholder.
+        training: whether the model is.
+
+    Returns:
+        None where nothing has to be encoded.
+
+    Raises:
+        ValueError: if images and placeholders do not fit each other.
+    """
+    tensors, of_rows = image_tensors(images)
+    crops = [image if image.dim() == 4 else image[None] for image in tensors or []]
+    if plan is not None:
+        used = list(range(len(crops))) if any(plan.counts) else []
+    else:
+        is_image = input_ids == IMAGE_TOKEN_INDEX
+        if attention_mask is not None:
+            is_image &= attention_mask.bool().to(is_image.device)
+        used = _used(is_image.sum(dim=1).tolist(), len(crops), of_rows)
+    if used:
+        return ShownImages([crops[index] for index in used])
+    if crops and not training:
+        warn_unseen()
+    return ShownImages([crops[0][:1]], unseen=True) if crops and (training or ranks_must_agree()) else None
+
+
+def _used(per_row: list[int], count: int, of_rows: list[int] | None) -> list[int]:
+    """Which of the `count` images stand for the placeholders of each row, in order.
+
+    `of_rows` says how many images each row has, where they were given row by row.
+    """
+    placeholders = sum(per_row)
+    if of_rows is not None:
+        return _used_of_rows(per_row, of_rows)
+    if placeholders == 0:
+        return []
+    if count == placeholders:
+        return list(range(placeholders))
+    if count == len(per_row) and max(per_row) <= 1:
+        return [row for row, held in enumerate(per_row) if held]
+    raise ValueError(
+        f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {count} images were "
+        "given; give one image for each placeholder, in reading order."
+    )
+
+
+def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
+    """Which images placeholders stand for, where images come row by row; one of a row without any is a dummy."""
+    if len(of_rows) != len(per_row):
+        raise ValueError(
+            f"images holds lists for {len(of_rows)} rows, but {len(per_row)} prompts were given; give one each."
+        )
+    used: list[int] = []
+    first = 0
+    for row, (wanted, given) in enumerate(zip(per_row, of_rows, strict=True)):
+        if wanted != given and not (wanted == 0 and given == 1):
+            raise ValueError(
+                f"The prompt of row {row} holds {wanted} image placeholders, but images[{row}] holds {given} images; "
+                "give one image for each placeholder, in reading order."
+            )
+        used += range(first, first + wanted)
+        first += given
+    return used
+
+
+@functools.cache
+def warn_unseen() -> None:
+    """Say once that images were given which no prompt shows."""
+    logger.warning("Images were given, but no prompt holds an <image>: nobody will see them.")
 
 
 def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:

@@ -1,29 +1,24 @@
-"""What makes a language model a LLaVA: a vision tower, a projector, and images spliced into the text.
+"""What makes a language model a LLaVA: a vision tower and a projector beside it.
 
-Knows nothing of the decoder's inside. Shapes: B rows, T positions before splicing, L after it, M images, N visual
-tokens of an image, D width.
+Knows nothing of the decoder. Shapes: M images, n visual tokens of an image, D width.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from llava.compression.config import CompressionConfig, V2VConfig
-from llava.compression.layout import TokenLayout
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IMAGE_TOKEN_INDEX
-from llava.model.accepted_inputs import check_padding_mask
-from llava.model.collectives import gathered, ranks_must_agree, whole_shape
-from llava.model.image_inputs import image_tensors
+from llava.compression.config import V2VConfig
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.collectives import gathered, whole_shape
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import SplicePlan, check_shapes, plan_splice, splice_embeddings
 from llava.model.weights import read_state_dict
 
 if TYPE_CHECKING:
@@ -66,7 +61,7 @@ class LlavaMetaModel(_OpensWithTower):
 
     config: Any
     embed_tokens: Any
-    vision_tower: CLIPVisionTower | None
+    vision_tower: VisionTower | None
     mm_projector: nn.Module | None
 
     def build_vision_modules(self) -> None:
@@ -77,12 +72,12 @@ class LlavaMetaModel(_OpensWithTower):
             self.vision_tower = build_vision_tower(self.config)
             self.mm_projector = build_vision_projector(self.config)
 
-    def get_vision_tower(self) -> CLIPVisionTower | None:
+    def get_vision_tower(self) -> VisionTower | None:
         """The tower, None in a model without one."""
         return self.vision_tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
-        """Give a language model its eyes before training, from LLaVA's model arguments.
+        """Build tower and projector before training, from LLaVA's model arguments.
 
         Loads the tower's weights; makes the projector, or reads it from `pretrain_mm_mlp_adapter`.
 
@@ -121,7 +116,7 @@ class LlavaMetaModel(_OpensWithTower):
 
 
 class LlavaMetaForCausalLM(_OpensWithTower):
-    """Adds the path from images and text to embeddings and their layout."""
+    """Adds the path from images to visual tokens in the language model's width."""
 
     config: Any
     model: Any
@@ -134,118 +129,23 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         """The language model without head."""
         return self.model
 
-    def get_vision_tower(self) -> CLIPVisionTower | None:
+    def get_vision_tower(self) -> VisionTower | None:
         """The tower, None in a model without one."""
         return self.get_model().get_vision_tower()
 
-    @property
-    def compression(self) -> CompressionConfig:
-        """What `config.json` says under "compression"; nothing there means no compression."""
-        return CompressionConfig.resolve(self.config.compression)
+    def encode_images(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor | Sequence[Tensor]:
+        """Images [M, 3, height, width] to visual tokens of the language model's width: [n, D] for each image.
 
-    def set_compression(self, compression: CompressionConfig | str | dict[str, Any] | None) -> None:
-        """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
-
-        Raises:
-            ValueError: if it does not fit the tower or the depth of the language model.
+        V2V acts before the projector. A tensor [M, n, D] where all images bring as many tokens.
         """
-        resolved = CompressionConfig.resolve(compression)
-        tower = self.get_vision_tower()
-        if resolved.v2v is not None and tower is not None:
-            tower.tokens_per_image(resolved.v2v)
-        if resolved.t2v is not None:
-            resolved.t2v.check_depth(self.config.num_hidden_layers)
-        resolved.check_made_for(self.config.model_type, self.config.num_hidden_layers)
-        self.config.compression = resolved.to_dict()
+        features = self.require_tower()(images, v2v)
+        dtype, projector = self.get_model().config_dtype(), self.get_model().mm_projector
+        if isinstance(features, Tensor):
+            return projector(features.to(dtype))
+        return projector(torch.cat(list(features)).to(dtype)).split([len(image) for image in features])
 
-    def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
-        """Visual tokens that one image brings into the language model."""
-        compression = compression or self.compression
-        return self._tower().tokens_per_image(compression.v2v)
-
-    def encode_images(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
-        """Images [M, 3, height, width] to the language model's width: [M, N, D]. V2V acts before the projector."""
-        features = self._tower()(images, v2v)
-        projector = self.get_model().mm_projector
-        return projector(features.to(self.get_model().config_dtype()))
-
-    def prepare_multimodal_inputs(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        images: Any = None,
-        query_mask: Tensor | None = None,
-        compression: CompressionConfig | None = None,
-        padding_side: str = "right",
-        answers: Tensor | None = None,
-    ) -> tuple[Tensor, TokenLayout]:
-        """Embed the text, encode the images and splice them in.
-
-        Args:
-            input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go.
-            attention_mask: [B, T], 0 on padding of either side.
-            labels: int64 [B, T], -100 where there is no target.
-            images: one for each placeholder in reading order, or one a row (those of rows without a placeholder
-                are dummies); a tensor [M, 3, height, width] or a list of [3, ...] or [crops, 3, ...]. Arrays, lists
-                of each row's images and what an image processor returns are taken as well; see `image_tensors`.
-            query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
-            compression: instead of the model's own.
-            padding_side: of the result.
-            answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
-
-        Returns:
-            embeddings [B, L, D], zeros on padding, and their layout.
-        """
-        compression = compression or self.compression
-        check_padding_mask(attention_mask, *input_ids.shape)
-        check_shapes(input_ids, attention_mask=attention_mask, labels=labels, query_mask=query_mask)
-        host_ids, host_mask = input_ids.cpu(), _host(attention_mask)
-        crops, used = _match_images(host_ids, host_mask, *image_tensors(images))
-        needed = [crops[index] for index in used]
-        if crops and not needed and not self.training:
-            _say_unseen()
-        queries = compression.t2v.queries if compression.t2v else "last"
-        if needed and queries == "salient" and query_mask is None:
-            _say_without_query_mask()
-        per_crop = self.visual_tokens_per_image(compression) if needed else 0
-        if needed:
-            compression.check_made_for(self.config.model_type, self.config.num_hidden_layers)
-        plan = plan_splice(
-            host_ids,
-            host_mask,
-            [per_crop * len(crop) for crop in needed],
-            labels=_host(labels),
-            answers=_host(answers),
-            query_mask=_host(query_mask),
-            queries=queries,
-            padding_side=padding_side,
-            max_length=self.config.tokenizer_model_max_length if labels is not None else None,
-        )
-        plan = plan.to(input_ids.device)
-        features = self._features(crops, needed, compression.v2v)
-        return self._splice(input_ids, features, plan, seen=bool(needed)), plan.layout
-
-    def _splice(self, input_ids: Tensor, features: Tensor | None, plan: SplicePlan, seen: bool) -> Tensor:
-        """Embeddings [B, L, D] of text [B, T] and image features [crops, N, D]; unseen features count nothing."""
-        text = self.get_model().embed_tokens(input_ids.clamp(min=0))
-        embeddings = splice_embeddings(text, features.flatten(0, 1) if features is not None and seen else None, plan)
-        if features is not None and not seen:
-            embeddings = embeddings + (0 * features).sum()
-        return embeddings
-
-    def _features(self, crops: list[Tensor], needed: list[Tensor], v2v: V2VConfig | None) -> Tensor | None:
-        """Encode what is needed, [crops, N, D]; None where nothing is.
-
-        A training batch without images still runs tower and projector once: data-parallel ranks gather partitioned
-        weights together, so one that holds only text must take part.
-        """
-        if not needed and not (crops and (self.training or ranks_must_agree())):
-            return None
-        pixels = torch.cat(needed) if needed else crops[0][:1]
-        return self.encode_images(pixels.to(self._tower().device), v2v)
-
-    def _tower(self) -> CLIPVisionTower:
+    def require_tower(self) -> VisionTower:
+        """The tower; raise ValueError in a model without one."""
         tower = self.get_vision_tower()
         if tower is None:
             raise ValueError(
@@ -273,72 +173,6 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         for embedding in (self.get_input_embeddings(), self.get_output_embeddings()):
             with torch.no_grad(), gathered([embedding.weight], changed=True):
                 embedding.weight[old:] = embedding.weight[:old].mean(dim=0)
-
-
-def _match_images(
-    input_ids: Tensor, attention_mask: Tensor | None, images: list[Tensor] | None, of_rows: list[int] | None = None
-) -> tuple[list[Tensor], list[int]]:
-    """All images as crops [crops, 3, height, width], and which of them the placeholders stand for.
-
-    `of_rows` says how many images each row has, where they were given row by row.
-
-    Raises:
-        ValueError: if images and placeholders do not fit each other.
-    """
-    crops = [] if images is None else [image if image.dim() == 4 else image[None] for image in images]
-    is_image = input_ids == IMAGE_TOKEN_INDEX
-    if attention_mask is not None:
-        is_image &= attention_mask.bool()
-    per_row = is_image.sum(dim=1).tolist()
-    placeholders = sum(per_row)
-    if of_rows is not None:
-        return crops, _used_of_rows(per_row, of_rows)
-    if placeholders == 0:
-        return crops, []
-    if len(crops) == placeholders:
-        return crops, list(range(placeholders))
-    if len(crops) == len(per_row) and max(per_row) <= 1:
-        return crops, [row for row, count in enumerate(per_row) if count]
-    raise ValueError(
-        f"The prompts hold {placeholders} image placeholders in {len(per_row)} rows, but {len(crops)} images were "
-        "given; give one image for each placeholder, in reading order."
-    )
-
-
-def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
-    """Which images placeholders stand for, where images come row by row; one of a row without any is a dummy."""
-    if len(of_rows) != len(per_row):
-        raise ValueError(
-            f"images holds lists for {len(of_rows)} rows, but {len(per_row)} prompts were given; give one each."
-        )
-    used: list[int] = []
-    first = 0
-    for row, (wanted, given) in enumerate(zip(per_row, of_rows, strict=True)):
-        if wanted != given and not (wanted == 0 and given == 1):
-            raise ValueError(
-                f"The prompt of row {row} holds {wanted} image placeholders, but images[{row}] holds {given} images; "
-                "give one image for each placeholder, in reading order."
-            )
-        used += range(first, first + wanted)
-        first += given
-    return used
-
-
-def _host(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()
-
-
-@functools.cache
-def _say_unseen() -> None:
-    logger.warning("Images were given, but no prompt holds an <image>: nobody will see them.")
-
-
-@functools.cache
-def _say_without_query_mask() -> None:
-    logger.warning(
-        "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
-        "with llava.data.tokenization.encode_prompt and pass its query_mask."
-    )
 
 
 def load_projector(projector: nn.Module, path: str) -> None:

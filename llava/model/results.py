@@ -5,8 +5,8 @@ Shapes: B rows, T columns of the input, L' positions after the last drop, D widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +15,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from llava.compression.layout import TokenLayout
-from llava.constants import IGNORE_INDEX
 from llava.model.cache_name import cache_of, named
-from llava.model.columns import hidden_states_at_columns, labels_of, logits_at_columns, survivor_index
-from llava.model.loss import next_token_loss
+from llava.model.columns import hidden_states_at_columns, logits_at_columns, survivor_index
+from llava.model.loss import Targets, next_token_loss
 
 
 @dataclass
@@ -53,17 +52,15 @@ class Wanted:
     """What the caller of `forward` asks for.
 
     Attributes:
-        labels: int64 [B, T], -100 where there is no target.
-        shift_labels: int64 [B, T], what each column is to predict; taken for the loss instead of `labels`.
+        loss: whether labels were given.
         num_items_in_batch: targets of the whole (accumulated) batch, to divide the summed loss by; None takes the mean.
-        logits: whether to return them.
+        logits: whether to return them; by default not where a loss is computed in training.
         logits_to_keep: which, as in transformers.
         cuts: after how many layers each drop takes place.
         layouts: whether to return the layouts of the stages and what they were ranked by.
     """
 
-    labels: Tensor | None = None
-    shift_labels: Tensor | None = None
+    loss: bool = False
     num_items_in_batch: Tensor | int | None = None
     logits: bool = True
     logits_to_keep: int | Tensor = 0
@@ -71,50 +68,18 @@ class Wanted:
     layouts: bool = True
 
     @classmethod
-    def of(
-        cls,
-        labels: Tensor | None,
-        shift_labels: Tensor | None,
-        num_items_in_batch: Tensor | int | None,
-        return_logits: bool | None,
-        logits_to_keep: int | Tensor | None,
-        training: bool,
-        cuts: Sequence[int],
-        layouts: bool = True,
-    ) -> Wanted:
-        """With `return_logits` None they are left out where a loss is computed in training."""
-        if return_logits is None:
-            return_logits = not training or (labels is None and shift_labels is None)
-        kept = _columns_kept(logits_to_keep)
-        return cls(labels, shift_labels, num_items_in_batch, return_logits, kept, cuts, layouts)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError where labels have another shape than the input, [B, T]."""
-        for name in ("labels", "shift_labels"):
-            given = getattr(self, name)
-            if given is not None and tuple(given.shape) != shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}, but the input has {shape}; give one label for each "
-                    f"column, {IGNORE_INDEX} where there is no target."
-                )
-
-    @property
-    def loss(self) -> bool:
-        """Whether a loss is asked for."""
-        return self.labels is not None or self.shift_labels is not None
-
-    def token_labels(self) -> Tensor | None:
-        """int64 [B, T]: the label of each token, whichever way it was given; None without any."""
-        return self.labels if self.shift_labels is None else labels_of(self.shift_labels)
-
-    def without_visual(self, is_visual: Tensor) -> Wanted:
-        """The same, but a placeholder, bool [B, T], is nobody's target."""
-        if self.shift_labels is None:
-            return self
-        self.check(tuple(is_visual.shape))
-        is_next = torch.nn.functional.pad(is_visual[:, 1:], (0, 1), value=False).to(self.shift_labels.device)
-        masked = self.shift_labels.masked_fill(is_next, IGNORE_INDEX)
-        return replace(self, shift_labels=masked)
+    def of(cls, given: Mapping[str, Any], training: bool, cuts: Sequence[int], layouts: bool) -> Wanted:
+        """From the arguments of `forward`, by name."""
+        loss = given.get("labels") is not None or given.get("shift_labels") is not None
+        logits = given.get("return_logits")
+        return cls(
+            loss=loss,
+            num_items_in_batch=given.get("num_items_in_batch"),
+            logits=not (training and loss) if logits is None else bool(logits),
+            logits_to_keep=_columns_kept(given.get("logits_to_keep")),
+            cuts=cuts,
+            layouts=layouts,
+        )
 
 
 def _columns_kept(logits_to_keep: Any) -> int | Tensor:
@@ -130,29 +95,28 @@ def _columns_kept(logits_to_keep: Any) -> int | Tensor:
     return kept
 
 
-def with_head(head: nn.Module, outputs: LlavaModelOutput, wanted: Wanted, width: int | None) -> LlavaCausalLMOutput:
+def with_head(
+    head: nn.Module,
+    outputs: LlavaModelOutput,
+    wanted: Wanted,
+    targets: Targets | None = None,
+    width: int | None = None,
+) -> LlavaCausalLMOutput:
     """Loss and logits of what the decoder returned.
 
     Args:
         head: from D to V.
-        outputs: of the decoder.
+        outputs: of the decoder; without layouts for new tokens behind a filled cache.
         wanted: what was asked for.
+        targets: of the T columns, where a loss was.
         width: T, to return results at the columns of the input; None leaves them at the decoder's positions.
-
-    Raises:
-        ValueError: for labels of tokens behind a filled cache, or of another shape than the input.
     """
     states = outputs.last_hidden_state
     assert states is not None
-    loss = None
-    if wanted.loss:
-        if outputs.layouts is None:
-            raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
-        layout = outputs.layouts[-1]
-        if layout.labels is None or width is not None:
-            wanted.check((len(states), layout.valid.shape[1] if width is None else width))
-        loss = next_token_loss(head, states, layout, wanted.labels, wanted.num_items_in_batch, wanted.shift_labels)
-    logits, hidden_states = None, outputs.hidden_states
+    loss, logits, hidden_states = None, None, outputs.hidden_states
+    if targets is not None:
+        assert outputs.layouts is not None
+        loss = next_token_loss(head, states, outputs.layouts[-1], targets, wanted.num_items_in_batch)
     if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
         if wanted.logits:
             logits = head(slice_logits_to_keep(states, wanted.logits_to_keep))

@@ -1,7 +1,7 @@
 """Where every token of a batch goes when image placeholders are replaced by visual tokens: planned on the host.
 
-The plan needs only token ids and the number of visual tokens of each image, no device.
-Shapes: B rows, T positions before splicing, L after it, M images of the batch.
+A plan needs token ids and the number of visual tokens of each image, no device, so a collator's worker can make it.
+Shapes: B rows, T columns of the input, L positions after splicing, S text tokens and N visual tokens of the batch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,34 +18,70 @@ from torch import Tensor
 from llava.compression.config import unknown_choice
 from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX
+from llava.model.loss import Targets
+from llava.model.placeholders import SpanSize, find_spans
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SplicePlan:
-    """How to build the decoder's input.
+    """How to build the decoder's input, and what it is to predict.
 
     Attributes:
-        source: int64 [B, L], index into the rows of `cat([text embeddings (B * T), visual tokens])`.
+        ids: int64 [S], the text tokens of all rows, end to end; they are embedded.
+        source: int64 [B, L], index into the rows of `cat([embedded text (S), visual tokens (N)])`; 0 on padding.
         layout: of the L positions.
+        counts: visual tokens of each span, in the order in which their features are given.
+        width: T.
+        queries: who votes, see `T2VConfig.queries`.
+        targets: what each column is to predict; None without labels.
     """
 
+    ids: Tensor
     source: Tensor
     layout: TokenLayout
+    counts: tuple[int, ...]
+    width: int
+    queries: str
+    targets: Targets | None = None
 
-    def to(self, device: torch.device) -> SplicePlan:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> SplicePlan:
         """The plan on a device."""
-        return SplicePlan(self.source.to(device, non_blocking=True), self.layout.to(device))
+        accelerated = non_blocking and torch.device(device).type != "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=accelerated))
+
+    def pin_memory(self) -> SplicePlan:
+        """The plan in page-locked memory, from which it is copied while the device computes (a data loader asks)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> SplicePlan:
+        return dataclasses.replace(
+            self,
+            ids=change(self.ids),
+            source=change(self.source),
+            layout=self.layout.map_tensors(change),
+            targets=None if self.targets is None else self.targets.map_tensors(change),
+        )
+
+    def require(self, counts: Sequence[int], queries: str) -> None:
+        """Raise ValueError where the visual tokens that came, or who is to vote, are not those that were planned."""
+        if [count for count in counts if count] != [count for count in self.counts if count] or queries != self.queries:
+            raise ValueError(
+                f"The plan of the batch is for images of {list(self.counts)} visual tokens and t2v.queries "
+                f"{self.queries!r}, but there are {list(counts)} and {queries!r}; give the collator the model's own "
+                "compression, or leave plan out."
+            )
 
 
 def plan_splice(
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    tokens_per_image: Sequence[int],
+    spans: Mapping[int, Sequence[SpanSize]],
     *,
     labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
     answers: Tensor | None = None,
     query_mask: Tensor | None = None,
     queries: str = "last",
@@ -55,10 +91,11 @@ def plan_splice(
     """Plan the batch after splicing.
 
     Args:
-        input_ids: int64 [B, T] on the host, with `IMAGE_TOKEN_INDEX` where images go.
+        input_ids: int64 [B, T] on the host.
         attention_mask: [B, T], 0 on padding (either side), or None.
-        tokens_per_image: visual tokens of each placeholder's image, in reading order.
-        labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none.
+        spans: for each placeholder's token id, the sizes of what it stands for, in reading order.
+        labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none. Those on placeholders do not count.
+        shift_labels: int64 [B, T], what each column is to predict; taken instead of `labels`.
         answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
         query_mask: int64 [B, T], flags of `QueryRole`; None derives them, see `default_query_mask`.
         queries: which of them vote, see `T2VConfig.queries`.
@@ -66,39 +103,51 @@ def plan_splice(
         max_length: longer rows lose their end, and a warning says how many answer tokens went with it.
 
     Raises:
-        ValueError: if the number of placeholders is not the number of images, or a tensor has another shape than the
-            ids.
+        ValueError: if the placeholders do not fit the images, or a tensor has another shape than the ids.
     """
-    check_shapes(input_ids, attention_mask=attention_mask, labels=labels, answers=answers, query_mask=query_mask)
+    check_shapes(
+        input_ids, attention_mask=attention_mask, labels=labels, shift_labels=shift_labels, answers=answers,
+        query_mask=query_mask,
+    )  # fmt: skip
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    is_image = (input_ids == IMAGE_TOKEN_INDEX) & valid
-    placeholders = int(is_image.sum())
-    if placeholders != len(tokens_per_image):
-        raise ValueError(
-            f"The batch has {placeholders} image placeholders but {len(tokens_per_image)} images; give one image for "
-            "each <image> in the prompt."
-        )
-    if answers is None and labels is not None:
-        answers = labels != IGNORE_INDEX
-    derived = default_query_mask(input_ids, valid, answers)
+    span, kept = find_spans(input_ids, valid, spans)
+    sizes = [size for held in spans.values() for size in held]
+    is_image = span >= 0
+    targets = Targets.of(labels, shift_labels)
+    if targets is not None:
+        targets = targets.without((valid & ~kept) | is_image | (~valid & (shift_labels is None)))
+    if answers is None and targets is not None:
+        answers = targets.labels() != IGNORE_INDEX
+    derived = default_query_mask(is_image, kept, answers)
     before_answer = derived & int(QueryRole.LAST)
     if query_mask is None:
         query_mask = derived
     elif answers is None:
-        before_answer = _last_flagged(query_mask, valid, before_answer)
-    width = valid.long()
-    width[is_image] = torch.tensor(tokens_per_image, dtype=torch.long)
-    stream = _Stream.of(width, is_image)
+        before_answer = _last_flagged(query_mask, kept, before_answer)
+    counts = torch.tensor([size.count for size in sizes], dtype=torch.long)
+    width = kept.long()
+    width[is_image] = counts[span[is_image]]
+    stream = _Stream.of(width)
     if max_length is not None and int(width.sum(dim=1).max()) > max_length:
-        stream = _truncate(stream, width, labels, max_length)
-    return _pad(stream, width, is_image, labels, query_mask, before_answer, queries, padding_side)
+        stream, targets = _truncate(stream, width, targets, max_length)
+    is_text = kept & ~is_image
+    source, slot = _features(stream, span, is_text, counts, sizes)
+    layout, rows = _pad(stream, width, is_image, query_mask, before_answer, queries, padding_side)
+    columns = rows(stream.token % input_ids.shape[1] + slot, -1)
+    return SplicePlan(
+        ids=input_ids[is_text],
+        source=rows(source, 0),
+        layout=dataclasses.replace(layout, columns=columns),
+        counts=tuple(counts.tolist()),
+        width=input_ids.shape[1],
+        queries=queries,
+        targets=targets,
+    )
 
 
-def splice_embeddings(text: Tensor, features: Tensor | None, plan: SplicePlan) -> Tensor:
-    """Embeddings [B, L, D] of text [B, T, D] with visual tokens [N, D] where the plan puts them; zeros on padding."""
-    rows = text.flatten(0, 1)
-    if features is not None:
-        rows = torch.cat([rows, features.to(rows)])
+def splice_embeddings(text: Tensor, features: Sequence[Tensor], plan: SplicePlan) -> Tensor:
+    """Embeddings [B, L, D] of text [S, D] with visual tokens [n, D] of each span; zeros on padding."""
+    rows = torch.cat([text, *(span.to(text) for span in features)]) if features else text  # [S + N, D]
     embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
     return embeddings.masked_fill(~plan.layout.valid[..., None], 0)
 
@@ -129,21 +178,30 @@ def warn_without_answers() -> None:
     )
 
 
-def default_query_mask(input_ids: Tensor, valid: Tensor, answers: Tensor | None) -> Tensor:
+@functools.cache
+def warn_without_query_mask() -> None:
+    """Say once that salient tokens were to vote, but nothing says which they are."""
+    logger.warning(
+        "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
+        "with llava.data.tokenization.encode_prompt and pass its query_mask."
+    )
+
+
+def default_query_mask(is_image: Tensor, valid: Tensor, answers: Tensor | None) -> Tensor:
     """Voting roles of a batch that came without any: never an answer token, instructions in text only.
 
     With answers, instructions are all other tokens, and the last token before each answer is LAST; without them
     everything is instruction and the last token of the row is LAST. Padding between two tokens changes nothing.
 
     Args:
-        input_ids: int64 [B, T].
+        is_image: bool [B, T], placeholders.
         valid: bool [B, T], False on padding.
         answers: bool [B, T], tokens of given answers; None if there are none.
 
     Returns:
         int64 [B, T], flags of `QueryRole`.
     """
-    text = valid & (input_ids != IMAGE_TOKEN_INDEX)
+    text = valid & ~is_image
     following = _following_token(valid)
     if answers is None:
         instruction, last = text, valid & (following < 0)
@@ -164,7 +222,8 @@ class _Stream:
     column: Tensor
 
     @classmethod
-    def of(cls, width: Tensor, is_image: Tensor) -> _Stream:
+    def of(cls, width: Tensor) -> _Stream:
+        """From how many positions each column becomes, int64 [B, T]."""
         flat = width.flatten()
         token = torch.repeat_interleave(torch.arange(flat.numel()), flat)
         start = flat.cumsum(0) - flat
@@ -177,67 +236,84 @@ class _Stream:
         return _Stream(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
 
 
-def _truncate(stream: _Stream, width: Tensor, labels: Tensor | None, max_length: int) -> _Stream:
+def _truncate(
+    stream: _Stream, width: Tensor, targets: Targets | None, max_length: int
+) -> tuple[_Stream, Targets | None]:
     """Cut the end of rows that are too long, and say what was lost."""
     keep = stream.column < max_length
+    cut = (width > 0).flatten().index_fill_(0, stream.token[keep], False).view(width.shape)
+    left = None if targets is None else targets.without(cut)
+    lost = 0 if targets is None or left is None else targets.count - left.count
     cut_rows = stream.row[~keep].unique().tolist()
-    lost = 0 if labels is None else int((labels.flatten()[stream.token[~keep]] != IGNORE_INDEX).sum())
     logger.warning(
         "%d of %d rows are longer than %d tokens after their images are spliced in and lose their end, "
         "%d answer tokens among it (rows %s); raise model_max_length or shorten them.",
         len(cut_rows), len(width), max_length, lost, cut_rows,
     )  # fmt: skip
-    return stream.select(keep)
+    return stream.select(keep), left
+
+
+def _features(
+    stream: _Stream, span: Tensor, is_text: Tensor, counts: Tensor, sizes: Sequence[SpanSize]
+) -> tuple[Tensor, Tensor]:
+    """For each position of the stream the row of text and visual tokens it takes, and how far from its first column."""
+    text_row = (is_text.flatten().long().cumsum(0) - 1)[stream.token]
+    if not sizes:
+        return text_row, torch.zeros_like(text_row)
+    slots = torch.cat(
+        [
+            torch.arange(size.count).clamp(max=max(size.replaced - 1, 0)) if size.slots is None else size.slots.cpu()
+            for size in sizes
+        ]
+    )  # [N]
+    number = span.flatten()[stream.token]
+    visual = number >= 0
+    feature = ((counts.cumsum(0) - counts)[number.clamp(min=0)] + stream.offset) * visual
+    source = torch.where(visual, int(is_text.sum()) + feature, text_row)
+    return source, slots[feature] * visual if len(slots) else feature
 
 
 def _pad(
     stream: _Stream,
     width: Tensor,
     is_image: Tensor,
-    labels: Tensor | None,
     query_mask: Tensor,
     before_answer: Tensor,
     queries: str,
     padding_side: str,
-) -> SplicePlan:
-    """Bring the stream into rows of equal length and describe every position."""
-    batch, before = width.shape
+) -> tuple[TokenLayout, Callable[[Tensor, int], Tensor]]:
+    """Bring the stream into rows of equal length and describe every position; also how values come into such rows."""
     visual = is_image.flatten()[stream.token]
-    lengths = torch.bincount(stream.row, minlength=batch)
+    lengths = torch.bincount(stream.row, minlength=len(width))
     longest = int(lengths.max())
     column = stream.column + ((longest - lengths)[stream.row] if padding_side == "left" else 0)
 
     def rows(values: Tensor, fill: int) -> Tensor:
-        return torch.full((batch, longest), fill, dtype=values.dtype).index_put_((stream.row, column), values)
+        """Values of the stream as [B, L]."""
+        empty = torch.full((len(width), longest), fill, dtype=values.dtype)
+        return empty.index_put_((stream.row, column), values)
 
-    feature_start = batch * before + (width * is_image).flatten().cumsum(0) - width.flatten()
-    source = torch.where(visual, feature_start[stream.token] + stream.offset, stream.token)
     number = (is_image.long().cumsum(dim=1) - 1).flatten()[stream.token]
     valid = rows(torch.ones_like(visual), 0)
     image = rows(torch.where(visual, number, -1), -1)
     is_visual = image >= 0
-    visual_index = torch.where(is_visual, is_visual.long().cumsum(dim=1) - 1, -1)
     ends_token = stream.offset + 1 == width.flatten()[stream.token]
     roles, ends = (rows(flags.flatten()[stream.token] * ends_token, 0) for flags in (query_mask, before_answer))
     vote = _votes(roles, ends > 0, valid, is_visual, queries)
-    targets = None if labels is None else rows(_targets(labels, stream, visual), IGNORE_INDEX)
     counts = tuple(is_visual.sum(dim=1).tolist())
     layout = TokenLayout(
         valid=valid,
         image=image,
-        visual_index=visual_index,
+        visual_index=torch.where(is_visual, is_visual.long().cumsum(dim=1) - 1, -1),
         vote=vote,
         positions=renumbered(valid),
         lengths=tuple(lengths.tolist()),
         visual=counts,
         entered=counts,
         max_votes=int(vote.sum(dim=1).max()),
-        max_supervised=0 if targets is None else int((targets[:, 1:] != IGNORE_INDEX).sum()),
         padding_side=padding_side,
-        labels=targets,
-        columns=rows(stream.token % before, -1),
     )
-    return SplicePlan(rows(source, 0), layout)
+    return layout, rows
 
 
 def _last_flagged(query_mask: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
@@ -257,10 +333,6 @@ def _following_token(valid: Tensor) -> Tensor:
     nearest = column.flip(1).cummin(dim=1).values.flip(1)  # at or behind each column
     following = torch.cat([nearest[:, 1:], torch.full_like(nearest[:, :1], width)], dim=1)
     return torch.where(following < width, following, -1)
-
-
-def _targets(labels: Tensor, stream: _Stream, visual: Tensor) -> Tensor:
-    return labels.flatten()[stream.token].masked_fill(visual, IGNORE_INDEX)
 
 
 def _votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Tensor, queries: str) -> Tensor:

@@ -27,14 +27,11 @@ else:
 _BEHIND_CONFIG = list(inspect.signature(GenerationMixin.generate).parameters)[3:]
 """Arguments of `generate` that may follow its configuration by position."""
 
-_OF_PREFILL = ("layout", "prefill")
-"""Arguments of forward that describe a whole prompt: repeated with its rows, handed over once."""
-
 
 class StagedGeneration(_Base):
     """Generation with a `StagedCache`; stands before the class of transformers among the bases.
 
-    A model may hand `generate` an argument named `layout` or `prefill` that describes its prompt. It must have a method
+    A model may hand `generate` an argument named `prefill` that describes its prompt. It must have a method
     `repeat_interleave(repeats)`, and reaches `forward` with the prompt only.
 
     With a filled `StagedCache` as `past_key_values` the inputs are new text only, and `attention_mask` is theirs,
@@ -109,13 +106,13 @@ class StagedGeneration(_Base):
         if filled and not is_first_iteration:
             inputs.pop("attention_mask", None)
         if filled or not is_first_iteration:
-            for name in _OF_PREFILL:
-                inputs.pop(name, None)
+            inputs.pop("prefill", None)
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        own = {name: kwargs.pop(name) for name in _OF_PREFILL if kwargs.get(name) is not None}
+        prefill = kwargs.pop("prefill", None)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        own = {} if prefill is None else {"prefill": prefill}
         if expand_size > 1:
             own = {name: value.repeat_interleave(expand_size) for name, value in own.items()}
             cache = model_kwargs.get(CACHE)

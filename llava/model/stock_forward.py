@@ -13,31 +13,38 @@ from llava.model.call_checks import BYPASS, check_unstaged
 from llava.model.staged_cache import StagedCache
 
 if TYPE_CHECKING:
-    from llava.model.compressed_model import CompressedModel
+    from llava.model.staged_model import StagedModel
 
-OWN_INPUTS = ("query_mask", "compression", "prefill", "return_logits", "output_layouts")
+OWN_INPUTS = ("query_mask", "compression", "plan", "layout", "prefill", "return_logits", "output_layouts")
 
 
-def forward_like(stock: Any) -> Callable[..., Any]:
+def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
 
     query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
     compression: instead of the model's own: an object, preset's name, YAML file or mapping.
-    return_logits: None leaves them out where labels are given in training, as does LLaVA here.
+    plan: `SplicePlan` of the batch, made on the host; None makes it here, and waits for the device.
+    layout: of `inputs_embeds`, if those hold visual tokens; `prefill`: of a prompt that `generate` has prepared.
+    return_logits: None leaves them out where labels are given in training.
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
+
+    Args:
+        stock: the class of transformers.
+        visual: names of inputs that describe images and that the class does not know.
     """
     theirs = inspect.signature(stock.forward)
     *named, rest = theirs.parameters.values()
-    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_INPUTS]
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (*visual, *OWN_INPUTS)]
 
     @can_return_tuple
-    def staged(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+    def staged(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(theirs.bind(self, *args, **as_named(kwargs)).arguments)
         del inputs["self"]
         more = inputs.pop(rest.name, {})
+        inputs |= {name: more.pop(name) for name in visual if name in more}
         return self.staged_forward(inputs, more)
 
-    def forward(self: CompressedModel, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
         if self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
         more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})

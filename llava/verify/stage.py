@@ -13,6 +13,7 @@ from torch import Tensor
 from llava.compression import T2VConfig, TokenLayout
 from llava.compression.t2v import choose_visual_tokens, gather_kept
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.loss import labels_at
 from llava.model.staged_decoder import attention_ranking
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.settings import RefusedError
@@ -74,7 +75,6 @@ def _layout(case: Case, visual: Tensor, vote: Tensor) -> TokenLayout:
         entered=present,
         max_votes=int(vote.sum(dim=1).max()),
         padding_side=text.padding_side,
-        labels=case.inputs["labels"].long(),
     )
 
 
@@ -91,7 +91,7 @@ def replay(case: Case, model: LlavaLlamaForCausalLM, stage: StageInput) -> Measu
         "hidden_states": hidden_states,
         "attention_mask": after.valid,
         "position_ids": after.positions,
-        "labels": after.labels,
+        "labels": labels_at(after, case.inputs["labels"].long()),
         "visual_tokens_next": _configured_counts(case, layer, stage.pruned),
     }
     for row in torch.nonzero(stage.pruned).flatten().tolist():

@@ -13,6 +13,7 @@ from torch import Tensor
 from llava.compression import CompressionConfig, TokenLayout
 from llava.constants import IGNORE_INDEX
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.loss import labels_at
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.stages import measure_stages, recorded_counts
 from llava.verify.v2v import Measured
@@ -38,11 +39,11 @@ def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: Prompt, compression
     measured: Measured = {
         "inputs_embeds": embeddings,
         "prepared_mask": layout.valid,
-        "prepared_labels": _labels(layout),
+        "prepared_labels": _labels(layout, prompt.labels),
         "logits": output.logits,
         "loss": None if output.loss is None else output.loss[None],
         "final_mask": final.valid,
-        "final_labels": _labels(final),
+        "final_labels": _labels(final, prompt.labels),
         "visual_tokens_before": torch.tensor(model.visual_tokens_per_image(compression)),
         **measure_stages(output.layouts, output.scores),
     }
@@ -82,10 +83,9 @@ def prepare(
     )
 
 
-def _labels(layout: TokenLayout) -> Tensor:
-    if layout.labels is None:
-        return torch.full_like(layout.positions, IGNORE_INDEX)
-    return layout.labels
+def _labels(layout: TokenLayout, labels: Tensor | None) -> Tensor:
+    """Labels of the prompt at the positions of a layout, int64 [B, L]."""
+    return torch.full_like(layout.positions, IGNORE_INDEX) if labels is None else labels_at(layout, labels)
 
 
 def _gradients(model: LlavaLlamaForCausalLM, wanted: dict[str, Tensor]) -> Measured:

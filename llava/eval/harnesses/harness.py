@@ -65,9 +65,8 @@ def losses(engine: Engine, prompts: Sequence[Prompt], answers: Sequence[str]) ->
     inputs = engine.batch(samples)
     output = engine.model(**inputs, use_cache=False, return_logits=True)
     labels = inputs["labels"].to(output.logits.device)
-    if output.layouts[-1].labels is not None:  # what was cut off for its length is not there to be scored
-        kept = own_columns(output.layouts[-1], labels.shape[1]).to(labels.device)
-        labels = labels.masked_fill(~kept, IGNORE_INDEX)
+    kept = own_columns(output.layouts[-1], labels.shape[1]).to(labels.device)
+    labels = labels.masked_fill(~kept, IGNORE_INDEX)  # what was cut off for its length is not there to be scored
     return [_likelihood(logits, row) for logits, row in zip(output.logits, labels, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from transformers import CLIPVisionConfig, PretrainedConfig
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import known_tower
+from llava.model.multimodal_encoder.tower import VisionTower
 
-TOWERS: dict[str, type[CLIPVisionTower]] = {"clip_vision_model": CLIPVisionTower}  # by model_type of their config
+TOWERS: dict[str, Callable[..., VisionTower]] = {"clip_vision_model": CLIPVisionTower}  # by model_type of their config
 
 
-def build_vision_tower(config: LlavaConfig) -> CLIPVisionTower:
+def build_vision_tower(config: LlavaConfig) -> VisionTower:
     """The tower that `config` names (`mm_vision_tower`), with random weights until they are loaded.
 
     Dimensions come from `mm_vision_config` where the checkpoint carries them, else from the named directory, else from

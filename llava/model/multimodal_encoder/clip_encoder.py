@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
-from llava.model.multimodal_encoder.encode import TowerOutput, encode_images
+from llava.model.multimodal_encoder.encode import TowerOutput, encode_images, has_cls
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,11 @@ class CLIPVisionTower(nn.Module):
         return self.config.hidden_size
 
     @property
+    def has_cls(self) -> bool:
+        """Whether the first of its tokens is CLS."""
+        return has_cls(self.model)
+
+    @property
     def num_patches(self) -> int:
         """Patches of one image, CLS not counted."""
         return (self.config.image_size // self.config.patch_size) ** 2
@@ -132,7 +137,7 @@ class CLIPVisionTower(nn.Module):
     def tokens_per_image(self, v2v: V2VConfig | None) -> int:
         """Visual tokens that `forward` gives for one image."""
         if v2v is not None:
-            return v2v.token_count(self.num_patches + 1)
+            return v2v.token_count(self.num_patches + self.has_cls)
         return self.num_patches + (self.select_feature == "cls_patch")
 
     def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:

@@ -1,0 +1,290 @@
+"""LLaVA on Llama, the family of LLaVA's own checkpoints: one `<image>` for an image, a tower and a projector beside it.
+
+Shapes: B rows, T columns of the prompt, L positions after splicing, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+
+from llava.compression.config import CompressionConfig
+from llava.compression.layout import TokenLayout
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import (
+    check_cache,
+    check_counting,
+    check_no_media,
+    check_padding_mask,
+    check_position_shape,
+    check_tokens,
+    refuse_soft_prompts_of_peft,
+)
+from llava.model.behind_cache import check_behind_cache, check_compression_behind_cache
+from llava.model.cache_name import CACHE, as_named, takes_either_name
+from llava.model.call_checks import BYPASS, check_no_images_behind, check_prompt
+from llava.model.embedded_prompts import check_streamer, refuse_placeholders, with_other_side, within_length
+from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_chosen_logits, check_options
+from llava.model.image_inputs import ShownImages, shown_images
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.llava_config import LlavaConfig
+from llava.model.placeholders import VisualSpan
+from llava.model.prefill import Prefill
+from llava.model.staged_generation import is_filled
+from llava.model.staged_model import StagedModel, continue_text
+from llava.model.stock_forward import forward_like
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """Llama's decoder with a vision tower and a projector beside it."""
+
+    config_class = LlavaConfig
+    embed_tokens: Any
+
+    def __init__(self, config: LlavaConfig) -> None:
+        LlamaModel.__init__(self, config)
+        self.embed_tokens.register_forward_pre_hook(refuse_placeholders)
+        self.build_vision_modules()
+
+    @takes_either_name
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Text as Llama runs it; behind a filled `StagedCache`, each stage goes on from where it stands."""
+        check_no_media(kwargs, "call the model with its head, whose forward takes images")
+        kwargs.pop(BYPASS, None)
+        check_cache(past_key_values)
+        if is_filled(past_key_values):
+            new: Any = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            check_behind_cache(past_key_values, new.shape[:2], attention_mask, position_ids)
+            return continue_text(self, new, past_key_values, attention_mask, **kwargs)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **as_named({"past_key_values": past_key_values}),
+            **kwargs,
+        )
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM):
+    """LLaVA with V2V and T2V in training, prefill and decoding; without compression it is LLaVA, token for token.
+
+    `forward` takes, beside what Llama's takes and what `forward_like` adds: `images`, one for each placeholder in
+    reading order, or one a row (those of rows without a placeholder are dummies), in any form that
+    `llava.model.image_inputs.image_tensors` knows; and `image_sizes`, for LLaVA's sake.
+    """
+
+    config_class = LlavaConfig
+    stock = LlamaForCausalLM
+    visual_inputs = ("images",)
+    decoders = ("LlavaLlamaModel",)
+    pixels_are = "give the pixels as images"
+    returns_layouts = True
+    refused_options: ClassVar[Mapping[str, str]] = {**REFUSED, **REFUSED_ON_EMBEDDINGS}
+    model: Any
+    lm_head: Any
+    post_init: Any
+    device: torch.device
+    forward = forward_like(LlamaForCausalLM, "images", "image_sizes")
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, with the image processor beside the weights, so that the directory stands alone."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        tower = self.get_vision_tower()
+        if tower is not None and is_main_process:
+            tower.image_processor.save_pretrained(save_directory)
+
+    @property
+    def decoder(self) -> Any:
+        """The language model without head."""
+        return self.model
+
+    def is_staged(self, compression: Any = None) -> bool:
+        """Always: prompts are embedded here, and caches are made here, whatever is compressed."""
+        return True
+
+    def pixel_inputs(self) -> tuple[str, ...]:
+        """Images, in any form."""
+        return self.visual_inputs
+
+    def tower_tokens(self) -> int | None:
+        """Tokens of one image, CLS included where the tower has it; None without a tower."""
+        tower = self.get_vision_tower()
+        return None if tower is None else tower.num_patches + tower.has_cls
+
+    def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
+        """Visual tokens that one image brings into the language model."""
+        return self.require_tower().tokens_per_image((compression or self.compression).v2v)
+
+    def longest_prompt(self) -> int | None:
+        """`model_max_length` of the training that made the model, or that it is in."""
+        return self.config.tokenizer_model_max_length
+
+    def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
+        """One span an image, its crops behind one another; of an image that no prompt shows an empty one."""
+        shown: ShownImages | None = inputs["images"]
+        if shown is None or not shown.images:
+            return {IMAGE_TOKEN_INDEX: []}
+        tower = self.require_tower()
+        crops = iter(self.encode_images(torch.cat(shown.images).to(tower.device), compression.v2v))
+        images = [torch.cat(list(itertools.islice(crops, len(image)))) for image in shown.images]
+        if shown.unseen:
+            return {IMAGE_TOKEN_INDEX: [VisualSpan(tokens[:0], 0) for tokens in images]}
+        return {IMAGE_TOKEN_INDEX: [VisualSpan(tokens, 1) for tokens in images]}
+
+    def prefill(
+        self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
+    ) -> Prefill:
+        """As in every family; first, images are brought into one form and given to their placeholders."""
+        shown = None
+        if inputs.get("inputs_embeds") is None:
+            shown = shown_images(
+                inputs["input_ids"], inputs.get("attention_mask"), inputs.get("images"), inputs.get("plan"),
+                self.training,
+            )  # fmt: skip
+            if shown is not None and not shown.unseen:
+                compression.check_made_for(self.config.model_type, self.config.num_hidden_layers)
+        return super().prefill({**inputs, "images": shown}, compression, padding_side)
+
+    def prepare_multimodal_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Any = None,
+        query_mask: Tensor | None = None,
+        compression: CompressionConfig | None = None,
+        padding_side: str = "right",
+    ) -> tuple[Tensor, TokenLayout]:
+        """Embed the text, encode the images and splice them in.
+
+        Args:
+            input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go.
+            attention_mask: [B, T], 0 on padding of either side.
+            labels: int64 [B, T], -100 where there is no target; what has one does not vote.
+            images: as in `forward`.
+            query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
+            compression: instead of the model's own.
+            padding_side: of the result.
+
+        Returns:
+            embeddings [B, L, D], zeros on padding, and their layout.
+        """
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "images": images,
+            "query_mask": query_mask,
+        }  # fmt: skip
+        check_prompt(self, inputs, generating=True)
+        prefill = self.prefill(inputs, compression or self.compression, padding_side)
+        return prefill.embeddings, prefill.layout
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        images: Any = None,
+        image_sizes: Any = None,
+        attention_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        compression: CompressionConfig | str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer prompts; as transformers' `generate`, but returns only the new ids, as LLaVA does.
+
+        With a filled `StagedCache` as `past_key_values` a conversation goes on: `inputs` are what the cache lacks,
+        first of all the last token that was generated. They see the visual tokens that the first question left in
+        each layer, and choose none anew.
+
+        Args:
+            inputs: int64 [B, T] (also accepted as `input_ids`), `IMAGE_TOKEN_INDEX` where images go.
+            images: as in `forward`; of a whole prompt only.
+            image_sizes: accepted for LLaVA's sake.
+            attention_mask: [B, T], 0 on padding of either side; behind a filled cache on padding in front.
+            query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`; of a whole prompt only.
+            compression: instead of the model's own: an object, preset's name, YAML file or mapping. Of a whole prompt
+                only.
+            kwargs: of transformers' `generate`, such as `streamer`, which gets new ids only.
+
+        Raises:
+            ValueError: if the inputs do not fit each other or the cache.
+        """
+        given, config = kwargs.pop("input_ids", None), kwargs.get("generation_config")
+        if (inputs is None) == (given is None) or kwargs.pop("inputs_embeds", None) is not None:
+            raise ValueError("Give the prompt once, as token ids (inputs=); embeddings are made here.")
+        inputs = given if inputs is None else inputs
+        check_tokens("inputs", inputs)
+        inputs = inputs.to(self.device)
+        refuse_soft_prompts_of_peft(self)
+        check_options(self.refused_options, kwargs, config, self.generation_config)
+        check_chosen_logits(kwargs.get("return_logits"))
+        check_no_media(kwargs, self.pixels_are)
+        check_streamer(kwargs.get("streamer"), len(inputs))
+        kwargs = as_named(kwargs)
+        cache: Any = kwargs.get(CACHE)
+        check_cache(cache)
+        positions = kwargs.pop("position_ids", None)
+        chosen = None if compression is None else self.checked(compression)
+        if is_filled(cache):
+            check_no_images_behind(self, {"input_ids": inputs, "images": images})
+            check_behind_cache(cache, inputs.shape, attention_mask, positions)
+            check_compression_behind_cache(cache, chosen, self.compression)
+            _check_last_column(attention_mask)
+            embeddings = self.get_input_embeddings()(inputs)
+            mask = None if attention_mask is None else attention_mask.to(self.device)
+            kwargs = within_length(kwargs, cache.get_seq_length() + inputs.shape[1], self.generation_config)
+            return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
+        check_padding_mask(attention_mask, *inputs.shape)
+        check_position_shape(positions, *inputs.shape)
+        check_counting(positions, attention_mask)
+        chosen = self.compression if chosen is None else chosen
+        prompt = {"input_ids": inputs, "attention_mask": attention_mask, "images": images, "query_mask": query_mask}
+        ready = self.prefill(prompt, chosen, padding_side="left")
+        kwargs = within_length(kwargs, ready.layout.valid.shape[1], self.generation_config)
+        kwargs = with_other_side(kwargs, inputs, attention_mask, self.generation_config)
+        return super().generate(
+            inputs_embeds=ready.embeddings,
+            attention_mask=ready.layout.valid.long(),
+            prefill=dataclasses.replace(ready, width=None, of_embeddings=True),
+            compression=chosen,
+            **kwargs,
+        )
+
+    def _maybe_prepare_encoder_kwargs_for_generation(self, tensor: Tensor, given: dict[str, Any], *args: Any) -> Any:
+        """Nothing: `generate` has prepared the prompt."""
+        return given
+
+
+def _check_last_column(attention_mask: Tensor | None) -> None:
+    """Raise ValueError for new tokens behind a filled cache that are padded on the right."""
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "The new tokens behind a filled cache are padded on the right, but each answer starts at the last column; "
+            "pad them on the left."
+        )
+
+
+AutoModel.register(LlavaConfig, LlavaLlamaModel)
+AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM)

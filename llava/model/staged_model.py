@@ -1,0 +1,407 @@
+"""The front: everything that models with both stages share, whatever family they are of.
+
+A family (`llava/model/families/`) adds how its images become tokens. Shapes: B rows, T columns of the input, L
+positions after splicing, L' after the last drop, S text tokens, A axes of positions, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils.output_capturing import capture_outputs
+
+from llava.compression.config import CompressionConfig, T2VConfig
+from llava.compression.layout import TokenLayout
+from llava.model.accepted_inputs import (
+    check_cache,
+    is_attention_matrix,
+    refuse_soft_prompts_of_peft,
+    separated,
+    stands_apart,
+    without_packing,
+)
+from llava.model.behind_cache import check_compression_behind_cache
+from llava.model.cache_name import CACHE, as_named, named
+from llava.model.call_checks import asks_nothing, check_call, check_prompt, labels_given, text_alone
+from llava.model.columns import given_answer, own_columns
+from llava.model.loss import Targets
+from llava.model.placeholders import VisualSpan
+from llava.model.prefill import Prefill, at_stock_positions
+from llava.model.results import LlavaModelOutput, Wanted, with_head
+from llava.model.splice import (
+    SplicePlan,
+    plan_splice,
+    splice_embeddings,
+    warn_without_answers,
+    warn_without_query_mask,
+)
+from llava.model.staged_cache import StagedCache
+from llava.model.staged_decoder import continue_stages, run_stages
+from llava.model.staged_generation import StagedGeneration, is_filled
+from llava.model.stock_forward import OWN_INPUTS
+
+
+class StagedModel(StagedGeneration):
+    """A vision-language model whose decoder runs stage by stage. A family says:
+
+    - `stock`: the class of transformers that it builds on; `forward = forward_like(stock)`;
+    - `visual_inputs`: the names among its inputs that describe images and videos, those with pixels `pixel_inputs`;
+    - `visual_spans`: from those to visual tokens, each image with its own count;
+    - where they differ from LLaVA's: `decoder`, `decoders`, `fitted`, `tower_tokens`, `rotary_positions`.
+    """
+
+    stock: ClassVar[Any]
+    visual_inputs: ClassVar[tuple[str, ...]]
+    decoders: ClassVar[tuple[str, ...]] = (
+        "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel",
+    )  # fmt: skip
+    """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
+    position_axes: ClassVar[tuple[int, ...]] = ()
+    """How many axes positions may have in front of [B, T]."""
+    pixels_are: ClassVar[str] = "give what the model's own processor returns, as the processor names it"
+    """What to do instead of giving pixels under a name that nothing reads."""
+    returns_layouts: ClassVar[bool] = False
+    """Whether outputs carry the layouts of the stages unless `output_layouts` says otherwise."""
+    model: Any
+    lm_head: Any
+    training: bool
+    get_input_embeddings: Any
+    _parsed: tuple[Any, CompressionConfig] = (None, CompressionConfig())
+
+    def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
+        """Encode images and videos, with V2V if configured.
+
+        Args:
+            compression: what to do.
+            inputs: of `visual_inputs`; any may be None.
+
+        Returns:
+            for each placeholder's token id, its spans in reading order.
+        """
+        raise NotImplementedError
+
+    def pixel_inputs(self) -> tuple[str, ...]:
+        """Which of `visual_inputs` hold pixels."""
+        return tuple(name for name in self.visual_inputs if name.startswith("pixel"))
+
+    def rotary_positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Positions [A, B, T] that the stock model gives the uncompressed prompt; None where they are 0, 1, 2, ..."""
+        return None
+
+    def stands_apart(self, inputs: Mapping[str, Any], caching: bool) -> bool:
+        """Whether a prompt packs several sequences into a row, or has a 4-D mask.
+
+        Args:
+            inputs: of the stock model, by name.
+            caching: whether a cache is asked for; without one, transformers takes any jump for a border.
+        """
+        return stands_apart(inputs.get("position_ids"), inputs.get("attention_mask"), caching)
+
+    def separating_positions(self, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The positions by which the stock model keeps packed sequences apart, without a mask."""
+        return separated(position_ids, attention_mask)
+
+    def check_tower(self) -> None:
+        """Raise ValueError for a vision tower that V2V cannot work with."""
+
+    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
+        """The nearest configuration that makes sense for the architecture."""
+        return compression
+
+    def tower_tokens(self) -> int | None:
+        """Tokens that V2V finds for each image, CLS included; None where that depends on the image."""
+        return None
+
+    def longest_prompt(self) -> int | None:
+        """Positions after which a prompt that is trained on is cut off; None cuts none."""
+        return None
+
+    @property
+    def decoder(self) -> Any:
+        """The language model without head."""
+        return self.model.language_model
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """What `config.json` says under "compression"; nothing there means no compression."""
+        saved = getattr(self.config, "compression", None)
+        if saved != self._parsed[0]:
+            self._parsed = copy.deepcopy(saved), CompressionConfig.resolve(saved)
+        return self._parsed[1]
+
+    def set_compression(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> None:
+        """Make a configuration, preset or YAML file the model's own; it is saved with the checkpoint.
+
+        Raises:
+            ValueError: if it does not fit the tower or the depth of the language model.
+        """
+        self.config.compression = self.checked(compression).to_dict()
+
+    def checked(self, compression: CompressionConfig | str | Mapping[str, Any] | None) -> CompressionConfig:
+        """A configuration in any form as this model takes it.
+
+        Raises:
+            ValueError: if it does not fit the tower or the depth of the language model.
+        """
+        asked = CompressionConfig.resolve(compression)
+        resolved = self.fitted(asked)
+        if resolved != CompressionConfig():
+            self._check_decoder()
+        if resolved.v2v is not None:
+            self.check_tower()
+            tokens = self.tower_tokens()
+            if tokens is not None:
+                resolved.v2v.token_count(tokens)
+        if resolved.t2v is not None:
+            resolved.t2v.check_depth(len(self.decoder.layers))
+        asked.check_made_for(self.config.model_type, len(self.decoder.layers))
+        return resolved
+
+    def _check_decoder(self) -> None:
+        """Raise ValueError for a language model that the staged decoder would run wrongly."""
+        if type(self.decoder).__name__ not in self.decoders:
+            raise ValueError(
+                f"The language model is a {type(self.decoder).__name__}; accepted are {', '.join(self.decoders)}. A "
+                "family whose layers are like Llama's may name another in `decoders`."
+            )
+        StagedCache(self.decoder.config)  # refuses sliding windows
+
+    def staged_forward(self, inputs: dict[str, Any], more: dict[str, Any]) -> Any:
+        """Forward under a compression, on inputs by name: those of the stock signature, and what else was given."""
+        own = {name: more.pop(name, None) for name in OWN_INPUTS}
+        compression = self.compression if own["compression"] is None else self.checked(own["compression"])
+        given, cache = inputs | more | own, inputs.get(CACHE)
+        wanted = Wanted.of(
+            given,
+            self.training,
+            compression.t2v.layers if compression.t2v else (),
+            self.returns_layouts if own["output_layouts"] is None else bool(own["output_layouts"]),
+        )
+        if check_call(self, inputs, more, own):
+            output = self.stock.forward(self, **text_alone(self, inputs, more))
+            return output if wanted.logits else dataclasses.replace(output, logits=None)
+        of_layers = _of_layers(more)
+        if cache is not None and is_filled(cache):
+            check_compression_behind_cache(cache, None if own["compression"] is None else compression, self.compression)
+            embeds = inputs.get("inputs_embeds")
+            new = self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
+            return with_head(
+                self.lm_head, continue_text(self.decoder, new, cache, inputs.get("attention_mask"), **of_layers), wanted
+            )
+        prefill = own["prefill"] or self.prefill(given, compression)
+        caching = given.get("use_cache")
+        if caching is None:
+            caching = self.decoder.config.use_cache and not wanted.loss and not self.training
+        if caching and cache is None:
+            cache = StagedCache(self.decoder.config)
+        cache = cache if caching else None
+        if cache is not None:
+            cache.filled_under = compression
+        outputs = _run(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **of_layers)
+        return with_head(self.lm_head, outputs, wanted, prefill.targets, prefill.width)
+
+    def prefill(
+        self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
+    ) -> Prefill:
+        """Embed the text, encode what is seen, and bring both into rows.
+
+        Args:
+            inputs: of `forward`, by name, checked. With a `plan` nothing is asked of the device.
+            compression: what to do.
+            padding_side: of the result; None pads as the input is padded, and leaves text alone as it stands.
+
+        Raises:
+            ValueError: if the placeholders do not fit the images, or another tensor has another shape than the ids.
+        """
+        ids, plan = inputs.get("input_ids"), inputs.get("plan")
+        if ids is None or inputs.get("inputs_embeds") is not None:
+            return self._of_embeddings(inputs)
+        spans = self.visual_spans(compression, {name: inputs.get(name) for name in self.visual_inputs})
+        features = [span.features for span in chain.from_iterable(spans.values())]
+        if plan is None and padding_side is None and not features and not bool(self.is_placeholder(ids).any()):
+            positions = self.rotary_positions(ids, inputs.get("attention_mask"), inputs)
+            return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
+        labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
+        if plan is None:
+            plan = self._plan(inputs, spans, compression, padding_side)
+        elif shift_labels is not None or (labels is not None and plan.targets is None):
+            plan = dataclasses.replace(plan, targets=Targets.of(labels, shift_labels))
+        plan.require([len(span) for span in features], _queries(compression))
+        plan = plan.to(ids.device)
+        text = self.get_input_embeddings()(plan.ids)  # [S, D]
+        targets = plan.targets if labels_given(inputs) else None
+        return Prefill(splice_embeddings(text, features, plan), plan.layout, plan.width, targets)
+
+    def _plan(
+        self,
+        inputs: Mapping[str, Any],
+        spans: Mapping[int, Sequence[VisualSpan]],
+        compression: CompressionConfig,
+        side: str | None,
+    ) -> SplicePlan:
+        """Plan a prompt that came without a plan; waits for the device it is on."""
+        ids, mask, query_mask = (_host(inputs.get(name)) for name in ("input_ids", "attention_mask", "query_mask"))
+        labels, shift_labels = _host(inputs.get("labels")), _host(inputs.get("shift_labels"))
+        assert ids is not None
+        answers = None
+        if labels is None and shift_labels is None:
+            answers = given_answer(ids, mask, self.is_placeholder(ids), inputs.get("logits_to_keep"))
+            silent = answers is None and query_mask is None
+            if silent and compression.t2v and self.training and torch.is_grad_enabled():
+                warn_without_answers()
+        queries = _queries(compression)
+        if queries == "salient" and query_mask is None and any(spans.values()):
+            warn_without_query_mask()
+        plan = plan_splice(
+            ids,
+            mask,
+            {token: [span.size for span in held] for token, held in spans.items()},
+            labels=labels,
+            shift_labels=shift_labels,
+            answers=answers,
+            query_mask=query_mask,
+            queries=queries,
+            padding_side=side or _padding_side(mask),
+            max_length=self.longest_prompt() if labels_given(inputs) else None,
+        )
+        positions = self.rotary_positions(inputs["input_ids"], inputs.get("attention_mask"), inputs)
+        given = inputs.get("position_ids")
+        if positions is None and given is not None and not plan.counts:
+            positions = given.expand(ids.shape)[None]
+        return plan if positions is None else at_stock_positions(plan, positions, mask)
+
+    def _of_embeddings(self, inputs: Mapping[str, Any]) -> Prefill:
+        """A prompt [B, T, D] that came as embeddings: text alone, or with the layout of what else it holds."""
+        embeds, layout = inputs["inputs_embeds"], inputs.get("layout")
+        if layout is None:
+            return dataclasses.replace(self._of_text(embeds, inputs), of_embeddings=True)
+        targets, shift_labels = Targets.of(inputs.get("labels"), inputs.get("shift_labels")), inputs.get("shift_labels")
+        if targets is not None:
+            columns, width = layout.input_columns(), targets.shifted.shape[1]
+            visual = own_columns(dataclasses.replace(layout, columns=columns.masked_fill(~layout.is_visual, -1)), width)
+            targets = targets.without(visual | (~own_columns(layout, width) & (shift_labels is None)))
+        return Prefill(embeds, layout, None, targets, of_embeddings=True)
+
+    def _of_text(self, embeddings: Tensor, inputs: Mapping[str, Any], positions: Tensor | None = None) -> Prefill:
+        """Text [B, T, D] as it stands, position for position; positions on several axes are theirs."""
+        mask, rows, columns = inputs.get("attention_mask"), *embeddings.shape[:2]
+        if mask is None or is_attention_matrix(mask):
+            layout = TokenLayout.of_full_text(rows, columns, embeddings.device)
+        else:
+            layout = TokenLayout.of_text(mask)
+        given = inputs.get("position_ids") if positions is None else positions
+        if given is not None:
+            layout = layout.at_positions(given if given.dim() == 2 else given[-3:])
+        return Prefill(embeddings, layout, columns, Targets.of(inputs.get("labels"), inputs.get("shift_labels")))
+
+    def is_placeholder(self, input_ids: Tensor) -> Tensor:
+        """bool [B, T]: where images and videos go."""
+        tokens = list(self.visual_spans(CompressionConfig(), dict.fromkeys(self.visual_inputs)))
+        return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
+
+    def is_staged(self, compression: Any = None) -> bool:
+        """Whether a call, with this compression instead of the model's own, compresses anything."""
+        return not asks_nothing(getattr(self.config, "compression", None) if compression is None else compression)
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self,
+        inputs_tensor: Tensor,
+        model_kwargs: dict[str, Any],
+        model_input_name: str | None,
+        generation_config: GenerationConfig,
+    ) -> dict[str, Any]:
+        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder.
+
+        A cache is always used, as transformers does for prompts that are embeddings: a whole sequence that is run again
+        with its answer could choose other visual tokens.
+        """
+        given = model_kwargs.get("compression")
+        compression = self.compression if given is None else self.checked(given)
+        if compression == CompressionConfig():
+            return self.stock._maybe_prepare_encoder_kwargs_for_generation(
+                self, inputs_tensor, model_kwargs, model_input_name, generation_config
+            )
+        generation_config.use_cache = True
+        check_cache(as_named(model_kwargs).get(CACHE))
+        if is_filled(as_named(model_kwargs).get(CACHE)):
+            raise ValueError(
+                "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
+            )
+        refuse_soft_prompts_of_peft(self)
+        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
+        check_prompt(self, prompt, generating=True)
+        ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
+        used = (*self.visual_inputs, "query_mask", "position_ids")
+        return {name: value for name, value in model_kwargs.items() if name not in used} | ready
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
+        if not self.is_staged(model_kwargs.get("compression")):
+            return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+        return None
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        if self.is_staged(model_kwargs.get("compression")):
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        else:
+            self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
+
+
+@capture_outputs
+def _run(
+    decoder: Any,
+    embeddings: Tensor,
+    layout: TokenLayout,
+    t2v: T2VConfig | None,
+    cache: StagedCache | None,
+    **kwargs: Any,
+) -> LlavaModelOutput:
+    output = run_stages(decoder, embeddings, layout, t2v, cache, **kwargs)
+    return LlavaModelOutput(
+        last_hidden_state=output.hidden_states, layouts=output.layouts, scores=output.scores, **named(cache)
+    )
+
+
+@capture_outputs
+def continue_text(
+    decoder: Any, embeddings: Tensor, cache: StagedCache, attention_mask: Tensor | None, **kwargs: Any
+) -> LlavaModelOutput:
+    """Run the embeddings [B, n, D] of text behind a filled cache.
+
+    Args:
+        decoder: Llama-like model.
+        embeddings: of the new tokens.
+        cache: what came before; extended in place.
+        attention_mask: of the new tokens, or longer: its last n columns.
+        kwargs: handed to every layer.
+    """
+    cache.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
+    return LlavaModelOutput(last_hidden_state=continue_stages(decoder, embeddings, cache, **kwargs), **named(cache))
+
+
+def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
+    """What the stock model would hand to its decoder layers."""
+    used = ("num_items_in_batch", "use_cache", "shift_labels")
+    return {name: value for name, value in without_packing(more).items() if name not in used}
+
+
+def _queries(compression: CompressionConfig) -> str:
+    return compression.t2v.queries if compression.t2v else "last"
+
+
+def _padding_side(attention_mask: Tensor | None) -> str:
+    """Left if any row starts with padding."""
+    return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
+
+
+def _host(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
