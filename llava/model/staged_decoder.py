@@ -9,7 +9,6 @@ Shapes: B rows, L positions, D width, V voting tokens, H query heads, G key head
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
+from transformers.utils.output_capturing import capture_outputs
 
 from llava.compression.config import T2VConfig
 from llava.compression.layout import TokenLayout
@@ -30,29 +30,11 @@ from llava.compression.t2v import (
 )
 from llava.model.cache_name import named
 from llava.model.collectives import ranks_must_agree
+from llava.model.results import LlavaModelOutput
 from llava.model.staged_cache import StagedCache
 
 
-@dataclass(frozen=True)
-class StagedOutput:
-    """What the staged decoder returns.
-
-    Attributes:
-        hidden_states: [B, L', D] after the final norm; L' counts what survived the last drop.
-        layouts: what each stage worked on, the first one as it came in.
-        scores: float32 [B, L] that each drop was ranked by, None where none were needed.
-    """
-
-    hidden_states: Tensor
-    layouts: tuple[TokenLayout, ...]
-    scores: tuple[Tensor | None, ...]
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Layout of `hidden_states`."""
-        return self.layouts[-1]
-
-
+@capture_outputs
 def run_stages(
     decoder: Any,
     hidden_states: Tensor,
@@ -60,7 +42,7 @@ def run_stages(
     t2v: T2VConfig | None,
     cache: StagedCache | None = None,
     **kwargs: Any,
-) -> StagedOutput:
+) -> LlavaModelOutput:
     """Training and prefill: every layer, with a drop between stages.
 
     Scoring computes queries and keys itself, because no attention kernel but the eager one gives its weights. Where
@@ -74,6 +56,10 @@ def run_stages(
         t2v: when to drop and how much; None drops nothing.
         cache: an empty cache to fill, or None.
         kwargs: handed to every layer.
+
+    Returns:
+        hidden states [B, L', D] after the final norm, where L' counts what survived the last drop; what each stage
+        worked on and was ranked by.
     """
     layouts, scores = [layout], []
     ranking: Tensor | None = None
@@ -97,21 +83,34 @@ def run_stages(
             hidden_states, layout = _on_device_of(decoder.layers[begin], hidden_states, layout)
             ranking = rank_visual_tokens(decoder, begin, hidden_states, layout, t2v, stage)
         hidden_states = _run_layers(decoder, begin, last, hidden_states, mask, layout.positions, cache, **kwargs)
-    return StagedOutput(decoder.norm(hidden_states), tuple(layouts), tuple(scores))
+    return LlavaModelOutput(
+        last_hidden_state=decoder.norm(hidden_states), layouts=tuple(layouts), scores=tuple(scores), **named(cache)
+    )
 
 
-def continue_stages(decoder: Any, hidden_states: Tensor, cache: StagedCache, **kwargs: Any) -> Tensor:
-    """Decoding: new text tokens [B, n, D] behind a filled cache, each stage at its own positions; drops nothing.
+@capture_outputs
+def continue_stages(
+    decoder: Any, hidden_states: Tensor, cache: StagedCache, attention_mask: Tensor | None = None, **kwargs: Any
+) -> LlavaModelOutput:
+    """Decoding: new text behind a filled cache, each stage at its own positions; drops nothing.
+
+    Args:
+        decoder: Llama-like model.
+        hidden_states: [B, n, D] embeddings of the new tokens.
+        cache: what came before; extended in place.
+        attention_mask: of the new tokens, [B, n], or longer: its last n columns. None counts all of them.
+        kwargs: handed to every layer.
 
     Returns:
-        [B, n, D] after the final norm.
+        hidden states [B, n, D] after the final norm.
     """
+    cache.expect(None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :])
     ends = [stage.first_layer for stage in cache.stages[1:]] + [len(decoder.layers)]
     for stage, last in zip(cache.stages, ends, strict=True):
         positions = cache.append(stage, hidden_states.shape[1])
         mask = _causal_mask(decoder, hidden_states, stage.key_mask, cache, stage.first_layer)
         hidden_states = _run_layers(decoder, stage.first_layer, last, hidden_states, mask, positions, cache, **kwargs)
-    return decoder.norm(hidden_states)
+    return LlavaModelOutput(last_hidden_state=decoder.norm(hidden_states), **named(cache))
 
 
 def rank_visual_tokens(

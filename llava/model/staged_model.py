@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils.output_capturing import capture_outputs
 
-from llava.compression.config import CompressionConfig, T2VConfig
+from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
 from llava.model.accepted_inputs import (
     check_cache,
@@ -28,13 +27,13 @@ from llava.model.accepted_inputs import (
     without_packing,
 )
 from llava.model.behind_cache import check_compression_behind_cache
-from llava.model.cache_name import CACHE, as_named, named
+from llava.model.cache_name import CACHE, as_named
 from llava.model.call_checks import asks_nothing, check_call, check_prompt, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill, at_stock_positions
-from llava.model.results import LlavaModelOutput, Wanted, with_head
+from llava.model.results import Wanted, with_head
 from llava.model.splice import (
     SplicePlan,
     plan_splice,
@@ -194,9 +193,8 @@ class StagedModel(StagedGeneration):
             check_compression_behind_cache(cache, None if own["compression"] is None else compression, self.compression)
             embeds = inputs.get("inputs_embeds")
             new = self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
-            return with_head(
-                self.lm_head, continue_text(self.decoder, new, cache, inputs.get("attention_mask"), **of_layers), wanted
-            )
+            outputs = continue_stages(self.decoder, new, cache, inputs.get("attention_mask"), **of_layers)
+            return with_head(self.lm_head, outputs, wanted)
         prefill = own["prefill"] or self.prefill(given, compression)
         caching = given.get("use_cache")
         if caching is None:
@@ -206,7 +204,7 @@ class StagedModel(StagedGeneration):
         cache = cache if caching else None
         if cache is not None:
             cache.filled_under = compression
-        outputs = _run(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **of_layers)
+        outputs = run_stages(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **of_layers)
         return with_head(self.lm_head, outputs, wanted, prefill.targets, prefill.width)
 
     def prefill(
@@ -354,38 +352,6 @@ class StagedModel(StagedGeneration):
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         else:
             self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
-
-
-@capture_outputs
-def _run(
-    decoder: Any,
-    embeddings: Tensor,
-    layout: TokenLayout,
-    t2v: T2VConfig | None,
-    cache: StagedCache | None,
-    **kwargs: Any,
-) -> LlavaModelOutput:
-    output = run_stages(decoder, embeddings, layout, t2v, cache, **kwargs)
-    return LlavaModelOutput(
-        last_hidden_state=output.hidden_states, layouts=output.layouts, scores=output.scores, **named(cache)
-    )
-
-
-@capture_outputs
-def continue_text(
-    decoder: Any, embeddings: Tensor, cache: StagedCache, attention_mask: Tensor | None, **kwargs: Any
-) -> LlavaModelOutput:
-    """Run the embeddings [B, n, D] of text behind a filled cache.
-
-    Args:
-        decoder: Llama-like model.
-        embeddings: of the new tokens.
-        cache: what came before; extended in place.
-        attention_mask: of the new tokens, or longer: its last n columns.
-        kwargs: handed to every layer.
-    """
-    cache.expect(None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :])
-    return LlavaModelOutput(last_hidden_state=continue_stages(decoder, embeddings, cache, **kwargs), **named(cache))
 
 
 def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:

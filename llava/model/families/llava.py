@@ -36,8 +36,9 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill
+from llava.model.staged_decoder import continue_stages
 from llava.model.staged_generation import is_filled
-from llava.model.staged_model import StagedModel, continue_text
+from llava.model.staged_model import StagedModel
 from llava.model.stock_forward import forward_like
 
 
@@ -70,7 +71,7 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
         if is_filled(past_key_values):
             new: Any = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             check_behind_cache(past_key_values, new.shape[:2], attention_mask, position_ids)
-            return continue_text(self, new, past_key_values, attention_mask, **kwargs)
+            return continue_stages(self, new, past_key_values, attention_mask, **kwargs)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
