@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from llava.data.check.check_settings import CheckSettings
 from llava.data.check.outcome import Fit, TextOutcome
-from llava.data.check.settings import CheckSettings
 
 
 def square(items: list[int]) -> list[int]:

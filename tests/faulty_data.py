@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from llava.data.check.budgets import CostAssumptions
-from llava.data.check.report import in_order
-from llava.data.check.run import CheckResult, check
-from llava.data.check.settings import CheckSettings
+from llava.data.check.check_report import in_order
+from llava.data.check.check_settings import CheckSettings
+from llava.data.check.checking import CheckResult, check
 from llava.data.check.sources import Source
 
 ASSUMED = CostAssumptions("tiny", batch_size=3, devices=2, peak_tflops=1.0, mfu=0.5, passes=4)

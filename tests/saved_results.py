@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava.compression.config import CompressionConfig, presets
-from llava.eval.scoring.results import RESULT_SUFFIX, Result
+from llava.eval.scoring.benchmark_result import RESULT_SUFFIX, Result
 from llava.eval.table import main
 
 BASE = "liuhaotian/llava-v1.5-7b"

@@ -27,7 +27,7 @@ from llava.common.atomic_write import (
 from llava.common.program import READER_GONE
 from llava.data.check.command import main as check_data
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.eval.tables.plots import accuracy_over_budget
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,12 +14,12 @@ from tiny_text import llama
 from llava.cost.shapes import CLIP_L_336, MODELS, DecoderShape, VisionShape
 from llava.data.check import conversations
 from llava.data.check.budgets import epoch_of, figures, padding_share, visual_tokens_of
+from llava.data.check.check_settings import CheckSettings
+from llava.data.check.checking import check
 from llava.data.check.conversations import check_conversations, load_tokenizer
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import KINDS
 from llava.data.check.image_files import check_images, prepared_pixels
-from llava.data.check.run import check
-from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import Source
 from llava.data.images import open_rgb
 from llava.data.sampler import EpochSampler

@@ -19,13 +19,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from llava.constants import IGNORE_INDEX
 from llava.cost.shapes import CLIP_L_336, MODELS
-from llava.data.check import run
+from llava.data.check import checking as run
 from llava.data.check.budgets import figures
+from llava.data.check.check_report import Report, in_order
+from llava.data.check.check_settings import CheckSettings
+from llava.data.check.checking import check
 from llava.data.check.command import main
 from llava.data.check.findings import KINDS
-from llava.data.check.report import Report, in_order
-from llava.data.check.run import check
-from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import SourceError, read_objects, read_sources, write_clean
 from llava.data.check.worker_pool import MOST_DEATHS, WorkerPool, chunks_of
 from llava.data.dataset import DataConfig, LazySupervisedDataset

@@ -22,9 +22,9 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.images import BadImageError, image_path, open_rgb
-from llava.data.measure import DataStatistics, measure
 from llava.data.records import Record, parse_record, read_records, wrap_image_marks
 from llava.data.sampler import EpochSampler
+from llava.data.statistics import DataStatistics, measure
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     expand2square,

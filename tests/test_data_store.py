@@ -25,10 +25,10 @@ from llava.compression.salience import salient_spans
 from llava.data.cache import CONTENTS, cached_table
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.json_stream import iterate_json
-from llava.data.measure import measure
 from llava.data.mixture import draw_rows, open_mix
 from llava.data.records import parse_record, read_records
 from llava.data.sampler import EpochSampler
+from llava.data.statistics import measure
 from llava.data.store import open_records
 from llava.data.tokenization import encode_conversation
 from llava.data.tokens import RecordEncoder, token_table, tokenizer_key

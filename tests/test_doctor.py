@@ -22,13 +22,13 @@ from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
 from llava.doctor import __main__ as program
 from llava.doctor.communication import CommunicationTest, try_communication
+from llava.doctor.diagnosis import to_json, to_text
 from llava.doctor.examination import Imports, Machine
 from llava.doctor.faults import find_faults
-from llava.doctor.fit import Request, Room, batch_sizes, best_plan, table
+from llava.doctor.fitting_recipes import Request, Room, batch_sizes, best_plan, table
 from llava.doctor.imports import import_errors
 from llava.doctor.kernels import Check, attention_checks, eager_attention, precision_checks
 from llava.doctor.packages import Package, read_packages
-from llava.doctor.report import to_json, to_text
 
 ROOT = Path(__file__).resolve().parents[1]
 

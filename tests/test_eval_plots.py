@@ -10,7 +10,7 @@ import pytest
 from saved_results import BASE, WHOLE, save, save_training, shown
 
 from llava.compression.config import CompressionConfig
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.eval.table import _accuracies, main
 from llava.eval.tables.gathering import measured_rows
 from llava.eval.tables.plots import accuracy_over_budget

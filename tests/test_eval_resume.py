@@ -31,10 +31,10 @@ from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run import main
 from llava.eval.runner import device_workers as workers
 from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.sessions import counted, described
-from llava.eval.runner.settings import open_checkpoint
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.inference.engine import Engine, ModelSpec
 
 

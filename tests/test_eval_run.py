@@ -41,7 +41,7 @@ from llava.eval.runner.from_flags import template_of
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import choose_judge
 from llava.eval.score import main as score
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.inference.batches import Task
 from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from saved_results import HALF_POPE, WHOLE, refused, save, save_training, shown, table_of
 
-from llava.eval.scoring.results import RESULT_SUFFIX
+from llava.eval.scoring.benchmark_result import RESULT_SUFFIX
 
 
 def test_a_result_stands_beside_its_row_relative_to_what_was_measured(

@@ -28,8 +28,8 @@ from llava.common import image_limits
 from llava.common.image_headers import check_directory
 from llava.common.image_limits import ImageLimitError, check_prepared, prepared_pixels
 from llava.common.image_opening import as_rgb, orientation
+from llava.data.check.check_settings import CheckSettings
 from llava.data.check.image_files import check_images
-from llava.data.check.settings import CheckSettings
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families.llava import LlavaInputs
 from llava.data.images import BadImageError, open_rgb

@@ -23,7 +23,7 @@ from llava.checkpoints.conversion import convert
 from llava.eval import run, run_llava
 from llava.eval.benchmarks.questions import Question
 from llava.eval.harnesses.harness import losses
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.inference.batches import Prompt, Task
 from llava.inference.chat import Chat
 from llava.inference.engine import Engine

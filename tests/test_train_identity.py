@@ -24,8 +24,8 @@ from llava.train.checkpoint import starting_point
 from llava.train.digests import READ_WHOLE, digest_model, digest_weights
 from llava.train.facts import FACTS_FILE, RunFacts
 from llava.train.manifest import seal
-from llava.train.report import count_parameters
 from llava.train.resuming import GROUPS, Change, change_of, differences, plain
+from llava.train.run_summary import count_parameters
 from llava.train.train import train
 
 RUN: dict[str, object] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}

@@ -18,10 +18,10 @@ from llava.eval.benchmarks import NAMES, get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.questions import Answered
 from llava.eval.runner.answer_file import new_run
+from llava.eval.runner.answer_settings import hash_of, write_settings
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import score_answers, summary_line
-from llava.eval.runner.settings import hash_of, write_settings
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import pope_reads

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from llava.verify import verify_folder
 from llava.verify.__main__ import main
+from llava.verify.case_settings import Deviation
 from llava.verify.compare import compare
-from llava.verify.settings import Deviation
 
 GOLDEN = Path(__file__).parent / "golden"
 Tensors = dict[str, Tensor]

@@ -21,10 +21,10 @@ from llava.cost.memory import GIB
 from llava.cost.overview import fitting
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape, model_kind
+from llava.doctor.diagnosis import Diagnosis, to_json, to_text
 from llava.doctor.examination import Machine, examine
 from llava.doctor.faults import find_faults
-from llava.doctor.fit import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
-from llava.doctor.report import Diagnosis, to_json, to_text
+from llava.doctor.fitting_recipes import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava.cost.memory import GIB, checkpoint_bytes
 from llava.cost.recipes import Recipe
 from llava.doctor.examination import Machine
-from llava.doctor.fit import Request, Room
+from llava.doctor.fitting_recipes import Request, Room
 from llava.doctor.kernels import FUSED
 
 INSTALL = "pip install -c constraints.txt -e"

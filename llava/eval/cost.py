@@ -37,7 +37,7 @@ from llava.cost.machine import measured_on
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape
 from llava.cost.timing import interleaved, wait_for
-from llava.eval.runner.settings import open_checkpoint
+from llava.eval.runner.answer_settings import open_checkpoint
 from llava.inference.loading_flags import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model

@@ -36,7 +36,7 @@ from llava.eval.runner.from_flags import devices_of, evaluated_model, generation
 from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.inference.engine import ModelSpec
 from llava.inference.loading_flags import add_loading_flags, best_device, check_device
 
@@ -64,7 +64,7 @@ class BenchmarkRun:
         """Find out what is left; with `fresh` everything is.
 
         Raises:
-            llava.eval.runner.settings.OtherSettingsError: if the answers were given under other settings.
+            llava.eval.runner.answer_settings.OtherSettingsError: if the answers were given under other settings.
         """
         if fresh:
             self.files.clear()

@@ -18,10 +18,10 @@ from llava.common.json_files import need
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import get_benchmark
+from llava.eval.runner.answer_settings import SETTINGS_SUFFIX, read_described
 from llava.eval.runner.exit_status import exit_status, printed, tell
 from llava.eval.runner.result_files import BenchmarkFiles, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
-from llava.eval.runner.settings import SETTINGS_SUFFIX, read_described
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from llava.common.atomic_write import write_whole
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
-from llava.eval.scoring.results import find_results
+from llava.eval.scoring.benchmark_result import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
 from llava.eval.tables.gathering import measured_rows
 from llava.eval.tables.plots import FORMATS, accuracy_over_budget, training_time_over_budget

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from llava.model.collectives import gathered, of_all_ranks, ranks_must_agree
 from llava.model.weights import PROJECTOR_FILE
 from llava.train.manifest import MANIFEST_FILE
-from llava.train.report import SUMMARY_FILE
+from llava.train.run_summary import SUMMARY_FILE
 from llava.train.soundness import STATE_FILE, damage, damage_seen_by_all, say_without_digests, step_of
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpoint import FINISHED, YES, clear_staging
 from llava.train.facts import RunFacts, what_differs
-from llava.train.report import SUMMARY_FILE
+from llava.train.run_summary import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 

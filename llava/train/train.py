@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llava.data.measure import DataStatistics, measure
+from llava.data.statistics import DataStatistics, measure
 from llava.train.adapters import add_lora
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
@@ -26,7 +26,7 @@ from llava.train.meter import summary_table
 from llava.train.one_run import only_run
 from llava.train.own_inputs import require_inputs_kept
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
-from llava.train.report import SUMMARY_FILE, log_start, write_summary
+from llava.train.run_summary import SUMMARY_FILE, log_start, write_summary
 from llava.train.skipped import SkippedSamples
 from llava.train.trainer import LlavaTrainer, make_sampler
 

@@ -16,8 +16,8 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, TO_READ
 from llava.common.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
+from llava.verify.replaying import verify_folder
 from llava.verify.report import exit_status, line, summary, to_json
-from llava.verify.run import verify_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

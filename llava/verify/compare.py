@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llava.verify.settings import Deviation
+from llava.verify.case_settings import Deviation
 
 DEFAULT_TOLERANCE = 1e-4
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from llava.compression import CompressionConfig
 from llava.constants import IGNORE_INDEX
 from llava.verify.case import Case
-from llava.verify.settings import Deviation
+from llava.verify.case_settings import Deviation
 from llava.verify.voters import Prompt, read_idxs
 
 _RESULTS = r"hidden_states|logits|loss|grad.*|new_tokens|step_logits"

@@ -12,7 +12,7 @@ import transformers
 
 from llava.cost.machine import version_of
 from llava.verify.compare import Measurement, largest
-from llava.verify.run import BY_DESIGN, FAIL, OK, STATUSES, UNREADABLE, Outcome
+from llava.verify.replaying import BY_DESIGN, FAIL, OK, STATUSES, UNREADABLE, Outcome
 
 _NAME_WIDTH, _STATUS_WIDTH = 38, 10
 

@@ -16,7 +16,7 @@ from llava.model import LlavaLlamaForCausalLM
 from llava.model.loss import labels_at
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.stages import measure_stages, recorded_counts
-from llava.verify.v2v import Measured
+from llava.verify.v2v_stage import Measured
 from llava.verify.voters import Prompt, leave_alone, match_images
 
 _GRADIENT, _NORM = "grad:", "grad_norm:"

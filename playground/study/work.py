@@ -144,7 +144,7 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
 
 def _train(recipe: str, log: Path, settings: dict[str, str], extra: Sequence[str] = ()) -> None:
     """Run a recipe in this process, unless its output is there already."""
-    from llava.train.report import SUMMARY_FILE
+    from llava.train.run_summary import SUMMARY_FILE
     from llava.train.train import train
 
     if (Path(settings["OUTPUT_DIR"]) / SUMMARY_FILE).is_file():

@@ -26,9 +26,9 @@ from llava.data.records import read_records
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.questions import Answered
+from llava.eval.runner.answer_settings import write_settings
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import score_answers
-from llava.eval.runner.settings import write_settings
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.verify.__main__ import main as verify
@@ -175,7 +175,7 @@ def _table(folder: Path) -> int:
 def _settings(folder: Path) -> dict[str, str]:
     write_squares(folder / "data", 4)
     questions = Squares().questions(folder / "data")
-    from llava.eval.runner.settings import hash_of
+    from llava.eval.runner.answer_settings import hash_of
 
     place = BenchmarkFiles(folder, "squares")
     lines = [{"question_id": q.question_id, "prompt": q.recorded_prompt, "text": "red", "answer_id": "a",

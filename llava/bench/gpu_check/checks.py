@@ -71,8 +71,8 @@ def _printed(*command: str) -> str | None:
 
 def golden(task: Task) -> bool:
     """A row for each recorded case, and one that counts them. Passes if none fails or cannot be read."""
+    from llava.verify.replaying import Outcome, verify_folder
     from llava.verify.report import exit_status
-    from llava.verify.run import Outcome, verify_folder
 
     if not task.cases.is_dir():
         raise NotHereError(f"There is no folder {str(task.cases)!r}; the cases are in the repository, in tests/golden.")

@@ -13,7 +13,7 @@ from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
 from llava.cost.flops import average_visual_tokens, training_flops, training_passes, visual_tokens_per_layer
 from llava.cost.shapes import DecoderShape, VisionShape
-from llava.data.check.run import CheckResult
+from llava.data.check.checking import CheckResult
 from llava.data.mixture import draw_rows
 from llava.data.sampler import EpochSampler
 

@@ -22,10 +22,10 @@ from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
+from llava.data.check.check_report import Report, write_all
+from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
+from llava.data.check.checking import CheckResult, check
 from llava.data.check.conversations import load_tokenizer
-from llava.data.check.report import Report, write_all
-from llava.data.check.run import CheckResult, check
-from llava.data.check.settings import IMAGE_MODES, CheckSettings
 from llava.data.check.sources import Source, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture

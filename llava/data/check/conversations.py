@@ -9,10 +9,10 @@ from typing import Any
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
+from llava.data.check.check_settings import CheckSettings
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding
 from llava.data.check.outcome import Fit, TextOutcome
-from llava.data.check.settings import CheckSettings
 from llava.data.check.sources import Unreadable
 from llava.data.media import marks_in
 from llava.data.records import Record, parse_record

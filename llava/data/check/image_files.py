@@ -24,8 +24,8 @@ from llava.common.image_limits import (
     prepared_pixels,
 )
 from llava.common.image_opening import orientation
+from llava.data.check.check_settings import CheckSettings
 from llava.data.check.findings import Finding
-from llava.data.check.settings import CheckSettings
 from llava.data.images import BadImageError, image_path, open_rgb
 
 THIN = 10  # longer side over shorter side

@@ -16,10 +16,10 @@ from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.data.families import family_of
 from llava.data.families.llava import conv_mode_of, require_roles
+from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
 from llava.eval.runner.flags import budget, compression_name
 from llava.eval.runner.jobs import EvaluatedModel
-from llava.eval.runner.settings import open_checkpoint
 from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import best_device, bits_of

@@ -15,11 +15,11 @@ from llava.compression.config import CompressionConfig
 from llava.cost import machine
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.answer_file import AnswerFile, new_run
+from llava.eval.runner.answer_settings import check_same, hash_of, read_settings, write_settings
 from llava.eval.runner.device_workers import Assignment, DeviceWorkers
 from llava.eval.runner.exit_status import tell
 from llava.eval.runner.fingerprint import Fingerprint
 from llava.eval.runner.sessions import UNKNOWN_DEVICE, Session, counted, described
-from llava.eval.runner.settings import check_same, hash_of, read_settings, write_settings
 from llava.inference.batches import batches
 from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
@@ -108,7 +108,7 @@ class Job:
             fresh: forget what is there.
 
         Raises:
-            llava.eval.runner.settings.OtherSettingsError: if there are answers that were given under other settings.
+            OtherSettingsError: if there are answers that were given under other settings.
         """
         if fresh:
             self.answers.remove()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llava.common.shown import shown
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.settings import SETTINGS_SUFFIX
-from llava.eval.scoring.results import RESULT_SUFFIX
+from llava.eval.runner.answer_settings import SETTINGS_SUFFIX
+from llava.eval.scoring.benchmark_result import RESULT_SUFFIX
 
 LONGEST_NAME = 200
 """Bytes of a name; file systems take 255, and parts, locks and unfinished files add to it."""

@@ -18,9 +18,9 @@ from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judging.judge import Judge, judge_is_configured
+from llava.eval.runner.answer_settings import hash_of, read_described
 from llava.eval.runner.result_files import BenchmarkFiles
-from llava.eval.runner.settings import hash_of, read_described
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.unread import NOTED_SHARE, Unread
 

@@ -14,6 +14,7 @@ from llava.common.path_flags import FILE_TO_READ, FOLDER_OR_NONE, as_text
 from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.answer_settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.runner.flags import (
     add_batch_flags,
@@ -25,7 +26,6 @@ from llava.eval.runner.flags import (
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import Job
 from llava.eval.runner.result_files import result_file
-from llava.eval.runner.settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.inference.loading_flags import add_loading_flags, check_device
 
 Item = TypeVar("Item")

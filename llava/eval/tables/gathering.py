@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from llava.eval.scoring.results import Result
+from llava.eval.scoring.benchmark_result import Result
 from llava.eval.tables.rows import Cell, MeasuredRow, plain, preset_configs, presets_of
 
 NO_DIFFERENCE = ("batch_size", "num_gpus", "limit", "loader_workers")

@@ -10,8 +10,8 @@ from typing import Any
 
 from llava.common.json_lines import write_lines
 from llava.data.check.budgets import BudgetFigures, CostAssumptions
+from llava.data.check.checking import CheckResult
 from llava.data.check.findings import KINDS, Finding, Severity
-from llava.data.check.run import CheckResult
 
 EXAMPLES = 20
 WIDTH = 110

@@ -12,7 +12,7 @@ from torch import nn
 from llava.common.json_files import write_json
 from llava.cost.flops import average_visual_tokens, describe, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
-from llava.data.measure import DataStatistics
+from llava.data.statistics import DataStatistics
 from llava.model import LlavaLlamaForCausalLM
 
 logger = logging.getLogger(__name__)

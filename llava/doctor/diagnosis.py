@@ -11,7 +11,7 @@ from llava.cost.memory import GIB, STAGES, Need, need
 from llava.cost.recipes import RECIPES, Recipe
 from llava.doctor.examination import Machine
 from llava.doctor.faults import Fault
-from llava.doctor.fit import Cell, Plan, Request, Room, batch_sizes
+from llava.doctor.fitting_recipes import Cell, Plan, Request, Room, batch_sizes
 from llava.doctor.kernels import Check
 
 WIDTH = 110

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.verify import deviations, generation, stage, v2v, whole
+from llava.verify import deviations, generation, stage, whole
+from llava.verify import v2v_stage as v2v
 from llava.verify.case import Case, UnreadableCaseError, case_name, find_cases, read_case, read_json
+from llava.verify.case_settings import Deviation, RefusedError, Settings, or_refuse, read_settings
 from llava.verify.compare import DEFAULT_TOLERANCE, Measurement, compare
 from llava.verify.models import ModelStore
-from llava.verify.settings import Deviation, RefusedError, Settings, or_refuse, read_settings
 from llava.verify.voters import read_prompt
 
 OK, FAIL, BY_DESIGN, UNREADABLE = "ok", "FAIL", "by design", "unreadable"
