@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tiny_folder import write_model, write_pictures
 
+from llava.common.program import as_program
 from llava.compression.v2v import Fate
 from llava.inference.chat import Chat
 from llava.inference.typed_images import read_image
@@ -148,6 +149,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert COMMANDS in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["llava.serve.cli.load_pretrained_model", "llava.serve.cli.typed_lines"])
+def test_ctrl_c_outside_of_an_answer_ends_the_program_in_a_word(
+    folder: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """While the model is loaded, or while a pipe is waited for."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    assert as_program(main, ["--model-path", str(folder), "--device", "cpu"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "Stopped."
 
 
 def test_it_runs_as_a_program_behind_a_pipe(folder: Path):

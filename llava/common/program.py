@@ -13,6 +13,8 @@ from llava.common.atomic_write import UnwritableError
 
 READER_GONE = 128 + 13
 """Exit status of a program whose reader left (`| head`), as shells name the end by SIGPIPE."""
+INTERRUPTED = 128 + 2
+"""Exit status of a program that was ended by Ctrl-C, as shells name the end by SIGINT."""
 CANNOT_WRITE = 2
 """Exit status of a program that cannot write its output."""
 
@@ -25,8 +27,8 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
         arguments: for it.
 
     Returns:
-        its exit status: 0 where it returns None, `READER_GONE` where nobody reads its output any more, and
-        `CANNOT_WRITE`, after a sentence, where that cannot be written.
+        its exit status: 0 where it returns None, `READER_GONE` where nobody reads its output any more, `INTERRUPTED`,
+        after a word, on Ctrl-C, and `CANNOT_WRITE`, after a sentence, where the output cannot be written.
 
     Raises:
         SystemExit: as the program does.
@@ -37,6 +39,9 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
         except UnwritableError as error:
             sys.stderr.write(f"{error}\n")
             status = CANNOT_WRITE
+        except KeyboardInterrupt:
+            sys.stderr.write("Stopped.\n")
+            status = INTERRUPTED
         finally:
             sys.stdout.flush()
     return status or 0

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         eval_model(options)
         return 0
 
-    return exit_status(program)
+    return exit_status(program, kept="")
 
 
 def _parser() -> argparse.ArgumentParser:

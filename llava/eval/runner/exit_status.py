@@ -6,9 +6,9 @@ import logging
 import sys
 from collections.abc import Callable
 
+from llava.common.program import INTERRUPTED
 from llava.common.shown import printable
 
-INTERRUPTED = 130
 KEPT = "What was done until now is kept, and the same command goes on from there."
 
 
@@ -16,11 +16,12 @@ class WorkerError(RuntimeError):
     """A worker process ended before its work did; the message says why and what to do."""
 
 
-def exit_status(program: Callable[[], int]) -> int:
+def exit_status(program: Callable[[], int], kept: str = KEPT) -> int:
     """Run a program; what ends it early becomes a sentence on standard error and a status.
 
     Args:
         program: gives the status where nothing does.
+        kept: what is said of its work where Ctrl-C ends it.
 
     Returns:
         its status; 2 for wrong input, a file that cannot be read or written, or memory that ran out; 130 if it was
@@ -36,7 +37,7 @@ def exit_status(program: Callable[[], int]) -> int:
         tell(str(error) or type(error).__name__)
         return 2
     except KeyboardInterrupt:
-        tell(f"Stopped. {KEPT}")
+        tell(f"Stopped. {kept}".rstrip())
         return INTERRUPTED
 
 
