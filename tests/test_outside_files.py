@@ -173,7 +173,9 @@ def test_hostile_json_is_refused_in_a_sentence(text: bytes, words: str, tmp_path
         read_object(tmp_path / "settings.json", "write it again")
 
 
-@pytest.mark.parametrize("kind", ["compression", "mixture", "records", "results", "settings", "answers", "sqa", "gqa"])
+@pytest.mark.parametrize(
+    "kind", ["compression", "mixture", "records", "results", "settings", "answers", "sqa", "gqa", "judge", "questions"]
+)
 def test_damaged_files_are_read_or_refused_in_a_sentence(kind: str) -> None:
     from attack.fuzz_files import run
 

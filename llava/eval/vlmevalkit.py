@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
@@ -85,6 +86,8 @@ class DuetLlava(_Base):
                 text += f"{DEFAULT_IMAGE_TOKEN}\n"
                 images.append(read_image(part["value"], self._engine.inputs.image_opening))
             elif part["type"] == "text":
+                if not isinstance(part["value"], str):
+                    raise ValueError(f"A message holds the text {shown(part['value'], 60)}; it must be text.")
                 text += part["value"].replace(DEFAULT_IMAGE_TOKEN, "")
             else:
                 raise ValueError(f"A message holds a part of type {part['type']!r}; this model takes image and text.")

@@ -17,6 +17,7 @@ import tiny_llava
 from eval_small import Squares, write_squares
 from tiny_folder import write_model
 
+from attack import fuzz_judged
 from llava.compression import schedule
 from llava.compression.config import CompressionConfig
 from llava.cost.shapes import ModelShape
@@ -286,6 +287,11 @@ def all_targets() -> list[Target]:
         Target("answers pope", _answers(eval_files_vqa.write_pope, "pope"), _pope),
         Target("answers textvqa", _answers(eval_files_vqa.write_textvqa, "textvqa"), _textvqa),
         Target("answers sqa", _answers(eval_files_choice.write_sqa, "sqa"), _sqa),
+        Target("judge's reviews", fuzz_judged.reviews, fuzz_judged.summarise),
+        Target("judge's verdicts", fuzz_judged.verdicts, fuzz_judged.take_up),
+        Target("judge's comparison", fuzz_judged.compared, fuzz_judged.compare, ("rule file", "Question ")),
+        Target("judge's videos", fuzz_judged.predictions, fuzz_judged.grade_videos),
+        Target("questions", fuzz_judged.questions, fuzz_judged.ask),
         Target("deepspeed", _deepspeed, _train_flags, ("--deepspeed",)),
         Target("case", _case, _verify),
     ]

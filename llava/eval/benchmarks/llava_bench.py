@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from llava.common.shown import shown
 from llava.eval.benchmarks.answer_lines import with_text
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answered, Question
@@ -132,7 +133,7 @@ def reference_of(references: Mapping[str, Mapping[str, Any]], identity: Any, pat
         ValueError: if there is none.
     """
     if str(identity) not in references:
-        raise ValueError(f"{path} has no answer to question {identity}; it does not fit the question file.")
+        raise ValueError(f"{path} has no answer to question {shown(identity, 60)}; it does not fit the question file.")
     return references[str(identity)]
 
 
@@ -160,10 +161,15 @@ def review_task(
     category = CATEGORY_PREFIX + need_text(question, "category", f"Question {identity}")
     rule = rules.get(category)
     if not (isinstance(rule, dict) and isinstance(rule.get("role"), str) and isinstance(rule.get("prompt"), str)):
-        raise ValueError(f"The rule file has no role and prompt for {category!r}; take llava/eval/table/rule.json.")
+        raise ValueError(
+            f"The rule file has no role and prompt for {shown(category, 60)}; take llava/eval/table/rule.json."
+        )
     image = one_image(question, f"Question {identity}")
     if image not in captions:
-        raise ValueError(f"context.jsonl says nothing about image {image!r} of question {identity}; download it again.")
+        raise ValueError(
+            f"Question {shown(identity, 60)}: context.jsonl says nothing about image {shown(image, 60)}; the two files "
+            "do not belong together, download both again."
+        )
     role = rule["role"]
     asked, *answers = (need_text(line, "text", f"Question {identity}") for line in (question, first, second))
     content = (

@@ -8,7 +8,6 @@ remainder. The circular evaluation counts a question as right if it was answered
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -285,7 +284,7 @@ def _image(field: str | None, images: Mapping[int, str | None], place: str) -> b
         field = images.get(int(field))
     try:
         content = base64.b64decode(field or "")
-    except binascii.Error as error:
+    except ValueError as error:  # of letters that are not ASCII, and of binascii
         raise ValueError(f"{place} has an image that is not base64 ({error}); download the file again.") from error
     if not content:
         raise ValueError(f"{place} has no image; download the file again.")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine
@@ -28,7 +29,12 @@ def prompt_of(text: str, images: Sequence[Image.Image] = ()) -> Prompt:
     Args:
         text: where it holds as many `<image>` as images, they go there, else in front.
         images: in any mode, in order.
+
+    Raises:
+        ValueError: if it is no text.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"A question is {shown(text, 60)}; it must be text.")
     fault = fault_in(text)
     if fault is not None:  # asked all the same, as other models are: users of a harness cannot mend its tasks
         logger.warning("A question %s. It is asked as it stands.", fault)
