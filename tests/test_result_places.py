@@ -13,7 +13,8 @@ from eval_small import Squares, read_lines, write_squares
 from tiny_folder import write_model
 
 from llava.common import atomic_write
-from llava.eval import asking, model_vqa, run
+from llava.data import images
+from llava.eval import model_vqa, run
 from llava.eval.judging.judge import VerdictFile
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.result_files import LONGEST_NAME, folder_name, result_file
@@ -103,14 +104,14 @@ def test_an_image_on_a_failing_disk_costs_its_question_only(
     capsys: pytest.CaptureFixture[str],
     number: int,
 ) -> None:
-    whole = asking.open_rgb
+    whole = images.open_rgb
 
     def failing(picture: Any, *args: Any) -> Any:
         if Path(picture).name == "0.png":
             raise OSError(number, os.strerror(number), str(picture))
         return whole(picture, *args)
 
-    monkeypatch.setattr(asking, "open_rgb", failing)
+    monkeypatch.setattr(images, "open_rgb", failing)
     command = ["--model-path", str(model), "--max-new-tokens", "2", *words]
     assert run.main(command, [Squares()]) == 1
     said = capsys.readouterr().err
