@@ -23,6 +23,10 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 
 
+class UnfitFileError(ValueError):
+    """An image file that is not accepted, whether or not it could be read; the message is a clause that says why."""
+
+
 def header_is_whole(beginning: bytes) -> bool:
     """Whether the beginning of a file holds all that `check_header` looks at before pixels are decoded."""
     if beginning.startswith(_TIFF_STARTS):
@@ -38,7 +42,7 @@ def check_header(content: bytes, most_pixels: int) -> None:
         most_pixels: that a tile may have.
 
     Raises:
-        ValueError: if it does not.
+        UnfitFileError: if it does not.
     """
     if content.startswith(b"\xff\xd8"):
         _check_jpeg(content)
@@ -56,7 +60,7 @@ def check_directory(content: bytes, most_pixels: int | None = None) -> None:
         most_pixels: that a tile may have; None leaves tiles alone.
 
     Raises:
-        ValueError: if they are, a tile is too large, or there are more than a million tags.
+        UnfitFileError: if they are, a tile is too large, or there are more than a million tags.
     """
     content = content.removeprefix(_EXIF)
     if len(content) < 16:
@@ -69,7 +73,7 @@ def check_directory(content: bytes, most_pixels: int | None = None) -> None:
         count = min(_number(content, start, head, order), (len(content) - start) // width)
         tags += count
         if tags > _MOST_TAGS:
-            raise ValueError(f"it holds more than {_MOST_TAGS:,} tags")
+            raise UnfitFileError(f"it holds more than {_MOST_TAGS:,} tags")
         end = start + head + count * width
         _check_tags(content, range(start + head, end, width), order, word, most_pixels)
         start = _number(content, end, word, order)
@@ -84,10 +88,10 @@ def _check_tags(content: bytes, places: range, order: str, word: int, most_pixel
             value = _number(content, at + 4 + word, min(_TAG_SIZES.get(kind, 4), word), order)
             sides[tag] = max(sides[tag], value)
     if total > len(content) + _ROOM:
-        raise ValueError(f"its tags name {total:,} bytes in a file of {len(content):,}")
+        raise UnfitFileError(f"its tags name {total:,} bytes in a file of {len(content):,}")
     tile = sides[_TILE_SIDES[0]] * sides[_TILE_SIDES[1]]
     if most_pixels is not None and tile > most_pixels:
-        raise ValueError(f"its tiles have {tile:,} pixels, more than the {most_pixels:,} that an image may have")
+        raise UnfitFileError(f"its tiles have {tile:,} pixels, more than the {most_pixels:,} that an image may have")
 
 
 def _check_jpeg(content: bytes) -> None:
@@ -96,7 +100,7 @@ def _check_jpeg(content: bytes) -> None:
         if content[at] != 0xFF or content[at + 1] in (0x00, 0xFF):
             junk, at = junk + 1, at + 1
             if junk > _JUNK:
-                raise ValueError("it holds too much between its segments")
+                raise UnfitFileError("it holds too much between its segments")
             continue
         marker = content[at + 1]
         if marker in _WITHOUT_LENGTH:
@@ -115,7 +119,7 @@ def _check_jpeg(content: bytes) -> None:
     check_directory(exif)
     scans = (match for match in _MARKER.finditer(content, at) if match[0] == b"\xff\xda") if is_progressive else ()
     if any(number > MOST_SCANS for number, _ in enumerate(scans, start=1)):
-        raise ValueError(f"it holds more than {MOST_SCANS} scans")
+        raise UnfitFileError(f"it holds more than {MOST_SCANS} scans")
 
 
 def _number(content: bytes, at: int, size: int, order: str) -> int:

@@ -25,7 +25,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from llava.common.image_headers import check_header
+from llava.common.image_headers import UnfitFileError, check_header
+from llava.common.outside_files import kind_of_file, why_unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """As Pillow names them: APNG is among PNG, PBM and PGM among PPM, and MPO, which some cameras write, among JPEG."""
@@ -37,11 +38,11 @@ TOWER_SIDE = 336  # pixels of CLIP's input
 _TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory")  # torch has no class for this on CPUs
 
 
-class ImageLimitError(ValueError):
+class ImageLimitError(UnfitFileError):
     """An image, or what would be made of it, is too large; the message says how large and what is accepted."""
 
 
-class UnknownFormatError(ValueError):
+class UnknownFormatError(UnfitFileError):
     """A file that is no image of an accepted format."""
 
 
@@ -59,9 +60,14 @@ def read_file(path: str | Path, most: int = MOST_FILE_BYTES) -> bytes:
 
     Raises:
         OSError: if there is none or it cannot be read.
-        ValueError: if it is something else than a file, or empty.
+        UnfitFileError: if it is something else than a file, or empty.
         ImageLimitError: if it is larger.
     """
+    try:
+        status = os.stat(path)
+    except ValueError as error:
+        raise UnfitFileError(why_unreadable(error)) from error
+    _check_status(status, most)  # before it is opened, which devices may take for a command
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_status(os.fstat(descriptor), most)
@@ -74,10 +80,10 @@ def read_file(path: str | Path, most: int = MOST_FILE_BYTES) -> bytes:
 
 def _check_status(status: os.stat_result, most: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-        raise ValueError(f"it is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file")
+        kind = kind_of_file(status.st_mode)
+        raise UnfitFileError(f"it is {kind}, not a file; name an image file ({', '.join(FORMATS)})")
     if status.st_size == 0:
-        raise ValueError("the file is empty")
+        raise UnfitFileError("the file is empty; copy it anew")
     if status.st_size > most:
         raise ImageLimitError(f"the file has {status.st_size:,} bytes, more than the {most:,} that are accepted")
 
@@ -91,7 +97,7 @@ def open_image_file(source: str | Path | bytes | BinaryIO, formats: tuple[str, .
 
     Raises:
         UnknownFormatError: if it is of no accepted format.
-        ValueError: if its header costs more than its file.
+        UnfitFileError: if it is no file or empty, or its header costs more than its file.
         ImageLimitError: if it is too large.
         Exception: of nearly any kind on damaged files, as Pillow raises them; `llava.data.images.explained` says so.
     """
@@ -102,21 +108,37 @@ def open_image_file(source: str | Path | bytes | BinaryIO, formats: tuple[str, .
     if len(content) > MOST_FILE_BYTES:
         raise ImageLimitError(f"the file has more than the {MOST_FILE_BYTES:,} bytes that are accepted")
     check_header(content, most_pixels())
+    image = open_by_header(BytesIO(content), content, formats)
+    check_pixels(image.size)
+    return image
+
+
+def open_by_header(source: Path | BinaryIO, beginning: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image as Pillow opens it, without looking at its content by ourselves; see `open_image_file`.
+
+    Args:
+        source: path or file.
+        beginning: of its content, for the message.
+        formats: that are accepted.
+
+    Raises:
+        UnknownFormatError: if it is of no accepted format.
+        ImageLimitError: if Pillow finds it too large.
+        Exception: as `open_image_file`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(content), formats=formats)
+            return Image.open(source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         said = re.sub(r"limit of \d+", f"limit of {most_pixels()}", str(error).split(",")[0])  # Pillow names its double
         raise ImageLimitError(f"{said}; scale it down") from error
     except Image.UnidentifiedImageError as error:
         raise UnknownFormatError(
-            f"it is not in one of the accepted formats {', '.join(formats)}, or damaged at its beginning "
-            f"({content[:8]!r})"
+            f"it is not in one of the accepted formats {', '.join(formats)}, or it is damaged or cut off "
+            f"(it begins with {beginning[:8]!r})"
         ) from error
-    check_pixels(image.size)
-    return image
 
 
 def check_pixels(size: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ class NotJsonError(ValueError):
     """A text is not JSON, or not such as is accepted; the message is the reason, as a main clause without an end."""
 
 
+class AmbiguousJsonError(NotJsonError):
+    """A key comes twice in an object, or a number is not finite: other programs would read something else."""
+
+
 def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -> Any:
     """The value of a JSON text, in which no object holds a key twice and all numbers are finite.
 
@@ -41,6 +46,7 @@ def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -
             replies, which nobody can mend.
 
     Raises:
+        AmbiguousJsonError: if a key comes twice in an object, or a number is not finite.
         NotJsonError: if it is no JSON, or is nested deeper than 100 lists and objects.
     """
     if isinstance(text, bytes):
@@ -51,18 +57,12 @@ def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -
     text = text.removeprefix("\ufeff")
     try:
         value = (_LENIENT if lenient else _EXACT).decode(text)
-    except json.JSONDecodeError as error:
-        if not text.strip():
-            raise NotJsonError("it is empty") from error
-        raise NotJsonError(str(error)) from error
-    except RecursionError as error:
-        raise NotJsonError(f"it is nested more than {DEEPEST} deep") from error
     except _NotFiniteError as error:
-        raise NotJsonError(f"{error}{_place_of_not_finite(text)}") from error
+        raise AmbiguousJsonError(f"{error}{_place_of_not_finite(text)}") from error
     except NotJsonError:
         raise
-    except ValueError as error:  # a whole number of more digits than Python converts
-        raise NotJsonError("it holds a number with too many digits") from error
+    except (ValueError, RecursionError) as error:
+        raise NotJsonError("it is empty" if not text.strip() else why_not_json(error)) from error
     if text.count("[") + text.count("{") > DEEPEST:
         require_shallow(value)
     if strict and "\\u" in text and not _is_encodable(json.dumps(value, ensure_ascii=False)):
@@ -70,14 +70,36 @@ def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -
     return value
 
 
-def decode_at(text: str, start: int) -> tuple[Any, int]:
+def decode_at(text: str, start: int, lenient: bool = False) -> tuple[Any, int]:
     """The JSON value that begins at a place of a text, and where it ends.
+
+    Args:
+        text: may end in the middle of the value.
+        start: place of its first character.
+        lenient: as in `parse_json`.
 
     Raises:
         json.JSONDecodeError: if there is none.
-        NotJsonError: if an object in it holds a key twice, or a number is not finite.
+        AmbiguousJsonError: as `parse_json`.
+        Exception: others of `json.loads`; `why_not_json` says what they mean.
     """
-    return _EXACT.raw_decode(text, start)
+    return (_LENIENT if lenient else _EXACT).raw_decode(text, start)
+
+
+def why_not_json(error: Exception, placed: bool = True) -> str:
+    """What an error of Python's JSON reader says about the text, as a main clause without an end.
+
+    Args:
+        error: a ValueError or RecursionError.
+        placed: whether line and column are told; they are wrong where only a piece of a text was read.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return str(error) if placed else error.msg
+    if isinstance(error, RecursionError):
+        return f"it is nested more than {DEEPEST} deep"
+    if isinstance(error, NotJsonError):
+        return str(error)
+    return "it holds a number with too many digits"  # more than Python converts
 
 
 def require_shallow(value: Any) -> None:
@@ -184,16 +206,16 @@ def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], pla
     raise ValueError(f"{key} in {place} {said}; it must be {wanted}{' or null' if optional else ''}.")
 
 
-class _NotFiniteError(NotJsonError):
+class _NotFiniteError(AmbiguousJsonError):
     """A number is not finite; the message says which."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        key = next(name for number, name in enumerate(names) if name in names[:number])
-        raise NotJsonError(f"the key {shown(key)} comes twice in one object, {shown(found, 80)}; leave one of them")
+        key = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        told = f"the key {shown(key)} comes twice in one object, {shown(found, 80)}; leave one of them"
+        raise AmbiguousJsonError(told)
     return found
 
 

@@ -1,13 +1,56 @@
-"""Reading a configuration file whole: a regular file of bounded size that holds UTF-8 text, or a sentence about it."""
+"""Reading files from outside, or a sentence about why not; configuration files whole, with their size bounded."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
+from llava.common.shown import LONGEST, printable
+
 LARGEST_CONFIGURATION = 1 << 20
 """Bytes of the largest file that is read as a configuration; those of this project have at most a few thousand."""
+
+_WHY = {
+    errno.ENOENT: "there is no such file; check the path",
+    errno.ENOTDIR: "a part of its path is a file, not a folder; check the path",
+    errno.EACCES: "you may not read it; change its permissions or those of its folders",
+    errno.EPERM: "you may not read it; change its permissions or those of its folders",
+    errno.ENAMETOOLONG: "its name is too long for the file system; give a shorter one",
+    errno.ELOOP: "its links lead in a circle, or on too far; name the file itself",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENXIO: "it is a socket or a device; name a file",
+    errno.EIO: "the disk reports an error; check the disk, or copy the file anew",
+    errno.ESTALE: "the network drive lost it; mount the drive again",
+    errno.ETIMEDOUT: "the network drive does not answer; mount the drive again",
+    errno.EMFILE: "too many files are open; allow more (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine; close some",
+}
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file cannot be opened or read, and what to do, in a clause; on one line, without the file's name.
+
+    Args:
+        error: of the system, or Python's ValueError about a name that no file can have.
+    """
+    if isinstance(error, OSError) and error.errno:
+        said = error.strerror or os.strerror(error.errno)
+        return f"{_WHY[error.errno]} ({said})" if error.errno in _WHY else printable(f"{said}; check the path", LONGEST)
+    if isinstance(error, UnicodeError):
+        return "its name holds half of a surrogate pair, as no file's name does; check the name"
+    if "null byte" in str(error) or "null character" in str(error):
+        return "its name holds a zero byte, as no file's name does; check the name"
+    return printable(str(error) or type(error).__name__, LONGEST)
+
+
+def kind_of_file(mode: int) -> str:
+    """What something is, in words, by its `st_mode`."""
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_text(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> str:

@@ -12,15 +12,26 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from llava.common.image_headers import UnfitFileError
 from llava.common.image_limits import ImageLimitError, is_lack_of_memory, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb
+from llava.common.outside_files import why_unreadable
+from llava.common.shown import printable, shown
+
+LONGEST_NAME = 300
+"""Characters of a file's name that a message shows."""
+_LONGEST_SAYING = 500
 
 Picture = Path | bytes | Image.Image
 """An image: a file, the content of one, or as Pillow opened it, in any mode."""
 
 
-class BadImageError(ValueError):
+class BadImageError(UnfitFileError):
     """An image that cannot be used; the message names the file."""
+
+
+class MissingImageError(BadImageError):
+    """An image file that is not there."""
 
 
 def image_path(image_folder: str | Path, name: str) -> Path:
@@ -37,7 +48,9 @@ def image_path(image_folder: str | Path, name: str) -> Path:
     """
     relative = _inside(image_folder, name) if os.path.isabs(name) else os.path.normpath(name)
     if not name.strip() or relative is None or relative.split(os.sep)[0] == os.pardir:
-        raise BadImageError(f"Image {name!r} does not lie in the image folder {str(image_folder)!r}; name it relative.")
+        raise BadImageError(
+            f"Image {shown_name(name)} does not lie in the image folder {str(image_folder)!r}; name it relative."
+        )
     return Path(image_folder) / relative
 
 
@@ -64,13 +77,13 @@ def open_rgb(source: str | Path | BinaryIO, opening: str = DEFAULT_OPENING) -> I
     Raises:
         BadImageError: if the file is missing, empty, damaged, cut off, not an image, or unreasonably large.
     """
-    what = f"Image file {str(source)!r}" if isinstance(source, str | Path) else "The image"
+    what = f"Image file {shown_name(source)}" if isinstance(source, str | Path) else "The image"
     try:
         with explained(what), open_image_file(source) as image:
             return as_rgb(image, opening)
     except BadImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise BadImageError(f"There is no image file {str(source)!r}; check --image_folder.") from error
+            raise MissingImageError(f"There is no image file {shown_name(source)}; check --image_folder.") from error
         raise
 
 
@@ -81,14 +94,15 @@ def open_picture(picture: Picture, opening: str = DEFAULT_OPENING) -> Image.Imag
             return as_rgb(picture, opening)
     if isinstance(picture, bytes):
         return open_rgb(io.BytesIO(picture), opening)
-    if not picture.exists():
-        raise BadImageError(f"There is no image file {str(picture)!r}.")
-    return open_rgb(picture, opening)
+    try:
+        return open_rgb(picture, opening)
+    except MissingImageError as error:
+        raise MissingImageError(f"There is no image file {shown_name(picture)}; check its name and folder.") from error
 
 
 def name_of(picture: Picture) -> str:
     """What an image is called, to begin the sentence of an error with."""
-    return f"Image {str(picture)!r}" if isinstance(picture, Path) else "An image of a question"
+    return f"Image {shown_name(picture)}" if isinstance(picture, Path) else "An image of a question"
 
 
 @contextmanager
@@ -111,11 +125,11 @@ def explained(what: str) -> Iterator[None]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except (ImageLimitError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{what} is too large: {_in_words(error)}") from error
+        raise BadImageError(f"{what} is too large: {why_unusable(error)}.") from error
     except Exception as error:
         if is_lack_of_memory(error):
             raise BadImageError(f"{what} is too large: it takes more memory than there is.") from error
-        raise BadImageError(f"{what} cannot be read: {_in_words(error)}") from error
+        raise BadImageError(f"{what} cannot be read: {why_unusable(error)}.") from error
 
 
 @contextmanager
@@ -131,11 +145,24 @@ def within_limits(what: str) -> Iterator[None]:
     try:
         yield
     except ImageLimitError as error:
-        raise BadImageError(f"{what} is too large: {error}") from error
+        raise BadImageError(f"{what} is too large: {error}.") from error
 
 
-def _in_words(error: Exception) -> str:
-    """The first line of an error, with its kind where it is not one that speaks for itself."""
-    first = next(iter(str(error).splitlines()), "")[:500]
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in first)
-    return text if text and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {text}".rstrip()
+def why_unusable(error: Exception) -> str:
+    """What is wrong with an image file or the disk it lies on, and what to do, in a clause on one line.
+
+    Args:
+        error: of the system, of Pillow or another decoder, or of this package.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return why_unreadable(error)
+    said = printable(next(iter(str(error).splitlines()), ""), _LONGEST_SAYING).rstrip(".")
+    if isinstance(error, UnfitFileError):
+        return said
+    kind = "" if said and isinstance(error, OSError | ValueError) else type(error).__name__
+    return f"{f'{kind} {said}'.strip()}; it is damaged or cut off, copy it anew"
+
+
+def shown_name(name: str | Path) -> str:
+    """A file's name as a message shows it."""
+    return shown(str(name), LONGEST_NAME)

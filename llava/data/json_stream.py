@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from llava.common.json_files import NotJsonError, decode_at, parse_json, require_shallow
+from llava.common.json_files import (
+    DEEPEST,
+    AmbiguousJsonError,
+    NotJsonError,
+    decode_at,
+    parse_json,
+    require_shallow,
+    why_not_json,
+)
+from llava.common.outside_files import kind_of_file, why_unreadable
+from llava.common.shown import LONGEST, printable, shown
 
 CHUNK = 1 << 22  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -31,6 +44,19 @@ _OTHERS = {
     b"\xff\xfe": "UTF-16 text, not UTF-8; save it as that",
     b"\xfe\xff": "UTF-16 text, not UTF-8; save it as that",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """Stands for a record that other programs would read otherwise: a key comes twice, or a number is not finite.
+
+    Attributes:
+        value: the record as Python reads it, with the last of equal keys.
+        reason: a main clause without an end.
+    """
+
+    value: Any
+    reason: str
 
 
 def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
@@ -55,8 +81,46 @@ def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
             raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
+def require_data_file(path: Path, flag: str) -> None:
+    """See that there is a data file.
+
+    Args:
+        path: of the file.
+        flag: that names it, for the message.
+
+    Raises:
+        ValueError: if there is none, it is no file, or it cannot be asked about.
+    """
+    with reading(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError as error:
+            raise ValueError(f"There is no data file {shown(str(path))}; check {flag}.") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"The data file {shown(str(path))} is {kind_of_file(mode)}; name a file of records, check {flag}."
+        )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in words why a data file cannot be opened or read.
+
+    Raises:
+        ValueError: for an OSError, and for names that no file can have.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"The data file {shown(str(path))} cannot be read: {why_unreadable(error)}.") from error
+
+
 def is_parquet(path: Path) -> bool:
-    """Whether a file is a Parquet table."""
+    """Whether a file is a Parquet table.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
     return _first_bytes(path).startswith(_PARQUET)
 
 
@@ -73,19 +137,25 @@ def open_text(path: Path) -> Iterator[TextIO]:
             raise ValueError(f"{path} is {what}. JSON and JSON lines, both also with gzip, and Parquet are read.")
     try:
         if first.startswith(_GZIP):
-            with gzip.open(path, "rt", encoding="utf-8-sig") as unpacked:
+            with reading(path), _gzip_told(path), gzip.open(path, "rt", encoding="utf-8-sig") as unpacked:
                 yield unpacked
         else:
-            with path.open(encoding="utf-8-sig") as file:
+            with reading(path), path.open(encoding="utf-8-sig") as file:
                 yield file
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+@contextmanager
+def _gzip_told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}; copy it again.") from error
 
 
 def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return file.read(8)
 
 
@@ -97,10 +167,26 @@ def _rows(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is a Parquet table, which needs the package pyarrow; install it.") from error
     try:
         with ParquetFile(path) as table:
+            if twice := _names_twice(table.schema_arrow):
+                raise ValueError(f"{path} has two columns or fields of the name {shown(twice)}; keep one of them.")
             for batch in table.iter_batches(batch_size=_ROWS):
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is a damaged Parquet table: {error}") from error
+        if isinstance(error, OSError) and error.errno:
+            raise ValueError(f"The data file {shown(str(path))} cannot be read: {why_unreadable(error)}.") from error
+        said = printable(" ".join(str(error).split()), LONGEST)
+        raise ValueError(f"{path} is a damaged Parquet table: {said}; write it anew.") from error
+
+
+def _names_twice(fields: Iterable[Any]) -> str | None:
+    """A name that comes twice among the fields of a table, of a record in it or of a list's items."""
+    fields, names = list(fields), set[str]()
+    for field in fields:
+        if field.name in names:
+            return str(field.name)
+        names.add(field.name)
+    kinds = (field.type for field in fields if field.type.num_fields)
+    return next(filter(None, (_names_twice(map(kind.field, range(kind.num_fields))) for kind in kinds)), None)
 
 
 class _FormatError(Exception):
@@ -136,13 +222,12 @@ class _Window:
         """Skip white space and decode the value behind it.
 
         Raises:
-            json.JSONDecodeError: if there is none, even with the rest of the file.
-            NotJsonError: if an object in it holds a key twice, or a number is not finite.
+            json.JSONDecodeError: if there is none, even with the rest of the file; others as of `decode_at`.
         """
         self.peek()
         while True:
             try:
-                value, end = decode_at(self.text, self.at)
+                value, end = _record_at(self.text, self.at)
             except json.JSONDecodeError:
                 if not self._read():
                     raise
@@ -169,12 +254,40 @@ def _starts_a_list(file: TextIO) -> bool:
 
 
 def _lines(file: TextIO) -> Iterator[Any]:
+    for number, value in numbered_lines(file):
+        if isinstance(value, NotJsonError):
+            raise _FormatError(f"line {number}: {value}") from value
+        yield value
+
+
+def numbered_lines(file: TextIO) -> Iterator[tuple[int, Any]]:
+    """The number of every line that is not empty, from 1, and the value of its JSON, or a NotJsonError in its place."""
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield parse_json(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
+                yield number, _record_of(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
             except NotJsonError as error:
-                raise _FormatError(f"line {number}: {error}") from error
+                yield number, error
+
+
+def _record_of(text: str) -> Any:
+    """The value of a text, or `Ambiguous`."""
+    try:
+        return parse_json(text)
+    except AmbiguousJsonError as error:
+        return Ambiguous(parse_json(text, lenient=True), str(error))
+
+
+def _record_at(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text, or `Ambiguous`, and where it ends; errors as of `decode_at`."""
+    try:
+        value, end = decode_at(text, start)
+    except AmbiguousJsonError:
+        _, end = decode_at(text, start, lenient=True)
+        return _record_of(text[start:end]), end
+    if text.count("[", start, end) + text.count("{", start, end) > DEEPEST:
+        require_shallow(value)
+    return value, end
 
 
 def _items(window: _Window) -> Iterator[Any]:
@@ -186,9 +299,8 @@ def _items(window: _Window) -> Iterator[Any]:
     while not ended:
         try:
             value = window.value()
-            require_shallow(value)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-            raise _FormatError(f"entry {count} of the list: {getattr(error, 'msg', error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise _FormatError(f"entry {count} of the list: {why_not_json(error, placed=False)}") from error
         yield value
         count += 1
         mark = window.next_mark()

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llava.common.shown import printable, shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.media_keys import IMAGE_KEYS, unread_media
 
@@ -63,8 +64,8 @@ def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
     unread = unread_media(data, images)
     if unread:
         raise ValueError(
-            f"record {name!r} names media under {unread[0]!r}, which is not read; images go under 'image' (a name or a "
-            "list of names, in the order of their marks), other media cannot be trained on."
+            f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image' (a name "
+            "or a list of names, in the order of their marks), other media cannot be trained on."
         )
     return images
 
@@ -174,7 +175,9 @@ def _found(text: str) -> list[re.Match[str]]:
 def _contents(images: Sequence[Any]) -> str:
     """What stands in place of names, in words; Hugging Face's tables hold images as {bytes, path}."""
     image = next(image for image in images if isinstance(image, bytes | Mapping))
-    return "bytes" if isinstance(image, bytes) else f"a mapping of {', '.join(map(str, image)) or 'nothing'}"
+    if isinstance(image, bytes):
+        return "bytes"
+    return f"a mapping of {', '.join(printable(str(key), 60) for key in list(image)[:5]) or 'nothing'}"
 
 
 def _names(value: Any, key: str, name: str) -> tuple[str, ...]:
@@ -185,9 +188,10 @@ def _names(value: Any, key: str, name: str) -> tuple[str, ...]:
             f"images out as files, and name these under {key!r}."
         )
     if not isinstance(names, list | tuple) or not all(isinstance(image, str) for image in names):
-        raise ValueError(f"record {name!r}: {key!r} must be a file name or a list of them.")
+        raise ValueError(f"record {name!r}: {key!r} is {shown(value)}; it must be a file name or a list of them.")
     if not all(image.strip() for image in names):
         raise ValueError(
-            f"record {name!r}: {key!r} is {value!r}, which names no file; leave the key out where there is no image."
+            f"record {name!r}: {key!r} is {shown(value)}, which names no file; leave the key out where there is no "
+            "image."
         )
     return tuple(names)

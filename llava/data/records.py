@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.common.shown import shown
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
-from llava.data.json_stream import iterate_json
+from llava.data.json_stream import Ambiguous, iterate_json, require_data_file
 from llava.data.media import check_marks, read_images
-from llava.data.turns import read_talk
+from llava.data.turns import Talk, read_talk
 
 FAULTS_TO_SHOW = 5
+LONGEST_ID = 100
+"""Characters of a record's id that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,7 @@ def iterate_records(path: str | Path) -> Iterator[Record]:
             last good one; the first of them are named.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
+    require_data_file(path, "--data_path")
     good, faulty = 0, 0
     shown: list[str] = []
     for index, data in enumerate(iterate_json(path)):
@@ -87,20 +90,23 @@ def parse_record(data: Any, index: int) -> Record:
     roles and system prompts, `llava.data.media` for images and their marks.
 
     Raises:
-        ValueError: if a field is missing or of the wrong kind, turns do not alternate, images and their marks
-            do not agree, media are named that are not read, or a text cannot be written as UTF-8.
+        ValueError: if it is `Ambiguous`, a field is missing or of the wrong kind, turns do not alternate, images and
+            their marks do not agree, media are named that are not read, or a text cannot be written as UTF-8.
     """
+    if isinstance(data, Ambiguous):
+        raise ValueError(f"record {index}: {data.reason}.")
     if not isinstance(data, Mapping):
         raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
-    name = _name(data.get("id"), index)
+    identity = _identity(data.get("id"), index)
+    name = identity if len(identity) <= LONGEST_ID else f"{identity[:LONGEST_ID]}..."
     images = read_images(data, name)
     talk = read_talk(data, name)
-    _require_text([name, *images, *talk.turns, talk.system or ""], name)
+    _require_text(identity, images, talk, name)
     check_marks(talk.turns, talk.system, len(images), name)
     turns = talk.turns
     if images:  # in answers the mark is a word
         turns = tuple(turn if number % 2 else _image_first(turn) for number, turn in enumerate(turns))
-    return Record(name, turns, images, system=talk.system, left_out=talk.left_out)
+    return Record(identity, turns, images, system=talk.system, left_out=talk.left_out)
 
 
 def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) -> str:
@@ -113,23 +119,30 @@ def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) ->
     return text.replace(DEFAULT_IMAGE_TOKEN, mark)
 
 
-def _name(value: Any, index: int) -> str:
+def _identity(value: Any, index: int) -> str:
     """The id of a record as text; its number where it has none."""
     if value is None or value == "":
         return str(index)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"record {index}: 'id' is {value!r}; it must be text or a number.")
+        raise ValueError(f"record {index}: 'id' is {shown(value)}; it must be text or a number.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"record {index}: 'id' is {value}; it must be text or a finite number.")
     return str(value)
 
 
-def _require_text(texts: Sequence[str], name: str) -> None:
+def _require_text(identity: str, images: Sequence[str], talk: Talk, name: str) -> None:
     """Half of a surrogate pair, as in a text cut between two escapes, is no character and cannot be stored."""
     try:
-        "".join(texts).encode("utf-8")
+        "".join((identity, *images, *talk.turns, talk.system or "")).encode("utf-8")
     except UnicodeEncodeError as error:
-        half = f"U+{ord(error.object[error.start]):04X}"
+        half = error.object[error.start]
+        fields = {"'id'": identity, "the system prompt": talk.system or ""}
+        fields |= {f"the image name {shown(image, 60)}": image for image in images}
+        sides = ("question", "answer")
+        fields |= {f"{sides[number % 2]} {number // 2 + 1}": turn for number, turn in enumerate(talk.turns)}
+        where = next(field for field, text in fields.items() if half in text)
         raise ValueError(
-            f"record {name!r} holds {half}, half of a surrogate pair; write the whole character."
+            f"record {name!r} holds U+{ord(half):04X}, half of a surrogate pair, in {where}; write the whole character."
         ) from None
 
 

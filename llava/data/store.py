@@ -62,9 +62,9 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
         ValueError: if the file or a record is not in LLaVA's format; see `iterate_records`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no data file {str(path)!r}; check --data_path.")
-    content = digest_file(path)
+    json_stream.require_data_file(path, "--data_path")
+    with json_stream.reading(path):
+        content = digest_file(path)
     key = "records-" + digest_text([content, source_of(json_stream, media, media_keys, records, turns)])
     return RecordTable(path, content, key, cached_table(cache_dir, key, lambda folder: _write(path, folder)))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava.common.shown import shown
 from llava.data.media_keys import IMAGE_KEYS, unread_media
 
 TURN_KEYS = ("conversations", "messages")
@@ -83,11 +84,11 @@ def _turn(turn: Mapping[Any, Any], number: int, name: str) -> _Turn:
     spelling = _only(turn, ("from", "role"), where)
     role = _ROLES.get(spelling) if isinstance(spelling, str) else None
     if role is None:
-        raise ValueError(f"{where} is from {spelling!r}; accepted are {_ACCEPTED}.")
+        raise ValueError(f"{where} is from {shown(spelling)}; accepted are {_ACCEPTED}.")
     media = [key for key in IMAGE_KEYS if turn.get(key)] + unread_media(turn)
     if media:
         raise ValueError(
-            f"{where} names media under {media[0]!r}, which is not read; name images under 'image' of the record."
+            f"{where} names media under {shown(media[0])}, which is not read; name images under 'image' of the record."
         )
     return _Turn(number, spelling, role, _text(_only(turn, ("value", "content"), where), where))
 
@@ -109,17 +110,17 @@ def _text(value: Any, where: str) -> str:
         raise ValueError(f"{where} has no text.")
     if isinstance(value, list | tuple | Mapping):
         raise ValueError(f"{where} is made of parts; write one text, with <image> where an image goes.")
-    raise ValueError(f"{where} is {value!r}, which is no text; write it between quotation marks.")
+    raise ValueError(f"{where} is {shown(value)}, which is no text; write it between quotation marks.")
 
 
 def _check_order(spoken: Sequence[_Turn], name: str) -> None:
     former = None
     for place, turn in enumerate(spoken):
-        where = f"record {name!r}: turn {turn.number} is from {turn.spelling!r}"
+        where = f"record {name!r}: turn {turn.number} is from {shown(turn.spelling)}"
         if turn.role == "system":
             raise ValueError(f"{where}; the system speaks once, and first.")
         if turn.role != ("human", "assistant")[place % 2]:
-            before = f"so is turn {former.number} ({former.spelling!r})" if former else "the human must come first"
+            before = f"so is turn {former.number} ({shown(former.spelling)})" if former else "the human must come first"
             raise ValueError(f"{where}, and {before}; human and assistant take turns.")
         former = turn
 
@@ -128,7 +129,7 @@ def _system(data: Mapping[Any, Any], said: str | None, name: str) -> str | None:
     """The row's system prompt, from its first turn or the key beside the turns."""
     beside = data.get("system")
     if not isinstance(beside, str | None):
-        raise ValueError(f"record {name!r}: 'system' is {beside!r}; it must be text.")
+        raise ValueError(f"record {name!r}: 'system' is {shown(beside)}; it must be text.")
     if said and beside and said != beside:
         raise ValueError(f"record {name!r} has a system turn and another text under 'system'; keep one of the two.")
     return said or beside or None

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava.common.image_headers import UnfitFileError
 from llava.common.image_limits import ImageLimitError, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb, check_opening
-from llava.data.images import explained, open_rgb
+from llava.common.outside_files import why_unreadable
+from llava.common.shown import printable
+from llava.data.images import LONGEST_NAME, explained, open_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
@@ -58,15 +61,18 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
     """
     if count < 1:
         raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
+    name = printable(str(path), LONGEST_NAME)
     try:
         kind = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no video {name}.") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"There is no video {path}.") from error
-    with explained(f"Video {path}"):
+        raise ValueError(f"Video {name} cannot be read: {why_unreadable(error)}.") from error
+    with explained(f"Video {name}"):
         if stat.S_ISDIR(kind):
             return _from_folder(path, count, opening)
         if not stat.S_ISREG(kind):
-            raise ValueError("it is neither a file nor a folder of images")
+            raise UnfitFileError("it is neither a file nor a folder of images")
         if path.suffix.lower() in ANIMATION_SUFFIXES:
             return _from_animation(path, count, opening)
         return _from_video(path, count, opening)
@@ -80,7 +86,7 @@ def frame_numbers(total: int, count: int) -> list[int]:
 def _from_folder(path: Path, count: int, opening: str) -> list[Image.Image]:
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
-        raise ValueError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise UnfitFileError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
     wanted = frame_numbers(len(files), count)
     taken: dict[int, Image.Image] = {}
     for number in sorted(set(wanted)):
@@ -123,7 +129,7 @@ def _from_video(path: Path, count: int, opening: str) -> list[Image.Image]:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
+        raise UnfitFileError(
             "the package av is not installed, which reads video files: `pip install av`, or replace the file by a "
             "folder of its frames"
         ) from error
@@ -137,7 +143,7 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
     """Frames of a video file; where it ends before its packets said, the last one stands for those missing."""
     with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
         if not container.streams.video:
-            raise ValueError("it holds no pictures")
+            raise UnfitFileError("it holds no pictures")
         stream = container.streams.video[0]
         _check_frame(stream.width or 0, stream.height or 0)
         total = sum(packet.size > 0 for packet in container.demux(stream))
@@ -154,7 +160,7 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
             if number == wanted[-1]:
                 break
     if last is None:
-        raise ValueError("it holds no pictures")
+        raise UnfitFileError("it holds no pictures")
     end = _picture(last, opening)
     return [taken.get(number, end) for number in wanted]
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from llava.common.child_processes import end_with_parent
+from llava.common.outside_files import why_unreadable
 from llava.data.families.base import ModelInputs, Sample
 from llava.data.images import Picture, name_of, open_picture
 from llava.data.video import read_frames
@@ -137,7 +138,7 @@ class Preparer:
             except ValueError as error:
                 problems[row] = str(error)
             except OSError as error:  # of a file system, such as a name that is too long or a disk that fails
-                problems[row] = f"Its image or video cannot be read: {error}"
+                problems[row] = f"Its image or video cannot be read: {why_unreadable(error)}."
             except MemoryError:
                 problems[row] = "The question and its images take more memory than there is."
         batch = self.inputs.batch(list(samples.values())) if samples else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -19,12 +21,15 @@ def is_address(place: str) -> bool:
     return place.lower().startswith(("http://", "https://"))
 
 
-def is_there(place: str) -> bool:
-    """Whether there is anything of that name: a file, a folder, a pipe."""
+def is_missing(place: str) -> bool:
+    """Whether there is nothing of that name, or cannot be; a link in a circle, say, is there, but cannot be read."""
     try:
-        return bool(place) and Path(place).exists()
-    except (OSError, ValueError):
-        return False
+        os.stat(place)
+    except ValueError:
+        return True
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    return False
 
 
 def file_exists(place: str) -> bool:

@@ -7,8 +7,8 @@ from PIL import Image
 from llava.common.bounded_http import FetchError, fetch
 from llava.common.image_limits import check_prepared, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb
-from llava.data.images import explained
-from llava.inference.places import is_address, is_there, typed_place
+from llava.data.images import explained, shown_name
+from llava.inference.places import is_address, is_missing, typed_place
 
 IMAGE_TIMEOUT = 30.0
 """Seconds that an image behind an address may take, from the question for its host to its last byte."""
@@ -38,7 +38,7 @@ def read_image(
 
 def as_seen(image: Image.Image, place: str, opening: str, aspect_ratio: str | None) -> Image.Image:
     """An image of `open_image` as RGB; arguments and errors as in `read_image`."""
-    with explained(f"Image {place!r}"):
+    with explained(f"Image {shown_name(place)}"):
         check_prepared(image.size, aspect_ratio)
         return as_rgb(image, opening)
 
@@ -60,13 +60,13 @@ def open_image(place: str, addresses: str = NO_ADDRESSES) -> Image.Image:
     place = typed_place(place)
     if is_address(place):
         if addresses == NO_ADDRESSES:
-            raise ValueError(f"Image {place!r} cannot be read: addresses are not fetched here; give a path.")
+            raise ValueError(f"Image {shown_name(place)} cannot be read: addresses are not fetched here; give a path.")
         content: bytes | str = _download(place, addresses)
-    elif is_there(place):
-        content = place
+    elif is_missing(place):
+        raise ValueError(f"There is no image file {shown_name(place)}; give a path or an http(s) address.")
     else:
-        raise ValueError(f"There is no image file {place!r}; give a path or an http(s) address.")
-    with explained(f"Image {place!r}"):
+        content = place
+    with explained(f"Image {shown_name(place)}"):
         image = open_image_file(content)
         image.load()
         return image
@@ -79,10 +79,10 @@ def _download(address: str, addresses: str) -> bytes:
             public_only=addresses != ANY_ADDRESSES,
         )  # fmt: skip
     except FetchError as error:
-        raise ValueError(f"Image {address!r} cannot be read: {error}") from error
+        raise ValueError(f"Image {shown_name(address)} cannot be read: {error}") from error
     if response.status != 200:
         raise ValueError(
-            f"Image {address!r} cannot be read: the server answered with status {response.status}, not 200; check "
-            "the address."
+            f"Image {shown_name(address)} cannot be read: the server answered with status {response.status}, not 200; "
+            "check the address."
         )
     return response.body

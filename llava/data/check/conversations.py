@@ -14,6 +14,7 @@ from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding
 from llava.data.check.outcome import Fit, TextOutcome
 from llava.data.check.sources import Unreadable
+from llava.data.json_stream import Ambiguous
 from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
 from llava.data.tokenization import truncate
@@ -46,6 +47,7 @@ def load_tokenizer(name: str | None) -> Any:
 
 def identity(data: Any) -> str | None:
     """The id that a record gives itself, if it does."""
+    data = data.value if isinstance(data, Ambiguous) else data
     return str(data["id"]) if isinstance(data, Mapping) and data.get("id") not in (None, "") else None
 
 
@@ -61,6 +63,8 @@ def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> Te
         if isinstance(data, Unreadable):
             return TextOutcome(findings=(Finding("not_json", data.reason),))
         name = identity(data)
+        if isinstance(data, Ambiguous):
+            return TextOutcome(name, findings=(Finding("ambiguous", data.reason),))
         record = parse_record(data, index)
     except ValueError as error:
         return TextOutcome(name, findings=(Finding("schema", str(error)),))

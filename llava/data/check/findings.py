@@ -45,11 +45,13 @@ def _warning(meaning: str) -> Kind:
 # In the order of the report.
 KINDS = {
     "not_json": _error("the line is not JSON; training refuses the file"),
+    "ambiguous": _error("a key comes twice, or a number is not finite; training refuses the file"),
     "schema": _error("not in LLaVA's format; training refuses the file"),
     "not_encodable": _error("the template or the tokenizer cannot take the conversation"),
     "no_labels": _error("no answer is left to learn from"),
     "image_outside_folder": _error("the image's name leads out of --image-folder"),
     "image_missing": _error("there is no such image file"),
+    "image_unreadable": _error("the image file cannot be opened: its rights, its name, the disk or the network drive"),
     "image_empty": _error("the image file has no bytes"),
     "not_an_image": _error("the file is no image, for instance a web page saved as one"),
     "image_broken": _error("the image cannot be decoded: cut off or damaged"),

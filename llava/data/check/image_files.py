@@ -9,24 +9,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava.common.image_headers import check_header, header_is_whole
 from llava.common.image_limits import (
-    FORMATS,
     MOST_FILE_BYTES,
     ImageLimitError,
     UnknownFormatError,
     check_pixels,
     most_pixels,
     most_prepared_pixels,
+    open_by_header,
     open_image_file,
     prepared_pixels,
 )
 from llava.common.image_opening import orientation
+from llava.common.outside_files import kind_of_file, why_unreadable
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.findings import Finding
-from llava.data.images import BadImageError, image_path, open_rgb
+from llava.data.images import BadImageError, image_path, open_rgb, why_unusable
 
 THIN = 10  # longer side over shorter side
 LARGE = 25_000_000  # pixels
@@ -56,7 +57,12 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
             findings += _decode(path, name, settings.image_opening)
         return findings
     except Exception as error:  # Pillow's readers raise many kinds on damaged files, as they would in training
-        return [Finding("image_broken", f"{name}: {type(error).__name__}: {error}")]
+        return [_broken(name, error)]
+
+
+def _broken(name: str, error: Exception) -> Finding:
+    of_the_system = isinstance(error, OSError) and error.errno
+    return Finding("image_unreadable" if of_the_system else "image_broken", f"{name}: {why_unusable(error)}")
 
 
 def _file_fault(path: Path, name: str) -> Finding | None:
@@ -64,8 +70,12 @@ def _file_fault(path: Path, name: str) -> Finding | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return Finding("image_missing", name + _beside(path))
+    except OSError as error:
+        return _broken(name, error)
+    except ValueError as error:  # a zero byte or half of a surrogate pair in the name
+        return Finding("image_broken", f"{name}: {why_unreadable(error)}")
     if not stat.S_ISREG(status.st_mode):
-        return Finding("not_an_image", f"{name}: not a regular file")
+        return Finding("not_an_image", f"{name}: {kind_of_file(status.st_mode)}, not a file")
     if status.st_size > MOST_FILE_BYTES:
         return Finding("image_bomb", f"{name}: {status.st_size:,} bytes, more than {MOST_FILE_BYTES:,}")
     return None if status.st_size else Finding("image_empty", name)
@@ -87,9 +97,9 @@ def _read_header(path: Path, name: str, settings: CheckSettings) -> list[Finding
                 with suppress(Exception):  # damaged metadata does not keep training from decoding the pixels
                     findings += _look_at_format(image, path, name)
                 return findings
-        except (ImageLimitError, Image.DecompressionBombError) as error:
+        except ImageLimitError as error:
             return [Finding("image_bomb", f"{name}: {str(error).split(',')[0]}")]
-        except (UnknownFormatError, UnidentifiedImageError):
+        except UnknownFormatError:
             return [Finding("not_an_image", f"{name}{_beginning(path)}")]
 
 
@@ -100,7 +110,7 @@ def _opened(path: Path) -> Image.Image:
     if not header_is_whole(beginning):
         return open_image_file(path)
     check_header(beginning, most_pixels())
-    return Image.open(path, formats=FORMATS)
+    return open_by_header(path, beginning)
 
 
 def _beginning(path: Path) -> str:
@@ -151,5 +161,5 @@ def _decode(path: Path, name: str, opening: str) -> list[Finding]:
         try:
             open_rgb(path, opening)
         except BadImageError as error:
-            return [Finding("image_broken", f"{name}: {error.__cause__ or error}")]
+            return [_broken(name, error.__cause__ if isinstance(error.__cause__, Exception) else error)]
     return []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llava.common.atomic_write import whole_file
-from llava.common.json_files import NotJsonError, parse_json
-from llava.data.json_stream import is_parquet, iterate_json, open_text
+from llava.common.json_files import NotJsonError
+from llava.data.json_stream import is_parquet, iterate_json, numbered_lines, open_text, require_data_file
 from llava.data.mixture import is_mixture, read_mixture
 
 
@@ -69,9 +70,8 @@ def read_objects(path: Path) -> list[Any]:
     Raises:
         SourceError: as `read_sources`.
     """
-    if not path.is_file():
-        raise SourceError(f"There is no data file {str(path)!r}; check --data-path.")
     try:
+        require_data_file(path, "--data-path")
         whole = is_parquet(path) or _begins_a_list(path)
         objects = list(iterate_json(path)) if whole else _read_lines(path)
     except ValueError as error:
@@ -86,7 +86,7 @@ def read_objects(path: Path) -> list[Any]:
 def write_clean(path: Path, objects: Iterable[Any]) -> int:
     """Write records, unchanged and in order, in one step: the file appears whole or not at all.
 
-    Dates and the like, which only a Parquet table has, become text.
+    Dates and the like, which only a Parquet table has, become text, and its numbers that are not finite null.
 
     Args:
         path: JSON lines if it ends in `.jsonl`, otherwise a JSON list.
@@ -100,9 +100,25 @@ def write_clean(path: Path, objects: Iterable[Any]) -> int:
     with whole_file(path, sync=True) as file:
         file.write("" if lines else "[\n")
         for count, data in enumerate(objects, 1):
-            file.write(("" if lines or count == 1 else ",\n") + json.dumps(data, default=str) + ("\n" if lines else ""))
+            file.write(("" if lines or count == 1 else ",\n") + _as_json(data) + ("\n" if lines else ""))
         file.write("" if lines else "\n]\n")
     return count
+
+
+def _as_json(data: Any) -> str:
+    try:
+        return json.dumps(data, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(data), default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """A value with null in place of numbers that are not finite, which Parquet has and JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _begins_a_list(path: Path) -> bool:
@@ -112,14 +128,10 @@ def _begins_a_list(path: Path) -> bool:
 
 def _read_lines(path: Path) -> list[Any]:
     with open_text(path) as file:
-        return [_line(line, number) for number, line in enumerate(file, 1) if line.strip()]
-
-
-def _line(line: str, number: int) -> Any:
-    try:
-        return parse_json(line.lstrip("\ufeff"))
-    except NotJsonError as error:
-        return Unreadable(f"line {number}: {error}")
+        return [
+            Unreadable(f"line {number}: {value}") if isinstance(value, NotJsonError) else value
+            for number, value in numbered_lines(file)
+        ]
 
 
 def _places(path: Path, image_folder: str) -> list[Source]:
