@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tiny_folder import write_model, write_pictures
 
-from llava.common.terminal_text import printable, say
+from llava.common.shown import printable
+from llava.common.terminal_text import say
 from llava.data.tokenization import encode_prompt
 from llava.eval.benchmarks.llava_bench import read_captions, read_references, review_task
 from llava.eval.benchmarks.reading import read_questions
@@ -105,7 +106,7 @@ def test_an_answer_does_not_act_on_the_terminal_however_its_pieces_are_cut(capsy
     for pieces in ([ACTING], list(ACTING), ["a\x1b", ACTING[2:]]):
         talk(Answering(*pieces), b"Why?\n")
         assert capsys.readouterr().out == SEEN + "\n"
-    assert printable("a\tb\nnaïve 日本 👩\u200d👧") == "a\tb\nnaïve 日本 👩\u200d👧"
+    assert printable("a\tb\nnaïve 日本 👩\u200d👧", lines=True) == "a\tb\nnaïve 日本 👩\u200d👧"
 
 
 def test_an_answer_is_printed_where_the_output_is_not_unicode() -> None:

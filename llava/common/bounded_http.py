@@ -33,6 +33,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from llava.common.shown import LONGEST, printable
 from llava.common.timed_connections import PlainConnection, Route, TimedTls, TlsConnection, is_public
 
 USER_AGENT = "duet-llava"
@@ -367,4 +368,4 @@ def _as_sentence(error: BaseException, target: _Target, seconds: float) -> Fetch
 
 
 def _plain(text: Any) -> str:
-    return "".join(character for character in str(text)[:200] if character.isprintable()).rstrip(".")
+    return printable(text, LONGEST).rstrip(".")

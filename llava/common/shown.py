@@ -1,8 +1,9 @@
-"""A value from outside as an error message shows it: short, on one line, however large or deep the value is."""
+"""Values and texts from outside as messages show them: short, on one line, nothing in them acting on a terminal."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 LONGEST = 200
 """Characters of a value that a message shows."""
 _CUT = "..."
+# Control characters but for tab and line break, marks that turn the direction of writing, line separators, halves of
+# surrogate pairs.
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _DEEPEST = 20  # nested collections that are opened
 _DIGITS = 600  # of whole numbers that are written out: Python refuses to write more than 4,300
 
@@ -32,18 +36,26 @@ def shown(value: object, longest: int = LONGEST) -> str:
     return text
 
 
-def printable(text: str, longest: int | None = None) -> str:
-    r"""A text from outside on one line of a terminal: what is not printed, such as escapes, line breaks, marks of
-    direction and halves of surrogate pairs, stands as Python writes it, e.g. `\x1b`.
+def printable(text: object, longest: int | None = None, lines: bool = False) -> str:
+    r"""A text from outside for a terminal or a report, in which characters that act there stand as Python writes them:
+    `\x1b`, `\r`, `\u202e`.
+
+    On one line, everything goes that Python does not print: line breaks, escapes, marks of direction, invisible signs,
+    halves of surrogate pairs. Running text keeps tabs, line breaks, and what letters and emoji are joined with; what
+    controls a terminal or turns the direction of writing goes there too.
 
     Args:
-        text: of a server, a file or a file's name.
+        text: what a model, a server, a file or a person wrote; of an error, its message.
         longest: characters to show at most, with the three points that stand for the rest; None shows all.
+        lines: whether it is running text. Each character is then looked at by itself, so a text that comes bit by bit
+            may be cut anywhere.
     """
-    told = "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1]
-        for letter in (text if longest is None else text[: longest + 1])
-    )
+    whole = str(text)
+    beginning = whole if longest is None else whole[: longest + 1]
+    if lines:
+        told = _ACTING.sub(lambda match: ascii(match[0])[1:-1], beginning)
+    else:
+        told = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in beginning)
     return told if longest is None or len(told) <= longest else told[: max(longest - len(_CUT), 0)] + _CUT
 
 

@@ -81,12 +81,12 @@ def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
             raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
-def require_data_file(path: Path, flag: str) -> None:
+def require_data_file(path: Path, advice: str) -> None:
     """See that there is a data file.
 
     Args:
         path: of the file.
-        flag: that names it, for the message.
+        advice: what to do where there is none, as a clause.
 
     Raises:
         ValueError: if there is none, it is no file, or it cannot be asked about.
@@ -95,11 +95,11 @@ def require_data_file(path: Path, flag: str) -> None:
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError as error:
-            raise ValueError(f"There is no data file {shown(str(path))}; check {flag}.") from error
+            raise ValueError(f"There is no data file {shown(str(path))}; {advice}.") from error
+        except ValueError as error:
+            raise ValueError(_unreadable(path, error)) from error
     if not stat.S_ISREG(mode):
-        raise ValueError(
-            f"The data file {shown(str(path))} is {kind_of_file(mode)}; name a file of records, check {flag}."
-        )
+        raise ValueError(f"The data file {shown(str(path))} is {kind_of_file(mode)}; name a file of records, {advice}.")
 
 
 @contextmanager
@@ -107,12 +107,16 @@ def reading(path: Path) -> Iterator[None]:
     """Say in words why a data file cannot be opened or read.
 
     Raises:
-        ValueError: for an OSError, and for names that no file can have.
+        ValueError: for an OSError.
     """
     try:
         yield
     except OSError as error:
-        raise ValueError(f"The data file {shown(str(path))} cannot be read: {why_unreadable(error)}.") from error
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"The data file {shown(str(path))} cannot be read: {why_unreadable(error)}."
 
 
 def is_parquet(path: Path) -> bool:
@@ -173,7 +177,7 @@ def _rows(path: Path) -> Iterator[Any]:
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise ValueError(f"The data file {shown(str(path))} cannot be read: {why_unreadable(error)}.") from error
+            raise ValueError(_unreadable(path, error)) from error
         said = printable(" ".join(str(error).split()), LONGEST)
         raise ValueError(f"{path} is a damaged Parquet table: {said}; write it anew.") from error
 

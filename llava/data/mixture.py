@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llava.common.shown import shown
+from llava.common.shown import printable, shown
 from llava.common.yaml_files import read_yaml
 from llava.data.cache import digest_text
+from llava.data.json_stream import require_data_file
 from llava.data.records import FAULTS_TO_SHOW, Record
 from llava.data.store import RecordTable, open_records, record_of
 
@@ -114,8 +115,8 @@ class RecordMix(Sequence[Record]):
         lines = []
         for source, table, count in zip(self.sources, self.tables, self.counts, strict=True):
             share = f", {count / len(self):.1%} of {len(self):,}" if len(self.sources) > 1 else ""
-            folder = f", images in {source.image_folder}" if source.image_folder else ""
-            name = source.name or source.path
+            folder = f", images in {printable(source.image_folder)}" if source.image_folder else ""
+            name = printable(source.name or source.path)
             begun = int((table.column("left_out") > 0).sum())
             folder += f"; the first turn of {begun:,} records is the assistant's and left out" if begun else ""
             lines.append(f"{name}: {len(table):,} records x {source.weight:g} = {count:,} samples{share}{folder}")
@@ -197,10 +198,10 @@ def _faults(entry: Any, number: int, folder: Path) -> list[str]:
         for key in ("image_folder", "name")
         if not isinstance(entry.get(key), str | None)
     ]
-    if not os.path.isfile(folder / entry["path"]):
-        faults.append(
-            f"There is no data file {shown(str(folder / entry['path']))}; paths start at the folder of the mixture."
-        )
+    try:
+        require_data_file(folder / entry["path"], "paths start at the folder of the mixture")
+    except ValueError as error:
+        faults.append(str(error))
     return faults
 
 

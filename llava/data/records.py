@@ -61,7 +61,7 @@ def iterate_records(path: str | Path) -> Iterator[Record]:
             last good one; the first of them are named.
     """
     path = Path(path)
-    require_data_file(path, "--data_path")
+    require_data_file(path, "check --data_path")
     good, faulty = 0, 0
     shown: list[str] = []
     for index, data in enumerate(iterate_json(path)):

@@ -62,7 +62,7 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
         ValueError: if the file or a record is not in LLaVA's format; see `iterate_records`.
     """
     path = Path(path)
-    json_stream.require_data_file(path, "--data_path")
+    json_stream.require_data_file(path, "check --data_path")
     with json_stream.reading(path):
         content = digest_file(path)
     key = "records-" + digest_text([content, source_of(json_stream, media, media_keys, records, turns)])

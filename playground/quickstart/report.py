@@ -19,8 +19,7 @@ from llava.common.json_files import need, read_object
 from llava.common.outside_files import read_text
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
-from llava.common.shown import shown
-from llava.common.terminal_text import printable
+from llava.common.shown import printable, shown
 from llava.data.images import image_path
 from playground.quickstart import charts, pictures
 from playground.quickstart.results import BLANK, Results, Row, Trace, plain, require_measured, rows
@@ -237,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         text = page(Run.read(folder))
     except (ValueError, OSError) as error:
-        sys.exit(f"report: {printable(error)}")
+        sys.exit(f"report: {printable(error, lines=True)}")
     write_whole(folder / "report.html", text)
     print(f"Wrote {folder / 'report.html'}")
 

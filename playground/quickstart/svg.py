@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from llava.common.terminal_text import printable
+from llava.common.shown import printable
 
 Point = tuple[float, float]
 
@@ -20,7 +20,7 @@ def shown_html(text: object) -> str:
     Args:
         text: whatever came from outside.
     """
-    return escape(printable(text))
+    return escape(printable(text, lines=True))
 
 
 def number(value: float) -> str:

@@ -5,6 +5,11 @@ if __name__ == "__main__":
     import sys
 
     from llava.common.program import as_program
-    from llava.data.check.command import main
+
+    def main() -> int:
+        """Import the command line, which takes seconds, where Ctrl-C is minded already."""
+        from llava.data.check import command
+
+        return command.main()
 
     sys.exit(as_program(main))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_lines import write_lines
+from llava.common.shown import printable
 from llava.data.check.budgets import BudgetFigures, CostAssumptions
 from llava.data.check.checking import CheckResult
 from llava.data.check.findings import KINDS, Finding, Severity
@@ -52,7 +53,7 @@ class Report:
         }
 
     def to_text(self) -> str:
-        """A screen full: counts, one example of each kind, and the budgets."""
+        """A screen full: counts, one example of each kind, and the budgets; nothing in it acts on a terminal."""
         blocks = [self._counts(), *self._findings(), self._tokens(), self._table(), self._assumptions()]
         return "\n\n".join(block for block in blocks if block)
 
@@ -78,7 +79,7 @@ class Report:
         faulty = len(result.faulty)
         suspect = len(result.findings) - faulty
         rate = records / max(result.seconds, 1e-9)
-        where = ", ".join(str(source.path) for source in result.sources)
+        where = ", ".join(printable(source.path) for source in result.sources)
         return (
             f"{records:,} records of {where}\n"
             f"  {records - faulty:,} good, {faulty:,} with errors, {suspect:,} with warnings only\n"
@@ -104,14 +105,14 @@ class Report:
 
     def _tokens(self) -> str:
         settings = self.result.settings
-        counted = f"counted with {settings.tokenizer}" if settings.tokenizer else (
+        counted = f"counted with {printable(settings.tokenizer)}" if settings.tokenizer else (
             "ESTIMATED from letters and marks; give --tokenizer to count them"
         )  # fmt: skip
         first = next(iter(self.figures.values()))
         return (
             f"Tokens of the good records, {counted}\n"
             f"  template {settings.template}, at most {settings.max_length} tokens, "
-            f"mean text {first.mean_text_tokens:.1f} tokens (at {next(iter(self.figures))})"
+            f"mean text {first.mean_text_tokens:.1f} tokens (at {_short(next(iter(self.figures)))})"
         )
 
     def _table(self) -> str:
@@ -136,15 +137,10 @@ class Report:
     def _assumptions(self) -> str:
         assumed = self.assumed
         return (
-            f"Assumed: {assumed.model}; batches of {assumed.batch_size} on {assumed.devices} devices of "
+            f"Assumed: {printable(assumed.model)}; batches of {assumed.batch_size} on {assumed.devices} devices of "
             f"{assumed.peak_tflops:g} TFLOP/s, {assumed.mfu:.0%} of which\nis reached; {assumed.passes} passes a step "
             "(activation checkpointing). Padding and loading data are not in the hours."
         )
-
-
-def printable(text: str) -> str:
-    """Text in which line breaks, control characters and halves of characters are written as escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def in_order(result: CheckResult) -> Iterator[tuple[int, Finding]]:
@@ -172,7 +168,7 @@ def write_all(result: CheckResult, path: Path) -> None:
 
 
 def _short(budget: str) -> str:
-    return Path(budget).stem if budget.endswith((".yaml", ".yml")) else budget
+    return printable(Path(budget).stem if budget.endswith((".yaml", ".yml")) else budget)
 
 
 def _source(source: Any) -> dict[str, Any]:

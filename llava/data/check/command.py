@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -14,10 +13,13 @@ from typing import Any
 
 from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
-from llava.common.json_files import write_json
+from llava.common.json_files import read_object, write_json
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.common.outputs import require_apart
+from llava.common.outside_files import why_unreadable
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
+from llava.common.shown import shown
+from llava.common.terminal_text import say
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
@@ -52,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_outputs(options, sources)
         result = check(sources, settings, options.workers)
     except (ValueError, RuntimeError) as error:
-        print(f"check: {error}", file=sys.stderr)
+        say(f"check: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        say(f"check: {shown(error.filename)} cannot be read: {why_unreadable(error)}.", file=sys.stderr)
         return 2
     _write(result, options, decoder, vision)
     share = len(result.faulty) / len(result)
@@ -66,7 +71,7 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
     )
     report = Report(result, figures(result, assumed, decoder, vision), assumed)
     text = report.to_text()
-    print(text)
+    say(text)
     if options.text:
         write_whole(options.text, text + "\n")
     if options.report:
@@ -75,9 +80,9 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
         write_all(result, options.list_all)
     if options.write_clean and len(result.good):
         count = write_clean(options.write_clean, result.good_objects())
-        print(f"\nWrote the {count:,} good records to {options.write_clean}.")
+        say(f"\nWrote the {count:,} good records to {options.write_clean}.")
     elif options.write_clean:
-        print(f"\nNo record is good; {options.write_clean} was not written.", file=sys.stderr)
+        say(f"\nNo record is good; {options.write_clean} was not written.", file=sys.stderr)
 
 
 def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
@@ -102,8 +107,7 @@ def _recorded(tokenizer: str | None) -> dict[str, Any]:
     path = Path(tokenizer or "", "config.json")
     if tokenizer is None or not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_object(path, "give another --tokenizer")
 
 
 def _with_hyphens(arguments: Sequence[str]) -> list[str]:

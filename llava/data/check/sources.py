@@ -71,7 +71,7 @@ def read_objects(path: Path) -> list[Any]:
         SourceError: as `read_sources`.
     """
     try:
-        require_data_file(path, "--data-path")
+        require_data_file(path, "check --data-path")
         whole = is_parquet(path) or _begins_a_list(path)
         objects = list(iterate_json(path)) if whole else _read_lines(path)
     except ValueError as error:
