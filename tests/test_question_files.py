@@ -135,7 +135,7 @@ def test_what_is_no_json_everywhere_is_told_by_every_reader(tmp_path: Path, text
     whole.write_text(f'[{{"id": 0, {turns}}}, {text[:-1]}, {turns}}}]')
     lines.write_text(f'{{"id": 0, {turns}}}\n{text[:-1]}, {turns}}}\n')
     for path, place in ((whole, "entry 1 of the list"), (lines, "line 2")):
-        with pytest.raises(ValueError, match=f"{path.name}.*{place}.*{reason}"):
+        with pytest.raises(ValueError, match=f"(?s){path.name}.*{place}.*{reason}"):
             read_records(path)
     with pytest.raises(ValueError, match=f"a.jsonl, line 2 .*{reason}"):
         read_answer_lines(lines)

@@ -53,10 +53,12 @@ class Ambiguous:
     Attributes:
         value: the record as Python reads it, with the last of equal keys.
         reason: a main clause without an end.
+        place: of the record in its file, such as "line 7".
     """
 
     value: Any
     reason: str
+    place: str = ""
 
 
 def iterate_json(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
@@ -222,8 +224,11 @@ class _Window:
             if not self._read():
                 return ""
 
-    def value(self) -> Any:
+    def value(self, place: str) -> Any:
         """Skip white space and decode the value behind it.
+
+        Args:
+            place: of the value in its file, for messages.
 
         Raises:
             json.JSONDecodeError: if there is none, even with the rest of the file; others as of `decode_at`.
@@ -231,7 +236,7 @@ class _Window:
         self.peek()
         while True:
             try:
-                value, end = _record_at(self.text, self.at)
+                value, end = _record_at(self.text, self.at, place)
             except json.JSONDecodeError:
                 if not self._read():
                     raise
@@ -269,26 +274,27 @@ def numbered_lines(file: TextIO) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield number, _record_of(line.lstrip("\ufeff"))  # files that were joined bring their byte order marks
+                # Files that were joined bring their byte order marks.
+                yield number, _record_of(line.lstrip("\ufeff"), f"line {number}")
             except NotJsonError as error:
                 yield number, error
 
 
-def _record_of(text: str) -> Any:
+def _record_of(text: str, place: str) -> Any:
     """The value of a text, or `Ambiguous`."""
     try:
         return parse_json(text)
     except AmbiguousJsonError as error:
-        return Ambiguous(parse_json(text, lenient=True), str(error))
+        return Ambiguous(parse_json(text, lenient=True), str(error), place)
 
 
-def _record_at(text: str, start: int) -> tuple[Any, int]:
+def _record_at(text: str, start: int, place: str) -> tuple[Any, int]:
     """The value that begins at a place of a text, or `Ambiguous`, and where it ends; errors as of `decode_at`."""
     try:
         value, end = decode_at(text, start)
     except AmbiguousJsonError:
         _, end = decode_at(text, start, lenient=True)
-        return _record_of(text[start:end]), end
+        return _record_of(text[start:end], place), end
     if text.count("[", start, end) + text.count("{", start, end) > DEEPEST:
         require_shallow(value)
     return value, end
@@ -301,10 +307,11 @@ def _items(window: _Window) -> Iterator[Any]:
     if ended:
         window.next_mark()
     while not ended:
+        place = f"entry {count} of the list"
         try:
-            value = window.value()
+            value = window.value(place)
         except (ValueError, RecursionError) as error:
-            raise _FormatError(f"entry {count} of the list: {why_not_json(error, placed=False)}") from error
+            raise _FormatError(f"{place}: {why_not_json(error, placed=False)}") from error
         yield value
         count += 1
         mark = window.next_mark()

@@ -94,7 +94,7 @@ def parse_record(data: Any, index: int) -> Record:
             their marks do not agree, media are named that are not read, or a text cannot be written as UTF-8.
     """
     if isinstance(data, Ambiguous):
-        raise ValueError(f"record {index}: {data.reason}.")
+        raise ValueError(f"record {index} ({data.place}): {data.reason}.")
     if not isinstance(data, Mapping):
         raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
     identity = _identity(data.get("id"), index)
