@@ -163,6 +163,6 @@ def why_unusable(error: Exception) -> str:
     return f"{f'{kind} {said}'.strip()}; it is damaged or cut off, copy it anew"
 
 
-def shown_name(name: str | Path) -> str:
+def shown_name(name: object) -> str:
     """A file's name as a message shows it."""
     return shown(str(name), LONGEST_NAME)
