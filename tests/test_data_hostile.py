@@ -29,6 +29,7 @@ from llava.data.images import BadImageError, open_rgb
 from llava.data.json_stream import iterate_json
 from llava.data.records import parse_record, read_records
 from llava.data.store import open_records
+from llava.inference.typed_images import open_image
 
 TALK = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]'
 GOOD = f'{{"id": "good", "conversations": {TALK}}}'
