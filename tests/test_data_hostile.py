@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from faulty_data import checked, kinds
-from llava.inference.inputs import open_image
 from PIL import Image, ImageFile
 from tiny_text import byte_level
 from transformers import CLIPImageProcessorPil
