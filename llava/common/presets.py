@@ -6,11 +6,12 @@ Budgets and depths mean nothing on a model of another family or depth. What a co
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llava.common.shown import shown
 
@@ -97,32 +98,69 @@ def presets() -> list[str]:
     )
 
 
-def read_preset(name: str) -> Any:
-    """What a preset's file holds.
+class FromFiles(ABC):
+    """What a configuration can be made of, beside its fields: a preset's name, a YAML file, or a mapping."""
 
-    Raises:
-        ValueError: if there is no such preset.
-    """
-    from llava.common.yaml_files import parse_yaml
+    made_for: MadeFor | None
 
-    if name not in presets():
-        raise ValueError(f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}.")
-    return parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name)
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: Mapping[str, Any] | None, preset: str | None = None) -> Self:
+        """Build from a mapping, which the file of `preset` held; refuse with a ValueError what it may not hold."""
 
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file in the format of `configs/compression/*.yaml`.
 
-def read_compression(path: str | Path) -> Any:
-    """What a YAML file in the format of `configs/compression/*.yaml` holds.
+        Raises:
+            ValueError: if there is no such file, or it does not hold a configuration.
+        """
+        from llava.common.yaml_files import read_yaml
 
-    Raises:
-        ValueError: if there is no such file, or it is not readable as YAML.
-    """
-    from llava.common.yaml_files import read_yaml
+        if not os.path.lexists(path):
+            raise ValueError(
+                f"There is no compression file {shown(str(path))}; give a YAML file or one of {', '.join(presets())}."
+            )
+        return cls._from_value(read_yaml(path), str(path))
 
-    if not os.path.lexists(path):
-        raise ValueError(
-            f"There is no compression file {shown(str(path))}; give a YAML file or one of {', '.join(presets())}."
-        )
-    return read_yaml(path)
+    @classmethod
+    def from_preset(cls, name: str) -> Self:
+        """Read a named preset, such as `duet-192` (paper Table 12).
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        from llava.common.yaml_files import parse_yaml
+
+        if name not in presets():
+            raise ValueError(
+                f"There is no compression preset {shown(name)}; accepted names are {', '.join(presets())}."
+            )
+        return cls._from_value(parse_yaml(_preset_folder().joinpath(f"{name}.yaml").read_text("utf-8"), name), name)
+
+    @classmethod
+    def resolve(cls, source: Self | Mapping[str, Any] | str | Path | None) -> Self:
+        """Accept whatever names a configuration: an object, a mapping, a preset's name or a YAML file's path."""
+        if isinstance(source, cls):
+            return source
+        if source is None or isinstance(source, Mapping):
+            return cls.from_dict(source)
+        looks_like_a_file = isinstance(source, Path) or str(source).endswith((".yaml", ".yml"))
+        return cls.from_yaml(str(source)) if looks_like_a_file else cls.from_preset(str(source))
+
+    @classmethod
+    def _from_value(cls, data: Any, origin: str) -> Self:
+        if data is not None and not isinstance(data, Mapping):
+            raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {shown(data)}.")
+        try:
+            return cls.from_dict(data, Path(origin).stem)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+
+    def check_made_for(self, model_type: str, num_layers: int) -> None:
+        """Refuse a preset that was made for other models (`MadeFor.check`); what came from no such file fits any."""
+        if self.made_for is not None:
+            self.made_for.check(model_type, num_layers)
 
 
 def _preset_folder() -> Any:

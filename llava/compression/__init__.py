@@ -8,15 +8,5 @@ from llava.compression.layout import TokenLayout
 from llava.compression.salience import QueryRole, salient_spans
 from llava.compression.v2v import Fate, V2VResult, merge_visual_tokens
 
-__all__ = [
-    "CompressionConfig",
-    "Fate",
-    "QueryRole",
-    "T2VConfig",
-    "TokenLayout",
-    "V2VConfig",
-    "V2VResult",
-    "merge_visual_tokens",
-    "presets",
-    "salient_spans",
-]
+__all__ = ["CompressionConfig", "Fate", "QueryRole", "T2VConfig", "TokenLayout", "V2VConfig", "V2VResult"]
+__all__ += ["merge_visual_tokens", "presets", "salient_spans"]

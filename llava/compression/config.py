@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from llava.common.presets import MadeFor, read_compression, read_preset
+from llava.common.own_scores import own_score, unknown_choice
+from llava.common.presets import FromFiles, MadeFor
 from llava.common.presets import presets as presets
 from llava.common.shown import shown
 
@@ -24,14 +24,16 @@ T2V_SCORED_BY = ("after", "before")
 _LARGEST = 2**63 - 1  # of counts and seeds; torch takes no larger ones
 
 
-def unknown_choice(field: str, value: object, accepted: tuple[str, ...]) -> ValueError:
-    """The error of an option that is none of those accepted; what branches on an option ends in it."""
-    return ValueError(f"{field} is {shown(value)}; it must be one of {', '.join(accepted)}.")
-
-
 def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise unknown_choice(field, value, accepted)
+
+
+def _require_score(stage: str, score: object, built_in: tuple[str, ...]) -> None:
+    if not isinstance(score, str):
+        raise unknown_choice(f"{stage}.score", score, built_in)
+    if score not in built_in:
+        own_score(stage, score, built_in)
 
 
 def _require_count(field: str, value: object, minimum: int) -> None:
@@ -53,7 +55,7 @@ class V2VConfig:
             of each cluster (`neighbours`).
         score: importance of a patch. `cls`: attention that the CLS token pays it, summed over heads (released
             code). `received`: attention that all tokens pay it (Algorithm 1). `random` (one draw a seed, the same
-            for every image) and `uniform`: controls.
+            for every image) and `uniform`: controls. Or one of another package, see `llava.common.own_scores`.
         clusters: `anchored`: every pool patch joins the most similar of evenly ranked anchors (released code).
             `neighbours`: mean of the patches a centroid attends to most (Algorithm 1). `uniform`: anchors evenly
             spaced over all remaining patches, which all join one (VisionZip).
@@ -71,15 +73,17 @@ class V2VConfig:
         _require_count("v2v.dominant", self.dominant, 1)
         _require_count("v2v.contextual", self.contextual, 0)
         _require_count("v2v.cluster_width", self.cluster_width, 1)
-        _require_choice("v2v.score", self.score, V2V_SCORES)
+        _require_score("v2v", self.score, V2V_SCORES)
         _require_choice("v2v.clusters", self.clusters, V2V_CLUSTERS)
         _require_count("v2v.seed", self.seed, 0)
 
     @property
     def needs_attention_map(self) -> bool:
         """Whether the tower must give the whole attention map of the scored layer, not only its CLS row."""
-        merges_by_attention = self.clusters == "neighbours" and self.contextual > 0
-        return self.score == "received" or merges_by_attention
+        if self.score == "received" or (self.clusters == "neighbours" and self.contextual > 0):
+            return True
+        own = None if self.score in V2V_SCORES else own_score("v2v", self.score, V2V_SCORES)
+        return bool(getattr(own, "needs_attention_map", False))
 
     def token_count(self, num_tokens: int) -> int:
         """Tokens that leave V2V when `num_tokens` (patches, plus CLS where there is one) enter it.
@@ -106,7 +110,8 @@ class T2VConfig:
         queries: the text tokens that vote. `last`: the last instruction token before each answer (variant C).
             `text`: every instruction token after the first image (C+all). `salient`: the salient ones of
             these and the last (C+S).
-        score: `attention`, or the controls `random` (one draw a seed, the same for every sample) and `uniform`.
+        score: `attention`, the controls `random` (one draw a seed, the same for every sample) and `uniform`, or one of
+            another package, see `llava.common.own_scores`.
         positions: `renumber` closes the gaps after a drop (published behaviour); `original` leaves survivors
             where they were.
         seed: of the `random` score.
@@ -133,7 +138,7 @@ class T2VConfig:
         self._check_layers()
         self._check_keep()
         _require_choice("t2v.queries", self.queries, T2V_QUERIES)
-        _require_choice("t2v.score", self.score, T2V_SCORES)
+        _require_score("t2v", self.score, T2V_SCORES)
         _require_choice("t2v.positions", self.positions, T2V_POSITIONS)
         _require_count("t2v.seed", self.seed, 0)
         _require_choice("t2v.scored_by", self.scored_by, T2V_SCORED_BY)
@@ -172,7 +177,7 @@ class T2VConfig:
 
 
 @dataclass(frozen=True)
-class CompressionConfig:
+class CompressionConfig(FromFiles):
     """The two stages together; `None` switches a stage off, and without both the model is plain LLaVA.
 
     Attributes:
@@ -207,40 +212,6 @@ class CompressionConfig:
         v2v, t2v = _build(V2VConfig, "v2v", data.get("v2v")), _build(T2VConfig, "t2v", data.get("t2v"))
         return cls(v2v=v2v, t2v=t2v, made_for=made_for)
 
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> CompressionConfig:
-        """Read a YAML file in the format of `configs/compression/*.yaml`."""
-        return cls._from_file(read_compression(path), str(path))
-
-    @classmethod
-    def from_preset(cls, name: str) -> CompressionConfig:
-        """Read a named preset, such as `duet-192` (paper Table 12)."""
-        return cls._from_file(read_preset(name), name)
-
-    @classmethod
-    def resolve(cls, source: CompressionConfig | Mapping[str, Any] | str | Path | None) -> CompressionConfig:
-        """Accept whatever names a configuration: an object, a mapping, a preset's name or a YAML file's path."""
-        if isinstance(source, CompressionConfig):
-            return source
-        if source is None or isinstance(source, Mapping):
-            return cls.from_dict(source)
-        looks_like_a_file = isinstance(source, Path) or str(source).endswith((".yaml", ".yml"))
-        return cls.from_yaml(source) if looks_like_a_file else cls.from_preset(str(source))
-
-    @classmethod
-    def _from_file(cls, data: Any, origin: str) -> CompressionConfig:
-        if data is not None and not isinstance(data, Mapping):
-            raise ValueError(f"{origin} must hold a mapping with the keys v2v and t2v, not {shown(data)}.")
-        try:
-            return cls.from_dict(data, Path(origin).stem)
-        except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from error
-
-    def check_made_for(self, model_type: str, num_layers: int) -> None:
-        """Refuse a preset that was made for other models (`MadeFor.check`); what came from no such file fits any."""
-        if self.made_for is not None:
-            self.made_for.check(model_type, num_layers)
-
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain JSON values that `from_dict` reads back to an equal object."""
         return {"v2v": _to_plain(self.v2v), "t2v": _to_plain(self.t2v)}
@@ -255,16 +226,12 @@ def _build(kind: Any, name: str, data: Any) -> Any:
     accepted = [field.name for field in fields]
     unknown = sorted(set(data) - set(accepted), key=str)
     if unknown:
-        raise ValueError(f"Unknown key {name}.{_key(unknown[0])}; accepted keys are {', '.join(accepted)}.")
+        key = shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0])
+        raise ValueError(f"Unknown key {name}.{key}; accepted keys are {', '.join(accepted)}.")
     missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
     return kind(**data)
-
-
-def _key(value: object) -> str:
-    """An unknown key as it was written, if it is text."""
-    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
 
 
 def _to_plain(stage: V2VConfig | T2VConfig | None) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ class TokenLayout:
     def by_visual_index(self, values: Tensor, fill: float) -> Tensor:
         """Values [B, L] of visual tokens, laid out [B, N] by their rank among the N that entered; `fill` elsewhere."""
         most = max(self.entered, default=0)
-        laid_out = values.new_full((len(self.entered), most + 1), fill)
+        laid_out = values.new_full((len(self.entered), most + 1), fill)  # [B, 1 + N]; others go to column 0
         return laid_out.scatter_(1, self.visual_index + 1, values)[:, 1:]
 
     def alive(self) -> Tensor:
@@ -106,14 +106,14 @@ class TokenLayout:
         """int64 [B, L]: `columns`, or the token's own place where the layout itself is the input; -1 on padding."""
         if self.columns is not None:
             return self.columns
-        place = torch.arange(self.valid.shape[1], device=self.valid.device)
+        place = torch.arange(self.valid.shape[1], device=self.valid.device)  # [L]
         return place.expand(self.valid.shape).masked_fill(~self.valid, -1)
 
     def next_position(self) -> Tensor:
         """int64 [B, 1]: the position, on every axis, of a text token behind each row."""
         if self.following is not None:
             return self.following
-        largest = self.positions.amax(dim=-1, keepdim=True)
+        largest = self.positions.amax(dim=-1, keepdim=True)  # [B, 1] or [A, B, 1]
         return (largest.amax(dim=0) if largest.dim() == 3 else largest) + 1
 
     def to(self, device: torch.device) -> TokenLayout:

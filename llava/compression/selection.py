@@ -1,7 +1,10 @@
-"""Choices that look at no content: the seeded and the evenly spaced control of either stage."""
+"""What scores are made of: float32 products, and the seeded and evenly spaced choices that look at no content."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import Tensor
 
 _MASK_32 = 0xFFFFFFFF
@@ -42,3 +45,10 @@ def even_spread(index: Tensor) -> Tensor:
     """
     part = (index.long() * _GOLDEN_RATIO_32) & _MASK_32
     return 1 - (part >> 8).float() / 2**24
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast from turning float32 products into half precision, which would tie and reorder scores."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

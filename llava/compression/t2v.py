@@ -11,10 +11,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from llava.compression.config import T2V_POSITIONS, T2V_SCORES, T2VConfig, unknown_choice
+from llava.common.own_scores import scored_by_own, unknown_choice
+from llava.compression.config import T2V_POSITIONS, T2V_SCORES, T2VConfig
 from llava.compression.layout import TokenLayout, renumbered
-from llava.compression.precision import without_autocast
-from llava.compression.selection import even_spread, seeded_noise
+from llava.compression.selection import even_spread, seeded_noise, without_autocast
 
 _MAX_ATTENTION_ELEMENTS = 2**28
 
@@ -38,7 +38,7 @@ def voting_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
         int64 [B, V] positions, and bool [B, V] whether the entry is a voter (rows may have fewer than V).
     """
     count = max(1, layout.max_votes)
-    index = torch.argsort((~layout.vote).int(), dim=1, stable=True)[:, :count]
+    index = torch.argsort((~layout.vote).int(), dim=1, stable=True)[:, :count]  # [B, V], voters first
     return index, layout.vote.gather(1, index)
 
 
@@ -64,13 +64,13 @@ def attention_scores(
     keys = keys.float()
     column = torch.arange(keys.shape[2], device=keys.device)
     votes = is_voter.float()
-    votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1)
-    scores = torch.zeros(layout.valid.shape, device=keys.device)
+    votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1)  # [B, V], shares of the mean
+    scores = torch.zeros(layout.valid.shape, device=keys.device)  # [B, L]
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         visible = layout.valid[:, None, :] & (column <= voters[:, part, None])  # [B, V, L]
         with without_autocast(keys.device):
-            received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)
+            received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)  # [B, V, L]
         scores += (votes[:, part, None] * received).sum(dim=1)
     return scores
 
@@ -79,14 +79,20 @@ def _attention(queries: Tensor, keys: Tensor, visible: Tensor, scaling: float) -
     """Attention [B, H, V, L] of queries [B, H, V, d] on keys [B, G, L, d], without repeating keys over heads."""
     batch, heads, count, width = queries.shape
     groups = keys.shape[1]
-    folded = queries.reshape(batch, groups, heads // groups * count, width)
-    logits = (folded @ keys.transpose(2, 3) * scaling).view(batch, heads, count, -1)
+    folded = queries.reshape(batch, groups, heads // groups * count, width)  # [B, G, H / G * V, d]
+    logits = (folded @ keys.transpose(2, 3) * scaling).view(batch, heads, count, -1)  # [B, H, V, L]
     hidden = torch.finfo(logits.dtype).min
     return logits.masked_fill(~visible[:, None], hidden).softmax(dim=-1)
 
 
-def control_scores(layout: TokenLayout, config: T2VConfig, stage: int) -> Tensor:
-    """Scores [B, L] of the content-blind controls `random` and `uniform`.
+def control_scores(layout: TokenLayout, config: T2VConfig, stage: int, hidden_states: Tensor | None = None) -> Tensor:
+    """Scores [B, L] that need no layer: the controls `random` and `uniform`, and those of other packages.
+
+    Args:
+        layout: of the L positions.
+        config: names the score.
+        stage: number of the drop (0-based).
+        hidden_states: [B, L, D] in front of it, for scores of other packages.
 
     Raises:
         ValueError: if `config.score` is another one.
@@ -98,7 +104,7 @@ def control_scores(layout: TokenLayout, config: T2VConfig, stage: int) -> Tensor
         case "uniform":
             return even_spread(index)
         case other:
-            raise unknown_choice("t2v.score of a control", other, T2V_SCORES[1:])
+            return scored_by_own("t2v", other, T2V_SCORES[1:], index.shape, hidden_states, layout, config, stage)
 
 
 def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int, ...]) -> Tensor:
@@ -112,10 +118,10 @@ def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int,
     Returns:
         bool [B, L], False on padding.
     """
-    masked = scores.float().masked_fill(~layout.is_visual, -torch.inf)
-    order = masked.sort(dim=1, descending=True, stable=True).indices
+    masked = scores.float().masked_fill(~layout.is_visual, -torch.inf)  # [B, L]
+    order = masked.sort(dim=1, descending=True, stable=True).indices  # [B, L], columns by falling score
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place)
+    rank = torch.empty_like(order).scatter_(1, order, place)  # [B, L], place of each column in that order
     chosen = rank < _on_device(counts, order.device)
     return torch.where(layout.is_visual, chosen, layout.valid)
 
@@ -144,21 +150,20 @@ def gather_kept(
     lengths = tuple(
         length - present + count for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
     )
-    longest = max(lengths)
-    left = layout.padding_side == "left"
-    device = keep.device
-    length = _on_device(lengths, device)
-    column = torch.arange(longest, device=device)
-    valid = column >= longest - length if left else column < length
-    order = torch.argsort((keep if left else ~keep).int(), dim=1, stable=True)
-    index = order[:, -longest:] if left else order[:, :longest]
+    longest, left = max(lengths), layout.padding_side == "left"
+    length = _on_device(lengths, keep.device)  # [B, 1]
+    column = torch.arange(longest, device=keep.device)  # [L']
+    valid = column >= longest - length if left else column < length  # [B, L']
+    order = torch.argsort((keep if left else ~keep).int(), dim=1, stable=True)  # [B, L], what is kept last or first
+    index = order[:, -longest:] if left else order[:, :longest]  # [B, L'], the column that each position came from
 
+    # Where each token goes; a dropped one, to the last place before it that is kept. [B, L]
     moved = (keep.long().cumsum(dim=1) - 1).clamp(min=0) + (longest - length if left else 0)
     moved = moved.clamp(max=longest - 1)  # a row of padding alone has no place
-    vote = torch.zeros(valid.shape, dtype=torch.int32, device=device)
+    vote = torch.zeros(valid.shape, dtype=torch.int32, device=keep.device)  # [B, L']
     vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
 
-    def travel(values: Tensor, fill: int) -> Tensor:
+    def travel(values: Tensor, fill: int) -> Tensor:  # [B, L] or [A, B, L] -> [B, L'] or [A, B, L']
         return values.gather(-1, index.expand(*values.shape[:-1], -1)).masked_fill(~valid, fill)
 
     if positions not in T2V_POSITIONS:
@@ -176,7 +181,7 @@ def gather_kept(
         visual=tuple(counts),
         columns=travel(layout.input_columns(), -1),
     )
-    hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))
+    hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))  # [B, L', D]
     if new_layout.is_padded:
         hidden_states = hidden_states.masked_fill(~valid[..., None], 0)
     return hidden_states, new_layout

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava.compression.config import V2V_CLUSTERS, V2V_SCORES, V2VConfig, unknown_choice
-from llava.compression.precision import without_autocast
-from llava.compression.selection import even_spread, seeded_noise
+from llava.common.own_scores import scored_by_own, unknown_choice
+from llava.compression.config import V2V_CLUSTERS, V2V_SCORES, V2VConfig
+from llava.compression.selection import even_spread, seeded_noise, without_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class V2VResult:
     @property
     def source(self) -> Tensor:
         """[B, N0] patch that each token is or is built around, -1 for CLS."""
-        cls = self.plan.dominant.new_full((len(self.plan.dominant), int(self.has_cls)), -1)
+        cls = self.plan.dominant.new_full((len(self.plan.dominant), int(self.has_cls)), -1)  # [B, 1 or 0]
         return torch.cat([cls, self.plan.dominant.sort(dim=1).values, self.plan.anchors], dim=1)
 
     @property
@@ -84,7 +84,7 @@ class V2VResult:
 
     @functools.cached_property
     def _trace(self) -> tuple[Tensor, Tensor]:
-        plan, spatial = self.plan, self.plan.dominant.sort(dim=1).values
+        plan, spatial = self.plan, self.plan.dominant.sort(dim=1).values  # [B, K]
         batch, kept = spatial.shape
         slots = torch.arange(kept + plan.anchors.shape[1], device=spatial.device).expand(batch, -1) + int(self.has_cls)
         fate = spatial.new_full((batch, self.num_patches), int(Fate.DROPPED))
@@ -92,7 +92,7 @@ class V2VResult:
         fate.scatter_(1, plan.anchors, int(Fate.ANCHOR))
         fate.scatter_(1, spatial, int(Fate.DOMINANT))
         target = spatial.new_full((batch, self.num_patches), -1)
-        joined = plan.assignment + int(self.has_cls) + kept
+        joined = plan.assignment + int(self.has_cls) + kept  # [B, M]
         target.scatter_reduce_(1, plan.members, joined, reduce="amin", include_self=False)
         target.scatter_(1, plan.anchors, slots[:, kept:])
         target.scatter_(1, spatial, slots[:, :kept])
@@ -136,11 +136,11 @@ def merge_visual_tokens(
     _check_counts(count, has_cls, cls_attention=cls_attention, keys=keys, attention=attention, received=received)
     with torch.no_grad(), without_autocast(hidden_states.device):
         if received is None and attention is not None:
-            received = attention.float().mean(dim=1)
+            received = attention.float().mean(dim=1)  # [B, N]
         scores = score_patches(cls_attention, received, config, count - has_cls, hidden_states)
         plan = plan_merge(scores, keys, config, has_cls=has_cls, attention=attention)
-    patches = hidden_states[:, int(has_cls) :]
-    spatial = plan.dominant.sort(dim=1).values
+    patches = hidden_states[:, int(has_cls) :]  # [B, P, D]
+    spatial = plan.dominant.sort(dim=1).values  # [B, K]
     parts = [hidden_states[:, : int(has_cls)], _take(patches, spatial), _contextual_tokens(patches, plan, config)]
     return V2VResult(torch.cat(parts, dim=1), plan, patches.shape[1], has_cls)
 
@@ -148,22 +148,24 @@ def merge_visual_tokens(
 def score_patches(
     cls_attention: Tensor | None, received: Tensor | None, config: V2VConfig, num_patches: int, like: Tensor
 ) -> Tensor:
-    """Importance of each patch, float32 [B, P], higher is kept first; see `V2VConfig.score`."""
+    """Importance of each patch of `like` [B, N, D], float32 [B, P], higher is kept first; see `V2VConfig.score`."""
     batch, first_patch = like.shape[0], like.shape[1] - num_patches
-    index = torch.arange(num_patches, device=like.device)
+    index = torch.arange(num_patches, device=like.device)  # [P]
+    received = None if received is None else received.float()[:, first_patch:]  # [B, N] -> [B, P]
     match config.score:
         case "cls":
             if cls_attention is None:
                 raise ValueError("v2v.score is 'cls', but this vision tower has no CLS token; use 'received' instead.")
             return cls_attention.float()
         case "received":
-            return _required(received, "attention", "v2v.score 'received'").float()[:, first_patch:]
+            return _required(received, "attention", "v2v.score 'received'")
         case "random":
             return seeded_noise(index, config.seed).expand(batch, -1)
         case "uniform":
             return even_spread(index).expand(batch, -1)
         case other:
-            raise unknown_choice("v2v.score", other, V2V_SCORES)
+            given = (like[:, first_patch:].detach(), cls_attention, received, config)
+            return scored_by_own("v2v", other, V2V_SCORES, (batch, num_patches), *given)
 
 
 def plan_merge(
@@ -178,8 +180,8 @@ def plan_merge(
             f"v2v asks for {config.contextual} contextual tokens, but {config.dominant} dominant ones leave "
             f"{contextual} patches; {contextual} contextual tokens are made."
         )
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    dominant, rest = order[:, :kept], order[:, kept:]
+    order = scores.sort(dim=1, descending=True, stable=True).indices  # [B, P], patches by falling score
+    dominant, rest = order[:, :kept], order[:, kept:]  # [B, K], [B, P - K]
     if contextual == 0:
         empty = rest[:, :0]
         return MergePlan(dominant, empty, empty, empty, empty)
@@ -201,12 +203,12 @@ def _plan_anchored(dominant: Tensor, pool: Tensor, keys: Tensor, contextual: int
     """Every s-th patch of the pool is an anchor; the others join the anchor whose key is most similar."""
     size = pool.shape[1]
     step = size // contextual
-    is_anchor = torch.zeros(size, dtype=torch.bool, device=pool.device)
+    is_anchor = torch.zeros(size, dtype=torch.bool, device=pool.device)  # [R]
     is_anchor[: step * contextual : step] = True
-    slots = torch.argsort((~is_anchor).int(), stable=True)
-    anchors, members = pool[:, slots[:contextual]], pool[:, slots[contextual:]]
-    unit_keys = F.normalize(keys.float(), dim=-1)
-    similarity = _take(unit_keys, members) @ _take(unit_keys, anchors).transpose(1, 2)
+    slots = torch.argsort((~is_anchor).int(), stable=True)  # [R], anchors first
+    anchors, members = pool[:, slots[:contextual]], pool[:, slots[contextual:]]  # [B, C], [B, M]
+    unit_keys = F.normalize(keys.float(), dim=-1)  # [B, P, Dk]
+    similarity = _take(unit_keys, members) @ _take(unit_keys, anchors).transpose(1, 2)  # [B, M, C]
     return MergePlan(dominant, pool, anchors, members, similarity.argmax(dim=-1))
 
 
@@ -214,12 +216,12 @@ def _plan_neighbours(
     dominant: Tensor, rest: Tensor, attention: Tensor, contextual: int, config: V2VConfig
 ) -> MergePlan:
     """The most important remaining patches are centroids; each takes the patches it attends to most."""
-    centroids = rest[:, :contextual]
+    centroids = rest[:, :contextual]  # [B, C]
     width = min(config.cluster_width, rest.shape[1])
     paid = _take(attention.float(), centroids)  # [B, C, P]
-    paid = paid.gather(2, rest[:, None].expand(-1, contextual, -1))
-    nearest = paid.sort(dim=2, descending=True, stable=True).indices[:, :, :width]
-    members = rest[:, None].expand(-1, contextual, -1).gather(2, nearest).flatten(1)
+    paid = paid.gather(2, rest[:, None].expand(-1, contextual, -1))  # [B, C, P - K]
+    nearest = paid.sort(dim=2, descending=True, stable=True).indices[:, :, :width]  # [B, C, width]
+    members = rest[:, None].expand(-1, contextual, -1).gather(2, nearest).flatten(1)  # [B, C * width]
     assignment = torch.arange(contextual, device=rest.device).repeat_interleave(width).expand(rest.shape[0], -1)
     return MergePlan(dominant, rest, centroids, members, assignment)
 
@@ -230,7 +232,7 @@ def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> T
     slots = torch.arange(contextual, device=patches.device)
     belongs = (plan.assignment[:, None, :] == slots[:, None]).to(patches.dtype)  # [B, C, M]
     with without_autocast(patches.device):
-        mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)
+        mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)  # [B, C, D]
     return mean if config.clusters == "neighbours" else _take(patches, plan.anchors) + mean
 
 

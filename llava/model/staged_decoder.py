@@ -124,7 +124,7 @@ def rank_visual_tokens(
     """
     counts = keep_counts(layout, t2v, stage)
     if t2v.score != "attention":
-        return control_scores(layout, t2v, stage)
+        return control_scores(layout, t2v, stage, hidden_states.detach())
     if t2v.keep[stage] == 0 or (counts == layout.visual and not ranks_must_agree()):
         return None
     return attention_ranking(decoder, layer_index, hidden_states, layout)

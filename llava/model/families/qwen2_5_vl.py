@@ -20,7 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from llava.compression.config import CompressionConfig, V2VConfig
-from llava.compression.precision import without_autocast
+from llava.compression.selection import without_autocast
 from llava.compression.v2v import merge_visual_tokens
 from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, starts_anew
 from llava.model.compressed_model import CompressedModel

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llava.compression.config import V2VConfig
-from llava.compression.precision import without_autocast
+from llava.compression.selection import without_autocast
 from llava.compression.v2v import V2VResult, merge_visual_tokens
 
 
