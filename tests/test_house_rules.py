@@ -97,7 +97,8 @@ def test_a_broken_rule_is_noticed(
 @pytest.mark.parametrize(
     ("room", "statement"),
     [
-        ("compression", "import llava.model"), ("compression", "import transformers"), ("compression", "import llava.common.yaml_files"), ("data", "import llava.train"),
+        ("compression", "import llava.model"), ("compression", "import transformers"),
+        ("compression", "import llava.common.yaml_files"), ("data", "import llava.train"),
         ("serve", "from llava.eval.run import main"), ("eval", "import llava.doctor"),
         ("eval/benchmarks", "from llava.eval.runner import settings"), ("eval/judging", "import llava.eval.benchmarks"),
         ("eval/tables", "import llava.eval.runner.jobs"),
