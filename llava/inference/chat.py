@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from llava.compression.config import CompressionConfig
 from llava.constants import IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.families.base import Sample
-from llava.data.families.llava import require_roles
 from llava.inference.batches import Prompt
 from llava.inference.engine import Budget, Engine, Generated
 from llava.inference.generation import GenerationSettings
@@ -254,9 +253,16 @@ class Chat:
         self._pixels = request.pixels
         self.images = self.images + images
         held = request.ids + generated.sequences[0].tolist()[:-1]  # the last token has been chosen, but not computed
-        self.usage = None if self._beams > 1 else Usage.of(generated.cache, self.model, held)
+        self.usage = None if self._beams > 1 else self._usage(request, generated.cache, len(held) - len(request.ids))
         if not self.reencode:
             self._cache, self._held = generated.cache, held
+
+    def _usage(self, request: Request, cache: StagedCache, said: int) -> Usage:
+        """What an answer took, of which `said` tokens stand in the cache behind the prompt."""
+        inputs, sample = self.engine.inputs, request.sample
+        text = inputs.length(sample, 0)
+        patches = inputs.length(sample, self.model.get_vision_tower().num_patches) - text if request.pixels else 0
+        return Usage.of(cache, text + said, patches)
 
     def _request(self, turns: list[str], pixels: list[Tensor]) -> Request:
         sample = self.engine.inputs.prompt(turns, pixels, -1 if self.reencode else 0)
@@ -295,6 +301,6 @@ class Chat:
             raise ValueError("A conversation goes on with one answer; leave num_return_sequences out.")
         if generation.get("num_beams", 1) > 1 and not self.reencode:
             raise ValueError("Beam search does not keep the cache of one answer; use reencode=True, or num_beams=1.")
-        require_roles(self.conv_mode)
+        self.engine.inputs.with_roles(self.conv_mode)
         own = {} if self.model.generation_config.max_new_tokens else {"max_new_tokens": DEFAULT_NEW_TOKENS}
         return GenerationSettings(more=own | generation)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.cost.flops import average_visual_tokens, describe
 from llava.model.staged_cache import StagedCache
 
@@ -28,19 +25,10 @@ class Usage:
     kv_bytes: int
 
     @classmethod
-    def of(cls, cache: StagedCache, model: Any, held: Sequence[int]) -> Usage:
-        """Read a cache of one row.
-
-        Args:
-            cache: filled by one request.
-            model: LLaVA.
-            held: the ids behind the cache, images as placeholders.
-        """
-        images = list(held).count(IMAGE_TOKEN_INDEX)
-        text = len(held) - images
-        visual = tuple(layer.get_seq_length() - text for layer in cache.layers)
-        patches = images * model.get_vision_tower().num_patches if images else 0
-        return cls(visual, patches, text, cache.key_value_bytes())
+    def of(cls, cache: StagedCache, text_tokens: int, patches: int) -> Usage:
+        """Read a cache of one row, filled by one request; numbers as in the attributes."""
+        visual = tuple(layer.get_seq_length() - text_tokens for layer in cache.layers)
+        return cls(visual, patches, text_tokens, cache.key_value_bytes())
 
     @property
     def average(self) -> float:

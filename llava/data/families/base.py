@@ -62,6 +62,15 @@ class ModelInputs(ABC):
             ValueError: if there is no such template.
         """
 
+    @classmethod
+    def with_roles(cls, template: str) -> str:
+        """The same template, if a model can be asked in it.
+
+        Raises:
+            ValueError: if there is no such template, or it has no roles, being one for captions.
+        """
+        return template
+
     @property
     @abstractmethod
     def stop(self) -> str | None:

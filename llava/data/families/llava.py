@@ -56,6 +56,13 @@ class LlavaInputs(ModelInputs):
             )
         return asked
 
+    @classmethod
+    def with_roles(cls, template: str) -> str:
+        """As in `ModelInputs`; `plain` templates have no roles."""
+        if get_template(template).sep_style is SeparatorStyle.PLAIN:
+            raise ValueError(f"Template {template!r} has no roles to ask in; choose another conv_mode (--conv-mode).")
+        return template
+
     @property
     def stop(self) -> str | None:
         """As in `ModelInputs`."""
@@ -117,13 +124,3 @@ def conv_mode_of(model_name: str) -> str:
     """The conversation template that a model's name asks for, by LLaVA's rules, and v1 where none fits."""
     name = model_name.lower()
     return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)
-
-
-def require_roles(template: str) -> None:
-    """Refuse templates that nobody can be asked in.
-
-    Raises:
-        ValueError: if there is no such template, or it has no roles.
-    """
-    if get_template(template).sep_style is SeparatorStyle.PLAIN:
-        raise ValueError(f"Template {template!r} has no roles to ask in; choose another conv_mode (--conv-mode).")

@@ -15,7 +15,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.data.families import family_of
-from llava.data.families.llava import conv_mode_of, require_roles
+from llava.data.families.llava import conv_mode_of
 from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
 from llava.eval.runner.flags import budget, compression_name
@@ -38,8 +38,8 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     chosen = budget(options, CompressionConfig.resolve(config.compression))
     _check_fit(chosen, config)
     on_cpu = best_device(options.device) == "cpu"
-    template = family_of(config).template_for(config, name, options.conv_mode, usual)
-    require_roles(template)
+    family = family_of(config)
+    template = family.with_roles(family.template_for(config, name, options.conv_mode, usual))
     spec = ModelSpec(
         path=options.model_path,
         base=options.model_base,
