@@ -8,6 +8,7 @@ start, watch and end the same program is what the tests that name them are for.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -52,6 +53,7 @@ class ForkedRanks:
 def _launch(command: list[str], folder: str, environment: dict[str, str], log: str) -> None:
     """Fork the ranks and wait. The first that fails ends the others; its status, or 1 after a signal, is returned."""
     multiprocessing.set_start_method("fork", force=True)  # Python's own choice, which the server overrode
+    gc.freeze()  # the imported modules are not searched by every collection
     os.setsid()
     os.chdir(folder)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -12,7 +12,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 QUICK = {
-    "training": {"kills": 3, "signals": 3, "damages": 6, "full-disks": 3, "second-starts": 1},
+    "training": {"kills": 2, "signals": 2, "damages": 5, "full-disks": 2, "second-starts": 1},
     "evaluation": {"eval-kills": 2, "eval-damages": 4, "eval-full-disks": 2, "eval-second-starts": 2},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -64,6 +65,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="file that takes the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # the imported modules are not searched by every collection of every trial
     tqdm.monitor_interval = 0  # a thread of the parent may hold a lock while a trial is forked
     scratch = options.scratch or Path(tempfile.mkdtemp(prefix="attack-"))
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "tables")
