@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX
+from llava.model.splice import PlanSettings
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class SupervisedCollator:
         image_size: side of the images that the tower takes; None in a run without images. A batch of text
             alone then brings one image of zeros, so that the tower and the projector run on every rank in
             every step.
+        settings: of the model's plans; None leaves planning to the model, which waits for its device then.
     """
 
     pad_token_id: int
     image_size: int | None = None
+    settings: PlanSettings | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
-        `images` ([M, 3, H, W], M images in reading order), and for reports `sample_ids`, `truncated`,
-        `unsupervised` and `problems` (lists [B]; a problem is None, or why an image of the sample was left out).
+        `images` ([M, 3, H, W], M images in reading order), with settings `plan` (a `SplicePlan`), and for reports
+        `sample_ids`, `truncated`, `unsupervised` and `problems` (lists [B]; a problem is None, or why an image of the
+        sample was left out).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -47,6 +51,8 @@ class SupervisedCollator:
             batch["images"] = torch.stack(images)
         elif self.image_size is not None:
             batch["images"] = torch.zeros(1, 3, self.image_size, self.image_size)
+        if self.settings is not None:
+            batch["plan"] = self.settings.plan(batch, len(images))
         return batch
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from llava.compression.config import unknown_choice
 from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import Targets
 from llava.model.placeholders import SpanSize, find_spans
 
@@ -73,6 +73,38 @@ class SplicePlan:
                 f"{self.queries!r}, but there are {list(counts)} and {queries!r}; give the collator the model's own "
                 "compression, or leave plan out."
             )
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a data worker has to know of a model to plan its batches, where an `<image>` is one placeholder.
+
+    Attributes:
+        tokens_per_image: visual tokens of each image.
+        queries: who votes, see `T2VConfig.queries`.
+        max_length: positions after which rows are cut off; None cuts none.
+    """
+
+    tokens_per_image: int
+    queries: str
+    max_length: int | None = None
+
+    def plan(self, batch: Mapping[str, Tensor], images: int) -> SplicePlan:
+        """Plan a training batch that is padded on the right.
+
+        Args:
+            batch: `input_ids`, `attention_mask`, `labels`, `query_mask`, each [B, T] on the host.
+            images: placeholders that the batch holds.
+        """
+        return plan_splice(
+            batch["input_ids"],
+            batch["attention_mask"],
+            {IMAGE_TOKEN_INDEX: [SpanSize(self.tokens_per_image)] * images},
+            labels=batch["labels"],
+            query_mask=batch["query_mask"],
+            queries=self.queries,
+            max_length=self.max_length,
+        )
 
 
 def plan_splice(

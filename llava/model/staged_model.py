@@ -233,7 +233,7 @@ class StagedModel(StagedGeneration):
             plan = self._plan(inputs, spans, compression, padding_side)
         elif shift_labels is not None or (labels is not None and plan.targets is None):
             plan = dataclasses.replace(plan, targets=Targets.of(labels, shift_labels))
-        plan.require([len(span) for span in features], _queries(compression))
+        plan.require([len(span) for span in features], queries_of(compression))
         plan = plan.to(ids.device)
         text = self.get_input_embeddings()(plan.ids)  # [S, D]
         targets = plan.targets if labels_given(inputs) else None
@@ -256,7 +256,7 @@ class StagedModel(StagedGeneration):
             silent = answers is None and query_mask is None
             if silent and compression.t2v and self.training and torch.is_grad_enabled():
                 warn_without_answers()
-        queries = _queries(compression)
+        queries = queries_of(compression)
         if queries == "salient" and query_mask is None and any(spans.values()):
             warn_without_query_mask()
         plan = plan_splice(
@@ -360,7 +360,8 @@ def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in without_packing(more).items() if name not in used}
 
 
-def _queries(compression: CompressionConfig) -> str:
+def queries_of(compression: CompressionConfig) -> str:
+    """Who votes under a compression; without T2V it does not matter."""
     return compression.t2v.queries if compression.t2v else "last"
 
 

@@ -169,7 +169,7 @@ def make_data(
             data_args.data_path,
         )
     size = None if tower is None else tower.config.image_size
-    return dataset, SupervisedCollator(tokenizer.pad_token_id, size)
+    return dataset, SupervisedCollator(tokenizer.pad_token_id, size, model.plan_settings())
 
 
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:

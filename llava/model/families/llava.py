@@ -36,9 +36,10 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill
+from llava.model.splice import PlanSettings
 from llava.model.staged_decoder import continue_stages
 from llava.model.staged_generation import is_filled
-from llava.model.staged_model import StagedModel
+from llava.model.staged_model import StagedModel, queries_of
 from llava.model.stock_forward import forward_like
 
 
@@ -139,6 +140,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
         """Visual tokens that one image brings into the language model."""
         return self.require_tower().tokens_per_image((compression or self.compression).v2v)
+
+    def plan_settings(self) -> PlanSettings:
+        """What the workers that load training data need to plan its batches."""
+        tokens = 0 if self.get_vision_tower() is None else self.visual_tokens_per_image()
+        return PlanSettings(tokens, queries_of(self.compression), self.longest_prompt())
 
     def longest_prompt(self) -> int | None:
         """`model_max_length` of the training that made the model, or that it is in."""
