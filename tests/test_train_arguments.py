@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
-from llava.train.arguments import ModelArguments, modern_spelling, parse_arguments, parse_list, resolve_compression
+from llava.model.budget_flags import parse_list
+from llava.train.arguments import ModelArguments, modern_spelling, parse_arguments, resolve_compression
 
 NONE = CompressionConfig()
 BASE = ["--data_path", "d.json", "--output_dir", "out", "--use_cpu", "True"]

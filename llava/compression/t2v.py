@@ -166,17 +166,21 @@ def gather_kept(
     def travel(values: Tensor, fill: int) -> Tensor:  # [B, L] or [A, B, L] -> [B, L'] or [A, B, L']
         return values.gather(-1, index.expand(*values.shape[:-1], -1)).masked_fill(~valid, fill)
 
-    if positions not in T2V_POSITIONS:
-        raise unknown_choice("t2v.positions", positions, T2V_POSITIONS)
-    renumber = positions == "renumber"
+    match positions:
+        case "renumber":
+            placed, following = renumbered(valid), None
+        case "original":
+            placed, following = travel(layout.positions, 0), layout.next_position()
+        case other:
+            raise unknown_choice("t2v.positions", other, T2V_POSITIONS)
     new_layout = dataclasses.replace(
         layout,
         valid=valid,
         image=travel(layout.image, -1),
         visual_index=travel(layout.visual_index, -1),
         vote=vote,
-        positions=renumbered(valid) if renumber else travel(layout.positions, 0),
-        following=None if renumber else layout.next_position(),
+        positions=placed,
+        following=following,
         lengths=lengths,
         visual=tuple(counts),
         columns=travel(layout.input_columns(), -1),

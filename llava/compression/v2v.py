@@ -233,7 +233,13 @@ def _contextual_tokens(patches: Tensor, plan: MergePlan, config: V2VConfig) -> T
     belongs = (plan.assignment[:, None, :] == slots[:, None]).to(patches.dtype)  # [B, C, M]
     with without_autocast(patches.device):
         mean = belongs @ _take(patches, plan.members) / belongs.sum(dim=-1, keepdim=True).clamp(min=1)  # [B, C, D]
-    return mean if config.clusters == "neighbours" else _take(patches, plan.anchors) + mean
+    match config.clusters:
+        case "neighbours":
+            return mean
+        case "anchored" | "uniform":
+            return _take(patches, plan.anchors) + mean
+        case other:
+            raise unknown_choice("v2v.clusters", other, V2V_CLUSTERS)
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -318,7 +318,13 @@ def _pad(
     visual = is_image.flatten()[stream.token]
     lengths = torch.bincount(stream.row, minlength=len(width))
     longest = int(lengths.max())
-    column = stream.column + ((longest - lengths)[stream.row] if padding_side == "left" else 0)
+    match padding_side:
+        case "right":
+            column = stream.column
+        case "left":
+            column = stream.column + (longest - lengths)[stream.row]
+        case other:
+            raise ValueError(f"padding_side is {other!r}; it must be right or left.")
 
     def rows(values: Tensor, fill: int) -> Tensor:
         """Values of the stream as [B, L]."""

@@ -18,7 +18,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.output_capturing import capture_outputs
 
-from llava.compression.config import T2VConfig
+from llava.compression.config import T2V_SCORED_BY, T2VConfig, unknown_choice
 from llava.compression.layout import TokenLayout
 from llava.compression.t2v import (
     attention_scores,
@@ -66,10 +66,13 @@ def run_stages(
     for stage, (first, last) in enumerate(_stage_bounds(decoder, t2v)):
         if stage > 0 and t2v is not None:
             hidden_states, layout = _on_device_of(decoder.layers[first], hidden_states, layout)
-            if t2v.scored_by == "after":
-                ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
-            elif ranking is not None:
-                ranking = ranking.to(hidden_states.device)
+            match t2v.scored_by:
+                case "after":
+                    ranking = rank_visual_tokens(decoder, first, hidden_states, layout, t2v, stage - 1)
+                case "before":
+                    ranking = None if ranking is None else ranking.to(hidden_states.device)
+                case other:
+                    raise unknown_choice("t2v.scored_by", other, T2V_SCORED_BY)
             hidden_states, layout = _drop(hidden_states, layout, ranking, t2v, stage - 1)
             layouts.append(layout)
             scores.append(ranking)

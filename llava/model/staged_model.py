@@ -177,8 +177,12 @@ class StagedModel(StagedGeneration):
     def staged_forward(self, inputs: dict[str, Any], more: dict[str, Any]) -> Any:
         """Forward under a compression, on inputs by name: those of the stock signature, and what else was given."""
         own = {name: more.pop(name, None) for name in OWN_INPUTS}
-        compression = self.compression if own["compression"] is None else self.checked(own["compression"])
-        given, cache = inputs | more | own, inputs.get(CACHE)
+        given, cache, asked = inputs | more | own, inputs.get(CACHE), own["compression"]
+        filled: StagedCache | None = cache if is_filled(cache) else None
+        chosen = None
+        if asked is not None:
+            chosen = self.checked(asked) if filled is None else self.fitted(CompressionConfig.resolve(asked))
+        compression = self.compression if chosen is None else chosen
         wanted = Wanted.of(
             given,
             self.training,
@@ -189,11 +193,11 @@ class StagedModel(StagedGeneration):
             output = self.stock.forward(self, **text_alone(self, inputs, more))
             return output if wanted.logits else dataclasses.replace(output, logits=None)
         of_layers = _of_layers(more)
-        if cache is not None and is_filled(cache):
-            check_compression_behind_cache(cache, None if own["compression"] is None else compression, self.compression)
+        if filled is not None:
+            check_compression_behind_cache(filled, chosen, self.compression)
             embeds = inputs.get("inputs_embeds")
             new = self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
-            outputs = continue_stages(self.decoder, new, cache, inputs.get("attention_mask"), **of_layers)
+            outputs = continue_stages(self.decoder, new, filled, inputs.get("attention_mask"), **of_layers)
             return with_head(self.lm_head, outputs, wanted)
         prefill = own["prefill"] or self.prefill(given, compression)
         caching = given.get("use_cache")

@@ -16,10 +16,9 @@ from transformers import HfArgumentParser
 
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.common.path_flags import read_paths
-from llava.common.shown import shown
-from llava.common.yaml_files import parse_yaml
-from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
+from llava.compression.config import CompressionConfig
 from llava.mm_utils import ASPECT_RATIOS
+from llava.model.budget_flags import BudgetFlags
 from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.manifest import VERIFY
@@ -314,64 +313,14 @@ def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def resolve_compression(args: ModelArguments, present: CompressionConfig) -> CompressionConfig:
-    """The compression that the flags ask for; without any, the one that the model has.
-
-    The published flags override single values of `--compression` (or of the model's own) and say so in the
-    log.
-
-    Raises:
-        ValueError: if a value is out of range, or a stage is asked for only in part.
-    """
-    base = present if args.compression is None else CompressionConfig.resolve(args.compression)
-    v2v = {"dominant": args.dominant_num, "contextual": args.context_num, "cluster_width": args.cluster_width}
-    t2v = {
-        "layers": parse_list("--layer_list", args.layer_list),
-        "keep": parse_list("--image_token_ratio_list", args.image_token_ratio_list),
-        "queries": None if args.use_salient_tokens is None else _queries(args.use_salient_tokens, base.t2v),
-    }
-    if args.layer_list is not None and base.t2v is None and args.use_salient_tokens is None:
-        logger.info("t2v.queries is last, the paper's variant C; the released code's is text: name it in a YAML file.")
-    chosen = CompressionConfig(
-        v2v=_override(V2VConfig, base.v2v, v2v, "--dominant_num and --context_num"),
-        t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),
+    """The compression that the flags ask for; without any, the one that the model has; see `BudgetFlags`."""
+    flags = BudgetFlags(
+        compression=args.compression,
+        dominant=args.dominant_num,
+        contextual=args.context_num,
+        cluster_width=args.cluster_width,
+        layers=args.layer_list,
+        keep=args.image_token_ratio_list,
+        salient=args.use_salient_tokens,
     )
-    return base if chosen == base else chosen  # a preset as it is fits only the models that it was made for
-
-
-def parse_list(flag: str, text: str | None) -> list[float] | None:
-    """Read a list such as '[16,24]'; None stays None.
-
-    Raises:
-        ValueError: if the text is not a list of numbers.
-    """
-    if text is None:
-        return None
-    wanted = f"{flag} is {shown(text)}; it must be a list of numbers such as '[16,24]'"
-    try:
-        value = parse_yaml(text, "the value")
-    except ValueError as error:
-        raise ValueError(f"{wanted} ({error}).".replace(".).", ").")) from error
-    if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
-        raise ValueError(f"{wanted}.")
-    return value
-
-
-def _queries(use_salient_tokens: bool, t2v: T2VConfig | None) -> str:
-    if use_salient_tokens:
-        return "salient"
-    return t2v.queries if t2v is not None and t2v.queries != "salient" else "last"
-
-
-def _override(kind: Any, base: Any, values: dict[str, Any], needed: str) -> Any:
-    """`base` with the values that are not None; a new stage needs all values that have no default."""
-    given = {name: value for name, value in values.items() if value is not None}
-    if not given:
-        return base
-    if base is not None:
-        for name, value in given.items():
-            logger.info("%s: %s overrides %s.", name, value, getattr(base, name))
-        return dataclasses.replace(base, **given)
-    required = [entry.name for entry in dataclasses.fields(kind) if entry.default is dataclasses.MISSING]
-    if any(name not in given for name in required):
-        raise ValueError(f"To switch a compression stage on by flags, give {needed}, or name a --compression.")
-    return kind(**given)
+    return flags.over(present)

@@ -12,7 +12,7 @@ from typing import Any
 from llava.common.number_flags import MOST_PROCESSES, SEED, Numbers, count, not_negative, require_number, share
 from llava.common.presets import presets
 from llava.compression.config import CompressionConfig
-from llava.train.arguments import ModelArguments, resolve_compression
+from llava.model.budget_flags import BudgetFlags
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPRESSION_DEFAULTS: dict[str, Any] = {
@@ -52,16 +52,16 @@ def budget(options: argparse.Namespace, present: CompressionConfig) -> Compressi
     Raises:
         ValueError: if a value is out of range, or a stage is asked for only in part.
     """
-    flags = ModelArguments(
+    flags = BudgetFlags(
         compression=options.compression,
-        dominant_num=options.dominant,
-        context_num=options.contextual,
+        dominant=options.dominant,
+        contextual=options.contextual,
         cluster_width=options.cluster_width,
-        layer_list=_text(options.layer_list),
-        image_token_ratio_list=_text(options.image_token_ratio_list),
-        use_salient_tokens=True if options.compute_salient_tokens else None,
+        layers=_text(options.layer_list),
+        keep=_text(options.image_token_ratio_list),
+        salient=True if options.compute_salient_tokens else None,
     )
-    return resolve_compression(flags, present)
+    return flags.over(present)
 
 
 def compression_name(options: argparse.Namespace, chosen: CompressionConfig) -> str:
