@@ -29,11 +29,13 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAM
 
 from llava.checkpoints.contents import Kind, examine
 from llava.checkpoints.conversion import appearing_at_once, require_new
-from llava.checkpoints.fit import require_fit
+from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
+from llava.checkpoints.transformers_format import TOWER
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.model.finite import not_finite
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.weights import PROJECTOR_FILE, read_header
 
 _SETTINGS = (".json", ".model", ".txt", ".jinja")
@@ -87,7 +89,8 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
             _name_dtype(folder / "config.json")
             found = examine(folder)
             if found.kind is Kind.LLAVA and found.config is not None:
-                require_fit(found.config, found.files, None, None, str(checkpoint))
+                model = on_meta(LlavaLlamaForCausalLM, found.config)
+                require_complete(model, found.files, apart=TOWER, described=str(checkpoint))
     return target
 
 

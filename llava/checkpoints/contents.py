@@ -5,6 +5,7 @@ The content decides; the folder's name only says what a `config.json` without `m
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf
 from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
+from llava.model.compressed_model import adapters
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.weights import PROJECTOR_FILE, weight_files
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _LLAMA = ("llava_llama", "llava", "llama")
 _MISTRAL = ("llava_mistral", "mistral")
+_FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl")  # types of transformers' models, and modules of our families
 # Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
 # that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
 _NOT_CONFIGURED = (
@@ -56,6 +59,7 @@ class Kind(StrEnum):
     LANGUAGE = "a language model"
     PROJECTOR = "a projector"
     LORA = "LoRA adapters"
+    FAMILY = "a model of another family"
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         kind: what it holds.
-        config: in LLaVA's terms; None only for adapters without a `config.json`.
+        config: in LLaVA's terms, a `LlavaConfig`; of another family its own; None only for adapters without a
+            `config.json`.
         files: weights of the whole model, or the projector's file; empty for adapters.
     """
 
     folder: Path
     kind: Kind
-    config: LlavaConfig | None
+    config: Any
     files: tuple[Path, ...] = ()
 
     @property
@@ -107,6 +112,11 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
         return Checkpoint(folder, Kind.LORA, None if raw is None else _llava_config(raw, folder, name))
     if raw is None:
         raise ValueError(f"{str(folder)!r} has no config.json; give the folder of a model.")
+    family = family_of(raw.get("model_type"))
+    if family is not None and files:
+        with read_by_library(folder / "config.json"):
+            config = family.stock.config_class.from_dict(_numbers_alone(raw))
+        return Checkpoint(folder, Kind.FAMILY, config, tuple(files))
     if files:
         config = _llava_config(raw, folder, name)
         return Checkpoint(folder, _kind_of_whole(raw, config), config, tuple(files))
@@ -116,14 +126,36 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     return Checkpoint(folder, Kind.PROJECTOR, _llava_config(raw, folder, name), (projector,))
 
 
-def vision_config(config: LlavaConfig) -> dict[str, Any] | None:
+def family_of(model_type: str | None) -> Any | None:
+    """The class with both stages for models of transformers of some type; None for LLaVA's own and unknown types.
+
+    Args:
+        model_type: as in their `config.json`: of a family of this package, or of anybody's own that was imported.
+    """
+    if model_type in (*_LLAMA, *_MISTRAL):
+        return None
+    if model_type in _FAMILIES:
+        importlib.import_module(f"llava.model.families.{model_type}")
+    found = (family for family in adapters() if hasattr(family, "stock"))
+    return next((family for family in found if family.stock.config_class.model_type == model_type), None)
+
+
+def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json` without what would choose code, also within its parts."""
+    kept = (set(raw) - set(_NOT_CONFIGURED)) | ({"model_type"} & set(raw))
+    return {key: _numbers_alone(raw[key]) if isinstance(raw[key], dict) else raw[key] for key in raw if key in kept}
+
+
+def vision_config(config: Any) -> dict[str, Any] | None:
     """Dimensions of the tower: as saved, of the folder that is named, or of a tower that everybody knows.
 
-    None in a model without a tower.
+    None in a model without a tower, and in one of another family.
 
     Raises:
         ValueError: if none of them says, or the tower is not CLIP's.
     """
+    if not isinstance(config, LlavaConfig):
+        return None
     name, saved = config.mm_vision_tower, config.mm_vision_config
     if not name or saved:
         return saved
@@ -186,8 +218,8 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
             )
     elif kind not in _LLAMA:
         raise ValueError(
-            f"{str(folder)!r} has the model_type {shown(kind)}; accepted are {', '.join((*_LLAMA, *_MISTRAL))}, and "
-            "llava as transformers writes it."
+            f"{str(folder)!r} has the model_type {shown(kind)}; accepted are "
+            f"{', '.join((*_LLAMA, *_MISTRAL, *_FAMILIES))}, and llava as transformers writes it."
         )
     fields = {field: value for field, value in language.items() if field not in _NOT_CONFIGURED}
     with read_by_library(path):

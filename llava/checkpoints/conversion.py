@@ -3,8 +3,8 @@
     python -m llava.model.convert --to hf SOURCE TARGET
     python -m llava.model.convert --to llava SOURCE TARGET --model-base BASE
 
-SOURCE is anything that `load_pretrained_model` opens. In transformers a converted model is an ordinary LLaVA; the
-compression block stays in `config.json`, and the way back finds it there.
+SOURCE is a LLaVA, or a projector or LoRA adapters with their base. In transformers a converted model is an ordinary
+LLaVA; the compression block stays in `config.json`, and the way back finds it there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
 
-from llava.checkpoints.opening import load_pretrained_model, resolve
+from llava.checkpoints.contents import Kind
+from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.common.atomic_write import told_where
 from llava.common.file_modes import follow_umask
@@ -67,11 +68,13 @@ def convert(
     require_new(target)
     require_outside(target, source, model_base)
     checkpoint, base = resolve(source, model_base)
+    if checkpoint.kind is Kind.FAMILY:
+        raise ValueError(f"{source!r} is a {checkpoint.config.model_type}; only LLaVAs are converted.")
     if to == "hf":
         require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
     # Adapters do not count: they are rounded when they are merged.
     dtype = dtype or widest_dtype([*checkpoint.files, *(base.files if base else ())])
-    tokenizer, model, processor, _ = load_pretrained_model(source, model_base, device="cpu", dtype=dtype)
+    model, processor, tokenizer, _ = open_model(source, model_base, device="cpu", dtype=dtype)
     _make_savable(model.generation_config)
     with appearing_at_once(target) as folder:
         if to == "llava":

@@ -117,13 +117,8 @@ def load_adapters(model: Any, folder: str | Path) -> None:
     # peft leaves the adapter's name out of the file.
     held = _read(files[0], model)
     held = {re.sub(r"\.(lora_[AB])\.", r".\1.default.", name): tensor for name, tensor in held.items()}
-    lost = [name for name, _ in _inside(model).named_parameters() if "lora_" in name and name not in held]
-    if lost:
-        raise ValueError(
-            f"{files[0]} lacks {lost[0]!r} and {len(lost) - 1} more weights of the adapters that adapter_config.json "
-            "describes; the file is incomplete, or they were trained on another model."
-        )
-    write_weights(_inside(model), held, folder)
+    adapters = [name for name, _ in _inside(model).named_parameters() if "lora_" in name]
+    write_weights(_inside(model), held, files[0], adapters, "the base model with its adapters")
     load_non_lora(model, folder)
 
 

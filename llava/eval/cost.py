@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from llava.checkpoints.contents import vision_config
+from llava.checkpoints.opening import open_model
 from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
@@ -40,7 +41,6 @@ from llava.cost.timing import interleaved, wait_for
 from llava.eval.runner.answer_settings import open_checkpoint
 from llava.inference.loading_flags import best_device, check_device
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.builder import load_pretrained_model
 from llava.model.cache_name import cache_of
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
@@ -351,8 +351,7 @@ def _model(options: argparse.Namespace) -> Any:
     dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
     if options.random_weights:
         return random_model(options.model_path, torch.device(device), dtype)
-    _, model, _, _ = load_pretrained_model(options.model_path, options.model_base, device=device, dtype=dtype)
-    return model
+    return open_model(options.model_path, options.model_base, device=device, dtype=dtype).model
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llava.checkpoints.opening import load_pretrained_model
+from llava.checkpoints.opening import open_model
 from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
 from llava.data.families.base import Sample
@@ -31,7 +31,7 @@ class ModelSpec:
     """Which model to open, and in which form it is asked.
 
     Attributes:
-        path, base: as `model_path` and `model_base` of `load_pretrained_model`.
+        path, base: as in `open_model`.
         compression: the budget.
         dtype: of the weights, as text; None is float16 on a GPU, float32 on a CPU.
         bits: 4 or 8 where the language model is quantised.
@@ -101,7 +101,7 @@ class Engine:
     """A model on its device, with what makes its inputs. Several callers may share one, in threads too.
 
     Args:
-        model, tokenizer, processor: of `load_pretrained_model`; without a tower there is no processor.
+        model, tokenizer, processor: of `open_model`; without a tower there is no processor.
         template, usual_template, image_opening, num_frames: as in `ModelSpec`.
         name: of the model; None for what it was loaded from.
 
@@ -137,16 +137,16 @@ class Engine:
 
         Args:
             spec: which.
-            device, device_map: as in `load_pretrained_model`.
+            device, device_map: as in `open_model`.
 
         Raises:
             ValueError: if it cannot be opened, or something in `spec` does not fit it.
         """
         name = model_name_of(spec.path)
         more: dict[str, Any] = {} if spec.dtype is None else {"dtype": spec.dtype}
-        tokenizer, model, processor, _ = load_pretrained_model(
-            spec.path, spec.base, name, spec.bits == 8, spec.bits == 4,
-            device=device, device_map=device_map, compression=spec.compression, **more,
+        model, processor, tokenizer, _ = open_model(
+            spec.path, spec.base, name=name, bits=spec.bits or 16, device=device, device_map=device_map,
+            compression=spec.compression, **more,
         )  # fmt: skip
         form = (spec.template, spec.usual_template, spec.image_opening, spec.num_frames)
         return cls(model, tokenizer, processor, *form, name)

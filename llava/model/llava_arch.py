@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.collectives import gathered, whole_shape
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.weights import read_state_dict
+from llava.model.weights import grow_vocabulary, load_projector
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -169,35 +168,4 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         rows = max([old, *(tokenizer.convert_tokens_to_ids(token) + 1 for token in added)])
         if rows == old:
             return
-        self.resize_token_embeddings(rows, mean_resizing=False)
-        for embedding in (self.get_input_embeddings(), self.get_output_embeddings()):
-            with torch.no_grad(), gathered([embedding.weight], changed=True):
-                embedding.weight[old:] = embedding.weight[:old].mean(dim=0)
-
-
-def load_projector(projector: nn.Module, path: str) -> None:
-    """Read `mm_projector.bin` (or a safetensors file) into a projector.
-
-    Raises:
-        ValueError: if a weight is missing, unknown or of another shape; names it.
-    """
-    held = read_state_dict(path)
-    weights = {name.split("mm_projector.", 1)[1]: held[name] for name in held if "mm_projector." in name}
-    if len(weights) < len(held):
-        logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
-    own = dict(projector.named_parameters())
-    for name in sorted(set(own) ^ set(weights)):
-        where = "is missing from" if name in own else "is in"
-        raise ValueError(
-            f"Projector weight {name!r} {where} {path}, which does not fit mm_projector_type with "
-            f"weights {sorted(own)}; check --mm_projector_type."
-        )
-    for name, tensor in weights.items():
-        if tuple(tensor.shape) != whole_shape(own[name]):
-            raise ValueError(
-                f"Projector weight {name!r} in {path} has shape {tuple(tensor.shape)}, but the model needs "
-                f"{whole_shape(own[name])}; the file belongs to another tower or language model."
-            )
-    with gathered(own.values(), changed=True):
-        projector.load_state_dict(weights)
-    logger.info("Read the projector from %s (%d weights).", path, len(weights))
+        grow_vocabulary(self, rows)

@@ -1,4 +1,4 @@
-"""Weight files: which of a folder's count, what they hold, and writing their tensors into a model.
+"""Weight files: which of a folder's count, what they hold, whether it fits a model, and writing it into one.
 
 safetensors come first; pickles are read only as weights, so that a file cannot run anything.
 """
@@ -6,12 +6,14 @@ safetensors come first; pickles are read only as weights, so that a file cannot 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +26,8 @@ from llava.common.json_files import need, read_object
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
 
+logger = logging.getLogger(__name__)
+
 PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
 # so that other bytes than were written end in any of Python's errors.
@@ -31,6 +35,13 @@ _UNREADABLE = (
     pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError,
     AttributeError, ArithmeticError, AssertionError, zipfile.BadZipFile,
 )  # fmt: skip
+
+
+class Held(NamedTuple):
+    """A weight of a file: its shape, and the file."""
+
+    shape: tuple[int, ...]
+    path: str | Path
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -149,30 +160,106 @@ def widest_dtype(files: Iterable[str | Path]) -> torch.dtype:
     return functools.reduce(torch.promote_types, held)
 
 
-def write_weights(model: nn.Module, held: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy tensors into the parameters of the same names.
+def require_fit(
+    held: Mapping[str, Held],
+    expected: Mapping[str, tuple[int, ...]],
+    needed: Iterable[str],
+    described: str,
+    advice: str,
+    source: str | Path,
+) -> None:
+    """Compare the names and shapes of some weights with those of the model that they are meant for.
+
+    Args:
+        held: weights of files, by the names that they have in the model.
+        expected: shapes of the model's weights.
+        needed: names that must not be missing.
+        described: what the model is called in messages.
+        advice: what to do where a weight does not fit, as half a sentence.
+        source: file or folder that the needed weights are looked for in.
+
+    Raises:
+        ValueError: if a weight is unknown, of another shape or missing; names it, the shapes and the file.
+    """
+    unknown = [name for name in held if name not in expected]
+    if unknown:
+        shape, path = held[unknown[0]]
+        raise ValueError(
+            f"{str(path)!r} holds {unknown[0]!r} of shape {shape}{_more(unknown)}, which {described} lacks; {advice}."
+        )
+    other = [name for name, weight in held.items() if weight.shape != expected[name]]
+    if other:
+        shape, path = held[other[0]]
+        raise ValueError(
+            f"{other[0]!r} in {str(path)!r} has shape {shape}{_more(other)}, but {described} needs "
+            f"{expected[other[0]]}; {advice}."
+        )
+    missing = [name for name in needed if name not in held]
+    if missing:
+        raise ValueError(
+            f"{str(source)!r} lacks {missing[0]!r} of shape {expected[missing[0]]}{_more(missing)}, but {described} "
+            f"has it; it is incomplete, or {advice}."
+        )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more such weights)" if len(names) > 1 else ""
+
+
+def write_weights(
+    model: nn.Module,
+    held: Mapping[str, Tensor],
+    source: str | Path,
+    needed: Iterable[str] = (),
+    described: str = "the base model",
+    advice: str = "give the model it was trained on",
+) -> None:
+    """Copy tensors into the parameters of the same names, if all of them fit.
 
     Args:
         model: whole, or partitioned by ZeRO-3.
         held: under the names that the parameters have in `model`.
         source: where they come from, for messages.
+        needed, described, advice: see `require_fit`.
 
     Raises:
-        ValueError: if a weight does not fit the model; names it.
+        ValueError: if a weight does not fit the model, or one that is needed is missing; names it.
     """
     own = dict(model.named_parameters())
-    for name, tensor in held.items():
-        _require_fit(name, tensor, own.get(name), source)
+    shapes = {name: Held(tuple(tensor.shape), source) for name, tensor in held.items()}
+    expected = {name: whole_shape(weight) for name, weight in own.items()}
+    require_fit(shapes, expected, needed, described, advice, source)
     with torch.no_grad(), gathered([own[name] for name in held], changed=True):
         for name, tensor in held.items():
             own[name].copy_(tensor)
 
 
-def _require_fit(name: str, tensor: Tensor, target: nn.Parameter | None, source: str | Path) -> None:
-    if target is None:
-        raise ValueError(f"{source} holds {name!r}, which the base model lacks; give the model it was trained on.")
-    if tuple(tensor.shape) != whole_shape(target):
-        raise ValueError(
-            f"{name!r} in {source} has shape {tuple(tensor.shape)}, but the base model needs {whole_shape(target)}; "
-            "give the model it was trained on."
-        )
+def load_projector(projector: nn.Module, path: str | Path) -> None:
+    """Read `mm_projector.bin` (or a safetensors file) into a projector, all of it.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it.
+    """
+    held = read_state_dict(path)
+    weights = {name.split("mm_projector.", 1)[1]: held[name] for name in held if "mm_projector." in name}
+    if len(weights) < len(held):
+        logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
+    write_weights(
+        projector, weights, path, [name for name, _ in projector.named_parameters()], "the projector of the model",
+        "the file belongs to another tower, language model or --mm_projector_type",
+    )  # fmt: skip
+    logger.info("Read the projector from %s (%d weights).", path, len(weights))
+
+
+def grow_vocabulary(model: Any, rows: int) -> None:
+    """Give both embeddings of a language model so many rows; new ones start as the mean of the others.
+
+    Args:
+        model: whole, or partitioned by ZeRO-3.
+        rows: at least as many as there are.
+    """
+    old = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        with torch.no_grad(), gathered([embedding.weight], changed=True):
+            embedding.weight[old:] = embedding.weight[:old].mean(dim=0)

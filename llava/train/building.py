@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from llava.checkpoints.contents import Checkpoint
-from llava.checkpoints.opening import add_image_tokens, load_whole
-from llava.checkpoints.quantization import bitsandbytes_config
+from llava.checkpoints.llava_format import add_image_tokens, load_whole
+from llava.checkpoints.opening import bitsandbytes_config
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig

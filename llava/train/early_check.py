@@ -13,8 +13,8 @@ from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava.checkpoints.lora import NON_LORA_FILE
+from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
-from llava.model.builder import load_pretrained_model
 from llava.model.collectives import whole_shape
 from llava.model.weights import PROJECTOR_FILE, read_shapes
 from llava.train.arguments import TrainingArguments
@@ -74,7 +74,7 @@ def require_opens(folder: str | Path, base: str | None, args: TrainingArguments)
         return
     try:
         with _outside_the_run(args):
-            load_pretrained_model(str(folder), base, device_map={"": "meta"}, device="cpu", cache_dir=args.cache_dir)
+            open_model(str(folder), base, device_map={"": "meta"}, device="cpu", cache_dir=args.cache_dir)
     except (ValueError, OSError) as error:
         raise OSError(f"The trial save cannot be opened again: {error} Nothing was trained yet.") from error
 

@@ -73,7 +73,11 @@ def find_start(model_args: ModelArguments, training_args: TrainingArguments) -> 
             f"--model_name_or_path {name!r} is a LLaVA in transformers' format. Write it in LLaVA's and start from "
             f"that: python -m llava.model.convert --to llava {name} TARGET."
         )
-    assert start.config is not None
+    if start.kind is Kind.FAMILY:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is a {start.config.model_type}; this program trains LLaVAs and Llamas. "
+            "docs/plug-in.md shows how to train other families."
+        )
     if getattr(start.config, "quantization_config", None) is not None:
         raise ValueError(
             f"--model_name_or_path {name!r} is quantised (quantization_config in its config.json). Start from the "

@@ -21,8 +21,7 @@ from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
 from llava.model.collectives import whole_shape
-from llava.model.llava_arch import load_projector
-from llava.model.weights import PROJECTOR_FILE
+from llava.model.weights import PROJECTOR_FILE, load_projector
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.callbacks import EpochOfSampler
@@ -366,7 +365,7 @@ class LlavaTrainer(CheckedLoading):
         target: Any = self.model if model is None else model
         with taken_up(resume_from_checkpoint):
             if self.part == "adapter_only":
-                load_projector(target.get_model().mm_projector, str(Path(resume_from_checkpoint) / PROJECTOR_FILE))
+                load_projector(target.get_model().mm_projector, Path(resume_from_checkpoint) / PROJECTOR_FILE)
             elif self.part == "lora":
                 load_adapters(target, resume_from_checkpoint)
             else:

@@ -1,0 +1,193 @@
+"""A LLaVA in its own terms: a whole model, or a projector or LoRA adapters over the model they belong to.
+
+No weight is ever made up: one that is missing, unknown or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from llava.checkpoints.contents import Checkpoint, Kind
+from llava.checkpoints.fit import DESCRIBED, on_meta, require_complete, require_padding_row, require_tower
+from llava.checkpoints.lora import NON_LORA_FILE, merge_lora
+from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
+from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.conversation import recorded_template
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.llava_config import LlavaConfig
+from llava.model.weights import grow_vocabulary, read_header, read_state_dict, write_weights
+
+# What a projector or adapters and the language model under them must have in common, or they mean nothing there.
+_OF_THE_LANGUAGE_MODEL = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_parameters",
+)
+
+
+def load_whole(
+    checkpoint: Checkpoint,
+    config: LlavaConfig,
+    options: Mapping[str, Any],
+    projector: Path | None = None,
+    described: str = DESCRIBED,
+) -> LlavaLlamaForCausalLM:
+    """Load a whole model, every weight of it; with `projector`, all but that file's.
+
+    Args:
+        checkpoint: of a whole model.
+        config: describes it, or it and the tower that goes with `projector`.
+        options: of transformers' `from_pretrained`.
+        projector: file that the projector is going to be read from.
+        described: what the model is called in messages.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it, the shapes and the file. Or if the
+            padding token has no row among the embeddings.
+    """
+    require_padding_row(config, checkpoint.folder)
+    if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
+        outline = on_meta(LlavaLlamaForCausalLM, config)
+        has_tower = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWER, projector, described)
+        tower = config.mm_vision_tower
+        if tower and not has_tower and Path(tower).is_dir():
+            require_tower(Path(tower))
+    with without_reports():
+        model, info = LlavaLlamaForCausalLM.from_pretrained(
+            checkpoint.folder, config=config, key_mapping=checkpoint.key_mapping, output_loading_info=True, **options
+        )
+    elsewhere = (TOWER,) if projector is None else (TOWER, PROJECTOR)
+    lost = sorted(name for name in info["missing_keys"] if not name.startswith(elsewhere))
+    if lost or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"{str(checkpoint.folder)!r} does not fit its config.json: {lost or info}; fetch it anew.")
+    model._weight_conversions = []  # the names it was read under: it is saved under LLaVA's
+    return model
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Keep transformers from reporting as newly initialised what is read from the tower's or the projector's files."""
+    library = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    library.addFilter(is_other)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_other)
+
+
+def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
+    """A projector or adapters over the model they were trained with."""
+    if checkpoint.kind is Kind.LORA and "quantization_config" in options:
+        raise ValueError(
+            f"{str(checkpoint.folder)!r} holds LoRA adapters, and merging them into 4 or 8 bits would round the "
+            "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
+        )
+    assert base.config is not None
+    config = _config_over(base, checkpoint)
+    own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
+    replaces = own.is_file() and any(map(projector_name, read_header(own)))
+    if not config.mm_vision_tower and (replaces or checkpoint.config is None):
+        raise ValueError(
+            f"Neither {str(checkpoint.folder)!r} nor its base {str(base.folder)!r} names a vision tower "
+            "(mm_vision_tower in config.json); give the folder of the finished training, or a LLaVA as model_base."
+        )
+    _require_same_language_model(config, base.config, base.folder)
+    rows, config.vocab_size = config.vocab_size, base.config.vocab_size
+    model = load_whole(base, config, options, own if replaces else None, "the base model")
+    if rows > base.config.vocab_size:
+        grow_vocabulary(model, rows)
+    if checkpoint.kind is Kind.LORA:
+        return merge_lora(model, checkpoint.folder)
+    weights = {projector_name(name) or name: tensor for name, tensor in read_state_dict(own).items()}
+    write_weights(model, weights, own)
+    return model
+
+
+def _config_over(base: Checkpoint, checkpoint: Checkpoint) -> LlavaConfig:
+    """Configuration of the projector or the adapters, else of the base.
+
+    A projector, and whatever was trained in `plain`, is asked in the template of the base.
+    """
+    assert base.config is not None
+    config = copy.deepcopy(checkpoint.config if checkpoint.config is not None else base.config)
+    says = config.conversation_template is not None
+    former = recorded_template(base.config)
+    if former is not None and recorded_template(config) is None and (says or checkpoint.kind is Kind.PROJECTOR):
+        config.conversation_template = former
+    return config
+
+
+def _require_same_language_model(config: LlavaConfig, base: LlavaConfig, folder: Path) -> None:
+    for field in _OF_THE_LANGUAGE_MODEL:
+        here, there = getattr(config, field, None), getattr(base, field, None)
+        if here != there:
+            raise ValueError(
+                f"model_base {str(folder)!r} has {field} {there!r}, but the projector or adapters were trained on a "
+                f"model with {here!r}; give that model."
+            )
+
+
+def tokenizer_of(
+    checkpoint: Checkpoint, base: Checkpoint | None, model: LlavaLlamaForCausalLM
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer or its base's, with the image tokens that the configuration asks for."""
+    folders = [checkpoint.folder] + ([] if base is None else [base.folder])
+    own = [folder for folder in folders if has_tokenizer(folder)]
+    if not own:
+        raise ValueError(
+            f"There is no tokenizer ({', '.join(TOKENIZER_FILES)}) in {' or '.join(map(str, folders))}; copy that of "
+            "the language model there."
+        )
+    tokenizer = read_tokenizer(own[0])
+    add_image_tokens(tokenizer, model.config)
+    return tokenizer
+
+
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> None:
+    """Give a tokenizer the image tokens that a checkpoint was trained with, where it was saved without them.
+
+    Raises:
+        ValueError: if the embeddings have no row for one.
+    """
+    added = [DEFAULT_IMAGE_PATCH_TOKEN] if config.mm_use_im_patch_token else []
+    if config.mm_use_im_start_end:
+        added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+    tokenizer.add_tokens(added, special_tokens=True)
+    beyond = [token for token in added if tokenizer.convert_tokens_to_ids(token) >= config.vocab_size]
+    if beyond:
+        raise ValueError(
+            f"config.json asks for the token {beyond[0]!r}, but the embeddings have {config.vocab_size} rows and "
+            "the tokenizer uses all of them; the tokenizer or config.json is another model's."
+        )
+
+
+def image_processor_of(
+    checkpoint: Checkpoint, base: Checkpoint | None, model: LlavaLlamaForCausalLM
+) -> CLIPImageProcessorPil | None:
+    """Of the checkpoint, its base or its tower, or as the tower's size and CLIP have it; None without a tower."""
+    tower = model.get_vision_tower()
+    if tower is None:
+        return None
+    folders: list[str | Path] = [checkpoint.folder, *([] if base is None else [base.folder]), tower.vision_tower_name]
+    found = next((found for found in map(read_image_processor, folders) if found is not None), None)
+    if found is not None:
+        tower.image_processor = found
+    tower.image_processor.do_pad = False  # where the base was in transformers' format; process_images pads
+    return tower.image_processor
