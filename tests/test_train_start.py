@@ -100,7 +100,7 @@ def test_a_base_that_only_calls_itself_llama_is_refused_by_its_weights(
     edit_config(base, model_type="llama")
     name = {"Qwen2": "k_proj.bias", "Qwen3": "k_norm.weight", "Phi3": "gate_up_proj.weight"}[family]
     said = refusal(assets, model_name_or_path=base)
-    assert f"model.layers.0.{'mlp' if family == 'Phi3' else 'self_attn'}.{name}" in said and "is not in" in said
+    assert f"model.layers.0.{'mlp' if family == 'Phi3' else 'self_attn'}.{name}" in said and "lacks; " in said
 
 
 def test_a_mistral_with_a_window_is_refused_and_one_without_computes_as_mistral(assets: Path, tmp_path: Path) -> None:
