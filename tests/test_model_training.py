@@ -321,11 +321,11 @@ def test_projector_file_round_trip_and_what_does_not_fit(tmp_path):
     load_projector(model.model.mm_projector, str(path))
     for name, weight in model.model.mm_projector.state_dict().items():
         assert torch.equal(weight, weights["model.mm_projector." + name])
-    with pytest.raises(ValueError, match=r"holds '2.weight' of shape .* which the projector of the model lacks"):
+    with pytest.raises(ValueError, match=r"holds 'mm_projector.2.weight' of shape .* which the model lacks"):
         load_projector(tiny_llava(mm_projector_type="mlp1x_gelu").model.mm_projector, str(path))
-    with pytest.raises(ValueError, match=r"lacks '4.weight' of shape"):
+    with pytest.raises(ValueError, match=r"lacks 'mm_projector.4.weight' of shape"):
         load_projector(tiny_llava(mm_projector_type="mlp3x_gelu").model.mm_projector, str(path))
-    with pytest.raises(ValueError, match=r"has shape \(32, 16\), but the projector of the model needs \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"has shape \(32, 16\), but the model needs \(64, 16\)"):
         load_projector(tiny_llava(width=64, heads=8).model.mm_projector, str(path))
     with pytest.raises(ValueError, match="There is no weight file"):
         load_projector(model.model.mm_projector, str(tmp_path / "nothing.bin"))

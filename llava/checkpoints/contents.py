@@ -29,7 +29,7 @@ from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf
 from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
-from llava.model.compressed_model import adapters
+from llava.model.compressed_model import families
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.weights import PROJECTOR_FILE, weight_files
@@ -136,8 +136,8 @@ def family_of(model_type: str | None) -> Any | None:
         return None
     if model_type in _FAMILIES:
         importlib.import_module(f"llava.model.families.{model_type}")
-    found = (family for family in adapters() if hasattr(family, "stock"))
-    return next((family for family in found if family.stock.config_class.model_type == model_type), None)
+    known: Mapping[Any, Any] = families()
+    return next((known[stock] for stock in known if stock.config_class.model_type == model_type), None)
 
 
 def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     assert family is not None
     require_complete(on_meta(family.stock, config), checkpoint.files)
     with without_reports(), read_by_library(folder):
-        return family.from_pretrained(folder, config=config, **options)
+        model = family.stock.from_pretrained(folder, config=config, **options)
+    return family.of(model, None)
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:

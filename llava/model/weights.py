@@ -191,8 +191,8 @@ def require_fit(
     if other:
         shape, path = held[other[0]]
         raise ValueError(
-            f"{other[0]!r} in {str(path)!r} has shape {shape}{_more(other)}, but {described} needs "
-            f"{expected[other[0]]}; {advice}."
+            f"{other[0]!r} in {str(path)!r} has shape {shape}, but {described} needs "
+            f"{expected[other[0]]}{_more(other)}; {advice}."
         )
     missing = [name for name in needed if name not in held]
     if missing:
@@ -241,13 +241,13 @@ def load_projector(projector: nn.Module, path: str | Path) -> None:
         ValueError: if a weight is missing, unknown or of another shape; names it.
     """
     held = read_state_dict(path)
-    weights = {name.split("mm_projector.", 1)[1]: held[name] for name in held if "mm_projector." in name}
+    weights = {name[name.index("mm_projector.") :]: held[name] for name in held if "mm_projector." in name}
     if len(weights) < len(held):
         logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
-    write_weights(
-        projector, weights, path, [name for name, _ in projector.named_parameters()], "the projector of the model",
-        "the file belongs to another tower, language model or --mm_projector_type",
-    )  # fmt: skip
+    own = nn.ModuleDict({"mm_projector": projector})
+    needed = [name for name, _ in own.named_parameters()]
+    advice = "the file belongs to another tower, language model or --mm_projector_type"
+    write_weights(own, weights, path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(weights))
 
 
