@@ -16,7 +16,7 @@ from PIL import Image
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
-from llava.eval.benchmarks.questions import Answered
+from llava.eval.benchmarks.questions import Answer
 from llava.eval.scoring.scores import Scores
 
 SHORT = "Answer the question using a single word or phrase."
@@ -234,10 +234,10 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 """Writers by name of the benchmark."""
 
 
-def answer(root: Path, name: str, texts: Sequence[str | None]) -> list[Answered]:
+def answer(root: Path, name: str, texts: Sequence[str | None]) -> list[Answer]:
     """The benchmark's questions with these answers; None leaves one out."""
     questions = get_benchmark(name).questions(root)
-    return [Answered(question, text) for question, text in zip(questions, texts, strict=True) if text is not None]
+    return [Answer(question, text) for question, text in zip(questions, texts, strict=True) if text is not None]
 
 
 def score(root: Path, name: str, texts: Sequence[str | None]) -> Scores:
@@ -245,7 +245,7 @@ def score(root: Path, name: str, texts: Sequence[str | None]) -> Scores:
     return get_benchmark(name).score(root, answer(root, name, texts))
 
 
-def write_answers(path: Path, answered: Sequence[Answered]) -> Path:
+def write_answers(path: Path, answered: Sequence[Answer]) -> Path:
     """An answer file."""
     write_lines(path, [answer_line(item.question, item.text, "id", "model") for item in answered])
     return path

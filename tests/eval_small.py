@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.judging.judge import Judge
 from llava.eval.scoring.scores import Scores
@@ -28,11 +28,11 @@ class Squares(Benchmark):
     def questions(self, root: Path) -> list[Question]:
         return read_questions(root / "squares" / "questions.jsonl", root / "squares" / "images", self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answered: Sequence[Answer]) -> Scores:
         said = sum(bool(item.text) for item in answered)
         return Scores(100 * said / len(answered), {"said": float(said)}, ("Counted.",))
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path:
+    def write_submission(self, root: Path, answered: Sequence[Answer], stem: Path) -> Path:
         path = stem.with_name(f"{stem.name}.txt")
         path.write_text("\n".join(str(item.question.question_id) for item in answered))
         return path
@@ -44,7 +44,7 @@ class JudgedSquares(Squares, JudgedBenchmark):
     name = "judged_squares"
     title = "JSQ"
 
-    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(self, root: Path, answered: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         if judge.api.model == "broken":
             raise ValueError("The judge cannot be reached.")
         reviews.write_text("".join(f"{item.question.question_id}\n" for item in answered))

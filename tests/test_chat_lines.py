@@ -15,7 +15,7 @@ from tiny_folder import write_model, write_pictures
 from llava.common.shown import printable
 from llava.common.terminal_text import say
 from llava.data.tokenization import encode_prompt
-from llava.eval.benchmarks.llava_bench import read_captions, read_references, review_task
+from llava.eval.benchmarks.llava_bench import read_captions, read_references, review_request
 from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run_llava import eval_model
 from llava.eval.vlmevalkit import choice_prompt
@@ -173,7 +173,7 @@ def test_a_judge_is_not_asked_about_none(tmp_path: Path) -> None:
     rules = {"llava_bench_conv": {"role": "Assistant", "prompt": "Compare."}}
     question = {"question_id": 1, "image": "a.png", "text": None, "category": "conv"}
     with pytest.raises(ValueError, match="Question 1 has the text null"):
-        review_task(1, question, {"a.png": "a"}, rules, {"text": "a"}, {"text": "b"})
+        review_request(1, question, {"a.png": "a"}, rules, {"text": "a"}, {"text": "b"})
     path = tmp_path / "context.jsonl"
     path.write_text('{"image": "a.png", "caption": ["a", null]}\n')
     with pytest.raises(ValueError, match="line 1 has the caption null"):

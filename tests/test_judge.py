@@ -15,7 +15,7 @@ import pytest
 from judge_server import GARBAGE, HANG, MODEL, JudgeServer
 
 from llava.eval.judging.chat_api import ChatApi, ChatError, Reply
-from llava.eval.judging.judge import GradingTask, Judge, VerdictFile, judge_is_configured, judged_scores
+from llava.eval.judging.judge import Judge, JudgeRequest, VerdictFile, judge_is_configured, judged_scores
 
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
 
@@ -37,9 +37,9 @@ def yes_or_none(text: str) -> dict[str, str] | None:
     return {"pred": text} if text in ("yes", "no") else None
 
 
-def tasks_of(texts: list[str]) -> list[GradingTask]:
+def tasks_of(texts: list[str]) -> list[JudgeRequest]:
     return [
-        GradingTask(({"role": "user", "content": text},), {"question_id": number}) for number, text in enumerate(texts)
+        JudgeRequest(({"role": "user", "content": text},), {"question_id": number}) for number, text in enumerate(texts)
     ]
 
 
@@ -232,8 +232,8 @@ def test_an_error_keeps_the_verdicts_before_it(tmp_path: Path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from llava.eval.judging.judge import GradingTask, Judge
-tasks = [GradingTask(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(12)]
+from llava.eval.judging.judge import JudgeRequest, Judge
+tasks = [JudgeRequest(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(12)]
 Judge.from_environment().grade(tasks, lambda text: {"pred": text}, Path(sys.argv[1]), "Again.", 8)
 """
 

@@ -15,7 +15,7 @@ from llava.eval.benchmarks.mmvet import read_score
 from llava.eval.benchmarks.video_qa import read_match
 from llava.eval.judging import chat_api
 from llava.eval.judging.chat_api import ChatApi, ChatError
-from llava.eval.judging.judge import GradingTask, Judge
+from llava.eval.judging.judge import Judge, JudgeRequest
 
 KEY = "sk-proj-Zq3vX9Lw77"
 COUNT = 600
@@ -61,7 +61,7 @@ def test_no_bent_reply_ends_in_anything_but_a_verdict_or_a_sentence(
     for number in range(COUNT):
         judge = Judge(ChatApi("http://host.example/v1", "judge", KEY, attempts=2, first_pause=0.0), workers=1)
         monkeypatch.setattr(chat_api, "LONGEST_PAUSE", 0.0)
-        task = GradingTask(({"role": "user", "content": f"q\ud800{number}"},), {"question_id": number})
+        task = JudgeRequest(({"role": "user", "content": f"q\ud800{number}"},), {"question_id": number})
         parse = draw.choice((read_two_scores, read_score, read_match))
         try:
             (verdict,) = judge.grade([task], parse, tmp_path / "reviews.jsonl", "Again.", 8)

@@ -24,7 +24,7 @@ from judge_server import HANG, JudgeServer
 
 from llava.common.redaction import REDACTED, WITHHELD, Redactor
 from llava.eval.judging.chat_api import ChatApi, ChatError
-from llava.eval.judging.judge import GradingTask, Judge
+from llava.eval.judging.judge import Judge, JudgeRequest
 
 KEY = "sk-proj-Zq3/vX9+Lw=="
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
@@ -201,7 +201,7 @@ def test_a_key_in_a_reply_is_neither_saved_nor_recorded(tmp_path: Path) -> None:
     answer = message(echoed) | {"model": f"judge {KEY}\x1b[2J\n"}
     with serving(says(answer)) as url:
         judge = Judge(ChatApi(url, "judge", KEY))
-        task = GradingTask(ASK, {"question_id": 1})
+        task = JudgeRequest(ASK, {"question_id": 1})
         (verdict,) = judge.grade([task], lambda text: {"pred": text[:3]}, tmp_path / "r.jsonl", "Again.", 8)
     assert verdict.grade == {"pred": "yes"}
     assert verdict.text.count(REDACTED) == 3 and verdict.model == rf"judge {REDACTED}\x1b[2J\n"
@@ -250,8 +250,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from llava.eval.runner.exit_status import exit_status
-from llava.eval.judging.judge import GradingTask, Judge
-tasks = [GradingTask(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(40)]
+from llava.eval.judging.judge import JudgeRequest, Judge
+tasks = [JudgeRequest(({"role": "user", "content": f"q{n}"},), {"question_id": n}) for n in range(40)]
 def grade():
     Judge.from_environment().grade(tasks, lambda text: {"pred": text}, Path(sys.argv[1]), "Again.", 8)
     return 0

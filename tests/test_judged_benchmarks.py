@@ -18,7 +18,7 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.llava_bench import read_two_scores, shipped_rules
 from llava.eval.benchmarks.mmvet import grading_prompt, read_score
-from llava.eval.benchmarks.questions import Answered
+from llava.eval.benchmarks.questions import Answer
 from llava.eval.benchmarks.video_qa import normalised, read_match
 from llava.eval.judging.judge import Judge
 
@@ -30,12 +30,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def answered(name: str, root: Path, texts: list[str]) -> tuple[JudgedBenchmark, list[Answered]]:
+def answered(name: str, root: Path, texts: list[str]) -> tuple[JudgedBenchmark, list[Answer]]:
     """A benchmark with its files written, and answers to its questions in order."""
     WRITERS[name](root)
     benchmark = get_benchmark(name)
     assert isinstance(benchmark, JudgedBenchmark)
-    return benchmark, [Answered(q, text) for q, text in zip(benchmark.questions(root), texts, strict=True)]
+    return benchmark, [Answer(q, text) for q, text in zip(benchmark.questions(root), texts, strict=True)]
 
 
 @pytest.mark.parametrize("name", WRITERS)

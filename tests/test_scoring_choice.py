@@ -16,7 +16,7 @@ import pytest
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.mmbench import SUFFIXES, is_right, read_option, rotated, table_questions, write_table
-from llava.eval.benchmarks.questions import Answered, Question, question_keys
+from llava.eval.benchmarks.questions import Answer, Question, question_keys
 from llava.eval.benchmarks.sqa import FAILED, option_index, read_letter
 from llava.eval.eval_science_qa import main as eval_science_qa
 
@@ -38,13 +38,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def answered(root: Path, name: str, texts: Mapping[int | str, str]) -> list[Answered]:
+def answered(root: Path, name: str, texts: Mapping[int | str, str]) -> list[Answer]:
     """The questions that `texts` has an answer to, by id."""
     questions = get_benchmark(name).questions(root)
-    return [Answered(question, texts[question.question_id]) for question in questions if question.question_id in texts]
+    return [Answer(question, texts[question.question_id]) for question in questions if question.question_id in texts]
 
 
-def write_answers(path: Path, items: list[Answered]) -> Path:
+def write_answers(path: Path, items: list[Answer]) -> Path:
     lines = [answer_line(item.question, item.text, f"a{number}", "tiny") for number, item in enumerate(items)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -123,7 +123,7 @@ def test_science_without_images_has_no_headline_and_other_splits_do_not_count(ro
     benchmark = get_benchmark("sqa")
     scores = benchmark.score(root, answered(root, "sqa", {"4": "B", "14": "C"}))
     assert scores.headline is None and scores.values == {"accuracy": 50} and scores.notes
-    stranger = Answered(Question("1", "Seen in training?"), "A")
+    stranger = Answer(Question("1", "Seen in training?"), "A")
     assert benchmark.score(root, [*answered(root, "sqa", {"5": "A"}), stranger]).values["accuracy"] == 100
     with pytest.raises(ValueError, match="None of the answered questions is in the split 'test'"):
         benchmark.score(root, [stranger])
@@ -198,7 +198,7 @@ def test_all_rounds_rotate_options_and_keep_the_letters_in_order(root: Path):
     assert third.fields["option_char"] == ["C", "A", "B"] and third.fields["round_id"] == 2
     # The right answer is the dog: B, then A, then C.
     for turn, letter in ((first, "B"), (second, "A"), (third, "C")):
-        assert [other for other in "ABC" if is_right(Answered(turn, other))] == [letter]
+        assert [other for other in "ABC" if is_right(Answer(turn, other))] == [letter]
     assert rotated(question, None)[1].text == second.recorded_prompt
 
 
@@ -368,7 +368,7 @@ def test_seed_accuracy_by_hand(root: Path):
     scores = benchmark.score(root, answered(root, "seed", {"v0": "B"}))
     assert scores.headline is None and scores.values["video"] == 100 and scores.notes
     with pytest.raises(ValueError, match="has no question '999'"):
-        benchmark.score(root, [Answered(Question(999, "What?"), "A")])
+        benchmark.score(root, [Answer(Question(999, "What?"), "A")])
 
 
 def test_seed_without_frames_is_about_images_alone(tmp_path: Path):
@@ -376,7 +376,7 @@ def test_seed_without_frames_is_about_images_alone(tmp_path: Path):
     (tmp_path / "seed_bench/SEED-Bench-video-image").rename(tmp_path / "aside")
     questions = get_benchmark("seed").questions(tmp_path)
     assert [question.question_id for question in questions] == [101, 102, 103, 104, 105]
-    scores = get_benchmark("seed").score(tmp_path, [Answered(question, "A") for question in questions])
+    scores = get_benchmark("seed").score(tmp_path, [Answer(question, "A") for question in questions])
     # A is right for 101 and 105, 2 of 5.
     assert scores.headline == 40 and "video" not in scores.values
     (note,) = scores.notes

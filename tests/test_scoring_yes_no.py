@@ -11,7 +11,7 @@ from eval_files_vqa import answer, score, write_answers
 
 from llava.eval import eval_pope
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.scoring.yes_no import Confusion, mme_points, mme_reading, pope_says_yes
 
 # POPE.
@@ -191,7 +191,7 @@ def test_mme_submission_is_what_its_script_reads(tmp_path: Path) -> None:
 def test_mme_question_without_a_right_answer_is_named(tmp_path: Path) -> None:
     files.write_mme(tmp_path)
     with pytest.raises(ValueError, match=r"no answer to 'Is it late\?' about existence/000000006040\.jpg"):
-        get_benchmark("mme").score(tmp_path, [Answered(Question("existence/000000006040.jpg", "Is it late?"), "yes")])
+        get_benchmark("mme").score(tmp_path, [Answer(Question("existence/000000006040.jpg", "Is it late?"), "yes")])
     broken = tmp_path / "MME" / "MME_Benchmark_release_version" / "existence" / "000000006040.txt"
     broken.write_text("Is there a train?\tmaybe\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"000000006040.txt, line 1 is not a question, a tab and Yes or No"):

@@ -16,7 +16,7 @@ from saved_results import shown
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa
 from llava.eval.benchmarks import NAMES, get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
-from llava.eval.benchmarks.questions import Answered
+from llava.eval.benchmarks.questions import Answer
 from llava.eval.runner.answer_file import new_run
 from llava.eval.runner.answer_settings import hash_of, write_settings
 from llava.eval.runner.result_files import BenchmarkFiles
@@ -135,7 +135,7 @@ def test_grades_that_cannot_be_read_count_as_unreadable(name: str, tmp_path: Pat
         def describe(self) -> dict[str, str]:
             return {"model": "judge"}
 
-    def judged(root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(root: Path, answered: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         return Scores(50.0, {"total": 50.0}, ("said by the judge",), counted=len(answered) - 2)
 
     monkeypatch.setattr(benchmark, "judged", judged)

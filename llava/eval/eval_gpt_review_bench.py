@@ -26,7 +26,7 @@ from llava.eval.benchmarks.llava_bench import (
     read_references,
     read_two_scores,
     reference_of,
-    review_task,
+    review_request,
     shipped_rules,
 )
 from llava.eval.benchmarks.reading import (
@@ -62,15 +62,15 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
     captions = read_captions(options.context)
     paths = [path.expanduser() for path in options.answer_list]
     first, second = (read_references(path) for path in paths)
-    tasks = []
+    requests = []
     questions = require_some(read_json_lines(options.question, LLaVABench.name), options.question)
     for number, question in enumerate(questions, start=1):
         place = f"{options.question}, line {number}"
         need_question(question, "text", place)
         require_fields(question, place)
         identity = need_id(question, "question_id", place)
-        tasks.append(
-            review_task(
+        requests.append(
+            review_request(
                 number,
                 question,
                 captions,
@@ -80,7 +80,7 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
             )
         )
     with AnswerFile(options.output).locked():  # two at once would ask, and pay, for each review twice
-        return judge.grade(tasks, read_two_scores, options.output, REMINDER, options.max_tokens)
+        return judge.grade(requests, read_two_scores, options.output, REMINDER, options.max_tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_WRITE, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
-from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_task, match_values, read_match
+from llava.eval.benchmarks.video_qa import ANSWER_FIELDS, MAX_TOKENS, REMINDER, match_request, match_values, read_match
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judging.judge import WORKERS_VARIABLE, Judge, Verdict, grades_of
 from llava.eval.runner.exit_status import exit_status
@@ -49,8 +49,8 @@ def grade(options: argparse.Namespace, environment: Mapping[str, str] | None = N
     flags = {URL_VARIABLE: options.api_base, KEY_VARIABLE: options.api_key, WORKERS_VARIABLE: options.num_tasks}
     outside = os.environ if environment is None else environment
     judge = Judge.from_environment(dict(outside) | {name: str(value) for name, value in flags.items() if value})
-    tasks = [match_task(name, line["question"], line["answer"], line["pred"]) for name, line in answers.items()]
-    verdicts = judge.grade(tasks, read_match, options.output_dir / VERDICTS, REMINDER, MAX_TOKENS)
+    requests = [match_request(name, line["question"], line["answer"], line["pred"]) for name, line in answers.items()]
+    verdicts = judge.grade(requests, read_match, options.output_dir / VERDICTS, REMINDER, MAX_TOKENS)
     together = {
         name: [verdict.grade, {"q": line["question"], "a": line["answer"], "pred": line["pred"]}]
         for (name, line), verdict in zip(answers.items(), verdicts, strict=True)

@@ -20,7 +20,7 @@ from llava.eval.benchmarks.reading import read_json, read_questions
 from llava.eval.benchmarks.sqa import science_questions
 from llava.eval.judging import chat_api
 from llava.eval.judging.chat_api import ChatApi
-from llava.eval.judging.judge import GradingTask, Judge
+from llava.eval.judging.judge import Judge, JudgeRequest
 
 BENCH = "llava-bench-in-the-wild"
 ENVIRONMENT = {"LLAVA_JUDGE_URL": "http://host.example/v1", "LLAVA_JUDGE_KEY": "none"}
@@ -56,7 +56,7 @@ def verdicts(folder: Path) -> dict[str, str]:
 def take_up(folder: Path) -> None:
     """Grade behind them: what they hold is not asked again."""
     judge = Judge(ChatApi("http://host.example/v1", "judge", "none", attempts=1, first_pause=0.0), workers=1)
-    tasks = [GradingTask(({"role": "user", "content": f"Question {n}?"},), {"question_id": n}) for n in range(4)]
+    tasks = [JudgeRequest(({"role": "user", "content": f"Question {n}?"},), {"question_id": n}) for n in range(4)]
     with mock.patch.object(chat_api, "fetch", fetch):
         graded = judge.grade(tasks, read_two_scores, folder / "verdicts.jsonl", "Again.", 8)
     assert all(verdict.grade is None or len(verdict.grade["tuple"]) == 2 for verdict in graded)

@@ -26,7 +26,7 @@ from llava.data.mixture import open_mix
 from llava.data.records import read_records
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.benchmarks.questions import Answered
+from llava.eval.benchmarks.questions import Answer
 from llava.eval.runner.answer_settings import write_settings
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import score_answers
@@ -210,7 +210,7 @@ def _benchmark(name: str, writer: Callable[[Path], None]) -> Target:
     def read(folder: Path) -> None:
         benchmark = get_benchmark(name)
         questions = benchmark.questions(folder / "data")
-        answered = [Answered(question, "yes") for question in questions]
+        answered = [Answer(question, "yes") for question in questions]
         if answered:
             benchmark.score(folder / "data", answered)
             benchmark.write_submission(folder / "data", answered, folder / "submission")
@@ -222,7 +222,7 @@ def _answers(writer: Callable[[Path], None], name: str) -> Callable[[Path], dict
     def build(folder: Path) -> dict[str, str]:
         writer(folder / "data")
         questions = get_benchmark(name).questions(folder / "data")
-        eval_files_vqa.write_answers(folder / "answers.jsonl", [Answered(question, "yes") for question in questions])
+        eval_files_vqa.write_answers(folder / "answers.jsonl", [Answer(question, "yes") for question in questions])
         return {"answers.jsonl": "lines"}
 
     return build

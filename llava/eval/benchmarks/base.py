@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from llava.eval.benchmarks.datasets import DATASETS, UNKNOWN, Dataset
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.judging.judge import Judge
 from llava.eval.scoring.scores import Scores
 
@@ -40,12 +40,12 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """Score answers, without a judge.
 
         Args:
             root: LLaVA's `playground/data/eval`.
-            answered: at least one question with its answer, in file order; those not answered are left out, and the
+            answers: at least one question with its answer, in file order; those not answered are left out, and the
                 numbers are about the answered ones.
 
         Raises:
@@ -56,20 +56,20 @@ class Benchmark(ABC):
         """What has to be downloaded from where, and how many questions there are then, for `llava.eval.data`."""
         return DATASETS.get(self.name, UNKNOWN)
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """Whether the rules of scoring find in an answer what was asked for, be it right or wrong.
 
         Args:
-            item: a question with an answer that is not empty.
+            answer: a question with an answer that is not empty.
         """
         return True
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """Write what the benchmark's server or official script takes, where it has one.
 
         Args:
             root: LLaVA's `playground/data/eval`.
-            answered: questions with answers.
+            answers: questions with answers.
             stem: path without suffix; the file is named after it.
 
         Returns:
@@ -82,12 +82,12 @@ class JudgedBenchmark(Benchmark):
     """A benchmark whose answers are graded by a language model; `score` gives what can be told without one."""
 
     @abstractmethod
-    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """Score answers with a judge; goes on where an earlier call with the same `reviews` stopped.
 
         Args:
             root: LLaVA's `playground/data/eval`.
-            answered: at least one question with its answer.
+            answers: at least one question with its answer.
             judge: grades texts.
             reviews: JSON-lines file of the judge's verdicts, appended to as they come.
 

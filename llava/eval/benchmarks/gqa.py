@@ -15,7 +15,7 @@ from typing import Any
 from llava.common.json_files import write_json
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_text, read_json_as, read_questions
 from llava.eval.scoring.scores import Scores
 
@@ -35,29 +35,29 @@ class GQA(Benchmark):
         folder = root / _FOLDER
         return read_questions(folder / "llava_gqa_testdev_balanced.jsonl", folder / "data" / "images", self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`; types are the file's structural and semantic ones, and binary or open as in GQA."""
         path = annotation_path(root / _FOLDER / "data")
         records = read_json_as(dict, path, self.name)
         groups: dict[str, list[bool]] = defaultdict(list)
-        for item in answered:
-            number = str(item.question.question_id)
+        for answer in answers:
+            number = str(answer.question.question_id)
             if number not in records:
                 raise ValueError(f"{path} has no question {number}, but it was answered; download both files again.")
             place = f"{path}, question {number}"
-            right = gqa_prediction(item.text) == need_text(records[number], "answer", place)
+            right = gqa_prediction(answer.text) == need_text(records[number], "answer", place)
             for group in ("accuracy", *_types(records[number], place)):
                 groups[group].append(right)
         values = {name: 100 * sum(verdicts) / len(verdicts) for name, verdicts in groups.items()}
         return Scores(values["accuracy"], values)
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`; of an answer of full stops alone nothing is left to compare."""
-        return bool(gqa_prediction(item.text))
+        return bool(gqa_prediction(answer.text))
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: what GQA's script reads as `testdev_balanced_predictions.json`."""
-        pairs = [(item.question.question_id, item.text) for item in answered]
+        pairs = [(answer.question.question_id, answer.text) for answer in answers]
         return write_json(stem.with_name(f"{stem.name}.json"), gqa_predictions(pairs), end="")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llava.common.shown import shown
 from llava.eval.benchmarks.answer_lines import with_text
 from llava.eval.benchmarks.base import JudgedBenchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import (
     need_field,
     need_id,
@@ -22,7 +22,7 @@ from llava.eval.benchmarks.reading import (
     read_json_lines,
     read_questions,
 )
-from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0314"
@@ -48,27 +48,27 @@ class LLaVABench(JudgedBenchmark):
         """See `Benchmark`."""
         return read_questions(root / _FOLDER / "questions.jsonl", root / _FOLDER / "images", self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark`; without a judge there is no number."""
         return Scores(None, notes=(unjudged_note(self.title),))
 
-    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """See `JudgedBenchmark`; `reviews` is in the format that `llava.eval.summarize_gpt_review` reads, too."""
         folder = root / _FOLDER
         own = folder / "rule.json"
         rules = read_json_as(dict, own, self.name) if own.is_file() else shipped_rules()
         captions = read_captions(folder / "context.jsonl")
         references = read_references(folder / "answers_gpt4.jsonl")
-        tasks = []
-        for number, answer in enumerate(answered, start=1):
+        requests = []
+        for number, answer in enumerate(answers, start=1):
             facts, identity = answer.question.facts, answer.question.question_id
             question = {"question_id": identity, "text": answer.question.recorded_prompt, **facts}
             reference = reference_of(references, identity, folder / "answers_gpt4.jsonl")
-            tasks.append(review_task(number, question, captions, rules, reference, {"text": answer.text}))
-        verdicts = judge.grade(tasks, read_two_scores, reviews, REMINDER, MAX_TOKENS)
+            requests.append(review_request(number, question, captions, rules, reference, {"text": answer.text}))
+        verdicts = judge.grade(requests, read_two_scores, reviews, REMINDER, MAX_TOKENS)
         grades_of(verdicts)
         pairs: defaultdict[str, list[Sequence[float]]] = defaultdict(list)
-        for answer, verdict in zip(answered, verdicts, strict=True):
+        for answer, verdict in zip(answers, verdicts, strict=True):
             if verdict.grade is not None:
                 pairs["all"].append(verdict.grade["tuple"])
                 pairs[str(answer.question.facts["category"])].append(verdict.grade["tuple"])
@@ -137,14 +137,14 @@ def reference_of(references: Mapping[str, Mapping[str, Any]], identity: Any, pat
     return references[str(identity)]
 
 
-def review_task(
+def review_request(
     number: int,
     question: Mapping[str, Any],
     captions: Mapping[str, str],
     rules: Mapping[str, Any],
     first: Mapping[str, Any],
     second: Mapping[str, Any],
-) -> GradingTask:
+) -> JudgeRequest:
     """Two answers to be compared, in the layout of LLaVA's reviews.
 
     Args:
@@ -185,7 +185,7 @@ def review_task(
         "answer2_id": second.get("answer_id", identity),
         "category": category,
     }
-    return GradingTask(({"role": "system", "content": SYSTEM}, {"role": "user", "content": content}), fields)
+    return JudgeRequest(({"role": "system", "content": SYSTEM}, {"role": "user", "content": content}), fields)
 
 
 def read_two_scores(text: str) -> Grade | None:

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from llava.common.atomic_write import whole_file
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import require, require_characters, require_some
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.scoring.scores import Scores
@@ -55,16 +55,16 @@ class MMBench(Benchmark):
         """See `Benchmark.questions`; every row as it stands in the table."""
         return table_questions(root / self.place, SUFFIXES[self.language], self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`; headline is the circular accuracy, where the table tells the right answers."""
-        if any(item.question.facts.get("answer") is None for item in answered):
+        if any(answer.question.facts.get("answer") is None for answer in answers):
             return Scores(None, {}, (f"{root / self.place} holds no answers; send the submission to the server.",))
-        right = {item.question.question_id: is_right(item) for item in answered}
+        right = {answer.question.question_id: is_right(answer) for answer in answers}
         values = {}
         plain = [verdict for index, verdict in right.items() if int(index) < ROUND]
         if plain:
             values["plain_accuracy"] = _per_cent(plain)
-        complete, left_out = _rotations(answered)
+        complete, left_out = _rotations(answers)
         notes = []
         if left_out:
             notes.append(
@@ -77,21 +77,21 @@ class MMBench(Benchmark):
             notes.append("The table holds no rotations, so the circular accuracy is the plain one.")
         circular, abilities = [], defaultdict(list)
         for group in complete.values():
-            verdict = all(right[item.question.question_id] for item in group)
+            verdict = all(right[answer.question.question_id] for answer in group)
             circular.append(verdict)
             abilities[group[0].question.facts.get("l2-category")].append(verdict)
         values["circular_accuracy"] = _per_cent(circular)
         values |= {str(name): _per_cent(abilities[name]) for name in sorted(filter(None, abilities))}
         return Scores(values["circular_accuracy"], values, tuple(notes))
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`."""
-        return read_option(item.text, item.question.fields["options"]) is not None
+        return read_option(answer.text, answer.question.fields["options"]) is not None
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: the table that the server takes, as xlsx."""
         path = stem.with_name(f"{stem.name}.xlsx")
-        write_table(root / self.place, {str(item.question.question_id): item.text for item in answered}, path)
+        write_table(root / self.place, {str(answer.question.question_id): answer.text for answer in answers}, path)
         return path
 
 
@@ -186,12 +186,12 @@ def read_option(text: str, options: Sequence[str]) -> str | None:
     return next((chosen[0] for chosen in (same, held) if len(chosen) == 1), None)
 
 
-def is_right(item: Answered) -> bool:
+def is_right(answer: Answer) -> bool:
     """Whether an answer chooses the right option, in any round."""
-    letter = read_option(item.text, item.question.fields["options"])
+    letter = read_option(answer.text, answer.question.fields["options"])
     if letter is None:
         return False
-    return bool(item.question.fields["option_char"][LETTERS.index(letter)] == item.question.facts["answer"])
+    return bool(answer.question.fields["option_char"][LETTERS.index(letter)] == answer.question.facts["answer"])
 
 
 def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) -> None:
@@ -291,11 +291,11 @@ def _image(field: str | None, images: Mapping[int, str | None], place: str) -> b
     return content
 
 
-def _rotations(answered: Sequence[Answered]) -> tuple[dict[int, list[Answered]], int]:
+def _rotations(answers: Sequence[Answer]) -> tuple[dict[int, list[Answer]], int]:
     """The questions whose rotations were all answered, by index, and how many were not."""
-    groups: dict[int, list[Answered]] = defaultdict(list)
-    for item in sorted(answered, key=lambda item: int(item.question.question_id)):
-        groups[int(item.question.question_id) % ROUND].append(item)
+    groups: dict[int, list[Answer]] = defaultdict(list)
+    for answer in sorted(answers, key=lambda answer: int(answer.question.question_id)):
+        groups[int(answer.question.question_id) % ROUND].append(answer)
     complete = {index: group for index, group in groups.items() if len(group) == group[0].question.facts["rotations"]}
     return complete, len(groups) - len(complete)
 

@@ -19,7 +19,7 @@ from llava.common.outside_files import read_text
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import read_questions, require
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import mme_points, mme_reading
@@ -78,10 +78,10 @@ class MME(Benchmark):
             for question in read_questions(folder / "llava_mme.jsonl", folder / _RELEASE, self.name)
         ]
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`; an image with only one of its questions answered counts for accuracy alone."""
         truths = read_truths(root / _FOLDER / _RELEASE)
-        groups, asked = _by_image(truths, answered), _asked(truths)
+        groups, asked = _by_image(truths, answers), _asked(truths)
         values: dict[str, float] = {}
         for category in sorted({category for category, _ in groups}):
             images = {key: verdicts for key, verdicts in groups.items() if key[0] == category}
@@ -100,11 +100,11 @@ class MME(Benchmark):
             notes.append(f"{partial} images have a question without an answer; accuracy-plus is over the others.")
         return Scores(total, {"total": total, **sums, **values}, tuple(notes))
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`."""
-        return mme_reading(item.text) != "other"
+        return mme_reading(answer.text) != "other"
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: an archive of the files that MME's `calculation.py --results_dir` reads.
 
         There is one a subtask, with image, question, right answer and answer a line. An image with a question that was
@@ -113,7 +113,7 @@ class MME(Benchmark):
         truths = read_truths(root / _FOLDER / _RELEASE)
         asked = _asked(truths)
         lines: dict[str, list[str]] = defaultdict(list)
-        for key, verdicts in _by_image(truths, answered).items():
+        for key, verdicts in _by_image(truths, answers).items():
             if len(verdicts) >= asked[key]:
                 lines[key[0]] += [_line(verdict) for verdict in verdicts]
         path = stem.with_name(f"{stem.name}.zip")
@@ -155,20 +155,20 @@ def _plain(question: str) -> str:
     return " ".join(question.replace(SHORT_ANSWER, " ").replace(_REQUEST, " ").split())
 
 
-def _by_image(truths: Truths, answered: Sequence[Answered]) -> dict[tuple[str, str], list[_Verdict]]:
+def _by_image(truths: Truths, answers: Sequence[Answer]) -> dict[tuple[str, str], list[_Verdict]]:
     """Answers by subtask and image, in the order of the questions."""
     groups: dict[tuple[str, str], list[_Verdict]] = defaultdict(list)
-    for item in answered:
-        name = Path(str(item.question.question_id))
+    for answer in answers:
+        name = Path(str(answer.question.question_id))
         category, image = name.parts[0] if name.parts else "", name.name.split(".")[0]
-        truth = truths.get((category, image, _plain(item.question.text)))
+        truth = truths.get((category, image, _plain(answer.question.text)))
         if truth is None:
             raise ValueError(
-                f"MME's files have no answer to {shown(_plain(item.question.text))} about "
-                f"{shown(str(item.question.question_id))[1:-1]} (looked for in {category}/{image}.txt); {_RELEASE} and "
-                "llava_mme.jsonl do not belong together, download both again."
+                f"MME's files have no answer to {shown(_plain(answer.question.text))} about "
+                f"{shown(str(answer.question.question_id))[1:-1]} (looked for in {category}/{image}.txt); {_RELEASE} "
+                "and llava_mme.jsonl do not belong together, download both again."
             )
-        groups[category, image].append(_Verdict(category, image, name.name, truth, item.text))
+        groups[category, image].append(_Verdict(category, image, name.name, truth, answer.text))
     return groups
 
 

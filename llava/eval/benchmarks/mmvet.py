@@ -10,9 +10,9 @@ from typing import Any
 
 from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import JudgedBenchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
-from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0613"
@@ -77,17 +77,17 @@ class MMVet(JudgedBenchmark):
         """See `Benchmark`; the folder may be named `mm-vet`, as in LLaVA's scripts, or `mmvet`, as in its documents."""
         return read_questions(_place(root, "llava-mm-vet.jsonl"), _place(root, "images"), self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark`; without a judge there is no number."""
         return Scores(None, notes=(unjudged_note(self.title),))
 
-    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """See `JudgedBenchmark`."""
         path = _place(root, "mm-vet.json")
         facts = read_json(path, self.name)
-        truths = [_truth(facts, answer.question, path) for answer in answered]
-        tasks = [_task(truth, answer) for truth, answer in zip(truths, answered, strict=True)]
-        verdicts = judge.grade(tasks, read_score, reviews, REMINDER, MAX_TOKENS)
+        truths = [_truth(facts, answer.question, path) for answer in answers]
+        requests = [_request(truth, answer) for truth, answer in zip(truths, answers, strict=True)]
+        verdicts = judge.grade(requests, read_score, reviews, REMINDER, MAX_TOKENS)
         grades_of(verdicts)
         scores: dict[str, list[float]] = {}
         for truth, verdict in zip(truths, verdicts, strict=True):
@@ -97,10 +97,10 @@ class MMVet(JudgedBenchmark):
         values = {name: fmean(numbers) for name, numbers in scores.items()}
         return judged_scores(values["total"], values, verdicts, PUBLISHED_JUDGE)
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """The file that MM-Vet's evaluator takes; see `Benchmark`."""
         path = stem.with_name(stem.name + ".json")
-        write_predictions(path, ({"question_id": a.question.question_id, "text": a.text} for a in answered))
+        write_predictions(path, ({"question_id": a.question.question_id, "text": a.text} for a in answers))
         return path
 
 
@@ -143,10 +143,10 @@ def read_score(text: str) -> Grade | None:
     return {"score": score} if score <= 1 else None
 
 
-def _task(truth: Mapping[str, Any], answer: Answered) -> GradingTask:
+def _request(truth: Mapping[str, Any], answer: Answer) -> JudgeRequest:
     place = f"Question {answer.question.question_id} of MM-Vet"
     prompt = grading_prompt(need_text(truth, "question", place), need_text(truth, "answer", place), answer.text)
-    return GradingTask(({"role": "user", "content": prompt},), {"question_id": answer.question.question_id})
+    return JudgeRequest(({"role": "user", "content": prompt},), {"question_id": answer.question.question_id})
 
 
 def _truth(facts: Any, question: Question, path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import need
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_id, need_list, need_text, one_image, read_json_lines, require_some
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.scores import Scores
@@ -40,26 +40,26 @@ def labelled_question(
     return Question(question_id, text, (image,), facts={_ANSWERS: answers, "answer_type": answer_type})
 
 
-def open_scores(answered: Sequence[Answered], server: str) -> Scores:
+def open_scores(answers: Sequence[Answer], server: str) -> Scores:
     """Soft accuracy in per cent, in all and by type of answer; no headline where the questions have no labels.
 
     Args:
-        answered: at least one.
+        answers: at least one.
         server: who scores answers without labels, as a noun.
 
     Raises:
         ValueError: if a question has not ten people's answers.
     """
     groups: dict[str, list[float]] = defaultdict(list)
-    for item in answered:
-        facts = item.question.facts
+    for answer in answers:
+        facts = answer.question.facts
         if _ANSWERS not in facts:
             note = f"These questions have no public labels; {server} scores the submission file."
             return Scores(None, notes=(note,))
         try:
-            share = vqa_accuracy(item.text, facts[_ANSWERS])
+            share = vqa_accuracy(answer.text, facts[_ANSWERS])
         except ValueError as error:
-            raise ValueError(f"The annotation of question {item.question.question_id}: {error}") from error
+            raise ValueError(f"The annotation of question {answer.question.question_id}: {error}") from error
         groups["accuracy"].append(share)
         if facts["answer_type"]:
             groups[f"answer_type/{facts['answer_type']}"].append(share)
@@ -70,14 +70,14 @@ def open_scores(answered: Sequence[Answered], server: str) -> Scores:
     return Scores(values["accuracy"], values, (note,))
 
 
-def has_labels(answered: Sequence[Answered]) -> bool:
+def has_labels(answers: Sequence[Answer]) -> bool:
     """Whether the questions carry people's answers."""
-    return any(_ANSWERS in item.question.facts for item in answered)
+    return any(_ANSWERS in answer.question.facts for answer in answers)
 
 
-def texts_by_id(answered: Sequence[Answered]) -> dict[str, str]:
+def texts_by_id(answers: Sequence[Answer]) -> dict[str, str]:
     """Answers by question id as text."""
-    return {str(item.question.question_id): item.text for item in answered}
+    return {str(answer.question.question_id): answer.text for answer in answers}
 
 
 def vqav2_submission(path: Path, given: Mapping[str, str], benchmark: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_field, need_text, read_json_lines, read_questions, require
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import Confusion, pope_reads, pope_says_yes
@@ -41,9 +41,9 @@ class POPE(Benchmark):
         folder = root / _FOLDER
         return read_pope_questions(folder / "llava_pope_test.jsonl", folder / "val2014")
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`."""
-        splits = pope_splits(root / _FOLDER / "coco", ((item.question, item.text) for item in answered))
+        splits = pope_splits(root / _FOLDER / "coco", ((answer.question, answer.text) for answer in answers))
         values: dict[str, float] = {}
         for name in _SCORES:
             shares = {split: 100 * float(getattr(counts, name)) for split, counts in splits.items()}
@@ -54,9 +54,9 @@ class POPE(Benchmark):
             notes.append(f"No question of the split {' or '.join(missing)} was answered; averages are over the others.")
         return Scores(values["f1"], values, tuple(notes))
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`."""
-        return pope_reads(item.text)
+        return pope_reads(answer.text)
 
 
 def read_pope_questions(path: Path, images: Path) -> list[Question]:

@@ -57,7 +57,7 @@ def numbered(pairs: Iterable[tuple[str, str]]) -> Iterator[AnswerKey]:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answer:
     """A question with the text that a model answered."""
 
     question: Question

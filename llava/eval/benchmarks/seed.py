@@ -15,7 +15,7 @@ from pathlib import Path
 from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import (
     need_field,
     need_id,
@@ -71,11 +71,11 @@ class SEED(Benchmark):
             raise ValueError(f"{folder / 'llava-seed-bench.jsonl'} asks about videos alone; {_NO_FRAMES}")
         return about_images
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`; an answer is right if it is the letter and nothing else."""
         path = root / _FOLDER / "SEED-Bench.json"
         asked = {str(question.question_id): question for question in read_annotation(path, self.name)}
-        given = {str(item.question.question_id): item.text for item in answered}
+        given = {str(answer.question.question_id): answer.text for answer in answers}
         unknown = next((number for number in given if number not in asked), None)
         if unknown is not None:
             raise ValueError(f"{path} has no question {unknown!r}, but it was answered; download both files again.")
@@ -84,15 +84,15 @@ class SEED(Benchmark):
             return Scores(None, values, ("No question about an image was answered, so there is no SEED-I.",))
         return Scores(values["image"], values, (_NO_FRAMES,) if lacks_frames(root) else ())
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`."""
-        return item.text in LETTERS
+        return answer.text in LETTERS
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON lines for the leaderboard."""
         path = stem.with_name(f"{stem.name}.jsonl")
         asked = read_annotation(root / _FOLDER / "SEED-Bench.json", self.name)
-        given = {str(item.question.question_id): item.text for item in answered}
+        given = {str(answer.question.question_id): answer.text for answer in answers}
         write_predictions(path, [question for question in asked if str(question.question_id) in given], given)
         return path
 

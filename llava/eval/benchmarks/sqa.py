@@ -15,7 +15,7 @@ from typing import Any
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import (
     file_in,
     image_names,
@@ -57,16 +57,16 @@ class ScienceQA(Benchmark):
         questions = science_questions(records, folder / "images" / "test", str(path))
         return [replace(question, facts=_offered(problems, question.question_id)) for question in questions]
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`; answers to problems of other splits do not count."""
         folder = root / _FOLDER
         problems = read_problems(folder, _SPLIT, self.name)
         verdicts: list[tuple[bool, bool]] = []
-        for item in answered:
-            problem = problems.get(str(item.question.question_id))
+        for answer in answers:
+            problem = problems.get(str(answer.question.question_id))
             if problem is not None:
-                chosen = option_index(read_letter(item.text, OPTIONS), len(problem["choices"]), OPTIONS)
-                verdicts.append((chosen == problem["answer"], bool(item.question.images)))
+                chosen = option_index(read_letter(answer.text, OPTIONS), len(problem["choices"]), OPTIONS)
+                verdicts.append((chosen == problem["answer"], bool(answer.question.images)))
         if not verdicts:
             raise ValueError(
                 f"None of the answered questions is in the split {_SPLIT!r} of {folder / 'pid_splits.json'}; the "
@@ -82,9 +82,9 @@ class ScienceQA(Benchmark):
             values["text_accuracy"] = _per_cent(text_only)
         return Scores(values["image_accuracy"], values)
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`; a letter that the question does not offer says nothing."""
-        return option_index(read_letter(item.text), item.question.facts.get("choices", len(OPTIONS))) >= 0
+        return option_index(read_letter(answer.text), answer.question.facts.get("choices", len(OPTIONS))) >= 0
 
 
 def science_questions(

@@ -13,7 +13,7 @@ from typing import Any
 
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json_as, read_questions
 from llava.eval.scoring.m4c import m4c_accuracy
 from llava.eval.scoring.scores import Scores
@@ -37,16 +37,16 @@ class TextVQA(Benchmark):
         folder = root / _FOLDER
         return read_questions(folder / "llava_textvqa_val_v051_ocr.jsonl", folder / "train_images", self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`."""
         path = root / _FOLDER / "TextVQA_0.5.1_val.json"
-        lines = [(item.question.question_id, item.question.recorded_prompt, item.text) for item in answered]
+        lines = [(answer.question.question_id, answer.question.recorded_prompt, answer.text) for answer in answers]
         accuracy = textvqa_accuracy(read_annotations(path), lines, path)
         return Scores(accuracy, {"accuracy": accuracy})
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
-        return bool(evalai_answer(item.text))
+        return bool(evalai_answer(answer.text))
 
 
 def read_annotations(path: Path) -> Annotations:

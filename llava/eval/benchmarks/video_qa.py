@@ -18,7 +18,7 @@ from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import (
     file_in,
     need_id,
@@ -28,7 +28,7 @@ from llava.eval.benchmarks.reading import (
     require_characters,
     require_some,
 )
-from llava.eval.judging.judge import Grade, GradingTask, Judge, grades_of, judged_scores, unjudged_note
+from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores, unjudged_note
 from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-3.5-turbo"
@@ -98,35 +98,37 @@ class VideoQA(JudgedBenchmark):
             )
         return require_some(questions, path)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark`; equal words are counted, which is no substitute for the judge."""
-        return Scores(None, _word_matches(answered), (unjudged_note(self.title),))
+        return Scores(None, _word_matches(answers), (unjudged_note(self.title),))
 
-    def judged(self, root: Path, answered: Sequence[Answered], judge: Judge, reviews: Path) -> Scores:
+    def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """See `JudgedBenchmark`."""
-        tasks = [
-            match_task(answer.question.question_id, answer.question.text, answer.question.facts["answer"], answer.text)
-            for answer in answered
+        requests = [
+            match_request(
+                answer.question.question_id, answer.question.text, answer.question.facts["answer"], answer.text
+            )
+            for answer in answers
         ]
-        verdicts = judge.grade(tasks, read_match, reviews, REMINDER, MAX_TOKENS)
-        values = match_values(grades_of(verdicts)) | _word_matches(answered)
+        verdicts = judge.grade(requests, read_match, reviews, REMINDER, MAX_TOKENS)
+        values = match_values(grades_of(verdicts)) | _word_matches(answers)
         return judged_scores(values["accuracy"], values, verdicts, PUBLISHED_JUDGE)
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark`: the answer file that Video-LLaVA's evaluation and `llava.eval.eval_video_qa` read.
 
         Raises:
             ValueError: if a question id comes twice: the evaluation tells answers by it.
         """
         lines: dict[str, dict[str, Any]] = {}
-        for item in answered:
-            question = item.question
+        for answer in answers:
+            question = answer.question
             if str(question.question_id) in lines:
                 raise ValueError(
                     f"The question id {question.question_id!r} comes twice in test_q.json, and Video-LLaVA's answer "
                     "file holds one answer for each id."
                 )
-            values = (question.question_id, question.text, question.facts["answer"], item.text)
+            values = (question.question_id, question.text, question.facts["answer"], answer.text)
             lines[str(question.question_id)] = dict(zip(ANSWER_FIELDS, values, strict=True))
         return write_lines(stem.with_name(f"{stem.name}.jsonl"), lines.values())
 
@@ -205,7 +207,7 @@ def right_answers(
     return texts
 
 
-def match_task(identity: Any, question: str, answer: str, prediction: str) -> GradingTask:
+def match_request(identity: Any, question: str, answer: str, prediction: str) -> JudgeRequest:
     """An answer to be compared with the right one.
 
     Args:
@@ -216,7 +218,7 @@ def match_task(identity: Any, question: str, answer: str, prediction: str) -> Gr
     """
     request = _REQUEST.format(question=question, answer=answer, prediction=prediction)
     messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": request})
-    return GradingTask(messages, {"question_id": identity})
+    return JudgeRequest(messages, {"question_id": identity})
 
 
 def read_match(text: str) -> Grade | None:
@@ -240,9 +242,9 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().translate(_SEPARATORS).split())
 
 
-def _word_matches(answered: Sequence[Answered]) -> dict[str, float]:
+def _word_matches(answers: Sequence[Answer]) -> dict[str, float]:
     """In per cent: answers that equal the right one, and answers that contain it as whole words."""
-    pairs = [(normalised(answer.text), normalised(str(answer.question.facts["answer"]))) for answer in answered]
+    pairs = [(normalised(answer.text), normalised(str(answer.question.facts["answer"]))) for answer in answers]
     return {
         "exact_match": 100 * fmean(bool(right) and said == right for said, right in pairs),
         "contains_answer": 100 * fmean(bool(right) and f" {right} " in f" {said} " for said, right in pairs),

@@ -25,7 +25,7 @@ from llava.eval.benchmarks.open_answers import (
     texts_by_id,
     vqav2_submission,
 )
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_json_as, read_questions, require_some
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -52,23 +52,23 @@ class VQAv2(Benchmark):
             return self._validation(folder)
         return read_questions(test, folder / "test2015", self.name)
 
-    def score(self, root: Path, answered: Sequence[Answered]) -> Scores:
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
         """See `Benchmark.score`."""
-        return open_scores(answered, "the evaluation server of VQA")
+        return open_scores(answers, "the evaluation server of VQA")
 
-    def reads(self, item: Answered) -> bool:
+    def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
-        return bool(evalai_answer(item.text))
+        return bool(evalai_answer(answer.text))
 
-    def write_submission(self, root: Path, answered: Sequence[Answered], stem: Path) -> Path | None:
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: JSON for VQA's server; nothing for the validation split.
 
         Raises:
             ValueError: if the file that lists the questions of a submission is missing.
         """
-        if has_labels(answered):
+        if has_labels(answers):
             return None
-        submission = vqav2_submission(root / _FOLDER / SUBMITTED, texts_by_id(answered), self.name)
+        submission = vqav2_submission(root / _FOLDER / SUBMITTED, texts_by_id(answers), self.name)
         return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
 
     def _validation(self, folder: Path) -> list[Question]:

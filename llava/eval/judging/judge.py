@@ -42,7 +42,7 @@ Parser = Callable[[str], Grade | None]
 
 
 @dataclass(frozen=True)
-class GradingTask:
+class JudgeRequest:
     """One answer to be graded.
 
     Attributes:
@@ -118,12 +118,12 @@ class Judge:
         }
 
     def grade(
-        self, tasks: Sequence[GradingTask], parse: Parser, reviews: Path, reminder: str, max_tokens: int
+        self, requests: Sequence[JudgeRequest], parse: Parser, reviews: Path, reminder: str, max_tokens: int
     ) -> list[Verdict]:
         """The verdict on each task, in order; only those of which the file holds no grade are asked for.
 
         Args:
-            tasks: to be graded.
+            requests: to be graded.
             parse: reads the grade; called by several threads.
             reviews: JSON lines, appended to.
             reminder: sent where the first reply holds no grade.
@@ -132,10 +132,12 @@ class Judge:
         Raises:
             ValueError: if the judge cannot be asked or the file holds something else; verdicts so far are kept.
         """
-        digests = [task.digest(self.api.model) for task in tasks]
+        digests = [request.digest(self.api.model) for request in requests]
         with VerdictFile(reviews) as file:
             graded = {name for name, line in file.lines.items() if parse(_content(line)) is not None}
-            missing = {digest: task for digest, task in zip(digests, tasks, strict=True) if digest not in graded}
+            missing = {
+                digest: request for digest, request in zip(digests, requests, strict=True) if digest not in graded
+            }
 
             def ask(digest: str, pause: Callable[[float], Any]) -> None:
                 reply = self._ask(missing[digest], parse, reminder, max_tokens, pause)
@@ -180,14 +182,14 @@ class Judge:
             raise errors[0]
 
     def _ask(
-        self, task: GradingTask, parse: Parser, reminder: str, max_tokens: int, pause: Callable[[float], Any]
+        self, request: JudgeRequest, parse: Parser, reminder: str, max_tokens: int, pause: Callable[[float], Any]
     ) -> Reply:
         """The judge's reply; where it holds no grade, that to a reminder."""
-        reply = self.api.ask(task.messages, max_tokens, pause)
+        reply = self.api.ask(request.messages, max_tokens, pause)
         if parse(reply.text) is not None:
             return reply
         again = ({"role": "assistant", "content": reply.text}, {"role": "user", "content": reminder})
-        return self.api.ask((*task.messages, *again), max_tokens, pause)
+        return self.api.ask((*request.messages, *again), max_tokens, pause)
 
 
 def _wait_for(threads: Sequence[Thread], told: SimpleQueue[BaseException | bool], bar: Any) -> list[BaseException]:
@@ -274,16 +276,16 @@ class VerdictFile:
             os.truncate(self.path, len(content) - len(torn))
 
 
-def verdict_line(digest: str, task: GradingTask, reply: Reply, grade: Grade | None) -> dict[str, Any]:
+def verdict_line(digest: str, request: JudgeRequest, reply: Reply, grade: Grade | None) -> dict[str, Any]:
     """One line of a verdict file.
 
     Args:
         digest: of the request.
-        task: that was graded.
+        request: that was graded.
         reply: of the judge.
         grade: read from the reply; its fields stand on the line.
     """
-    line = {"request": digest, **task.fields, "judge": reply.model, "content": reply.text}
+    line = {"request": digest, **request.fields, "judge": reply.model, "content": reply.text}
     if reply.temperature is None:
         line["temperature"] = None
     return line | ({"ungraded": True} if grade is None else grade)

@@ -15,7 +15,7 @@ from typing import Any
 
 from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
-from llava.eval.benchmarks.questions import Answered, Question
+from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.judging.chat_api import KEY_VARIABLE, URL_VARIABLE
 from llava.eval.judging.judge import Judge, judge_is_configured
 from llava.eval.runner.answer_settings import hash_of, read_described
@@ -53,26 +53,26 @@ def score_answers(
     if hash_of(questions) != stored["identity"]["questions"]:
         raise ValueError(f"The answers in {files.answers.path} are to other questions than those in {root}.")
     lines = replace(files.answers, run=stored["run"]).answered(questions)
-    answered = [Answered(questions[number], str(line["text"])) for number, line in lines.items()]
-    judge = judge if answered and isinstance(benchmark, JudgedBenchmark) else None
-    digest = _digest(answered)
+    answers = [Answer(questions[number], str(line["text"])) for number, line in lines.items()]
+    judge = judge if answers and isinstance(benchmark, JudgedBenchmark) else None
+    digest = _digest(answers)
     kept = None if judge is not None else _judged_before(files, digest)
     if kept is not None:
-        said = (JUDGED_BEFORE.format(date=kept.date), *_submit(files, benchmark, root, answered))
+        said = (JUDGED_BEFORE.format(date=kept.date), *_submit(files, benchmark, root, answers))
         return replace(kept, notes=(*kept.notes, *said))
-    scores = _scores(files, benchmark, root, judge, answered)
-    unread = _unread(benchmark, answered, scores)
-    notes = [*scores.notes, *_notes_on_completeness(len(answered), len(questions))]
+    scores = _scores(files, benchmark, root, judge, answers)
+    unread = _unread(benchmark, answers, scores)
+    notes = [*scores.notes, *_notes_on_completeness(len(answers), len(questions))]
     if judge is None and scores.values:
         notes += unread.notes(benchmark.unread_as)
     elif unread.empty > NOTED_SHARE * unread.answers:
         notes.append(f"{unread.empty} of {unread.answers} answers are empty.")
-    notes += _submit(files, benchmark, root, answered)
+    notes += _submit(files, benchmark, root, answers)
     result = Result(
         **_described(benchmark, stored),
         **_took(lines.values()),
         num_questions=len(questions),
-        num_answered=len(answered),
+        num_answered=len(answers),
         headline=scores.headline,
         values=scores.values,
         notes=tuple(notes),
@@ -103,9 +103,9 @@ def _described(benchmark: Benchmark, stored: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _digest(answered: Iterable[Answered]) -> str:
+def _digest(answers: Iterable[Answer]) -> str:
     """Changes with the questions that were answered and with their answers."""
-    lines = [[item.question.question_id, item.question.recorded_prompt, item.text] for item in answered]
+    lines = [[answer.question.question_id, answer.question.recorded_prompt, answer.text] for answer in answers]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
@@ -121,29 +121,29 @@ def _judged_before(files: BenchmarkFiles, digest: str) -> Result | None:
 
 
 def _scores(
-    files: BenchmarkFiles, benchmark: Benchmark, root: Path, judge: Judge | None, answered: Sequence[Answered]
+    files: BenchmarkFiles, benchmark: Benchmark, root: Path, judge: Judge | None, answers: Sequence[Answer]
 ) -> Scores:
-    if not answered:
+    if not answers:
         return Scores(None)
     if judge is not None and isinstance(benchmark, JudgedBenchmark):
-        return benchmark.judged(root, answered, judge, files.reviews)
-    return benchmark.score(root, answered)
+        return benchmark.judged(root, answers, judge, files.reviews)
+    return benchmark.score(root, answers)
 
 
-def _unread(benchmark: Benchmark, answered: Sequence[Answered], scores: Scores) -> Unread:
+def _unread(benchmark: Benchmark, answers: Sequence[Answer], scores: Scores) -> Unread:
     """Answers that nothing was read from; where a judge graded, its grades are what has to be read."""
-    counted = Unread.count(item.text for item in answered)
+    counted = Unread.count(answer.text for answer in answers)
     if scores.counted is not None:
-        return replace(counted, unreadable=len(answered) - scores.counted)
-    unreadable = sum(bool(item.text.strip()) and not benchmark.reads(item) for item in answered)
+        return replace(counted, unreadable=len(answers) - scores.counted)
+    unreadable = sum(bool(answer.text.strip()) and not benchmark.reads(answer) for answer in answers)
     return replace(counted, unreadable=unreadable)
 
 
-def _submit(files: BenchmarkFiles, benchmark: Benchmark, root: Path, answered: Sequence[Answered]) -> list[str]:
+def _submit(files: BenchmarkFiles, benchmark: Benchmark, root: Path, answers: Sequence[Answer]) -> list[str]:
     """Write what a server takes; returns why it could not be, if so."""
     try:
-        if answered:
-            benchmark.write_submission(root, answered, files.submission)
+        if answers:
+            benchmark.write_submission(root, answers, files.submission)
     except (ValueError, OSError) as error:
         return [f"No submission was written: {error}"]
     return []
@@ -157,10 +157,10 @@ def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"average_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
 
 
-def _notes_on_completeness(answered: int, questions: int) -> tuple[str, ...]:
-    if answered == questions:
+def _notes_on_completeness(answers: int, questions: int) -> tuple[str, ...]:
+    if answers == questions:
         return ()
-    return (f"{answered} of {questions} questions were answered; the numbers are about these.",)
+    return (f"{answers} of {questions} questions were answered; the numbers are about these.",)
 
 
 def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge | None:
