@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_folder import write_model
 
 from llava.eval import run_llava
-from llava.inference import inputs
+from llava.inference import typed_images
 from llava.serve import cli
 
 
@@ -28,7 +28,7 @@ def picture() -> bytes:
 
 PNG = picture()
 SECONDS = 1.5
-BOMB = gzip.compress(b"\0" * (inputs.IMAGE_BYTES + 1))
+BOMB = gzip.compress(b"\0" * (typed_images.IMAGE_BYTES + 1))
 
 
 def answers(request: str) -> Iterable[bytes | float]:
@@ -84,7 +84,7 @@ SAID = {
 
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "IMAGE_TIMEOUT", SECONDS)
+    monkeypatch.setattr(typed_images, "IMAGE_TIMEOUT", SECONDS)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
