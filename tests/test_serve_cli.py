@@ -131,7 +131,7 @@ def test_show_tokens_and_debug(folder: Path, pictures: list[str], talk):
 
 
 def test_options_are_checked_before_the_model_is_loaded(folder: Path, talk, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("llava.inference.engine.load_pretrained_model", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("llava.inference.engine.open_model", lambda *args, **options: pytest.fail("loaded"))
     for flags, reason in (
         (["--image-file", "nowhere.png"], "There is no image file 'nowhere.png'"),
         (["--conv-mode", "nothing"], "no conversation template 'nothing'"),
