@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from playground.quickstart.results import BLANK, Question, Results, Setting
-from playground.study.__main__ import _cells_to_do, _parser, _settings
+from playground.study.__main__ import _cells_to_do, _parser, _settings, add_time
 from playground.study.cells import BUDGETS, LAYERS, METHODS, PATCHES, UNCOMPRESSED, Cell, all_cells, reaches
 from playground.study.place import Place, StudySettings
 from playground.study.report import PAPER, plot, tables
@@ -80,6 +80,18 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     assert Place.open(tmp_path, SETTINGS).settings == SETTINGS
     with pytest.raises(ValueError, match=r"holds a study of other settings .* STUDY_OUTPUT"):
         Place.open(tmp_path, StudySettings(3, 1, 1, "made up", "all"))
+
+
+@pytest.mark.parametrize("note", ["", "soon", "nan", "inf", "-3", "9" * 5000, "\x1b[2J"])
+def test_a_damaged_note_of_the_time_ends_no_study(
+    note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, SETTINGS)
+    (tmp_path / "seconds.txt").write_text(note)
+    add_time(place, 20.4)
+    assert place.seconds == 20 and "seconds.txt is damaged" in capsys.readouterr().err
+    add_time(place, 1.6)
+    assert place.seconds == 22 and not capsys.readouterr().err
 
 
 def answered(place: Place) -> None:

@@ -120,9 +120,10 @@ def _cells_to_do(place: Place, seed: int) -> list[Cell]:
 
 def add_time(place: Place, seconds: float) -> None:
     """Keep how long the study has run in all, over its interruptions."""
-    record = place.root / "seconds.txt"
-    before = float(record.read_text()) if record.is_file() else 0.0
-    record.write_text(f"{before + seconds:.0f}\n")
+    record, before = place.root / "seconds.txt", place.seconds
+    if before is None and record.is_file():
+        print(f"study: {record} is damaged; the time that it held is not counted.", file=sys.stderr)
+    record.write_text(f"{(before or 0.0) + seconds:.0f}\n")
 
 
 def _settings(options: argparse.Namespace) -> StudySettings:

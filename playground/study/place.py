@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,16 @@ class Place:
         root.mkdir(parents=True, exist_ok=True)
         write_json(record, dataclasses.asdict(settings), indent=2)
         return cls(root, settings)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the study has run; None where nobody noted it, or the note is damaged."""
+        record = self.root / "seconds.txt"
+        try:
+            seconds = float(record.read_text()) if record.is_file() else math.nan
+        except (OSError, ValueError):
+            return None
+        return seconds if 0 <= seconds < math.inf else None
 
     @property
     def data(self) -> Path:

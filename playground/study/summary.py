@@ -98,9 +98,8 @@ def summarise(place: Place) -> Summary:
     for cell in all_cells():
         own = [Results.load(_finished(place.trained(seed, cell))) for seed in seeds]
         rows.append(_row(TRAINED, cell, *_right(own, cell.name), dense))
-    seconds = place.root / "seconds.txt"
     about = free[0].about | dataclasses.asdict(place.settings)
-    about |= {"seconds": int(float(seconds.read_text())) if seconds.is_file() else None}
+    about |= {"seconds": None if place.seconds is None else int(place.seconds)}
     return Summary({key: about[key] for key in sorted(about) if "path" not in key and "folder" not in key}, rows)
 
 
