@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llava.checkpoints.opening import resolve
-from llava.common.json_files import LARGEST_SETTINGS, NotJsonError, as_json, need, parse_json, write_json
-from llava.common.outside_files import read_bytes
+from llava.common.json_files import as_json, need, read_object, write_json
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.fingerprint import Fingerprint, fingerprint
 
@@ -90,17 +90,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is not one.
     """
-    try:
-        content = parse_json(read_bytes(path, LARGEST_SETTINGS))
-    except NotJsonError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_REMOVE}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a settings file of llava.eval.run; {_REMOVE}.")
-    for key, kind in (("identity", dict), ("run", str), ("about", dict)):
-        try:
+    content = read_object(path, _REMOVE, strict=False)
+    with _to_remove():
+        for key, kind in (("identity", dict), ("run", str), ("about", dict)):
             need(content, key, kind, str(path), optional=True)
-        except ValueError as error:
-            raise ValueError(f"{error.args[0].removesuffix('.')}: {_REMOVE}.") from error
     return content
 
 
@@ -111,15 +104,22 @@ def read_described(path: Path) -> dict[str, Any]:
         ValueError: if one is missing or of another type; names it.
     """
     content = read_settings(path)
-    try:
+    with _to_remove():
         need(content, "run", str, str(path))
         for part, kinds in _DESCRIBING.items():
             values = need(content, part, dict, str(path))
             for key, kind in kinds.items():
                 need(values, key, kind, f"{path}: {part}")
+    return content
+
+
+@contextmanager
+def _to_remove() -> Iterator[None]:
+    """Say of a field that is wrong what to do about the file."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{error.args[0].removesuffix('.')}: {_REMOVE}.") from error
-    return content
 
 
 def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Mapping[str, Any]) -> None:
@@ -131,8 +131,7 @@ def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Map
         run: name of the run, as in `llava.eval.runner.answer_file.AnswerFile`.
         about: what else a reader of the results wants to know.
     """
-    content = {"identity": identity, "run": run, "about": about}
-    write_json(path, content, indent=2)
+    write_json(path, {"identity": identity, "run": run, "about": about}, indent=2)
 
 
 def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
