@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from forked_ranks import ForkedRanks
+from forked import ForkedRanks
 from safetensors.torch import load_file
 from torch import Tensor
 

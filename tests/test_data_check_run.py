@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import dying_worker
 import numpy as np
 import pytest
 from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
+from forked import run_program
 from tiny_text import byte_level, llama
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -170,8 +168,7 @@ def test_command_reports_and_leaves_a_file_that_trains(
 ) -> None:
     arguments = ["--data_path", data_file, "--image-folder", folder, "--tokenizer", tokenizer, "--workers", "1"]
     outputs = ["--report", "report.json", "--text", "report.txt", "--write_clean", "clean.json", "--list-all", "all"]
-    command = [sys.executable, "-m", "llava.data.check", *map(str, arguments), *outputs]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT})
+    done = run_program(["-m", "llava.data.check", *map(str, arguments), *outputs], cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     original, clean = json.loads(data_file.read_text()), json.loads((tmp_path / "clean.json").read_text())
     report = json.loads((tmp_path / "report.json").read_text())

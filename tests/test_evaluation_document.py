@@ -6,10 +6,10 @@ import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_program
 
 from llava.eval import data, run, table
 from llava.eval.benchmarks import NAMES, get_benchmark
@@ -51,7 +51,7 @@ def test_the_script_makes_a_command() -> None:
 
 def test_the_python_runs() -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_program(["-c", code], cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

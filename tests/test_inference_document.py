@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+from forked import run_program
 from tiny_folder import write_model, write_pictures
 
 from llava.compression.config import CompressionConfig
@@ -30,13 +29,7 @@ def test_the_script_runs(tmp_path: Path) -> None:
     write_model(tmp_path / "CHECKPOINT")
     for old, new in zip(write_pictures(tmp_path, 3), ("one", "two", "three"), strict=True):
         Path(old).rename(tmp_path / f"{new}.png")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks("python"))],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    done = run_program(["-c", "\n".join(blocks("python"))], cwd=tmp_path, env={"OMP_NUM_THREADS": "1", "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert "visual tokens by layer 0-1: 10, 2-3: 5, 4-5: 2" in done.stdout
     assert "tensor([[" in done.stdout

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_program
 from PIL import Image
 from tiny_text import llama
 from tiny_vlms import vlm
@@ -74,9 +73,7 @@ def test_every_example_runs(folder: Path) -> None:
         head, _, imports = before.rpartition("AutoProcessor\n")
         code = f'{head}AutoModel\nfrom stand_ins import AutoProcessor\n{imports}name = "{name}"{after}'
     code = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n{code}\nprint('the end')\n"
-    (folder / "examples.py").write_text(code, encoding="utf-8")
-    command = [sys.executable, "examples.py"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    result = run_program(["-c", code], cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "(307, 307) " in result.stdout and "(153, 153) " in result.stdout and "(0, 0) " in result.stdout
     assert result.stdout.endswith("the end\n")
