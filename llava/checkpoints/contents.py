@@ -72,12 +72,14 @@ class Checkpoint:
         config: in LLaVA's terms, a `LlavaConfig`; of another family its own; None only for adapters without a
             `config.json`.
         files: weights of the whole model, or the projector's file; empty for adapters.
+        family: class with both stages of another family.
     """
 
     folder: Path
     kind: Kind
     config: Any
     files: tuple[Path, ...] = ()
+    family: Any = None
 
     @property
     def needs_base(self) -> bool:
@@ -101,7 +103,8 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
         ValueError: if it holds nothing that can be opened, or a model of a kind that is not supported.
     """
     raw = _read_config(folder)
-    check_settings_files(folder)
+    family = _family_of(raw)
+    check_settings_files(folder, of_clip=family is None)
     files = weight_files(folder)
     if is_lora_folder(folder):
         if files:
@@ -112,11 +115,10 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
         return Checkpoint(folder, Kind.LORA, None if raw is None else _llava_config(raw, folder, name))
     if raw is None:
         raise ValueError(f"{str(folder)!r} has no config.json; give the folder of a model.")
-    family = family_of(raw.get("model_type"))
     if family is not None and files:
         with read_by_library(folder / "config.json"):
             config = family.stock.config_class.from_dict(_numbers_alone(raw))
-        return Checkpoint(folder, Kind.FAMILY, config, tuple(files))
+        return Checkpoint(folder, Kind.FAMILY, config, tuple(files), family)
     if files:
         config = _llava_config(raw, folder, name)
         return Checkpoint(folder, _kind_of_whole(raw, config), config, tuple(files))
@@ -126,18 +128,22 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     return Checkpoint(folder, Kind.PROJECTOR, _llava_config(raw, folder, name), (projector,))
 
 
-def family_of(model_type: str | None) -> Any | None:
-    """The class with both stages for models of transformers of some type; None for LLaVA's own and unknown types.
+def _family_of(raw: Mapping[str, Any] | None) -> Any | None:
+    """The class with both stages for a model of transformers: of this package, or anybody's own that was imported.
 
-    Args:
-        model_type: as in their `config.json`: of a family of this package, or of anybody's own that was imported.
+    The class that `architectures` names decides, else the `model_type`. None for what LLaVA's own model opens.
     """
-    if model_type in (*_LLAMA, *_MISTRAL):
+    if raw is None:
         return None
-    if model_type in _FAMILIES:
-        importlib.import_module(f"llava.model.families.{model_type}")
+    kind, named = raw.get("model_type"), raw.get("architectures") or ()
+    is_llava = kind in (None, *_LLAMA, *_MISTRAL)
+    if kind in _FAMILIES:
+        importlib.import_module(f"llava.model.families.{kind}")
     known: Mapping[Any, Any] = families()
-    return next((known[stock] for stock in known if stock.config_class.model_type == model_type), None)
+    own = [stock for stock in known if not (is_llava and stock.__module__.startswith("transformers."))]
+    found = [stock for stock in own if stock.__name__ in named]
+    found += [stock for stock in own if not is_llava and stock.config_class.model_type == kind]
+    return known[found[0]] if found else None
 
 
 def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:

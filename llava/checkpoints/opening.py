@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, family_of, fetch
+from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of, without_reports
 from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of
-from llava.checkpoints.settings_files import read_by_library
+from llava.checkpoints.settings_files import in_short, read_by_library
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
@@ -43,7 +43,7 @@ class Opened(NamedTuple):
     Attributes:
         model: in eval mode.
         preprocessor: makes pixels: the image processor of a LLaVA (None without a vision tower), and transformers'
-            processor of any other family.
+            processor of any other family (None, after a warning, where a package that it needs is not installed).
         tokenizer: of the language model.
         context: tokens that the model was made for.
     """
@@ -102,13 +102,14 @@ def open_model(
         require_finite_model(model, path)
     except ValueError as error:
         raise ValueError(f"{error}{_faulty_file(checkpoint, under)}") from None
-    if compression is not None:
-        model.set_compression(CompressionConfig.resolve(compression))
+    if checkpoint.kind is Kind.FAMILY:
+        model = checkpoint.family.of(model, compression)
+    elif compression is not None:
+        model.set_compression(compression)
     model.eval()
     if checkpoint.kind is Kind.FAMILY:
-        with read_by_library(checkpoint.folder):
-            processor = AutoProcessor.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        return Opened(model, processor, processor.tokenizer, model.config.get_text_config().max_position_embeddings)
+        processor, tokenizer = _processor_of(checkpoint.folder)
+        return Opened(model, processor, tokenizer, model.config.get_text_config().max_position_embeddings)
     tokenizer, config = tokenizer_of(checkpoint, under, model), model.config
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
     context = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
@@ -116,18 +117,27 @@ def open_model(
 
 
 def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of transformers with both stages inside, every weight of it."""
+    """A model of transformers, every weight of it."""
     folder, config = checkpoint.folder, checkpoint.config
     if "quantization_config" in options or getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"{str(folder)!r} is a {config.model_type}; only LLaVAs are opened in 4 or 8 bits. Open it in 16 or 32."
         )
-    family = family_of(config.model_type)
-    assert family is not None
-    require_complete(on_meta(family.stock, config), checkpoint.files)
+    stock = checkpoint.family.stock
+    require_complete(on_meta(stock, config), checkpoint.files)
     with without_reports(), read_by_library(folder):
-        model = family.stock.from_pretrained(folder, config=config, **options)
-    return family.of(model, None)
+        return stock.from_pretrained(folder, config=config, **options)
+
+
+def _processor_of(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Transformers' processor in a folder and its tokenizer; without the packages that it needs the tokenizer alone."""
+    with read_by_library(folder):
+        try:
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        except ImportError as error:
+            logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, in_short(error))
+            return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return processor, processor.tokenizer
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:

@@ -124,11 +124,12 @@ def in_short(error: BaseException, longest: int = 300) -> str:
     return said if len(said) <= longest else f"{said[: longest - 3]}..."
 
 
-def check_settings_files(folder: Path) -> None:
+def check_settings_files(folder: Path, of_clip: bool = True) -> None:
     """Hold the settings of generation, tokenizer and image processor in a folder against what may stand in them.
 
     Args:
         folder: of a model; files that it lacks are passed over.
+        of_clip: whether its images are prepared as CLIP's are; of others the settings of that are not looked at.
 
     Raises:
         ValueError: if one is not a JSON object, or a field that is read holds another type; names file, field, value
@@ -156,7 +157,7 @@ def check_settings_files(folder: Path) -> None:
         place = f"{str(folder / 'tokenizer.json')!r}: added_tokens"
         _need_token(token, "an entry", place)
         need(token, "id", int, place)
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in ("preprocessor_config.json", "processor_config.json") if of_clip else ():
         check_processor(folder / name)
 
 
