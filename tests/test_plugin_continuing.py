@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_plugin import BOTH, KINDS, T2V
+from test_families import BOTH, KINDS, T2V
 from tiny_vlms import FAMILIES, batch, prompt, vlm
 from transformers import LlamaForCausalLM
 

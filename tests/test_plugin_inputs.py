@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_plugin import BOTH, KINDS, NO_DROP, T2V, answered
+from test_families import BOTH, KINDS, NO_DROP, T2V, answered
 from tiny_vlms import FAMILIES, batch, prompt, vlm
 from transformers import (
     DataCollatorWithFlattening,

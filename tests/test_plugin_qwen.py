@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_plugin import BOTH, NO_DROP, T2V, answered
+from test_families import BOTH, NO_DROP, T2V, answered
 from tiny_vlms import IMAGE, VIDEO, batch, prompt, vlm
 from torch import Tensor
 

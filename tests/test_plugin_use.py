@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from test_plugin import BOTH, T2V, answered, prompts
+from test_families import BOTH, T2V, answered, prompts
 from tiny import tower_config
 from tiny_text import llama
 from tiny_vlms import FAMILIES, IMAGE, VIDEO, batch, prompt, vlm

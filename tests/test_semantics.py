@@ -12,9 +12,6 @@ import torch
 from tiny import Row, chat, collate, images_of, pixels, run_spliced, stock_llama, stock_tower, tiny_llava
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig as StockLlamaConfig
-from transformers import LlavaConfig as StockLlavaConfig
-from transformers import LlavaForConditionalGeneration
 
 from llava.compression import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -63,53 +60,6 @@ def test_without_compression_logits_equal_the_stock_llama_fed_the_same_embedding
                 embeddings.append(stock.model.embed_tokens.weight[token])
         expected = stock(inputs_embeds=torch.stack(embeddings)[None]).logits[0]
         torch.testing.assert_close(logits, expected, **CLOSE)
-
-
-def stock_llava(model) -> LlavaForConditionalGeneration:
-    """transformers' own LLaVA with the same weights: a second program for the whole path from pixels to logits."""
-    text = {name: value for name, value in model.config.to_dict().items() if name in StockLlamaConfig().to_dict()}
-    config = StockLlavaConfig(
-        vision_config=model.get_vision_tower().config.to_dict(),
-        text_config=text | {"model_type": "llama"},
-        image_token_index=tiny.VOCABULARY - 1,
-        image_seq_length=tiny.PATCHES,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-    )
-    stock = LlavaForConditionalGeneration(config).double().eval()
-    weights = model.state_dict()
-    renamed = {
-        "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
-        "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
-        "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
-        "model.": "model.language_model.",
-    }
-    theirs = {}
-    for name, value in weights.items():
-        old = next((prefix for prefix in renamed if name.startswith(prefix)), "")
-        theirs[renamed.get(old, "") + name.removeprefix(old)] = value
-    stock.load_state_dict(theirs)
-    return stock
-
-
-def without_last_id(row: Row) -> Row:
-    """The stock LLaVA marks images by an id of the vocabulary; keep that id out of the text."""
-    return Row([min(token, tiny.VOCABULARY - 2) for token in row.ids], row.roles, row.labels)
-
-
-def test_without_compression_the_whole_pipeline_equals_transformers_llava():
-    model = tiny_llava()
-    stock = stock_llava(model)
-    for row in (chat(1, answered=False), chat(3, (2, 1), answered=False)):
-        row, images = without_last_id(row), pixels(row.images, seed=9)
-        theirs = [t for token in row.ids for t in ([tiny.VOCABULARY - 1] * 16 if token < 0 else [token])]
-        prompt = torch.tensor([theirs])
-        expected = stock(input_ids=prompt, pixel_values=images).logits
-        torch.testing.assert_close(run(model, [row], images).logits, expected, **CLOSE)
-        ids = model.generate(torch.tensor([row.ids]), images=images, max_new_tokens=12, do_sample=False)
-        answer = stock.generate(input_ids=prompt, pixel_values=images, max_new_tokens=12, do_sample=False)
-        assert ids.tolist() == answer[:, prompt.shape[1] :].tolist()
 
 
 def test_a_budget_that_drops_nothing_changes_nothing():

@@ -1,4 +1,4 @@
-"""The vision-language models of transformers at a size to recompute by hand: real classes, random weights."""
+"""Models of every family at a size to recompute by hand: real classes, random weights, prompts and batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny import randomise, tower_config
+from pebbles import Pebbles
+from tiny import randomise, tiny_llava, tower_config
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -23,9 +24,17 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
+from llava.constants import IMAGE_TOKEN_INDEX
+
 IMAGE, VIDEO, PAD, VISION_START, VISION_END = 60, 61, 0, 62, 63
 LAYERS, FRAMES = 6, 3
 FAMILIES = ("llava", "llava_next", "video_llava", "qwen2_5_vl")
+"""Classes of transformers that `compress` takes."""
+PEBBLES, OWN = "pebbles", "llava_llama"
+EVERY = (*FAMILIES, PEBBLES, OWN)
+"""With a family from outside the package, and LLaVA's own."""
+MARKS = (IMAGE, VIDEO, IMAGE_TOKEN_INDEX)
+"""Placeholders of all of them."""
 
 
 def vlm(
@@ -37,6 +46,8 @@ def vlm(
     tower: CLIPVisionConfig | None = None,
 ) -> Any:
     """A model in eval mode with weights large enough that attention is far from uniform."""
+    if family == OWN:
+        return _own(dtype, attention, seed, layers)
     text = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
@@ -45,7 +56,9 @@ def vlm(
         "text_config": text, "vision_config": tower or tower_config(), "image_token_index": IMAGE,
         "vision_feature_layer": -2,
     }  # fmt: skip
-    if family == "llava":
+    if family == PEBBLES:
+        model = Pebbles(text)
+    elif family == "llava":
         model = LlavaForConditionalGeneration(LlavaConfig(**of_clip))
     elif family == "llava_next":
         side = of_clip["vision_config"].image_size
@@ -60,6 +73,54 @@ def vlm(
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model.to(dtype).eval()
+
+
+def _own(dtype: torch.dtype, attention: str, seed: int, layers: int) -> Any:
+    model = tiny_llava(layers=layers, dtype=dtype, attention=attention, seed=seed, vocab_size=64)
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+RENAMED = {
+    "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
+    "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+    "model.": "model.language_model.",
+    "": "",
+}
+"""Beginnings of the names of LLaVA's own weights, and of the same weights in transformers' LLaVA."""
+
+
+def renamed(name: str) -> str:
+    """What transformers' LLaVA calls a weight of LLaVA's own."""
+    start = next(start for start in RENAMED if name.startswith(start))
+    return RENAMED[start] + name.removeprefix(start)
+
+
+def stock_of_own(model: Any) -> Any:
+    """transformers' LLaVA with the weights of LLaVA's own: a second program from pixels to logits."""
+    text = {name: value for name, value in model.config.to_dict().items() if name in LlamaConfig().to_dict()}
+    config = LlavaConfig(
+        vision_config=model.get_vision_tower().config.to_dict(), text_config=text | {"model_type": "llama"},
+        image_token_index=IMAGE, vision_feature_layer=-2, vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+    )  # fmt: skip
+    stock = LlavaForConditionalGeneration(config).to(model.dtype).eval()
+    stock.load_state_dict({renamed(name): value for name, value in model.state_dict().items()})
+    stock.generation_config.pad_token_id, stock.generation_config.eos_token_id = PAD, None
+    return stock
+
+
+def spelled_out(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of one row for LLaVA's own, as transformers' LLaVA takes it: sixteen placeholders for an image."""
+    assert len(inputs["input_ids"]) == 1
+    repeats = torch.where(inputs["input_ids"][0] == IMAGE_TOKEN_INDEX, 16, 1)
+    made = {
+        name: inputs[name].repeat_interleave(repeats, dim=1)
+        for name in ("input_ids", "attention_mask", "labels") if name in inputs
+    }  # fmt: skip
+    made["input_ids"] = made["input_ids"].masked_fill(made["input_ids"] == IMAGE_TOKEN_INDEX, IMAGE)
+    return made | ({"pixel_values": inputs["images"]} if "images" in inputs else {})
 
 
 def _qwen_config(layers: int) -> Qwen2_5_VLConfig:
@@ -85,7 +146,7 @@ class Seen:
 
     token: int
     count: int
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
 
 
 def look(family: str, kind: str, number: int, dtype: torch.dtype = torch.float64) -> Seen:
@@ -95,6 +156,11 @@ def look(family: str, kind: str, number: int, dtype: torch.dtype = torch.float64
     def pixels(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=noise, dtype=torch.float64).to(dtype)
 
+    if family == OWN:
+        return Seen(IMAGE_TOKEN_INDEX, 1, {"images": pixels(1, 3, 56, 56)})
+    if family == PEBBLES:
+        count = 5 + 4 * (number % 3)
+        return Seen(IMAGE, count, {"pebbles": [pixels(count, 5)]})
     if family == "llava" or (family == "video_llava" and kind == "image"):
         return Seen(IMAGE, 16, {"pixel_values": pixels(1, 3, 56, 56)})
     if family == "video_llava":
@@ -148,7 +214,8 @@ def batch(prompts: list[tuple[list[int], list[Seen]]], side: str = "left", answe
         made["labels"] = torch.tensor([pad([-100] * (len(ids) - 2) + ids[-2:], -100) for ids, _ in prompts])
     shown = list(itertools.chain.from_iterable(seen for _, seen in prompts))
     for name in dict.fromkeys(name for item in shown for name in item.inputs):
-        made[name] = torch.cat([item.inputs[name] for item in shown if name in item.inputs])
+        values = [item.inputs[name] for item in shown if name in item.inputs]
+        made[name] = torch.cat(values) if isinstance(values[0], Tensor) else [heap for held in values for heap in held]
     if any("grid" in name for name in made):
         made["mm_token_type_ids"] = (made["input_ids"] == IMAGE).int() + 2 * (made["input_ids"] == VIDEO).int()
     return made
