@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,9 +13,14 @@ import torch
 from tiny_folder import write_model
 
 from llava.compression.config import CompressionConfig
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.flops import training_flops, visual_tokens_per_layer
 from llava.cost.shapes import MODELS
 from llava.eval import cost
-from llava.eval.cost import Load, decode_rate, main, measure, random_model, table
+from llava.eval.cost import Load, decode_rate, main, measure, table
+from llava.model import LlavaConfig
+from llava.model.measured_work import shapes_of
+from llava.model.random_weights import random_batch, random_model
 
 BUDGETS = {"none": CompressionConfig(), "duet": CompressionConfig.resolve(tiny.DUET)}
 LOAD = Load(rows=3, text_tokens=20, images=2, new_tokens=4)
@@ -85,6 +92,17 @@ def test_the_command_line_prints_and_writes_everything(
     assert [row["budget"] for row in document["budgets"]] == ["none", str(budget)]
     assert all(len(row["prefill_seconds"]) == 2 and row["peak_bytes"] is None for row in document["budgets"])
     assert main([*words[:2], "--random-weights", *words[2:]]) == 0, "the shape of a folder, without its weights"
+    capsys.readouterr()
+    assert main([*words, "--also", "train", "tower", "--activation-checkpointing"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"training step +none .* 1\.00x faster, FLOP limit 1\.00x\n", printed)
+    assert re.search(r"vision tower +none .* \+0\.0%\n", printed)
+    none, duet = json.loads(target.read_text())["budgets"]
+    assert len(duet["train_seconds"]) == len(duet["tower_seconds"]) == 2
+    config = LlavaConfig.from_pretrained(folder)
+    decoder, vision = shapes_of(config, SimpleNamespace(**config.mm_vision_config))
+    tokens = visual_tokens_per_layer(CompressionConfig.from_yaml(budget), decoder.layers, vision)
+    assert duet["train_flops"] == training_flops(tokens, 12, decoder, vision, passes=4) < none["train_flops"]
 
 
 def test_what_does_not_fit_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -96,6 +114,7 @@ def test_what_does_not_fit_is_a_sentence(folder: Path, capsys: pytest.CaptureFix
         ([*base, "--batch-size", "0"], "--batch-size is 0"),
         ([*base, "--new-tokens", "1"], "--new-tokens is 1"),
         ([*base, "--compression", "none", "--repeats", "0"], "--repeats is 0"),
+        ([*base, "--also", "tower", "--images", "0"], "--also tower measures the vision tower, but --images is 0"),
         ([*base, "--json", "nowhere/cost.json"], "--json names a file in 'nowhere'"),
         (["--model-path", "llava-1.5-7b", "--device", "cpu"], "add --random-weights"),
         (["--model-path", "nothing", "--device", "cpu", "--random-weights"], "There is no shape 'nothing'"),
@@ -107,7 +126,19 @@ def test_what_does_not_fit_is_a_sentence(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("name", MODELS)
 def test_named_shapes_have_their_dimensions(name: str):
     model = random_model(name, torch.device("meta"), torch.bfloat16)
-    decoder, vision = cost._shapes(model)
+    decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
     assert decoder == MODELS[name]
     assert (vision.patches, vision.layers, vision.width) == (576, 23, 1024)
     assert model.dtype == torch.bfloat16
+
+
+def test_a_random_batch_is_one_that_training_takes():
+    """The image behind the first half of the text, the last fifth of the text supervised, equal every time."""
+    model = tiny.tiny_llava(dtype=torch.float32)
+    batch = random_batch(model, 2, 10, 2, labels=True)
+    assert [(row == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist() for row in batch["input_ids"]] == [[5, 6]] * 2
+    supervised = batch["labels"] != IGNORE_INDEX
+    assert supervised.nonzero()[:, 1].tolist() == [10, 11, 10, 11]
+    assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+    assert batch["images"].shape == (4, 3, 56, 56) and torch.isfinite(model(**batch).loss)
+    assert all(torch.equal(batch[name], values) for name, values in random_batch(model, 2, 10, 2, True).items())

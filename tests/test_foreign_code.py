@@ -14,8 +14,8 @@ from published import write_hf, write_language_model, write_llava, write_lora, w
 from tiny_llava import flags, write_assets
 
 from llava.checkpoints.tokenizer import read_tokenizer
-from llava.eval.cost import random_model
 from llava.model.builder import load_pretrained_model
+from llava.model.random_weights import random_model
 from llava.train.train import train
 
 CLASSES = {

@@ -192,7 +192,7 @@ def test_out_of_memory_is_a_rows_result_and_the_others_go_on(tmp_path: Path) -> 
 
     limits = {"none": 1, "duet-192": 99, "duet-128": 2, "duet-64": 99}
     variants = {name: (lambda name=name, limit=limit: run(name, limit)) for name, limit in limits.items()}
-    model = measure.build_model("tiny", torch.device("meta"), torch.float32)
+    model = measure.random_model("tiny", torch.device("meta"), torch.float32)
     measure._compare(task, model, variants, 4, dict.fromkeys(limits, 2.0))
     results = {line["compression"]: line for line in read(task.record.path) if line["kind"] == "row"}
     for name in ("none", "duet-128"):

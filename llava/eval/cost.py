@@ -15,14 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig
 
 from llava.checkpoints.contents import vision_config
 from llava.checkpoints.opening import open_model
@@ -32,17 +31,23 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, MODEL
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.constants import IMAGE_TOKEN_INDEX
-from llava.cost.flops import average_visual_tokens, describe, kv_bytes, prefill_flops, visual_tokens_per_layer
+from llava.cost.flops import (
+    average_visual_tokens,
+    describe,
+    kv_bytes,
+    prefill_flops,
+    training_passes,
+    visual_tokens_per_layer,
+)
 from llava.cost.machine import measured_on
 from llava.cost.overview import fitting
-from llava.cost.shapes import MODELS, DecoderShape, VisionShape
-from llava.cost.timing import interleaved, wait_for
+from llava.cost.shapes import DecoderShape, VisionShape
+from llava.cost.timing import interleaved, spread, timed, wait_for
 from llava.eval.runner.answer_settings import open_checkpoint
 from llava.inference.loading_flags import best_device, check_device
-from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.cache_name import cache_of
-from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+from llava.model.measured_work import decode, prefill, row_flops, shapes_of, train_step
+from llava.model.random_weights import SHAPES, random_batch, random_config, random_model
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,6 +65,9 @@ class Cost:
         prefill_seconds: of a batch, one for each round.
         decode_seconds: of all tokens but the first of a batch, one for each round.
         peak_bytes: most memory allocated at once on the GPU, weights included; None on a CPU, where it is not measured.
+        train_flops: of one row's training step, if that was asked for.
+        train_seconds: of the training step of a batch, one for each round; empty if it was not asked for.
+        tower_seconds: of the vision tower on the images of a batch, likewise.
     """
 
     budget: str
@@ -69,6 +77,9 @@ class Cost:
     prefill_seconds: list[float] = field(default_factory=list)
     decode_seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    train_flops: int | None = None
+    train_seconds: list[float] = field(default_factory=list)
+    tower_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
     if repeats < 1:
         raise ValueError(f"--repeats is {repeats}; it must be 1 or more.")
     costs = {name: _computed(name, config, model, load) for name, config in budgets.items()}
-    batch = _batch(model, load)
+    batch = random_batch(model, load.rows, load.text_tokens, load.images)
     runs = {name: _Run(model, batch, load, budgets[name], cost) for name, cost in costs.items()}
     interleaved(runs, repeats, model.device)
     for cost in costs.values():
@@ -107,7 +118,7 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
 
 
 def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
-    decoder, vision = _shapes(model)
+    decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
     tokens = _fitted(name, config, model.config.model_type, decoder, vision, load.images)
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
     return Cost(name, tokens, flops, load.rows * kv_bytes(tokens, load.text_tokens, decoder, model.dtype.itemsize))
@@ -129,28 +140,6 @@ def _fitted(
     return tokens
 
 
-def _shapes(model: Any) -> tuple[DecoderShape, VisionShape]:
-    return _shapes_of(model.config, model.get_vision_tower().config)
-
-
-def _shapes_of(config: Any, tower: Any) -> tuple[DecoderShape, VisionShape]:
-    vision = VisionShape.of(tower, config.mm_vision_select_layer)
-    if config.mm_vision_select_feature == "cls_patch":
-        vision = dataclasses.replace(vision, patches=vision.tokens, has_cls=False)
-    return DecoderShape.of(config), vision
-
-
-def _batch(model: Any, load: Load) -> dict[str, Tensor]:
-    noise = torch.Generator().manual_seed(0)
-    length = load.text_tokens + load.images
-    ids = torch.randint(3, model.config.vocab_size, (load.rows, length), generator=noise)
-    first = min(35, load.text_tokens // 2)  # behind LLaVA-1.5's system prompt
-    ids[:, first : first + load.images] = IMAGE_TOKEN_INDEX
-    size = model.get_vision_tower().config.image_size
-    pixels = torch.randn(load.rows * load.images, 3, size, size, generator=noise).to(model.device, model.dtype)
-    return {"input_ids": ids.to(model.device)} | ({"images": pixels} if load.images else {})
-
-
 @dataclass(frozen=True)
 class _Run:
     """One prefill and the decoding behind it, which note their own times."""
@@ -161,36 +150,81 @@ class _Run:
     config: CompressionConfig
     cost: Cost
 
-    @torch.no_grad()
     def __call__(self) -> None:
-        device = self.model.device
+        device, answer = self.model.device, self.load.new_tokens - 1
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
-        output = self.model(**self.batch, compression=self.config, use_cache=True, logits_to_keep=1)
+        output = prefill(self.model, self.batch, self.config)
         wait_for(device)
-        filled = time.perf_counter()
-        cache = cache_of(output)
-        self._compare(cache.key_value_bytes(), self.load.text_tokens, "the prefill")
-        begin = time.perf_counter()
-        for _ in range(self.load.new_tokens - 1):
-            token = output.logits[:, -1:].argmax(dim=-1)
-            output = self.model(token, past_key_values=cache)
-        wait_for(device)
-        self.cost.decode_seconds.append(time.perf_counter() - begin)
-        self.cost.prefill_seconds.append(filled - start)
-        self._compare(cache.key_value_bytes(), self.load.text_tokens + self.load.new_tokens - 1, "the answer")
+        self.cost.prefill_seconds.append(time.perf_counter() - start)
+        self._compare(cache_of(output).key_value_bytes(), self.load.text_tokens, "the prefill")
+        self.cost.decode_seconds.append(timed(partial(decode, self.model, output, answer), device))
+        self._compare(cache_of(output).key_value_bytes(), self.load.text_tokens + answer, "the answer")
         if device.type == "cuda":
             self.cost.peak_bytes = max(self.cost.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
 
     def _compare(self, realised: int, text_tokens: int, when: str) -> None:
-        decoder, _ = _shapes(self.model)
-        computed = kv_bytes(self.cost.visual_tokens, text_tokens, decoder, self.model.dtype.itemsize)
+        computed = kv_bytes(
+            self.cost.visual_tokens, text_tokens, DecoderShape.of(self.model.config), self.model.dtype.itemsize
+        )
         if realised != self.load.rows * computed:
             raise RuntimeError(
                 f"After {when} the KV cache of {self.cost.budget!r} holds {realised} bytes, but "
                 f"{self.load.rows * computed} were computed; one of them is wrong, please report it."
             )
+
+
+def measure_training(
+    model: Any, budgets: dict[str, CompressionConfig], costs: Sequence[Cost], load: Load, repeats: int, again: bool
+) -> None:
+    """Note seconds and FLOPs of training steps, forward and backward of all but the vision tower, in the costs.
+
+    Args:
+        model: LLaVA; what it trains stays chosen.
+        budgets: by name.
+        costs: of these budgets, in turn.
+        load: rows of a batch; the last fifth of each row's text is its answer.
+        repeats: rounds, after one to warm up.
+        again: whether activations are computed again in the backward pass.
+    """
+    model.train().requires_grad_(True)
+    model.get_vision_tower().requires_grad_(False)
+    if again:
+        model.activation_checkpointing_enable()
+    batch = random_batch(model, load.rows, load.text_tokens, load.images, labels=True)
+    runs = {name: partial(train_step, model, batch, config) for name, config in budgets.items()}
+    passes = training_passes(True, again)
+    for cost, seconds in zip(costs, interleaved(runs, repeats, model.device).values(), strict=True):
+        cost.train_seconds = seconds
+        cost.train_flops = row_flops(model, budgets[cost.budget], load.text_tokens, load.images, passes)
+    model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def measure_tower(
+    model: Any, budgets: dict[str, CompressionConfig], costs: Sequence[Cost], load: Load, repeats: int
+) -> None:
+    """Note seconds of the vision tower on the images of a batch, with the V2V of each budget, in the costs."""
+    tower, images = model.get_vision_tower(), random_batch(model, load.rows, load.text_tokens, load.images)["images"]
+    runs = {name: partial(tower, images, config.v2v) for name, config in budgets.items()}
+    for cost, seconds in zip(costs, interleaved(runs, repeats, model.device).values(), strict=True):
+        cost.tower_seconds = seconds
+
+
+def further_lines(costs: Sequence[Cost]) -> list[str]:
+    """A line for each budget and each of the further measurements; against the first budget."""
+    lines, dense = [], costs[0]
+    for cost in costs:
+        if cost.train_seconds and dense.train_flops and cost.train_flops:
+            faster = median(dense.train_seconds) / median(cost.train_seconds)
+            of_limit = f"{faster:.2f}x faster, FLOP limit {dense.train_flops / cost.train_flops:.2f}x"
+            lines.append(f"training step  {cost.budget:12} {spread(cost.train_seconds)}  {of_limit}")
+    for cost in costs:
+        if cost.tower_seconds:
+            more = median(cost.tower_seconds) / median(dense.tower_seconds) - 1
+            lines.append(f"vision tower   {cost.budget:12} {spread(cost.tower_seconds)}  {more:+.1%}")
+    return lines
 
 
 def table(costs: Sequence[Cost], load: Load) -> str:
@@ -205,11 +239,11 @@ def table(costs: Sequence[Cost], load: Load) -> str:
     ]
     for cost in costs:
         seconds = cost.prefill_seconds
-        spread = f"{median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
+        measured = f"{median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
         peak = "not measured" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
         lines.append(
             f"{cost.budget:{width}}  {average_visual_tokens(cost.visual_tokens):7.2f} {_rows_flops(cost, load):8.3g}"
-            f"  {cost.kv_bytes / 2**20:9.2f}  {spread:>28}"
+            f"  {cost.kv_bytes / 2**20:9.2f}  {measured:>28}"
             f"  {median(dense.prefill_seconds) / median(seconds):6.2f}x {dense.flops / cost.flops:10.2f}x"
             f"  {decode_rate(cost, load):8.1f} {peak:>12}  {describe(cost.visual_tokens)}"
         )
@@ -225,57 +259,12 @@ def decode_rate(cost: Cost, load: Load) -> float:
     return load.rows * (load.new_tokens - 1) / median(cost.decode_seconds)
 
 
-def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A LLaVA of a named shape, or of the shape that a folder's config.json describes, with random weights.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    config = _random_config(name)
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return LlavaLlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(previous)
-
-
-def _random_config(name: str) -> LlavaConfig:
-    if name in MODELS:
-        config = _config_of(MODELS[name])
-    elif (Path(name) / "config.json").is_file():
-        config = LlavaConfig.from_pretrained(name)
-        config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
-    else:
-        raise ValueError(f"There is no shape {name!r}; give {', '.join(MODELS)}, or a folder with a config.json.")
-    if config.mm_vision_config is None:
-        config.mm_vision_config = CLIPVisionConfig(**CLIP_LARGE_336).to_dict()
-    return config
-
-
-def _config_of(shape: DecoderShape) -> LlavaConfig:
-    vision = CLIPVisionConfig(**CLIP_LARGE_336)
-    return LlavaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab,
-        max_position_embeddings=4096,
-        mm_vision_tower="random weights",
-        mm_vision_config=vision.to_dict(),
-        mm_hidden_size=vision.hidden_size,
-        mm_projector_type="mlp2x_gelu",
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if "tower" in options.also and not options.images:
+            raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
         load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
@@ -283,6 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budgets = _budgets(options, load)
         model = _model(options)
         costs = measure(model, budgets, load, options.repeats)
+        if "tower" in options.also:
+            measure_tower(model, budgets, costs, load, options.repeats)
+        if "train" in options.also:
+            measure_training(model, budgets, costs, load, options.repeats, options.activation_checkpointing)
     except torch.OutOfMemoryError as error:
         print(f"Out of memory; lower --batch-size or --text-tokens: {error}", file=sys.stderr)
         return 1
@@ -291,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(measured_on(model.device))
     print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
-    print(table(costs, load))
+    print("\n".join([table(costs, load), *further_lines(costs)]))
     if options.json:
         write_json(options.json, _document(options, model, costs, load), indent=1)
     return 0
@@ -304,15 +297,15 @@ def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionCo
         ValueError: if a budget that is asked for does not fit the model, or there is no such model.
     """
     if options.random_weights:
-        config: Any = _random_config(options.model_path)
-    elif options.model_path in MODELS:
+        config: Any = random_config(options.model_path)
+    elif options.model_path in SHAPES:
         raise ValueError(f"{options.model_path} names a shape, not a folder; add --random-weights to measure it.")
     else:
         config, _ = open_checkpoint(options.model_path, options.model_base)
     tower = vision_config(config)
     if tower is None:
         raise ValueError(f"{options.model_path} has no vision tower, so no budget of visual tokens costs it anything.")
-    decoder, vision = _shapes_of(config, SimpleNamespace(**tower))
+    decoder, vision = shapes_of(config, SimpleNamespace(**tower))
     if options.compression is None:
         usual = fitting(config.model_type, decoder, vision, USUAL_BUDGETS)
         return {name: CompressionConfig.resolve(name) for name in usual}
@@ -361,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
         "first budget is what the others are compared with.",
     )
     parser.add_argument(
-        "--model-path", "--model_path", type=MODEL, required=True, help=f"checkpoint folder, or {', '.join(MODELS)}"
+        "--model-path", "--model_path", type=MODEL, required=True, help=f"checkpoint folder, or {', '.join(SHAPES)}"
     )
     parser.add_argument("--model-base", "--model_base", type=MODEL, help="language model of a projector or LoRA folder")
     parser.add_argument(
@@ -380,6 +373,14 @@ def _parser() -> argparse.ArgumentParser:
         (("--repeats",), count(), 5, "rounds, after one to warm up"),
     ):
         parser.add_argument(*names, type=checked_later(number), default=default, help=f"{text} (default: {default})")
+    parser.add_argument(
+        "--also", nargs="+", choices=("train", "tower"), default=[],
+        help="measure a training step too (forward and backward of all but the vision tower), or the tower alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activation-checkpointing", "--activation_checkpointing", action="store_true",
+        help="a training step computes activations again in its backward pass",
+    )  # fmt: skip
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--json", type=FILE_TO_WRITE, metavar="FILE", help="write everything to this file")

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from llava.bench.gpu_check.task import NotHereError, Task
-from llava.bench.step import build_model, limit, make_batch, runner
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, training_passes, visual_tokens_per_layer
 from llava.cost.hardware import device_peak
 from llava.cost.shapes import VisionShape
 from llava.cost.timing import timed, wait_for
-from llava.model.cache_name import cache_of
+from llava.model import measured_work
+from llava.model.measured_work import row_flops, train_step
+from llava.model.random_weights import random_batch, random_model
 
 BASELINE = "none"
 BUDGETS = (BASELINE, "duet-192", "duet-128", "duet-64")
@@ -69,9 +70,9 @@ def prefill(task: Task) -> bool:
     """From pixels and ids to the logits of the first answer token."""
     model = _model(task)
     for size in LOADS[task.shape].batches:
-        inputs = make_batch(model, size, LOADS[task.shape].text)
-        calls = {name: runner(model, inputs, _config(name), "prefill") for name in BUDGETS}
-        flops = {name: limit(model, _config(name), "prefill", LOADS[task.shape].text, 1) for name in BUDGETS}
+        inputs = random_batch(model, size, LOADS[task.shape].text)
+        calls = {name: partial(measured_work.prefill, model, inputs, _config(name)) for name in BUDGETS}
+        flops = {name: row_flops(model, _config(name), LOADS[task.shape].text) for name in BUDGETS}
         _compare(task, model, {name: partial(timed, call, model.device) for name, call in calls.items()}, size, flops)
     return True
 
@@ -86,11 +87,11 @@ def train(task: Task) -> bool:
     if size is None:
         raise NotHereError("Not even one row fits with the gradients of a few layers.")
     text = LOADS[task.shape].text
-    inputs = make_batch(model, size, text)
-    calls = {name: runner(model, inputs, _config(name), "train") for name in BUDGETS}
+    inputs = random_batch(model, size, text, labels=True)
+    calls = {name: partial(train_step, model, inputs, _config(name)) for name in BUDGETS}
     whole = trained.startswith("all")
-    flops = {name: limit(model, _config(name), "train", text, training_passes(True, True)) for name in BUDGETS}
-    without = {name: limit(model, _config(name), "train", text, training_passes(True, False)) for name in BUDGETS}
+    flops = {name: row_flops(model, _config(name), text, passes=training_passes(True, True)) for name in BUDGETS}
+    without = {name: row_flops(model, _config(name), text, passes=training_passes(True, False)) for name in BUDGETS}
     variants = {name: partial(timed, call, model.device) for name, call in calls.items()}
     _compare(
         task, model, variants, size, flops if whole else None, without if whole else None,
@@ -104,22 +105,15 @@ def decode(task: Task) -> bool:
     model = _model(task)
     load = LOADS[task.shape]
     for size in load.batches:
-        inputs = make_batch(model, size, load.text)
+        inputs = random_batch(model, size, load.text)
         variants = {name: partial(_decode_seconds, model, inputs, _config(name), load.new_tokens) for name in BUDGETS}
         _compare(task, model, variants, size, new_tokens=load.new_tokens)
     return True
 
 
-@torch.no_grad()
 def _decode_seconds(model: Any, inputs: dict[str, torch.Tensor], config: CompressionConfig, count: int) -> float:
-    output = model(inputs["input_ids"], images=inputs["images"], compression=config, use_cache=True, logits_to_keep=1)
-    cache, token = cache_of(output), output.logits[:, -1:].argmax(dim=-1)
-    wait_for(model.device)
-    began = time.perf_counter()
-    for _ in range(count):
-        token = model(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
-    wait_for(model.device)
-    return time.perf_counter() - began
+    filled = measured_work.prefill(model, inputs, config)
+    return timed(partial(measured_work.decode, model, filled, count), model.device)
 
 
 def _model(task: Task) -> Any:
@@ -133,7 +127,7 @@ def _model(task: Task) -> Any:
         raise NotHereError(f"There is no GPU here, and {task.shape} takes hours on a CPU; --shape tiny is for one.")
     torch.manual_seed(0)
     began = time.monotonic()
-    model = build_model(task.shape, device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
+    model = random_model(task.shape, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     wait_for(device)
     task.found(
         "row",
@@ -266,7 +260,7 @@ def _largest_batch(task: Task, model: Any) -> int | None:
     """The largest batch of an uncompressed step that fits and leaves time to measure; None if one row does not fit."""
     load, best = LOADS[task.shape], None
     for size in load.steps:
-        call = runner(model, make_batch(model, size, load.text), _config(BASELINE), "train")
+        call = partial(train_step, model, random_batch(model, size, load.text, labels=True), _config(BASELINE))
         seconds, error = attempt(partial(timed, call, model.device))
         del call
         model.zero_grad(set_to_none=True)

@@ -1,0 +1,106 @@
+"""A LLaVA with random weights and batches of random tokens: they cost what a trained model and a real batch cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.shapes import MODELS, DecoderShape
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.llava_config import LlavaConfig
+from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
+
+TINY = "tiny"
+SHAPES = {
+    **{name: (shape, CLIP_LARGE_336) for name, shape in MODELS.items()},
+    TINY: (
+        DecoderShape(32, 64, 4, 4, 16, 172, 512),
+        {**CLIP_LARGE_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
+    ),
+}
+"""Dimensions of language models and towers' configurations; `tiny` has LLaVA-1.5-7B's layers and visual tokens."""
+
+
+def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A LLaVA of a named shape, or of the shape that a folder's config.json describes, made on the device.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    config = random_config(name)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlavaLlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def random_config(name: str) -> LlavaConfig:
+    """The configuration of `random_model`.
+
+    Raises:
+        ValueError: as there.
+    """
+    if name in SHAPES:
+        return _config_of(*SHAPES[name])
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(f"There is no shape {name!r}; give {', '.join(SHAPES)}, or a folder with a config.json.")
+    config = LlavaConfig.from_pretrained(name)
+    config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
+    if config.mm_vision_config is None:
+        config.mm_vision_config = CLIPVisionConfig(**CLIP_LARGE_336).to_dict()
+    return config
+
+
+def _config_of(shape: DecoderShape, tower: dict[str, Any]) -> LlavaConfig:
+    vision = CLIPVisionConfig(**tower)
+    return LlavaConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        max_position_embeddings=4096,
+        mm_vision_tower="random weights",
+        mm_vision_config=vision.to_dict(),
+        mm_hidden_size=vision.hidden_size,
+        mm_projector_type="mlp2x_gelu",
+    )
+
+
+def random_batch(model: Any, rows: int, text_tokens: int, images: int = 1, labels: bool = False) -> dict[str, Tensor]:
+    """Rows of equal shape, so that nothing is padded; the same numbers every time.
+
+    Args:
+        model: LLaVA.
+        rows: of the batch.
+        text_tokens: of a row, beside its images.
+        images: of a row, which stand where LLaVA-1.5's system prompt ends.
+        labels: whether the last fifth of the text of a row is its answer.
+
+    Returns:
+        `input_ids` [rows, text_tokens + images], with images `images` [rows * images, 3, S, S], and `labels` if asked.
+    """
+    noise = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (rows, text_tokens + images), generator=noise)
+    first = min(35, text_tokens // 2)
+    ids[:, first : first + images] = IMAGE_TOKEN_INDEX
+    batch = {"input_ids": ids.to(model.device)}
+    if images:
+        size = model.get_vision_tower().config.image_size
+        pixels = torch.randn(rows * images, 3, size, size, generator=noise)
+        batch["images"] = pixels.to(model.device, model.dtype)
+    if labels:
+        targets = ids.clone()
+        targets[:, : -max(1, text_tokens // 5)] = IGNORE_INDEX
+        batch["labels"] = targets.to(model.device)
+    return batch
