@@ -17,7 +17,7 @@ from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_text, read_json_as, read_questions
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 
 _FOLDER = "gqa"
 _ANNOTATION = "testdev_balanced_questions.json"
@@ -48,7 +48,7 @@ class GQA(Benchmark):
             right = gqa_prediction(answer.text) == need_text(records[number], "answer", place)
             for group in ("accuracy", *_types(records[number], place)):
                 groups[group].append(right)
-        values = {name: 100 * sum(verdicts) / len(verdicts) for name, verdicts in groups.items()}
+        values = {name: per_cent(verdicts) for name, verdicts in groups.items()}
         return Scores(values["accuracy"], values)
 
     def reads(self, answer: Answer) -> bool:

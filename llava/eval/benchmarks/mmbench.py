@@ -20,7 +20,7 @@ from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import require, require_characters, require_some
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,7 +63,7 @@ class MMBench(Benchmark):
         values = {}
         plain = [verdict for index, verdict in right.items() if int(index) < ROUND]
         if plain:
-            values["plain_accuracy"] = _per_cent(plain)
+            values["plain_accuracy"] = per_cent(plain)
         complete, left_out = _rotations(answers)
         notes = []
         if left_out:
@@ -80,8 +80,8 @@ class MMBench(Benchmark):
             verdict = all(right[answer.question.question_id] for answer in group)
             circular.append(verdict)
             abilities[group[0].question.facts.get("l2-category")].append(verdict)
-        values["circular_accuracy"] = _per_cent(circular)
-        values |= {str(name): _per_cent(abilities[name]) for name in sorted(filter(None, abilities))}
+        values["circular_accuracy"] = per_cent(circular)
+        values |= {str(name): per_cent(abilities[name]) for name in sorted(filter(None, abilities))}
         return Scores(values["circular_accuracy"], values, tuple(notes))
 
     def reads(self, answer: Answer) -> bool:
@@ -298,7 +298,3 @@ def _rotations(answers: Sequence[Answer]) -> tuple[dict[int, list[Answer]], int]
         groups[int(answer.question.question_id) % ROUND].append(answer)
     complete = {index: group for index, group in groups.items() if len(group) == group[0].question.facts["rotations"]}
     return complete, len(groups) - len(complete)
-
-
-def _per_cent(verdicts: Sequence[bool]) -> float:
-    return 100 * sum(verdicts) / len(verdicts)

@@ -11,7 +11,7 @@ from llava.common.json_files import need
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_id, need_list, need_text, one_image, read_json_lines, require_some
 from llava.eval.scoring.m4c import vqa_accuracy
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -63,7 +63,7 @@ def open_scores(answers: Sequence[Answer], server: str) -> Scores:
         groups["accuracy"].append(share)
         if facts["answer_type"]:
             groups[f"answer_type/{facts['answer_type']}"].append(share)
-    values = {name: 100 * sum(shares) / len(shares) for name, shares in groups.items()}
+    values = {name: per_cent(shares) for name, shares in groups.items()}
     note = (
         "Validation split, scored here with the official formula; papers print what the server says of the test split."
     )

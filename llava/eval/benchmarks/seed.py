@@ -25,7 +25,7 @@ from llava.eval.benchmarks.reading import (
     read_questions,
     require_some,
 )
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 
 _FOLDER = "seed_bench"
 _IMAGES = "SEED-Bench-image"
@@ -163,7 +163,7 @@ def seed_accuracies(questions: Sequence[SeedQuestion], given: Mapping[str, str])
             groups[group].append(right)
     kinds = [kind for kind in ("image", "video", "total") if kind in groups]
     types = dict.fromkeys(question.type_name for question in questions)
-    return {name: 100 * sum(groups[name]) / len(groups[name]) for name in [*types, *kinds]}
+    return {name: per_cent(groups[name]) for name in [*types, *kinds]}
 
 
 def write_predictions(path: Path, questions: Sequence[SeedQuestion], given: Mapping[str, str]) -> None:

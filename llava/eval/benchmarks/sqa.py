@@ -27,7 +27,7 @@ from llava.eval.benchmarks.reading import (
     require_fields,
     require_some,
 )
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 """What LLaVA's `--single-pred-prompt` puts behind a question."""
@@ -72,14 +72,14 @@ class ScienceQA(Benchmark):
                 f"None of the answered questions is in the split {_SPLIT!r} of {folder / 'pid_splits.json'}; the "
                 "question file and this one do not belong together, download them again."
             )
-        values = {"accuracy": _per_cent([right for right, _ in verdicts])}
+        values = {"accuracy": per_cent([right for right, _ in verdicts])}
         with_image = [right for right, has_image in verdicts if has_image]
         if not with_image:
             return Scores(None, values, ("No question with an image was answered, so there is no SQA-I.",))
-        values["image_accuracy"] = _per_cent(with_image)
+        values["image_accuracy"] = per_cent(with_image)
         text_only = [right for right, has_image in verdicts if not has_image]
         if text_only:
-            values["text_accuracy"] = _per_cent(text_only)
+            values["text_accuracy"] = per_cent(text_only)
         return Scores(values["image_accuracy"], values)
 
     def reads(self, answer: Answer) -> bool:
@@ -198,7 +198,3 @@ def _offered(problems: Mapping[str, Any], question_id: int | str) -> dict[str, i
     problem = problems.get(str(question_id)) if isinstance(problems, Mapping) else None
     choices = problem.get("choices") if isinstance(problem, Mapping) else None
     return {"choices": len(choices)} if isinstance(choices, list) else {}
-
-
-def _per_cent(verdicts: Sequence[bool]) -> float:
-    return 100 * sum(verdicts) / len(verdicts)

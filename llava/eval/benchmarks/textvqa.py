@@ -16,7 +16,7 @@ from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json_as, read_questions
 from llava.eval.scoring.m4c import m4c_accuracy
-from llava.eval.scoring.scores import Scores
+from llava.eval.scoring.scores import Scores, per_cent
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 Annotations = Mapping[tuple[str, str], Sequence[str]]
@@ -88,7 +88,7 @@ def textvqa_accuracy(annotations: Annotations, lines: Iterable[tuple[Any, str, s
             shares.append(m4c_accuracy(text, annotations[key]))
         except ValueError as error:
             raise ValueError(f"{place}, about image {shown(key[0])[1:-1]}: {error}") from error
-    return 100 * sum(shares) / len(shares)
+    return per_cent(shares)
 
 
 def question_of_prompt(prompt: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,3 +26,8 @@ class Scores:
     notes: tuple[str, ...] = ()
     counted: int | None = None
     judged_by: Mapping[str, Any] = field(default_factory=dict)
+
+
+def per_cent(shares: Collection[float]) -> float:
+    """The mean of at least one share of 1 (or verdict, right or wrong), in per cent."""
+    return 100 * sum(shares) / len(shares)
