@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
 from forked import run_program
-from tiny_text import byte_level, llama
+from tiny_text import byte_level, llama, llava_inputs
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import IGNORE_INDEX
@@ -187,8 +187,8 @@ def test_command_reports_and_leaves_a_file_that_trains(
     assert places == sorted(places)
     records = [parse_record(record, index) for index, record in enumerate(clean)]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    config = DataConfig("v1", 2048, visual_tokens=576, image_folder=folder, image_aspect_ratio="pad")
-    dataset = LazySupervisedDataset(records, llama(), processor, config)
+    inputs = llava_inputs(llama(), processor, image_aspect_ratio="pad")
+    dataset = LazySupervisedDataset(records, inputs, DataConfig(2048, visual_tokens=576, image_folder=folder))
     for index in range(len(dataset)):
         sample = dataset[index]
         assert (sample["labels"][1:] != IGNORE_INDEX).any()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_data import checked, kinds
 from PIL import Image, ImageFile
-from tiny_text import byte_level
+from tiny_text import byte_level, llava_inputs
 from transformers import CLIPImageProcessorPil
 
 from llava.common.shown import printable
@@ -185,8 +185,8 @@ def test_an_image_that_the_disk_does_not_give_is_one_bad_sample(
     data["conversations"][0]["value"] = "<image>\nHi"
     records = [parse_record(data, 0)]
     small = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    config = DataConfig("v1", 100, 4, tmp_path, on_bad_sample="skip")
-    sample = LazySupervisedDataset(records, byte_level(), small, config)[0]
+    config = DataConfig(100, 4, tmp_path, on_bad_sample="skip")
+    sample = LazySupervisedDataset(records, llava_inputs(byte_level(), small), config)[0]
     assert "record 'a': Image file" in sample["problem"] and (sample["labels"] == -100).all()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_text import byte_level, llama
+from tiny_text import byte_level, llama, llava_inputs
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -53,8 +53,8 @@ def folder(tmp_path: Path) -> Path:
 
 def make_dataset(folder: Path, records: list[dict], max_length: int = 64, **changes) -> LazySupervisedDataset:
     parsed = [parse_record(record, index) for index, record in enumerate(records)]
-    config = DataConfig("v1", max_length, visual_tokens=4, image_folder=folder, image_aspect_ratio="pad", **changes)
-    return LazySupervisedDataset(parsed, byte_level(), processor(), config)
+    config = DataConfig(max_length, visual_tokens=4, image_folder=folder, **changes)
+    return LazySupervisedDataset(parsed, llava_inputs(byte_level(), processor(), image_aspect_ratio="pad"), config)
 
 
 # === Records ===
@@ -274,13 +274,17 @@ def test_a_record_may_bring_its_own_image_folder(folder: Path) -> None:
     (folder / "own").mkdir()
     Image.new("RGB", (8, 8), (0, 255, 0)).save(folder / "own" / "red.png")
     records = [Record("a", ("<image>", "b"), ("red.png",), where) for where in (None, str(folder / "own"))]
-    dataset = LazySupervisedDataset(records, byte_level(), processor(), DataConfig("v1", 64, 4, image_folder=folder))
+    dataset = LazySupervisedDataset(
+        records, llava_inputs(byte_level(), processor()), DataConfig(64, 4, image_folder=folder)
+    )
     assert [sample["images"][0][:, 4, 4].argmax().item() for sample in (dataset[0], dataset[1])] == [0, 1]
 
 
 def test_images_without_a_tower_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="give --vision_tower"):
-        LazySupervisedDataset([Record("a", ("<image>", "b"), ("red.png",))], byte_level(), None, DataConfig("v1", 9, 4))
+        LazySupervisedDataset(
+            [Record("a", ("<image>", "b"), ("red.png",))], llava_inputs(byte_level()), DataConfig(9, 4)
+        )
 
 
 def test_collator_pads_on_the_right_and_keeps_images_in_reading_order(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_data import checked, kinds
 from tiny_llava import flags, write_assets
-from tiny_text import byte_level, llama
+from tiny_text import byte_level, llama, llava_inputs
 
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates, fill_template
@@ -184,9 +184,9 @@ def test_training_and_the_check_refuse_the_file_and_name_the_record(
 ) -> None:
     path, clean = tmp_path / "data.json", tmp_path / "clean.json"
     path.write_text(json.dumps([TEXT | {"id": "good"}, data | {"id": "bad"}]))
-    config = DataConfig("v1", 99, 4, cache_dir=tmp_path / "cache")
+    config = DataConfig(99, 4, cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match=r"1 of 2 records are unusable:\n  record 'bad'.*\n.*--write-clean"):
-        LazySupervisedDataset(path, byte_level(), None, config)
+        LazySupervisedDataset(path, llava_inputs(byte_level()), config)
     told = ["--data-path", str(path), "--image-folder", str(tmp_path), "--workers", "0", "--write-clean", str(clean)]
     assert main(told) == 1 and "record 'bad'" in capsys.readouterr().out
     assert [record.id for record in read_records(clean)] == ["good"]
@@ -272,7 +272,7 @@ def test_ids_may_be_missing_empty_or_numbers(given: Any, name: str) -> None:
 
 def encode(data: dict[str, Any], template: str):
     tokenizer = llama()
-    return RecordEncoder(tokenizer, template).encode(parse_record(data, 0)), tokenizer
+    return RecordEncoder(llava_inputs(tokenizer, template=template)).encode(parse_record(data, 0)), tokenizer
 
 
 @pytest.mark.parametrize(
@@ -341,9 +341,9 @@ def test_system_prompts_survive_the_table_and_count_as_words(tmp_path: Path) -> 
     ]
     path = tmp_path / "data.json"
     path.write_text(json.dumps(rows))
-    config = DataConfig("v1", 500, 4, cache_dir=tmp_path / "cache")
-    table = LazySupervisedDataset(path, byte_level(), None, config)
-    memory = LazySupervisedDataset(read_records(path), byte_level(), None, config)
+    config = DataConfig(500, 4, cache_dir=tmp_path / "cache")
+    table = LazySupervisedDataset(path, llava_inputs(byte_level()), config)
+    memory = LazySupervisedDataset(read_records(path), llava_inputs(byte_level()), config)
     assert [table.encode(i) for i in (0, 1)] == [memory.encode(i) for i in (0, 1)]
     assert list(table.records) == list(memory.records) and table.lengths.tolist() == memory.lengths.tolist() == [5, 2]
 
@@ -453,10 +453,10 @@ def test_a_run_with_a_tower_and_no_image_warns_and_its_opening_is_kept(tmp_path:
     with caplog.at_level(logging.WARNING):
         model, dataset = build(data_cache_dir=tmp_path / "cache")
         assert "names an image" not in caplog.text
-        assert model.config.image_opening == dataset.config.image_opening == "upright"
+        assert model.config.image_opening == dataset.inputs.image_opening == "upright"
         model, dataset = build(data_path=texts, data_cache_dir=tmp_path / "cache", image_opening="llava")
     assert f"no record of {texts} names an image" in caplog.text
-    assert model.config.image_opening == dataset.config.image_opening == "llava"
+    assert model.config.image_opening == dataset.inputs.image_opening == "llava"
     model.save_pretrained(tmp_path / "lying")
     assert json.loads((tmp_path / "lying" / "config.json").read_text())["image_opening"] == "llava"
     with pytest.raises(ValueError, match="--image_opening is 'sideways'; it must be one of upright, llava"):

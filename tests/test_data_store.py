@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_text import byte_level, llama, unigram
+from tiny_text import byte_level, llama, llava_inputs, unigram
 from torch.utils.data import DataLoader
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -84,8 +84,10 @@ def processor() -> CLIPImageProcessorPil:
 
 
 def open_data(path: Any, cache: Path, tokenizer: Any = None, template: str = "v1", **changes: Any):
+    of_model = {name: changes.pop(name) for name in ("image_aspect_ratio", "mm_use_im_start_end") if name in changes}
     options = {"max_length": 4096, "visual_tokens": 4, "cache_dir": cache, **changes}
-    return LazySupervisedDataset(path, tokenizer or byte_level(), processor(), DataConfig(template, **options))
+    inputs = llava_inputs(tokenizer or byte_level(), processor(), template, **of_model)
+    return LazySupervisedDataset(path, inputs, DataConfig(**options))
 
 
 def tables(cache: Path, kind: str) -> list[str]:
@@ -282,8 +284,10 @@ def test_a_cache_folder_that_cannot_be_made_is_told_in_words(tmp_path: Path) -> 
 @pytest.mark.parametrize("template", ["v1", "llava_llama_2", "v1_mmtag", "mpt"])
 @pytest.mark.parametrize("make_tokenizer", [llama, byte_level])
 def test_cached_tokens_are_those_of_a_fresh_encoding(data: Path, tmp_path: Path, template: str, make_tokenizer) -> None:
-    cached = open_data(data, tmp_path, make_tokenizer(), template, use_im_start_end=template == "mpt")
-    lazy = open_data(data, tmp_path, make_tokenizer(), template, pretokenise=False, use_im_start_end=template == "mpt")
+    cached = open_data(data, tmp_path, make_tokenizer(), template, mm_use_im_start_end=template == "mpt")
+    lazy = open_data(
+        data, tmp_path, make_tokenizer(), template, pretokenise=False, mm_use_im_start_end=template == "mpt"
+    )
     for index, record in enumerate(read_records(data)):
         assert cached.encode(index) == lazy.encode(index)
         if template in ("v1", "llava_llama_2"):
@@ -292,7 +296,7 @@ def test_cached_tokens_are_those_of_a_fresh_encoding(data: Path, tmp_path: Path,
 
 
 def test_several_processes_encode_the_same_in_the_same_order(data: Path, tmp_path: Path) -> None:
-    encoder = RecordEncoder(llama(), "v1")
+    encoder = RecordEncoder(llava_inputs(llama()))
     one = token_table(open_records(data, tmp_path / "1"), encoder, tmp_path / "1", num_proc=1)
     two = token_table(open_records(data, tmp_path / "2"), encoder, tmp_path / "2", num_proc=2)
     assert one is not None and two is not None and one[:] == two[:] and set(one.column_names) == set(two.column_names)
@@ -312,7 +316,7 @@ def test_tokens_are_computed_once_for_all_that_they_depend_on(data: Path, tmp_pa
         assert count(max_length=30, visual_tokens=307, image_aspect_ratio="pad", image_folder="elsewhere") == 1
     assert count(tokenizer=unigram()) == 2
     assert count(template="llava_llama_2") == 3
-    assert count(use_im_start_end=True) == 4
+    assert count(mm_use_im_start_end=True) == 4
     with_token = byte_level()
     with_token.add_tokens(["digit"])
     assert count(tokenizer=with_token) == 5

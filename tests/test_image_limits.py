@@ -21,7 +21,7 @@ import pytest
 import torch
 from bytes_server import BytesServer, reply
 from PIL import Image, ImageFile
-from tiny_text import byte_level
+from tiny_text import byte_level, llava_inputs
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.common import image_limits
@@ -220,8 +220,8 @@ def test_a_thin_image_is_not_blown_up(tmp_path: Path, size: tuple[int, int], rat
 def dataset(folder: Path, on_bad_sample: str = "skip", ratio: str = "pad") -> LazySupervisedDataset:
     turns = ("<image>\nWhat?", "Red.")
     records = [Record(name, turns, (name,)) for name in sorted(os.listdir(folder))]
-    config = DataConfig("v1", 99, 4, image_folder=folder, image_aspect_ratio=ratio, on_bad_sample=on_bad_sample)
-    return LazySupervisedDataset(records, byte_level(), processor(336), config)
+    config = DataConfig(99, 4, image_folder=folder, on_bad_sample=on_bad_sample)
+    return LazySupervisedDataset(records, llava_inputs(byte_level(), processor(336), image_aspect_ratio=ratio), config)
 
 
 def test_training_skips_a_thin_image_and_what_memory_does_not_suffice_for(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_folder import write_model
-from tiny_text import byte_level
+from tiny_text import byte_level, llava_inputs
 from transformers import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -219,7 +219,7 @@ def test_unknown_openings_are_refused() -> None:
     with pytest.raises(ValueError, match="'sideways'; accepted are upright, llava"):
         opening_of(SimpleNamespace(image_opening="sideways"))
     with pytest.raises(ValueError, match="'sideways'; accepted are upright, llava"):
-        DataConfig("v1", 9, 4, image_opening="sideways")
+        llava_inputs(byte_level(), image_opening="sideways")
     assert opening_of(SimpleNamespace()) == "upright"
     assert opening_of(SimpleNamespace(image_opening="llava")) == "llava"
     assert opening_of(SimpleNamespace(image_opening="llava"), "upright") == "upright"
@@ -233,10 +233,9 @@ def processor() -> CLIPImageProcessorPil:
 
 
 def pixels_in_training(path: Path, opening: str) -> torch.Tensor:
-    config = DataConfig("v1", 500, 4, image_folder=path.parent, image_aspect_ratio="pad", image_opening=opening)
-    return LazySupervisedDataset([Record("a", ("<image>\nx", "y"), (path.name,))], byte_level(), processor(), config)[
-        0
-    ]["images"][0]
+    inputs = llava_inputs(byte_level(), processor(), image_aspect_ratio="pad", image_opening=opening)
+    records = [Record("a", ("<image>\nx", "y"), (path.name,))]
+    return LazySupervisedDataset(records, inputs, DataConfig(500, 4, image_folder=path.parent))[0]["images"][0]
 
 
 def pixels_in_evaluation(path: Path, config: Any) -> list[torch.Tensor]:

@@ -22,9 +22,11 @@ from torch.nn.utils.rnn import pad_sequence
 from llava.compression.salience import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data import families
-from llava.data.families.base import ModelInputs, Sample
+from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.data.families.base import Collator, ModelInputs, Sample
 from llava.data.families.llava import LlavaInputs
-from llava.data.tokenization import encode_prompt
+from llava.data.records import Record
+from llava.data.tokenization import EncodedText, encode_prompt
 from llava.eval import model_vqa_loader, run_llava, vlmevalkit
 from llava.inference.batches import Prompt, batches
 from llava.inference.chat import Chat
@@ -120,26 +122,38 @@ class Mirrored(ModelInputs):
     def question(self, text: str, media: Sequence[Any]) -> str:
         return "@" * len(media) + text
 
-    def prompt(self, turns: Sequence[str], media: Sequence[Any], voting: int = -1) -> Sample:
-        text = "".join(f"{'QA'[place % 2]}: {turn}\n" for place, turn in enumerate(turns)) + "A:"
+    def marked(self, turn: str) -> str:
+        return turn.replace("<image>\n", "@")
+
+    @property
+    def key(self) -> str:
+        return "mirrored"
+
+    def encode(
+        self, turns: Sequence[str], with_media: bool, find_salient: Any = None, system: str | None = None,
+        ask: bool = False,
+    ) -> EncodedText:  # fmt: skip
+        text = "".join(f"{'QA'[place % 2]}: {turn}\n" for place, turn in enumerate(turns)) + "A:" * ask
         ids = [self.tokenizer.bos_token_id]
         for number, part in enumerate(text.split("@")):
             ids += [IMAGE_TOKEN_INDEX] * bool(number) + self.tokenizer(part, add_special_tokens=False).input_ids
-        votes = [0] * (len(ids) - 1) + [int(QueryRole.LAST)]
-        return {"input_ids": torch.tensor(ids), "query_mask": torch.tensor(votes), "crops": list(media)}
-
-    def conversation(self, turns: Sequence[str], media: Sequence[Any]) -> Sample:
-        raise ValueError("It is never trained.")
+        return EncodedText(ids, [IGNORE_INDEX] * len(ids), [0] * (len(ids) - 1) + [int(QueryRole.LAST)])
 
     def length(self, sample: Sample, visual_tokens: int) -> int:
-        return len(sample["input_ids"]) + len(sample["crops"]) * (2 * visual_tokens - 1)
+        return super().length(sample, 2 * visual_tokens)
 
-    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        rows = {name: [sample[name] for sample in samples] for name in ("input_ids", "query_mask")}
-        padded = {name: pad_sequence(row, True, 0, padding_side="left") for name, row in rows.items()}
-        padded["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows["input_ids"]], True, 0, "left")
-        crops = [crop for sample in samples for crop in sample["crops"]]
-        return padded | ({"images": torch.stack(crops)} if crops else {}) | {"labels": padded["input_ids"]}
+    def collator(self, image_size: int | None = None, settings: Any = None) -> Collator:
+        def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+            rows = {name: [sample[name] for sample in samples] for name in ("input_ids", "query_mask")}
+            padded = {name: pad_sequence(row, True, 0, "left") for name, row in rows.items()}
+            ones = [torch.ones_like(row) for row in rows["input_ids"]]
+            crops = [crop for sample in samples for crop in sample["images"]]
+            images = {"images": torch.stack(crops)} if crops else {}
+            return (
+                padded | images | {"attention_mask": pad_sequence(ones, True, 0, "left"), "labels": padded["input_ids"]}
+            )
+
+        return collate
 
 
 def test_a_family_from_outside_is_asked_as_it_says(
@@ -161,7 +175,7 @@ def test_a_family_from_outside_is_asked_as_it_says(
         sample = engine.sample(prompt)
         assert engine.inputs.length(sample, 16) == len(sample["input_ids"]) + 31 * len(prompt.images)
         ids = engine.model.generate(
-            sample["input_ids"][None], images=torch.stack(sample["crops"]) if sample["crops"] else None,
+            sample["input_ids"][None], images=torch.stack(sample["images"]) if sample["images"] else None,
             query_mask=sample["query_mask"][None], max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
         expected.append(engine.tokenizer.decode(ids[0], skip_special_tokens=True).split("\n")[0].strip())
@@ -173,6 +187,11 @@ def test_a_family_from_outside_is_asked_as_it_says(
     chat = Chat.over(engine, settings)
     assert chat.answer("What is red?", [Image.open(pictures[0])]) == expected[0]
     assert chat.usage is not None and chat.usage.patches == 32 and max(chat.usage.visual_tokens) == 20
+    record = Record("a", ("<image>\nWhat is red?", "This."), (pictures[0],))
+    data = LazySupervisedDataset([record], engine.inputs, DataConfig(99, 20, image_folder=Path(pictures[0]).parent))
+    taught, told = data[0], engine.sample(prompts[0])
+    assert torch.equal(taught["images"][0], told["images"][0]) and taught["images"][0].shape == (2, 3, 56, 56)
+    assert taught["input_ids"].tolist()[:8] == told["input_ids"].tolist()[:8]
 
 
 def test_a_model_without_a_family_and_a_second_family_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from slow_llama import published_vocabulary, slow_ids
 from test_sentencepiece_ids import SETTINGS, write_folder
-from tiny_text import TOKENIZERS, byte_level, llama
+from tiny_text import TOKENIZERS, byte_level, llama, llava_inputs
 
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.compression.salience import QueryRole
@@ -133,7 +133,7 @@ def test_marks_around_an_image_are_the_templates_and_typed_ones_are_text() -> No
     ]
     record = parse_record({"id": "a", "image": "a.png", "conversations": talk}, 0)
     assert record.turns == ("<image>\nIs <im_end> a <im_start>?", "<image>, <im_end>")
-    encoded = RecordEncoder(tokenizer, "v1", use_im_start_end=True).encode(record)
+    encoded = RecordEncoder(llava_inputs(tokenizer, mm_use_im_start_end=True)).encode(record)
     at = encoded.input_ids.index(IMAGE_TOKEN_INDEX)
     assert encoded.input_ids[at - 1 : at + 2] == [start, IMAGE_TOKEN_INDEX, end]
     assert [encoded.input_ids.count(token) for token in (start, IMAGE_TOKEN_INDEX, end)] == [1, 1, 1]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llava.data.families.llava import LlavaInputs
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CORPUS = [
@@ -100,3 +105,8 @@ TOKENIZERS = {
     maker.__name__: maker
     for maker in (llama_legacy, llama, across_words, unigram, byte_level, byte_level_trimmed, word_level)
 }
+
+
+def llava_inputs(tokenizer: Any, processor: Any = None, template: str = "v1", **settings: Any) -> LlavaInputs:
+    """What makes inputs of a LLaVA whose configuration holds the settings."""
+    return LlavaInputs(SimpleNamespace(**settings), tokenizer, processor, template)

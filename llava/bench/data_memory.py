@@ -36,6 +36,7 @@ from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.cost.machine import measured_on
 from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.data.families.llava import LlavaInputs
 from llava.data.records import read_records
 
 SMAPS = Path("/proc/self/smaps_rollup")
@@ -122,7 +123,7 @@ def open_and_fork(way: str, path: Path, cache: Path, workers: int, encoded: int)
         dataset, encode_every = _open_tables(path, cache, None), 1
     else:
         records = read_records(path)
-        dataset = LazySupervisedDataset(records, make_tokenizer(), object(), _config(cache))
+        dataset = LazySupervisedDataset(records, _inputs(), _config(cache))
         encode_every = max(1, len(dataset) // encoded)
     seconds = time.perf_counter() - started
     opened = memory()
@@ -222,11 +223,15 @@ def _line(name: str, sizes: dict[str, float]) -> None:
 
 
 def _open_tables(path: Path, cache: Path, num_proc: int | None) -> LazySupervisedDataset:
-    return LazySupervisedDataset(path, make_tokenizer(), object(), _config(cache, num_proc))
+    return LazySupervisedDataset(path, _inputs(), _config(cache, num_proc))
+
+
+def _inputs() -> LlavaInputs:
+    return LlavaInputs(None, make_tokenizer(), object(), "v1")
 
 
 def _config(cache: Path, num_proc: int | None = None) -> DataConfig:
-    return DataConfig("v1", 2048, 307, cache_dir=cache, num_proc=num_proc)
+    return DataConfig(2048, 307, cache_dir=cache, num_proc=num_proc)
 
 
 def _bytes_of(cache: Path, name: str) -> int:

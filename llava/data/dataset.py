@@ -14,20 +14,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from llava.common.image_opening import DEFAULT_OPENING, check_opening
 from llava.compression.salience import salient_spans
 from llava.constants import IGNORE_INDEX
 from llava.data.cache import digest_text
-from llava.data.images import BadImageError, image_path, open_rgb, within_limits
+from llava.data.families.base import ModelInputs
+from llava.data.images import BadImageError, image_path, open_rgb
 from llava.data.mixture import RecordMix, open_mix
 from llava.data.records import Record
 from llava.data.salient import SalientFinder
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table
-from llava.mm_utils import preprocess_image
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +37,9 @@ class DataConfig:
     """How records become samples.
 
     Attributes:
-        template: key of `conv_templates`.
         max_length: tokens the model takes, images expanded.
         visual_tokens: tokens that one image becomes on its way into the decoder.
         image_folder: where image names start, unless their source in a mixture has a folder of its own.
-        image_aspect_ratio: `pad` or `square`.
-        image_opening: `upright` or `llava`, see `llava.common.image_opening`.
-        use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
         find_salient: says which words of a question are salient.
         salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is
             cached.
@@ -56,13 +50,9 @@ class DataConfig:
         num_proc: processes that encode; None for as many as the size is worth.
     """
 
-    template: str
     max_length: int
     visual_tokens: int
     image_folder: str | Path = "."
-    image_aspect_ratio: str = "square"
-    image_opening: str = DEFAULT_OPENING
-    use_im_start_end: bool = False
     find_salient: SalientFinder = salient_spans
     salient_name: str | None = None
     on_bad_sample: str = "fail"
@@ -71,12 +61,11 @@ class DataConfig:
     num_proc: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the policy and the opening.
+        """Check the policy.
 
         Raises:
-            ValueError: if there is no such policy or opening.
+            ValueError: if there is no such policy.
         """
-        check_opening(self.image_opening)
         if self.on_bad_sample not in BAD_SAMPLE_POLICIES:
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; accepted are {', '.join(BAD_SAMPLE_POLICIES)}.")
 
@@ -91,9 +80,8 @@ class LazySupervisedDataset(Dataset):
     Args:
         records: the conversations, or the path of a JSON or JSONL file of them, or of a YAML mixture of files. Those
             of files are mapped from disk; see `llava.data.store`.
-        tokenizer: a fast tokenizer.
-        image_processor: of the vision tower; None for a run without images.
-        config: how to encode.
+        inputs: of the model that is trained, with a fast tokenizer; without a processor for a run without images.
+        config: how records become samples.
 
     Raises:
         ValueError: if a file or a record is faulty, or there are images and no tower.
@@ -104,19 +92,15 @@ class LazySupervisedDataset(Dataset):
     def __init__(
         self,
         records: Sequence[Record] | str | Path,
-        tokenizer: PreTrainedTokenizerBase,
-        image_processor: Any | None,
+        inputs: ModelInputs,
         config: DataConfig,
     ) -> None:
         self.records = open_mix(records, config.cache_dir) if isinstance(records, str | Path) else records
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
+        self.inputs = inputs
         self.config = config
-        if image_processor is None and self.has_image.any():
+        if inputs.processor is None and self.has_image.any():
             raise ValueError("The data holds images, but the model has no vision tower; give --vision_tower.")
-        self._encoder = RecordEncoder(
-            tokenizer, config.template, config.use_im_start_end, config.find_salient, config.salient_name
-        )
+        self._encoder = RecordEncoder(inputs, config.find_salient, config.salient_name)
         self._tokens = self._tokenise() if config.pretokenise else None
 
     def __len__(self) -> int:
@@ -128,8 +112,7 @@ class LazySupervisedDataset(Dataset):
         images, problem = self._images(record, encoded.num_images)
         if problem is not None:
             encoded = replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels))
-        facts = {"sample_id": record.id, "truncated": encoded.truncated, "problem": problem}
-        return {**encoded.tensors(), "images": images, **facts}
+        return self.inputs.sample(encoded, images) | {"sample_id": record.id, "problem": problem}
 
     def encode(self, index: int) -> EncodedText:
         """The text of one sample, cut to the model's length; no image is opened.
@@ -193,17 +176,13 @@ class LazySupervisedDataset(Dataset):
         for name in record.images[:count]:
             try:
                 path = image_path(record.image_folder or self.config.image_folder, name)
-                image = open_rgb(path, self.config.image_opening)
-                with within_limits(f"Image file {str(path)!r}"):
-                    pixels = self._pixels(image)
+                image = open_rgb(path, self.inputs.image_opening)
+                pixels = self.inputs.image(image, f"Image file {str(path)!r}")
             except BadImageError as error:
                 if self.config.on_bad_sample == "fail":
                     raise BadImageError(f"record {record.id!r}: {error}") from error
                 problems.append(str(error))
-                images.append(torch.zeros_like(self._pixels(Image.new("RGB", (1, 1)))))
+                images.append(torch.zeros_like(self.inputs.image(Image.new("RGB", (1, 1)), "An image")))
             else:
                 images.append(pixels)
         return images, f"record {record.id!r}: {' '.join(problems)}" if problems else None
-
-    def _pixels(self, image: Image.Image) -> torch.Tensor:
-        return preprocess_image(image, self.image_processor, self.config.image_aspect_ratio)

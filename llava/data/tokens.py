@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava import conversation, mm_utils
 from llava.common.child_processes import forks_end_with_parent
 from llava.compression import salience
 from llava.compression.salience import salient_spans
-from llava.conversation import get_template
 from llava.cost.machine import usable_cores, version_of
-from llava.data import records, salient, spoken_text, tokenization
+from llava.data import salient
 from llava.data.cache import cached_table, digest_text
-from llava.data.records import FAULTS_TO_SHOW, Record, wrap_image_marks
+from llava.data.families.base import ModelInputs
+from llava.data.records import FAULTS_TO_SHOW, Record
 from llava.data.salient import SalientFinder
 from llava.data.store import RecordTable, record_of, source_of
-from llava.data.tokenization import EncodedText, encode_conversation
+from llava.data.tokenization import EncodedText
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,17 +37,13 @@ class RecordEncoder:
     """Encodes records, not yet cut to a length: that depends on the compression.
 
     Attributes:
-        tokenizer: a fast tokenizer.
-        template: key of `conv_templates`.
-        use_im_start_end: surround images with the tokens `<im_start>` and `<im_end>`.
+        inputs: of the model that is trained.
         find_salient: says which words of a question are salient.
         salient_name: what that finder is called, so that its work can be cached; None where it has no name that
             stands for everything it does. `salient_spans` needs none.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    template: str
-    use_im_start_end: bool = False
+    inputs: ModelInputs
     find_salient: SalientFinder = salient_spans
     salient_name: str | None = None
 
@@ -60,15 +55,9 @@ class RecordEncoder:
         """
         turns: Sequence[str] = record.turns
         if record.images:
-            tagged = "mmtag" in get_template(self.template).version
-            turns = [
-                turn if number % 2 else wrap_image_marks(turn, self.use_im_start_end, tagged)
-                for number, turn in enumerate(turns)
-            ]
+            turns = [turn if number % 2 else self.inputs.marked(turn) for number, turn in enumerate(turns)]
         try:
-            return encode_conversation(
-                turns, self.tokenizer, self.template, bool(record.images), self.find_salient, record.system
-            )
+            return self.inputs.encode(turns, bool(record.images), self.find_salient, record.system)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
 
@@ -86,9 +75,8 @@ class RecordEncoder:
         finder = self._finder_key()
         if finder is None:
             return None
-        code = source_of(tokenization, spoken_text, records, conversation, mm_utils, salience, salient)
-        template = repr(get_template(self.template))
-        return digest_text([tokenizer_key(self.tokenizer), template, str(self.use_im_start_end), finder, code])
+        code = source_of(salience, salient)
+        return digest_text([tokenizer_key(self.inputs.tokenizer), self.inputs.key, finder, code])
 
     def _finder_key(self) -> str | None:
         if self.find_salient is salient_spans:

@@ -18,8 +18,9 @@ from llava.checkpoints.tokenizer import read_tokenizer
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.conversation import get_template
-from llava.data.collator import SupervisedCollator
 from llava.data.dataset import DataConfig, LazySupervisedDataset
+from llava.data.families import family_of
+from llava.data.families.base import Collator
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.train.adapters import compute_dtype
@@ -143,17 +144,13 @@ def make_data(
     tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     data_args: DataArguments,
-) -> tuple[LazySupervisedDataset, SupervisedCollator]:
+) -> tuple[LazySupervisedDataset, Collator]:
     """Training data and the collator that belongs to it."""
     tower = model.get_vision_tower()
     config = DataConfig(
-        template=model_args.version,
         max_length=tokenizer.model_max_length,
         visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
         image_folder=data_args.image_folder,
-        image_opening=opening_of(model.config),
-        image_aspect_ratio=model.config.image_aspect_ratio,
-        use_im_start_end=model.config.mm_use_im_start_end,
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
         on_bad_sample=data_args.on_bad_sample,
@@ -161,7 +158,8 @@ def make_data(
     )
     assert data_args.data_path is not None
     processor = None if tower is None else tower.image_processor
-    dataset = LazySupervisedDataset(data_args.data_path, tokenizer, processor, config)
+    inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version)
+    dataset = LazySupervisedDataset(data_args.data_path, inputs, config)
     if tower is not None and not dataset.has_image.any():
         logger.warning(
             "The model has a vision tower, but no record of %s names an image under 'image': it will learn from text "
@@ -169,14 +167,14 @@ def make_data(
             data_args.data_path,
         )
     size = None if tower is None else tower.config.image_size
-    return dataset, SupervisedCollator(tokenizer.pad_token_id, size, model.plan_settings())
+    return dataset, inputs.collator(size, model.plan_settings())
 
 
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:
     """Held-out data, read as the training data is; None without any."""
     if data_args.eval_data_path is None:
         return None
-    return LazySupervisedDataset(data_args.eval_data_path, dataset.tokenizer, dataset.image_processor, dataset.config)
+    return LazySupervisedDataset(data_args.eval_data_path, dataset.inputs, dataset.config)
 
 
 def _image_opening(config: Any, data_args: DataArguments) -> str:

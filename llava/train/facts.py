@@ -137,7 +137,7 @@ def describe_run(
     if args.deepspeed:
         engine = f"deepspeed-zero{args.hf_deepspeed_config.get_value('zero_optimization.stage', 0)}"
     arguments = plain(model_args, data_args, args)
-    arguments["image_opening"] = dataset.config.image_opening
+    arguments["image_opening"] = dataset.inputs.image_opening
     return RunFacts(
         compression=model.compression.to_dict(),
         data=dataset.fingerprint,
@@ -148,9 +148,9 @@ def describe_run(
         engine=engine,
         seed=args.seed if args.data_seed is None else args.data_seed,
         arguments=arguments,
-        start=_start(dataset.tokenizer, model_args, args)
+        start=_start(dataset.inputs.tokenizer, model_args, args)
         | {
-            "image processor": digest_image_processor(dataset.image_processor),
+            "image processor": digest_image_processor(dataset.inputs.processor),
             "held-out data": None if held_out is None else str(held_out.fingerprint),
         },
         tower_layers=_tower_layers(model),

@@ -14,6 +14,7 @@ from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding
 from llava.data.check.outcome import Fit, TextOutcome
 from llava.data.check.sources import Unreadable
+from llava.data.families.llava import LlavaInputs
 from llava.data.json_stream import Ambiguous
 from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
@@ -77,7 +78,7 @@ def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> Te
 
 def _encode(record: Record, tokenizer: Any, settings: CheckSettings) -> tuple[tuple[Fit, ...], list[Finding]]:
     """Encode as the training data set does, cut at every budget, and judge what is left."""
-    encoder = RecordEncoder(tokenizer, settings.template, find_salient=_nothing_salient)
+    encoder = RecordEncoder(LlavaInputs(None, tokenizer, None, settings.template), _nothing_salient)
     try:
         encoded = encoder.encode(record)
         cuts = [truncate(encoded, settings.max_length, visual) for visual in settings.visual_tokens]

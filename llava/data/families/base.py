@@ -8,16 +8,22 @@ each prepared by `image` or `video`, in the order of their marks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
+from llava.compression.salience import salient_spans
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.salient import SalientFinder
+from llava.data.tokenization import EncodedText, one_question
+from llava.model.splice import PlanSettings
 
 Sample = dict[str, Any]
+Collator = Callable[[Sequence[Sample]], dict[str, Any]]
 
 
 class ModelInputs(ABC):
@@ -29,9 +35,14 @@ class ModelInputs(ABC):
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
 
+    Attributes:
+        arguments: of the model, among what the collator gives.
+
     Raises:
-        ValueError: if there is no such template or opening.
+        ValueError: if there is no such opening.
     """
+
+    arguments: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "query_mask", "labels", "images")
 
     def __init__(
         self,
@@ -109,24 +120,71 @@ class ModelInputs(ABC):
             ValueError: if the text has another number of marks.
         """
 
+    @property
     @abstractmethod
+    def key(self) -> str:
+        """Stands for all that `encode` depends on but the tokenizer and the finder of salient words."""
+
+    @abstractmethod
+    def marked(self, turn: str) -> str:
+        """A human turn whose marks are written as the model wants them."""
+
+    @abstractmethod
+    def encode(
+        self,
+        turns: Sequence[str],
+        with_media: bool,
+        find_salient: SalientFinder = salient_spans,
+        system: str | None = None,
+        ask: bool = False,
+    ) -> EncodedText:
+        """A conversation as ids, labels and voters; its media need not be read. A medium is one `IMAGE_TOKEN_INDEX`.
+
+        Args:
+            turns: texts, human and assistant alternating, human ones of `question` or `marked`.
+            with_media: without, marks are text like any other.
+            find_salient: says which words of a question are salient.
+            system: instead of the template's system prompt.
+            ask: whether the last turn is a question to be answered; else answers are labelled.
+
+        Raises:
+            ValueError: if the turns do not go with the template.
+        """
+
+    @abstractmethod
+    def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> Collator:
+        """What makes a batch of samples: arguments of the model, and what training reports.
+
+        Args:
+            settings: of the model's plans, for the batch to bring its own; None leaves planning to the model.
+            image_size: side of the images of the tower; None in a run without media. A batch of text alone then brings
+                something for the tower, which has to run on every rank in every step.
+        """
+
     def prompt(self, turns: Sequence[str], media: Sequence[Any], voting: int = -1) -> Sample:
         """A conversation that ends in a question, to be answered.
 
         Args:
-            turns: texts, human and assistant alternating, human ones of `question`.
+            turns: as in `encode`.
             media: of all turns.
             voting: number of the question whose tokens may vote on visual tokens, by default the last.
         """
+        return self.sample(one_question(self.encode(turns, bool(media), ask=True), voting), media)
 
-    @abstractmethod
     def conversation(self, turns: Sequence[str], media: Sequence[Any]) -> Sample:
         """A conversation that ends in an answer, all answers labelled; arguments as in `prompt`."""
+        return self.sample(self.encode(turns, bool(media)), media)
 
-    @abstractmethod
+    def sample(self, encoded: EncodedText, media: Sequence[Any]) -> Sample:
+        """An encoded conversation with its media."""
+        return encoded.tensors() | {"images": list(media), "sample_id": None, "truncated": encoded.truncated}
+
     def length(self, sample: Sample, visual_tokens: int) -> int:
         """Tokens of a sample in the language model, if each of its images (or crops, or frames) brings so many."""
+        ids: Tensor = sample["input_ids"]
+        return len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * (visual_tokens - 1)
 
-    @abstractmethod
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""
+        collated = self.collator()(samples)
+        return {name: collated[name] for name in self.arguments if name in collated}

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
+from llava import conversation, mm_utils
+from llava.compression.salience import salient_spans
+from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template, recorded_template
+from llava.data import records, spoken_text, tokenization
+from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator
-from llava.data.families.base import ModelInputs, Sample
+from llava.data.families.base import ModelInputs
 from llava.data.images import within_limits
 from llava.data.records import wrap_image_marks
-from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt, one_question
+from llava.data.salient import SalientFinder
+from llava.data.store import source_of
+from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.mm_utils import aspect_ratio_of, preprocess_image
+from llava.model.splice import PlanSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +39,6 @@ _TEMPLATES_BY_NAME = (
     ("mpt", "mpt"),
     ("v0", "llava_v0"),
 )
-_INPUTS = ("input_ids", "attention_mask", "query_mask", "labels", "images")
 
 
 class LlavaInputs(ModelInputs):
@@ -81,10 +88,7 @@ class LlavaInputs(ModelInputs):
         return [self.image(frame, what) for frame in frames]
 
     def question(self, text: str, media: Sequence[Any]) -> str:
-        """As in `ModelInputs`; an `<image>` for each image, a line each in front, and `\\<image>` is the word itself.
-
-        The model's `mm_use_im_start_end` surrounds marks, and so do some templates.
-        """
+        """As in `ModelInputs`; marks are `<image>`, a line each in front, and `\\<image>` is the word itself."""
         text = text.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
         marks, count = text.count(DEFAULT_IMAGE_TOKEN), len(media)
         if marks not in (0, count):
@@ -94,30 +98,38 @@ class LlavaInputs(ModelInputs):
             )
         if marks == 0:
             text = f"{DEFAULT_IMAGE_TOKEN}\n" * count + text
-        tagged = "mmtag" in get_template(self.template).version
-        return wrap_image_marks(text, bool(getattr(self.config, "mm_use_im_start_end", False)), tagged)
+        return self.marked(text)
 
-    def prompt(self, turns: Sequence[str], media: Sequence[Any], voting: int = -1) -> Sample:
+    @property
+    def key(self) -> str:
         """As in `ModelInputs`."""
-        return _sample(one_question(encode_prompt(turns, self.tokenizer, self.template), voting), media)
+        code = source_of(sys.modules[__name__], tokenization, spoken_text, records, conversation, mm_utils)
+        return digest_text([repr(get_template(self.template)), str(self._start_end), code])
 
-    def conversation(self, turns: Sequence[str], media: Sequence[Any]) -> Sample:
+    def marked(self, turn: str) -> str:
+        """As in `ModelInputs`; the model's `mm_use_im_start_end` surrounds marks, and so do some templates."""
+        return wrap_image_marks(turn, self._start_end, "mmtag" in get_template(self.template).version)
+
+    @property
+    def _start_end(self) -> bool:
+        return bool(getattr(self.config, "mm_use_im_start_end", False))
+
+    def encode(
+        self,
+        turns: Sequence[str],
+        with_media: bool,
+        find_salient: SalientFinder = salient_spans,
+        system: str | None = None,
+        ask: bool = False,
+    ) -> EncodedText:
+        """As in `ModelInputs`; see `llava.data.tokenization`."""
+        if ask:
+            return encode_prompt(turns, self.tokenizer, self.template, find_salient, system)
+        return encode_conversation(turns, self.tokenizer, self.template, with_media, find_salient, system)
+
+    def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> SupervisedCollator:
         """As in `ModelInputs`."""
-        return _sample(encode_conversation(turns, self.tokenizer, self.template, bool(media)), media)
-
-    def length(self, sample: Sample, visual_tokens: int) -> int:
-        """As in `ModelInputs`."""
-        ids: Tensor = sample["input_ids"]
-        return len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * (visual_tokens - 1)
-
-    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """As in `ModelInputs`; see `SupervisedCollator`."""
-        collated = SupervisedCollator(self.tokenizer.pad_token_id or 0)(samples)
-        return {name: collated[name] for name in _INPUTS if name in collated}
-
-
-def _sample(encoded: EncodedText, media: Sequence[Any]) -> Sample:
-    return encoded.tensors() | {"images": list(media), "sample_id": None, "truncated": encoded.truncated}
+        return SupervisedCollator(self.tokenizer.pad_token_id or 0, image_size, settings)
 
 
 def conv_mode_of(model_name: str) -> str:
