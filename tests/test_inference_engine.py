@@ -104,6 +104,8 @@ def test_five_programs_give_the_same_answer_to_the_same_question(
 class Mirrored(ModelInputs):
     """A made-up family: a template of its own, the last token votes, each image has its mirror image beside it."""
 
+    model_types = ("mirrored",)
+
     @classmethod
     def template_for(cls, config: Any, model_name: str, asked: str | None = None, usual: str | None = None) -> str:
         return "questions"
@@ -156,11 +158,7 @@ class Mirrored(ModelInputs):
         return collate
 
 
-def test_a_family_from_outside_is_asked_as_it_says(
-    folder: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
-    families.register_family("mirrored", Mirrored)
+def test_a_family_from_outside_is_asked_as_it_says(folder: Path, pictures: list[str]) -> None:
     native = Engine.open(ModelSpec(str(folder)), "cpu")
     native.model.config.model_type = "mirrored"
     engine = Engine(native.model, native.tokenizer, native.inputs.processor)
@@ -194,9 +192,18 @@ def test_a_family_from_outside_is_asked_as_it_says(
     assert taught["input_ids"].tolist()[:8] == told["input_ids"].tolist()[:8]
 
 
-def test_a_model_without_a_family_and_a_second_family_are_refused() -> None:
+def test_a_model_without_a_family_and_a_family_without_a_type_are_refused() -> None:
     with pytest.raises(ValueError, match="no family for models of type 'bert'; known are llava_llama"):
         families.family_of(SimpleNamespace(model_type="bert"))
-    families.register_family("llava_llama", LlavaInputs)
-    with pytest.raises(ValueError, match="asked through LlavaInputs already"):
-        families.register_family("llava_llama", Mirrored)
+    with pytest.raises(TypeError, match="ModelInputs does not say model_types"):
+        families.register_family(ModelInputs)
+
+
+def test_another_family_can_take_the_place_of_one() -> None:
+    class Other(LlavaInputs):
+        model_types = ("mirrored",)
+
+    assert families.family_of(SimpleNamespace(model_type="mirrored")) is Other
+    families.register_family(Mirrored)
+    assert families.family_of(SimpleNamespace(model_type="mirrored")) is Mirrored
+    assert families.family_of(SimpleNamespace(model_type="llava_llama")) is LlavaInputs

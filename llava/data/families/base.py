@@ -35,14 +35,23 @@ class ModelInputs(ABC):
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
 
+    A subclass that names `model_types` is registered when it is defined; `register_family` does it by hand.
+
     Attributes:
+        model_types: of the models it is for, as their `config.json` has them.
         arguments: of the model, among what the collator gives.
 
     Raises:
         ValueError: if there is no such opening.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "query_mask", "labels", "images")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "model_types" in vars(cls):
+            register_family(cls)
 
     def __init__(
         self,
@@ -188,3 +197,40 @@ class ModelInputs(ABC):
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""
         collated = self.collator()(samples)
         return {name: collated[name] for name in self.arguments if name in collated}
+
+
+_FAMILIES: dict[str, type[ModelInputs]] = {}
+"""By `model_type`."""
+
+
+def register_family(family: type[ModelInputs]) -> type[ModelInputs]:
+    """Let models of its `model_types` be asked and trained through a family, instead of any that was before.
+
+    Args:
+        family: works as a decorator, in any package.
+
+    Raises:
+        TypeError: if it names no type.
+    """
+    if not family.model_types:
+        raise TypeError(f"{family.__name__} does not say model_types, which a family must; see docs/plug-in.md.")
+    _FAMILIES.update(dict.fromkeys(family.model_types, family))
+    return family
+
+
+def family_of(config: Any) -> type[ModelInputs]:
+    """The family of a model.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ValueError: if its type has none.
+    """
+    family = _FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(
+            f"There is no family for models of type {config.model_type!r}; known are {', '.join(_FAMILIES)}. A class "
+            "of llava.data.families.ModelInputs with it among its model_types adds one."
+        )
+    return family

@@ -44,6 +44,8 @@ _TEMPLATES_BY_NAME = (
 class LlavaInputs(ModelInputs):
     """Inputs of LLaVA; `template` is a key of `conv_templates`, media are pixels [3, height, width]."""
 
+    model_types = ("llava_llama",)
+
     @classmethod
     def template_for(cls, config: Any, model_name: str, asked: str | None = None, usual: str | None = None) -> str:
         """What was asked for, else what `config.json` records of training, else what is usual, else by the name.
