@@ -14,7 +14,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.records import read_records
 from llava.model import staged_decoder
 from llava.model.image_inputs import warn_unseen
-from llava.model.placeholders import SpanSize
+from llava.model.placeholders import VisualSpan
 from llava.model.splice import plan_splice, warn_without_query_mask
 
 DUET = CompressionConfig(V2VConfig(6, 2, 2), T2VConfig((2, 4), (0.5, 0.25)))
@@ -48,7 +48,7 @@ def test_text_keeps_its_places() -> None:
 
 def test_only_text_votes_by_default() -> None:
     ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7, 8]])
-    vote = plan_splice(ids, None, {IMAGE_TOKEN_INDEX: [SpanSize(4)]}, queries="text").layout.vote
+    vote = plan_splice(ids, None, {IMAGE_TOKEN_INDEX: [VisualSpan(torch.empty(4, 0), 1)]}, queries="text").layout.vote
     assert vote[0].nonzero().flatten().tolist() == [6, 7, 8]
 
 

@@ -15,42 +15,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SpanSize:
-    """How many visual tokens an image, crop group or video frame brings, and for how many placeholders.
+class VisualSpan:
+    """The visual tokens of one image, crop group or video frame, in one piece.
 
     Attributes:
-        count: n, visual tokens.
-        replaced: placeholders in their place, in one piece.
+        features: [n, D] in the language model's width. A plan looks at n alone.
+        replaced: placeholders in their place; 0 for an image that was encoded but is not shown.
         slots: int64 [n] which of those placeholders each token stands at; None puts them at the first ones, and those
             that are more at the last.
-    """
-
-    count: int
-    replaced: int = 1
-    slots: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class VisualSpan:
-    """The visual tokens of one image, crop group or video frame.
-
-    Attributes:
-        features: [n, D] in the language model's width.
-        replaced: placeholders that the processor put in their place; 0 for an image that was encoded but is not shown.
-        slots: int64 [n] which of those placeholders each token stands at; None where that does not matter.
     """
 
     features: Tensor
     replaced: int
     slots: Tensor | None = None
 
-    @property
-    def size(self) -> SpanSize:
-        """What a plan needs to know of it."""
-        return SpanSize(len(self.features), self.replaced, self.slots)
 
-
-def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[SpanSize]]) -> tuple[Tensor, Tensor]:
+def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[VisualSpan]]) -> tuple[Tensor, Tensor]:
     """Find the placeholders of each span.
 
     Args:
@@ -66,18 +46,18 @@ def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[Sp
         ValueError: if the placeholders do not fit the images.
     """
     number, kept, done = torch.full_like(input_ids, -1), valid.clone(), 0
-    for token, sizes in spans.items():
+    for token, held in spans.items():
         is_placeholder = input_ids == token
         kept &= ~is_placeholder
-        for offset, (row, column) in _starts((is_placeholder & valid).nonzero(), sizes):
+        for offset, (row, column) in _starts((is_placeholder & valid).nonzero(), held):
             number[row, column] = done + offset
-        done += len(sizes)
+        done += len(held)
     return number, kept | (number >= 0)
 
 
-def _starts(where: Tensor, sizes: Sequence[SpanSize]) -> list[tuple[int, tuple[int, int]]]:
+def _starts(where: Tensor, spans: Sequence[VisualSpan]) -> list[tuple[int, tuple[int, int]]]:
     """Number and place of the first placeholder of each span, given the places [count, 2] of all placeholders."""
-    needed = sum(size.replaced for size in sizes)
+    needed = sum(span.replaced for span in spans)
     if len(where) != needed:
         raise ValueError(
             f"The prompts hold {len(where)} placeholder tokens, but the images or videos that were given stand for "
@@ -85,15 +65,15 @@ def _starts(where: Tensor, sizes: Sequence[SpanSize]) -> list[tuple[int, tuple[i
         )
     found, first = [], 0
     places = where.tolist()
-    for number, size in enumerate(sizes):
-        if size.replaced == 0:
+    for number, span in enumerate(spans):
+        if span.replaced == 0:
             continue
-        (row, column), (last_row, last_column) = places[first], places[first + size.replaced - 1]
-        if row != last_row or last_column - column != size.replaced - 1:
+        (row, column), (last_row, last_column) = places[first], places[first + span.replaced - 1]
+        if row != last_row or last_column - column != span.replaced - 1:
             raise ValueError(
-                f"An image or video stands for {size.replaced} placeholders, but those in row {row} are not in one "
+                f"An image or video stands for {span.replaced} placeholders, but those in row {row} are not in one "
                 "piece; was the prompt cut off? Raise the processor's max_length."
             )
         found.append((number, (row, column)))
-        first += size.replaced
+        first += span.replaced
     return found

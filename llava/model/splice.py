@@ -20,7 +20,7 @@ from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import Targets
-from llava.model.placeholders import SpanSize, find_spans
+from llava.model.placeholders import VisualSpan, find_spans
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class PlanSettings:
         return plan_splice(
             batch["input_ids"],
             batch["attention_mask"],
-            {IMAGE_TOKEN_INDEX: [SpanSize(self.tokens_per_image)] * images},
+            {IMAGE_TOKEN_INDEX: [VisualSpan(torch.empty(self.tokens_per_image, 0), 1)] * images},
             labels=batch["labels"],
             query_mask=batch["query_mask"],
             queries=self.queries,
@@ -110,7 +110,7 @@ class PlanSettings:
 def plan_splice(
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    spans: Mapping[int, Sequence[SpanSize]],
+    spans: Mapping[int, Sequence[VisualSpan]],
     *,
     labels: Tensor | None = None,
     shift_labels: Tensor | None = None,
@@ -125,7 +125,7 @@ def plan_splice(
     Args:
         input_ids: int64 [B, T] on the host.
         attention_mask: [B, T], 0 on padding (either side), or None.
-        spans: for each placeholder's token id, the sizes of what it stands for, in reading order.
+        spans: for each placeholder's token id, what it stands for, in reading order.
         labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none. Those on placeholders do not count.
         shift_labels: int64 [B, T], what each column is to predict; taken instead of `labels`.
         answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
@@ -143,7 +143,7 @@ def plan_splice(
     )  # fmt: skip
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     span, kept = find_spans(input_ids, valid, spans)
-    sizes = [size for held in spans.values() for size in held]
+    every = [one for held in spans.values() for one in held]
     is_image = span >= 0
     targets = Targets.of(labels, shift_labels)
     if targets is not None:
@@ -156,14 +156,14 @@ def plan_splice(
         query_mask = derived
     elif answers is None:
         before_answer = _last_flagged(query_mask, kept, before_answer)
-    counts = torch.tensor([size.count for size in sizes], dtype=torch.long)
+    counts = torch.tensor([len(one.features) for one in every], dtype=torch.long)
     width = kept.long()
     width[is_image] = counts[span[is_image]]
     stream = _Stream.of(width)
     if max_length is not None and int(width.sum(dim=1).max()) > max_length:
         stream, targets = _truncate(stream, width, targets, max_length)
     is_text = kept & ~is_image
-    source, slot = _features(stream, span, is_text, counts, sizes)
+    source, slot = _features(stream, span, is_text, counts, every)
     layout, rows = _pad(stream, width, is_image, query_mask, before_answer, queries, padding_side)
     columns = rows(stream.token % input_ids.shape[1] + slot, -1)
     return SplicePlan(
@@ -286,23 +286,24 @@ def _truncate(
 
 
 def _features(
-    stream: _Stream, span: Tensor, is_text: Tensor, counts: Tensor, sizes: Sequence[SpanSize]
+    stream: _Stream, number: Tensor, is_text: Tensor, counts: Tensor, spans: Sequence[VisualSpan]
 ) -> tuple[Tensor, Tensor]:
     """For each position of the stream the row of text and visual tokens it takes, and how far from its first column."""
     text_row = (is_text.flatten().long().cumsum(0) - 1)[stream.token]
-    if not sizes:
+    if not spans:
         return text_row, torch.zeros_like(text_row)
-    slots = torch.cat(
-        [
-            torch.arange(size.count).clamp(max=max(size.replaced - 1, 0)) if size.slots is None else size.slots.cpu()
-            for size in sizes
-        ]
-    )  # [N]
-    number = span.flatten()[stream.token]
+    slots = torch.cat([_slots(span) for span in spans])  # [N]
+    number = number.flatten()[stream.token]
     visual = number >= 0
     feature = ((counts.cumsum(0) - counts)[number.clamp(min=0)] + stream.offset) * visual
     source = torch.where(visual, int(is_text.sum()) + feature, text_row)
     return source, slots[feature] * visual if len(slots) else feature
+
+
+def _slots(span: VisualSpan) -> Tensor:
+    if span.slots is not None:
+        return span.slots.cpu()
+    return torch.arange(len(span.features)).clamp(max=max(span.replaced - 1, 0))
 
 
 def _pad(

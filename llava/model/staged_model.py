@@ -266,7 +266,7 @@ class StagedModel(StagedGeneration):
         plan = plan_splice(
             ids,
             mask,
-            {token: [span.size for span in held] for token, held in spans.items()},
+            spans,
             labels=labels,
             shift_labels=shift_labels,
             answers=answers,

@@ -1,17 +1,54 @@
-"""What models with a CLIP-like tower share: V2V on each image, then the projector.
+"""What families with CLIP-like towers share: V2V on each image, crop or frame by itself, then the projector.
 
 Shapes: M images (or crops, or frames), N0 tokens of each, D width of the language model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from llava.compression.config import CompressionConfig, V2VConfig
+from llava.model.compressed_model import CompressedModel
 from llava.model.multimodal_encoder.encode import encode_images, has_cls
+
+
+class ClipFamily(CompressedModel):
+    """A family with towers like CLIP's, all of one kind, and LLaVA's two inputs that choose among their features."""
+
+    def towers(self) -> tuple[Any, ...]:
+        """The vision towers, that of images first."""
+        return (self.model.vision_tower,)
+
+    def check_tower(self) -> None:
+        """Refuse towers unlike CLIP's, and features of several layers."""
+        for tower in self.towers():
+            check_tower(tower, self.config.vision_feature_layer)
+
+    def tower_tokens(self) -> int | None:
+        """Tokens of one image, crop or frame, CLS included; None for towers whose images differ in size."""
+        tower = self.towers()[0]
+        return image_tokens(tower) if hasattr(tower, "embeddings") else None
+
+    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
+        """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
+        v2v, tower = compression.v2v, self.towers()[0]
+        if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
+            return compression
+        return replace(compression, v2v=replace(v2v, score="received"))
+
+    def selected(self, inputs: Mapping[str, Any]) -> tuple[Any, str]:
+        """The layer of the tower whose features are taken, and `default` (without CLS) or `full`."""
+        names = ("vision_feature_layer", "vision_feature_select_strategy")
+        layer, strategy = (getattr(self.config, name) if inputs.get(name) is None else inputs[name] for name in names)
+        return layer, strategy
+
+    def merged(self, tower: Any, pixels: Tensor, inputs: Mapping[str, Any], v2v: V2VConfig) -> Tensor:
+        """Visual tokens [M, N0, D] of images [M, 3, height, width]."""
+        return merged_features(tower, self.model.multi_modal_projector, pixels, self.selected(inputs)[0], v2v)
 
 
 def merged_features(
@@ -57,14 +94,6 @@ def check_tower(tower: Any, select_layer: int | list[int]) -> None:
             f"vision_feature_layer is {layer}, but the vision tower has {depth} layers; accepted are 1 to {depth} and "
             f"-{depth} to -1."
         )
-
-
-def fitted_to(tower: Any, compression: CompressionConfig) -> CompressionConfig:
-    """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
-    v2v = compression.v2v
-    if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
-        return compression
-    return replace(compression, v2v=replace(v2v, score="received"))
 
 
 def image_tokens(tower: Any) -> int:

@@ -11,13 +11,12 @@ from transformers import LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from llava.compression.config import CompressionConfig
-from llava.model.compressed_model import CompressedModel
-from llava.model.families.clip import check_tower, fitted_to, image_tokens, merged_features
+from llava.model.families.clip import ClipFamily
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
 
 
-class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
+class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
     """`LlavaNextForConditionalGeneration` with both stages inside.
 
     V2V shortens every crop to the same number of tokens (paper Table 13: 850 + 175 over five crops). The rows of the
@@ -28,18 +27,6 @@ class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
     visual_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
     forward = forward_like(LlavaNextForConditionalGeneration)
 
-    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        """For a tower without a CLS token, such as SigLIP's."""
-        return fitted_to(self.model.vision_tower, compression)
-
-    def check_tower(self) -> None:
-        """Refuse towers unlike CLIP's, and features of several layers."""
-        check_tower(self.model.vision_tower, self.config.vision_feature_layer)
-
-    def tower_tokens(self) -> int | None:
-        """Tokens of one crop, CLS included."""
-        return image_tokens(self.model.vision_tower)
-
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, its crops behind one another."""
         pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
@@ -47,16 +34,14 @@ class CompressedLlavaNext(CompressedModel, LlavaNextForConditionalGeneration):
             return {self.config.image_token_id: []}
         if sizes is None:
             raise ValueError("pixel_values came without image_sizes; give all that the model's own processor returns.")
-        given = {name: value for name, value in inputs.items() if value is not None}
         if compression.v2v is None:
+            given = {name: value for name, value in inputs.items() if value is not None}
             features = self.model.get_image_features(**given, return_dict=True).pooler_output
             return {self.config.image_token_id: [VisualSpan(image, len(image)) for image in features]}
         counts = [self._crops(size) for size in sizes]
         if pixels.dim() == 5:  # images with fewer crops are padded
             pixels = torch.cat([image[:count] for image, count in zip(pixels, counts, strict=True)])
-        layer = given.get("vision_feature_layer", self.config.vision_feature_layer)
-        tower, projector = self.model.vision_tower, self.model.multi_modal_projector
-        merged = merged_features(tower, projector, pixels, layer, compression.v2v)
+        merged = self.merged(self.model.vision_tower, pixels, inputs, compression.v2v)
         images = [image.flatten(0, 1) for image in merged.split(counts)]
         replaced = self._placeholders(sizes, counts)
         spans = [VisualSpan(image, count) for image, count in zip(images, replaced, strict=True)]

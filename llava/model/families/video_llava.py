@@ -8,13 +8,12 @@ from typing import Any
 from transformers import VideoLlavaForConditionalGeneration
 
 from llava.compression.config import CompressionConfig
-from llava.model.compressed_model import CompressedModel
-from llava.model.families.clip import check_tower, image_tokens, merged_features
+from llava.model.families.clip import ClipFamily, image_tokens
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
 
 
-class CompressedVideoLlava(CompressedModel, VideoLlavaForConditionalGeneration):
+class CompressedVideoLlava(ClipFamily, VideoLlavaForConditionalGeneration):
     """`VideoLlavaForConditionalGeneration` with both stages inside.
 
     V2V shortens every frame by itself (paper Table 14: 160 + 32 of 257 tokens, eight frames); all frames of a row
@@ -31,47 +30,34 @@ class CompressedVideoLlava(CompressedModel, VideoLlavaForConditionalGeneration):
     )
     forward = forward_like(VideoLlavaForConditionalGeneration)
 
-    def check_tower(self) -> None:
-        """Refuse towers unlike CLIP's, and features of several layers."""
-        for tower in (self.model.image_tower, self.model.video_tower):
-            check_tower(tower, self.config.vision_feature_layer)
-
-    def tower_tokens(self) -> int | None:
-        """Tokens of one image or frame, CLS included."""
-        return image_tokens(self.model.image_tower)
+    def towers(self) -> tuple[Any, ...]:
+        """One for images and one for frames."""
+        return self.model.image_tower, self.model.video_tower
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, and one a frame."""
         images = inputs["pixel_values"] if inputs["pixel_values_images"] is None else inputs["pixel_values_images"]
         videos = inputs["pixel_values_videos"]
-        select = {
-            name: inputs[name]
-            for name in ("vision_feature_layer", "vision_feature_select_strategy")
-            if inputs[name] is not None
+        return {
+            self.config.image_token_id: [] if images is None else self._image_spans(images, compression, inputs),
+            self.config.video_token_id: [] if videos is None else self._frame_spans(videos, compression, inputs),
         }
-        spans: dict[int, list[VisualSpan]] = {self.config.image_token_id: [], self.config.video_token_id: []}
-        if images is not None:
-            spans[self.config.image_token_id] = self._image_spans(images, compression, select)
-        if videos is not None:
-            spans[self.config.video_token_id] = self._frame_spans(videos, compression, select)
-        return spans
 
-    def _image_spans(self, images: Any, compression: CompressionConfig, select: dict[str, Any]) -> list[VisualSpan]:
+    def _image_spans(self, images: Any, compression: CompressionConfig, inputs: Mapping[str, Any]) -> list[VisualSpan]:
+        layer, strategy = self.selected(inputs)
         if compression.v2v is None:
-            features = self.model.get_image_features(images, **select, return_dict=True).pooler_output
+            select = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy, "return_dict": True}
+            features = self.model.get_image_features(images, **select).pooler_output
             return [VisualSpan(image, len(image)) for image in features]
         tower = self.model.image_tower
-        layer = select.get("vision_feature_layer", self.config.vision_feature_layer)
-        strategy = select.get("vision_feature_select_strategy", self.config.vision_feature_select_strategy)
-        merged = merged_features(tower, self.model.multi_modal_projector, images, layer, compression.v2v)
-        return [VisualSpan(image, image_tokens(tower) - (strategy == "default")) for image in merged]
+        replaced = image_tokens(tower) - (strategy == "default")
+        return [VisualSpan(image, replaced) for image in self.merged(tower, images, inputs, compression.v2v)]
 
-    def _frame_spans(self, videos: Any, compression: CompressionConfig, select: dict[str, Any]) -> list[VisualSpan]:
-        layer = select.get("vision_feature_layer", self.config.vision_feature_layer)
+    def _frame_spans(self, videos: Any, compression: CompressionConfig, inputs: Mapping[str, Any]) -> list[VisualSpan]:
         if compression.v2v is None:
-            of_layer = {"vision_feature_layer": layer, "return_dict": True}
-            features = self.model.get_video_features(videos, **of_layer).pooler_output
+            select = {"vision_feature_layer": self.selected(inputs)[0], "return_dict": True}
+            features = self.model.get_video_features(videos, **select).pooler_output
             return [VisualSpan(frame, len(frame)) for frame in features]
-        tower, projector = self.model.video_tower, self.model.multi_modal_projector
-        merged = merged_features(tower, projector, videos.flatten(0, 1), layer, compression.v2v)
+        tower = self.model.video_tower
+        merged = self.merged(tower, videos.flatten(0, 1), inputs, compression.v2v)
         return [VisualSpan(frame, image_tokens(tower)) for frame in merged]
