@@ -30,8 +30,7 @@ from llava.model.behind_cache import check_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.columns import labels_of
 from llava.model.splice import check_shapes
-from llava.model.staged_cache import StagedCache
-from llava.model.staged_generation import is_filled
+from llava.model.staged_cache import StagedCache, is_filled
 
 if TYPE_CHECKING:
     from llava.model.staged_model import StagedModel
@@ -72,7 +71,7 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
     check_causal(more)
     check_no_media(more, model.pixels_are)
     if cache is not None and is_filled(cache):
-        _check_new_text(model, inputs, more, cache)
+        check_new_text(model, inputs, more, cache)
         return False
     prefill, layout = own["prefill"], own["layout"]
     if prefill is not None or layout is not None:
@@ -102,8 +101,12 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
     return apart
 
 
-def check_no_images_behind(model: StagedModel, inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError for images behind a filled cache; a single placeholder may be a word that was generated."""
+def check_new_text(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], cache: StagedCache) -> None:
+    """Look at what is to come behind a filled cache: text; a single placeholder may be a word that was generated.
+
+    Raises:
+        ValueError: for images, labels, and what does not fit the cache.
+    """
     ids, held = inputs.get("input_ids"), ""
     if ids is not None and (ids.shape[1] > 1 or ids.device.type == "cpu"):
         typed = model.is_placeholder(ids) if ids.shape[1] > 1 else ids < 0
@@ -114,11 +117,6 @@ def check_no_images_behind(model: StagedModel, inputs: Mapping[str, Any]) -> Non
             f"{held}Images cannot be added behind a filled cache, whose layers have chosen their visual tokens; give "
             "the whole conversation anew, without past_key_values, or take out placeholders that somebody typed."
         )
-
-
-def _check_new_text(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str, Any], cache: StagedCache) -> None:
-    """Look at what is to come behind a filled cache."""
-    check_no_images_behind(model, inputs)
     if labels_given({**inputs, **more}):
         raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
     check_packing(more, packed=False)

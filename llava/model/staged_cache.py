@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,3 +153,8 @@ class StagedCache(DynamicCache):
             stage.next_position = stage.next_position.index_select(0, rows)
             if stage.key_mask is not None:
                 stage.key_mask = stage.key_mask.index_select(0, rows)
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a cache already holds tokens."""
+    return cache is not None and cache.get_seq_length() > 0

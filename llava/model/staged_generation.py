@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
-from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
+from transformers.generation import GenerationConfig, GenerationMixin
 
-from llava.model.accepted_inputs import check_cache, check_padding_mask
+from llava.compression.config import CompressionConfig
+from llava.model.accepted_inputs import check_cache, check_padding_mask, refuse_soft_prompts_of_peft
 from llava.model.cache_name import CACHE, as_named, named
+from llava.model.call_checks import asks_nothing, check_prompt
 from llava.model.generation_options import REFUSED, check_chosen_logits, check_options
-from llava.model.staged_cache import StagedCache
+from llava.model.staged_cache import StagedCache, is_filled
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin as _Base
@@ -29,32 +31,33 @@ _BEHIND_CONFIG = list(inspect.signature(GenerationMixin.generate).parameters)[3:
 
 
 class StagedGeneration(_Base):
-    """Generation with a `StagedCache`; stands before the class of transformers among the bases.
+    """Generation of a `StagedModel`; stands before the class of transformers among the bases.
 
-    A model may hand `generate` an argument named `prefill` that describes its prompt. It must have a method
-    `repeat_interleave(repeats)`, and reaches `forward` with the prompt only.
+    The prompt is encoded once and reaches `forward` ready for the decoder, as the argument `prefill`.
 
     With a filled `StagedCache` as `past_key_values` the inputs are new text only, and `attention_mask` is theirs,
     [B, n] (of a longer one the last n columns count). The cache is extended in place; beams and several returned
     sequences work on a copy of it.
     """
 
+    stock: ClassVar[Any]
+    visual_inputs: ClassVar[tuple[str, ...]]
     config: Any
     generation_config: Any
+    compression: Any
+    checked: Any
+    prefill: Any
     refused_options: ClassVar[Mapping[str, str]] = REFUSED
 
     def is_staged(self, compression: Any = None) -> bool:
-        """Whether a call, with this compression instead of the model's own, runs stage by stage."""
-        return True
+        """Whether a call, with this compression instead of the model's own, compresses anything."""
+        return not asks_nothing(getattr(self.config, "compression", None) if compression is None else compression)
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; options that cannot be are refused first, see `llava.model.generation_options`."""
         by_name = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
         if self.is_staged(kwargs.get("compression")):
-            check_options(self.refused_options, by_name, generation_config, self.generation_config)
-            check_chosen_logits(by_name.get("return_logits"))
-            cache = as_named(by_name).get(CACHE)
-            check_cache(cache)
+            cache = self.check_generation(by_name, generation_config)
             _check_mask(inputs, by_name, is_filled(cache))
         elif kwargs.get("compression") is not None and by_name.get("assistant_model") is not None:
             if self.is_staged():
@@ -64,6 +67,14 @@ class StagedGeneration(_Base):
                 )
             del kwargs["compression"]
         return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def check_generation(self, given: dict[str, Any], config: GenerationConfig | None) -> Any:
+        """The cache among the arguments of `generate`; raise ValueError for options that cannot be."""
+        check_options(self.refused_options, given, config, self.generation_config)
+        check_chosen_logits(given.get("return_logits"))
+        cache = as_named(given).get(CACHE)
+        check_cache(cache)
+        return cache
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, for a model without a compression; `generate_batch` begins here.
@@ -122,13 +133,47 @@ class StagedGeneration(_Base):
                 own[CACHE] = cache
         return input_ids, model_kwargs | own
 
-    def _prepare_cache_for_generation(
+    def _maybe_prepare_encoder_kwargs_for_generation(
         self,
-        generation_config: GenerationConfig,
+        inputs_tensor: Tensor,
         model_kwargs: dict[str, Any],
-        generation_mode: GenerationMode | None = None,
-        *args: Any,
-    ) -> None:
+        model_input_name: str | None,
+        generation_config: GenerationConfig,
+    ) -> dict[str, Any]:
+        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder.
+
+        A cache is always used, as transformers does for prompts that are embeddings: a whole sequence that is run again
+        with its answer could choose other visual tokens.
+        """
+        given = model_kwargs.get("compression")
+        compression = self.compression if given is None else self.checked(given)
+        if compression == CompressionConfig():
+            return self.stock._maybe_prepare_encoder_kwargs_for_generation(
+                self, inputs_tensor, model_kwargs, model_input_name, generation_config
+            )
+        generation_config.use_cache = True
+        check_cache(as_named(model_kwargs).get(CACHE))
+        if is_filled(as_named(model_kwargs).get(CACHE)):
+            raise ValueError(
+                "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
+            )
+        refuse_soft_prompts_of_peft(self)
+        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
+        check_prompt(self, prompt, generating=True)
+        ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
+        used = (*self.visual_inputs, "query_mask", "position_ids")
+        return {name: value for name, value in model_kwargs.items() if name not in used} | ready
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
+        if not self.is_staged(model_kwargs.get("compression")):
+            return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+        return None
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        if not self.is_staged(model_kwargs.get("compression")):
+            self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
+            return
         given = model_kwargs.get(CACHE)
         if given is None:
             if generation_config.use_cache is not False:
@@ -145,8 +190,3 @@ def _check_mask(inputs: Any, given: Mapping[str, Any], filled: bool) -> None:
     if tokens is not None:
         rows, columns = tokens.shape[:2]
         check_padding_mask(given.get("attention_mask"), rows, columns, behind_cache=filled)
-
-
-def is_filled(cache: Any) -> bool:
-    """Whether a cache already holds tokens."""
-    return cache is not None and cache.get_seq_length() > 0

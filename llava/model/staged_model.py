@@ -14,21 +14,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
 from llava.model.accepted_inputs import (
-    check_cache,
     is_attention_matrix,
-    refuse_soft_prompts_of_peft,
     separated,
     stands_apart,
     without_packing,
 )
 from llava.model.behind_cache import check_compression_behind_cache
-from llava.model.cache_name import CACHE, as_named
-from llava.model.call_checks import asks_nothing, check_call, check_prompt, labels_given, text_alone
+from llava.model.cache_name import CACHE
+from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
 from llava.model.placeholders import VisualSpan
@@ -41,9 +38,9 @@ from llava.model.splice import (
     warn_without_answers,
     warn_without_query_mask,
 )
-from llava.model.staged_cache import StagedCache
+from llava.model.staged_cache import StagedCache, is_filled
 from llava.model.staged_decoder import continue_stages, run_stages
-from llava.model.staged_generation import StagedGeneration, is_filled
+from llava.model.staged_generation import StagedGeneration
 from llava.model.stock_forward import OWN_INPUTS
 
 
@@ -309,53 +306,6 @@ class StagedModel(StagedGeneration):
         """bool [B, T]: where images and videos go."""
         tokens = list(self.visual_spans(CompressionConfig(), dict.fromkeys(self.visual_inputs)))
         return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
-
-    def is_staged(self, compression: Any = None) -> bool:
-        """Whether a call, with this compression instead of the model's own, compresses anything."""
-        return not asks_nothing(getattr(self.config, "compression", None) if compression is None else compression)
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self,
-        inputs_tensor: Tensor,
-        model_kwargs: dict[str, Any],
-        model_input_name: str | None,
-        generation_config: GenerationConfig,
-    ) -> dict[str, Any]:
-        """Encode the prompt once, before its rows are repeated for beams, and hand it on ready for the decoder.
-
-        A cache is always used, as transformers does for prompts that are embeddings: a whole sequence that is run again
-        with its answer could choose other visual tokens.
-        """
-        given = model_kwargs.get("compression")
-        compression = self.compression if given is None else self.checked(given)
-        if compression == CompressionConfig():
-            return self.stock._maybe_prepare_encoder_kwargs_for_generation(
-                self, inputs_tensor, model_kwargs, model_input_name, generation_config
-            )
-        generation_config.use_cache = True
-        check_cache(as_named(model_kwargs).get(CACHE))
-        if is_filled(as_named(model_kwargs).get(CACHE)):
-            raise ValueError(
-                "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
-            )
-        refuse_soft_prompts_of_peft(self)
-        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
-        check_prompt(self, prompt, generating=True)
-        ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
-        used = (*self.visual_inputs, "query_mask", "position_ids")
-        return {name: value for name, value in model_kwargs.items() if name not in used} | ready
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
-        """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
-        if not self.is_staged(model_kwargs.get("compression")):
-            return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
-        return None
-
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        if self.is_staged(model_kwargs.get("compression")):
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        else:
-            self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
 
 
 def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:

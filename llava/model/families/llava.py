@@ -19,26 +19,23 @@ from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.accepted_inputs import (
     check_cache,
-    check_counting,
     check_no_media,
-    check_padding_mask,
-    check_position_shape,
     check_tokens,
     refuse_soft_prompts_of_peft,
 )
 from llava.model.behind_cache import check_behind_cache, check_compression_behind_cache
-from llava.model.cache_name import CACHE, as_named, takes_either_name
-from llava.model.call_checks import BYPASS, check_no_images_behind, check_prompt
+from llava.model.cache_name import as_named, takes_either_name
+from llava.model.call_checks import BYPASS, check_new_text, check_prompt
 from llava.model.embedded_prompts import check_streamer, refuse_placeholders, with_other_side, within_length
-from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS, check_chosen_logits, check_options
+from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS
 from llava.model.image_inputs import ShownImages, shown_images
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill
 from llava.model.splice import PlanSettings
+from llava.model.staged_cache import is_filled
 from llava.model.staged_decoder import continue_stages
-from llava.model.staged_generation import is_filled
 from llava.model.staged_model import StagedModel, queries_of
 from llava.model.stock_forward import forward_like
 
@@ -245,29 +242,25 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         check_tokens("inputs", inputs)
         inputs = inputs.to(self.device)
         refuse_soft_prompts_of_peft(self)
-        check_options(self.refused_options, kwargs, config, self.generation_config)
-        check_chosen_logits(kwargs.get("return_logits"))
+        kwargs = as_named(kwargs)
+        cache = self.check_generation(kwargs, config)
         check_no_media(kwargs, self.pixels_are)
         check_streamer(kwargs.get("streamer"), len(inputs))
-        kwargs = as_named(kwargs)
-        cache: Any = kwargs.get(CACHE)
-        check_cache(cache)
-        positions = kwargs.pop("position_ids", None)
+        prompt = {
+            "input_ids": inputs, "attention_mask": attention_mask, "position_ids": kwargs.pop("position_ids", None),
+            "images": images, "query_mask": query_mask,
+        }  # fmt: skip
         chosen = None if compression is None else self.checked(compression)
         if is_filled(cache):
-            check_no_images_behind(self, {"input_ids": inputs, "images": images})
-            check_behind_cache(cache, inputs.shape, attention_mask, positions)
+            check_new_text(self, prompt, {}, cache)
             check_compression_behind_cache(cache, chosen, self.compression)
             _check_last_column(attention_mask)
             embeddings = self.get_input_embeddings()(inputs)
             mask = None if attention_mask is None else attention_mask.to(self.device)
             kwargs = within_length(kwargs, cache.get_seq_length() + inputs.shape[1], self.generation_config)
             return super().generate(inputs_embeds=embeddings, attention_mask=mask, **kwargs)
-        check_padding_mask(attention_mask, *inputs.shape)
-        check_position_shape(positions, *inputs.shape)
-        check_counting(positions, attention_mask)
+        check_prompt(self, prompt, generating=True)
         chosen = self.compression if chosen is None else chosen
-        prompt = {"input_ids": inputs, "attention_mask": attention_mask, "images": images, "query_mask": query_mask}
         ready = self.prefill(prompt, chosen, padding_side="left")
         kwargs = within_length(kwargs, ready.layout.valid.shape[1], self.generation_config)
         kwargs = with_other_side(kwargs, inputs, attention_mask, self.generation_config)
