@@ -15,7 +15,7 @@ from llava.data.check.budgets import CostAssumptions
 from llava.data.check.check_report import in_order
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.checking import CheckResult, check
-from llava.data.check.sources import Source
+from llava.data.check.sources import DataFile
 
 ASSUMED = CostAssumptions("tiny", batch_size=3, devices=2, peak_tflops=1.0, mfu=0.5, passes=4)
 
@@ -76,7 +76,7 @@ def write_images(at: Path) -> None:
 
 
 def checked(data: list[Any], folder: Path | str = ".", workers: int = 0, **settings: Any) -> CheckResult:
-    return check([Source(Path("data.json"), str(folder), objects=data)], CheckSettings(**settings), workers)
+    return check([DataFile(Path("data.json"), str(folder), objects=data)], CheckSettings(**settings), workers)
 
 
 def kinds(result: CheckResult) -> list[tuple[int, str]]:

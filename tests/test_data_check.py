@@ -20,7 +20,7 @@ from llava.data.check.conversations import check_conversations, load_tokenizer
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import KINDS
 from llava.data.check.image_files import check_images, prepared_pixels
-from llava.data.check.sources import Source
+from llava.data.check.sources import DataFile
 from llava.data.images import open_rgb
 from llava.data.sampler import EpochSampler
 
@@ -200,7 +200,7 @@ def test_ids_that_come_back_are_warnings_and_missing_ids_are_not() -> None:
     result = checked([*data, {"id": "7", "conversations": chat}])
     assert kinds(result) == [(3, "duplicate_id")] and result.findings[3][0].detail == "7: as record 0"
     assert result.faulty == []
-    twice = [Source(Path(name), ".", objects=data) for name in ("a.json", "b.json")]
+    twice = [DataFile(Path(name), ".", objects=data) for name in ("a.json", "b.json")]
     assert check(twice, CheckSettings()).findings == {}
 
 
@@ -248,7 +248,7 @@ def test_figures_equal_a_count_by_plain_loops(tokenizer: str) -> None:
     settings = CheckSettings(
         tokenizer=tokenizer, images="skip", budgets=("none", "duet-64"), visual_tokens=visual, max_length=4096
     )
-    result = check([Source(Path("data.json"), ".", objects=data)], settings)
+    result = check([DataFile(Path("data.json"), ".", objects=data)], settings)
     found = figures(result, ASSUMED, MODELS["llava-1.5-7b"], CLIP_L_336)
     assert result.findings == {}
     for budget, per_image in zip(("none", "duet-64"), visual, strict=True):
@@ -285,7 +285,7 @@ def test_flops_and_hours_equal_numbers_worked_by_hand(tmp_path: Path) -> None:
     visual = visual_tokens_of([str(budget)], TINY_DECODER, TINY_VISION)
     settings = CheckSettings(images="skip", budgets=(str(budget),), visual_tokens=visual, template="plain")
     data = [shown("a", "a.png", "a man!"), shown("b", "b.png", "a man!"), shown("c", "c.png", "a")]
-    row = figures(check([Source(Path("d"), ".", objects=data)], settings), ASSUMED, TINY_DECODER, TINY_VISION)[
+    row = figures(check([DataFile(Path("d"), ".", objects=data)], settings), ASSUMED, TINY_DECODER, TINY_VISION)[
         str(budget)
     ]
     # 9 visual tokens in layer 0, 4 in layer 1. Text: BOS and the caption's pieces, 4, 4 and 2 tokens.
@@ -310,8 +310,8 @@ def test_padding_of_batches_worked_by_hand() -> None:
 
 def test_faulty_records_are_left_out_and_weights_counted() -> None:
     good = {"conversations": talk("Hi", "Hello")}
-    first = Source(Path("a.json"), ".", 2.5, 0, [good, {}, good, good, good])
-    second = Source(Path("b.json"), ".", 0.0, 0, [good])
+    first = DataFile(Path("a.json"), ".", 2.5, 0, [good, {}, good, good, good])
+    second = DataFile(Path("b.json"), ".", 0.0, 0, [good])
     result = check([first, second], CheckSettings())
     seen = Counter(epoch_of(result).tolist())
     assert set(seen) == {0, 2, 3, 4} and sorted(seen.values()) == [2, 2, 3, 3]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_a_broken_rule_is_noticed(
 ) -> None:
     (tmp_path / "module.py").write_text(source)
     assert list(rule(tmp_path / "module.py", ast.parse(source)))
+
+
+def test_no_two_modules_and_no_two_classes_have_one_name() -> None:
+    """But for LLaVA's three builders, the face of the chat, and a family's two halves; `bench` has words of its own."""
+    modules = [path for path in SOURCES if path.is_relative_to(ROOT / "llava") and path.name[:2] != "__"]
+    modules = [path for path in modules if not path.is_relative_to(ROOT / "llava" / "bench")]
+    names = Counter(path.name for path in modules if path.parent.name != "families")
+    assert {name for name, count in names.items() if count > 1} <= {"builder.py", "chat.py"}
+    nodes = (node for path in modules for node in ast.parse(path.read_text(encoding="utf-8")).body)
+    classes = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef) and node.name[0] != "_")
+    assert {name for name, count in classes.items() if count > 1} <= {"DuetLlava"}, "users type it in two harnesses"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tiny_llava import flags, write_assets
 from torch import nn
 
 from llava.train import trainer
-from llava.train.finite import broken_weight, require_finite_gradient, require_finite_loss, require_finite_weights
+from llava.train.non_finite import broken_weight, require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.train import train
 
 SAVING: dict[str, object] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}

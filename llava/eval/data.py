@@ -20,7 +20,7 @@ from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.datasets import EVAL_ZIP, Dataset, Part
+from llava.eval.benchmarks.datasets import EVAL_ZIP, Dataset, DatasetPart
 from llava.eval.benchmarks.questions import Question
 
 SAMPLE = 500
@@ -82,7 +82,7 @@ def directions(benchmark: Benchmark, dataset: Dataset, root: Path) -> str:
     return "\n".join([*lines, *(f"  Note: {note}" for note in dataset.notes)])
 
 
-def find(part: Part, root: Path) -> Path | None:
+def find(part: DatasetPart, root: Path) -> Path | None:
     """The file, or the folder with something in it; None if there is neither."""
     for place in part.places:
         path = root / place
@@ -142,7 +142,7 @@ def _lies_in(question: Question, folder: str) -> bool:
     return not folder or any(folder in path.parts for path in pictures(question))
 
 
-def _missing(part: Part, root: Path) -> str:
+def _missing(part: DatasetPart, root: Path) -> str:
     path = root / part.places[0]
     empty = "is an empty folder" if path.is_dir() else "is missing"
     return f"{path} ({part.what}) {empty}; get {part.source}: {part.url}"

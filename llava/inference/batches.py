@@ -98,7 +98,7 @@ def media_of(prompt: Asked, inputs: ModelInputs, num_frames: int) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PreparedBatch:
     """What became of a task.
 
     Attributes:
@@ -130,7 +130,7 @@ class Preparer:
     visual_tokens: int
     num_frames: int
 
-    def __getitem__(self, task: Task) -> Batch:
+    def __getitem__(self, task: Task) -> PreparedBatch:
         samples, shows, problems = {}, {}, {}
         for row, prompt in enumerate(task.prompts):
             try:
@@ -143,7 +143,7 @@ class Preparer:
                 problems[row] = "The question and its images take more memory than there is."
         batch = self.inputs.batch(list(samples.values())) if samples else {}
         arrays = {name: tensor.numpy() for name, tensor in batch.items() if name != "labels"}
-        return Batch(task, tuple(samples), arrays, tuple(shows.values()), problems)
+        return PreparedBatch(task, tuple(samples), arrays, tuple(shows.values()), problems)
 
     def sample(self, prompt: Asked) -> tuple[Sample, bool]:
         """One prompt as the family encodes it, and whether it shows anything.
@@ -159,7 +159,7 @@ class Preparer:
         return sample, bool(media)
 
 
-def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Iterable[Batch]:
+def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Iterable[PreparedBatch]:
     """The batches of tasks, in order.
 
     Args:
@@ -182,7 +182,7 @@ def _start(worker: int) -> None:
     end_with_parent()
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: PreparedBatch) -> PreparedBatch:
     """Leaves arrays alone: as tensors they would pass through shared memory, of which containers often have little."""
     return batch
 

@@ -36,7 +36,7 @@ DEFAULT_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Request:
+class ChatRequest:
     """What one question asks of the model.
 
     Attributes:
@@ -123,7 +123,7 @@ class Chat:
         self.usage: Usage | None = None
         self._turns: list[str] = []
         self._pixels: list[Tensor] = []
-        self._prefilled: Request | None = None
+        self._prefilled: ChatRequest | None = None
         self._forget_cache()
 
     @property
@@ -202,7 +202,7 @@ class Chat:
         trace = trace_compression(self.model, ids, request.pixels, query_mask=votes, compression=request.compression)
         return trace, request.pixels
 
-    def _stream(self, request: Request, images: list[Image.Image]) -> Iterator[str]:
+    def _stream(self, request: ChatRequest, images: list[Image.Image]) -> Iterator[str]:
         self._check_idle()
         if request.turns[:-1] != self._turns:
             raise ValueError("The conversation has gone on since this was asked; ask again.")
@@ -220,7 +220,7 @@ class Chat:
             self._asking = False
             self._remember(request, images, answering.output)
 
-    def _generate(self, request: Request, streamer: Any, stop_when: Any) -> Generated:
+    def _generate(self, request: ChatRequest, streamer: Any, stop_when: Any) -> Generated:
         """One call of the model's `generate`, behind the cache if there is one that fits.
 
         Raises:
@@ -245,7 +245,7 @@ class Chat:
         generated.require_finite()
         return generated
 
-    def _remember(self, request: Request, images: list[Image.Image], generated: Generated | None) -> None:
+    def _remember(self, request: ChatRequest, images: list[Image.Image], generated: Generated | None) -> None:
         """Let the conversation grow by what was asked and answered; without an answer nothing happened."""
         if generated is None:
             return
@@ -257,14 +257,14 @@ class Chat:
         if not self.reencode:
             self._cache, self._held = generated.cache, held
 
-    def _usage(self, request: Request, cache: StagedCache, said: int) -> Usage:
+    def _usage(self, request: ChatRequest, cache: StagedCache, said: int) -> Usage:
         """What an answer took, of which `said` tokens stand in the cache behind the prompt."""
         inputs, sample = self.engine.inputs, request.sample
         text = inputs.length(sample, 0)
         patches = inputs.length(sample, self.model.get_vision_tower().num_patches) - text if request.pixels else 0
         return Usage.of(cache, text + said, patches)
 
-    def _request(self, turns: list[str], pixels: list[Tensor]) -> Request:
+    def _request(self, turns: list[str], pixels: list[Tensor]) -> ChatRequest:
         sample = self.engine.inputs.prompt(turns, pixels, -1 if self.reencode else 0)
         each = self.model.visual_tokens_per_image(self.compression) if pixels else 0
         length, limit = self.engine.inputs.length(sample, each), self.engine.inputs.limit
@@ -273,7 +273,7 @@ class Chat:
                 f"The conversation takes {length} tokens, but the model can number {limit}; start a new one, or use a "
                 "smaller budget of visual tokens."
             )
-        return Request(turns, sample, pixels, self.compression)
+        return ChatRequest(turns, sample, pixels, self.compression)
 
     def _known(self, ids: list[int]) -> int:
         """How many ids of a prompt the cache holds; 0 where it has to be left aside.

@@ -15,7 +15,7 @@ from llava.checkpoints.opening import open_model
 from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
 from llava.data.families.base import Sample
-from llava.inference.batches import Asked, Batch, Preparer, Task, media_of, read_ahead, to_device
+from llava.inference.batches import Asked, PreparedBatch, Preparer, Task, media_of, read_ahead, to_device
 from llava.inference.ending import answer_text, end_tokens, stopping_at
 from llava.inference.generation import CountingCache, GenerationSettings
 from llava.mm_utils import model_name_of
@@ -215,7 +215,7 @@ class Engine:
             began = now
 
     def _answer(
-        self, batch: Batch, settings: GenerationSettings
+        self, batch: PreparedBatch, settings: GenerationSettings
     ) -> tuple[dict[int, str], dict[int, float], dict[int, str]]:
         """Answers, visual tokens and problems, by place in the task."""
         if settings.options().get("do_sample"):

@@ -51,7 +51,7 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DrawnStage:
     """A run of layers between two drops.
 
     Attributes:
@@ -94,12 +94,14 @@ def _has_cls(trace: CompressionTrace) -> bool:
     return trace.merged is not None and trace.merged.has_cls
 
 
-def _stages(trace: CompressionTrace, layers: int) -> list[Stage]:
+def _stages(trace: CompressionTrace, layers: int) -> list[DrawnStage]:
     starts = [0, *trace.alive]
     ends = [*trace.alive, layers]
     first = torch.ones(trace.entered[0], dtype=torch.bool)
     alive = [first, *(flags[0].cpu() for flags in trace.alive.values())]
-    return [Stage(f"layers {start} to {end - 1}", flags) for start, end, flags in zip(starts, ends, alive, strict=True)]
+    return [
+        DrawnStage(f"layers {start} to {end - 1}", flags) for start, end, flags in zip(starts, ends, alive, strict=True)
+    ]
 
 
 def _patches(trace: CompressionTrace, number: int, each: int) -> Patches:

@@ -25,7 +25,7 @@ from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
-from llava.train.finite import require_finite_start
+from llava.train.non_finite import require_finite_start
 from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
 from llava.train.template import record_template, settle_template
 

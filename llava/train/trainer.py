@@ -38,9 +38,9 @@ from llava.train.checkpoint import (
 from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.finished import require_trained
-from llava.train.finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
+from llava.train.non_finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SkippedSamples
 from llava.train.soundness import taken_up

@@ -4,6 +4,6 @@
 """
 
 from llava.verify.case import Case, UnreadableCaseError, find_cases, read_case
-from llava.verify.replaying import Outcome, verify_folder
+from llava.verify.replaying import CaseOutcome, verify_folder
 
-__all__ = ["Case", "Outcome", "UnreadableCaseError", "find_cases", "read_case", "verify_folder"]
+__all__ = ["Case", "CaseOutcome", "UnreadableCaseError", "find_cases", "read_case", "verify_folder"]

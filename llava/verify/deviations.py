@@ -14,7 +14,7 @@ from llava.compression import CompressionConfig
 from llava.constants import IGNORE_INDEX
 from llava.verify.case import Case
 from llava.verify.case_settings import Deviation
-from llava.verify.voters import Prompt, read_idxs
+from llava.verify.voters import CasePrompt, read_idxs
 
 _RESULTS = r"hidden_states|logits|loss|grad.*|new_tokens|step_logits"
 _COUNTED = r"visual_tokens_next|stage\d+_count_\d+|attention_mask|position_ids|labels|final_.*|kv_.*|last_position.*"
@@ -25,7 +25,7 @@ def _ranking(row: str = r"\d+", stage: str = r"\d+") -> str:
     return rf"(stage{stage}_)?(scores|kept|kept_global)_{row}|{_RESULTS}"
 
 
-def of_prompt(case: Case, prompt: Prompt, compression: CompressionConfig, per_image: int) -> list[Deviation]:
+def of_prompt(case: Case, prompt: CasePrompt, compression: CompressionConfig, per_image: int) -> list[Deviation]:
     """Deviations of a `full` or `generate` case; `per_image` visual tokens enter the decoder for each image."""
     found = list(_of_loss(prompt, case))
     if compression.t2v is None:
@@ -81,7 +81,7 @@ def _of_padding(case: Case, valid: Tensor, any_pruned: bool) -> Iterator[Deviati
         yield Deviation("padded rows in inference: padding votes in the published program", _ranking())
 
 
-def _of_loss(prompt: Prompt, case: Case) -> Iterator[Deviation]:
+def _of_loss(prompt: CasePrompt, case: Case) -> Iterator[Deviation]:
     if "loss" not in case.outputs or prompt.labels is None:
         return
     if not bool(((prompt.labels != IGNORE_INDEX) & prompt.valid)[:, 1:].any()):

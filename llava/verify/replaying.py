@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.verify import deviations, generation, stage, whole
+from llava.verify import deviations, stage, whole
+from llava.verify import generation_stage as generation
 from llava.verify import v2v_stage as v2v
 from llava.verify.case import Case, UnreadableCaseError, case_name, find_cases, read_case, read_json
 from llava.verify.case_settings import Deviation, RefusedError, Settings, or_refuse, read_settings
@@ -25,7 +26,7 @@ Replayed = tuple[v2v.Measured, dict[str, Tensor], list[Deviation]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """How a case went.
 
     Attributes:
@@ -50,7 +51,7 @@ class Outcome:
 
 def verify_folder(
     root: Path, tolerance: float = DEFAULT_TOLERANCE, device: torch.device | None = None
-) -> Iterator[Outcome]:
+) -> Iterator[CaseOutcome]:
     """Replay every case under a folder (a set of cases, one kind's folder or a single case).
 
     Args:
@@ -63,10 +64,10 @@ def verify_folder(
         try:
             yield verify_case(read_case(folder), models, tolerance)
         except UnreadableCaseError as error:
-            yield Outcome(case_name(folder), UNREADABLE, (str(error),))
+            yield CaseOutcome(case_name(folder), UNREADABLE, (str(error),))
 
 
-def verify_case(case: Case, models: ModelStore, tolerance: float = DEFAULT_TOLERANCE) -> Outcome:
+def verify_case(case: Case, models: ModelStore, tolerance: float = DEFAULT_TOLERANCE) -> CaseOutcome:
     """Replay one case and compare it with what was recorded.
 
     Raises:
@@ -78,15 +79,15 @@ def verify_case(case: Case, models: ModelStore, tolerance: float = DEFAULT_TOLER
     except UnreadableCaseError:
         raise
     except RefusedError as refusal:
-        return Outcome(case.name, BY_DESIGN, (str(refusal),))
+        return CaseOutcome(case.name, BY_DESIGN, (str(refusal),))
     except Exception as error:
         # Whatever a broken installation raises is its result, not the end of the run.
-        return Outcome(case.name, FAIL, (f"{type(error).__name__}: {error}",))
+        return CaseOutcome(case.name, FAIL, (f"{type(error).__name__}: {error}",))
     measurements, skipped = compare(measured, recorded, tolerance, known)
     return _judge(case, measurements, skipped, known)
 
 
-def _judge(case: Case, measurements: list[Measurement], skipped: list[str], known: list[Deviation]) -> Outcome:
+def _judge(case: Case, measurements: list[Measurement], skipped: list[str], known: list[Deviation]) -> CaseOutcome:
     """A case fails by any difference that is not excused; it is by design if one was, or a setting was replaced."""
     failed = [entry for entry in measurements if not entry.passes]
     if failed:
@@ -97,7 +98,7 @@ def _judge(case: Case, measurements: list[Measurement], skipped: list[str], know
         used = {entry.excused for entry in measurements if not entry.agrees}
         reasons = replaced + [found.reason for found in known if found.reason in used]
         status = BY_DESIGN if reasons else OK
-    return Outcome(case.name, status, tuple(reasons), tuple(measurements), tuple(skipped))
+    return CaseOutcome(case.name, status, tuple(reasons), tuple(measurements), tuple(skipped))
 
 
 def _how_far(entry: Measurement) -> str:

@@ -12,12 +12,12 @@ import transformers
 
 from llava.cost.machine import version_of
 from llava.verify.compare import Measurement, largest
-from llava.verify.replaying import BY_DESIGN, FAIL, OK, STATUSES, UNREADABLE, Outcome
+from llava.verify.replaying import BY_DESIGN, FAIL, OK, STATUSES, UNREADABLE, CaseOutcome
 
 _NAME_WIDTH, _STATUS_WIDTH = 38, 10
 
 
-def exit_status(outcomes: Sequence[Outcome]) -> int:
+def exit_status(outcomes: Sequence[CaseOutcome]) -> int:
     """0 if all cases agree (or differ by design), 1 on any mismatch, 2 if any could not be read or none was found."""
     statuses = {outcome.status for outcome in outcomes}
     if not outcomes or UNREADABLE in statuses:
@@ -25,7 +25,7 @@ def exit_status(outcomes: Sequence[Outcome]) -> int:
     return int(FAIL in statuses)
 
 
-def line(outcome: Outcome) -> str:
+def line(outcome: CaseOutcome) -> str:
     """One line for a case: its status, largest error, whether indices are equal, and reasons if there are any."""
     parts = [f"{outcome.name:<{_NAME_WIDTH}} {outcome.status:<{_STATUS_WIDTH}}"]
     worst = largest(outcome.measurements)
@@ -36,21 +36,21 @@ def line(outcome: Outcome) -> str:
     return "  ".join([*parts, "; ".join(outcome.reasons).replace("\n", " ")]).rstrip()
 
 
-def _indices(outcome: Outcome) -> str:
+def _indices(outcome: CaseOutcome) -> str:
     if outcome.indices_equal:
         return "equal"
     excused = all(entry.passes for entry in outcome.measurements if entry.exact)
     return "equal but for what differs by design" if excused else "DIFFER"
 
 
-def summary(outcomes: Sequence[Outcome], device: torch.device) -> str:
+def summary(outcomes: Sequence[CaseOutcome], device: torch.device) -> str:
     """The last line."""
     counts = ", ".join(f"{count} {status}" for status, count in _counts(outcomes).items())
     versions = ", ".join(f"{name} {version}" for name, version in environment(device).items() if version)
     return f"{len(outcomes)} cases: {counts} ({versions})"
 
 
-def to_json(outcomes: Sequence[Outcome], tolerance: float, device: torch.device) -> dict[str, Any]:
+def to_json(outcomes: Sequence[CaseOutcome], tolerance: float, device: torch.device) -> dict[str, Any]:
     """Everything measured, as plain JSON values."""
     return {
         "exit_status": exit_status(outcomes),
@@ -75,14 +75,14 @@ def environment(device: torch.device) -> dict[str, str | None]:
     }
 
 
-def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def _counts(outcomes: Sequence[CaseOutcome]) -> dict[str, int]:
     counts = dict.fromkeys(STATUSES, 0)
     for outcome in outcomes:
         counts[outcome.status] += 1
     return counts
 
 
-def _case_to_json(outcome: Outcome) -> dict[str, Any]:
+def _case_to_json(outcome: CaseOutcome) -> dict[str, Any]:
     worst = largest(outcome.measurements)
     return {
         "name": outcome.name,

@@ -18,7 +18,7 @@ from llava.verify.case import Case, UnreadableCaseError
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class CasePrompt:
     """The prompt of a `full` or `generate` case.
 
     Attributes:
@@ -42,7 +42,7 @@ class Prompt:
         return self.voters.long() * int(QueryRole.SALIENT if salient else QueryRole.INSTRUCTION)
 
 
-def read_prompt(case: Case, salient: bool) -> Prompt:
+def read_prompt(case: Case, salient: bool) -> CasePrompt:
     """The prompt, on the host.
 
     Raises:
@@ -56,7 +56,7 @@ def read_prompt(case: Case, salient: bool) -> Prompt:
     behind = (is_image.long().cumsum(dim=1) > 0) & ~is_image & valid
     wanted = salient_positions(case, ids.shape) if salient else None
     voters = choose_voters(behind, labels, case.training, wanted)
-    return Prompt(ids, valid, is_image, labels, voters, left_alone(valid, labels, case.training))
+    return CasePrompt(ids, valid, is_image, labels, voters, left_alone(valid, labels, case.training))
 
 
 def choose_voters(behind: Tensor, labels: Tensor | None, training: bool, salient: Tensor | None) -> Tensor:

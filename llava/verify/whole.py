@@ -17,12 +17,12 @@ from llava.model.loss import labels_at
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.stages import measure_stages, recorded_counts
 from llava.verify.v2v_stage import Measured
-from llava.verify.voters import Prompt, leave_alone, match_images
+from llava.verify.voters import CasePrompt, leave_alone, match_images
 
 _GRADIENT, _NORM = "grad:", "grad_norm:"
 
 
-def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: Prompt, compression: CompressionConfig) -> Measured:
+def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: CasePrompt, compression: CompressionConfig) -> Measured:
     """Everything a `full` case records; in training with dropout off, the tower frozen and a backward pass."""
     model.train(case.training)
     with contextlib.nullcontext() if case.training else torch.no_grad():
@@ -66,7 +66,7 @@ def recorded(case: Case) -> dict[str, Tensor]:
 def prepare(
     case: Case,
     model: LlavaLlamaForCausalLM,
-    prompt: Prompt,
+    prompt: CasePrompt,
     compression: CompressionConfig,
     padding_side: str = "right",
 ) -> tuple[Tensor, TokenLayout]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llava.common.json_lines import read_objects
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_READ, as_text
@@ -96,8 +97,7 @@ def trace(engine: Engine, batch: Batch, compression: CompressionConfig) -> Compr
 
 def read_questions(path: Path, limit: int | None) -> list[Question]:
     """Read a question file: a JSON object a line with question_id, image, text, answer and perhaps category."""
-    lines = path.read_text(encoding="utf-8").strip().split("\n")[:limit]
-    return [Question(**json.loads(line)) for line in lines]
+    return [Question(**line) for line in read_objects(path, "write the questions anew")[:limit]]
 
 
 def new_settings(files: Sequence[Path], blank: bool = True) -> list[Setting]:

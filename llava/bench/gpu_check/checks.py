@@ -71,12 +71,12 @@ def _printed(*command: str) -> str | None:
 
 def golden(task: Task) -> bool:
     """A row for each recorded case, and one that counts them. Passes if none fails or cannot be read."""
-    from llava.verify.replaying import Outcome, verify_folder
+    from llava.verify.replaying import CaseOutcome, verify_folder
     from llava.verify.report import exit_status
 
     if not task.cases.is_dir():
         raise NotHereError(f"There is no folder {str(task.cases)!r}; the cases are in the repository, in tests/golden.")
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseOutcome] = []
     for outcome in verify_folder(task.cases, device=torch.device(task.device)):
         outcomes.append(outcome)
         share = max((entry.error / entry.accepted for entry in outcome.measurements if entry.accepted), default=None)

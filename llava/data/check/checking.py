@@ -19,7 +19,7 @@ from llava.data.check.conversations import check_conversations, identity
 from llava.data.check.findings import Finding
 from llava.data.check.image_files import check_images
 from llava.data.check.outcome import TextOutcome
-from llava.data.check.sources import Source
+from llava.data.check.sources import DataFile
 from llava.data.check.worker_pool import WorkerPool, chunks_of
 
 RECORDS_PER_CHUNK = 128
@@ -48,7 +48,7 @@ class CheckResult:
         seconds: that checking took, reading the data files not included.
     """
 
-    sources: list[Source]
+    sources: list[DataFile]
     settings: CheckSettings
     ids: list[str | None]
     num_words: NDArray[np.int64]
@@ -63,7 +63,7 @@ class CheckResult:
     seconds: float = 0.0
 
     @classmethod
-    def empty(cls, sources: list[Source], settings: CheckSettings) -> CheckResult:
+    def empty(cls, sources: list[DataFile], settings: CheckSettings) -> CheckResult:
         """A result in which nothing has been filled in yet."""
         count = sum(len(source.objects) for source in sources)
         shape = (count, len(settings.budgets))
@@ -88,7 +88,7 @@ class CheckResult:
         keep[self.faulty] = False
         return np.flatnonzero(keep)
 
-    def place(self, index: int) -> tuple[Source, int]:
+    def place(self, index: int) -> tuple[DataFile, int]:
         """The data file of a record, and the record's number in it."""
         for source in self.sources:
             if index < len(source.objects):
@@ -107,7 +107,7 @@ class CheckResult:
         self.findings.setdefault(index, []).append(finding)
 
 
-def check(sources: list[Source], settings: CheckSettings, workers: int = 0) -> CheckResult:
+def check(sources: list[DataFile], settings: CheckSettings, workers: int = 0) -> CheckResult:
     """Check data files.
 
     Args:

@@ -28,7 +28,7 @@ from llava.data.check.check_report import Report, write_all
 from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
 from llava.data.check.checking import CheckResult, check
 from llava.data.check.conversations import load_tokenizer
-from llava.data.check.sources import Source, SourceError, read_sources, write_clean
+from llava.data.check.sources import DataFile, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.mixture import is_mixture
 from llava.mm_utils import ASPECT_RATIOS
@@ -246,7 +246,7 @@ def _check_options(options: argparse.Namespace) -> None:
     require_apart(chosen, [options.tokenizer])
 
 
-def _check_outputs(options: argparse.Namespace, sources: Sequence[Source]) -> None:
+def _check_outputs(options: argparse.Namespace, sources: Sequence[DataFile]) -> None:
     """Raise SourceError if an output would replace the data."""
     inputs = [*options.data_path, *(source.path for source in sources)]
     for name in _OUTPUTS:

@@ -14,7 +14,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """One sort of fault: its severity and, in a phrase, what it means for training."""
 
     severity: Severity
@@ -34,12 +34,12 @@ class Finding:
         return KINDS[self.kind].severity is Severity.ERROR
 
 
-def _error(meaning: str) -> Kind:
-    return Kind(Severity.ERROR, meaning)
+def _error(meaning: str) -> FindingKind:
+    return FindingKind(Severity.ERROR, meaning)
 
 
-def _warning(meaning: str) -> Kind:
-    return Kind(Severity.WARNING, meaning)
+def _warning(meaning: str) -> FindingKind:
+    return FindingKind(Severity.WARNING, meaning)
 
 
 # In the order of the report.

@@ -27,7 +27,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataFile:
     """One data file.
 
     Attributes:
@@ -44,7 +44,7 @@ class Source:
     objects: list[Any] = field(default_factory=list, repr=False)
 
 
-def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | None = None) -> list[Source]:
+def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | None = None) -> list[DataFile]:
     """Read all data files.
 
     Args:
@@ -55,7 +55,7 @@ def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | No
     Raises:
         SourceError: if a file is missing, holds no record, or is in neither format.
     """
-    sources: list[Source] = []
+    sources: list[DataFile] = []
     left = limit
     for place in (place for path in paths for place in _places(Path(path), image_folder)):
         objects = read_objects(place.path)[:left]
@@ -134,12 +134,12 @@ def _read_lines(path: Path) -> list[Any]:
         ]
 
 
-def _places(path: Path, image_folder: str) -> list[Source]:
+def _places(path: Path, image_folder: str) -> list[DataFile]:
     """The data files that a path stands for, not read yet."""
     if not is_mixture(path):
-        return [Source(path, image_folder)]
+        return [DataFile(path, image_folder)]
     try:
         entries, seed = read_mixture(path)
     except ValueError as error:
         raise SourceError(str(error)) from error
-    return [Source(entry.path, entry.image_folder or image_folder, entry.weight, seed) for entry in entries]
+    return [DataFile(entry.path, entry.image_folder or image_folder, entry.weight, seed) for entry in entries]

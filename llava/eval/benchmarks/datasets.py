@@ -18,7 +18,7 @@ _JUDGE_NOTE = "Its headline needs a language model as judge."
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPart:
     """One file or folder that a benchmark needs.
 
     Attributes:
@@ -50,12 +50,12 @@ class Dataset:
         questions_instead: how many those are.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[DatasetPart, ...]
     questions: int | None
     within: str = ""
     licence: str = "see its site"
     notes: tuple[str, ...] = ()
-    instead: tuple[Part, ...] = ()
+    instead: tuple[DatasetPart, ...] = ()
     questions_instead: int | None = None
 
 
@@ -63,8 +63,8 @@ UNKNOWN = Dataset((), None, notes=("Its package does not say where the data come
 """What is known of a benchmark that tells nothing else."""
 
 
-def _from_zip(place: str, what: str = "questions") -> Part:
-    return Part((place,), what, _FROM_ZIP, EVAL_ZIP)
+def _from_zip(place: str, what: str = "questions") -> DatasetPart:
+    return DatasetPart((place,), what, _FROM_ZIP, EVAL_ZIP)
 
 
 def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset:
@@ -73,7 +73,7 @@ def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset
 
     source = f"{folder}, unpacked into GPT_Zero_Shot_QA"
     names = {"test_q.json": "questions", "test_a.json": "right answers", videos: "videos"}
-    parts = tuple(Part(places(name), what, source, url) for name, what in names.items())
+    parts = tuple(DatasetPart(places(name), what, source, url) for name, what in names.items())
     return Dataset(parts, questions, licence=_VIDEO_LICENCE, notes=(_JUDGE_NOTE,))
 
 
@@ -81,15 +81,15 @@ def _mmbench(place: str, questions: int | None) -> Dataset:
     name = place.rpartition("/")[2]
     url = f"https://download.openmmlab.com/mmclassification/datasets/mmbench/{name}"
     what = "questions with their rotations, images and right answers"
-    return Dataset((Part((place,), what, "the file itself", url),), questions)
+    return Dataset((DatasetPart((place,), what, "the file itself", url),), questions)
 
 
 DATASETS: dict[str, Dataset] = {
     "gqa": Dataset(
         (
             _from_zip("gqa/llava_gqa_testdev_balanced.jsonl"),
-            Part(("gqa/data/images",), "images", "images.zip, unpacked into gqa/data", f"{_GQA}/images.zip"),
-            Part(
+            DatasetPart(("gqa/data/images",), "images", "images.zip, unpacked into gqa/data", f"{_GQA}/images.zip"),
+            DatasetPart(
                 tuple(
                     f"gqa/data/{folder}testdev_balanced_questions.json"
                     for folder in ("", "questions/", "questions1.2/")
@@ -106,7 +106,7 @@ DATASETS: dict[str, Dataset] = {
         (
             _from_zip("pope/llava_pope_test.jsonl"),
             *(
-                Part(
+                DatasetPart(
                     (f"pope/coco/coco_pope_{split}.json",),
                     "labels",
                     "the folder output/coco of POPE's repository at this commit, as pope/coco",
@@ -114,7 +114,7 @@ DATASETS: dict[str, Dataset] = {
                 )
                 for split in ("adversarial", "popular", "random")
             ),
-            Part(("pope/val2014",), "images", "val2014.zip, unpacked into pope", f"{_COCO}/val2014.zip"),
+            DatasetPart(("pope/val2014",), "images", "val2014.zip, unpacked into pope", f"{_COCO}/val2014.zip"),
         ),
         8910,
         notes=("Other commits of POPE's repository hold other questions.",),
@@ -122,7 +122,7 @@ DATASETS: dict[str, Dataset] = {
     "mme": Dataset(
         (
             _from_zip("MME/llava_mme.jsonl"),
-            Part(
+            DatasetPart(
                 ("MME/MME_Benchmark_release_version",),
                 "images and right answers, one folder a subtask",
                 "MME_Benchmark_release_version, as its authors' page says how to get it, unpacked into MME",
@@ -136,14 +136,14 @@ DATASETS: dict[str, Dataset] = {
     "sqa": Dataset(
         (
             _from_zip("scienceqa/llava_test_CQM-A.json"),
-            Part(
+            DatasetPart(
                 ("scienceqa/images/test",),
                 "images",
                 "test.zip, unpacked into scienceqa/images",
                 "https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",
             ),
             *(
-                Part(
+                DatasetPart(
                     (f"scienceqa/{name}",),
                     what,
                     f"{name} from the folder data/scienceqa of ScienceQA's repository",
@@ -158,13 +158,13 @@ DATASETS: dict[str, Dataset] = {
     "textvqa": Dataset(
         (
             _from_zip("textvqa/llava_textvqa_val_v051_ocr.jsonl", "questions with OCR tokens"),
-            Part(
+            DatasetPart(
                 ("textvqa/TextVQA_0.5.1_val.json",),
                 "right answers",
                 "the file itself",
                 "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
             ),
-            Part(
+            DatasetPart(
                 ("textvqa/train_images",),
                 "images",
                 "train_val_images.zip, unpacked into textvqa",
@@ -179,7 +179,7 @@ DATASETS: dict[str, Dataset] = {
         (
             _from_zip("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"),
             _from_zip("vqav2/llava_vqav2_mscoco_test2015.jsonl", "questions that a submission lists"),
-            Part(("vqav2/test2015",), "images", "test2015.zip, unpacked into vqav2", f"{_COCO}/test2015.zip"),
+            DatasetPart(("vqav2/test2015",), "images", "test2015.zip, unpacked into vqav2", f"{_COCO}/test2015.zip"),
         ),
         107394,
         licence="annotations CC BY 4.0; images of their owners on Flickr",
@@ -189,16 +189,18 @@ DATASETS: dict[str, Dataset] = {
             "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json and val2014 in vqav2.",
         ),
         instead=(
-            Part(("vqav2/v2_OpenEnded_mscoco_val2014_questions.json",), "questions", "validation questions", _VQA),
-            Part(("vqav2/v2_mscoco_val2014_annotations.json",), "right answers", "validation annotations", _VQA),
-            Part(("vqav2/val2014",), "images", "val2014.zip, unpacked into vqav2", f"{_COCO}/val2014.zip"),
+            DatasetPart(
+                ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json",), "questions", "validation questions", _VQA
+            ),
+            DatasetPart(("vqav2/v2_mscoco_val2014_annotations.json",), "right answers", "validation annotations", _VQA),
+            DatasetPart(("vqav2/val2014",), "images", "val2014.zip, unpacked into vqav2", f"{_COCO}/val2014.zip"),
         ),
         questions_instead=214354,
     ),
     "vizwiz": Dataset(
         (
             _from_zip("vizwiz/llava_test.jsonl"),
-            Part(("vizwiz/test",), "images", "test.zip, unpacked into vizwiz", f"{_VIZWIZ}/images/test.zip"),
+            DatasetPart(("vizwiz/test",), "images", "test.zip, unpacked into vizwiz", f"{_VIZWIZ}/images/test.zip"),
         ),
         8000,
         notes=(
@@ -206,27 +208,27 @@ DATASETS: dict[str, Dataset] = {
             "Without the first file, the validation split is read and scored here: vizwiz/val.json and vizwiz/val.",
         ),
         instead=(
-            Part(("vizwiz/val.json",), "questions", "Annotations.zip", f"{_VIZWIZ}/vqa_data/Annotations.zip"),
-            Part(("vizwiz/val",), "images", "images of the validation split", "https://vizwiz.org"),
+            DatasetPart(("vizwiz/val.json",), "questions", "Annotations.zip", f"{_VIZWIZ}/vqa_data/Annotations.zip"),
+            DatasetPart(("vizwiz/val",), "images", "images of the validation split", "https://vizwiz.org"),
         ),
         questions_instead=4319,
     ),
     "seed": Dataset(
         (
             _from_zip("seed_bench/llava-seed-bench.jsonl"),
-            Part(
+            DatasetPart(
                 ("seed_bench/SEED-Bench.json",),
                 "right answers",
                 "SEED-Bench.json, put into seed_bench",
                 "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
             ),
-            Part(
+            DatasetPart(
                 ("seed_bench/SEED-Bench-image",),
                 "images",
                 "SEED-Bench-image.zip, unpacked into seed_bench",
                 "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
             ),
-            Part(
+            DatasetPart(
                 ("seed_bench/SEED-Bench-video-image",),
                 "middle frames of videos",
                 "the frames that seed_bench/extract_video_frames.py of LLaVA's eval.zip takes out of the videos",
@@ -244,14 +246,14 @@ DATASETS: dict[str, Dataset] = {
     ),
     "mmvet": Dataset(
         (
-            Part(
+            DatasetPart(
                 ("mm-vet/llava-mm-vet.jsonl", "mmvet/llava-mm-vet.jsonl"),
                 "questions",
                 _FROM_ZIP,
                 EVAL_ZIP,
             ),
             *(
-                Part(
+                DatasetPart(
                     tuple(f"{folder}/{name}" for folder in ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet")),
                     what,
                     "mm-vet.zip, unpacked into the evaluation folder",
@@ -265,7 +267,7 @@ DATASETS: dict[str, Dataset] = {
     ),
     "llava_bench": Dataset(
         tuple(
-            Part(
+            DatasetPart(
                 (f"llava-bench-in-the-wild/{name}",),
                 what,
                 "the data set, unpacked as llava-bench-in-the-wild",

@@ -57,7 +57,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Device:
+class WorkerReady:
     """A worker is there.
 
     Attributes:
@@ -193,7 +193,7 @@ class WorkerProcesses(DeviceWorkers):
                     self._send(connection, next(tasks, None))
                 elif message == _Signal.FINISHED:
                     busy.remove(connection)
-                elif isinstance(message, Device):
+                elif isinstance(message, WorkerReady):
                     self._devices[connection] = message.name
                 elif isinstance(message, Failure):
                     self._fail(connection, message)
@@ -293,7 +293,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
         if device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         engine = load(spec, device)
-        connection.send(Device(device_name(engine.device)))
+        connection.send(WorkerReady(device_name(engine.device)))
         while (assignment := connection.recv()) is not None:
             for outcome in carry_out(engine, assignment, _dealt(connection), rank, workers):
                 connection.send(outcome)

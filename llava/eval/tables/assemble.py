@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llava.eval.tables.gathering import judge_name
 from llava.eval.tables.published import AVERAGE, PublishedRow, PublishedTable, relative_average
-from llava.eval.tables.rows import Cell, MeasuredRow, differences, find_baseline
+from llava.eval.tables.rows import MeasuredRow, ScoreCell, differences, find_baseline
 from llava.eval.tables.training import TrainingRun, time_saved
 
 TRAINING_TIME_SAVED = "training_time_saved"
@@ -33,7 +33,7 @@ class Line:
     budget: str
     method: str
     paper: Mapping[str, float] = field(default_factory=dict)
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, ScoreCell] = field(default_factory=dict)
     others: Mapping[str, float] = field(default_factory=dict)
     average: float | None = None
     tokens: float | None = None
@@ -187,7 +187,7 @@ def _relative_to(row: MeasuredRow, baseline: MeasuredRow, names: Mapping[str, st
     return f"The average of {who} is relative to {baseline.short_model}, measured uncompressed{but}."
 
 
-def _cell_notes(column: str, place: str, cell: Cell) -> list[str]:
+def _cell_notes(column: str, place: str, cell: ScoreCell) -> list[str]:
     notes = []
     if not cell.complete:
         graded = "" if cell.counted == cell.answered else f"; the score is about {cell.counted} of them"

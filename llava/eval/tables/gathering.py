@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from llava.eval.scoring.benchmark_result import Result
-from llava.eval.tables.rows import Cell, MeasuredRow, plain, preset_configs, presets_of
+from llava.eval.tables.rows import MeasuredRow, ScoreCell, plain, preset_configs, presets_of
 
 NO_DIFFERENCE = ("batch_size", "num_gpus", "limit", "loader_workers")
 """Settings that make no difference to answers."""
@@ -176,10 +176,10 @@ def _asked(judge: Mapping[str, Any]) -> tuple[Any, Any]:
     return judge.get("model"), judge.get("endpoint")
 
 
-def _cell(part: _Part) -> Cell:
+def _cell(part: _Part) -> ScoreCell:
     runs = part.runs
     notes = dict.fromkeys(note for run in runs for note in run.notes if not _repeats_counts(run, note))
-    return Cell(
+    return ScoreCell(
         scores=tuple(run.headline for run in runs if run.headline is not None),
         answered=sum(run.num_answered for run in runs),
         questions=sum(run.num_questions for run in runs),

@@ -10,7 +10,7 @@ from functools import partial
 from llava.eval.tables.assemble import Line, Table
 from llava.eval.tables.markup import INCOMPLETE, SEVERAL, csv_value, latex_text, markdown_text
 from llava.eval.tables.published import AVERAGE
-from llava.eval.tables.rows import Cell
+from llava.eval.tables.rows import ScoreCell
 
 MISSING = "-"
 CSV_FIELDS = (
@@ -107,7 +107,7 @@ def _measured(table: Table, column: str, line: Line) -> str:
     return MISSING if cell is None or cell.mean is None else written(cell.mean) + _marks([cell])
 
 
-def _marks(cells: Sequence[Cell]) -> str:
+def _marks(cells: Sequence[ScoreCell]) -> str:
     incomplete = any(not cell.complete for cell in cells)
     return (INCOMPLETE if incomplete else "") + (SEVERAL if any(len(cell.scores) > 1 for cell in cells) else "")
 

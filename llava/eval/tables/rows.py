@@ -26,7 +26,7 @@ _PLACES = re.compile(r"finetune|pretrain|lora|merged|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """The scores of one row and benchmark, one of each seed.
 
     Attributes:
@@ -76,7 +76,7 @@ class MeasuredRow:
     model: str
     compression: str
     config: Mapping[str, Any]
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, ScoreCell]
     titles: Mapping[str, str]
     tokens: float | None
     presets: tuple[str, ...] = ()

@@ -17,12 +17,12 @@ from llava.model.staged_cache import StagedCache
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.stages import measure_stages
 from llava.verify.v2v_stage import Measured
-from llava.verify.voters import Prompt, match_images
+from llava.verify.voters import CasePrompt, match_images
 from llava.verify.whole import prepare
 
 
 @torch.no_grad()
-def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: Prompt, compression: CompressionConfig) -> Measured:
+def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: CasePrompt, compression: CompressionConfig) -> Measured:
     """Everything a `generate` case records; the tokens twice, from single steps and from `generate`."""
     if len(prompt.ids) != 1:
         raise UnreadableCaseError(f"The case holds {len(prompt.ids)} prompts; a generate case has one.")
@@ -48,7 +48,7 @@ def recorded(case: Case) -> dict[str, Tensor]:
 
 
 def _step_by_step(
-    case: Case, model: LlavaLlamaForCausalLM, prompt: Prompt, compression: CompressionConfig, count: int
+    case: Case, model: LlavaLlamaForCausalLM, prompt: CasePrompt, compression: CompressionConfig, count: int
 ) -> Measured:
     """Prefill, then feed `count - 1` tokens one at a time, always the likeliest."""
     embeddings, layout = prepare(case, model, prompt, compression)
