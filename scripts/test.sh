@@ -2,6 +2,7 @@
 # Runs every check: ruff, import-linter, mypy, shellcheck, pytest. Sets itself up on first use (see scripts/lib/setup.sh).
 #
 #   bash scripts/test.sh                        # everything, the tests in a process per core (at most four)
+#   bash scripts/test.sh --quick                # style, and the tests of the method, the models and the golden cases
 #   bash scripts/test.sh tests/test_v2v.py -x   # arguments go to pytest; the style checks run all the same
 #
 # NEWEST=1 bash scripts/test.sh runs them with the newest transformers that pyproject.toml allows, by the versions of
@@ -20,6 +21,9 @@ fi
 source scripts/lib/setup.sh
 # shellcheck source=scripts/lib/supervise.sh
 source scripts/lib/supervise.sh
+# The tests of --quick.
+QUICK=(tests/test_{accepted_inputs,columns,config,families,generation,generation_batches,properties,salience,scored_by}.py
+    tests/test_{semantics,t2v,tower,v2v,verify}.py)
 if [ "$#" -gt 0 ] && [[ $1 != -* ]] && [ ! -e "${1%%::*}" ]; then
     refuse "'$1' is neither an option of pytest nor a path below $PWD; --help says what can be given."
 fi
@@ -35,8 +39,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # A process takes a whole file, since tests of a file share what they trained; tests/conftest.py puts the longest first.
 # A process needs about 1 GiB, and so does each of the two that a distributed test starts.
+in_processes=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "$#" -eq 0 ]; then
-    set -- -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+    set -- "${in_processes[@]}"
+elif [ "$1" = --quick ]; then
+    shift
+    set -- "${in_processes[@]}" "${QUICK[@]}" "$@"
 fi
 
 failed=()
@@ -57,12 +65,47 @@ check() {
     fi
 }
 
+# begin NAME COMMAND...: starts a check of style, all of which run at once; `check NAME outcome NAME` waits for it.
+begin() {
+    local name=$1
+    shift
+    if [ "$dry_run" = 1 ]; then
+        check "$name" "$@"
+        return
+    fi
+    "$@" >"$outputs/$name" 2>&1 &
+    begun+=("$name")
+    processes[$name]=$!
+}
+
+outcome() {
+    local status=0
+    wait "${processes[$1]}" || status=$?
+    cat "$outputs/$1"
+    return "$status"
+}
+
+stop_all() {
+    local left
+    left=$(jobs -pr)
+    # shellcheck disable=SC2086 # a list of numbers
+    if [ -n "$left" ]; then kill $left 2>/dev/null || true; fi
+    rm -r "$outputs"
+}
+
+begun=()
+declare -A processes
+if [ "$dry_run" = 0 ]; then
+    outputs=$(mktemp -d)
+    trap stop_all EXIT
+fi
 mapfile -t shell_scripts < <(find scripts .ci -name '*.sh' -o -path .ci/run)
-check "ruff check" "$PYTHON" -m ruff check .
-check "ruff format" "$PYTHON" -m ruff format --check .
-check "imports" lint-imports --no-logo --no-cache
-check "mypy" "$PYTHON" -m mypy
-check "shellcheck" shellcheck -x "${shell_scripts[@]}"
+begin "shellcheck" shellcheck -x "${shell_scripts[@]}"
+begin "mypy" "$PYTHON" -m mypy
+begin "imports" lint-imports --no-logo --no-cache
+begin "ruff check" "$PYTHON" -m ruff check .
+begin "ruff format" "$PYTHON" -m ruff format --check .
+for name in "${begun[@]}"; do check "$name" outcome "$name"; done
 check "pytest" "$PYTHON" -m pytest "$@"
 
 if [ "$dry_run" = 1 ]; then exit 0; fi

@@ -108,12 +108,19 @@ def test_a_dry_run_prints_every_step_and_starts_none(tmp_path: Path):
         ),
         (["scripts/quickstart.sh", "--study"], [f"-m playground.study --out {out}"]),
         (["scripts/test.sh"], ["-m ruff check", "-m mypy", "shellcheck -x", "-m pytest"]),
+        (["scripts/test.sh", "--quick", "-x"], ["-m mypy", "tests/test_verify.py -x"]),
         (["scripts/test.sh", "tests/test_v2v.py::test_x", "-x"], ["-m pytest tests/test_v2v.py::test_x -x"]),
     ):
         own = {"QUICKSTART_OUTPUT": out, "STUDY_OUTPUT": out, "QUICKSTART_FRESH": "1", "DRY_RUN": "1"}
         said = shell(tmp_path, *words, **own)
         assert said.returncode == 0 and not said.stderr and all(text in said.stdout for text in printed), said
     assert [path.name for path in tmp_path.iterdir()] == ["stubs"]
+
+
+def test_the_quick_checks_name_files_that_are_there(tmp_path: Path):
+    said = shell(tmp_path, "scripts/test.sh", "--quick", DRY_RUN="1").stdout.split()
+    files = [word for word in said if word.startswith("tests/")]
+    assert len(files) > 10 and [file for file in files if not (ROOT / file).is_file()] == []
 
 
 def test_the_checks_take_no_word_that_pytest_could_not(tmp_path: Path):
