@@ -27,7 +27,7 @@ from llava.eval.benchmarks.questions import Question, question_keys
 
 
 def new_run() -> str:
-    """A name that no other run has."""
+    """A random name for a run: 8 hexadecimal digits."""
     return secrets.token_hex(4)
 
 
@@ -44,15 +44,15 @@ class AnswerFile:
     run: str = ""
 
     def part(self, rank: int) -> Path:
-        """Where one process appends."""
+        """The file that the process of a rank appends to."""
         return self.path.with_name(f"{self.path.stem}.run-{self.run}.rank{rank}.jsonl")
 
     def parts(self) -> list[Path]:
-        """The parts of the run that are there."""
+        """The existing parts of this run."""
         return [path for path in self.all_parts() if path.name.startswith(f"{self.path.stem}.run-{self.run}.")]
 
     def all_parts(self) -> list[Path]:
-        """The parts of any run that are there."""
+        """The existing parts of any run."""
         name = re.compile(rf"{re.escape(self.path.stem)}\.run-[0-9a-f]+\.rank[0-9]+\.jsonl")
         folder = self.path.parent
         return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
@@ -113,7 +113,7 @@ class AnswerFile:
         return answered
 
     def remove(self) -> None:
-        """Forget all answers."""
+        """Remove the file and the parts of any run."""
         for path in (self.path, *self.all_parts()):
             path.unlink(missing_ok=True)
 

@@ -35,7 +35,7 @@ class OtherSettingsError(ValueError):
 
 
 def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, Fingerprint]:
-    """The configuration that a model will have, and what tells its files from others, without loading it.
+    """The configuration that a model will have, and the fingerprint of its files, without loading it.
 
     Raises:
         ValueError: if there is nothing to open.
@@ -46,7 +46,7 @@ def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, Finge
 
 
 def hash_of(questions: Sequence[Question]) -> str:
-    """Changes with the questions, their order, their texts and the names (or content) of their images."""
+    """SHA-256 of the questions in order: their texts, and the names (or content) of their images and videos."""
     digest = hashlib.sha256()
     for question in questions:
         shown = [hashlib.sha256(p).hexdigest() if isinstance(p, bytes) else p.name for p in question.images]
@@ -135,7 +135,7 @@ def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Map
 
 
 def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
-    """What differs, in words."""
+    """What differs between two settings, a clause for each value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)

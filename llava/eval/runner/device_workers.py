@@ -34,7 +34,7 @@ from llava.inference.generation import GenerationSettings
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 5.0
-"""Seconds that workers are given to end before they are ended."""
+"""Seconds that workers have to end by themselves before they are terminated."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """A worker is there.
+    """Message of a worker that has loaded its model.
 
     Attributes:
         name: of its device, in words.
@@ -69,7 +69,7 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker cannot go on.
+    """Message of a worker that cannot go on.
 
     Attributes:
         reason: why, in a sentence.
@@ -88,7 +88,7 @@ class _Signal:
 
 
 class DeviceWorkers(ABC):
-    """Those who answer: one process or several."""
+    """The processes that answer: this one, or one for each of several devices."""
 
     @property
     @abstractmethod
@@ -261,7 +261,7 @@ def load(spec: ModelSpec, device: str) -> Engine:
 def carry_out(
     engine: Engine, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
 ) -> Iterator[Outcome]:
-    """Answer tasks, and write each answer down before its outcome is told.
+    """Answer tasks, and write each answer to the disk before its outcome is yielded.
 
     Args:
         engine: the model.
@@ -308,7 +308,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
 
 
 def _dealt(connection: Connection) -> Iterator[Task]:
-    """Tasks as they are dealt out."""
+    """Ask for tasks over the connection, one by one, until there are none left."""
     while True:
         connection.send(_Signal.NEED)
         task = connection.recv()

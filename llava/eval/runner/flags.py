@@ -106,7 +106,7 @@ def add_generation_flags(parser: argparse.ArgumentParser, temperature: float, ma
 
 
 def add_batch_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """How many questions are answered together, and who reads their images."""
+    """`--batch-size` and `--loader-workers`: questions answered together, and processes that read their images."""
     parser.add_argument(
         "--batch-size", "--batch_size", type=int, default=batch_size,
         help=f"questions answered together (default: {batch_size})",

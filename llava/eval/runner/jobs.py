@@ -27,7 +27,7 @@ from llava.inference.generation import GenerationSettings
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What is evaluated.
+    """A model under a budget, as it is evaluated.
 
     Attributes:
         spec: which model, and in which form it is asked; template, opening and data type are said.
@@ -190,7 +190,7 @@ class Job:
         self._note()
 
     def _note_devices(self, workers: DeviceWorkers) -> None:
-        """Write the devices down as soon as they are known: a kill leaves no time for it."""
+        """Record the devices in the settings file as soon as they are known, for a run may be killed at any time."""
         device = machine.summary(workers.devices)
         if self.sessions[-1]["device"] != device:
             self.sessions[-1]["device"] = device

@@ -40,7 +40,7 @@ class BenchmarkFiles:
 
     @property
     def result(self) -> Path:
-        """The numbers."""
+        """The result file."""
         return self.folder / f"{self.name}{RESULT_SUFFIX}"
 
     @property
@@ -54,7 +54,7 @@ class BenchmarkFiles:
         return self.folder / f"{self.name}.submission"
 
     def clear(self) -> None:
-        """Remove all of it."""
+        """Remove all of these files."""
         self.answers.remove()
         for path in (self.settings, self.result, self.reviews, *self.folder.glob(f"{self.name}.submission.*")):
             path.unlink(missing_ok=True)

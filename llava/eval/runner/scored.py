@@ -104,7 +104,7 @@ def _described(benchmark: Benchmark, stored: Mapping[str, Any]) -> dict[str, Any
 
 
 def _digest(answers: Iterable[Answer]) -> str:
-    """Changes with the questions that were answered and with their answers."""
+    """SHA-256 of the questions that were answered and of their answers."""
     lines = [[answer.question.question_id, answer.question.recorded_prompt, answer.text] for answer in answers]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
@@ -150,7 +150,7 @@ def _submit(files: BenchmarkFiles, benchmark: Benchmark, root: Path, answers: Se
 
 
 def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Visual tokens in the mean and seconds together, as the answer lines tell and a result names them."""
+    """Mean visual tokens a layer and total seconds, from the metadata of answer lines; None where none has any."""
     metadata = [line.get("metadata") or {} for line in lines]
     tokens = [entry["visual_tokens"] for entry in metadata if entry.get("visual_tokens") is not None]
     seconds = [entry["seconds"] for entry in metadata if entry.get("seconds") is not None]
@@ -189,7 +189,7 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def summary_line(result: Result) -> str:
-    """One result for the terminal."""
+    """A result in one line for the terminal, with its notes below."""
     headline = "no number here" if result.headline is None else f"{result.headline:.2f}"
     tokens = "" if result.average_tokens is None else f", {result.average_tokens:.2f} visual tokens on average"
     counts = (("empty", result.empty), ("unreadable", result.unreadable))

@@ -1,4 +1,4 @@
-"""Who gave which share of the answers: a run that goes on may do so on another device or with other versions."""
+"""The sessions of a run: how many answers each start of the command gave, on which device and with which versions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNKNOWN_DEVICE = "unknown device"
-"""Of a session that was killed before it had told."""
+"""Device of a session that was killed before its model was loaded."""
 
 Session = dict[str, Any]
 """One run of a command: `device`, `versions`, `batch_size`, `num_gpus`, and how many `answers` it gave."""
 
 
 def counted(sessions: Sequence[Session], answered: int) -> list[Session]:
-    """The sessions with the answers of the last one, who may have been killed before counting; those without any go.
+    """The sessions with the number of answers of the last one filled in; sessions without an answer are left out.
 
     Args:
         sessions: in order.
