@@ -257,7 +257,7 @@ def test_a_run_over_a_file_without_questions_is_refused(
 def test_a_query_that_cannot_be_asked_is_refused_before_the_model_is_loaded(
     model: Path, query: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llava.eval.run_llava.Engine.open", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("llava.inference.engine.Engine.open", lambda *_: pytest.fail("it was loaded"))
     assert run_llava.main(["--model-path", str(model), "--image-file", "", "--query", query, "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("--query") and ("asks nothing" in said or "holds" in said or "not UTF-8" in said)

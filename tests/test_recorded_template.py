@@ -32,7 +32,7 @@ from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
 from llava.train.building import load_model, load_tokenizer
 from llava.train.train import train
-from playground.quickstart.evaluate import open_engine
+from playground.quickstart.evaluate import engine_for
 
 LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 MARKS = ("<|im_start|>", "<|im_end|>")
@@ -134,10 +134,10 @@ def test_every_program_asks_in_it_unless_told_otherwise(
     options = vqa_parser().parse_args(["--model-path", path])
     assert evaluated_model(options).spec.template == "chatml"
     asked = Namespace(model_path=path, template=None, image_folder=str(tmp_path), image_opening=None)
-    assert open_engine(asked).inputs.template == "chatml"
+    assert engine_for(asked).inputs.template == "chatml"
     seen = []
     place = "llava.data.families.llava.encode_prompt"
-    monkeypatch.setattr(place, lambda turns, _, template: seen.append(template) or 1 / 0)
+    monkeypatch.setattr(place, lambda turns, _, template, *rest: seen.append(template) or 1 / 0)
     picture = write_pictures(tmp_path, 1)[0]
     with pytest.raises(ZeroDivisionError):
         eval_model(SimpleNamespace(model_path=path, image_file=picture, query="What?", device="cpu"))

@@ -151,7 +151,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert COMMANDS in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where", ["llava.serve.cli.Engine.open", "llava.serve.cli.typed_lines"])
+@pytest.mark.parametrize("where", ["llava.inference.engine.Engine.open", "llava.serve.cli.typed_lines"])
 def test_ctrl_c_outside_of_an_answer_ends_the_program_in_a_word(
     folder: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.common.number_flags import checked_later, count, not_negative, share
+from llava.common.number_flags import checked_later, count
 from llava.common.program import as_program
 from llava.common.shown import shown
 from llava.common.terminal_text import say
@@ -23,9 +23,8 @@ from llava.data.families.llava import conv_mode_of
 from llava.eval.runner.exit_status import exit_status
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.inference.chat import Chat
-from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_loading_flags, best_device, bits_of, check_device
+from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
 from llava.inference.places import image_files
 from llava.inference.question_text import check_question
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image
@@ -60,7 +59,8 @@ def eval_model(args: Any) -> str:
     Raises:
         ValueError: if a value does not fit, an image cannot be read, or the folder holds no model.
     """
-    options = argparse.Namespace(**{name: getattr(args, name, value) for name, value in DEFAULTS.items()})
+    given = {name: getattr(args, name, value) for name, value in DEFAULTS.items()}
+    options = argparse.Namespace(model_path=args.model_path, **given)
     if options.device:
         check_device(options.device)
     if options.conv_mode:
@@ -72,11 +72,7 @@ def eval_model(args: Any) -> str:
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
     settings = GenerationSettings(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
-    spec = ModelSpec(
-        args.model_path, options.model_base, bits=bits_of(options.load_8bit, options.load_4bit),
-        template=options.conv_mode, image_opening=options.image_opening,
-    )  # fmt: skip
-    engine = Engine.open(spec, best_device(options.device))
+    engine = open_engine(options)
     config, opening = engine.model.config, engine.inputs.image_opening
     _warn_of_name(config, model_name_of(args.model_path), options.conv_mode)
     chat = Chat.over(engine, settings, budget(options, engine.model.compression))
@@ -117,22 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         help="paths or addresses, joined by --sep, or one after the other; may be given several times",
     )  # fmt: skip
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
-    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument("--sep", help="between image files (default: a comma)")
-    parser.add_argument(
-        "--temperature", type=checked_later(not_negative(1e4)), help="0 takes the likeliest token (default: 0.2)"
-    )
-    parser.add_argument(
-        "--top_p",
-        "--top-p",
-        type=checked_later(share(above=True)),
-        help="sample from the likeliest tokens of this total share",
-    )
+    add_asking_flags(parser)
     parser.add_argument(
         "--num_beams", "--num-beams", type=checked_later(count()), help="beams of a beam search (default: 1)"
-    )
-    parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=checked_later(count()), help="longest answer (default: 512)"
     )
     add_compression_flags(parser)
     parser.set_defaults(**DEFAULTS)

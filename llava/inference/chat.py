@@ -235,7 +235,8 @@ class Chat:
             cache, held = self._cache, len(self._held)
             self._forget_cache()  # an error halfway leaves it with layers that do not fit each other
             cache.crop(known - held)
-            inputs = {"input_ids": request.sample["input_ids"][None, known:], "past_key_values": cache}
+            more_ids = request.sample["input_ids"][None, known:].to(self.engine.device)
+            inputs = {"input_ids": more_ids, "past_key_values": cache}
         else:
             self._prefilled = request
             inputs = self.engine.batch([request.sample])

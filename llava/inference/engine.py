@@ -223,7 +223,7 @@ class Engine:
         cache = CountingCache(self.model.config)
         generated = self.generate(to_device(batch.inputs, self.device), settings, past_key_values=cache)
         problems = {batch.rows[number]: NOT_FINITE for number in generated.broken}
-        averages = cache.averages(self.model.config.num_hidden_layers, settings.num_beams or 1)
+        averages = cache.averages(settings.num_beams or 1)
         answers = {row: text for row, text in zip(batch.rows, generated.texts, strict=True) if row not in problems}
         seen = zip(batch.rows, averages, batch.shows, strict=True)
         return answers, {row: mean for row, mean, shows in seen if shows and row in answers}, problems

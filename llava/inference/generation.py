@@ -79,10 +79,10 @@ class CountingCache(StagedCache):
         self.first_layers.append(first_layer)
         self.tokens.append((layout.is_visual & layout.valid).sum(dim=1))
 
-    def averages(self, num_layers: int, beams: int) -> list[float]:
+    def averages(self, beams: int) -> list[float]:
         """Mean over layers for each prompt, of which every one has `beams` rows."""
-        ends = [*self.first_layers[1:], num_layers]
+        ends = [*self.first_layers[1:], len(self.layers)]
         spans = [end - first for first, end in zip(self.first_layers, ends, strict=True)]
         by_stage = torch.stack(self.tokens).cpu()[:, ::beams]
         totals = (by_stage * torch.tensor(spans)[:, None]).sum(dim=0)
-        return [total / num_layers for total in totals.tolist()]
+        return [total / len(self.layers) for total in totals.tolist()]

@@ -1,4 +1,4 @@
-"""What programs that open a model ask of their command line: the model, and the device."""
+"""What programs that open a model ask of their command line: the model, the device, and how it is asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import argparse
 import torch
 
 from llava.common.image_opening import OPENINGS
+from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.path_flags import MODEL
+from llava.inference.engine import Engine, ModelSpec
 
 
 def check_device(device: str) -> None:
@@ -36,6 +38,37 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
     parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")
+
+
+def add_asking_flags(parser: argparse.ArgumentParser) -> None:
+    """How a program that asks one question after the other asks it: template, sampling, length."""
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
+    parser.add_argument(
+        "--temperature", type=checked_later(not_negative(1e4)), default=0.2,
+        help="0 takes the likeliest token (default: 0.2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top-p", "--top_p", type=checked_later(share(above=True)),
+        help="sample from the likeliest tokens of this total share",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-new-tokens", "--max_new_tokens", type=checked_later(count()), default=512,
+        help="longest answer (default: 512)",
+    )  # fmt: skip
+
+
+def open_engine(options: argparse.Namespace) -> Engine:
+    """The model that the flags of `add_loading_flags` name, asked in the template of `--conv-mode`.
+
+    Raises:
+        ValueError: as `Engine.open`.
+    """
+    bits = bits_of(options.load_8bit, options.load_4bit)
+    spec = ModelSpec(
+        options.model_path, options.model_base, bits=bits, template=options.conv_mode,
+        image_opening=options.image_opening,
+    )  # fmt: skip
+    return Engine.open(spec, best_device(options.device))
 
 
 def bits_of(load_8bit: bool, load_4bit: bool) -> int | None:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from llava.common.atomic_write import whole_file
 from llava.common.image_opening import opening_of
-from llava.common.number_flags import checked_later, count, not_negative, share
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
@@ -28,9 +27,8 @@ from llava.conversation import fill_template, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from llava.inference.chat import Chat
-from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_loading_flags, best_device, bits_of, check_device
+from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
 from llava.inference.places import typed_place
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
 from llava.mm_utils import aspect_ratio_of
@@ -90,11 +88,7 @@ class Session:
         _check(options)
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
         settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
-        spec = ModelSpec(
-            options.model_path, options.model_base, bits=bits_of(options.load_8bit, options.load_4bit),
-            template=options.conv_mode, image_opening=options.image_opening,
-        )  # fmt: skip
-        engine = Engine.open(spec, best_device(options.device))
+        engine = open_engine(options)
         chat = Chat.over(engine, settings, options.compression, options.reencode)
         ratio = aspect_ratio_of(engine.model.config)
         shown = [as_seen(pictures[place], place, engine.inputs.image_opening, ratio) for place in options.image_file]
@@ -243,22 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image-file", "--image_file", nargs="+", action="extend", default=[], metavar="FILE_OR_URL",
         help="images of the first question: paths or http(s) addresses; may be given several times",
     )  # fmt: skip
-    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
-    parser.add_argument(
-        "--temperature",
-        type=checked_later(not_negative(1e4)),
-        default=0.2,
-        help="0 takes the likeliest token (default: 0.2)",
-    )
-    parser.add_argument(
-        "--top-p",
-        "--top_p",
-        type=checked_later(share(above=True)),
-        help="sample from the likeliest tokens of this total share",
-    )
-    parser.add_argument(
-        "--max-new-tokens", "--max_new_tokens", type=checked_later(count()), default=512, help="default: 512"
-    )
+    add_asking_flags(parser)
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(

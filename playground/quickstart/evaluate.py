@@ -65,7 +65,7 @@ class Batch:
         return Batch(self.start, {name: tensor[:count] for name, tensor in self.inputs.items()})
 
 
-def open_engine(options: argparse.Namespace) -> Engine:
+def engine_for(options: argparse.Namespace) -> Engine:
     """Open the model directory in float32, on a GPU where there is one."""
     device = best_device(None)
     return Engine.open(ModelSpec(options.model_path, dtype="float32", template=options.template), device, device)
@@ -268,7 +268,7 @@ def evaluate(options: argparse.Namespace) -> Results:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     results = open_results(options)
-    engine = open_engine(options)
+    engine = engine_for(options)
     batches = prepare(engine, results.questions, options.image_folder, options.batch_size)
     measure_costs(engine, results, batches)
     answer_all(engine, results, batches, out)
