@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +100,6 @@ def test_offsets_and_gaps_are_taken_as_transformers_takes_them(
         torch.testing.assert_close(loss, expected.loss, atol=1e-6, rtol=0, check_dtype=False)
 
 
-@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
-def test_a_matrix_of_attention_is_taken_for_text(model: Any, kind: torch.dtype) -> None:
-    ids = torch.tensor([[1, 5, 6, 7, 8]])
-    seen = torch.ones(1, 1, 5, 5).tril().bool()
-    seen[..., 3:, 1] = False
-    mask = seen if kind is torch.bool else torch.zeros(seen.shape, dtype=kind).masked_fill(~seen, -1e9)
-    with torch.no_grad():
-        expected = stock_llama(model)(ids, attention_mask=mask, use_cache=False).logits
-        torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected, atol=1e-9, rtol=0)
-
-
 def matrix(rows: int, columns: int) -> torch.Tensor:
     return torch.ones(rows, 1, columns, columns).tril().bool()
 
@@ -119,16 +107,10 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"images": pixels(1), "attention_mask": matrix(1, 5)}, "whole attention matrix"),
-        ({"images": pixels(1), "attention_mask": torch.ones(1, 4)}, r"attention_mask has shape \(1, 4\)"),
-        ({"images": pixels(1), "attention_mask": torch.ones(5)}, r"attention_mask has shape \(5,\)"),
-        ({"images": pixels(1), "attention_mask": {"full_attention": None}}, "attention_mask is a dict"),
-        ({"images": pixels(1), "attention_mask": torch.tensor([[1, 1, 1, 2, 2]])}, "values from 1 to 2"),
         ({"images": pixels(1), "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}, "do not count"),
         ({"images": pixels(1), "position_ids": torch.arange(5)}, r"position_ids has shape \(5,\)"),
         ({"images": pixels(1), "cu_seq_lens_q": torch.tensor([0, 2, 5])}, "describe several packed sequences"),
         ({"images": pixels(1), "inputs_embeds": torch.zeros(1, 5, 32)}, "exactly one of input_ids"),
-        ({"images": pixels(1), "past_key_values": DynamicCache()}, "it must be a StagedCache, or left out"),
         ({"images": pixels(1), "is_causal": False}, "is_causal"),
         ({"pixel_values": pixels(1)}, "pixel_values is not read by this model; give the pixels as images"),
         ({"images": Image.new("RGB", (4, 4))}, "images is a Image; the model takes pixels"),
@@ -193,36 +175,6 @@ def test_images_come_as_callers_have_them(model: Any) -> None:
         model(ids, images=[[a], [b, c]])
     with pytest.raises(ValueError, match="lists for 1 rows, but 2 prompts"):
         model(ids, images=[[a, b, c]])
-
-
-@pytest.mark.parametrize("compression", ["none", DUET])
-def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(compression: Any) -> None:
-    model, new = tiny_llava(compression=compression), torch.tensor([[9, 10]])
-    with torch.no_grad():
-        cache = model(PROMPT, images=pixels(1), use_cache=True).past_key_values
-    held, following = cache.get_seq_length(), int(cache.stages[0].next_position)
-    hidden = torch.ones(1, held + 2).index_fill(1, torch.tensor([0, 1]), 0)
-    other = "none" if compression != "none" else DUET
-    for options, words in (
-        ({"position_ids": torch.tensor([[50, 51]])}, r"position_ids are \[\[50, 51\]\], but behind past_key_values"),
-        ({"position_ids": [[50, 51]]}, "position_ids is a list"),
-        ({"attention_mask": hidden}, f"shows .{held - 2}. of the tokens in past_key_values, which holds .{held}."),
-        ({"compression": other}, "compression cannot be changed behind a filled cache"),
-    ):
-        for call in (model, model.generate):
-            with pytest.raises(ValueError, match=words):
-                call(new, past_key_values=copy.deepcopy(cache), **options)
-    with pytest.raises(ValueError, match="but behind past_key_values"):
-        model.model(new, past_key_values=cache, position_ids=torch.tensor([[50, 51]]))
-    with pytest.raises(ValueError, match="Images cannot be added behind"):
-        model(torch.tensor([[IMAGE_TOKEN_INDEX]]), past_key_values=cache)
-    with torch.no_grad():
-        expected = model(new, past_key_values=copy.deepcopy(cache)).logits
-        for options in (
-            {"position_ids": torch.tensor([[following, following + 1]]), "attention_mask": torch.ones(1, held + 2)},
-            {"compression": compression},
-        ):
-            assert torch.equal(model(new, past_key_values=copy.deepcopy(cache), **options).logits, expected)
 
 
 def test_media_under_a_name_that_nothing_reads_are_named(model: Any) -> None:

@@ -9,9 +9,8 @@ import random
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from tiny_vlms import FAMILIES, IMAGE, VIDEO, batch, prompt, vlm
+from tiny_vlms import FAMILIES, IMAGE, OWN, VIDEO, batch, prompt, vlm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +18,6 @@ from llava import compress
 from llava.compression import CompressionConfig, QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-OWN = "own"
 V2V = {"v2v": {"dominant": 5, "contextual": 3, "cluster_width": 2}}
 BOTH = {**V2V, "t2v": {"layers": [2, 4], "keep": [0.5, 0.0]}}
 TEXT = {"t2v": {"layers": [1, 3], "keep": [0.6, 0.3], "queries": "text"}}
@@ -29,30 +27,23 @@ EXACT = {"atol": 1e-9, "rtol": 0}
 CLOSE = {"atol": 3e-5, "rtol": 0}  # a prefill and a decode step take other kernels, and scores are float32
 
 Sample = tuple[list[int], Any]
-"""Ids of a prompt, and what it shows: [M, 3, 56, 56] for LLaVA's own model, a list of `Seen` for the others."""
+"""Ids of a prompt, and what it shows, a list of `Seen`."""
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[tuple[str, str], Any]:
-    stock = {family: vlm(family) for family in FAMILIES}
-    own = {name: tiny.tiny_llava(compression=config) for name, config in SETTINGS.items()}
-    return {
-        (family, name): own[name] if family == OWN else compress(stock[family], SETTINGS[name])
-        for family, name in CASES
-    }
+    stock = {family: vlm(family) for family in (OWN, *FAMILIES)}
+    return {(family, name): compress(stock[family], SETTINGS[name]) for family, name in CASES}
 
 
 def seen_text(family: str, seed: int) -> Sample:
     """A prompt that shows an image."""
-    if family != OWN:
-        return prompt(family, seed)
-    row = tiny.chat(seed, answered=False)
-    return row.ids, tiny.pixels(1, seed)
+    return prompt(family, seed)
 
 
 def plain_text(family: str, seed: int, length: int) -> Sample:
     draw = random.Random(seed)
-    return [1, *(draw.randrange(3, 46) for _ in range(length - 1))], tiny.pixels(0) if family == OWN else []
+    return [1, *(draw.randrange(3, 46) for _ in range(length - 1))], []
 
 
 def words(seed: int, count: int) -> list[int]:
@@ -64,19 +55,7 @@ def inputs_of(
     family: str, samples: list[Sample], ids: list[list[int]] | None = None, side: str = "left"
 ) -> dict[str, Any]:
     """A batch; with `ids` (all of one length) those instead of the padded prompts, and no mask."""
-    if family == OWN:
-        longest = max(len(prompt_ids) for prompt_ids, _ in samples)
-        rows = [
-            tiny.Row(prompt_ids, [0] * len(prompt_ids), [IGNORE_INDEX] * len(prompt_ids)) for prompt_ids, _ in samples
-        ]
-        made = tiny.collate(rows, side)
-        del made["query_mask"]
-        assert made["input_ids"].shape[1] == longest
-        made["images"] = torch.cat([seen for _, seen in samples])
-        if not len(made["images"]):
-            del made["images"]
-    else:
-        made = batch(samples, side)
+    made = batch(samples, side)
     if ids is not None:
         made["input_ids"], made["attention_mask"] = (
             torch.tensor(ids),
@@ -238,7 +217,7 @@ def test_rewards_of_a_batch_score_each_row_as_alone(models: Any, family: str, na
 
 def test_a_kept_tail_that_shows_an_image_is_not_an_answer() -> None:
     """Who keeps more than the answer, or everything, changes nobody's vote."""
-    model, (ids, images) = tiny.tiny_llava(compression=TEXT), seen_text(OWN, 1)
+    model, (ids, images) = compress(vlm(OWN), TEXT), seen_text(OWN, 1)
     inputs = inputs_of(OWN, [(ids, images)])
     whole = run(model, inputs).logits
     for count in (len(ids), len(ids) - ids.index(IMAGE_TOKEN_INDEX) + 1):
@@ -277,7 +256,7 @@ def test_shift_labels_are_what_each_column_predicts(models: Any, family: str, na
 
 
 def test_shift_labels_on_the_column_before_an_image_do_not_count() -> None:
-    model, (ids, images) = tiny.tiny_llava(compression=BOTH), seen_text(OWN, 1)
+    model, (ids, images) = compress(vlm(OWN), BOTH), seen_text(OWN, 1)
     inputs = inputs_of(OWN, [(ids, images)])
     shifted = torch.full_like(inputs["input_ids"], IGNORE_INDEX)
     shifted[0, -1] = 7

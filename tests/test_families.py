@@ -33,6 +33,7 @@ from llava.cost.flops import kv_bytes
 from llava.cost.shapes import DecoderShape
 from llava.model.loss import labels_at
 from llava.model.plugin import CompressedModel, VisualSpan, register_family
+from llava.model.splice import plan_splice
 from llava.model.staged_cache import StagedCache
 
 NO_DROP = {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}}
@@ -330,3 +331,12 @@ def test_a_family_from_outside_the_package_is_found_replaced_and_told_what_it_la
         type("Stock", (CompressedModel, Pebbles), told)
     with pytest.raises(TypeError, match="Apart names Pebbles as stock, but does not inherit from it"):
         type("Apart", (CompressedModel,), {**told, "forward": CompressedPebbles.forward})
+
+
+def test_a_plan_is_refused_where_positions_are_known_late(stock: dict[str, Any]) -> None:
+    inputs = batch(prompts("qwen2_5_vl")[:1])
+    made = plan_splice(inputs["input_ids"], None, {})
+    with pytest.raises(ValueError, match="only once its images are encoded; leave it out"):
+        compress(stock["qwen2_5_vl"], BOTH)(**inputs, plan=made)
+    with pytest.raises(ValueError, match="the prompt came as embeddings; leave one of them out"):
+        compress(stock["llava"], BOTH)(inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64), plan=made)

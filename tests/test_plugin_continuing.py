@@ -1,4 +1,4 @@
-"""Text of a compressed model of transformers that is packed, has gaps, or comes behind a filled cache; every family."""
+"""Text that is packed, has gaps, or comes behind a filled cache; every family, LLaVA's own among them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import BOTH, KINDS, T2V
-from tiny_vlms import FAMILIES, batch, prompt, vlm
+from tiny_vlms import EVERY, OWN, batch, prompt, vlm
 from transformers import LlamaForCausalLM
 
 from llava import compress
@@ -20,7 +20,7 @@ def shown(family: str) -> dict[str, Any]:
     return batch([prompt(family, 1, KINDS[family][0])])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -> None:
     model, inputs = compress(vlm(family), BOTH), shown(family)
     with torch.no_grad():
@@ -36,8 +36,12 @@ def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -
         ({"compression": T2V}, "compression cannot be changed behind a filled cache"),
         ({"image": torch.zeros(1, 3, 4, 4)}, "image is not read by this model"),
     ):
-        with pytest.raises(ValueError, match=words):
-            model(NEW, past_key_values=copy.deepcopy(cache), **options)
+        for call in (model, model.generate) if family == OWN else (model,):
+            with pytest.raises(ValueError, match=words):
+                call(NEW, past_key_values=copy.deepcopy(cache), **options)
+    if family == OWN:  # whose inner model continues a cache, too
+        with pytest.raises(ValueError, match="but behind past_key_values"):
+            model.model(NEW, past_key_values=copy.deepcopy(cache), position_ids=far)
     with torch.no_grad():
         expected = model(NEW, past_key_values=copy.deepcopy(cache)).logits
         for options in (
@@ -50,7 +54,7 @@ def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -
         assert torch.equal(again, model(NEW, past_key_values=other).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_gaps_in_the_positions_of_text_are_taken_as_the_stock_model_takes_them(family: str) -> None:
     stock, ids = vlm(family), torch.tensor([[1, 5, 6, 7, 8], [0, 0, 1, 9, 4]])
     model, mask = compress(stock, BOTH), torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
@@ -63,7 +67,7 @@ def test_gaps_in_the_positions_of_text_are_taken_as_the_stock_model_takes_them(f
         model.generate(ids, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_packed_text_has_its_loss_by_shift_labels_and_its_logits_when_wanted(family: str) -> None:
     model, ids = compress(vlm(family), BOTH), torch.tensor([[1, 5, 6, 1, 8, 9]])
     labels = torch.tensor([[-100, 5, 6, -100, 8, 9]])

@@ -83,8 +83,14 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
     rows, columns = check_one_prompt(model, inputs).shape[:2]
     _check_labels(inputs, more, (rows, columns))
     check_position_shape(inputs.get("position_ids"), rows, columns, model.position_axes)
-    planned = own["plan"] is not None
-    ids = inputs.get("input_ids")
+    planned, ids = own["plan"] is not None, inputs.get("input_ids")
+    if planned and (model.position_axes or ids is None):
+        raise ValueError(
+            "plan is given, but the prompt came as embeddings; leave one of them out."
+            if ids is None
+            else f"plan is given, but a {type(model).__name__} knows the positions of its tokens only once its images "
+            "are encoded; leave it out."
+        )
     if planned or shown(model, inputs) or (ids is not None and bool(model.is_placeholder(ids).any())):
         check_packing(more, packed=False)
         check_prompt(model, inputs, generating=False)
