@@ -304,7 +304,10 @@ def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionCo
         config, _ = open_checkpoint(options.model_path, options.model_base)
     tower = vision_config(config)
     if tower is None:
-        raise ValueError(f"{options.model_path} has no vision tower, so no budget of visual tokens costs it anything.")
+        raise ValueError(
+            f"{options.model_path}, a {config.model_type}, names no vision tower (mm_vision_tower in config.json); "
+            "only models in LLaVA's terms are measured here."
+        )
     decoder, vision = shapes_of(config, SimpleNamespace(**tower))
     if options.compression is None:
         usual = fitting(config.model_type, decoder, vision, USUAL_BUDGETS)

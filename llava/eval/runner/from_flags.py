@@ -35,10 +35,10 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     config, files = open_checkpoint(options.model_path, options.model_base)
     name = model_name_of(options.model_path)
     usual = getattr(options, "usual_conv_mode", None) or template_of(name)
-    chosen = budget(options, CompressionConfig.resolve(config.compression))
+    family = family_of(config)
+    chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
     _check_fit(chosen, config)
     on_cpu = best_device(options.device) == "cpu"
-    family = family_of(config)
     template = family.with_roles(family.template_for(config, name, options.conv_mode, usual))
     spec = ModelSpec(
         path=options.model_path,
@@ -59,7 +59,7 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     if tower is not None:
         select = config.mm_vision_select_layer
         visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
-    chosen.check_made_for(config.model_type, config.num_hidden_layers)
+    chosen.check_made_for(config.model_type, config.get_text_config().num_hidden_layers)
 
 
 def devices_of(options: argparse.Namespace, num_gpus: int = 1) -> list[str]:
