@@ -6,7 +6,6 @@ token, and every image brings a count of its own.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,9 +63,8 @@ class CompressedPebbles(CompressedModel, Pebbles):
     def pixel_inputs(self) -> tuple[str, ...]:
         return self.visual_inputs
 
-    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        v2v = compression.v2v
-        return compression if v2v is None else dataclasses.replace(compression, v2v=_by_size(v2v))
+    def has_cls(self) -> bool:
+        return False
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         return {PLACEHOLDER: [self._span(heap, compression.v2v) for heap in inputs["pebbles"] or ()]}
@@ -78,7 +76,3 @@ class CompressedPebbles(CompressedModel, Pebbles):
         size = heap.norm(dim=-1).float()
         merged = merge_visual_tokens(tokens[None], None, heap[None], v2v, received=size[None], has_cls=False)
         return VisualSpan(merged.tokens[0], len(heap))
-
-
-def _by_size(v2v: V2VConfig) -> V2VConfig:
-    return dataclasses.replace(v2v, score="received")

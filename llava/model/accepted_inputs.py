@@ -1,6 +1,6 @@
 """What a forward may be given, checked before anything is computed: masks, positions, caches, embeddings.
 
-Both fronts use it: the model of this project and the models of transformers behind `llava.compress`. Each check either
+These need to know no model; those that do stand in `llava.model.call_checks`. Each check either
 passes or raises a ValueError that says what to change. Shapes: B rows, T positions.
 """
 

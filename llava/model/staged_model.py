@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -43,6 +44,8 @@ from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration
 from llava.model.stock_forward import OWN_INPUTS
 
+logger = logging.getLogger(__name__)
+
 
 class StagedModel(StagedGeneration):
     """A vision-language model whose decoder runs stage by stage. A family says:
@@ -50,7 +53,7 @@ class StagedModel(StagedGeneration):
     - `stock`: the class of transformers that it builds on; `forward = forward_like(stock)`;
     - `visual_inputs`: the names among its inputs that describe images and videos, those with pixels `pixel_inputs`;
     - `visual_spans`: from those to visual tokens, each image with its own count;
-    - where they differ from LLaVA's: `decoder`, `decoders`, `fitted`, `tower_tokens`, `rotary_positions`.
+    - where they differ from LLaVA's: `decoder`, `decoders`, `has_cls`, `fitted`, `tower_tokens`, `rotary_positions`.
     """
 
     stock: ClassVar[Any]
@@ -109,9 +112,17 @@ class StagedModel(StagedGeneration):
     def check_tower(self) -> None:
         """Raise ValueError for a vision tower that V2V cannot work with."""
 
+    def has_cls(self) -> bool:
+        """Whether the tower has a CLS token, by which V2V can score patches."""
+        return True
+
     def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        """The nearest configuration that makes sense for the architecture."""
-        return compression
+        """The nearest configuration that makes sense here: without CLS, patches are scored by what they receive."""
+        v2v = compression.v2v
+        if v2v is None or v2v.score != "cls" or self.has_cls():
+            return compression
+        logger.info("%s has no CLS token; v2v.score 'received' takes the place of 'cls'.", type(self).__name__)
+        return dataclasses.replace(compression, v2v=dataclasses.replace(v2v, score="received"))
 
     def tower_tokens(self) -> int | None:
         """Tokens that V2V finds for each image, CLS included; None where that depends on the image."""

@@ -6,12 +6,11 @@ Shapes: M images (or crops, or frames), N0 tokens of each, D width of the langua
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from llava.compression.config import CompressionConfig, V2VConfig
+from llava.compression.config import V2VConfig
 from llava.model.compressed_model import CompressedModel
 from llava.model.multimodal_encoder.encode import encode_images, has_cls
 
@@ -33,12 +32,10 @@ class ClipFamily(CompressedModel):
         tower = self.towers()[0]
         return image_tokens(tower) if hasattr(tower, "embeddings") else None
 
-    def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        """A tower without a CLS token, such as SigLIP's, scores patches by the attention they receive."""
-        v2v, tower = compression.v2v, self.towers()[0]
-        if v2v is None or v2v.score != "cls" or not hasattr(tower, "embeddings") or has_cls(tower):
-            return compression
-        return replace(compression, v2v=replace(v2v, score="received"))
+    def has_cls(self) -> bool:
+        """Not where the tower is SigLIP's, for example."""
+        tower = self.towers()[0]
+        return not hasattr(tower, "embeddings") or has_cls(tower)
 
     def selected(self, inputs: Mapping[str, Any]) -> tuple[Any, str]:
         """The layer of the tower whose features are taken, and `default` (without CLS) or `full`."""

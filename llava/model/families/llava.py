@@ -129,6 +129,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         """Images, in any form."""
         return self.visual_inputs
 
+    def has_cls(self) -> bool:
+        """As the tower says."""
+        tower = self.get_vision_tower()
+        return tower is None or tower.has_cls
+
     def tower_tokens(self) -> int | None:
         """Tokens of one image, CLS included where the tower has it; None without a tower."""
         tower = self.get_vision_tower()

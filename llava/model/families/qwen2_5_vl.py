@@ -9,7 +9,6 @@ Shapes: P patches of all images, N = P / 4 groups, n groups of one image or fram
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,8 +25,6 @@ from llava.model.accepted_inputs import is_attention_matrix, separated, stands_a
 from llava.model.compressed_model import CompressedModel
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
-
-logger = logging.getLogger(__name__)
 
 _MAX_ATTENTION_ELEMENTS = 2**26
 
@@ -90,15 +87,15 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
             )
         return max(blocks)
 
+    def has_cls(self) -> bool:
+        """No: patches are scored by what they receive."""
+        return False
+
     def fitted(self, compression: CompressionConfig) -> CompressionConfig:
-        """Without a CLS token patches are scored by what they receive; positions are two-dimensional and stay."""
-        v2v, t2v = compression.v2v, compression.t2v
-        if v2v is not None and v2v.score == "cls":
-            logger.info("Qwen2.5-VL has no CLS token; v2v.score 'received' takes the place of 'cls'.")
-            v2v = dataclasses.replace(v2v, score="received")
-        if t2v is not None:
-            t2v = dataclasses.replace(t2v, positions="original")
-        return CompressionConfig(v2v, t2v)
+        """Positions are three-dimensional, and stay."""
+        fitted = super().fitted(compression)
+        t2v = None if fitted.t2v is None else dataclasses.replace(fitted.t2v, positions="original")
+        return dataclasses.replace(fitted, t2v=t2v)
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, and one a frame (a temporal patch) of a video."""

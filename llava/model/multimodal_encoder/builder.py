@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 
-TOWERS: dict[str, Callable[..., VisionTower]] = {"clip_vision_model": CLIPVisionTower}  # by model_type of their config
+TOWERS: dict[str, Callable[..., VisionTower]] = {"clip_vision_model": CLIPVisionTower}
+"""By `model_type` of their configuration; each takes what `CLIPVisionTower` takes."""
 
 
 def build_vision_tower(config: LlavaConfig) -> VisionTower:
@@ -39,7 +40,7 @@ def build_vision_tower(config: LlavaConfig) -> VisionTower:
         name,
         select_layer=config.mm_vision_select_layer,
         select_feature=config.mm_vision_select_feature,
-        config=CLIPVisionConfig(**saved) if saved else None,
+        config=saved or None,
     )
 
 

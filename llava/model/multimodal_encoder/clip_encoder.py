@@ -7,6 +7,7 @@ Shapes: B images, P patches, D width.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class CLIPVisionTower(nn.Module):
         name: str,
         select_layer: int = -2,
         select_feature: str = "patch",
-        config: CLIPVisionConfig | None = None,
+        config: CLIPVisionConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if select_feature not in ("patch", "cls_patch"):
@@ -53,6 +54,8 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower_name = name
         self.select_layer = select_layer
         self.select_feature = select_feature
+        if isinstance(config, Mapping):
+            config = CLIPVisionConfig(**config)
         config = config or CLIPVisionConfig.from_pretrained(name)
         config._attn_implementation = "sdpa"
         self.vision_tower = _Namespace(CLIPVisionModel(config))
