@@ -11,9 +11,11 @@ import tiny
 import torch
 from PIL import Image
 from tiny import pixels, randomise, stock_tower, tiny_llava, tower_config
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPVisionModel, SiglipConfig, SiglipVisionConfig
 
-from llava.compression import V2VConfig
+from llava.compression import V2VConfig, merge_visual_tokens
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -241,3 +243,69 @@ def test_a_tower_of_another_kind_is_refused(saved: dict, tmp_path: Path):
 def test_a_whole_clip_model_names_its_tower(tmp_path: Path):
     CLIPConfig(vision_config=tower_config(3).to_dict()).save_pretrained(tmp_path)
     assert build_vision_tower(LlavaConfig(mm_vision_tower=str(tmp_path))).config.num_hidden_layers == 3
+
+
+class Stripes(nn.Module):
+    """A made-up tower for LLaVA's own model: no CLS token, and as many tokens as an image has dark columns and one."""
+
+    has_cls, num_patches, is_loaded = False, 56, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Linear(3 * 56, 16)
+
+    @property
+    def device(self) -> torch.device:
+        return self.look.weight.device
+
+    def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> list[Tensor]:
+        found = []
+        for image in images:
+            columns = image.permute(2, 0, 1).flatten(1)  # [56, 3 * 56]
+            seen = torch.cat([columns[:1], columns[columns.mean(dim=1) < 0]])
+            tokens, size = self.look(seen), seen.norm(dim=1)
+            if v2v is not None and len(tokens) > v2v.dominant + v2v.contextual:
+                tokens = merge_visual_tokens(
+                    tokens[None], None, seen[None], v2v, received=size[None].float(), has_cls=False
+                ).tokens[0]
+            found.append(tokens)
+        return found
+
+
+def test_llavas_own_takes_a_tower_without_cls_whose_images_differ_in_tokens() -> None:
+    """No second path: an image, and each crop of one, brings as many tokens as the tower gives for it."""
+    model = tiny_llava()
+    model.model.vision_tower = Stripes().double()
+    model.set_compression({"v2v": {"dominant": 12, "contextual": 3}, "t2v": {"layers": [2, 4], "keep": [0.5, 0.25]}})
+    assert model.compression.v2v.score == "received"
+    images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images[1] = images[1].abs()  # one token
+    images[2, :, :, 9:] = images[2, :, :, 9:].abs()
+    rows = [
+        [1, 5, IMAGE_TOKEN_INDEX, 6, 7],
+        [1, IMAGE_TOKEN_INDEX, 8, IMAGE_TOKEN_INDEX, 9],
+        [1, 5, IMAGE_TOKEN_INDEX, 9],
+    ]
+    shown = [[images[0]], [images[1], images[2]], [images]]  # the last is one image in three crops
+    together = model(**padded(rows), images=shown)
+    counts = [len(one) for one in model.model.vision_tower(images, model.compression.v2v)]
+    assert counts[0] == 15 and counts[1] == 1 and 2 < counts[2] < 12
+    assert together.layouts[0].visual == (15, counts[1] + counts[2], sum(counts))
+    answers = model.generate(**padded(rows, "left"), images=shown, max_new_tokens=3)
+    for row, (ids, own) in enumerate(zip(rows, shown, strict=True)):
+        alone = model(torch.tensor([ids]), images=own)
+        torch.testing.assert_close(together.logits[row, : len(ids)], alone.logits[0], atol=1e-9, rtol=0)
+        said = torch.tensor([ids])
+        for _ in range(3):
+            roles = torch.tensor([[1] * (len(ids) - 1) + [5] + [0] * (said.shape[1] - len(ids))])
+            best = model(said, images=own, query_mask=roles, use_cache=False).logits[:, -1:].argmax(dim=-1)
+            said = torch.cat([said, best], dim=1)
+        assert said[0, len(ids) :].tolist() == answers[row].tolist()
+
+
+def padded(rows: list[list[int]], side: str = "right") -> dict[str, Tensor]:
+    """Ids and mask of several prompts."""
+    longest = max(map(len, rows))
+    pads = [[0] * (longest - len(row)) for row in rows]
+    ids = [row + pad if side == "right" else pad + row for row, pad in zip(rows, pads, strict=True)]
+    return {"input_ids": torch.tensor(ids), "attention_mask": (torch.tensor(ids) != 0).long()}

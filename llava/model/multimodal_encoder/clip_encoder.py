@@ -54,19 +54,18 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower_name = name
         self.select_layer = select_layer
         self.select_feature = select_feature
-        if isinstance(config, Mapping):
-            config = CLIPVisionConfig(**config)
-        config = config or CLIPVisionConfig.from_pretrained(name)
-        config._attn_implementation = "sdpa"
-        self.vision_tower = _Namespace(CLIPVisionModel(config))
-        depth = config.num_hidden_layers
+        made = CLIPVisionConfig(**config) if isinstance(config, Mapping) else config
+        made = made or CLIPVisionConfig.from_pretrained(name)
+        made._attn_implementation = "sdpa"
+        self.vision_tower = _Namespace(CLIPVisionModel(made))
+        depth = made.num_hidden_layers
         if not -depth <= select_layer <= depth or select_layer % (depth + 1) == 0:
             raise ValueError(
                 f"mm_vision_select_layer is {select_layer}, but the tower has {depth} layers; "
                 f"choose 1 to {depth}, or -1 to -{depth} counted from the end."
             )
         self.is_loaded = False
-        size = config.image_size
+        size = made.image_size
         self.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}
         )
