@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from llava.compression import CompressionConfig
-from llava.cost.machine import Device, System, TorchBuild, probe_devices, probe_system, probe_torch
+from llava.cost.machine import DeviceFacts, System, TorchBuild, probe_devices, probe_system, probe_torch
 from llava.cost.memory import GIB
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
@@ -25,7 +25,7 @@ from llava.doctor.communication import CommunicationTest, try_communication
 from llava.doctor.diagnosis import to_json, to_text
 from llava.doctor.examination import Imports, Machine
 from llava.doctor.faults import find_faults
-from llava.doctor.fitting_recipes import Request, Room, batch_sizes, best_plan, table
+from llava.doctor.fitting_recipes import FitRequest, Room, batch_sizes, best_plan, table
 from llava.doctor.imports import import_errors
 from llava.doctor.kernels import Check, attention_checks, eager_attention, precision_checks
 from llava.doctor.packages import Package, read_packages
@@ -41,8 +41,8 @@ def room(memory: float = 80, devices: int = 8, host: float | None = 1000, local:
     return Room(devices, per_host, memory * GIB, None if host is None else host * GIB, local)
 
 
-def request(compression: str = "duet-192", model: str = "llava-1.5-7b") -> Request:
-    return Request(ModelShape.of(model), CompressionConfig.resolve(compression), compression)
+def request(compression: str = "duet-192", model: str = "llava-1.5-7b") -> FitRequest:
+    return FitRequest(ModelShape.of(model), CompressionConfig.resolve(compression), compression)
 
 
 def test_full_fine_tuning_of_7b_fits_eight_devices_of_80_but_not_plain_data_parallelism() -> None:
@@ -154,7 +154,7 @@ def test_devices_are_read_for_cuda_and_rocm_alike(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    assert probe_devices() == (Device("AMD Instinct MI300X", 192 * GIB, "sm_94"),) * 2
+    assert probe_devices() == (DeviceFacts("AMD Instinct MI300X", 192 * GIB, "sm_94"),) * 2
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert probe_devices()[0].architecture == "gfx942"
     assert (probe_torch().backend, probe_torch().backend_version) == ("ROCm", "7.0")
@@ -237,7 +237,7 @@ def test_processes_that_hang_or_fail_are_ended() -> None:
 HEALTHY = Machine(
     system=System("Linux 6", "3.11.7", 64, 1000 * GIB, 900 * GIB, "./checkpoints", 2000 * GIB, 64 * GIB),
     torch=TorchBuild("2.13.0+cu130", "CUDA", "13.0", ("CUDA",)),
-    devices=(Device("NVIDIA H100 80GB HBM3", 79 * GIB, "sm_90"),) * 8,
+    devices=(DeviceFacts("NVIDIA H100 80GB HBM3", 79 * GIB, "sm_90"),) * 8,
     precision=(Check("bf16", "ok"), Check("fp16", "ok")),
     attention=(Check("eager", "ok"), Check("sdpa flash", "ok"), Check("flash_attention_2", "absent", "not installed")),
     packages=(

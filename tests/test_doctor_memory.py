@@ -18,7 +18,7 @@ from llava.compression import CompressionConfig
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.activations import (
     Adapters,
-    Batch,
+    DeviceBatch,
     Precision,
     head_bytes,
     head_peak,
@@ -29,7 +29,7 @@ from llava.cost.activations import (
     stored_layers,
 )
 from llava.cost.flops import visual_tokens_per_layer
-from llava.cost.memory import STAGES, Setting, checkpoint_bytes, need
+from llava.cost.memory import STAGES, RecipeSetting, checkpoint_bytes, need
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import DecoderShape, ModelShape, VisionShape
 
@@ -111,9 +111,9 @@ def test_eight_bits_are_a_byte_and_one_scale_an_output() -> None:
 # === Model states ===
 
 
-def setting(recipe: str, devices: int = 8, **changes: Any) -> Setting:
+def setting(recipe: str, devices: int = 8, **changes: Any) -> RecipeSetting:
     values: dict[str, Any] = {"devices": devices, "per_host": min(8, devices), "batch_size": 16}
-    return Setting(RECIPES[recipe], SEVEN_B, DUET_192, **values | changes)
+    return RecipeSetting(RECIPES[recipe], SEVEN_B, DUET_192, **values | changes)
 
 
 def needs(recipe: str, devices: int = 8, **changes: Any) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class Trial:
             model.activation_checkpointing_enable()
             model.enable_input_require_grads()
 
-    def _batch(self, rows: int = 4, text: int = 150, supervised: int = 10) -> Batch:
+    def _batch(self, rows: int = 4, text: int = 150, supervised: int = 10) -> DeviceBatch:
         draw = torch.Generator().manual_seed(0)
         self.ids = torch.randint(3, 48, (rows, text + 1), generator=draw)
         self.ids[:, 3] = IMAGE_TOKEN_INDEX
@@ -246,7 +246,7 @@ class Trial:
         self.images = torch.randn(rows, 3, 56, 56, generator=draw).to(self.model.dtype)
         decoder, vision = DecoderShape.of(self.model.config), VisionShape.of(self.model.get_vision_tower().config)
         visual = visual_tokens_per_layer(self.model.compression, decoder.layers, vision)
-        return Batch(rows, text, visual, supervised)
+        return DeviceBatch(rows, text, visual, supervised)
 
     def forward(self) -> torch.Tensor:
         """The loss of the batch."""
@@ -338,7 +338,7 @@ def test_peak_of_a_step_is_what_the_formulas_say(case: str, checkpointing: bool,
 
 
 def test_logits_peak_is_twelve_bytes_a_logit() -> None:
-    batch = Batch(rows=4, text=2048, visual=(0,), supervised=2048)
+    batch = DeviceBatch(rows=4, text=2048, visual=(0,), supervised=2048)
     norm = batch.tokens[-1] * (6 * 4096 + 4) + 8192 * 2 * 4096
     assert head_peak(SEVEN_B.decoder, batch, "all", Precision()) - norm == 12 * 32000 * 8192
 

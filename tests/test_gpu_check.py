@@ -16,7 +16,7 @@ import torch
 
 from llava.bench.gpu_check import measure
 from llava.bench.gpu_check.__main__ import BUDGET, PARTS, main
-from llava.bench.gpu_check.record import Record, place_of, read
+from llava.bench.gpu_check.record import ResultLog, place_of, read
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, PASSED, run_part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def gone(pid: int, patience: float = 20) -> bool:
 
 
 def test_a_part_over_its_limit_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    record = Record(tmp_path / "out.jsonl", "r", time.time())
+    record = ResultLog(tmp_path / "out.jsonl", "r", time.time())
     code = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -138,7 +138,7 @@ def test_a_part_over_its_limit_is_killed_with_all_it_started(tmp_path: Path) -> 
 
 
 def test_how_a_part_ends_is_told_apart(tmp_path: Path) -> None:
-    record = Record(tmp_path / "out.jsonl", "r", time.time())
+    record = ResultLog(tmp_path / "out.jsonl", "r", time.time())
     assert run_part("good", python("pass"), 20, record) == PASSED
     assert run_part("bad", python("raise ValueError('why')"), 20, record) == FAILED
     assert run_part("crash", python("import os; os.abort()"), 20, record) == FAILED
@@ -175,7 +175,7 @@ def test_a_run_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path, 
 def test_a_file_that_was_cut_within_a_line_is_continued_on_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "gpu_check.jsonl").write_text('{"kept": 1}\n{"run": "x", "at"')
     path = place_of(tmp_path)
-    Record(path, "later", time.time()).add("part", "row", share=float("nan"), peaks=(float("inf"), 1.0))
+    ResultLog(path, "later", time.time()).add("part", "row", share=float("nan"), peaks=(float("inf"), 1.0))
     first, last = read(path)
     assert first == {"kept": 1} and (last["run"], last["share"], last["peaks"]) == ("later", "nan", ["inf", 1.0])
 
@@ -209,7 +209,7 @@ def test_where_all_gradients_do_not_fit_a_few_layers_are_trained_and_it_says_so(
         return (None, "out of memory: all of it") if len(given) == 1 else (run(), None)
 
     monkeypatch.setattr(measure, "attempt", attempt)
-    monkeypatch.setitem(measure.LOADS, "tiny", measure.Load((1,), (1,), 1, 2, 10))
+    monkeypatch.setitem(measure.LOADS, "tiny", measure.ShapeLoad((1,), (1,), 1, 2, 10))
     assert measure.train(task)
     found = read(task.record.path)
     assert [line["error"] for line in found if line["kind"] == "search"] == ["out of memory: all of it", None]
@@ -218,9 +218,9 @@ def test_where_all_gradients_do_not_fit_a_few_layers_are_trained_and_it_says_so(
     assert not any("utilisation" in line for line in timed), "its FLOPs are not those of a whole step"
 
 
-def task_of(folder: Path) -> measure.Task:
-    record = Record(folder / "out.jsonl", "r", time.time())
-    return measure.Task("train", record, "cpu", "tiny", folder, folder, ends=time.monotonic() + 600)
+def task_of(folder: Path) -> measure.PartTask:
+    record = ResultLog(folder / "out.jsonl", "r", time.time())
+    return measure.PartTask("train", record, "cpu", "tiny", folder, folder, ends=time.monotonic() + 600)
 
 
 # --------------------------------------------------------------------------------------------------- command line
@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_does_not_end_the_run(tmp_path: Path, monkeypatch, 
         return kept(handle, data[:taken])
 
     monkeypatch.setattr("llava.bench.gpu_check.record.os.write", write)
-    record = Record(path, "r", time.time())
+    record = ResultLog(path, "r", time.time())
     for number in range(5):
         record.add("train", "end" if number == 4 else "row", value=number)
     said = capsys.readouterr().err.splitlines()
@@ -328,8 +328,8 @@ def test_what_is_left_of_the_eight_minutes_limits_the_last_parts(tmp_path: Path,
 
 
 def test_without_a_gpu_the_big_model_is_not_run_and_says_why(tmp_path: Path) -> None:
-    task = measure.Task(
-        "prefill", Record(tmp_path / "o.jsonl", "r", 0.0), "cpu", "llava-1.5-7b", tmp_path, tmp_path, ends=1e9
+    task = measure.PartTask(
+        "prefill", ResultLog(tmp_path / "o.jsonl", "r", 0.0), "cpu", "llava-1.5-7b", tmp_path, tmp_path, ends=1e9
     )
     with pytest.raises(measure.NotHereError, match="no GPU here"):
         measure.prefill(task)

@@ -48,7 +48,7 @@ def memory() -> dict[str, float]:
     """Memory of this process in MiB.
 
     `rss`: all pages that it maps and that are present; `pss`: the same with shared pages divided by the processes
-    that share them, so that the sum over processes is what they take together; `uss`: pages that nobody shares;
+    that share them, so that the sum over processes is what they take together; `uss`: pages that are not shared;
     `anonymous`: the part of `pss` that belongs to no file, which the system cannot drop when memory is short.
     """
     lines = (line.split() for line in SMAPS.read_text(encoding="utf-8").splitlines()[1:])
@@ -84,7 +84,7 @@ class TouchAll(Dataset):
     Args:
         dataset: what is read.
         encode_every: every so manieth sample is encoded too; 1 for tables, which hold all tokens.
-        barrier: of all workers.
+        barrier: where all workers wait for each other.
     """
 
     def __init__(self, dataset: LazySupervisedDataset, encode_every: int, barrier: Any) -> None:

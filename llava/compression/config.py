@@ -59,7 +59,7 @@ class V2VConfig:
         clusters: `anchored`: every pool patch joins the most similar of evenly ranked anchors (released code).
             `neighbours`: mean of the patches a centroid attends to most (Algorithm 1). `uniform`: anchors evenly
             spaced over all remaining patches, which all join one (VisionZip).
-        seed: of the `random` score.
+        seed: whole number from which the `random` score draws.
     """
 
     dominant: int
@@ -114,7 +114,7 @@ class T2VConfig:
             another package, see `llava.common.own_scores`.
         positions: `renumber` closes the gaps after a drop (published behaviour); `original` leaves survivors
             where they were.
-        seed: of the `random` score.
+        seed: whole number from which the `random` score draws.
         scored_by: the layer whose attention ranks, by its queries and keys. `after`: the first layer behind the drop,
             on the hidden states that it would get (PyramidDrop and DUET as released). `before`: the last layer in
             front of the drop, on the hidden states that it got, so its own attention weights (FastV as released).

@@ -52,7 +52,7 @@ def attention_scores(
     Args:
         queries: [B, H, V, d] of the voting tokens, rotated to their positions.
         keys: [B, G, L, d] of every token, rotated; H is a multiple of G (grouped-query attention).
-        layout: of the L positions.
+        layout: describes the L positions.
         voters, is_voter: as `voting_positions` returns them.
         scaling: factor of the dot product, usually d ** -0.5.
 
@@ -89,7 +89,7 @@ def control_scores(layout: TokenLayout, config: T2VConfig, stage: int, hidden_st
     """Scores [B, L] that need no layer: the controls `random` and `uniform`, and those of other packages.
 
     Args:
-        layout: of the L positions.
+        layout: describes the L positions.
         config: names the score.
         stage: number of the drop (0-based).
         hidden_states: [B, L, D] in front of it, for scores of other packages.
@@ -112,7 +112,7 @@ def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int,
 
     Args:
         scores: [B, L], looked at on visual tokens only.
-        layout: of the L positions.
+        layout: describes the L positions.
         counts: visual tokens to keep in each row.
 
     Returns:
@@ -136,7 +136,7 @@ def gather_kept(
 
     Args:
         hidden_states: [B, L, D].
-        layout: of the L positions.
+        layout: describes the L positions.
         keep: bool [B, L], as `choose_visual_tokens` returns it.
         counts: visual tokens that `keep` marks in each row.
         positions: "renumber" or "original", see `T2VConfig`.

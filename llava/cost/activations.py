@@ -30,9 +30,10 @@ class Precision:
     """Bytes of a value.
 
     Attributes:
-        compute: in the linear maps and in attention (c).
-        stream: in the residual stream (s): 4 under autocast while the embedding is trained in float32, else c.
-        mask: of a dropout mask; 1 on CUDA and ROCm, c on the CPU.
+        compute: bytes of a value in the linear maps and in attention (c).
+        stream: bytes of a value in the residual stream (s): 4 under autocast while the embedding is trained in
+            float32, else c.
+        mask: bytes of an entry of a dropout mask; 1 on CUDA and ROCm, c on the CPU.
     """
 
     compute: int = 2
@@ -41,11 +42,11 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Batch:
+class DeviceBatch:
     """What one device computes at once; all rows are as long as the longest.
 
     Attributes:
-        rows: of the batch.
+        rows: number of rows.
         text: text tokens of a row.
         visual: visual tokens of a row in each decoder layer.
         supervised: targets of a row.
@@ -111,7 +112,7 @@ def _linear_inputs(decoder: DecoderShape, trained: Trained, adapters: Adapters, 
     return hidden + (compute + precision.mask) * sum(inputs for inputs, _ in maps)
 
 
-def outside_bytes(shape: ModelShape, batch: Batch, precision: Precision) -> int:
+def outside_bytes(shape: ModelShape, batch: DeviceBatch, precision: Precision) -> int:
     """Saved bytes outside the layers that last as long as theirs.
 
     - projector, trained in every recipe: input of each map and of each GELU, for each visual token
@@ -126,17 +127,17 @@ def outside_bytes(shape: ModelShape, batch: Batch, precision: Precision) -> int:
     return projector + drops + rotary_bytes(shape.decoder, batch, precision)
 
 
-def rotary_bytes(decoder: DecoderShape, batch: Batch, precision: Precision) -> int:
+def rotary_bytes(decoder: DecoderShape, batch: DeviceBatch, precision: Precision) -> int:
     """Cosine and sine of the positions, 2 s head_dim for each token of each stage; all layers of a stage share them."""
     return 2 * precision.stream * decoder.head_dim * sum(_stages(batch))
 
 
-def _stages(batch: Batch) -> list[int]:
+def _stages(batch: DeviceBatch) -> list[int]:
     """Positions of the batch in each stage between two drops."""
     return [tokens for tokens, _ in groupby(batch.tokens)]
 
 
-def head_bytes(decoder: DecoderShape, batch: Batch, trained: Trained, precision: Precision) -> int:
+def head_bytes(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, precision: Precision) -> int:
     """Saved bytes of the final norm and the loss, gone before the last layer's backward pass begins.
 
     - final norm: as in a layer, on what the last layer gives
@@ -147,7 +148,7 @@ def head_bytes(decoder: DecoderShape, batch: Batch, trained: Trained, precision:
     return norm * batch.tokens[-1] + target * batch.rows * batch.supervised
 
 
-def head_peak(decoder: DecoderShape, batch: Batch, trained: Trained, precision: Precision) -> int:
+def head_peak(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, precision: Precision) -> int:
     """What the final norm and the loss take at their peak, the saved bytes included.
 
     Either the loss's backward pass, which adds its gradient and that of the logits in float32, 8 V a target; or the

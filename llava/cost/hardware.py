@@ -73,8 +73,8 @@ def peak_flops(device_name: str, dtype: torch.dtype, tf32: bool = False) -> floa
     several devices (`MI250X / MI250`) are not.
 
     Args:
-        device_name: as `torch.cuda.get_device_name` gives it.
-        dtype: that matrix products take; with autocast that of autocast.
+        device_name: name of the device, as `torch.cuda.get_device_name` gives it.
+        dtype: data type that matrix products take; under autocast, that of autocast.
         tf32: whether float32 products may be rounded; without effect on devices that have no TF32.
     """
     for known in ACCELERATORS:
@@ -90,9 +90,9 @@ def device_peak(device: torch.device, dtype: torch.dtype, tflops: float | None =
     """Peak of the device at hand in FLOP/s: what the user says, else what is known of it, else None.
 
     Args:
-        device: that trains; of a CPU nothing is known.
-        dtype: that matrix products take.
-        tflops: of one device, 1e12 FLOP/s, if the user gave it.
+        device: device that trains; of a CPU nothing is known.
+        dtype: data type that matrix products take.
+        tflops: peak of one device in TFLOP/s, if the user gave it.
 
     Raises:
         ValueError: if `tflops` is not above 0.

@@ -42,7 +42,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceFacts:
     """An accelerator that torch sees."""
 
     name: str
@@ -55,9 +55,9 @@ class TorchBuild:
     """Which torch this is.
 
     Attributes:
-        version: as torch says.
+        version: of torch, as `torch.__version__` has it.
         backend: `CUDA`, `ROCm` or `CPU`: what it was built for.
-        backend_version: of CUDA or ROCm.
+        backend_version: version of CUDA or ROCm; None for the CPU.
         drivers: accelerators whose driver is on the machine, whether or not torch can use them.
     """
 
@@ -76,7 +76,7 @@ def version_of(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, torch, transformers and this project."""
+    """Versions of Python, torch, transformers and this project, by name."""
     packages = ("torch", "transformers", "duet-llava")
     return {"python": platform.python_version()} | {name: version_of(name) or "not installed" for name in packages}
 
@@ -141,7 +141,7 @@ def probe_system(output_dir: str) -> System:
     )
 
 
-def probe_devices() -> tuple[Device, ...]:
+def probe_devices() -> tuple[DeviceFacts, ...]:
     """The accelerators that torch can use: CUDA's or ROCm's, under one name."""
     if not torch.cuda.is_available():
         return ()
@@ -158,10 +158,12 @@ def probe_torch() -> TorchBuild:
     return TorchBuild(torch.__version__, backend, version, drivers)
 
 
-def _device(index: int) -> Device:
+def _device(index: int) -> DeviceFacts:
     properties = torch.cuda.get_device_properties(index)
     architecture = getattr(properties, "gcnArchName", "") if torch.version.hip else ""
-    return Device(properties.name, properties.total_memory, architecture or f"sm_{properties.major}{properties.minor}")
+    return DeviceFacts(
+        properties.name, properties.total_memory, architecture or f"sm_{properties.major}{properties.minor}"
+    )
 
 
 def _memory() -> tuple[int | None, int | None]:

@@ -19,7 +19,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.activations import (
     FLOAT32,
     Adapters,
-    Batch,
+    DeviceBatch,
     Precision,
     head_peak,
     in_flight,
@@ -44,11 +44,11 @@ PINNED = 1.5
 
 
 @dataclass(frozen=True)
-class Stage:
+class ZeroStage:
     """A way to spread the model states.
 
     Attributes:
-        name: as the report shows it.
+        name: name that the report shows.
         zero: stage of ZeRO, 0 for plain data parallelism.
         offload: whether weights, gradients and optimizer live on the host.
         config: DeepSpeed configuration that asks for it, where the project has one.
@@ -61,22 +61,22 @@ class Stage:
 
 
 STAGES = (
-    Stage("0", 0),
-    Stage("1", 1),
-    Stage("2", 2, config="./scripts/zero2.json"),
-    Stage("3", 3, config="./scripts/zero3.json"),
-    Stage("3+offload", 3, offload=True, config="./scripts/zero3_offload.json"),
+    ZeroStage("0", 0),
+    ZeroStage("1", 1),
+    ZeroStage("2", 2, config="./scripts/zero2.json"),
+    ZeroStage("3", 3, config="./scripts/zero3.json"),
+    ZeroStage("3+offload", 3, offload=True, config="./scripts/zero3_offload.json"),
 )
 
 
 @dataclass(frozen=True)
-class Setting:
+class RecipeSetting:
     """A recipe on certain devices.
 
     Attributes:
         recipe, shape, compression: what is trained.
-        devices: of the whole run.
-        per_host: of one machine.
+        devices: number of devices of the whole run.
+        per_host: number of devices of one machine.
         batch_size: rows of one device.
     """
 
@@ -87,7 +87,7 @@ class Setting:
     per_host: int = 8
     batch_size: int = 16
 
-    def with_batch(self, batch_size: int) -> Setting:
+    def with_batch(self, batch_size: int) -> RecipeSetting:
         """The same with another batch."""
         return replace(self, batch_size=batch_size)
 
@@ -109,18 +109,18 @@ class Setting:
         quantised = self.shape.quantised_layers(self.recipe.bits, self.recipe.double_quant)
         return quantised + HALF * (self.shape.language - self.shape.layer_linears)
 
-    def longest_batch(self) -> Batch:
+    def longest_batch(self) -> DeviceBatch:
         """The largest batch that the data can make: every row as long as the longest, all its text supervised."""
         return self._batch(self.recipe.longest_text, self.recipe.longest_has_image)
 
-    def typical_batch(self) -> Batch:
+    def typical_batch(self) -> DeviceBatch:
         """A batch of rows with one image and the mean text, all of it supervised."""
         return self._batch(self.recipe.text_tokens, True)
 
-    def _batch(self, text: int, has_image: bool) -> Batch:
+    def _batch(self, text: int, has_image: bool) -> DeviceBatch:
         decoder, vision = self.shape.decoder, self.shape.vision
         visual = visual_tokens_per_layer(self.compression, decoder.layers, vision, images=int(has_image))
-        return Batch(self.batch_size, text, visual, supervised=text)
+        return DeviceBatch(self.batch_size, text, visual, supervised=text)
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Need:
 
     Attributes:
         stage: name of the stage.
-        weights: of language model, projector and adapters.
-        tower: of the frozen vision tower.
-        gradients, optimizer: of what is trained.
+        weights: bytes of language model, projector and adapters.
+        tower: bytes of the frozen vision tower.
+        gradients, optimizer: bytes of the gradients and the optimizer states of what is trained.
         buffers: copies and buckets that the engine keeps; see `_buffers`.
         activations: kept by a step that computes layers again in the backward pass (checkpointing).
         activations_full: kept by a step without checkpointing.
@@ -173,14 +173,14 @@ class Need:
         return self.states + max(backward, self.tower_pass, self.update)
 
 
-def why_not(recipe: Recipe, stage: Stage) -> str | None:
+def why_not(recipe: Recipe, stage: ZeroStage) -> str | None:
     """Why a recipe cannot run under a stage; None where it can."""
     if recipe.bits < 16 and stage.zero == 3:
         return f"bitsandbytes' {recipe.bits}-bit weights cannot be divided among devices, which ZeRO-3 does."
     return None
 
 
-def need(setting: Setting, stage: Stage, batch: Batch | None = None) -> Need:
+def need(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | None = None) -> Need:
     """What one device and its host need.
 
     Args:
@@ -206,7 +206,7 @@ def need(setting: Setting, stage: Stage, batch: Batch | None = None) -> Need:
     )
 
 
-def _step(setting: Setting, stage: Stage, batch: Batch) -> dict[str, float]:
+def _step(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch) -> dict[str, float]:
     """Bytes that a forward and backward pass adds, by the names of `Need`."""
     recipe, decoder = setting.recipe, setting.shape.decoder
     precision = Precision(stream=FLOAT32 if stage.zero == 0 and recipe.trained == "all" else HALF)
@@ -228,7 +228,7 @@ def _step(setting: Setting, stage: Stage, batch: Batch) -> dict[str, float]:
     }
 
 
-def _buffers(setting: Setting, stage: Stage) -> float:
+def _buffers(setting: RecipeSetting, stage: ZeroStage) -> float:
     """Copies that the engine keeps.
 
     - stage 0: autocast's 16-bit copies of the trained weights in use, 2 bytes, and on several devices the
@@ -248,13 +248,13 @@ def _buffers(setting: Setting, stage: Stage) -> float:
     return unpacked + gathered + 2 * HALF * width * width
 
 
-def _update_weights(setting: Setting, stage: Stage) -> float:
+def _update_weights(setting: RecipeSetting, stage: ZeroStage) -> float:
     """Weights whose gradient DeepSpeed makes float32 at once: the device's share, in stage 3 a sub-group of it."""
     own = setting.trained / setting.devices
     return min(own, SUB_GROUP) if stage.zero == 3 else own
 
 
-def _host(setting: Setting, stage: Stage) -> float:
+def _host(setting: RecipeSetting, stage: ZeroStage) -> float:
     """RAM of one machine.
 
     Offloaded states are 18 bytes a trained weight (2 + 4 + 12, gradients being float32 on the host) and 2 a frozen
@@ -269,7 +269,7 @@ def _host(setting: Setting, stage: Stage) -> float:
     return readers * (FLOAT32 if stage.zero == 0 else HALF) * setting.shape.total
 
 
-def checkpoint_bytes(setting: Setting) -> float:
+def checkpoint_bytes(setting: RecipeSetting) -> float:
     """Disk space of one checkpoint and the final weights.
 
     A checkpoint holds the 16-bit weights that the recipe saves and the optimizer's 12 bytes a trained weight; it is

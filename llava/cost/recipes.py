@@ -17,13 +17,13 @@ class Recipe:
     """What one script trains, and how.
 
     Attributes:
-        name: of the script under `scripts/v1_5`.
+        name: name of the script under `scripts/v1_5`.
         trained: the projector alone, language model and projector, or LoRA adapters and the projector.
         batch_size: rows of one device in one forward pass.
         global_batch: rows of one optimizer step over all devices.
         zero: stage of its DeepSpeed configuration.
-        bits: of the language model's stored linear maps, if frozen: 16, 8 or 4.
-        lora_rank, lora_dropout: of the adapters.
+        bits: width of the language model's stored linear maps, if frozen: 16, 8 or 4.
+        lora_rank, lora_dropout: rank and dropout of the adapters; rank 0 without adapters.
         double_quant: whether the scales of 4-bit weights are quantised too.
         text_tokens: text of a typical row, beside its image.
         longest_text: text of the longest row.

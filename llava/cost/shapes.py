@@ -154,9 +154,9 @@ class ModelShape:
     """A LLaVA's dimensions.
 
     Attributes:
-        name: as given: a known model or a checkpoint folder.
-        decoder: of the language model.
-        vision: of the tower up to the layer that is used.
+        name: a known model or a checkpoint folder, as given.
+        decoder: dimensions of the language model.
+        vision: dimensions of the tower up to the layer that is used.
         tower_layers: layers that the tower holds in memory, used or not.
         projector_layers: linear maps of the projector: 1 for `linear`, N for `mlpNx_gelu`, 0 for `identity`.
         tied: whether head and embedding are one matrix.

@@ -24,7 +24,15 @@ from llava.cost.shapes import ModelShape, model_kind
 from llava.doctor.diagnosis import Diagnosis, to_json, to_text
 from llava.doctor.examination import Machine, examine
 from llava.doctor.faults import find_faults
-from llava.doctor.fitting_recipes import DEFAULT_COMPRESSION, DEFAULT_MODEL, Request, Room, best_plan, table, with_rows
+from llava.doctor.fitting_recipes import (
+    DEFAULT_COMPRESSION,
+    DEFAULT_MODEL,
+    FitRequest,
+    Room,
+    best_plan,
+    table,
+    with_rows,
+)
 
 # Where nothing is known or asked: the machine that the paper's recipes are written for.
 ASSUMED_DEVICES, ASSUMED_MEMORY, DEVICES_OF_A_MACHINE = 8, 80.0, 8
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = options.compression or fitting(kind, shape.decoder, shape.vision, (DEFAULT_COMPRESSION, "none"))[0]
         compression = CompressionConfig.resolve(name)
         compression.check_made_for(kind, shape.decoder.layers)
-        request = Request(shape, compression, name)
+        request = FitRequest(shape, compression, name)
         diagnosis = diagnose(examine(options.output_dir, options.comm_test), request, options)
     except ValueError as error:
         print(f"doctor: {error}", file=sys.stderr)
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(diagnosis.broken)
 
 
-def diagnose(machine: Machine, request: Request, options: argparse.Namespace) -> Diagnosis:
+def diagnose(machine: Machine, request: FitRequest, options: argparse.Namespace) -> Diagnosis:
     """Work everything out for a machine.
 
     Raises:
@@ -81,7 +89,7 @@ def find_room(machine: Machine, devices: int | None, device_memory: float | None
 
     Args:
         machine: this one.
-        devices: of the run.
+        devices: number of devices of the run.
         device_memory, host_memory: GiB.
     """
     own = machine.devices

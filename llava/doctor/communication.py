@@ -31,7 +31,7 @@ class CommunicationTest:
     """How it went.
 
     Attributes:
-        backend, processes: of the trial.
+        backend, processes: name of the backend and number of processes of the trial.
         works: whether every process ended with the right sum in time.
         gigabytes_per_second: bus bandwidth, 2 (n - 1) / n of the bytes over the median time; None unless it works.
         detail: why it does not work.

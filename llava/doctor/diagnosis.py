@@ -11,7 +11,7 @@ from llava.cost.memory import GIB, STAGES, Need, need
 from llava.cost.recipes import RECIPES, Recipe
 from llava.doctor.examination import Machine
 from llava.doctor.faults import Fault
-from llava.doctor.fitting_recipes import Cell, Plan, Request, Room, batch_sizes
+from llava.doctor.fitting_recipes import FitCell, FitRequest, Plan, Room, batch_sizes
 from llava.doctor.kernels import Check
 
 WIDTH = 110
@@ -33,10 +33,10 @@ class Diagnosis:
     """
 
     machine: Machine
-    request: Request
+    request: FitRequest
     recipe: Recipe
     room: Room
-    table: dict[str, tuple[Cell, ...]]
+    table: dict[str, tuple[FitCell, ...]]
     plan: Plan | None
     faults: tuple[Fault, ...]
 
@@ -78,7 +78,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _cell_json(cell: Cell) -> dict[str, Any]:
+def _cell_json(cell: FitCell) -> dict[str, Any]:
     totals = cell.need and {"checkpointing": cell.need.total(True), "full": cell.need.total(False)}
     return {**asdict(cell), "total": totals}
 
@@ -201,7 +201,7 @@ def _fit_lines(diagnosis: Diagnosis) -> list[str]:
     return lines
 
 
-def _verdict(cell: Cell) -> str:
+def _verdict(cell: FitCell) -> str:
     if cell.need is None:
         return "no"
     mark = "++" if cell.fits_without_checkpointing else "+" if cell.fits else "-"

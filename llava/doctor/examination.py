@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava.cost.machine import Device, System, TorchBuild, probe_devices, probe_system, probe_torch, value_or
+from llava.cost.machine import DeviceFacts, System, TorchBuild, probe_devices, probe_system, probe_torch, value_or
 from llava.doctor.communication import CommunicationTest, try_communication
 from llava.doctor.kernels import Check, attention_checks, precision_checks
 from llava.doctor.packages import Package, read_packages, try_imports
@@ -19,7 +19,7 @@ class Imports:
 
     Attributes:
         errors: by module, why it cannot be imported although it is installed.
-        operations: of DeepSpeed, whether each can be used or built here.
+        operations: whether each operation of DeepSpeed can be used or built here, by name.
         problem: why nothing could be tried.
     """
 
@@ -34,7 +34,7 @@ class Machine:
 
     system: System
     torch: TorchBuild
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceFacts, ...]
     precision: tuple[Check, ...]
     attention: tuple[Check, ...]
     packages: tuple[Package, ...]

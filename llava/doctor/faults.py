@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava.cost.memory import GIB, checkpoint_bytes
 from llava.cost.recipes import Recipe
 from llava.doctor.examination import Machine
-from llava.doctor.fitting_recipes import Request, Room
+from llava.doctor.fitting_recipes import FitRequest, Room
 from llava.doctor.kernels import FUSED
 
 INSTALL = "pip install -c constraints.txt -e"
@@ -23,7 +23,7 @@ class Fault:
     text: str
 
 
-def find_faults(machine: Machine, request: Request, recipe: Recipe, room: Room) -> tuple[Fault, ...]:
+def find_faults(machine: Machine, request: FitRequest, recipe: Recipe, room: Room) -> tuple[Fault, ...]:
     """Everything that is wrong with this machine for this recipe, the broken first."""
     found = [
         *_torch_faults(machine),
@@ -134,7 +134,7 @@ def _communication_faults(machine: Machine) -> Iterator[Fault]:
         )
 
 
-def _space_faults(machine: Machine, request: Request, recipe: Recipe, room: Room) -> Iterator[Fault]:
+def _space_faults(machine: Machine, request: FitRequest, recipe: Recipe, room: Room) -> Iterator[Fault]:
     system = machine.system
     wanted = checkpoint_bytes(request.setting(recipe, room))
     if system.disk_free is not None and system.disk_free < wanted:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from llava.compression.config import CompressionConfig
-from llava.cost.memory import STAGES, Need, Setting, Stage, need, why_not
+from llava.cost.memory import STAGES, Need, RecipeSetting, ZeroStage, need, why_not
 from llava.cost.recipes import RECIPES, Recipe
 from llava.cost.shapes import ModelShape
 
@@ -16,11 +16,11 @@ DEFAULT_MODEL, DEFAULT_COMPRESSION = "llava-1.5-7b", "duet-192"
 
 @dataclass(frozen=True)
 class Room:
-    """What there is to fit into; bytes, None where nobody knows.
+    """What a recipe has to fit into; sizes in bytes, None where they are not known.
 
     Attributes:
-        devices: of the run.
-        per_host: of one machine.
+        devices: number of devices of the run.
+        per_host: number of devices of one machine.
         device: memory of the smallest device.
         host: RAM of one machine.
         local: accelerators that torch sees on this machine.
@@ -34,27 +34,27 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Request:
+class FitRequest:
     """What is to be trained: model and compression, by name as the scripts take them."""
 
     shape: ModelShape
     compression: CompressionConfig
     compression_name: str = DEFAULT_COMPRESSION
 
-    def setting(self, recipe: Recipe, room: Room) -> Setting:
+    def setting(self, recipe: Recipe, room: Room) -> RecipeSetting:
         """A recipe of this model on these devices."""
         batch = batch_sizes(recipe, room.devices)[0]
-        return Setting(recipe, self.shape, self.compression, room.devices, room.per_host, batch)
+        return RecipeSetting(recipe, self.shape, self.compression, room.devices, room.per_host, batch)
 
 
 @dataclass(frozen=True)
-class Cell:
+class FitCell:
     """One recipe under one stage.
 
     Attributes:
         need: None where the recipe cannot run under the stage; `reason` then says why.
         fits: with checkpointing, on device and host.
-        fits_without_checkpointing: as it says.
+        fits_without_checkpointing: the same where activations are not computed again.
     """
 
     stage: str
@@ -71,10 +71,10 @@ class Plan:
     Attributes:
         recipe: its name.
         stage: name of the ZeRO stage.
-        batch_size, accumulation: of one device.
+        batch_size, accumulation: rows of a forward pass of one device, and passes of an optimizer step.
         checkpointing: whether layers are computed again in the backward pass.
-        bytes: of one device.
-        command: to run it.
+        bytes: peak memory of one device.
+        command: command that runs it.
     """
 
     recipe: str
@@ -86,14 +86,14 @@ class Plan:
     command: str
 
 
-def fits(wanted: Need, room: Room, stage: Stage, checkpointing: bool) -> bool:
+def fits(wanted: Need, room: Room, stage: ZeroStage, checkpointing: bool) -> bool:
     """Whether device and, for offloaded states, host have room; what is not known is taken to be enough."""
     device = room.device is None or wanted.total(checkpointing) <= room.device
     host = not stage.offload or room.host is None or wanted.host <= room.host
     return device and host
 
 
-def cells(request: Request, recipe: Recipe, room: Room) -> tuple[Cell, ...]:
+def cells(request: FitRequest, recipe: Recipe, room: Room) -> tuple[FitCell, ...]:
     """A recipe under every stage, with the batch size that its script would choose."""
     setting = request.setting(recipe, room)
     row = []
@@ -101,16 +101,16 @@ def cells(request: Request, recipe: Recipe, room: Room) -> tuple[Cell, ...]:
         reason = why_not(recipe, stage)
         wanted = None if reason else need(setting, stage)
         judged = [wanted is not None and fits(wanted, room, stage, checkpointing) for checkpointing in (True, False)]
-        row.append(Cell(stage.name, wanted, reason, *judged))
+        row.append(FitCell(stage.name, wanted, reason, *judged))
     return tuple(row)
 
 
-def table(request: Request, room: Room, recipes: dict[str, Recipe] = RECIPES) -> dict[str, tuple[Cell, ...]]:
+def table(request: FitRequest, room: Room, recipes: dict[str, Recipe] = RECIPES) -> dict[str, tuple[FitCell, ...]]:
     """Every recipe under every stage."""
     return {name: cells(request, recipe, room) for name, recipe in recipes.items()}
 
 
-def best_plan(request: Request, recipe: Recipe, room: Room) -> Plan | None:
+def best_plan(request: FitRequest, recipe: Recipe, room: Room) -> Plan | None:
     """The quickest way that fits, None where nothing does.
 
     The recipe's batch comes before a smaller one, no checkpointing before checkpointing (a quarter of a layer's
@@ -140,7 +140,9 @@ def batch_sizes(recipe: Recipe, devices: int) -> list[int]:
     return [batch for batch in largest_first if remainder or share % batch == 0]
 
 
-def _plan(request: Request, setting: Setting, stage: Stage, checkpointing: bool, wanted: Need, room: Room) -> Plan:
+def _plan(
+    request: FitRequest, setting: RecipeSetting, stage: ZeroStage, checkpointing: bool, wanted: Need, room: Room
+) -> Plan:
     recipe, batch = setting.recipe, setting.batch_size
     accumulation = max(1, round(recipe.global_batch / (batch * setting.devices)))
     return Plan(
@@ -155,7 +157,7 @@ def _plan(request: Request, setting: Setting, stage: Stage, checkpointing: bool,
 
 
 def _command(
-    request: Request, setting: Setting, stage: Stage, checkpointing: bool, accumulation: int, room: Room
+    request: FitRequest, setting: RecipeSetting, stage: ZeroStage, checkpointing: bool, accumulation: int, room: Room
 ) -> str:
     """The script with every setting that differs from its default."""
     recipe = setting.recipe

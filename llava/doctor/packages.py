@@ -30,7 +30,7 @@ class Package:
 
     Attributes:
         name: on the index.
-        extra: of the project that asks for it; empty for what is always needed.
+        extra: the project's extra that asks for it; empty for what is always needed.
         installed: version, None where it is not.
         accepted: range, such as `>=5.23,<5.25`.
         tested: the version that constraints.txt pins, where it is at hand.

@@ -59,15 +59,15 @@ class Cost:
 
     Attributes:
         budget: its name.
-        visual_tokens: of one row, by layer.
-        flops: of one row's prefill, pixels to first logits.
-        kv_bytes: of the whole batch after the prefill, computed and found to be so.
-        prefill_seconds: of a batch, one for each round.
-        decode_seconds: of all tokens but the first of a batch, one for each round.
+        visual_tokens: number of visual tokens of one row, by layer.
+        flops: FLOPs of one row's prefill, from pixels to the first logits.
+        kv_bytes: bytes of the whole batch's cache after the prefill, computed and found to be so.
+        prefill_seconds: seconds of a batch's prefill, one for each round.
+        decode_seconds: seconds for all tokens of a batch but the first, one for each round.
         peak_bytes: most memory allocated at once on the GPU, weights included; None on a CPU, where it is not measured.
-        train_flops: of one row's training step, if that was asked for.
-        train_seconds: of the training step of a batch, one for each round; empty if it was not asked for.
-        tower_seconds: of the vision tower on the images of a batch, likewise.
+        train_flops: FLOPs of one row's training step; None if it was not asked for.
+        train_seconds: seconds of a batch's training step, one for each round; empty if it was not asked for.
+        tower_seconds: seconds of the vision tower on the images of a batch, likewise.
     """
 
     budget: str
@@ -183,7 +183,7 @@ def measure_training(
     Args:
         model: LLaVA; what it trains stays chosen.
         budgets: by name.
-        costs: of these budgets, in turn.
+        costs: costs of these budgets, in turn.
         load: rows of a batch; the last fifth of each row's text is its answer.
         repeats: rounds, after one to warm up.
         again: whether activations are computed again in the backward pass.

@@ -49,9 +49,9 @@ def row_flops(
 
     Args:
         model: LLaVA.
-        compression: of the row.
-        text_tokens, images: of the row.
-        passes: of a training step, see `training_passes`; None counts a prefill.
+        compression: budget of the row.
+        text_tokens, images: number of text tokens and of images of the row.
+        passes: passes of a training step, see `training_passes`; None counts a prefill.
     """
     decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
     tokens = visual_tokens_per_layer(compression, decoder.layers, vision, images)

@@ -82,9 +82,9 @@ def random_batch(model: Any, rows: int, text_tokens: int, images: int = 1, label
 
     Args:
         model: LLaVA.
-        rows: of the batch.
-        text_tokens: of a row, beside its images.
-        images: of a row, which stand where LLaVA-1.5's system prompt ends.
+        rows: number of rows.
+        text_tokens: number of text tokens of a row, beside its images.
+        images: number of images of a row, which stand where LLaVA-1.5's system prompt ends.
         labels: whether the last fifth of the text of a row is its answer.
 
     Returns:

@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in at most 8 minutes on one card with 80 GB: `bash scripts/gpu_check.sh [OUT]`.
 
-Parts run one after another, the most worth knowing first, each in a process of its own that is killed at its limit.
+Parts run one after another, the most important first, each in a process of its own that is killed at its limit.
 Every result is a JSON line in OUT, on the disk as soon as it is known, so that a run that is cut short leaves what it
 had.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llava.bench.gpu_check.record import FILE_NAME, Record, place_of
+from llava.bench.gpu_check.record import FILE_NAME, ResultLog, place_of
 from llava.bench.gpu_check.supervise import FAILED, NOT_RUN, OVER, run_part
 from llava.common.number_flags import positive
 from llava.common.path_flags import FOLDER_TO_READ, TO_READ, TO_WRITE
@@ -30,7 +30,7 @@ SHAPES = ("llava-1.5-7b", "tiny")
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckPart:
     """One part: its name, seconds that it may take, and what it finds out."""
 
     name: str
@@ -39,14 +39,14 @@ class Part:
 
 
 PARTS = (
-    Part("environment", 40, "card, driver, versions, commit"),
-    Part("golden", 60, "the recorded cases of tests/golden on the device (llava.verify)"),
-    Part("tests", 60, "pytest -m cuda"),
-    Part("prefill", 90, "prefill at batch 1 and 16, none against duet-192, -128 and -64, interleaved"),
-    Part("train", 145, "forward and backward at the largest batch that fits, the same budgets, interleaved"),
-    Part("decode", 80, "tokens a second at batch 1 and 16, the same budgets, interleaved"),
+    CheckPart("environment", 40, "card, driver, versions, commit"),
+    CheckPart("golden", 60, "the recorded cases of tests/golden on the device (llava.verify)"),
+    CheckPart("tests", 60, "pytest -m cuda"),
+    CheckPart("prefill", 90, "prefill at batch 1 and 16, none against duet-192, -128 and -64, interleaved"),
+    CheckPart("train", 145, "forward and backward at the largest batch that fits, the same budgets, interleaved"),
+    CheckPart("decode", 80, "tokens a second at batch 1 and 16, the same budgets, interleaved"),
 )
-"""The most worth knowing first; together within `BUDGET`."""
+"""The most important first; together within `BUDGET`."""
 
 _DESCRIPTION = """\
 Everything that wants a GPU, in at most {minutes} minutes on one card with 80 GB. The parts, in turn, and their limits:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 2
     now = time.time()
-    record = Record(path, datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}", now)
+    record = ResultLog(path, datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}", now)
     signal.signal(signal.SIGTERM, _stop)
     try:
         states = run_parts(chosen, options, record)
@@ -87,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if FAILED in states or OVER in states or not kept else 0
 
 
-def run_parts(parts: Sequence[Part], options: argparse.Namespace, record: Record) -> list[str]:
+def run_parts(parts: Sequence[CheckPart], options: argparse.Namespace, record: ResultLog) -> list[str]:
     """Run parts in turn, and say in a line on the screen how each went.
 
     Args:
         parts: with their limits.
-        options: of the command line.
-        record: for the results.
+        options: the parsed command line.
+        record: takes the results.
 
     Returns:
         How each ended.
@@ -114,7 +114,7 @@ def run_parts(parts: Sequence[Part], options: argparse.Namespace, record: Record
     return states
 
 
-def _command(part: Part, options: argparse.Namespace, record: Record, limit: float) -> list[str]:
+def _command(part: CheckPart, options: argparse.Namespace, record: ResultLog, limit: float) -> list[str]:
     words = ["--part", part.name, "--out", str(record.path.resolve()), "--run", record.run]
     words += ["--began", repr(record.began), "--seconds", repr(limit), "--shape", options.shape]
     words += ["--cases", str(options.cases), "--tests", str(options.tests)]
@@ -133,7 +133,7 @@ def _stop(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _chosen(options: argparse.Namespace) -> list[Part]:
+def _chosen(options: argparse.Namespace) -> list[CheckPart]:
     """The parts to run, with the limits that were asked for.
 
     Raises:
@@ -152,10 +152,10 @@ def _chosen(options: argparse.Namespace) -> list[Part]:
     if not options.budget > 0:
         raise ValueError(f"--budget is {options.budget}; it must be a number of seconds above 0.")
     chosen = [part for part in PARTS if not options.parts or part.name in options.parts]
-    return [Part(part.name, limits.get(part.name, part.limit), part.about) for part in chosen]
+    return [CheckPart(part.name, limits.get(part.name, part.limit), part.about) for part in chosen]
 
 
-def _plan(parts: Sequence[Part]) -> str:
+def _plan(parts: Sequence[CheckPart]) -> str:
     lines = [f"{part.name:12} {part.limit:4} s  {part.about}" for part in parts]
     return "\n".join([*lines, f"{'in all':12} {sum(part.limit for part in parts):4} s at most"])
 

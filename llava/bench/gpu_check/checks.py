@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from llava.bench.gpu_check.task import NotHereError, Task
+from llava.bench.gpu_check.task import NotHereError, PartTask
 from llava.cost.machine import version_of
 
 ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "flash-attn", "triton", "numpy", "pytest")
 
 
-def environment(task: Task) -> bool:
+def environment(task: PartTask) -> bool:
     """One row: card, driver, versions, date, commit. Fails if the device cannot multiply two matrices."""
     device = torch.device(task.device)
     found: dict[str, Any] = {
@@ -69,7 +69,7 @@ def _printed(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def golden(task: Task) -> bool:
+def golden(task: PartTask) -> bool:
     """A row for each recorded case, and one that counts them. Passes if none fails or cannot be read."""
     from llava.verify.replaying import CaseOutcome, verify_folder
     from llava.verify.report import exit_status
@@ -95,7 +95,7 @@ def golden(task: Task) -> bool:
 class _Reporter:
     """A plugin of pytest that writes down every outcome when it is known."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PartTask) -> None:
         self.task = task
         self.counts: Counter[str] = Counter()
 
@@ -113,7 +113,7 @@ class _Reporter:
             self.task.found("row", file=report.nodeid, outcome="unreadable", why=str(report.longrepr)[-2000:])
 
 
-def device_tests(task: Task) -> bool:
+def device_tests(task: PartTask) -> bool:
     """`pytest -m cuda` on the files that hold such tests: a row for each, and one that counts them."""
     if importlib.util.find_spec("pytest") is None:
         raise NotHereError("pytest is not installed here; the tests that need a device were not run.")

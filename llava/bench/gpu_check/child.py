@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llava.bench.gpu_check.record import Record
+from llava.bench.gpu_check.record import ResultLog
 from llava.bench.gpu_check.supervise import SKIPPED_STATUS
-from llava.bench.gpu_check.task import NotHereError, Task
+from llava.bench.gpu_check.task import NotHereError, PartTask
 from llava.common.number_flags import not_negative, positive
 from llava.common.path_flags import FOLDER_TO_READ, TO_READ, TO_WRITE
 from llava.common.program import as_program
@@ -32,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(1)  # fastest for what is tiny
-    record = Record(options.out, options.run, options.began)
-    task = Task(options.part, record, device, options.shape, options.cases, options.tests, ends=began + options.seconds)
+    record = ResultLog(options.out, options.run, options.began)
+    task = PartTask(
+        options.part, record, device, options.shape, options.cases, options.tests, ends=began + options.seconds
+    )
     try:
         return 0 if _part(options.part)(task) else 1
     except NotHereError as reason:
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SKIPPED_STATUS
 
 
-def _part(name: str) -> Callable[[Task], bool]:
+def _part(name: str) -> Callable[[PartTask], bool]:
     """What runs a part and says whether it passed. Only what the part needs is imported."""
     if name in ("environment", "golden", "tests"):
         from llava.bench.gpu_check import checks

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from llava.bench.gpu_check.task import NotHereError, Task
+from llava.bench.gpu_check.task import NotHereError, PartTask
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, training_passes, visual_tokens_per_layer
 from llava.cost.hardware import device_peak
@@ -34,14 +34,14 @@ LAST_LAYERS = 4
 
 
 @dataclass(frozen=True)
-class Load:
+class ShapeLoad:
     """How much is asked of a shape.
 
     Attributes:
-        batches: of prefill and decoding.
+        batches: batch sizes of prefill and decoding.
         steps: batches of a training step to try, rising.
         rounds: after the warm-up, while time is left.
-        new_tokens: that decoding makes.
+        new_tokens: number of tokens that decoding makes.
         text: tokens of a row's prompt beside its image.
     """
 
@@ -53,8 +53,8 @@ class Load:
 
 
 LOADS = {
-    "llava-1.5-7b": Load((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
-    "tiny": Load((1, 2), (1, 2), 2, 3, 20),
+    "llava-1.5-7b": ShapeLoad((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
+    "tiny": ShapeLoad((1, 2), (1, 2), 2, 3, 20),
 }
 
 
@@ -66,7 +66,7 @@ class Measured:
     peak: int | None = None
 
 
-def prefill(task: Task) -> bool:
+def prefill(task: PartTask) -> bool:
     """From pixels and ids to the logits of the first answer token."""
     model = _model(task)
     for size in LOADS[task.shape].batches:
@@ -77,7 +77,7 @@ def prefill(task: Task) -> bool:
     return True
 
 
-def train(task: Task) -> bool:
+def train(task: PartTask) -> bool:
     """Forward and backward of everything but the frozen tower, activations checkpointed, no optimizer."""
     model = _model(task).train()
     model.activation_checkpointing_enable()
@@ -100,7 +100,7 @@ def train(task: Task) -> bool:
     return True
 
 
-def decode(task: Task) -> bool:
+def decode(task: PartTask) -> bool:
     """New tokens behind a filled cache, one at a time; the prefill is not in the time."""
     model = _model(task)
     load = LOADS[task.shape]
@@ -116,7 +116,7 @@ def _decode_seconds(model: Any, inputs: dict[str, torch.Tensor], config: Compres
     return timed(partial(measured_work.decode, model, filled, count), model.device)
 
 
-def _model(task: Task) -> Any:
+def _model(task: PartTask) -> Any:
     """The model with random weights, made on the device: 16 bits on a GPU, 32 on a CPU.
 
     Raises:
@@ -145,7 +145,7 @@ def _config(name: str) -> CompressionConfig:
 
 
 def _compare(
-    task: Task,
+    task: PartTask,
     model: Any,
     variants: Mapping[str, Callable[[], float]],
     size: int,
@@ -156,11 +156,11 @@ def _compare(
     """Run variants in turn and write a line for each round and each variant.
 
     Args:
-        task: for the results and the time left.
-        model: that they run.
+        task: takes the results and knows the time left.
+        model: the model that they run.
         variants: a name, and a call that does the work once and returns its seconds.
         size: rows of the batch.
-        flops: that one row takes, recomputation included; None where they are not known.
+        flops: FLOPs of one row, recomputation included; None where they are not known.
         model_flops: the same without recomputation, if that differs.
         about: what else belongs in each line.
     """
@@ -184,7 +184,7 @@ def _compare(
 
 
 def _round(
-    task: Task,
+    task: PartTask,
     model: Any,
     variants: Mapping[str, Callable[[], float]],
     measured: dict[str, Measured],
@@ -256,7 +256,7 @@ def _row(
     return row
 
 
-def _largest_batch(task: Task, model: Any) -> int | None:
+def _largest_batch(task: PartTask, model: Any) -> int | None:
     """The largest batch of an uncompressed step that fits and leaves time to measure; None if one row does not fit."""
     load, best = LOADS[task.shape], None
     for size in load.steps:
@@ -275,7 +275,7 @@ def _largest_batch(task: Task, model: Any) -> int | None:
     return best
 
 
-def _freeze_all_but_last(task: Task, model: Any) -> int | None:
+def _freeze_all_but_last(task: PartTask, model: Any) -> int | None:
     """Train a few layers only, and search again."""
     model.requires_grad_(False)
     model.get_model().layers[-LAST_LAYERS:].requires_grad_(True)

@@ -16,11 +16,11 @@ FILE_NAME = "gpu_check.jsonl"
 
 
 @dataclass(frozen=True)
-class Record:
+class ResultLog:
     """Appends lines to a file, from this process or several.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         run: name of the run, in every line: a file may hold several.
         began: Unix time of the run's start; every line says how many seconds after it was written.
     """
@@ -33,7 +33,7 @@ class Record:
         """Write a line and have it on the disk when this returns; where that cannot be done, say so and go on.
 
         Args:
-            part: of the check.
+            part: name of the part of the check.
             kind: `start` or `end` of a part, or what the part found: `row`, `round`, `search`.
             values: JSON values; a NaN or infinite number becomes text.
         """

@@ -1,6 +1,6 @@
 """Runs one part in a process of its own, for so long and no longer; nothing of it is left behind.
 
-Needs nothing but Python, so that whatever torch or a driver does, somebody is there to write down that it did.
+Needs the standard library alone, so that a result is written whatever torch or a driver does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from llava.bench.gpu_check.record import Record
+from llava.bench.gpu_check.record import ResultLog
 
 PASSED, FAILED, OVER, NOT_RUN, INTERRUPTED = "passed", "failed", "over its limit", "not run", "interrupted"
 SKIPPED_STATUS = 3
@@ -25,16 +25,16 @@ _PATIENCE = 10  # seconds that a killed process may take to be gone
 
 
 def run_part(
-    name: str, command: Sequence[str], limit: float, record: Record, environment: Mapping[str, str] | None = None
+    name: str, command: Sequence[str], limit: float, record: ResultLog, environment: Mapping[str, str] | None = None
 ) -> str:
     """Run a command as a part, with a line at its start and at its end.
 
     Args:
-        name: of the part.
-        command: that runs it. Its standard input is a pipe that ends when this process does.
+        name: name of the part.
+        command: command that runs it. Its standard input is a pipe that ends when this process does.
         limit: seconds after which it is killed, with everything that it started.
-        record: for the lines.
-        environment: of the command, this process's if None.
+        record: takes the lines.
+        environment: environment of the command; this process's if None.
 
     Returns:
         `passed`, `failed`, `over its limit` or `not run`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.bench.gpu_check.record import Record
+from llava.bench.gpu_check.record import ResultLog
 
 
 class NotHereError(RuntimeError):
@@ -15,20 +15,20 @@ class NotHereError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Task:
+class PartTask:
     """What a part is asked to do.
 
     Attributes:
         part: its name.
-        record: for its results.
+        record: takes its results.
         device: `cuda`, `cuda:1` or `cpu`.
-        shape: of the measured model, of `llava.bench.step.SHAPES`.
+        shape: name of the measured model's shape, of `llava.model.random_weights.SHAPES`.
         cases, tests: folders.
         ends: `time.monotonic()` at which it will be killed.
     """
 
     part: str
-    record: Record
+    record: ResultLog
     device: str
     shape: str
     cases: Path
