@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from llava.checkpoints.settings_files import check_fields
 from llava.model.llava_config import LLAVA_FIELDS, LlavaConfig
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -47,3 +48,9 @@ def test_fields_that_nobody_here_knows_come_back(tmp_path: Path) -> None:
     assert isinstance(again, LlavaConfig)
     assert (again.mm_spatial_pool_stride, again.theirs, again.none) == (2, {"a": [1]}, None)
     assert again.to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("field", LLAVA_FIELDS)
+def test_every_field_of_llavas_is_held_against_its_type_before_a_library_reads_it(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} in config.json"):
+        check_fields({field: ["something else"]}, "config.json")

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from llava.checkpoints.contents import Kind, examine
-from llava.checkpoints.conversion import appearing_at_once, require_new
+from llava.checkpoints.conversion import appearing_at_once, require_new, require_outside
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
@@ -61,6 +61,7 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
     """
     checkpoint, target = Path(checkpoint), Path(target)
     require_new(target)
+    require_outside(target, str(checkpoint))
     if not (checkpoint / "latest").exists():
         raise ValueError(
             f"{str(checkpoint)!r} has no file 'latest', so it is no checkpoint of DeepSpeed; give a checkpoint-N of a "

@@ -102,7 +102,8 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     Raises:
         ValueError: if it holds nothing that can be opened, or a model of a kind that is not supported.
     """
-    raw = _read_config(folder)
+    path = folder / "config.json"
+    raw = read_config(path) if path.is_file() else None
     family = _family_of(raw)
     check_settings_files(folder, of_clip=family is None)
     files = weight_files(folder)
@@ -116,7 +117,7 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     if raw is None:
         raise ValueError(f"{str(folder)!r} has no config.json; give the folder of a model.")
     if family is not None and files:
-        with read_by_library(folder / "config.json"):
+        with read_by_library(path):
             config = family.stock.config_class.from_dict(_numbers_alone(raw))
         return Checkpoint(folder, Kind.FAMILY, config, tuple(files), family)
     if files:
@@ -192,13 +193,6 @@ def _no_tower(name: str) -> str:
         f"config.json names the vision tower {shown(name)} (mm_vision_tower) without its dimensions, and it can be "
         "neither found as a folder nor fetched; put its folder there, or write the folder's path into config.json."
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    return read_config(path)
 
 
 def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> LlavaConfig:

@@ -137,8 +137,8 @@ def _from_pieces(
     model = proto.SerializeToString()
     try:
         backend = build_tokenizer(proto, legacy)
-        extra = _added_file(name, options)
-        special = special_tokens(settings, _special_map(name, options), proto)
+        extra = _content_of(name, "added_tokens.json", options)
+        special = special_tokens(settings, _content_of(name, "special_tokens_map.json", options), proto)
         add_named(backend, named_tokens(settings, whole, extra, special), proto)
     except ValueError as error:
         raise OtherIdsError(f"The tokenizer.model in {str(name)!r} cannot be rebuilt: {error}.") from error
@@ -222,13 +222,8 @@ def _file_of(name: str | Path, file: str, options: dict[str, Any]) -> Path | Non
     return None if found is None else Path(found)
 
 
-def _added_file(name: str | Path, options: dict[str, Any]) -> dict[str, int]:
-    path = _file_of(name, "added_tokens.json", options)
-    return {} if path is None else read_object(path, ADVICE)
-
-
-def _special_map(name: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    path = _file_of(name, "special_tokens_map.json", options)
+def _content_of(name: str | Path, file: str, options: dict[str, Any]) -> dict[str, Any]:
+    path = _file_of(name, file, options)
     return {} if path is None else read_object(path, ADVICE)
 
 
