@@ -34,8 +34,8 @@ from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
 from llava.checkpoints.transformers_format import TOWER
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
+from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.finite import not_finite
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.weights import PROJECTOR_FILE, read_header
 
 _SETTINGS = (".json", ".model", ".txt", ".jinja")

@@ -33,7 +33,7 @@ from llava.common.atomic_write import told_where
 from llava.common.file_modes import follow_umask
 from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.weights import weight_files, widest_dtype
 
 logger = logging.getLogger(__name__)

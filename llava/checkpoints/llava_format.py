@@ -21,7 +21,7 @@ from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tok
 from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.conversation import recorded_template
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
 from llava.model.weights import grow_vocabulary, read_header, read_state_dict, write_weights
 
