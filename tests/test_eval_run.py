@@ -31,6 +31,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
 from llava.cost.machine import summary
 from llava.cost.shapes import VisionShape
+from llava.data.families.llava import LlavaInputs
 from llava.eval.benchmarks import NAMES
 from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse
@@ -476,5 +477,5 @@ def test_defaults_are_the_papers():
     assert output_folder(options) == Path("runs/results")
     assert output_folder(parse(["--model-path", "x"])) == Path("results")
     assert output_folder(parse(["--model-path", "x", "--out", "a/b.json", "--output", "c"])) == Path("c")
-    assert template_of("llava-v1.5-7b") == template_of("finetune") == "vicuna_v1"
-    assert template_of("llava-llama-2-7b") == "llava_llama_2"
+    assert template_of(LlavaInputs, "llava-v1.5-7b") == template_of(LlavaInputs, "finetune") == "vicuna_v1"
+    assert template_of(LlavaInputs, "llava-llama-2-7b") == "llava_llama_2"

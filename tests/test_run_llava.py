@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.compression.config import CompressionConfig
-from llava.data.families.llava import LlavaInputs, conv_mode_of
+from llava.data.families.llava import LlavaInputs
 from llava.data.tokenization import encode_prompt
 from llava.eval.run_llava import DEFAULTS, budget, eval_model, image_files, main
 from llava.inference.generation import GenerationSettings
@@ -151,7 +151,7 @@ def test_lists_of_files():
     ],
 )
 def test_templates_go_by_the_name_as_in_llava(name: str, template: str):
-    assert conv_mode_of(name) == template
+    assert LlavaInputs.template_by_name(name) == template
 
 
 def test_answers_end_where_templates_say():

@@ -19,10 +19,10 @@ from llava.common.shown import shown
 from llava.common.terminal_text import say
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
-from llava.data.families.llava import conv_mode_of
 from llava.eval.runner.exit_status import exit_status
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, add_compression_flags, budget
 from llava.inference.chat import Chat
+from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
 from llava.inference.places import image_files
@@ -74,7 +74,7 @@ def eval_model(args: Any) -> str:
     settings = GenerationSettings(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
     engine = open_engine(options)
     config, opening = engine.model.config, engine.inputs.image_opening
-    _warn_of_name(config, model_name_of(args.model_path), options.conv_mode)
+    _warn_of_name(engine, model_name_of(args.model_path), options.conv_mode)
     chat = Chat.over(engine, settings, budget(options, engine.model.compression))
     ratio = aspect_ratio_of(config)
     images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
@@ -83,10 +83,10 @@ def eval_model(args: Any) -> str:
     return answer
 
 
-def _warn_of_name(config: Any, name: str, asked: str | None) -> None:
+def _warn_of_name(engine: Engine, name: str, asked: str | None) -> None:
     """Say, as LLaVA does, where the name of a model that records no template asks for another."""
-    by_name = conv_mode_of(name)
-    if asked is not None and asked != by_name and recorded_template(config) is None:
+    by_name = engine.inputs.template_by_name(name)
+    if None not in (asked, by_name) and asked != by_name and recorded_template(engine.model.config) is None:
         logging.getLogger(__name__).warning(
             "The model's name suggests conv_mode %s, but %s was asked for and is used.", by_name, asked
         )

@@ -83,6 +83,11 @@ class ModelInputs(ABC):
         """
 
     @classmethod
+    def template_by_name(cls, model_name: str) -> str | None:
+        """The template that a model's name asks for; None where names say nothing."""
+        return None
+
+    @classmethod
     def with_roles(cls, template: str) -> str:
         """The same template, if a model can be asked in it.
 

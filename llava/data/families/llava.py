@@ -54,7 +54,7 @@ class LlavaInputs(ModelInputs):
         """
         recorded = recorded_template(config)
         if asked is None:
-            return recorded or usual or conv_mode_of(model_name)
+            return recorded or usual or cls.template_by_name(model_name)
         chosen = get_template(asked)
         if recorded is not None and chosen != get_template(recorded):
             logger.warning(
@@ -64,6 +64,12 @@ class LlavaInputs(ModelInputs):
                 asked,
             )
         return asked
+
+    @classmethod
+    def template_by_name(cls, model_name: str) -> str:
+        """By LLaVA's rules, and v1 where none fits."""
+        name = model_name.lower()
+        return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)
 
     @classmethod
     def with_roles(cls, template: str) -> str:
@@ -132,9 +138,3 @@ class LlavaInputs(ModelInputs):
     def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> SupervisedCollator:
         """As in `ModelInputs`."""
         return SupervisedCollator(self.tokenizer.pad_token_id or 0, image_size, settings)
-
-
-def conv_mode_of(model_name: str) -> str:
-    """The conversation template that a model's name asks for, by LLaVA's rules, and v1 where none fits."""
-    name = model_name.lower()
-    return next((template for part, template in _TEMPLATES_BY_NAME if part in name), DEFAULT_CONV_MODE)

@@ -14,8 +14,7 @@ from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
-from llava.data.families import family_of
-from llava.data.families.llava import conv_mode_of
+from llava.data.families import ModelInputs, family_of
 from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
 from llava.eval.runner.flags import budget, compression_name
@@ -34,8 +33,8 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     """
     config, files = open_checkpoint(options.model_path, options.model_base)
     name = model_name_of(options.model_path)
-    usual = getattr(options, "usual_conv_mode", None) or template_of(name)
     family = family_of(config)
+    usual = getattr(options, "usual_conv_mode", None) or template_of(family, name)
     chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
     _check_fit(chosen, config)
     on_cpu = best_device(options.device) == "cpu"
@@ -103,7 +102,7 @@ def loader_workers_of(options: argparse.Namespace) -> int:
     return 0 if best_device(options.device) == "cpu" else 4
 
 
-def template_of(model_name: str) -> str:
+def template_of(family: type[ModelInputs], model_name: str) -> str | None:
     """That of LLaVA's evaluation scripts, or another where the name of a model that records none asks for it."""
-    by_name = conv_mode_of(model_name)
+    by_name = family.template_by_name(model_name)
     return "vicuna_v1" if by_name in ("llava_v1", "v1") else by_name
