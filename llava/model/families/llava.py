@@ -170,12 +170,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         """As in every family; first, images are brought into one form and given to their placeholders."""
         shown = None
         if inputs.get("inputs_embeds") is None:
-            shown = shown_images(
-                inputs["input_ids"], inputs.get("attention_mask"), inputs.get("images"), inputs.get("plan"),
-                self.training,
-            )  # fmt: skip
-            if shown is not None and not shown.unseen:
-                compression.check_made_for(self.config.model_type, self.config.num_hidden_layers)
+            mask, images, plan = (inputs.get(name) for name in ("attention_mask", "images", "plan"))
+            shown = shown_images(inputs["input_ids"], mask, images, plan, self.training)
         return super().prefill({**inputs, "images": shown}, compression, padding_side)
 
     def prepare_multimodal_inputs(
@@ -185,7 +181,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         labels: Tensor | None = None,
         images: Any = None,
         query_mask: Tensor | None = None,
-        compression: CompressionConfig | None = None,
+        compression: CompressionConfig | str | Mapping[str, Any] | None = None,
         padding_side: str = "right",
     ) -> tuple[Tensor, TokenLayout]:
         """Embed the text, encode the images and splice them in.
@@ -207,7 +203,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             "query_mask": query_mask,
         }  # fmt: skip
         check_prompt(self, inputs, generating=True)
-        prefill = self.prefill(inputs, compression or self.compression, padding_side)
+        chosen = self.compression if compression is None else self.checked(compression)
+        prefill = self.prefill(inputs, chosen, padding_side)
         return prefill.embeddings, prefill.layout
 
     @torch.no_grad()
