@@ -73,6 +73,11 @@ def swallowed_errors(_: Path, tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno} passes over every error"
 
 
+def test_the_method_stays_short_enough_to_be_read() -> None:
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "llava/compression").rglob("*.py")}
+    assert sum(lines.values()) < 1000, lines
+
+
 @pytest.mark.parametrize("rule", [long_code, unsafe_loads, swallowed_errors], ids=lambda rule: rule.__name__)
 def test_no_module_breaks_a_rule(rule: Callable[[Path, ast.Module], Iterator[str]]) -> None:
     """Weights are never unpickled; a masked ImportError turns an upgrade into a riddle (fault 10)."""

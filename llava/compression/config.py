@@ -214,7 +214,12 @@ class CompressionConfig(FromFiles):
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain JSON values that `from_dict` reads back to an equal object."""
-        return {"v2v": _to_plain(self.v2v), "t2v": _to_plain(self.t2v)}
+
+        def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+        stages = {"v2v": self.v2v, "t2v": self.t2v}
+        return {name: stage and dataclasses.asdict(stage, dict_factory=plain) for name, stage in stages.items()}
 
 
 def _build(kind: Any, name: str, data: Any) -> Any:
@@ -232,10 +237,3 @@ def _build(kind: Any, name: str, data: Any) -> Any:
     if missing:
         raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
     return kind(**data)
-
-
-def _to_plain(stage: V2VConfig | T2VConfig | None) -> dict[str, Any] | None:
-    if stage is None:
-        return None
-    values = dataclasses.asdict(stage)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
