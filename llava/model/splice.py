@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava.compression.config import unknown_choice
 from llava.compression.layout import TokenLayout, renumbered
-from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
+from llava.compression.salience import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import Targets
 from llava.model.placeholders import VisualSpan, find_spans
+from llava.model.query_roles import default_roles, last_flagged, who_votes
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def plan_splice(
         labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none. Those on placeholders do not count.
         shift_labels: int64 [B, T], what each column is to predict; taken instead of `labels`.
         answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
-        query_mask: int64 [B, T], flags of `QueryRole`; None derives them, see `default_query_mask`.
+        query_mask: int64 [B, T], flags of `QueryRole`; None derives them, see `default_roles`.
         queries: which of them vote, see `T2VConfig.queries`.
         padding_side: of the result.
         max_length: longer rows lose their end, and a warning says how many answer tokens went with it.
@@ -150,12 +150,12 @@ def plan_splice(
         targets = targets.without((valid & ~kept) | is_image | (~valid & (shift_labels is None)))
     if answers is None and targets is not None:
         answers = targets.labels() != IGNORE_INDEX
-    derived = default_query_mask(is_image, kept, answers)
+    derived = default_roles(is_image, kept, answers)
     before_answer = derived & int(QueryRole.LAST)
     if query_mask is None:
         query_mask = derived
     elif answers is None:
-        before_answer = _last_flagged(query_mask, kept, before_answer)
+        before_answer = last_flagged(query_mask, kept, before_answer)
     counts = torch.tensor([len(one.features) for one in every], dtype=torch.long)
     width = kept.long()
     width[is_image] = counts[span[is_image]]
@@ -217,31 +217,6 @@ def warn_without_query_mask() -> None:
         "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
         "with llava.data.tokenization.encode_prompt and pass its query_mask."
     )
-
-
-def default_query_mask(is_image: Tensor, valid: Tensor, answers: Tensor | None) -> Tensor:
-    """Voting roles of a batch that came without any: never an answer token, instructions in text only.
-
-    With answers, instructions are all other tokens, and the last token before each answer is LAST; without them
-    everything is instruction and the last token of the row is LAST. Padding between two tokens changes nothing.
-
-    Args:
-        is_image: bool [B, T], placeholders.
-        valid: bool [B, T], False on padding.
-        answers: bool [B, T], tokens of given answers; None if there are none.
-
-    Returns:
-        int64 [B, T], flags of `QueryRole`.
-    """
-    text = valid & ~is_image
-    following = _following_token(valid)
-    if answers is None:
-        instruction, last = text, valid & (following < 0)
-    else:
-        answer = answers & valid
-        instruction = text & ~answer
-        last = valid & ~answer & (following >= 0) & answer.gather(1, following.clamp(min=0))
-    return instruction * int(QueryRole.INSTRUCTION) + last * int(QueryRole.LAST)
 
 
 @dataclass(frozen=True)
@@ -338,7 +313,7 @@ def _pad(
     is_visual = image >= 0
     ends_token = stream.offset + 1 == width.flatten()[stream.token]
     roles, ends = (rows(flags.flatten()[stream.token] * ends_token, 0) for flags in (query_mask, before_answer))
-    vote = _votes(roles, ends > 0, valid, is_visual, queries)
+    vote = who_votes(roles, ends > 0, valid, is_visual, queries)
     counts = tuple(is_visual.sum(dim=1).tolist())
     layout = TokenLayout(
         valid=valid,
@@ -353,44 +328,3 @@ def _pad(
         padding_side=padding_side,
     )
     return layout, rows
-
-
-def _last_flagged(query_mask: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor:
-    """LAST for the last flagged token of each row, int64 [B, T]; `otherwise` in rows without any flag.
-
-    So a mask that lacks the flag which is asked for has the same voter with and without a given answer behind it.
-    """
-    flagged = (query_mask != 0) & valid
-    last = flagged & (flagged.flip(1).long().cumsum(dim=1).flip(1) == 1)
-    return torch.where(last.any(dim=1, keepdim=True), last * int(QueryRole.LAST), otherwise)
-
-
-def _following_token(valid: Tensor) -> Tensor:
-    """int64 [B, T]: column of the next valid token behind each column, -1 where there is none."""
-    width = valid.shape[1]
-    column = torch.where(valid, torch.arange(width), width)
-    nearest = column.flip(1).cummin(dim=1).values.flip(1)  # at or behind each column
-    following = torch.cat([nearest[:, 1:], torch.full_like(nearest[:, :1], width)], dim=1)
-    return torch.where(following < width, following, -1)
-
-
-def _votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Tensor, queries: str) -> Tensor:
-    """Who votes, bool [B, L]: tokens with the right role behind the first visual token of their row.
-
-    A row with visual tokens and no such token falls back to LAST tokens, then to those that stand before an answer,
-    then to its last token: never nobody, and an answer only in a row of which nothing else is left.
-    """
-    if queries not in ROLES_OF_QUERIES:
-        raise unknown_choice("t2v.queries", queries, tuple(ROLES_OF_QUERIES))
-    behind_image = is_visual.long().cumsum(dim=1) > 0
-    vote = (roles & int(ROLES_OF_QUERIES[queries]) > 0) & behind_image
-    last = (roles & int(QueryRole.LAST) > 0) & behind_image
-    end = valid & ~_next(valid, False)
-    for fallback in (last, before_answer & behind_image, end):
-        vote = torch.where(vote.any(dim=1, keepdim=True), vote, fallback & is_visual.any(dim=1, keepdim=True))
-    return vote
-
-
-def _next(values: Tensor, fill: bool) -> Tensor:
-    """The value of the following position, `fill` behind the last one."""
-    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], dim=1)
