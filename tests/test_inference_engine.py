@@ -28,7 +28,7 @@ from llava.data.families.llava import LlavaInputs
 from llava.data.records import Record
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.eval import model_vqa_loader, run_llava, vlmevalkit
-from llava.inference.batches import Prompt, batches
+from llava.inference.batches import Prompt, Task, batches
 from llava.inference.chat import Chat
 from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
@@ -99,6 +99,9 @@ def test_five_programs_give_the_same_answer_to_the_same_question(
     engine = Engine.open(ModelSpec(str(folder)), "cpu")
     expected = by_hand(engine, f"<image>\n{QUESTION}", pictures[:1])
     assert expected and said == dict.fromkeys(said, expected)
+    task = Task((0,), (Prompt(QUESTION, (picture,)),))
+    (outcome,) = engine.answer_tasks([task], GenerationSettings(0, max_new_tokens=2))
+    assert outcome.visual_tokens == {0: results.settings[0].average_tokens}, "counted, and traced by the quickstart"
 
 
 class Mirrored(ModelInputs):
