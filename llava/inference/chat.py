@@ -143,13 +143,7 @@ class Chat:
         Raises:
             ValueError: if it is unknown or does not fit the model.
         """
-        resolved = None if compression is None else CompressionConfig.resolve(compression)
-        if resolved is not None:
-            self.model.visual_tokens_per_image(resolved)
-            if resolved.t2v is not None:
-                resolved.t2v.check_depth(self.model.config.num_hidden_layers)
-            resolved.check_made_for(self.model.config.model_type, self.model.config.num_hidden_layers)
-        self._compression = resolved
+        self._compression = None if compression is None else self.model.checked(compression)
         self._forget_cache()
 
     def ask(self, question: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
@@ -262,7 +256,8 @@ class Chat:
         """What an answer took, of which `said` tokens stand in the cache behind the prompt."""
         inputs, sample = self.engine.inputs, request.sample
         text = inputs.length(sample, 0)
-        patches = inputs.length(sample, self.model.get_vision_tower().num_patches) - text if request.pixels else 0
+        each = self.model.visual_tokens_per_image(CompressionConfig()) if request.pixels else 0
+        patches = inputs.length(sample, each) - text
         return Usage.of(cache, text + said, patches)
 
     def _request(self, turns: list[str], pixels: list[Tensor]) -> ChatRequest:

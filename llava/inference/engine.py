@@ -204,8 +204,7 @@ class Engine:
         Raises:
             ValueError: if the settings do not fit the model.
         """
-        tower = self.model.get_vision_tower()
-        per_image = 0 if tower is None else self.model.visual_tokens_per_image()
+        per_image = 0 if self.inputs.processor is None else self.model.visual_tokens_per_image()
         preparer = Preparer(self.inputs, per_image, self.num_frames)
         began = time.perf_counter()
         for batch in read_ahead(preparer, tasks, loader_workers):
