@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.outputs import claim_folder
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE
 from llava.common.program import as_program
+from llava.cost.hardware import peak_memory_bytes
 from llava.cost.machine import measured_on
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families.llava import LlavaInputs
@@ -111,7 +111,7 @@ def build(path: Path, cache: Path, num_proc: int | None) -> dict[str, float]:
     """Read, check and tokenise the file into tables; the peak is that of the process that leads."""
     started = time.perf_counter()
     _open_tables(path, cache, num_proc)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory_bytes(torch.device("cpu")).bytes / MIB
     return {"seconds": time.perf_counter() - started, "peak_rss": peak}
 
 
