@@ -183,10 +183,12 @@ def model_name_of(model_path: str) -> str:
     """LLaVA's name of a model, the same for every way to write the path of a folder: also for `.` and `..`.
 
     Raises:
-        ValueError: if the path has no name.
+        ValueError: if it is no path or has no name.
     """
-    folder = os.path.expanduser(model_path)
-    return get_model_name_from_path(os.path.abspath(folder) if os.path.isdir(folder) else model_path)
+    if not isinstance(model_path, str | os.PathLike):
+        raise ValueError(f"model_path is {model_path!r}; it must name a model folder.")
+    folder = os.path.expanduser(os.fspath(model_path))
+    return get_model_name_from_path(os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(model_path))
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

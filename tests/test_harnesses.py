@@ -370,3 +370,60 @@ def test_the_real_lmms_eval_runs_local_tasks(folder: Path, pictures: list[str], 
     results = json.loads(found[0].read_text())["results"]
     assert results["duet_local"]["as_expected,none"] == pytest.approx(5 / 6)
     assert results["duet_local_choice"]["acc,none"] == pytest.approx(5 / 6)
+
+
+# === Odd values ===
+
+
+def test_text_of_a_harness_is_asked_whatever_it_spells(engine: Engine, pictures: list[str]):
+    image = Image.open(pictures[0])
+    for text, asked in {"a <ima<image>ge> b": "a  b", "half \ud800": "half \ufffd", "<image> <image>": ""}.items():
+        prompts = [prompt_of(text), prompt_of(asked)]
+        assert prompts[0].text == prompts[1].text == asked
+        assert len(set(engine.answer(prompts, GREEDY))) == 1
+    assert prompt_of("a <ima<image>ge>", (image,)).text == "a <ima<image>ge>", "one mark, one image: it goes there"
+    [loss], [expected] = (losses(engine, [prompt_of("Why?")], [answer]) for answer in ("so \ud800", "so \ufffd"))
+    assert loss == expected
+
+
+def test_a_message_of_vlmevalkit_shows_the_images_it_holds_and_no_other(
+    vlmevalkit: ModuleType, folder: Path, pictures: list[str]
+):
+    model = vlmevalkit.DuetLlava(str(folder), device="cpu", max_new_tokens=8)
+    shown = {"type": "image", "value": pictures[0]}
+
+    def answer(*texts: str) -> str:
+        return str(model.generate_inner([shown, *({"type": "text", "value": text} for text in texts)]))
+
+    assert answer("<ima<image>ge> Why?") == answer("<ima", "ge> Why?") == answer(" Why?") != answer("How many?")
+    for message, reason in {
+        '[{"type": "image", "value": null}]': "the image None; it must be a path",
+        '[{"type": "text"}]': "the text None; it must be text",
+        '[{"value": "x"}]': "a part of type None",
+        '["What?"]': "the part 'What\\?'",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            model.generate_inner(json.loads(message))
+
+
+def test_values_that_no_harness_can_mean_are_said_in_words(
+    lmms_eval: ModuleType, vlmevalkit: ModuleType, folder: Path, documents: list[dict[str, Any]]
+):
+    for settings in (
+        {"num_frames": 0}, {"num_frames": "x"}, {"batch_size": "\u00b2"}, {"batch_size": 10**40},
+        {"load_8bit": "maybe"},
+        {"device": "gpu"}, {"conv_template": "plain"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="|".join(["device", "plain", *settings])):
+            lmms_eval.DuetLlava(**{"pretrained": str(folder), "device": "cpu"} | settings)
+    for settings in ({"max_new_tokens": "7"}, {"max_new_tokens": 2.5}, {"temperature": True}, {"model_path": None}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
+            vlmevalkit.DuetLlava(**{"model_path": str(folder), "device": "cpu"} | settings)
+    with pytest.raises(ValueError, match="device is 'gpu', which torch does not know"):
+        load_pretrained_model(str(folder), device="gpu")
+    model = lmms_eval.DuetLlava(pretrained=str(folder), device="cpu")
+    model.task_dict = {"local": {"test": [{"question": None, "images": []}, *documents]}}
+    with pytest.raises(ValueError, match="A question is None"):
+        model.generate_until(requests_of([{"question": None}], [{}]))
+    with pytest.raises(ValueError, match="`until` is 3"):
+        model.generate_until(requests_of([{"question": "Why?"}], [{"until": 3, "max_new_tokens": 2}]))

@@ -17,7 +17,7 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.mmbench import SUFFIXES, is_right, read_option, rotated, table_questions, write_table
 from llava.eval.benchmarks.questions import Answer, Question, question_keys
-from llava.eval.benchmarks.sqa import FAILED, option_index, read_letter
+from llava.eval.benchmarks.sqa import FAILED, option_index, read_letter, science_questions
 from llava.eval.eval_science_qa import main as eval_science_qa
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,15 @@ def test_missing_files_are_named(tmp_path: Path, name: str):
 
 
 # === ScienceQA ===
+
+
+def test_a_science_question_about_text_may_spell_the_mark_of_images(tmp_path: Path):
+    record = {"id": "1", "conversations": [{"from": "human", "value": "What does \\<image> mean?"}]}
+    [question] = science_questions([record], tmp_path, "questions.json")
+    assert question.text.startswith("What does \\<image> mean?") and not question.images
+    record["conversations"] = [{"from": "human", "value": "What does <image> mean?"}]
+    with pytest.raises(ValueError, match="holds <image> in its text, but names no image"):
+        science_questions([record], tmp_path, "questions.json")
 
 
 def test_science_questions_are_asked_as_llava_asks(root: Path):

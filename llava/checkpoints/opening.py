@@ -179,7 +179,15 @@ def resolve(
 
 
 def _loading_options(device_map: Any, device: str, bits: int, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `from_pretrained`; LLaVA's default of float16 holds on a GPU, float32 on a CPU."""
+    """Arguments of `from_pretrained`; LLaVA's default of float16 holds on a GPU, float32 on a CPU.
+
+    Raises:
+        ValueError: if torch knows no such device.
+    """
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device is {device!r}, which torch does not know; give cuda, cuda:1, cpu or such.") from None
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if not on_gpu:
         if device != "cpu":

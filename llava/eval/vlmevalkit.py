@@ -17,10 +17,10 @@ from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
-from llava.eval.harnesses.harness import class_or_object, prompt_of
-from llava.inference.engine import Engine, ModelSpec
+from llava.eval.harnesses.harness import class_or_object, open_engine, prompt_of, without_marks
+from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import best_device, bits_of
+from llava.inference.loading_flags import bits_of
 from llava.inference.typed_images import read_image
 
 DEFAULT_NEW_TOKENS = 512
@@ -68,7 +68,7 @@ class DuetLlava(_Base):
         self._settings = GenerationSettings(temperature, top_p, num_beams, max_new_tokens)
         bits = bits_of(load_8bit, load_4bit)
         spec = ModelSpec(model_path, model_base, compression, dtype, bits, conv_mode, image_opening=image_opening)
-        self._engine = Engine.open(spec, best_device(device))
+        self._engine = open_engine(spec, device)
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
         """The answer to one message.
@@ -78,19 +78,17 @@ class DuetLlava(_Base):
             dataset: name; all are answered alike.
 
         Raises:
-            ValueError: if a part is of another type or an image cannot be read.
+            ValueError: if a part is of another type or has no text as its value, or an image cannot be read.
         """
-        text, images = "", []
+        spoken, images = [""], []
         for part in message:
-            if part["type"] == "image":
-                text += f"{DEFAULT_IMAGE_TOKEN}\n"
-                images.append(read_image(part["value"], self._engine.inputs.image_opening))
-            elif part["type"] == "text":
-                if not isinstance(part["value"], str):
-                    raise ValueError(f"A message holds the text {shown(part['value'], 60)}; it must be text.")
-                text += part["value"].replace(DEFAULT_IMAGE_TOKEN, "")
+            kind, value = _kind_and_value(part)
+            if kind == "image":
+                spoken.append("")
+                images.append(read_image(value, self._engine.inputs.image_opening))
             else:
-                raise ValueError(f"A message holds a part of type {part['type']!r}; this model takes image and text.")
+                spoken[-1] += value  # parts in a row are one text, which may spell a mark over their edge
+        text = f"{DEFAULT_IMAGE_TOKEN}\n".join(map(without_marks, spoken))
         return self._engine.answer([prompt_of(text, images)], self._settings)[0]
 
     def use_custom_prompt(self, dataset: str) -> bool:
@@ -108,6 +106,23 @@ class DuetLlava(_Base):
         """
         images = [{"type": "image", "value": path} for path in self.dump_image(line, dataset)]
         return [*images, {"type": "text", "value": choice_prompt(line)}]
+
+
+def _kind_and_value(part: Any) -> tuple[str, str]:
+    """What a part of a message is, image or text, and its path or text.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("image", "text"):
+        what = f"a part of type {kind!r}" if isinstance(part, Mapping) else f"the part {shown(part, 60)}"
+        raise ValueError(f"A message holds {what}; this model takes image and text.")
+    value = part.get("value")
+    if not isinstance(value, str):
+        what, accepted = ("the text", "text") if kind == "text" else ("the image", "a path")
+        raise ValueError(f"A message holds {what} {shown(value, 60)}; it must be {accepted}.")
+    return kind, value
 
 
 def choice_prompt(line: Mapping[str, Any]) -> str:

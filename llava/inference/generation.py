@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llava.common.shown import shown
 from llava.compression.layout import TokenLayout
 from llava.model.staged_cache import StagedCache
 
@@ -27,7 +29,7 @@ class GenerationSettings:
         more: other options of transformers' `generate`.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is no number or out of range.
     """
 
     temperature: float | None = None
@@ -38,16 +40,16 @@ class GenerationSettings:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+        if self.temperature is not None and not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
             raise ValueError(
-                f"temperature is {self.temperature}; it must be 0 (the likeliest token) or more, and finite."
+                f"temperature is {shown(self.temperature)}; it must be 0 (the likeliest token) or more, and finite."
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p is {shown(self.top_p)}; it must be above 0 and at most 1.")
         for name in ("num_beams", "max_new_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more.")
+            if value is not None and not (_is_number(value) and value >= 1 and value == value // 1):
+                raise ValueError(f"{name} is {shown(value)}; it must be 1 or more, and whole.")
 
     def options(self) -> dict[str, Any]:
         """Options of transformers' `generate`."""
@@ -58,6 +60,10 @@ class GenerationSettings:
             # The neutral values override those that a checkpoint's generation_config.json may hold.
             options["temperature"], options["top_p"] = (self.temperature, self.top_p) if samples else (1.0, 1)
         return {name: value for name, value in options.items() if value is not None} | dict(self.more)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class CountingCache(StagedCache):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.shown import shown
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import (
@@ -111,7 +111,8 @@ def science_questions(
         if not (isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "value" in turns[0]):
             raise ValueError(f"{where} has no text at conversations[0].value; download the file again.")
         asked = need_question(turns[0], "value", f"{where}, conversations[0]")
-        text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        asked = asked.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
+        text = asked.replace(DEFAULT_IMAGE_TOKEN, "").strip().replace(LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN)
         text = f"{text}\n{suffix}" if suffix else text
         require_fields(record, where)
         names = image_names(record, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,19 +16,40 @@ from torch import Tensor
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.inference.batches import Prompt
-from llava.inference.engine import Engine
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.loading_flags import best_device, check_device
 from llava.inference.question_text import fault_in
 from llava.model.columns import own_columns
 from llava.model.finite import NOT_FINITE, NonFiniteLogitsError
 
 logger = logging.getLogger(__name__)
 
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def open_engine(spec: ModelSpec, device: str | None) -> Engine:
+    """Load a model to answer a harness's questions.
+
+    Args:
+        spec: which.
+        device: by default a GPU where there is one.
+
+    Raises:
+        ValueError: if it cannot be opened, nobody can be asked in the template, or torch cannot use the device.
+    """
+    if device is not None:
+        check_device(device)
+    engine = Engine.open(spec, best_device(device))
+    engine.inputs.with_roles(engine.inputs.template)
+    return engine
+
 
 def prompt_of(text: str, images: Sequence[Image.Image] = ()) -> Prompt:
     """A question of a harness.
 
     Args:
-        text: where it holds as many `<image>` as images, they go there, else in front.
+        text: where it holds as many `<image>` as images, they go there, else in front. Halves of surrogate pairs,
+            which no tokenizer reads, become U+FFFD.
         images: in any mode, in order.
 
     Raises:
@@ -37,14 +59,22 @@ def prompt_of(text: str, images: Sequence[Image.Image] = ()) -> Prompt:
         raise ValueError(f"A question is {shown(text, 60)}; it must be text.")
     fault = fault_in(text)
     if fault is not None:  # asked all the same, as other models are: users of a harness cannot mend its tasks
-        logger.warning("A question %s. It is asked as it stands.", fault)
+        logger.warning("A question %s. It is asked all the same.", fault)
+        text = _HALVES.sub("\ufffd", text)
     marks = text.count(DEFAULT_IMAGE_TOKEN)
     if marks not in (0, len(images)):
         logger.warning(
             "A question holds %d %s, but %d images; they go in front.", marks, DEFAULT_IMAGE_TOKEN, len(images)
         )
-        text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        text = without_marks(text).strip()
     return Prompt(text, tuple(images))
+
+
+def without_marks(text: str) -> str:
+    """A text without `<image>`, also where taking one out puts together another."""
+    while DEFAULT_IMAGE_TOKEN in text:
+        text = text.replace(DEFAULT_IMAGE_TOKEN, "")
+    return text
 
 
 @torch.inference_mode()
@@ -67,7 +97,7 @@ def losses(engine: Engine, prompts: Sequence[Prompt], answers: Sequence[str]) ->
     for prompt, answer in zip(prompts, answers, strict=True):
         media = engine.media(prompt)
         question = engine.inputs.question(prompt.text, media)
-        samples.append(engine.inputs.conversation([question, answer.strip()], media))
+        samples.append(engine.inputs.conversation([question, _HALVES.sub("\ufffd", answer.strip())], media))
     inputs = engine.batch(samples)
     output = engine.model(**inputs, use_cache=False, return_logits=True)
     labels = inputs["labels"].to(output.logits.device)

@@ -20,15 +20,17 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from llava.common.number_flags import count
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
 from llava.data.video import read_frames
-from llava.eval.harnesses.harness import class_or_object, losses, prompt_of
+from llava.eval.harnesses.harness import class_or_object, losses, open_engine, prompt_of
 from llava.inference.batches import Prompt
-from llava.inference.engine import Engine, ModelSpec
+from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import best_device, bits_of
+from llava.inference.loading_flags import bits_of
 
 DEFAULT_NEW_TOKENS = 1024
+_DIGITS = 10
 _NOT_A_STOP = "\n\n"
 """lmms-eval's default `until`, made for base models; it would cut long answers after their first paragraph."""
 
@@ -69,27 +71,29 @@ class DuetLlava(_Base):
         dtype: str | None = None,
         load_8bit: bool = False,
         load_4bit: bool = False,
-        num_frames: int = 8,
+        num_frames: int | str = 8,
         image_opening: str | None = None,
         max_batch_size: int | str | None = None,
     ) -> None:
         super().__init__()
         if not pretrained:
             raise ValueError("--model_args has no pretrained=...; give the folder or hub name of a model.")
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; give a whole number of 1 or more.")
+        batch_size, num_frames = _count("batch_size", batch_size), _count("num_frames", num_frames)
+        for name, value in {"load_8bit": load_8bit, "load_4bit": load_4bit}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r} in --model_args; give True or False.")
         self._rank, self._world_size = 0, 1
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             self.accelerator = Accelerator()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = str(self.accelerator.device)
-        self.batch_size = int(batch_size)
+        self.batch_size = batch_size
         self.num_frames = num_frames
         bits = bits_of(load_8bit, load_4bit)
         spec = ModelSpec(
             str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening
         )
-        self._engine = Engine.open(spec, best_device(device))
+        self._engine = open_engine(spec, device)
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +177,8 @@ class DuetLlava(_Base):
         return to_visual(self.task_dict[task][split][doc_id])
 
     def _target(self, to_target: Callable[[Any], str], place: Sequence[Any]) -> str:
+        if not callable(to_target):
+            raise ValueError(f"A task scores {to_target!r}; this model takes text. Leave the task out.")
         _, doc_id, task, split = place
         target = to_target(self.task_dict[task][split][doc_id])
         if target is None:
@@ -180,9 +186,9 @@ class DuetLlava(_Base):
         return str(target)
 
     def _prompt(self, context: str | Sequence[str], visuals: Any) -> Prompt:
-        text = context if isinstance(context, str) else context[0]
+        text: Any = context[0] if isinstance(context, list | tuple) and context else context
         images: list[Image.Image] = []
-        for visual in visuals or ():
+        for visual in [visuals] if isinstance(visuals, str | Image.Image) else visuals or ():
             images += self._images(visual)
         return prompt_of(text, images)
 
@@ -207,6 +213,8 @@ class DuetLlava(_Base):
         )
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
+        if not isinstance(stops, list | tuple):
+            raise ValueError(f"A task's `until` is {stops!r}; it must be a text, or a list of texts.")
         return [_until(text, stops) for text in self._engine.answer(prompts, generation)]
 
     def _batches(self, requests: Sequence[tuple[dict[str, Any], Any]]) -> Iterable[list[int]]:
@@ -221,6 +229,18 @@ class DuetLlava(_Base):
 
     def _bar(self, total: int) -> Any:
         return tqdm(total=total, desc="Answering", disable=self._rank != 0)
+
+
+def _count(name: str, value: Any) -> int:
+    """A whole number of `--model_args`, which may come as text.
+
+    Raises:
+        ValueError: names it.
+    """
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS and int(text) in count()):
+        raise ValueError(f"{name} is {value!r}; give a whole number of 1 or more.")
+    return int(text)
 
 
 def _until(text: str, stops: Iterable[str]) -> str:
