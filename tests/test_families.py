@@ -333,6 +333,28 @@ def test_a_family_from_outside_the_package_is_found_replaced_and_told_what_it_la
         type("Apart", (CompressedModel,), {**told, "forward": CompressedPebbles.forward})
 
 
+@pytest.mark.parametrize("config", ["none", BOTH, TO_ZERO])
+@pytest.mark.parametrize("family", ["llava", "llava_next", PEBBLES, OWN])
+def test_a_plan_made_from_counts_is_the_one_the_model_makes(stock: dict[str, Any], family: str, config: Any) -> None:
+    model, texts = compress(stock[family], config), prompts(family)
+    inputs = batch(texts, "right", answers=True)
+    compression = CompressionConfig.resolve(config)
+    spans: dict[int, list[VisualSpan]] = {}
+    for item in (item for _, seen in texts for item in seen):
+        count = _entered(family, item, compression)
+        spans.setdefault(item.token, []).append(VisualSpan(torch.empty(count, 0), item.count))
+    queries = compression.t2v.queries if compression.t2v else "last"
+    plan = plan_splice(inputs["input_ids"], inputs["attention_mask"], spans, labels=inputs["labels"], queries=queries)
+    with torch.no_grad():
+        expected, got = model(**inputs), model(**inputs, plan=plan, output_layouts=True)
+    assert got.layouts[0].entered == tuple(
+        sum(_entered(family, item, compression) for item in seen) for _, seen in texts
+    )
+    torch.testing.assert_close(got.loss, expected.loss, atol=1e-5, rtol=0, check_dtype=False)
+    valid = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got.logits[valid], expected.logits[valid], atol=3e-5, rtol=0)
+
+
 def test_a_plan_is_refused_where_positions_are_known_late(stock: dict[str, Any]) -> None:
     inputs = batch(prompts("qwen2_5_vl")[:1])
     made = plan_splice(inputs["input_ids"], None, {})

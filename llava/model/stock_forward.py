@@ -45,7 +45,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
         return self.staged_forward(inputs, more)
 
     def forward(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
-        if self.is_staged(kwargs.get("compression")):
+        prepared = any(kwargs.get(name) is not None for name in ("plan", "layout", "prefill"))
+        if prepared or self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
         more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})
         if isinstance(more.get(CACHE), StagedCache):
