@@ -185,6 +185,10 @@ def test_a_family_from_outside_is_asked_as_it_says(folder: Path, pictures: list[
     assert [outcome.texts[outcome.task.numbers.index(number)] for number in range(3)] == expected
     shows = [bool(outcome.task.prompts[row].images) for row in range(3)]
     assert [row in outcome.visual_tokens for row in range(3)] == shows
+    film = Prompt("What happens?", video=Path(pictures[0]).parent)
+    assert [len(asked.media(film)) for asked in (engine, native)] == [1, 8], (
+        "a family says what a video's frames become"
+    )
     chat = Chat.over(engine, settings)
     assert chat.answer("What is red?", [Image.open(pictures[0])]) == expected[0]
     assert chat.usage is not None and chat.usage.patches == 32 and max(chat.usage.visual_tokens) == 20
