@@ -16,7 +16,7 @@ from llava.common.shown import LONGEST, shown
 from llava.common.yaml_files import parse_yaml, read_yaml
 from llava.compression.config import CompressionConfig
 from llava.data.mixture import read_mixture
-from llava.train.arguments import parse_list
+from llava.model.budget_flags import parse_list
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS: dict[str, Callable[[Path], Any]] = {"compression": CompressionConfig.from_yaml, "mixture": read_mixture}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.model.budget_flags import parse_list
@@ -74,3 +76,12 @@ def test_half_a_stage_and_broken_lists_are_told_in_words() -> None:
         with pytest.raises(ValueError, match=r"--layer_list is .* must be a list of numbers"):
             parse_list("--layer_list", text)
     assert parse_list("--layer_list", "[16, 24]") == [16, 24]
+
+
+def test_a_run_without_deepspeed_is_not_opened_by_the_one_before(tmp_path: Path) -> None:
+    """transformers' own memory of DeepSpeed's settings outlives the run that gave them."""
+    config = Path(__file__).parents[1] / "configs/deepspeed/zero3.json"
+    kept = parse_arguments([*BASE, "--deepspeed", str(config)])
+    assert is_deepspeed_zero3_enabled() and kept
+    parse_arguments(BASE)
+    assert not is_deepspeed_zero3_enabled()

@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from transformers import HfArgumentParser
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.common.path_flags import read_paths
@@ -154,6 +155,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     """
     arguments = modern_spelling(sys.argv[1:] if argv is None else argv)
     check_deepspeed_file(arguments)
+    unset_hf_deepspeed_config()  # transformers keeps that of an earlier run of this process, and opens models by it
     model_args, data_args, training_args = _parse(arguments)
     if data_args.data_path is None:
         raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")
