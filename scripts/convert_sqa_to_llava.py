@@ -173,9 +173,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", required=True, help="train, val, minival, test or minitest")
     parser.add_argument(
-        "--prompt-format", "--prompt_format",
+        "--prompt-format",
+        "--prompt_format",
         help="what is asked and answered (default: QCM-LEA; QCM-LEPA for convert_to_jsonl)",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file with other content")
     return parser
 

@@ -13,8 +13,20 @@ from typing import Any
 from PIL import Image
 
 COLUMNS = (
-    "index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment",
-)  # fmt: skip
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
+)
 
 
 def png(shade: int) -> bytes:
@@ -114,9 +126,15 @@ def write_mmbench_cn(root: Path) -> None:
 # === SEED-Bench: five questions about images, three about frames of videos ===
 
 SEED = (
-    (101, "image", 1, "A"), (102, "image", 1, "B"), (103, "image", 1, "C"), (104, "image", 5, "D"),
-    (105, "image", 5, "A"), ("v0", "video", 10, "B"), ("v1", "video", 10, "C"), ("v2", "video", 12, "A"),
-)  # fmt: skip
+    (101, "image", 1, "A"),
+    (102, "image", 1, "B"),
+    (103, "image", 1, "C"),
+    (104, "image", 5, "D"),
+    (105, "image", 5, "A"),
+    ("v0", "video", 10, "B"),
+    ("v1", "video", 10, "C"),
+    ("v2", "video", 12, "A"),
+)
 SEED_TYPES = {
     "Scene Understanding": 1,
     "Instances Counting": 5,

@@ -93,8 +93,12 @@ def write_gqa(root: Path) -> None:
         lines.append({"question_id": question_id, "image": f"{image}.jpg", "text": text, "category": "default"})
         types = {"detailed": f"{semantic}Detail", "semantic": semantic, "structural": structural}
         records[question_id] = {
-            "question": question, "imageId": image, "answer": answer, "isBalanced": True, "types": types,
-        }  # fmt: skip
+            "question": question,
+            "imageId": image,
+            "answer": answer,
+            "isBalanced": True,
+            "types": types,
+        }
         write_image(folder / "data" / "images" / f"{image}.jpg", number)
     write_lines(folder / "llava_gqa_testdev_balanced.jsonl", lines)
     write_json(folder / "data" / "testdev_balanced_questions.json", records)

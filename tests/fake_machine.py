@@ -10,9 +10,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = [
-    "awk", "basename", "bash", "cat", "cksum", "cut", "date", "dirname", "env", "grep", "mkdir", "mv", "rm", "sed",
-    "sleep", "touch", "tr", "wc",
-]  # fmt: skip
+    "awk",
+    "basename",
+    "bash",
+    "cat",
+    "cksum",
+    "cut",
+    "date",
+    "dirname",
+    "env",
+    "grep",
+    "mkdir",
+    "mv",
+    "rm",
+    "sed",
+    "sleep",
+    "touch",
+    "tr",
+    "wc",
+]
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_NNODES": "4", "SLURM_JOB_NODELIST": "node-[0-3]", "SLURM_CPUS_ON_NODE": "96"}
 
 

@@ -133,8 +133,21 @@ def getattr_of_torch(path: Path, marker: Path) -> None:
 SHAPES: dict[str, Callable[[Path, Path], None]] = {
     shape.__name__: shape
     for shape in (
-        new_zip, beside_good_records, old_pickle, bare_pickle, text_pickle, old_tar, instance_opcode, object_opcode,
-        computed_name, old_name, extension_code, named_persistent_id, program, compressed, pickle_before_zip,
+        new_zip,
+        beside_good_records,
+        old_pickle,
+        bare_pickle,
+        text_pickle,
+        old_tar,
+        instance_opcode,
+        object_opcode,
+        computed_name,
+        old_name,
+        extension_code,
+        named_persistent_id,
+        program,
+        compressed,
+        pickle_before_zip,
         getattr_of_torch,
     )
-}  # fmt: skip
+}

@@ -44,9 +44,15 @@ class Pebbles(LlamaForCausalLM):
             shown = (input_ids == PLACEHOLDER)[..., None]
             inputs_embeds, input_ids = self.model.embed_tokens(input_ids).masked_scatter(shown, seen), None
         return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
 
 class CompressedPebbles(CompressedModel, Pebbles):

@@ -76,10 +76,11 @@ def test_packed_rows_may_be_padded_on_either_side(model: Any) -> None:
         with torch.no_grad():
             logits = model(ids, mask, positions).logits
             for row, columns, tokens in (
-                (0, slice(0, 3), first[:3]), (0, slice(3, 6), first[3:]),
+                (0, slice(0, 3), first[:3]),
+                (0, slice(3, 6), first[3:]),
                 (1, slice(2, 4) if side == "left" else slice(0, 2), second[:2]),
                 (1, slice(4, 6) if side == "left" else slice(2, 4), second[2:]),
-            ):  # fmt: skip
+            ):
                 expected = model(torch.tensor([tokens])).logits[0]
                 torch.testing.assert_close(logits[row, columns], expected, atol=1e-9, rtol=0)
 
@@ -121,7 +122,7 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
         ({"images": np.zeros((1, 3, 56, 56), np.uint8)}, "holds uint8"),
         ({"images": [[pixels(1)[0], pixels(1)[0]]]}, r"row 0 holds 1 image placeholders, but images\[0\] holds 2"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_a_sentence(model: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model(PROMPT, **options)
@@ -164,9 +165,15 @@ def test_images_come_as_callers_have_them(model: Any) -> None:
     with torch.no_grad():
         expected = model(ids, images=images).logits
         for given in (
-            [a, b, c], [[a, b], [c]], [[a, b], c], images.numpy(), [a.numpy(), b, c.numpy()],
-            BatchFeature({"pixel_values": images}), {"pixel_values": [a, b, c]}, images[:, None],
-        ):  # fmt: skip
+            [a, b, c],
+            [[a, b], [c]],
+            [[a, b], c],
+            images.numpy(),
+            [a.numpy(), b, c.numpy()],
+            BatchFeature({"pixel_values": images}),
+            {"pixel_values": [a, b, c]},
+            images[:, None],
+        ):
             assert torch.equal(model(ids, images=given).logits, expected)
         assert torch.equal(model(ids[1:], images=c).logits, model(ids[1:], images=images[2:]).logits)
         answers = [model.generate(ids, images=given, max_new_tokens=2) for given in (images, [[a, b], [c]])]
@@ -276,7 +283,7 @@ def test_guidance_is_that_of_transformers(more: dict[str, Any]) -> None:
         ({"position_ids": [[0, 1, 2, 3, 4]]}, "position_ids is a list"),
         ({"return_logits": False}, "generate chooses tokens by their logits"),
     ],
-)  # fmt: skip
+)
 def test_generate_refuses_before_it_computes(model: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model.generate(PROMPT, images=pixels(1), max_new_tokens=2, **options)

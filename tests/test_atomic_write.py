@@ -82,8 +82,11 @@ def answer(path: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
-    "pope.result.json": save_result, "a.png": draw, "a.svg": draw, "b.txt": lambda path: write_whole(path, "x" * 9000),
-}  # fmt: skip
+    "pope.result.json": save_result,
+    "a.png": draw,
+    "a.svg": draw,
+    "b.txt": lambda path: write_whole(path, "x" * 9000),
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -41,9 +41,14 @@ PUBLISHED = {
     "llava_llama_3": _LLAMA_3,
 }
 MARKS = [
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
     "<|begin_of_text|>",
-]  # fmt: skip
+]
 TALKS = (
     ["<image>\nWhat is it?", "red three"],
     ["<image>\nWhat?", "red", "Sure?", "Yes.\nA  cat:\n    no", "a", "b"],
@@ -147,9 +152,11 @@ def test_v1_on_a_tokenizer_without_its_mark_is_spelt_out() -> None:
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], initial_alphabet=alphabet,
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=alphabet,
         show_progress=False,
-    )  # fmt: skip
+    )
     backend.train_from_iterator(CORPUS, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", unk_token="<|endoftext|>")
     warning = end_mark_warning("v1", tokenizer)

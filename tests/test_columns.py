@@ -146,9 +146,15 @@ def said(model: Any, family: str, sample: Sample, count: int, **options: Any) ->
     """What a model answers greedily, and the log-probability that it gave each of its tokens."""
     inputs = inputs_of(family, [sample])
     found = model.generate(
-        **inputs, max_new_tokens=count, do_sample=False, suppress_tokens=[IMAGE, VIDEO] if family != OWN else [0],
-        output_logits=True, return_dict_in_generate=True, eos_token_id=None, **options,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=count,
+        do_sample=False,
+        suppress_tokens=[IMAGE, VIDEO] if family != OWN else [0],
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+        **options,
+    )
     answer = found.sequences[0, -count:].tolist()
     steps = torch.stack(found.logits)[:, 0].double()
     return answer, steps.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])[:, 0]

@@ -262,9 +262,14 @@ def counted(call) -> int:
 def test_layer_flops_equal_a_count_of_the_real_modules(heads: int, kv_heads: int):
     """PyTorch counts the whole square of attention, the schedule its causal half."""
     config = LlamaConfig(
-        hidden_size=1024, intermediate_size=2752, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=500, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=1024,
+        intermediate_size=2752,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=500,
+        attn_implementation="eager",
+    )
     shape, length = DecoderShape.of(config), 300
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

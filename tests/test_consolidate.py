@@ -43,10 +43,14 @@ def write_zero(folder: Path, stage: int, trained: dict[str, Tensor], frozen: dic
     for rank in range(RANKS):
         fragments = {name: parts[rank] if stage == 3 else frozen[name] for name, parts in frozen_parts.items()}
         model = {
-            "module": {}, "buffer_names": [], "param_shapes": shapes, "shared_params": tied, "ds_version": "0.19.8",
+            "module": {},
+            "buffer_names": [],
+            "param_shapes": shapes,
+            "shared_params": tied,
+            "ds_version": "0.19.8",
             "frozen_param_shapes": {name: weight.shape for name, weight in frozen.items()},
             "frozen_param_fragments": fragments,
-        }  # fmt: skip
+        }
         optimizer = {"zero_stage": ZeroStageEnum(stage), "partition_count": RANKS}
         if stage == 3:
             optimizer["fp32_flat_groups"] = [torch.cat([parts[rank] for parts in whole_parts.values()])]

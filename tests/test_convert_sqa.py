@@ -15,16 +15,33 @@ from llava.eval.benchmarks.sqa import science_questions
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS: dict[str, dict[str, Any]] = {
     "3": {
-        "question": "Which is  red?", "choices": ["sky", "rose"], "answer": 1, "hint": " Look. ", "image": "image.png",
-        "lecture": "Colours.\\nMany.", "solution": "Roses are.\nRead.",
+        "question": "Which is  red?",
+        "choices": ["sky", "rose"],
+        "answer": 1,
+        "hint": " Look. ",
+        "image": "image.png",
+        "lecture": "Colours.\\nMany.",
+        "solution": "Roses are.\nRead.",
     },
     "5": {
-        "question": "Is {it} so?", "choices": ["yes", "no", "é"], "answer": 2, "hint": "", "image": None,
-        "lecture": "", "solution": "",
+        "question": "Is {it} so?",
+        "choices": ["yes", "no", "é"],
+        "answer": 2,
+        "hint": "",
+        "image": None,
+        "lecture": "",
+        "solution": "",
     },
-    "8": {"question": "Other?", "choices": ["a", "b"], "answer": 0, "hint": "", "image": None, "lecture": "",
-          "solution": ""},
-}  # fmt: skip
+    "8": {
+        "question": "Other?",
+        "choices": ["a", "b"],
+        "answer": 0,
+        "hint": "",
+        "image": None,
+        "lecture": "",
+        "solution": "",
+    },
+}
 HEAD = "Which is red?\nContext: Look.\n"
 OPTIONS = "Options: (A) sky (B) rose"
 LECTURE, SOLUTION = "Colours.\nMany.", "Roses are.\nRead."
@@ -76,9 +93,11 @@ def test_lines_for_another_trainer(convert: ModuleType, folder: Path) -> None:
     first, second = (folder / "scienceqa_test_QCM-LEPA.jsonl").read_text().splitlines()
     assert json.loads(first)["output"] == "###\nANSWER: C." and "image" not in json.loads(first)
     assert json.loads(second) == {
-        "id": "3", "image": "3/image.png", "instruction": f"{HEAD}{OPTIONS}\n<image>",
+        "id": "3",
+        "image": "3/image.png",
+        "instruction": f"{HEAD}{OPTIONS}\n<image>",
         "output": f"LECTURE: {LECTURE}\nSOLUTION: {SOLUTION}\n###\nANSWER: B.",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -141,9 +160,13 @@ def test_a_file_with_other_content_is_kept(
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(
-    convert: ModuleType, folder: Path, words: list[str], change: dict[str, Any], sentence: str,
+    convert: ModuleType,
+    folder: Path,
+    words: list[str],
+    change: dict[str, Any],
+    sentence: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     changed = {name: value for name, value in (PROBLEMS["3"] | change).items() if value is not None}
     (folder / "problems.json").write_text(json.dumps(PROBLEMS | {"3": changed}))
     assert convert.main(["convert_to_llava", "--base-dir", str(folder), *words]) == 2

@@ -158,15 +158,32 @@ FAULTY_MEDIA = [
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("image_name", "1.jpg"), ("image_name", "1"), ("image_file", "train2017/1.jpg"), ("image_folder", "coco"),
-        ("image_path", "/data/coco/train2017/1.jpg"), ("image_path", ".\\train2017\\1.jpg"), ("image_root", "/data/x"),
-        ("image_dir", "coco/train2017"), ("img", "train2017"), ("image_data", "src"), ("image_src", "coco"),
-        ("image_paths", ["1.jpg"]), ("image_1", "1.jpg"), ("second_image", "1.jpg"), ("source_image", "2.jpg"),
-        ("image_link", "file:///data/7"), ("num_images", "2"), ("frames_dir", "coco"),
-        ("image_width", "640"), ("image_h", "3"), ("image_caption", "as in 2.jpg"), ("image_format", "jpg"),
-        ("image_source_path", "2.jpg"), ("image_full_path", "/data/coco/train2017/1.jpg"),
+        ("image_name", "1.jpg"),
+        ("image_name", "1"),
+        ("image_file", "train2017/1.jpg"),
+        ("image_folder", "coco"),
+        ("image_path", "/data/coco/train2017/1.jpg"),
+        ("image_path", ".\\train2017\\1.jpg"),
+        ("image_root", "/data/x"),
+        ("image_dir", "coco/train2017"),
+        ("img", "train2017"),
+        ("image_data", "src"),
+        ("image_src", "coco"),
+        ("image_paths", ["1.jpg"]),
+        ("image_1", "1.jpg"),
+        ("second_image", "1.jpg"),
+        ("source_image", "2.jpg"),
+        ("image_link", "file:///data/7"),
+        ("num_images", "2"),
+        ("frames_dir", "coco"),
+        ("image_width", "640"),
+        ("image_h", "3"),
+        ("image_caption", "as in 2.jpg"),
+        ("image_format", "jpg"),
+        ("image_source_path", "2.jpg"),
+        ("image_full_path", "/data/coco/train2017/1.jpg"),
     ],
-)  # fmt: skip
+)
 def test_what_repeats_an_image_or_says_whence_it_came_is_let_be(key: str, value: Any) -> None:
     assert parse_record(SHOWN | {"image": "coco/train2017/1.jpg", key: value}, 0).images == ("coco/train2017/1.jpg",)
 

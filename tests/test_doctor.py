@@ -266,55 +266,83 @@ def with_check(name: str, state: Any, detail: str = "") -> Machine:
 
 FAULTS: dict[str, tuple[Machine, str, bool, list[str]]] = {
     "driver without build": (
-        replace(CPU_ONLY, torch=TorchBuild("2.13.0+cpu", "CPU", None, ("ROCm",))), "finetune", True,
+        replace(CPU_ONLY, torch=TorchBuild("2.13.0+cpu", "CPU", None, ("ROCm",))),
+        "finetune",
+        True,
         ["ROCm driver", "built for CPU", "install the ROCm build"],
     ),
     "build without device": (
-        replace(HEALTHY, devices=(), communication=None), "finetune", True, ["sees no device", "CUDA_VISIBLE_DEVICES"]
+        replace(HEALTHY, devices=(), communication=None),
+        "finetune",
+        True,
+        ["sees no device", "CUDA_VISIBLE_DEVICES"],
     ),
     "package missing": (HEALTHY, "finetune_lora", True, ["peft is not installed", "finetune_lora", '".[train]"']),
     "package too new": (
-        with_package("transformers", installed="5.24.0"), "finetune", True,
+        with_package("transformers", installed="5.24.0"),
+        "finetune",
+        True,
         ["transformers is 5.24.0", ">=5.23,<5.24", "5.23.0 is tested", 'pip install -c constraints.txt -e "."'],
     ),
     "optional package too old": (with_package("peft", installed="0.1"), "finetune", False, ["peft is 0.1"]),
     "torchvision": (
-        replace(HEALTHY, imports=Imports({"torchvision": "RuntimeError: nms", "transformers": "E: x"}, {})), "finetune",
-        True, ["torchvision does not match torch", "RuntimeError: nms", "pip uninstall torchvision"],
+        replace(HEALTHY, imports=Imports({"torchvision": "RuntimeError: nms", "transformers": "E: x"}, {})),
+        "finetune",
+        True,
+        ["torchvision does not match torch", "RuntimeError: nms", "pip uninstall torchvision"],
     ),
     "flash-attn": (
-        replace(HEALTHY, imports=Imports({"flash_attn": "ImportError: undefined symbol"}, {})), "finetune", True,
+        replace(HEALTHY, imports=Imports({"flash_attn": "ImportError: undefined symbol"}, {})),
+        "finetune",
+        True,
         ["flash-attn", "undefined symbol", "--no-build-isolation"],
     ),
     "any other import": (
-        replace(HEALTHY, imports=Imports({"peft": "ImportError: x"}, {})), "finetune", True, ["peft", "reinstall it"]
+        replace(HEALTHY, imports=Imports({"peft": "ImportError: x"}, {})),
+        "finetune",
+        True,
+        ["peft", "reinstall it"],
     ),
     "imports end the process": (
-        replace(HEALTHY, imports=Imports({}, {}, "Importing took more than 180 s.")), "finetune", True, ["180 s"]
+        replace(HEALTHY, imports=Imports({}, {}, "Importing took more than 180 s.")),
+        "finetune",
+        True,
+        ["180 s"],
     ),
     "wrong attention": (
-        with_check("sdpa flash", "wrong", "differs by 3"), "finetune", True,
+        with_check("sdpa flash", "wrong", "differs by 3"),
+        "finetune",
+        True,
         ["sdpa flash computes wrong numbers", "differs by 3", "--attn_implementation"],
     ),
     "no bf16": (with_check("bf16", "failed", "x"), "finetune", True, ["bf16 fails", "--fp16 True"]),
     "no fp16": (with_check("fp16", "failed", "x"), "finetune", False, ["fp16 fails", "--bf16 True"]),
     "no fused kernel": (with_check("sdpa flash", "absent"), "finetune", False, ["No fused attention kernel"]),
     "no compiler": (
-        replace(CPU_ONLY, tools={"g++": None, "ninja": "/n"}), "finetune", False, ["g++", "LAUNCHER=torchrun"]
+        replace(CPU_ONLY, tools={"g++": None, "ninja": "/n"}),
+        "finetune",
+        False,
+        ["g++", "LAUNCHER=torchrun"],
     ),
     "ranks do not talk": (
         replace(HEALTHY, communication=CommunicationTest("nccl", 8, False, detail="no answer within 90 s: it hangs")),
-        "finetune", True, ["8 processes through nccl", "it hangs", "NCCL_DEBUG=INFO"],
+        "finetune",
+        True,
+        ["8 processes through nccl", "it hangs", "NCCL_DEBUG=INFO"],
     ),
     "disk": (
-        replace(HEALTHY, system=replace(HEALTHY.system, disk_free=50 * GIB)), "finetune", False,
+        replace(HEALTHY, system=replace(HEALTHY.system, disk_free=50 * GIB)),
+        "finetune",
+        False,
         ["50 GiB free", "191 GiB", "--output-dir"],
     ),
     "shared memory": (
-        replace(HEALTHY, system=replace(HEALTHY.system, shared_memory=64 * 2**20)), "finetune", False,
+        replace(HEALTHY, system=replace(HEALTHY.system, shared_memory=64 * 2**20)),
+        "finetune",
+        False,
         ["/dev/shm is 64 MiB", "--shm-size"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -77,9 +77,13 @@ def test_counts_equal_those_of_a_real_model(kind: str, layers: int, tmp_path: Pa
 
 def test_a_tied_head_counts_once() -> None:
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     shape = replace(SEVEN_B, decoder=DecoderShape.of(config), tied=True)
     assert shape.language == sum(weight.numel() for weight in LlamaForCausalLM(config).parameters())
 

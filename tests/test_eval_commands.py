@@ -21,10 +21,19 @@ from llava.eval.runner.vqa_command import chunk, vqa_parser
 LETTER = "Answer with the option's letter from the given choices directly."
 FIELDS = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
 SCRIPTS = {
-    "gqa": "gqa", "llavabench": "llava_bench", "mmbench": "mmbench", "mmbench_cn": "mmbench_cn", "mme": "mme",
-    "mmvet": "mmvet", "pope": "pope", "seed": "seed", "sqa": "sqa", "textvqa": "textvqa", "vizwiz": "vizwiz",
+    "gqa": "gqa",
+    "llavabench": "llava_bench",
+    "mmbench": "mmbench",
+    "mmbench_cn": "mmbench_cn",
+    "mme": "mme",
+    "mmvet": "mmvet",
+    "pope": "pope",
+    "seed": "seed",
+    "sqa": "sqa",
+    "textvqa": "textvqa",
+    "vizwiz": "vizwiz",
     "vqav2": "vqav2",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +44,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def common(model: Path, questions: Path, images: Path, answers: Path) -> list[str]:
     """The flags of LLaVA's scripts."""
     return [
-        "--model-path", str(model), "--question-file", str(questions), "--image-folder", str(images),
-        "--answers-file", str(answers), "--temperature", "0", "--conv-mode", "vicuna_v1",
-        "--max_new_tokens", "4", "--device", "cpu",
-    ]  # fmt: skip
+        "--model-path",
+        str(model),
+        "--question-file",
+        str(questions),
+        "--image-folder",
+        str(images),
+        "--answers-file",
+        str(answers),
+        "--temperature",
+        "0",
+        "--conv-mode",
+        "vicuna_v1",
+        "--max_new_tokens",
+        "4",
+        "--device",
+        "cpu",
+    ]
 
 
 def test_answer_files_are_llavas(model: Path, tmp_path: Path):
@@ -149,8 +171,9 @@ def test_mmbench_is_asked_as_in_llava(model: Path, tmp_path: Path):
     assert model_vqa_mmbench.main([*words, "--all-rounds", "--fresh"]) == 0
     rounds = [line for line in read_lines(answers) if line["question_id"] == 8]
     assert [(line["round_id"], line["options"], line["option_char"]) for line in rounds] == [
-        (0, ["yes", "no"], ["A", "B"]), (1, ["no", "yes"], ["B", "A"])
-    ]  # fmt: skip
+        (0, ["yes", "no"], ["A", "B"]),
+        (1, ["no", "yes"], ["B", "A"]),
+    ]
 
 
 def test_the_language_of_mmbench_changes_what_is_asked(model: Path, tmp_path: Path):
@@ -169,23 +192,37 @@ def test_the_language_of_mmbench_changes_what_is_asked(model: Path, tmp_path: Pa
         (model_vqa, "tables/question.jsonl", "llava_v1", 1024, {}),
         (model_vqa_loader, "tables/question.jsonl", "llava_v1", 128, {}),
         (
-            model_vqa_science, "tables/question.json", "llava_v0", 1024,
+            model_vqa_science,
+            "tables/question.json",
+            "llava_v0",
+            1024,
             {"single_pred_prompt": False, "answer_prompter": False},
         ),
         (
-            model_vqa_mmbench, "tables/question.jsonl", "llava_v1", 1024,
+            model_vqa_mmbench,
+            "tables/question.jsonl",
+            "llava_v1",
+            1024,
             {"single_pred_prompt": False, "all_rounds": False, "lang": "en"},
         ),
     ],
-)  # fmt: skip
+)
 def test_defaults_are_llavas(command: Any, question_file: str, template: str, new_tokens: int, more: dict[str, Any]):
     options = vars(command.parser().parse_args(["--model-path", "m"]))
     llavas = {
-        "model_base": None, "image_folder": "", "question_file": question_file, "answers_file": "answer.jsonl",
-        "conv_mode": None, "usual_conv_mode": template,
-        "num_chunks": 1, "chunk_idx": 0, "temperature": 0.2, "top_p": None, "num_beams": 1,
+        "model_base": None,
+        "image_folder": "",
+        "question_file": question_file,
+        "answers_file": "answer.jsonl",
+        "conv_mode": None,
+        "usual_conv_mode": template,
+        "num_chunks": 1,
+        "chunk_idx": 0,
+        "temperature": 0.2,
+        "top_p": None,
+        "num_beams": 1,
         "max_new_tokens": new_tokens,
-    } | more  # fmt: skip
+    } | more
     assert {name: options[name] for name in llavas} == llavas
 
 
@@ -228,10 +265,22 @@ def test_scripts_take_variables_words_and_all_gpus(tmp_path: Path):
     assert parse(shell.command(script, CUDA_VISIBLE_DEVICES="2,5")[3:]).num_gpus == 2
     assert parse(Shell(tmp_path / "amd", amd(4)).command(script)[3:]).num_gpus == 4
     given = {
-        "MODEL_BASE": "b", "COMPRESSION": "duet-64", "EVAL_FOLDER": "/my data", "OUTPUT": "/o", "CONV_MODE": "v0",
-        "TEMPERATURE": "0.5", "MAX_NEW_TOKENS": "9", "BATCH_SIZE": "32", "NUM_GPUS": "3", "LOADER_WORKERS": "2",
-        "DTYPE": "bfloat16", "SEED": "5", "LIMIT": "10", "JUDGE": "0", "PYTHON": "python3",
-    }  # fmt: skip
+        "MODEL_BASE": "b",
+        "COMPRESSION": "duet-64",
+        "EVAL_FOLDER": "/my data",
+        "OUTPUT": "/o",
+        "CONV_MODE": "v0",
+        "TEMPERATURE": "0.5",
+        "MAX_NEW_TOKENS": "9",
+        "BATCH_SIZE": "32",
+        "NUM_GPUS": "3",
+        "LOADER_WORKERS": "2",
+        "DTYPE": "bfloat16",
+        "SEED": "5",
+        "LIMIT": "10",
+        "JUDGE": "0",
+        "PYTHON": "python3",
+    }
     words = shell.command(script, "my/model", "--num_beams", "2", "--limit", "7", MODEL="other", **given)
     options = parse(words[3:])
     assert words[0] == "python3" and options.model_path == "my/model"
@@ -257,7 +306,22 @@ def test_scripts_refuse_and_explain(tmp_path: Path):
     status, out, _ = shell.run("scripts/v1_5/eval/pope.sh", "--help")
     assert status == 0 and out.startswith("POPE: F1") and "EVAL_FOLDER        benchmarks" in out
     for name in (
-        "MODEL", "MODEL_BASE", "COMPRESSION", "EVAL_FOLDER", "OUTPUT", "CONV_MODE", "TEMPERATURE", "MAX_NEW_TOKENS",
-        "BATCH_SIZE", "NUM_GPUS", "LOADER_WORKERS", "DTYPE", "SEED", "LIMIT", "JUDGE", "PYTHON", "DRY_RUN",
-    ):  # fmt: skip
+        "MODEL",
+        "MODEL_BASE",
+        "COMPRESSION",
+        "EVAL_FOLDER",
+        "OUTPUT",
+        "CONV_MODE",
+        "TEMPERATURE",
+        "MAX_NEW_TOKENS",
+        "BATCH_SIZE",
+        "NUM_GPUS",
+        "LOADER_WORKERS",
+        "DTYPE",
+        "SEED",
+        "LIMIT",
+        "JUDGE",
+        "PYTHON",
+        "DRY_RUN",
+    ):
         assert re.search(rf"^ *([A-Z_]+, )*{name}\b", out, re.MULTILINE), name

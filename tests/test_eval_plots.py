@@ -23,9 +23,12 @@ def test_the_uncompressed_line_is_of_a_model_that_was_trained_uncompressed(tmp_p
 
     trained = "out/llava-v1.5-7b-duet-64/finetune"
     results = [
-        result(trained, 70.0, "none", 576), result(trained, 60.0, "duet-64", 63.75), result(BASE, 80.0, "none", 576),
-        result("out/llava-v1.5-7b-none", 85.0, "none", 576), result(BASE, 50.0, "duet-64-all", 63.75),
-    ]  # fmt: skip
+        result(trained, 70.0, "none", 576),
+        result(trained, 60.0, "duet-64", 63.75),
+        result(BASE, 80.0, "none", 576),
+        result("out/llava-v1.5-7b-none", 85.0, "none", 576),
+        result(BASE, 50.0, "duet-64-all", 63.75),
+    ]
     series, baseline = _accuracies(measured_rows(results), "pope")
     assert baseline == 80.0
     assert series == {

@@ -251,8 +251,9 @@ def test_a_result_names_every_device_that_answered(ask: Callable[..., int], tmp_
     assert result.device == "NVIDIA H100; NVIDIA L4"
     assert result.settings["batch_size"] == [8, 2]
     assert [(one["device"], one["answers"]) for one in stored(tmp_path)["about"]["sessions"]] == [
-        ("NVIDIA H100", 1), ("NVIDIA L4", 3)
-    ]  # fmt: skip
+        ("NVIDIA H100", 1),
+        ("NVIDIA L4", 3),
+    ]
 
 
 def test_too_little_memory_for_the_model_is_a_sentence(ask: Callable[..., int], monkeypatch, capsys):

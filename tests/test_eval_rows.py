@@ -107,8 +107,13 @@ def test_a_name_does_not_make_a_preset(tmp_path: Path, capsys: pytest.CaptureFix
 def test_notes_of_results_stand_once_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = "99 of 100 questions were answered; the numbers are about these."
     save(tmp_path, {"pope": 80.0, "gqa": 60.0}, notes=("The headline is F1.",))
-    save(tmp_path, {"pope": 40.0}, compression="duet-64", notes=("The headline is F1.", "No\nadversarial.", counts),
-         num_answered=99)  # fmt: skip
+    save(
+        tmp_path,
+        {"pope": 40.0},
+        compression="duet-64",
+        notes=("The headline is F1.", "No\nadversarial.", counts),
+        num_answered=99,
+    )
     _, notes = table_of(shown(capsys, tmp_path, "--tables", "1"), "Table 1:")
     assert [note for note in notes if "F1" in note] == ["POPE: The headline is F1.", "GQA: The headline is F1."]
     assert "POPE, llava-v1.5-7b, duet-64: No adversarial." in notes

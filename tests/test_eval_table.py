@@ -111,8 +111,10 @@ def test_other_papers_stand_beside_what_was_measured(tmp_path: Path, capsys: pyt
     (line,) = [line for line in lines if line["Model"] != "-"]
     assert (line["Method"], line["MMB, paper"], line["MMB, measured"]) == ("VisionZip", "60.1", "60.0")
     assert (line["MMMU, paper"], line["MMMU, measured"], line["Avg, paper"]) == ("36.2", "-", "94.0")
-    assert any(note.endswith("no average without GQA, MME, POPE, SQA-I, VQAv2, VQA-T, MMMU, SEED, MMVet, LLaVA-B.")
-               for note in notes)  # fmt: skip
+    assert any(
+        note.endswith("no average without GQA, MME, POPE, SQA-I, VQAv2, VQA-T, MMMU, SEED, MMVet, LLaVA-B.")
+        for note in notes
+    )
     lines, _ = table_of(text, "Tables 9 and 10:")
     (line,) = [line for line in lines if line["Model"] != "-"]
     assert (line["Budget"], line["Method"], line["POPE, paper"]) == ("320", "VisionZip", "82.1")
@@ -164,8 +166,14 @@ def test_files_are_written_one_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     shown(capsys, tmp_path / "results", tmp_path / "results", "--paper", "--out", tmp_path / "report")
     names = sorted(path.name for path in (tmp_path / "report").iterdir())
     assert names == [
-        "my-model.md", "pyramiddrop.md", "table-1.md", "table-11.md", "table-7.md", "table-8.md", "visionzip-1.md",
-    ]  # fmt: skip
+        "my-model.md",
+        "pyramiddrop.md",
+        "table-1.md",
+        "table-11.md",
+        "table-7.md",
+        "table-8.md",
+        "visionzip-1.md",
+    ]
     assert "‡" not in (tmp_path / "report" / "table-1.md").read_text(), "the same folder twice is one run"
 
 

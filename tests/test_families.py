@@ -205,9 +205,13 @@ def test_cached_decoding_equals_recomputing_everything(
     model, texts = compress(stock[family], config), prompts(family)
     inputs, new = batch(texts), 4
     said = model.generate(
-        **inputs, max_new_tokens=new, do_sample=False, suppress_tokens=[IMAGE, VIDEO], output_logits=True,
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        suppress_tokens=[IMAGE, VIDEO],
+        output_logits=True,
         return_dict_in_generate=True,
-    )  # fmt: skip
+    )
     word, last = int(QueryRole.INSTRUCTION), int(QueryRole.INSTRUCTION | QueryRole.LAST)
     for row, (ids, seen) in enumerate(texts):
         answer = said.sequences[row, -new:].tolist()

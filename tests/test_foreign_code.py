@@ -19,9 +19,13 @@ from llava.model.random_weights import random_model
 from llava.train.train import train
 
 CLASSES = {
-    "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoModelForCausalLM": "evil.Evil",
-    "AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoImageProcessor": "evil.Evil", "AutoProcessor": "evil.Evil",
-}  # fmt: skip
+    "AutoConfig": "evil.Evil",
+    "AutoModel": "evil.Evil",
+    "AutoModelForCausalLM": "evil.Evil",
+    "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+    "AutoImageProcessor": "evil.Evil",
+    "AutoProcessor": "evil.Evil",
+}
 TEMPLATE = "{% for line in cycler.__init__.__globals__.os.popen('touch X') %}{{ ''.__class__.__mro__ }}{% endfor %}"
 
 
@@ -81,10 +85,15 @@ def a_quantisation_of_its_own(folder: Path) -> None:
 def adapters_that_name_modules(folder: Path) -> None:
     merge(
         folder / "adapter_config.json",
-        peft_type="LORA", auto_mapping={"base_model_class": "Evil", "parent_library": "evil"}, r=4,
-        target_modules=["q_proj"], megatron_config={"x": 1}, megatron_core="evil", custom_modules={"evil": "Evil"},
+        peft_type="LORA",
+        auto_mapping={"base_model_class": "Evil", "parent_library": "evil"},
+        r=4,
+        target_modules=["q_proj"],
+        megatron_config={"x": 1},
+        megatron_core="evil",
+        custom_modules={"evil": "Evil"},
         base_model_name_or_path="evil",
-    )  # fmt: skip
+    )
 
 
 def a_template_that_reaches_out(folder: Path) -> None:
@@ -99,11 +108,17 @@ def generation_of_its_own(folder: Path) -> None:
 TRAPS: dict[str, Callable[[Path], None]] = {
     trap.__name__: trap
     for trap in (
-        classes_of_its_own, a_tokenizer_of_its_own, a_tokenizer_of_a_class_in_a_list, a_kernel_from_elsewhere,
-        a_model_of_its_own, a_quantisation_of_its_own, adapters_that_name_modules, a_template_that_reaches_out,
+        classes_of_its_own,
+        a_tokenizer_of_its_own,
+        a_tokenizer_of_a_class_in_a_list,
+        a_kernel_from_elsewhere,
+        a_model_of_its_own,
+        a_quantisation_of_its_own,
+        adapters_that_name_modules,
+        a_template_that_reaches_out,
         generation_of_its_own,
     )
-}  # fmt: skip
+}
 
 
 CASES = [

@@ -69,9 +69,14 @@ def test_a_temperature_warps_the_logits_of_each_row_and_no_others():
     options = {"do_sample": True, "temperature": 0.5, "top_k": 0, "output_scores": True}
     torch.manual_seed(1)
     output = model.generate(
-        batch.pop("input_ids"), images=PICTURES[:3], **batch, **options, max_new_tokens=NEW,
-        num_return_sequences=2, return_dict_in_generate=True,
-    )  # fmt: skip
+        batch.pop("input_ids"),
+        images=PICTURES[:3],
+        **batch,
+        **options,
+        max_new_tokens=NEW,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+    )
     drawn = output.sequences.tolist()
     for number, answer in enumerate(drawn):
         own = images_of(rows, PICTURES[:3])[number // 2]
@@ -106,8 +111,10 @@ def test_fault_13_a_second_question_goes_on_behind_the_cache(name: str):
         alone_answers, alone_cache = first_turn(model, [row], own)
         alone = model.generate(
             torch.tensor([[alone_answers[0][-1], *questions[number]]]),
-            past_key_values=alone_cache, max_new_tokens=NEW, do_sample=False,
-        )  # fmt: skip
+            past_key_values=alone_cache,
+            max_new_tokens=NEW,
+            do_sample=False,
+        )
         assert alone[0].tolist() == again[number].tolist()
 
 
@@ -125,9 +132,14 @@ def test_fault_13_rows_whose_first_answers_ended_early_go_on_too():
     questions = [[7, 9, 11], [8], [21, 22]]
     ids, mask = pad_left([rest + question for rest, question in zip(lacking, questions, strict=True)])
     again = model.generate(
-        ids, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW, do_sample=False,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        max_new_tokens=NEW,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     for number, (row, own) in enumerate(zip(rows, images_of(rows, PICTURES[:3]), strict=True)):
         whole = row.then(*ended[number], *questions[number])
         expected = step_logits(model, whole, own, again.sequences[number].tolist()).float()

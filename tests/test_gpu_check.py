@@ -38,10 +38,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict[str,
     (tests / "test_made_up.py").write_text(DEVICE_TESTS)
     limits = [f"{part.name}=240" for part in PARTS]
     done = subprocess.run(
-        ["bash", str(SCRIPT), str(out), "--shape", "tiny", "--device", "cpu", "--cases", str(ROOT / "tests/golden/v2v"),
-         "--tests", str(tests), "--budget", "1200", "--limit", *limits],
-        capture_output=True, text=True, timeout=1200, cwd=tests, env=os.environ | {"PYTHON": sys.executable},
-    )  # fmt: skip
+        [
+            "bash",
+            str(SCRIPT),
+            str(out),
+            "--shape",
+            "tiny",
+            "--device",
+            "cpu",
+            "--cases",
+            str(ROOT / "tests/golden/v2v"),
+            "--tests",
+            str(tests),
+            "--budget",
+            "1200",
+            "--limit",
+            *limits,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        cwd=tests,
+        env=os.environ | {"PYTHON": sys.executable},
+    )
     return done.returncode, read(out / "gpu_check.jsonl"), done.stdout + done.stderr
 
 
@@ -152,9 +171,12 @@ def test_a_run_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path, 
     out = tmp_path / "out.jsonl"
     command = ["bash", str(SCRIPT), str(out), "--parts", "golden", "--device", "cpu"]
     run = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHON": sys.executable}, start_new_session=True,
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHON": sys.executable},
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
-    )  # fmt: skip
+    )
     try:
         wanted = "row" if kind == signal.SIGKILL else "start"  # importing torch takes seconds: once is enough
         while not (out.exists() and any(line["kind"] == wanted for line in read(out))):

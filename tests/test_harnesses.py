@@ -36,9 +36,13 @@ from llava.model.builder import load_pretrained_model
 ROOT = Path(__file__).resolve().parents[1]
 GREEDY = GenerationSettings(0, max_new_tokens=8)
 QUESTIONS = (
-    "What digit is red?", "Where is the seven? Answer with one word.", "Is there a blue two?", "How many?",
-    "Which colour is the four above the green nine in the picture?", "What is it?",
-)  # fmt: skip
+    "What digit is red?",
+    "Where is the seven? Answer with one word.",
+    "Is there a blue two?",
+    "How many?",
+    "Which colour is the four above the green nine in the picture?",
+    "What is it?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +138,10 @@ def test_likelihood_by_hand():
 def test_losses_in_a_batch_are_those_of_training(pictures: list[str], engine: Engine):
     """One by one, through the loss that training uses, whose labels move with the tokens that are left."""
     cases = [
-        (QUESTIONS[0], pictures[:1], "red three"), (QUESTIONS[1], [], "top left"), (QUESTIONS[4], pictures[1:3], "no"),
-    ]  # fmt: skip
+        (QUESTIONS[0], pictures[:1], "red three"),
+        (QUESTIONS[1], [], "top left"),
+        (QUESTIONS[4], pictures[1:3], "no"),
+    ]
     model, expected = engine.model, []
     for question, files, answer in cases:
         marked = "<image>\n" * len(files) + question
@@ -334,8 +340,9 @@ def test_vlmevalkit_asks_for_letters_as_llava_does(vlmevalkit: ModuleType, folde
     assert model.use_custom_prompt("MMBench_DEV_EN") and not model.use_custom_prompt("TextVQA_VAL")
     message = model.build_prompt(line, "MMBench_DEV_EN")
     assert message == [
-        {"type": "image", "value": "MMBench_DEV_EN/7.jpg"}, {"type": "text", "value": vlmevalkit.choice_prompt(line)}
-    ]  # fmt: skip
+        {"type": "image", "value": "MMBench_DEV_EN/7.jpg"},
+        {"type": "text", "value": vlmevalkit.choice_prompt(line)},
+    ]
 
 
 # === The real lmms-eval ===
@@ -352,19 +359,41 @@ def test_the_real_lmms_eval_runs_local_tasks(folder: Path, pictures: list[str], 
         prompt = prompt_of(question, (Image.open(image),))
         (answer,) = engine.answer([prompt], GREEDY)
         each = [loss for loss, _ in losses(engine, [prompt] * len(choices), choices)]
-        documents.append({
-            "question": question, "image": image, "choices": choices, "answer": answer if number else "wrong",
-            "likeliest": each.index(min(each)) if number else each.index(max(each)),
-        })  # fmt: skip
+        documents.append(
+            {
+                "question": question,
+                "image": image,
+                "choices": choices,
+                "answer": answer if number else "wrong",
+                "likeliest": each.index(min(each)) if number else each.index(max(each)),
+            }
+        )
     (tmp_path / "questions.json").write_text(json.dumps(documents))
     done = subprocess.run(
         [
-            sys.executable, "-m", "lmms_eval", "--model", "duet_llava", "--batch_size", "2", "--device", "cpu",
-            "--model_args", f"pretrained={folder}", "--tasks", "duet_local,duet_local_choice",
-            "--include_path", str(ROOT / "tests" / "lmms_tasks"), "--output_path", str(tmp_path / "out"),
+            sys.executable,
+            "-m",
+            "lmms_eval",
+            "--model",
+            "duet_llava",
+            "--batch_size",
+            "2",
+            "--device",
+            "cpu",
+            "--model_args",
+            f"pretrained={folder}",
+            "--tasks",
+            "duet_local,duet_local_choice",
+            "--include_path",
+            str(ROOT / "tests" / "lmms_tasks"),
+            "--output_path",
+            str(tmp_path / "out"),
         ],
-        cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
     found = list((tmp_path / "out").rglob("*results.json"))  # lmms-eval exits with 0 after an error, too
     assert len(found) == 1, done.stdout + done.stderr
     results = json.loads(found[0].read_text())["results"]

@@ -23,11 +23,28 @@ from playground.study.report import _conditions
 from playground.study.summary import Row, Summary
 
 HOSTILE = [
-    "<script>alert(1)</script>\"'&<img src=x onerror=y>", "]]>", "javascript:alert(1)", "[x](javascript:alert(1))",
-    "$x_{", "=cmd|' /C calc'!A0", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1+1", " =1+1", "two\nlines", "a`b",
-    "half \ud800 pair", "turned \u202e text", "--><style>*{display:none}</style>", "\\|", "&lt;b&gt;", "\\input{x}",
-    "_hidden", "\x1b[2J",
-]  # fmt: skip
+    "<script>alert(1)</script>\"'&<img src=x onerror=y>",
+    "]]>",
+    "javascript:alert(1)",
+    "[x](javascript:alert(1))",
+    "$x_{",
+    "=cmd|' /C calc'!A0",
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1+1",
+    " =1+1",
+    "two\nlines",
+    "a`b",
+    "half \ud800 pair",
+    "turned \u202e text",
+    "--><style>*{display:none}</style>",
+    "\\|",
+    "&lt;b&gt;",
+    "\\input{x}",
+    "_hidden",
+    "\x1b[2J",
+]
 
 
 class Outline(HTMLParser):
@@ -85,13 +102,25 @@ def test_each_piece_of_the_report_escapes_what_it_is_given(tmp_path: Path) -> No
 
 
 WRONG: list[tuple[tuple[str | int, ...], Any]] = [
-    (("settings", 0, "tokens_per_layer", 0), "<b>"), (("settings", 0, "flops"), None), (("settings",), []),
-    (("settings", 0, "batch_seconds"), [["x", 1]]), (("settings", 0, "answers"), [3]), (("settings", 0), 7),
-    (("traces", 0, "dropped_after", 0), "<b>"), (("traces", 0, "target", 0), 9), (("traces", 0, "question"), 5),
-    (("traces", 0, "fate"), []), (("about",), []), (("about", "decoder_layers"), "<b>"), (("about", "date"), 3),
-    (("questions", 0, "image"), "../secret.png"), (("questions", 0, "image"), "/etc/passwd"),
-    (("questions", 0, "image"), "missing.png"), (("questions", 0, "text"), None), (("questions", 0, "extra"), 1),
-]  # fmt: skip
+    (("settings", 0, "tokens_per_layer", 0), "<b>"),
+    (("settings", 0, "flops"), None),
+    (("settings",), []),
+    (("settings", 0, "batch_seconds"), [["x", 1]]),
+    (("settings", 0, "answers"), [3]),
+    (("settings", 0), 7),
+    (("traces", 0, "dropped_after", 0), "<b>"),
+    (("traces", 0, "target", 0), 9),
+    (("traces", 0, "question"), 5),
+    (("traces", 0, "fate"), []),
+    (("about",), []),
+    (("about", "decoder_layers"), "<b>"),
+    (("about", "date"), 3),
+    (("questions", 0, "image"), "../secret.png"),
+    (("questions", 0, "image"), "/etc/passwd"),
+    (("questions", 0, "image"), "missing.png"),
+    (("questions", 0, "text"), None),
+    (("questions", 0, "extra"), 1),
+]
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG)

@@ -15,22 +15,75 @@ from fake_machine import LAUNCHERS, MACHINES, ROOT, Machine, Shell, nvidia, reci
 RUNS = "touch ran; printf 8"
 """What the values below would have bash do, if it took them for more than text."""
 HOSTILE = (
-    f"a[$({RUNS})]", f"$({RUNS})", f"`{RUNS}`", f"1; {RUNS}", f"PATH[$({RUNS})0]+1", f"x=1,y=a[$({RUNS})]", "a b", " 8",
-    "8 ", "8\n", "8\n9", "'", '"', "\\", "-8", "--help", "-n", "*", "/*", "{1,2}", "~", "~root", "!!", "$HOME", "a[0]",
-    "08", "010", "+5", "1e3", "0x10", "1.5", "9" * 30, "18446744073709551617", "٨", "８", "²", "\x1b[2J", "\t", "é",
-    "|", "&", "0", "-1", "nan", "none", "RANDOM", "SHLVL", "a=b", "../..", "/", ".", "..", "//x", "#", "%s%n",
+    f"a[$({RUNS})]",
+    f"$({RUNS})",
+    f"`{RUNS}`",
+    f"1; {RUNS}",
+    f"PATH[$({RUNS})0]+1",
+    f"x=1,y=a[$({RUNS})]",
+    "a b",
+    " 8",
+    "8 ",
+    "8\n",
+    "8\n9",
+    "'",
+    '"',
+    "\\",
+    "-8",
+    "--help",
+    "-n",
+    "*",
+    "/*",
+    "{1,2}",
+    "~",
+    "~root",
+    "!!",
+    "$HOME",
+    "a[0]",
+    "08",
+    "010",
+    "+5",
+    "1e3",
+    "0x10",
+    "1.5",
+    "9" * 30,
+    "18446744073709551617",
+    "٨",
+    "８",
+    "²",
+    "\x1b[2J",
+    "\t",
+    "é",
+    "|",
+    "&",
+    "0",
+    "-1",
+    "nan",
+    "none",
+    "RANDOM",
+    "SHLVL",
+    "a=b",
+    "../..",
+    "/",
+    ".",
+    "..",
+    "//x",
+    "#",
+    "%s%n",
     "x" * 5000,
-)  # fmt: skip
+)
 
 # Ways through the scripts that reach every setting; a new setting is found by its name in the scripts themselves.
 FINETUNE = (recipe("finetune_qlora"),)
 WAYS: dict[str, tuple[tuple[str, ...], Machine]] = {
     "processes": (
-        FINETUNE, Machine(LAUNCHERS, {"NUM_DEVICES": "2", "ACCUMULATION": "2", "EVAL_DATA_PATH": "held.json"}),
+        FINETUNE,
+        Machine(LAUNCHERS, {"NUM_DEVICES": "2", "ACCUMULATION": "2", "EVAL_DATA_PATH": "held.json"}),
     ),
     "ROCm": (FINETUNE, MACHINES["rocm8"]),
     "machines": (
-        FINETUNE, Machine({**LAUNCHERS, **nvidia(8)}, {"NUM_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}),
+        FINETUNE,
+        Machine({**LAUNCHERS, **nvidia(8)}, {"NUM_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}),
     ),
     "host file": (FINETUNE, MACHINES["hostfile-4x8"]),
     "SLURM": (FINETUNE, MACHINES["slurm-4x8"]),
@@ -39,7 +92,7 @@ WAYS: dict[str, tuple[tuple[str, ...], Machine]] = {
     "quickstart": (("scripts/quickstart.sh",), MACHINES["cpu"]),
     "study": (("scripts/quickstart.sh", "--study"), MACHINES["cpu"]),
     "checks": (("scripts/test.sh",), Machine({"find": "echo scripts/test.sh"})),
-}  # fmt: skip
+}
 NOT_SET = {"PATH", "PWD", "DRY_RUN", "SECONDS", "BASH_SOURCE"}
 NOTES = ("No GPU was found", "The global batch is")
 
@@ -100,9 +153,12 @@ def test_no_value_of_a_setting_is_code(way: str, tmp_path: Path) -> None:
 
 
 TOOLS = {
-    "nproc": ("processes", {}), "nvidia-smi": ("host file", {}), "rocm-smi": ("ROCm", {}), "amd-smi": ("ROCm", {}),
+    "nproc": ("processes", {}),
+    "nvidia-smi": ("host file", {}),
+    "rocm-smi": ("ROCm", {}),
+    "amd-smi": ("ROCm", {}),
     "scontrol": ("SLURM", {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -26,9 +26,23 @@ SOURCES = sorted(
 LARGEST = 500_000  # bytes of a tracked file
 LARGE_ON_PURPOSE = ("playground/assets/", "tests/golden/")
 PACKED = (
-    ".whl", ".egg", ".jar", ".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst",
-    ".deb", ".rpm",
-)  # fmt: skip
+    ".whl",
+    ".egg",
+    ".jar",
+    ".zip",
+    ".7z",
+    ".rar",
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".deb",
+    ".rpm",
+)
 
 
 def complaints(rule: Callable[[Path, ast.Module], Iterator[str]]) -> list[str]:
@@ -114,13 +128,17 @@ def test_no_two_modules_and_no_two_classes_have_one_name() -> None:
 @pytest.mark.parametrize(
     ("room", "statement"),
     [
-        ("compression", "import llava.model"), ("compression", "import transformers"),
-        ("compression", "import llava.common.yaml_files"), ("data", "import llava.train"),
-        ("serve", "from llava.eval.run import main"), ("eval", "import llava.doctor"),
-        ("eval/benchmarks", "from llava.eval.runner import settings"), ("eval/judging", "import llava.eval.benchmarks"),
+        ("compression", "import llava.model"),
+        ("compression", "import transformers"),
+        ("compression", "import llava.common.yaml_files"),
+        ("data", "import llava.train"),
+        ("serve", "from llava.eval.run import main"),
+        ("eval", "import llava.doctor"),
+        ("eval/benchmarks", "from llava.eval.runner import settings"),
+        ("eval/judging", "import llava.eval.benchmarks"),
         ("eval/tables", "import llava.eval.runner.jobs"),
     ],
-)  # fmt: skip
+)
 def test_an_import_upwards_or_sideways_is_noticed(room: str, statement: str, tmp_path: Path) -> None:
     """By the contracts of pyproject.toml, also inside a function."""
     shutil.copytree(ROOT / "llava", tmp_path / "llava", ignore=shutil.ignore_patterns("__pycache__"))
@@ -128,8 +146,11 @@ def test_an_import_upwards_or_sideways_is_noticed(room: str, statement: str, tmp
     (tmp_path / "llava" / room / "upwards.py").write_text(f"def anywhere():\n    {statement}\n")
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and f"llava.{room}.upwards".replace("/", ".") in done.stdout, done.stdout + done.stderr
 
 
@@ -203,11 +224,16 @@ def test_no_wheel_archive_or_large_file_is_tracked() -> None:
 
 def test_a_downloaded_wheel_or_a_large_file_would_be_noticed(tmp_path: Path) -> None:
     for name, size in {
-        "pillow-12.0-py3-none-any.whl": 10, "docs/Old.ZIP": 10,
-        "llava/weights.bin": LARGEST + 1, "llava/big.txt": LARGEST,
-        "playground/assets/model.safetensors": LARGEST + 1, "tests/golden/a/inputs.safetensors": LARGEST + 1,
-        "tests/golden.bin": LARGEST + 1, "räksmörgås \"x\".tar.gz": 1, "not tracked.whl": 10,
-    }.items():  # fmt: skip
+        "pillow-12.0-py3-none-any.whl": 10,
+        "docs/Old.ZIP": 10,
+        "llava/weights.bin": LARGEST + 1,
+        "llava/big.txt": LARGEST,
+        "playground/assets/model.safetensors": LARGEST + 1,
+        "tests/golden/a/inputs.safetensors": LARGEST + 1,
+        "tests/golden.bin": LARGEST + 1,
+        'räksmörgås "x".tar.gz': 1,
+        "not tracked.whl": 10,
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"0" * size)
     (tmp_path / "removed.whl").write_bytes(b"0")

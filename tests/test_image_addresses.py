@@ -70,16 +70,32 @@ def answers(request: str) -> Iterable[bytes | float]:
 
 
 SAID = {
-    "/loop": "redirects more than 3 times", "/hop4": "redirects more than 3 times",
-    "/inside": "only public hosts", "/beside": "only public hosts", "/tunnel": "only public hosts",
-    "/file": "begins with 'file'", "/ftp": "begins with 'ftp'", "/nowhere": "redirects more than",
-    "/silent": "within 1.5 seconds", "/drip": "within 1.5 seconds", "/drip-head": "within 1.5 seconds",
-    "/early": "broke off", "/short": "cannot be read", "/long": "more than", "/endless": "more than",
-    "/bomb": "more than", "/half-gzip": "broke off", "/gone": "status 404", "/broken": "status 500",
-    "/partial": "status 206", "/none": "status 204",
-    "/html": "cannot be read", "/empty": "cannot be read", "/noise": "check the address",
+    "/loop": "redirects more than 3 times",
+    "/hop4": "redirects more than 3 times",
+    "/inside": "only public hosts",
+    "/beside": "only public hosts",
+    "/tunnel": "only public hosts",
+    "/file": "begins with 'file'",
+    "/ftp": "begins with 'ftp'",
+    "/nowhere": "redirects more than",
+    "/silent": "within 1.5 seconds",
+    "/drip": "within 1.5 seconds",
+    "/drip-head": "within 1.5 seconds",
+    "/early": "broke off",
+    "/short": "cannot be read",
+    "/long": "more than",
+    "/endless": "more than",
+    "/bomb": "more than",
+    "/half-gzip": "broke off",
+    "/gone": "status 404",
+    "/broken": "status 500",
+    "/partial": "status 206",
+    "/none": "status 204",
+    "/html": "cannot be read",
+    "/empty": "cannot be read",
+    "/noise": "check the address",
     "/closed": "check the address",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -101,15 +101,25 @@ BOMBS: dict[str, bytes] = {
     "wide.pgm": b"P5 2000000000 1 65535\n",
     "wide.tiff": directory([(256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8), (262, 3, 1, 1)]),
     "tile.tiff": directory(
-        [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1),
-         (322, 4, 1, 40_000), (323, 4, 1, 40_000), (324, 4, 1, 8), (325, 4, 1, 99)]
+        [
+            (256, 4, 1, 16),
+            (257, 4, 1, 16),
+            (258, 3, 1, 8),
+            (259, 3, 1, 8),
+            (262, 3, 1, 1),
+            (277, 3, 1, 1),
+            (322, 4, 1, 40_000),
+            (323, 4, 1, 40_000),
+            (324, 4, 1, 8),
+            (325, 4, 1, 99),
+        ]
     ),
     "tags.tiff": overlapping(),
     "exif.jpg": jpeg_with_exif(overlapping()),
     "scans.jpg": scans(400),
     "text.png": png(4, 4, 8, 2, bytes(52), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**7), 9))),
     "profile.png": png(4, 4, 8, 2, bytes(52), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**7), 9))),
-}  # fmt: skip
+}
 """Small files that would take gigabytes or minutes; the last two no longer do in Pillow."""
 
 
@@ -513,21 +523,31 @@ def samples() -> dict[str, bytes]:
     exif[0x0112] = 6
     frames = [color, color.rotate(90), color.rotate(180)]
     found = {
-        "jpeg": saved("JPEG", color, exif=exif), "progressive": saved("JPEG", color, progressive=True),
-        "cmyk": saved("JPEG", color.convert("CMYK")), "grey": saved("JPEG", color.convert("L")),
-        "mpo": saved("MPO", color, save_all=True, append_images=frames[1:]), "png": saved("PNG", color, exif=exif),
-        "rgba": saved("PNG", Image.fromarray(noise)), "bit": saved("PNG", color.convert("1")),
-        "palette": saved("PNG", color.convert("P"), transparency=3), "la": saved("PNG", color.convert("LA")),
+        "jpeg": saved("JPEG", color, exif=exif),
+        "progressive": saved("JPEG", color, progressive=True),
+        "cmyk": saved("JPEG", color.convert("CMYK")),
+        "grey": saved("JPEG", color.convert("L")),
+        "mpo": saved("MPO", color, save_all=True, append_images=frames[1:]),
+        "png": saved("PNG", color, exif=exif),
+        "rgba": saved("PNG", Image.fromarray(noise)),
+        "bit": saved("PNG", color.convert("1")),
+        "palette": saved("PNG", color.convert("P"), transparency=3),
+        "la": saved("PNG", color.convert("LA")),
         "deep": saved("PNG", Image.fromarray(noise[..., 0].astype(np.uint16) * 257)),
-        "apng": saved("PNG", color, save_all=True, append_images=frames[1:]), "webp": saved("WEBP", color, exif=exif),
-        "moving": saved("WEBP", color, save_all=True, append_images=frames[1:]), "gif": saved("GIF", color),
-        "frames": saved("GIF", color, save_all=True, append_images=frames[1:]), "bmp": saved("BMP", color),
+        "apng": saved("PNG", color, save_all=True, append_images=frames[1:]),
+        "webp": saved("WEBP", color, exif=exif),
+        "moving": saved("WEBP", color, save_all=True, append_images=frames[1:]),
+        "gif": saved("GIF", color),
+        "frames": saved("GIF", color, save_all=True, append_images=frames[1:]),
+        "bmp": saved("BMP", color),
         "tiff": saved("TIFF", color, exif=exif),
         "float": saved("TIFF", Image.fromarray(noise[..., 0].astype(np.float32))),
-        "ints": saved("TIFF", Image.fromarray(noise[..., 0].astype(np.int32))), "ppm": saved("PPM", color),
-        "plain": b"P3 2 2 255 " + b"1 2 3 " * 4, "pbm": saved("PPM", color.convert("1")),
+        "ints": saved("TIFF", Image.fromarray(noise[..., 0].astype(np.int32))),
+        "ppm": saved("PPM", color),
+        "plain": b"P3 2 2 255 " + b"1 2 3 " * 4,
+        "pbm": saved("PPM", color.convert("1")),
         "pfm": b"Pf 2 2 -1.0\n" + bytes(16),
-    }  # fmt: skip
+    }
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         found[compression] = saved("TIFF", color, compression=compression)
     return found

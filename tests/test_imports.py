@@ -8,9 +8,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = (
-    "av", "bitsandbytes", "datasets", "deepspeed", "flash_attn", "gradio", "liger_kernel", "lmms_eval", "matplotlib",
-    "openpyxl", "pandas", "peft", "sentencepiece", "skimage", "sklearn", "spacy", "torchvision", "vlmeval", "wandb",
-)  # fmt: skip
+    "av",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "flash_attn",
+    "gradio",
+    "liger_kernel",
+    "lmms_eval",
+    "matplotlib",
+    "openpyxl",
+    "pandas",
+    "peft",
+    "sentencepiece",
+    "skimage",
+    "sklearn",
+    "spacy",
+    "torchvision",
+    "vlmeval",
+    "wandb",
+)
 
 PROGRAM = """
 import importlib, pathlib, sys

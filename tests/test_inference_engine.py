@@ -67,9 +67,12 @@ def by_hand(engine: Engine, question: str, files: Sequence[str]) -> str:
 
 
 def test_five_programs_give_the_same_answer_to_the_same_question(
-    folder: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    pictures: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     picture, asked = Path(pictures[0]), {"question_id": 1, "image": "0.png", "text": QUESTION, "answer": "here"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(asked) + "\n")
     (tmp_path / "budget.yaml").write_text(yaml.safe_dump(tiny.DUET))
@@ -78,10 +81,23 @@ def test_five_programs_give_the_same_answer_to_the_same_question(
     shown = ["--image-file", str(picture)]
     files = ["--questions", str(tmp_path / "questions.jsonl"), "--image-folder", str(picture.parent)]
     said = {}
-    results = quickstart.evaluate(quickstart.parse([
-        *model, *files, "--compression", str(tmp_path / "budget.yaml"), "--out", str(tmp_path / "results.json"),
-        "--template", "vicuna_v1", "--no-blank", "--traces", "0",
-    ]))  # fmt: skip
+    results = quickstart.evaluate(
+        quickstart.parse(
+            [
+                *model,
+                *files,
+                "--compression",
+                str(tmp_path / "budget.yaml"),
+                "--out",
+                str(tmp_path / "results.json"),
+                "--template",
+                "vicuna_v1",
+                "--no-blank",
+                "--traces",
+                "0",
+            ]
+        )
+    )
     said["quickstart"] = results.settings[0].answers[0]
     words = ["--question-file", str(tmp_path / "questions.jsonl"), "--answers-file", str(tmp_path / "a.jsonl")]
     (tmp_path / "questions.jsonl").write_text(json.dumps({k: v for k, v in asked.items() if k != "answer"}) + "\n")
@@ -135,9 +151,13 @@ class Mirrored(ModelInputs):
         return "mirrored"
 
     def encode(
-        self, turns: Sequence[str], with_media: bool, find_salient: Any = None, system: str | None = None,
+        self,
+        turns: Sequence[str],
+        with_media: bool,
+        find_salient: Any = None,
+        system: str | None = None,
         ask: bool = False,
-    ) -> EncodedText:  # fmt: skip
+    ) -> EncodedText:
         text = "".join(f"{'QA'[place % 2]}: {turn}\n" for place, turn in enumerate(turns)) + "A:" * ask
         ids = [self.tokenizer.bos_token_id]
         for number, part in enumerate(text.split("@")):
@@ -176,9 +196,14 @@ def test_a_family_from_outside_is_asked_as_it_says(folder: Path, pictures: list[
         sample = engine.sample(prompt)
         assert engine.inputs.length(sample, 16) == len(sample["input_ids"]) + 31 * len(prompt.images)
         ids = engine.model.generate(
-            sample["input_ids"][None], images=torch.stack(sample["images"]) if sample["images"] else None,
-            query_mask=sample["query_mask"][None], max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0,
-        )  # fmt: skip
+            sample["input_ids"][None],
+            images=torch.stack(sample["images"]) if sample["images"] else None,
+            query_mask=sample["query_mask"][None],
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
         expected.append(engine.tokenizer.decode(ids[0], skip_special_tokens=True).split("\n")[0].strip())
     assert engine.answer(prompts, settings) == expected and len(set(expected)) == 3
     (outcome,) = engine.answer_tasks(batches(prompts, range(3), 3), settings)

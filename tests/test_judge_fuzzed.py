@@ -21,11 +21,38 @@ KEY = "sk-proj-Zq3vX9Lw77"
 COUNT = 600
 STATUSES = (*(200,) * 40, 204, 301, 400, 401, 404, 418, 429, 500, 599)
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 2**70, 1e308, float("nan"), float("inf"), "", "8 9", "7.5,6", "nan nan", "1e999 3", "0.4", ".5",
-    "{'pred': 'yes', 'score': 4.8}", '{"pred":"no","score":' + "9" * 5000 + "}", "\ud800", "\x1b[2J\x07", "\u202e",
-    f"Bearer {KEY}", KEY[:11], "x" * 5000, [], {}, [{}], [[]], {"message": None}, [{"message": {"content": "8 9"}}],
-    "content_filter", "max_tokens", "temperature",
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    2**70,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "8 9",
+    "7.5,6",
+    "nan nan",
+    "1e999 3",
+    "0.4",
+    ".5",
+    "{'pred': 'yes', 'score': 4.8}",
+    '{"pred":"no","score":' + "9" * 5000 + "}",
+    "\ud800",
+    "\x1b[2J\x07",
+    "\u202e",
+    f"Bearer {KEY}",
+    KEY[:11],
+    "x" * 5000,
+    [],
+    {},
+    [{}],
+    [[]],
+    {"message": None},
+    [{"message": {"content": "8 9"}}],
+    "content_filter",
+    "max_tokens",
+    "temperature",
+)
 TEXTS = tuple(value for value in VALUES if isinstance(value, str))
 HEADERS = ("", "5", "-1", "nan", "inf", "1e400", "soon", "Wed, 21 Oct 2099 07:28:00 GMT", "\x1b[2J", KEY)
 

@@ -106,7 +106,9 @@ LIES: dict[str, tuple[Callable[[], PIECES], str]] = {
     "drips before the status": (without_end(b"", b"H", 0.1), "within 0.5 seconds"),
     "never answers": (without_end(b"", b"", 0.1), "within 0.5 seconds"),
     "sends informational replies for ever": (
-        without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02), "within 0.5 seconds|as HTTP says"),
+        without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02),
+        "within 0.5 seconds|as HTTP says",
+    ),
     "sends without end": (without_end(START + b"\r\n", b" " * 65536, 0.0), "sends more than 1 MiB"),
     "promises a gigabyte": (without_end(START + b"Content-Length: 1073741824\r\n\r\n", b"", 0.1), "more than 1 MiB"),
     "packs 40 MiB into little": (whole(ZERO, "200 OK", "Content-Encoding: gzip"), "sends more than 1 MiB"),
@@ -140,7 +142,9 @@ LIES: dict[str, tuple[Callable[[], PIECES], str]] = {
     "redirects to itself": (whole(b"", "301 M", "Location: /v1/chat/completions"), "redirects .*key is not sent"),
     "echoes the key": (whole(f"Bearer {KEY} is wrong".encode(), "401 No"), "refuses the key"),
     "echoes the key in escapes": (
-        whole("".join(f"\\u{ord(c):04x}" for c in f"Bearer {KEY}").encode(), "500 No"), "status 500"),
+        whole("".join(f"\\u{ord(c):04x}" for c in f"Bearer {KEY}").encode(), "500 No"),
+        "status 500",
+    ),
     "echoes half of the key": (whole(f"Not {KEY[:12]}...".encode(), "400 No"), "refuses the question"),
     "echoes the key in base64": (whole(base64.b64encode(f"Bearer {KEY}".encode()), "418 No"), "refuses the question"),
     "echoes the key in an address": (whole(f"?k={quote(KEY, '')}".encode(), "404 No"), "no model"),
@@ -151,7 +155,7 @@ LIES: dict[str, tuple[Callable[[], PIECES], str]] = {
     "commands the terminal in its type": (says({"choices": ESCAPES}), "choices of the reply is '.x1b"),
     "asks to wait for ever": (whole(b"busy", "429 Busy", "Retry-After: 1e999"), "status 429: busy"),
     "asks to wait for nothing": (whole(b"busy", "503 Busy", "Retry-After: nan"), "status 503: busy"),
-}  # fmt: skip
+}
 
 
 def must_be_hidden(text: str) -> None:
@@ -185,10 +189,19 @@ def test_a_server_that_lies_costs_its_time_and_one_sentence(lie: str) -> None:
 @pytest.mark.parametrize(
     ("retry_after", "seconds"),
     [
-        ("7", 7.0), ("-3", 0.01), ("0", 0.01), ("1e999", 60.0), ("9" * 400, 60.0), ("nan", 0.01), ("soon", 0.01),
-        ("", 0.01), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.01), ("Wed, 21 Oct 2099 07:28:00 GMT", 60.0), ("1 2", 0.01),
+        ("7", 7.0),
+        ("-3", 0.01),
+        ("0", 0.01),
+        ("1e999", 60.0),
+        ("9" * 400, 60.0),
+        ("nan", 0.01),
+        ("soon", 0.01),
+        ("", 0.01),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.01),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 60.0),
+        ("1 2", 0.01),
     ],
-)  # fmt: skip
+)
 def test_a_wish_to_be_asked_later_is_heard_within_reason(retry_after: str, seconds: float) -> None:
     waits: list[float] = []
     with serving(whole(b"", "429 Busy", f"Retry-After: {retry_after}")) as url, pytest.raises(ChatError):
@@ -221,12 +234,29 @@ def test_redaction_leaves_other_words_alone() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://[", "http://[::1", "http://host:99999/v1", "http://host:x/v1", "http://", "http:///v1", "ftp://host/v1",
-        "file:///etc/passwd", "http://a b/v1", "http://\ud800/v1", "http://h\nost/v1", "http://host\x00/v1", "//host",
-        "http://a..b/v1", "http://" + "a" * 300 + "/v1", "htp://user:hunter2hunter2@host/v1", "http://[::1%\x1b]/v1",
-        "http://host:0/v1", "javascript:alert(1)", "\ufeffhttp://host/v1", "http://user:hunter2hunter2@[/v1",
+        "http://[",
+        "http://[::1",
+        "http://host:99999/v1",
+        "http://host:x/v1",
+        "http://",
+        "http:///v1",
+        "ftp://host/v1",
+        "file:///etc/passwd",
+        "http://a b/v1",
+        "http://\ud800/v1",
+        "http://h\nost/v1",
+        "http://host\x00/v1",
+        "//host",
+        "http://a..b/v1",
+        "http://" + "a" * 300 + "/v1",
+        "htp://user:hunter2hunter2@host/v1",
+        "http://[::1%\x1b]/v1",
+        "http://host:0/v1",
+        "javascript:alert(1)",
+        "\ufeffhttp://host/v1",
+        "http://user:hunter2hunter2@[/v1",
     ],
-)  # fmt: skip
+)
 def test_an_address_that_is_none_is_said_before_anything_is_asked(url: str) -> None:
     for environment in ({"LLAVA_JUDGE_URL": url}, {"LLAVA_JUDGE_URL": url, "LLAVA_JUDGE_KEY": KEY}):
         with pytest.raises(ChatError, match=r"not an http\(s\) address.*LLAVA_JUDGE_URL") as caught:
@@ -288,14 +318,21 @@ SECRET = "sk-Zq8vWm3LpXt7Rd2"
 @pytest.mark.parametrize(
     "spelled",
     [
-        "".join(f"%{ord(letter):02x}" for letter in SECRET), "".join(f"%25{ord(letter):02x}" for letter in SECRET),
-        "".join(f"&#{ord(letter)};" for letter in SECRET), "".join(f"&#x{ord(letter):x};" for letter in SECRET),
-        "".join(f"\\x{ord(letter):02x}" for letter in SECRET), "".join(f"\\\\u{ord(letter):04x}" for letter in SECRET),
-        ":".join(f"{ord(letter):02x}" for letter in SECRET), " ".join(SECRET), "\0".join(SECRET), "\u200b".join(SECRET),
-        SECRET[::-1], "".join(chr(ord(letter) + 0xFEE0) for letter in SECRET),
+        "".join(f"%{ord(letter):02x}" for letter in SECRET),
+        "".join(f"%25{ord(letter):02x}" for letter in SECRET),
+        "".join(f"&#{ord(letter)};" for letter in SECRET),
+        "".join(f"&#x{ord(letter):x};" for letter in SECRET),
+        "".join(f"\\x{ord(letter):02x}" for letter in SECRET),
+        "".join(f"\\\\u{ord(letter):04x}" for letter in SECRET),
+        ":".join(f"{ord(letter):02x}" for letter in SECRET),
+        " ".join(SECRET),
+        "\0".join(SECRET),
+        "\u200b".join(SECRET),
+        SECRET[::-1],
+        "".join(chr(ord(letter) + 0xFEE0) for letter in SECRET),
         base64.b32encode(SECRET.encode()).decode(),
     ],
-)  # fmt: skip
+)
 def test_a_key_that_is_spelled_otherwise_is_not_shown(spelled: str) -> None:
     said = Redactor([SECRET])(f"the key {spelled} is wrong")
     assert spelled not in said and ("left out" in said or "removed" in said)
@@ -340,10 +377,17 @@ def test_what_hides_nothing_is_shown_and_a_long_text_costs_no_more_than_its_leng
     redact, random = Redactor([SECRET]), Random(1)
     inside = base64.b64encode(base64.b64encode(random.randbytes(60_000)))
     for text in (
-        "The quick brown fox, 12 dogs; 100% of them\n" * 4000, random.randbytes(70_000).hex(), inside.decode(),
-        random.randbytes(90_000).decode("latin-1"), "\\" * 100_000, "%25" * 50_000, "&#65;" * 30_000, "12 " * 50_000,
-        "\ufdfa" * 20_000, "VVVV" * 40_000,
-    ):  # fmt: skip
+        "The quick brown fox, 12 dogs; 100% of them\n" * 4000,
+        random.randbytes(70_000).hex(),
+        inside.decode(),
+        random.randbytes(90_000).decode("latin-1"),
+        "\\" * 100_000,
+        "%25" * 50_000,
+        "&#65;" * 30_000,
+        "12 " * 50_000,
+        "\ufdfa" * 20_000,
+        "VVVV" * 40_000,
+    ):
         began = time.process_time()
         assert redact(text) == text
         assert time.process_time() - began < 2, text[:40]

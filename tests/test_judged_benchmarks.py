@@ -209,9 +209,14 @@ def test_reviews_with_llavas_command(tmp_path: Path, monkeypatch, capsys: pytest
     first = min(map(json.loads, (tmp_path / "review.jsonl").read_text().splitlines()), key=lambda line: line["id"])
     kept = {name: first[name] for name in first if name not in ("request", "judge")}
     assert kept == {
-        "id": 1, "question_id": 0, "answer1_id": "gpt4-0", "answer2_id": "a0", "category": "llava_bench_conv",
-        "content": "8 8\nBecause.", "tuple": [8.0, 8.0],
-    }  # fmt: skip
+        "id": 1,
+        "question_id": 0,
+        "answer1_id": "gpt4-0",
+        "answer2_id": "a0",
+        "category": "llava_bench_conv",
+        "content": "8 8\nBecause.",
+        "tuple": [8.0, 8.0],
+    }
     assert eval_gpt_review_bench.main([*arguments[:-2], str(tmp_path / "answers.jsonl")]) == 2
     assert "--answer-list names 1 files" in capsys.readouterr().err
     monkeypatch.setenv("LLAVA_JUDGE_URL", "https://api.openai.com/v1")
@@ -321,12 +326,16 @@ def test_video_submissions_are_video_llavas_answer_files(tmp_path: Path):
     assert path == tmp_path / "msvd.submission.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 5 and lines[0] == {
-        "id": "1", "question": "What is the man doing?", "answer": "playing a guitar",
+        "id": "1",
+        "question": "What is the man doing?",
+        "answer": "playing a guitar",
         "pred": "He is playing a guitar!",
-    }  # fmt: skip
+    }
     assert eval_video_qa.read_predictions(path)["5"] == {
-        "question": "Is it raining?", "answer": "no", "pred": "I don't know"
-    }  # fmt: skip
+        "question": "Is it raining?",
+        "answer": "no",
+        "pred": "I don't know",
+    }
     with pytest.raises(ValueError, match="question id '1' comes twice"):
         benchmark.write_submission(tmp_path, [answers[1], answers[1]], tmp_path / "twice")
 

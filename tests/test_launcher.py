@@ -61,48 +61,96 @@ def test_batch_and_accumulation(
 @pytest.mark.parametrize(
     ("tools", "variables", "expected"),
     [
-        (nvidia(8), {"CUDA_VISIBLE_DEVICES": "2,3"}, "CUDA_VISIBLE_DEVICES=2,3 NCCL_DEBUG=WARN OMP_NUM_THREADS=32"
-         " deepspeed --include localhost:2,3"),
-        (nvidia(8), {"CUDA_VISIBLE_DEVICES": "4,5,6", "NUM_DEVICES": "2", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "8"},
-         "CUDA_VISIBLE_DEVICES=4,5 deepspeed --include localhost:4,5"),
-        (nvidia(8), {"CUDA_VISIBLE_DEVICES": "GPU-a1,GPU-b2", "OMP_NUM_THREADS": "8"},
-         "CUDA_VISIBLE_DEVICES=GPU-a1,GPU-b2 NCCL_DEBUG=WARN TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600"
-         " torchrun --nproc_per_node 2 --standalone"),
-        (nvidia(8), {"LAUNCHER": "python", "PYTHON": "/my env/python"},
-         "CUDA_VISIBLE_DEVICES=0 NCCL_DEBUG=WARN '/my env/python'"),
-        (nvidia(8), {"NUM_DEVICES": "4", "MASTER_PORT": "12345", "OMP_NUM_THREADS": "8"},
-         "NCCL_DEBUG=WARN deepspeed --num_gpus 4 --master_port 12345"),
-        (nvidia(8), {"LAUNCHER": "torchrun", "NUM_NODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"},
-         "NCCL_DEBUG=WARN OMP_NUM_THREADS=8 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --nproc_per_node 8 --nnodes 4"
-         " --node_rank 3 --master_addr 10.0.0.1 --master_port 29500"),
-        (nvidia(8), {"HOSTFILE": "tests/recipes/hostfile", "NUM_DEVICES": "4"},
-         "NCCL_DEBUG=WARN OMP_NUM_THREADS=16 deepspeed --hostfile tests/recipes/hostfile --num_gpus 4"),
-        (amd(8), {"HIP_VISIBLE_DEVICES": "1,2", "OMP_NUM_THREADS": "8"},
-         "HIP_VISIBLE_DEVICES=1,2 NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 2"),
-        (amd(8), {"CUDA_VISIBLE_DEVICES": "6", "OMP_NUM_THREADS": "8"},
-         "HIP_VISIBLE_DEVICES=6 NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 1"),
-        (amd(8), {"ROCR_VISIBLE_DEVICES": "0,1,2,3", "OMP_NUM_THREADS": "8"},
-         "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 4"),
-        ({"amd-smi": "printf 'gpu,gpu_bdf\\n0,a\\n1,b\\n'", "rocm-smi": "exit 1"}, {"OMP_NUM_THREADS": "8"},
-         "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 2"),
-        ({"nvidia-smi": "echo 'NVIDIA-SMI has failed'; exit 9", **amd(1)}, {},
-         "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 1"),
-        ({}, {"NUM_DEVICES": "2", "DEEPSPEED_CONFIG": "none"},
-         "OMP_NUM_THREADS=32 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --nproc_per_node 2 --standalone"),
-        ({}, {"LAUNCHER": "deepspeed", "NUM_DEVICES": "2", "OMP_NUM_THREADS": "1"},
-         "DS_ACCELERATOR=cpu deepspeed --num_gpus 2"),
+        (
+            nvidia(8),
+            {"CUDA_VISIBLE_DEVICES": "2,3"},
+            "CUDA_VISIBLE_DEVICES=2,3 NCCL_DEBUG=WARN OMP_NUM_THREADS=32 deepspeed --include localhost:2,3",
+        ),
+        (
+            nvidia(8),
+            {"CUDA_VISIBLE_DEVICES": "4,5,6", "NUM_DEVICES": "2", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "8"},
+            "CUDA_VISIBLE_DEVICES=4,5 deepspeed --include localhost:4,5",
+        ),
+        (
+            nvidia(8),
+            {"CUDA_VISIBLE_DEVICES": "GPU-a1,GPU-b2", "OMP_NUM_THREADS": "8"},
+            "CUDA_VISIBLE_DEVICES=GPU-a1,GPU-b2 NCCL_DEBUG=WARN TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600"
+            " torchrun --nproc_per_node 2 --standalone",
+        ),
+        (
+            nvidia(8),
+            {"LAUNCHER": "python", "PYTHON": "/my env/python"},
+            "CUDA_VISIBLE_DEVICES=0 NCCL_DEBUG=WARN '/my env/python'",
+        ),
+        (
+            nvidia(8),
+            {"NUM_DEVICES": "4", "MASTER_PORT": "12345", "OMP_NUM_THREADS": "8"},
+            "NCCL_DEBUG=WARN deepspeed --num_gpus 4 --master_port 12345",
+        ),
+        (
+            nvidia(8),
+            {"LAUNCHER": "torchrun", "NUM_NODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "10.0.0.1"},
+            "NCCL_DEBUG=WARN OMP_NUM_THREADS=8 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --nproc_per_node 8"
+            " --nnodes 4 --node_rank 3 --master_addr 10.0.0.1 --master_port 29500",
+        ),
+        (
+            nvidia(8),
+            {"HOSTFILE": "tests/recipes/hostfile", "NUM_DEVICES": "4"},
+            "NCCL_DEBUG=WARN OMP_NUM_THREADS=16 deepspeed --hostfile tests/recipes/hostfile --num_gpus 4",
+        ),
+        (
+            amd(8),
+            {"HIP_VISIBLE_DEVICES": "1,2", "OMP_NUM_THREADS": "8"},
+            "HIP_VISIBLE_DEVICES=1,2 NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 2",
+        ),
+        (
+            amd(8),
+            {"CUDA_VISIBLE_DEVICES": "6", "OMP_NUM_THREADS": "8"},
+            "HIP_VISIBLE_DEVICES=6 NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 1",
+        ),
+        (
+            amd(8),
+            {"ROCR_VISIBLE_DEVICES": "0,1,2,3", "OMP_NUM_THREADS": "8"},
+            "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 4",
+        ),
+        (
+            {"amd-smi": "printf 'gpu,gpu_bdf\\n0,a\\n1,b\\n'", "rocm-smi": "exit 1"},
+            {"OMP_NUM_THREADS": "8"},
+            "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 2",
+        ),
+        (
+            {"nvidia-smi": "echo 'NVIDIA-SMI has failed'; exit 9", **amd(1)},
+            {},
+            "NCCL_DEBUG=WARN HSA_FORCE_FINE_GRAIN_PCIE=1 deepspeed --num_gpus 1",
+        ),
+        (
+            {},
+            {"NUM_DEVICES": "2", "DEEPSPEED_CONFIG": "none"},
+            "OMP_NUM_THREADS=32 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --nproc_per_node 2 --standalone",
+        ),
+        (
+            {},
+            {"LAUNCHER": "deepspeed", "NUM_DEVICES": "2", "OMP_NUM_THREADS": "1"},
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2",
+        ),
         (nvidia(8), {"USE_CPU": "True"}, "python"),
         (nvidia(8), {"DEVICE": "cpu"}, "python"),
         ({}, {"USE_CPU": "False", "LAUNCHER": "python"}, "NCCL_DEBUG=WARN python"),
         ({}, {"DEVICE": "cuda", "NUM_DEVICES": "2", "OMP_NUM_THREADS": "1"}, "NCCL_DEBUG=WARN deepspeed --num_gpus 2"),
-        ({**CLUSTER, **nvidia(4)}, {**SLURM, "SLURM_NNODES": "1", "OMP_NUM_THREADS": "1"},
-         "NCCL_DEBUG=WARN deepspeed --num_gpus 4"),
-        ({**CLUSTER, **nvidia(8)}, {**SLURM, "SLURM_GPUS_ON_NODE": "4", "MASTER_ADDR": "head", "MASTER_PORT": "1"},
-         "NCCL_DEBUG=WARN OMP_NUM_THREADS=24 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 srun --nodes 4 --ntasks 4"
-         " --ntasks-per-node 1 --kill-on-bad-exit=1 --cpus-per-task 96 torchrun --nnodes 4 --nproc_per_node 4"
-         " --rdzv_id 4711 --rdzv_backend c10d --rdzv_endpoint head:1"),
+        (
+            {**CLUSTER, **nvidia(4)},
+            {**SLURM, "SLURM_NNODES": "1", "OMP_NUM_THREADS": "1"},
+            "NCCL_DEBUG=WARN deepspeed --num_gpus 4",
+        ),
+        (
+            {**CLUSTER, **nvidia(8)},
+            {**SLURM, "SLURM_GPUS_ON_NODE": "4", "MASTER_ADDR": "head", "MASTER_PORT": "1"},
+            "NCCL_DEBUG=WARN OMP_NUM_THREADS=24 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 srun --nodes 4 --ntasks 4"
+            " --ntasks-per-node 1 --kill-on-bad-exit=1 --cpus-per-task 96 torchrun --nnodes 4 --nproc_per_node 4"
+            " --rdzv_id 4711 --rdzv_backend c10d --rdzv_endpoint head:1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_devices_decide_the_launcher(
     tools: dict[str, str], variables: dict[str, str], expected: str, tmp_path: Path
 ) -> None:
@@ -157,7 +205,7 @@ def test_a_host_file_may_name_unequal_machines(tmp_path: Path, gpu8: Shell) -> N
         ({"GLOBAL_BATCH_SIZE": "100"}, "cannot be shared equally by 8 devices; set GLOBAL_BATCH_SIZE to a multiple"),
         ({"ACCUMULATION": "3", "GLOBAL_BATCH_SIZE": "128"}, "make a global batch of 384, not 128"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_end_in_a_sentence(variables: dict[str, str], sentence: str, gpu8: Shell) -> None:
     status, out, err = gpu8.run(recipe("finetune"), **variables)
     assert (status, out) == (2, "")

@@ -69,8 +69,11 @@ def test_adapters_and_projector_are_trained_and_nothing_else(assets: Path) -> No
     assert len(lora) == 2 * LINEAR_MAPS * model.config.num_hidden_layers
     assert all("vision_tower" not in name for name in on)
     assert sorted(name.split("mm_projector.")[1] for name in set(on) - set(lora)) == [
-        "0.bias", "0.weight", "2.bias", "2.weight",
-    ]  # fmt: skip
+        "0.bias",
+        "0.weight",
+        "2.bias",
+        "2.weight",
+    ]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -25,8 +25,11 @@ NUMERIC = sorted(
 )
 # What no range holds: not a number, no finite number, and what float32 or int64 cannot hold.
 NEVER = ("nan", "inf", "-inf", "1e39", "-1e39", str(10**40), str(-(10**40)))
-REAL = {name for name in NUMERIC if float in typing.get_args(hint := typing.get_type_hints(TrainingArguments).get(name))
-        or hint is float} | {"max_bad_share"}  # fmt: skip
+REAL = {
+    name
+    for name in NUMERIC
+    if float in typing.get_args(hint := typing.get_type_hints(TrainingArguments).get(name)) or hint is float
+} | {"max_bad_share"}
 
 
 def refusal(*words: str) -> str:
@@ -56,18 +59,46 @@ def test_no_flag_of_training_takes_what_is_no_number_of_its_kind(name: str) -> N
 
 
 REFUSED = {
-    "gradient_accumulation_steps": "-1 0", "num_train_epochs": "0 -1 -0.0", "max_steps": "0 -2",
-    "learning_rate": "-1 -1e-9 3.5e38", "mm_projector_lr": "-1 0", "mm_vision_tower_lr": "-1e-6 0",
-    "warmup_steps": "-1 -0.5 2.5", "weight_decay": "-0.01", "adam_beta1": "1 -0.1 1.5", "adam_beta2": "1 -1",
-    "adam_epsilon": "0 -1e-8 1e-50", "max_grad_norm": "-1", "seed": "-1 4294967296", "data_seed": "-1 4294967296",
-    "per_device_train_batch_size": "0 -1", "per_device_eval_batch_size": "0 -1", "logging_steps": "0 -1 1.5",
-    "save_steps": "0 -1 -0.5 2.5", "eval_steps": "0 -1", "eval_delay": "-1", "save_total_limit": "0 -1",
-    "dataloader_num_workers": "-1 100000", "dataloader_prefetch_factor": "0 -1", "torch_empty_cache_steps": "0 -1",
-    "ddp_timeout": "0 -1", "ddp_bucket_cap_mb": "0 -1", "lora_r": "0 -1", "lora_alpha": "0 -1",
-    "lora_dropout": "1 -0.1 2", "bits": "0 -1 3 5 32", "model_max_length": "0 -1 1", "max_bad_share": "-0.1 1.1",
-    "peak_tflops": "0 -1", "mm_vision_select_layer": "100000", "dominant_num": "0 -1", "context_num": "-1",
-    "cluster_width": "0 -1", "local_rank": "-2", "eval_accumulation_steps": "0 -1",
-}  # fmt: skip
+    "gradient_accumulation_steps": "-1 0",
+    "num_train_epochs": "0 -1 -0.0",
+    "max_steps": "0 -2",
+    "learning_rate": "-1 -1e-9 3.5e38",
+    "mm_projector_lr": "-1 0",
+    "mm_vision_tower_lr": "-1e-6 0",
+    "warmup_steps": "-1 -0.5 2.5",
+    "weight_decay": "-0.01",
+    "adam_beta1": "1 -0.1 1.5",
+    "adam_beta2": "1 -1",
+    "adam_epsilon": "0 -1e-8 1e-50",
+    "max_grad_norm": "-1",
+    "seed": "-1 4294967296",
+    "data_seed": "-1 4294967296",
+    "per_device_train_batch_size": "0 -1",
+    "per_device_eval_batch_size": "0 -1",
+    "logging_steps": "0 -1 1.5",
+    "save_steps": "0 -1 -0.5 2.5",
+    "eval_steps": "0 -1",
+    "eval_delay": "-1",
+    "save_total_limit": "0 -1",
+    "dataloader_num_workers": "-1 100000",
+    "dataloader_prefetch_factor": "0 -1",
+    "torch_empty_cache_steps": "0 -1",
+    "ddp_timeout": "0 -1",
+    "ddp_bucket_cap_mb": "0 -1",
+    "lora_r": "0 -1",
+    "lora_alpha": "0 -1",
+    "lora_dropout": "1 -0.1 2",
+    "bits": "0 -1 3 5 32",
+    "model_max_length": "0 -1 1",
+    "max_bad_share": "-0.1 1.1",
+    "peak_tflops": "0 -1",
+    "mm_vision_select_layer": "100000",
+    "dominant_num": "0 -1",
+    "context_num": "-1",
+    "cluster_width": "0 -1",
+    "local_rank": "-2",
+    "eval_accumulation_steps": "0 -1",
+}
 
 
 @pytest.mark.parametrize("name", NUMERIC)
@@ -86,15 +117,38 @@ def test_a_share_of_warm_up_above_one_is_refused_under_the_name_that_was_typed()
 @pytest.mark.parametrize(
     "words",
     [
-        "--max_steps -1", "--max_steps 1", "--num_train_epochs 0.01", "--learning_rate 2e-5", "--warmup_ratio 0.03",
-        "--warmup_ratio 0", "--warmup_steps 0.03", "--warmup_steps 100", "--warmup_steps 0", "--logging_steps 0.1",
-        "--logging_steps 1", "--save_steps 0.25", "--save_steps 24000", "--max_grad_norm 0", "--weight_decay 0.",
-        "--adam_beta1 0", "--adam_beta2 0.999", "--seed 0", "--seed 4294967295", "--lora_enable True --lora_dropout 0",
-        "--dataloader_num_workers 0", "--max_bad_share 0", "--max_bad_share 1", "--mm_vision_select_layer -2",
-        "--save_total_limit 1", "--eval_steps 0.5 --eval_strategy steps --eval_data_path e.json",
-        "--eval_strategy no --eval_steps 1", "--local_rank -1", "--context_num 0", "--learning_rate 0",
+        "--max_steps -1",
+        "--max_steps 1",
+        "--num_train_epochs 0.01",
+        "--learning_rate 2e-5",
+        "--warmup_ratio 0.03",
+        "--warmup_ratio 0",
+        "--warmup_steps 0.03",
+        "--warmup_steps 100",
+        "--warmup_steps 0",
+        "--logging_steps 0.1",
+        "--logging_steps 1",
+        "--save_steps 0.25",
+        "--save_steps 24000",
+        "--max_grad_norm 0",
+        "--weight_decay 0.",
+        "--adam_beta1 0",
+        "--adam_beta2 0.999",
+        "--seed 0",
+        "--seed 4294967295",
+        "--lora_enable True --lora_dropout 0",
+        "--dataloader_num_workers 0",
+        "--max_bad_share 0",
+        "--max_bad_share 1",
+        "--mm_vision_select_layer -2",
+        "--save_total_limit 1",
+        "--eval_steps 0.5 --eval_strategy steps --eval_data_path e.json",
+        "--eval_strategy no --eval_steps 1",
+        "--local_rank -1",
+        "--context_num 0",
+        "--learning_rate 0",
     ],
-)  # fmt: skip
+)
 def test_values_at_the_ends_of_the_ranges_and_shares_of_steps_go_on_working(words: str) -> None:
     parse_arguments([*BASE, *words.split()])
 

@@ -19,12 +19,23 @@ from llava.inference.generation import GenerationSettings
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ("llava", "scripts", "playground") for path in sorted((ROOT / folder).rglob("*.py"))]
 PROGRAMS = (
-    "llava.doctor.__main__", "llava.serve.cli", "llava.cost.overview", "llava.eval.eval_gpt_review_bench",
-    "llava.eval.run_llava", "llava.eval.cost", "llava.eval.eval_video_qa", "llava.verify.__main__",
-    "llava.bench.data_memory", "llava.bench.gpu_check.child", "llava.bench.gpu_check.__main__",
-    "llava.data.check.command", "playground.world.__main__", "playground.quickstart.evaluate",
-    "playground.study.__main__", "playground.make_assets",
-)  # fmt: skip
+    "llava.doctor.__main__",
+    "llava.serve.cli",
+    "llava.cost.overview",
+    "llava.eval.eval_gpt_review_bench",
+    "llava.eval.run_llava",
+    "llava.eval.cost",
+    "llava.eval.eval_video_qa",
+    "llava.verify.__main__",
+    "llava.bench.data_memory",
+    "llava.bench.gpu_check.child",
+    "llava.bench.gpu_check.__main__",
+    "llava.data.check.command",
+    "playground.world.__main__",
+    "playground.quickstart.evaluate",
+    "playground.study.__main__",
+    "playground.make_assets",
+)
 ANY_WHOLE_NUMBER = ("--ignore", "--passes")  # ids that are compared alone, and a choice of three
 TRIED = ("nan", "inf", "-inf", "1e39", str(10**30), "-1", "")
 

@@ -64,20 +64,24 @@ PROGRAMS: dict[str, tuple[Main, str, list[str]]] = {
     "gqa": (convert_gqa_for_eval.main, "--dst", ["--src", "{0}"]),
     "mmvet": (convert_mmvet_for_eval.main, "--dst", ["--src", "{0}"]),
     "seed": (
-        convert_seed_for_submission.main, "--result-upload-file", ["--annotation-file", "{0}", "--result-file", "{1}"],
+        convert_seed_for_submission.main,
+        "--result-upload-file",
+        ["--annotation-file", "{0}", "--result-file", "{1}"],
     ),
     "vizwiz": (
-        convert_vizwiz_for_submission.main, "--result-upload-file",
+        convert_vizwiz_for_submission.main,
+        "--result-upload-file",
         ["--annotation-file", "{1}", "--result-file", "{0}"],
     ),
     "reviews": (
-        eval_gpt_review_bench.main, "--output",
+        eval_gpt_review_bench.main,
+        "--output",
         ["--question", "{0}", "--context", "{1}", "--answer-list", "{1}", "{1}"],
     ),
     "sqa": (eval_science_qa.main, "--output-file", ["--base-dir", "{folder}", "--result-file", "{0}"]),
     "videos": (eval_video_qa.main, "--output_json", ["--pred_path", "{0}", "--output_dir", "{folder}/v"]),
     "questions": (model_vqa.main, "--answers-file", ["--question-file", "{0}", "--model-path", "nowhere"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

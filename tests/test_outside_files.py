@@ -78,7 +78,7 @@ HOSTILE = {
     "nothing but a comment": (b"# v2v: null\n", "is empty"),
     "two documents": (b"v2v: null\n---\nv2v: null\n", "a second YAML document"),
     "a megabyte": (b"# " + b"x" * (1 << 20), "more than 1,048,576 bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("reader", ENDINGS)
@@ -108,7 +108,7 @@ def test_what_is_written_plainly_is_read_as_pyyaml_reads_it() -> None:
         "a: &x [1, -2, +3, 0, .5, 5., 0.25, 1.0e-3, -1.5E+2, ~, null, true, FALSE, yes, Off, .inf, 'no', \"0300\"]\n"
         "b: *x\nc: |\n  0300\nd: >-\n  yes\n  no\ne: 1.2.3\nf: a:b\ng: a-\nh: 12:ab\ni: e3\nj: {}\nk: []\nl:\n"
         "m: 2026-1\nn: y\n'1': one\n"
-    )  # fmt: skip
+    )
     assert parse_yaml(text, "text") == yaml.safe_load(text)
     assert parse_yaml("\ufeffa: 1".removeprefix("\ufeff"), "text") == {"a": 1}
 

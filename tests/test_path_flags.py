@@ -33,9 +33,17 @@ PROGRAMS = sorted(
     | set(THROUGH_OTHERS)
 )
 NEVER = {
-    " ": "blank", "\t": "blank", "a\0b": "NUL", "\ud800": "UTF-8", "a/\udcff/b": "UTF-8", "x" * 5000: "bytes",
-    "x/" * 2500: "bytes", "d/" + "y" * 256: "255", "~nobody-here/x": "nobody here", "~nobody-here": "nobody here",
-}  # fmt: skip
+    " ": "blank",
+    "\t": "blank",
+    "a\0b": "NUL",
+    "\ud800": "UTF-8",
+    "a/\udcff/b": "UTF-8",
+    "x" * 5000: "bytes",
+    "x/" * 2500: "bytes",
+    "d/" + "y" * 256: "255",
+    "~nobody-here/x": "nobody here",
+    "~nobody-here": "nobody here",
+}
 NO_MODEL = ("my model!", "a/b/c", "a--b", "a..b", "x" * 97, "owner/", "/nowhere", "./x", "ä", *NEVER)
 
 

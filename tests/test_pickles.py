@@ -90,12 +90,19 @@ def test_a_hostile_file_is_refused_by_name_and_nothing_runs(checkpoint: Path, tm
 @pytest.mark.parametrize(
     ("shape", "name"),
     [
-        ("new_zip", "posix.system"), ("old_pickle", "posix.system"), ("bare_pickle", "posix.system"),
-        ("text_pickle", "posix.system"), ("instance_opcode", "os.system"), ("object_opcode", "os.system"),
-        ("computed_name", "os.system"), ("old_name", "builtins.eval"), ("extension_code", "extension 1"),
-        ("pickle_before_zip", "posix.system"), ("beside_good_records", "posix.system"),
+        ("new_zip", "posix.system"),
+        ("old_pickle", "posix.system"),
+        ("bare_pickle", "posix.system"),
+        ("text_pickle", "posix.system"),
+        ("instance_opcode", "os.system"),
+        ("object_opcode", "os.system"),
+        ("computed_name", "os.system"),
+        ("old_name", "builtins.eval"),
+        ("extension_code", "extension 1"),
+        ("pickle_before_zip", "posix.system"),
+        ("beside_good_records", "posix.system"),
     ],
-)  # fmt: skip
+)
 def test_the_refusal_says_what_would_have_been_called(checkpoint: Path, shape: str, name: str) -> None:
     SHAPES[shape](checkpoint / PLACES[0], checkpoint / "marker")
     with pytest.raises(UnsafePickleError, match=name):
@@ -211,8 +218,9 @@ def test_the_loading_wall_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch,
     environment, classes = dict(os.environ), set(torch.serialization.get_safe_globals())
     with weights_only_loading(), weights_only_loading():
         assert {name for _, name in set(torch.serialization.get_safe_globals()) - classes} == {
-            *OF_DEEPSPEED, *OF_RANDOM_STATES,
-        }  # fmt: skip
+            *OF_DEEPSPEED,
+            *OF_RANDOM_STATES,
+        }
     with pytest.raises(KeyError), weights_only_loading():
         raise KeyError
     assert dict(os.environ) == environment and set(torch.serialization.get_safe_globals()) == classes
@@ -240,10 +248,17 @@ def arguments(assets: Path, output: Path) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin", "mm_projector.bin",
-        "pytorch_model.bin", "adapter_model.bin", "global_step6/mp_rank_00_model_states.pt",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "scaler.pt",
+        "training_args.bin",
+        "mm_projector.bin",
+        "pytorch_model.bin",
+        "adapter_model.bin",
+        "global_step6/mp_rank_00_model_states.pt",
     ],
-)  # fmt: skip
+)
 def test_a_run_stops_at_a_hostile_checkpoint_and_takes_no_earlier_one(
     half_way: Path, tmp_path: Path, name: str, sealed: bool
 ) -> None:

@@ -46,8 +46,9 @@ def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -
         expected = model(NEW, past_key_values=copy.deepcopy(cache)).logits
         for options in (
             *({"position_ids": near.expand(*axes, 1, 2)} for axes in several),
-            {"attention_mask": torch.ones(1, held + 2)}, {"compression": BOTH},
-        ):  # fmt: skip
+            {"attention_mask": torch.ones(1, held + 2)},
+            {"compression": BOTH},
+        ):
             assert torch.equal(model(NEW, past_key_values=copy.deepcopy(cache), **options).logits, expected)
         other = model(**inputs, use_cache=True, compression=T2V).past_key_values
         again = model(NEW, past_key_values=copy.deepcopy(other), compression=T2V).logits

@@ -215,11 +215,23 @@ def test_a_compressed_model_as_draft_or_in_continuous_batches_is_refused(stock: 
 
 
 REFUSED_VALUES = {
-    "cache_implementation": "hybrid", "prefill_chunk_size": 4, "prompt_lookup_num_tokens": 2, "assistant_early_exit": 2,
-    "use_mtp": True, "is_assistant": True, "penalty_alpha": 0.6, "dola_layers": "low", "force_words_ids": [[5]],
-    "num_beam_groups": 2, "diversity_penalty": 0.5, "token_healing": True, "custom_generate": "someone/search",
-    "constraints": [1], "assistant_model": "another", "mm_encoder_outputs": {"image": 1},
-}  # fmt: skip
+    "cache_implementation": "hybrid",
+    "prefill_chunk_size": 4,
+    "prompt_lookup_num_tokens": 2,
+    "assistant_early_exit": 2,
+    "use_mtp": True,
+    "is_assistant": True,
+    "penalty_alpha": 0.6,
+    "dola_layers": "low",
+    "force_words_ids": [[5]],
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "token_healing": True,
+    "custom_generate": "someone/search",
+    "constraints": [1],
+    "assistant_model": "another",
+    "mm_encoder_outputs": {"image": 1},
+}
 
 
 def test_every_refused_option_is_refused_and_documented(compressed: dict[str, Any]) -> None:
@@ -253,11 +265,15 @@ def test_every_option_of_transformers_is_decided(stock: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("guidance_scale", 1.5), ("encoder_repetition_penalty", 1.2), ("encoder_no_repeat_ngram_size", 2),
-        ("repetition_penalty", 1.3), ("watermarking_config", WatermarkingConfig()), ("num_beams", 2),
+        ("guidance_scale", 1.5),
+        ("encoder_repetition_penalty", 1.2),
+        ("encoder_no_repeat_ngram_size", 2),
+        ("repetition_penalty", 1.3),
+        ("watermarking_config", WatermarkingConfig()),
+        ("num_beams", 2),
         ("use_cache", False),
     ],
-)  # fmt: skip
+)
 def test_options_that_work_give_the_stock_answer_where_nothing_is_dropped(
     stock: dict[str, Any], family: str, name: str, value: Any
 ) -> None:

@@ -175,10 +175,12 @@ def test_text_behind_a_long_video_goes_on_where_the_stock_model_does(named: bool
     model, count = vlm("qwen2_5_vl"), 6
     ids = torch.tensor([[5, 62, *[VIDEO] * count, 63, 7, 8]])
     inputs = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "video_grid_thw": torch.tensor([[count, 2, 2]]),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "video_grid_thw": torch.tensor([[count, 2, 2]]),
         "pixel_values_videos": torch.randn(4 * count, 96, dtype=torch.float64),
         "mm_token_type_ids": 2 * (ids == VIDEO).int(),
-    }  # fmt: skip
+    }
     expected = answered(model, inputs)
     if not named:
         del inputs["mm_token_type_ids"]

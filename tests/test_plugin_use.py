@@ -127,11 +127,19 @@ def test_the_stock_trainer_trains_it(family: str, tmp_path: Path) -> None:
     for checkpointing in (False, True):
         torch.manual_seed(0)
         options = TrainingArguments(
-            tmp_path / str(checkpointing), max_steps=4, per_device_train_batch_size=4, learning_rate=5e-3,
-            logging_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, seed=3,
+            tmp_path / str(checkpointing),
+            max_steps=4,
+            per_device_train_batch_size=4,
+            learning_rate=5e-3,
+            logging_steps=1,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=3,
             lr_scheduler_type="constant",
             activation_checkpointing=checkpointing,
-        )  # fmt: skip
+        )
         model = compress(vlm(family, torch.float32), BOTH)
         trainer = Trainer(model=model, args=options, train_dataset=Samples(), data_collator=collate)
         trainer.train()
@@ -156,10 +164,13 @@ def test_metrics_of_the_stock_trainer_compare_logits_and_labels_column_by_column
         tmp_path, per_device_eval_batch_size=3, use_cpu=True, report_to="none", disable_tqdm=True
     )
     trainer = Trainer(
-        model=model, args=options, compute_metrics=measure, eval_dataset=[{}] * 3,
+        model=model,
+        args=options,
+        compute_metrics=measure,
+        eval_dataset=[{}] * 3,
         data_collator=lambda rows: batch(samples, "right", answers=True),
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
-    )  # fmt: skip
+    )
     trainer.evaluate()
     assert seen["predictions"].shape[:2] == seen["labels"].shape
     for row, sample in enumerate(samples):
@@ -225,9 +236,12 @@ def test_llava_takes_what_its_processor_makes() -> None:
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.pad_token = tokenizer.eos_token
     processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size), tokenizer, patch_size=14,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-    )  # fmt: skip
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
     model = vlm("llava", torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
@@ -350,9 +364,14 @@ def test_refusals_are_sentences() -> None:
 def test_language_models_that_would_run_wrongly_are_refused(kind: Any, options: dict[str, Any], words: str) -> None:
     """A window cannot be told apart from a drop; fused projections have no queries to look at."""
     sizes = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
     config = LlavaConfig(text_config=kind(**sizes, **options), vision_config=tower_config(), image_token_index=60)
     model = LlavaForConditionalGeneration(config)
     assert compress(model, "none").compression == CompressionConfig()

@@ -24,8 +24,15 @@ ONLY_AVERAGES = {
     },
 }
 """Rows of which only the average, or no score at all, is kept."""
-OTHER_PAPERS = ("pyramiddrop", "pyramiddrop-training", "twigvlm", "visionzip-1", "visionzip-11", "visionzip-next",
-                "visionzip-video")  # fmt: skip
+OTHER_PAPERS = (
+    "pyramiddrop",
+    "pyramiddrop-training",
+    "twigvlm",
+    "visionzip-1",
+    "visionzip-11",
+    "visionzip-next",
+    "visionzip-video",
+)
 WRONG_AVERAGES = {
     ("visionzip-1", "192", "FastV"): 88.110,
     ("visionzip-1", "128", "FastV"): 84.387,

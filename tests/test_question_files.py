@@ -114,8 +114,9 @@ def test_texts_of_published_files_are_asked(tmp_path: Path) -> None:
     assert all(fault_in(text) is None for text in texts)
     path.write_text(json.dumps(LINE | {"image": ["a.png", "b/ü.png"], "category": None, "options": ["A", "B"]}))
     assert [str(each.relative_to(tmp_path)) for each in read_questions(path, tmp_path, "mmvet")[0].images] == [
-        "a.png", "b/ü.png",
-    ]  # fmt: skip
+        "a.png",
+        "b/ü.png",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -294,25 +295,59 @@ def scorers(folder: Path, answers: Path) -> dict[str, Callable[[], int]]:
     merged.write_bytes(answers.read_bytes())
     bench = folder / "llava-bench-in-the-wild"
     commands: dict[Any, list[Any]] = {
-        eval_pope: ["--annotation-dir", folder / "pope/coco", "--question-file", folder / "pope/llava_pope_test.jsonl",
-                    "--result-file", given],
+        eval_pope: [
+            "--annotation-dir",
+            folder / "pope/coco",
+            "--question-file",
+            folder / "pope/llava_pope_test.jsonl",
+            "--result-file",
+            given,
+        ],
         eval_textvqa: ["--annotation-file", folder / "textvqa/TextVQA_0.5.1_val.json", "--result-file", given],
         eval_science_qa: ["--base-dir", folder / "scienceqa", "--result-file", given],
         eval_video_qa: ["--pred_path", given, "--output_dir", folder / "out", "--output_json", upload],
-        eval_gpt_review_bench: ["-q", bench / "questions.jsonl", "-c", bench / "context.jsonl", "-a",
-                                bench / "answers_gpt4.jsonl", given, "-o", folder / "reviews.jsonl"],
+        eval_gpt_review_bench: [
+            "-q",
+            bench / "questions.jsonl",
+            "-c",
+            bench / "context.jsonl",
+            "-a",
+            bench / "answers_gpt4.jsonl",
+            given,
+            "-o",
+            folder / "reviews.jsonl",
+        ],
         summarize_gpt_review: ["-f", given],
         convert_gqa_for_eval: ["--src", given, "--dst", upload],
         convert_mmvet_for_eval: ["--src", given, "--dst", upload],
-        convert_seed_for_submission: ["--annotation-file", folder / "seed_bench/SEED-Bench.json", "--result-file",
-                                      given, "--result-upload-file", upload],
-        convert_vizwiz_for_submission: ["--annotation-file", folder / "vizwiz/llava_test.jsonl", "--result-file", given,
-                                        "--result-upload-file", upload],
+        convert_seed_for_submission: [
+            "--annotation-file",
+            folder / "seed_bench/SEED-Bench.json",
+            "--result-file",
+            given,
+            "--result-upload-file",
+            upload,
+        ],
+        convert_vizwiz_for_submission: [
+            "--annotation-file",
+            folder / "vizwiz/llava_test.jsonl",
+            "--result-file",
+            given,
+            "--result-upload-file",
+            upload,
+        ],
         convert_vqav2_for_submission: ["--dir", folder / "vqav2", "--split", "s", "--ckpt", "c"],
-        convert_mmbench_for_submission: ["--annotation-file", folder / "mmbench/mmbench_dev_20230712.tsv",
-                                         "--result-dir", answers.parent, "--upload-dir", folder / "up", "--experiment",
-                                         answers.stem],
-    }  # fmt: skip
+        convert_mmbench_for_submission: [
+            "--annotation-file",
+            folder / "mmbench/mmbench_dev_20230712.tsv",
+            "--result-dir",
+            answers.parent,
+            "--upload-dir",
+            folder / "up",
+            "--experiment",
+            answers.stem,
+        ],
+    }
     return {each.__name__: partial(each.main, [str(word) for word in words]) for each, words in commands.items()}
 
 

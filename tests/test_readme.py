@@ -186,9 +186,16 @@ def test_the_data_check_reads_a_data_set(tmp_path: Path) -> None:
 
 def test_every_module_command_is_run_here() -> None:
     tried = (
-        "llava.compression.schedule", "llava.doctor", "llava.data.check", "llava.model.convert", "llava.serve.cli",
-        "llava.eval.cost", "llava.eval.data", "llava.eval.run", "llava.eval.table",
-    )  # fmt: skip
+        "llava.compression.schedule",
+        "llava.doctor",
+        "llava.data.check",
+        "llava.model.convert",
+        "llava.serve.cli",
+        "llava.eval.cost",
+        "llava.eval.data",
+        "llava.eval.run",
+        "llava.eval.table",
+    )
     assert {line.split()[2] for line in commands() if line.startswith("python -m")} == set(tried)
 
 

@@ -49,12 +49,24 @@ PUBLISHED = {
     "finetune_task_lora": (128, "2e-4", 3, "liuhaotian/llava-v1.5-7b"),
 }
 EVERYWHERE = {
-    "--compression": "duet-192", "--vision_tower": "openai/clip-vit-large-patch14-336", "--warmup_steps": "0.03",
-    "--mm_projector_type": "mlp2x_gelu", "--mm_vision_select_layer": "-2", "--mm_use_im_start_end": "False",
-    "--mm_use_im_patch_token": "False", "--num_train_epochs": "1", "--weight_decay": "0.", "--bf16": "True",
-    "--lr_scheduler_type": "cosine", "--model_max_length": "2048", "--activation_checkpointing": "True",
-    "--tf32": "False", "--gradient_accumulation_steps": "1", "--report_to": "none", "--eval_strategy": "no",
-}  # fmt: skip
+    "--compression": "duet-192",
+    "--vision_tower": "openai/clip-vit-large-patch14-336",
+    "--warmup_steps": "0.03",
+    "--mm_projector_type": "mlp2x_gelu",
+    "--mm_vision_select_layer": "-2",
+    "--mm_use_im_start_end": "False",
+    "--mm_use_im_patch_token": "False",
+    "--num_train_epochs": "1",
+    "--weight_decay": "0.",
+    "--bf16": "True",
+    "--lr_scheduler_type": "cosine",
+    "--model_max_length": "2048",
+    "--activation_checkpointing": "True",
+    "--tf32": "False",
+    "--gradient_accumulation_steps": "1",
+    "--report_to": "none",
+    "--eval_strategy": "no",
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,11 +74,15 @@ def test_recipe_has_the_published_settings_on_eight_gpus(name: str, gpu8: Shell)
     flags = flags_of(gpu8.command(recipe(name)))
     batch, rate, stage, model = PUBLISHED[name]
     expected = {
-        **EVERYWHERE, "--per_device_train_batch_size": str(batch // 8), "--learning_rate": rate, "--save_steps": "500",
-        "--deepspeed": f"./scripts/zero{stage}.json", "--model_name_or_path": model,
+        **EVERYWHERE,
+        "--per_device_train_batch_size": str(batch // 8),
+        "--learning_rate": rate,
+        "--save_steps": "500",
+        "--deepspeed": f"./scripts/zero{stage}.json",
+        "--model_name_or_path": model,
         "--version": "plain" if name == "pretrain" else "v1",
         "--image_aspect_ratio": "square" if name == "pretrain" else "pad",
-    }  # fmt: skip
+    }
     assert {flag: flags.get(flag) for flag in expected} == expected
     assert flags.get("--tune_mm_mlp_adapter") == ("True" if name == "pretrain" else None)
     assert flags.get("--group_by_modality_length") == (None if name == "pretrain" else "True")
@@ -87,15 +103,31 @@ def test_the_second_phase_finds_what_the_first_one_leaves(gpu8: Shell) -> None:
 
 def test_every_setting_is_an_environment_variable_and_the_command_line_wins(gpu8: Shell) -> None:
     variables = {
-        "MODEL": "/models/my model", "EVAL_DATA_PATH": "held out.json", "EVAL_STEPS": "20", "ATTENTION": "sdpa",
-        "RUN_NAME": "trial 1", "REPORT_TO": "wandb", "ON_BAD_SAMPLE": "skip", "SEED": "7", "FP16": "True",
-    }  # fmt: skip
+        "MODEL": "/models/my model",
+        "EVAL_DATA_PATH": "held out.json",
+        "EVAL_STEPS": "20",
+        "ATTENTION": "sdpa",
+        "RUN_NAME": "trial 1",
+        "REPORT_TO": "wandb",
+        "ON_BAD_SAMPLE": "skip",
+        "SEED": "7",
+        "FP16": "True",
+    }
     flags = flags_of(gpu8.command(recipe("finetune"), "--seed", "8", "--freeze_backbone", "True", **variables))
     expected = {
-        "--model_name_or_path": "/models/my model", "--eval_data_path": "held out.json", "--eval_strategy": "steps",
-        "--eval_steps": "20", "--attn_implementation": "sdpa", "--run_name": "trial 1", "--report_to": "wandb",
-        "--on_bad_sample": "skip", "--seed": "8", "--fp16": "True", "--bf16": "False", "--freeze_backbone": "True",
-    }  # fmt: skip
+        "--model_name_or_path": "/models/my model",
+        "--eval_data_path": "held out.json",
+        "--eval_strategy": "steps",
+        "--eval_steps": "20",
+        "--attn_implementation": "sdpa",
+        "--run_name": "trial 1",
+        "--report_to": "wandb",
+        "--on_bad_sample": "skip",
+        "--seed": "8",
+        "--fp16": "True",
+        "--bf16": "False",
+        "--freeze_backbone": "True",
+    }
     assert {flag: flags[flag] for flag in expected} == expected
 
 

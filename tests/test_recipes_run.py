@@ -38,11 +38,22 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(assets: Path) -> dict[str, str]:
     """Variables that make a recipe small."""
     return {
-        "LAUNCHER": "python", "DEVICE": "cpu", "PYTHON": sys.executable, "MODEL": str(assets / "lm"),
-        "VISION_TOWER": str(assets / "tower"), "COMPRESSION": str(assets / "tiny.yaml"), "MAX_STEPS": "3",
-        "IMAGE_FOLDER": str(assets / "images"), "GLOBAL_BATCH_SIZE": "8", "BATCH_SIZE": "4", "MAX_LENGTH": "256",
-        "WORKERS": "0", "LEARNING_RATE": "1e-2", "REPORT_TO": "tensorboard", "DATA_PATH": str(assets / "chats.json"),
-    }  # fmt: skip
+        "LAUNCHER": "python",
+        "DEVICE": "cpu",
+        "PYTHON": sys.executable,
+        "MODEL": str(assets / "lm"),
+        "VISION_TOWER": str(assets / "tower"),
+        "COMPRESSION": str(assets / "tiny.yaml"),
+        "MAX_STEPS": "3",
+        "IMAGE_FOLDER": str(assets / "images"),
+        "GLOBAL_BATCH_SIZE": "8",
+        "BATCH_SIZE": "4",
+        "MAX_LENGTH": "256",
+        "WORKERS": "0",
+        "LEARNING_RATE": "1e-2",
+        "REPORT_TO": "tensorboard",
+        "DATA_PATH": str(assets / "chats.json"),
+    }
 
 
 def shell(script: str, *words: str, **variables: str) -> str:

@@ -45,10 +45,14 @@ def asked(variables: dict[str, str]) -> list[str]:
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     marks = {
-        "check 1": r"data\.check .*--version plain", "check 2": r"data\.check .*--version v1",
-        "benchmarks": r"eval\.data --check", "evaluation": r"eval\.run .*--benchmarks pope,sqa,textvqa,mme,gqa",
-        "phase 1": "train_mem.*tune_mm_mlp_adapter", "phase 2": "train_mem.*pretrain_mm_mlp_adapter", "table": "table",
-    }  # fmt: skip
+        "check 1": r"data\.check .*--version plain",
+        "check 2": r"data\.check .*--version v1",
+        "benchmarks": r"eval\.data --check",
+        "evaluation": r"eval\.run .*--benchmarks pope,sqa,textvqa,mme,gqa",
+        "phase 1": "train_mem.*tune_mm_mlp_adapter",
+        "phase 2": "train_mem.*pretrain_mm_mlp_adapter",
+        "table": "table",
+    }
     return [next(step for step, mark in marks.items() if re.search(mark, line)) for line in lines]
 
 

@@ -39,19 +39,26 @@ def by_hand(folder: Path, question: str, files: list[str], **options) -> str:
     prompt = encode_prompt([question], tokenizer, "llava_v1").tensors()
     images = process_images([Image.open(name).convert("RGB") for name in files], image_processor, model.config)
     settings = {"max_new_tokens": 8, "do_sample": False} | options
-    ids = model.generate(
-        prompt["input_ids"][None], images=images, query_mask=prompt["query_mask"][None], **settings
-    )  # fmt: skip
+    ids = model.generate(prompt["input_ids"][None], images=images, query_mask=prompt["query_mask"][None], **settings)
     return tokenizer.decode(ids[0], skip_special_tokens=True).strip()
 
 
 def arguments(folder: Path, files: str, **changes) -> SimpleNamespace:
     """Everything that LLaVA's own callers set."""
     given = {
-        "model_path": str(folder), "model_base": None, "model_name": "llava-v1.5-tiny", "query": QUESTION,
-        "conv_mode": None, "image_file": files, "sep": ",", "temperature": 0, "top_p": None, "num_beams": 1,
-        "max_new_tokens": 8, "device": "cpu",
-    }  # fmt: skip
+        "model_path": str(folder),
+        "model_base": None,
+        "model_name": "llava-v1.5-tiny",
+        "query": QUESTION,
+        "conv_mode": None,
+        "image_file": files,
+        "sep": ",",
+        "temperature": 0,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 8,
+        "device": "cpu",
+    }
     return SimpleNamespace(**given | changes)
 
 
@@ -176,8 +183,12 @@ def test_images_are_placed_with_the_marks_that_the_model_asks_for():
 def test_sampling_follows_the_temperature():
     assert GenerationSettings(0, 0.9).options()["do_sample"] is False
     assert GenerationSettings(0.7, 0.9, 2, 5).options() == {
-        "do_sample": True, "temperature": 0.7, "top_p": 0.9, "num_beams": 2, "max_new_tokens": 5
-    }  # fmt: skip
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "num_beams": 2,
+        "max_new_tokens": 5,
+    }
     assert GenerationSettings().options() == {}
 
 

@@ -82,8 +82,12 @@ def test_the_preset_is_fastv_as_published() -> None:
     """Two layers see everything, the second one's attention of the last token ranks, half stay where they were."""
     t2v = CompressionConfig.from_preset("fastv").t2v
     assert (t2v.layers, t2v.keep, t2v.queries, t2v.positions, t2v.scored_by) == (
-        (2,), (0.5,), "last", "original", "before",
-    )  # fmt: skip
+        (2,),
+        (0.5,),
+        "last",
+        "original",
+        "before",
+    )
     model, row, image = tiny_llava(), chat(5, answered=False), pixels(1, seed=5)
     attentions, visual = stock_attentions(model, row, image[0])
     after = model(**collate([row]), images=image, compression=CompressionConfig.from_preset("fastv")).layouts[-1]

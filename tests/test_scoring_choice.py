@@ -94,13 +94,27 @@ def test_science_questions_are_asked_as_llava_asks(root: Path):
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("B. green", "B"), ("B. ", "B"), ("The answer is C.", "C"), ("Well. The answer is C!", "C"),
-        ("The answer is C because", "C"), ("The answer is G.", "G"), (" B ", FAILED), ("B\nbecause", FAILED),
-        ("B.", FAILED), ("b", FAILED), ("Bird", FAILED), ("", FAILED), ("F. six", FAILED),
-        ("The answer is C", FAILED), ("The answer is C\n", FAILED), ("The answer is c.", FAILED),
-        ("The answer is B. No. The answer is C.", FAILED), ("The correct option is B", FAILED),
+        ("B", "B"),
+        ("B. green", "B"),
+        ("B. ", "B"),
+        ("The answer is C.", "C"),
+        ("Well. The answer is C!", "C"),
+        ("The answer is C because", "C"),
+        ("The answer is G.", "G"),
+        (" B ", FAILED),
+        ("B\nbecause", FAILED),
+        ("B.", FAILED),
+        ("b", FAILED),
+        ("Bird", FAILED),
+        ("", FAILED),
+        ("F. six", FAILED),
+        ("The answer is C", FAILED),
+        ("The answer is C\n", FAILED),
+        ("The answer is c.", FAILED),
+        ("The answer is B. No. The answer is C.", FAILED),
+        ("The correct option is B", FAILED),
     ],
-)  # fmt: skip
+)
 def test_letters_are_read_as_llava_reads_them(text: str, letter: str):
     assert read_letter(text) == letter
 
@@ -155,9 +169,13 @@ def test_eval_science_qa_prints_and_writes_what_llava_does(
     assert [analysis["question_id"] for analysis in analyses["correct"]] == ["4", "5", "11"]
     wrong = {analysis["question_id"]: analysis for analysis in analyses["incorrect"]}
     assert wrong["31"] == {
-        "question_id": "31", "parsed_ans": FAILED, "ground_truth": "B", "question": "Unknown", "pred": FAILED,
+        "question_id": "31",
+        "parsed_ans": FAILED,
+        "ground_truth": "B",
+        "question": "Unknown",
+        "pred": FAILED,
         "is_multimodal": False,
-    }  # fmt: skip
+    }
     assert wrong["15"]["is_multimodal"] and wrong["15"]["parsed_ans"] == "A"
 
 
@@ -192,8 +210,16 @@ def test_mmbench_questions_are_asked_as_llava_asks(root: Path):
     assert plain.images == (files.png(70),)
     line = answer_line(plain, "B", "id", "tiny")
     assert set(line) == {
-        "question_id", "round_id", "prompt", "text", "options", "option_char", "answer_id", "model_id", "metadata"
-    }  # fmt: skip
+        "question_id",
+        "round_id",
+        "prompt",
+        "text",
+        "options",
+        "option_char",
+        "answer_id",
+        "model_id",
+        "metadata",
+    }
     chinese = get_benchmark("mmbench_cn").questions(root)[0]
     assert chinese.text == "图中是什么？\nA. 猫\nB. 狗\nC. 鸟\n请直接回答选项字母。"
 
@@ -214,33 +240,66 @@ def test_all_rounds_rotate_options_and_keep_the_letters_in_order(root: Path):
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("B.", "B"), ("B. dog", "B"), ("(C) bird", "C"), ("A: cat", "A"), ("A\nIt purrs.", "A"),
-        ("The answer is B.", "B"), ("The answer is A.", "A"), ("Answer: B", "B"), ("**B**", "B"), ("Option B", "B"),
-        ("答案：B。", "B"), ("A。猫", "A"), ("A, B and C are all visible", None), ("B or C", None),
-        ("A large dog sits here.", "B"), ("A. A cat sits here.", "A"), ("A: it purrs quite loudly.", "A"),
-        ("(A) it purrs quite loudly.", "A"), ("A and B are pets.", None), ("A dog", "A"), ("Bird A", "A"),
-        ("D", None), ("D. fish", None), ("It is a dog.", "B"), ("Dog.", "B"), ("a cat and a dog", None),
-        ("hot dog", "C"), ("", None), ("none of them", None), ("Because of ABC", None),
+        ("B", "B"),
+        ("B.", "B"),
+        ("B. dog", "B"),
+        ("(C) bird", "C"),
+        ("A: cat", "A"),
+        ("A\nIt purrs.", "A"),
+        ("The answer is B.", "B"),
+        ("The answer is A.", "A"),
+        ("Answer: B", "B"),
+        ("**B**", "B"),
+        ("Option B", "B"),
+        ("答案：B。", "B"),
+        ("A。猫", "A"),
+        ("A, B and C are all visible", None),
+        ("B or C", None),
+        ("A large dog sits here.", "B"),
+        ("A. A cat sits here.", "A"),
+        ("A: it purrs quite loudly.", "A"),
+        ("(A) it purrs quite loudly.", "A"),
+        ("A and B are pets.", None),
+        ("A dog", "A"),
+        ("Bird A", "A"),
+        ("D", None),
+        ("D. fish", None),
+        ("It is a dog.", "B"),
+        ("Dog.", "B"),
+        ("a cat and a dog", None),
+        ("hot dog", "C"),
+        ("", None),
+        ("none of them", None),
+        ("Because of ABC", None),
     ],
-)  # fmt: skip
+)
 def test_options_are_read_from_answers(text: str, letter: str | None):
     assert read_option(text, ["cat", "dog", "hot dog" if "hot" in text else "bird"]) == letter
 
 
 # Right: all three rotations of 7 (B, C, A), one of two of 8 (A, but not B), three of four of 12 (D, A, B, not C).
 MMBENCH_TEXTS = {
-    7: "B", 1_000_007: "C. dog", 2_000_007: "dog",
-    8: "A", 1_000_008: "A",
-    12: "D", 1_000_012: "A", 2_000_012: "B", 3_000_012: "D",
-}  # fmt: skip
+    7: "B",
+    1_000_007: "C. dog",
+    2_000_007: "dog",
+    8: "A",
+    1_000_008: "A",
+    12: "D",
+    1_000_012: "A",
+    2_000_012: "B",
+    3_000_012: "D",
+}
 
 
 def test_circular_and_plain_accuracy_by_hand(root: Path):
     scores = get_benchmark("mmbench").score(root, answered(root, "mmbench", MMBENCH_TEXTS))
     # Plain: 7, 8 and 12 are right. Circular: of the three groups only that of 7; it is one of two of its ability.
     assert scores.values == {
-        "plain_accuracy": 100, "circular_accuracy": pytest.approx(100 / 3), "perception": 50, "reasoning": 0
-    }  # fmt: skip
+        "plain_accuracy": 100,
+        "circular_accuracy": pytest.approx(100 / 3),
+        "perception": 50,
+        "reasoning": 0,
+    }
     assert scores.headline == scores.values["circular_accuracy"] and scores.notes == ()
 
 
@@ -370,9 +429,13 @@ def test_seed_accuracy_by_hand(root: Path):
     scores = benchmark.score(root, answered(root, "seed", SEED_TEXTS))
     # Scenes: A, B right, "C. three" is not the letter alone: 2 of 3. Counting: 1 of 1. Video: 1 of 2. All: 4 of 6.
     assert scores.values == {
-        "Scene Understanding": pytest.approx(200 / 3), "Instances Counting": 100, "Action Recognition": 50,
-        "image": 75, "video": 50, "total": pytest.approx(400 / 6),
-    }  # fmt: skip
+        "Scene Understanding": pytest.approx(200 / 3),
+        "Instances Counting": 100,
+        "Action Recognition": 50,
+        "image": 75,
+        "video": 50,
+        "total": pytest.approx(400 / 6),
+    }
     assert scores.headline == 75
     scores = benchmark.score(root, answered(root, "seed", {"v0": "B"}))
     assert scores.headline is None and scores.values["video"] == 100 and scores.notes

@@ -184,9 +184,16 @@ def test_gqa(tmp_path: Path) -> None:
     scores = score(tmp_path, "gqa", GQA_TEXTS)
     assert scores.headline == pytest.approx(100 * 4 / 6)
     expected = {
-        "accuracy": 4 / 6, "open": 2 / 3, "binary": 2 / 3, "structural/verify": 1, "structural/query": 2 / 3,
-        "structural/choose": 1 / 2, "semantic/global": 1, "semantic/rel": 1, "semantic/attr": 0,
-    }  # fmt: skip
+        "accuracy": 4 / 6,
+        "open": 2 / 3,
+        "binary": 2 / 3,
+        "structural/verify": 1,
+        "structural/query": 2 / 3,
+        "structural/choose": 1 / 2,
+        "semantic/global": 1,
+        "semantic/rel": 1,
+        "semantic/attr": 0,
+    }
     assert scores.values == pytest.approx({name: 100 * share for name, share in expected.items()})
 
 

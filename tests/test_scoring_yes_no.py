@@ -97,9 +97,15 @@ def test_eval_pope_prints_llavas_lines(tmp_path: Path, capsys: pytest.CaptureFix
         f"Category: {split}, # samples: 4" for split in ("adversarial", "popular", "random")
     ]
     assert lines[1:9] == [
-        "TP\tFP\tTN\tFN\t", "2\t0\t2\t0", "Accuracy: 1.0", "Precision: 1.0", "Recall: 1.0", "F1 score: 1.0",
-        "Yes ratio: 0.5", "1.000, 1.000, 1.000, 1.000, 0.500",
-    ]  # fmt: skip
+        "TP\tFP\tTN\tFN\t",
+        "2\t0\t2\t0",
+        "Accuracy: 1.0",
+        "Precision: 1.0",
+        "Recall: 1.0",
+        "F1 score: 1.0",
+        "Yes ratio: 0.5",
+        "1.000, 1.000, 1.000, 1.000, 0.500",
+    ]
     assert "0.667, 0.500, 0.500, 1.000, 1.000" in lines and "0.000, 0.500, 0.000, 0.000, 0.000" in lines
     assert float(lines[-1].removeprefix("Average F1: ")) == pytest.approx(5 / 9)
     empty = write_answers(tmp_path / "empty.jsonl", [])
@@ -180,8 +186,11 @@ def test_mme_submission_is_what_its_script_reads(tmp_path: Path) -> None:
         contents = {name: archive.read(name).decode("utf-8").splitlines() for name in archive.namelist()}
     assert sorted(contents) == ["code_reasoning.txt", "existence.txt"]
     assert contents["existence.txt"][0].split("\t") == [
-        "000000006040.jpg", "Is there a train in this picture?  Please answer yes or no.", "Yes", "Yes",
-    ]  # fmt: skip
+        "000000006040.jpg",
+        "Is there a train in this picture?  Please answer yes or no.",
+        "Yes",
+        "Yes",
+    ]
     assert contents["code_reasoning.txt"][1].split("\t")[2:] == ["No", "No it is not"]
     assert benchmark.write_submission(tmp_path, answered[1:], tmp_path / "part") == tmp_path / "part.zip"
     with zipfile.ZipFile(tmp_path / "part.zip") as archive:

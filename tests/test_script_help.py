@@ -27,9 +27,14 @@ def shell(tmp_path: Path, *words: str, **variables: str) -> subprocess.Completed
     kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
     own = {"PATH": f"{stubs}:/usr/bin:/bin", "VENV": str(tmp_path / "venv"), "OUTPUT": str(tmp_path / "out")}
     return subprocess.run(
-        ["bash", str(ROOT / words[0]), *words[1:]], cwd=tmp_path, env={**kept, **own, **variables},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        ["bash", str(ROOT / words[0]), *words[1:]],
+        cwd=tmp_path,
+        env={**kept, **own, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

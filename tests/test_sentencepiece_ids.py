@@ -152,9 +152,12 @@ def test_a_configuration_that_wants_no_space_in_front_gets_none(tmp_path: Path, 
 def test_a_chunk_behind_an_image_keeps_the_space_it_begins_with(tokenizer: Any, pieces: Any) -> None:
     """LLaVA tokenises each chunk as a text of its own."""
     for prompt in (
-        "USER: <image> What is it? ASSISTANT:", "<image>  two spaces<image>\n    x", "<image><image> ", "<image>",
+        "USER: <image> What is it? ASSISTANT:",
+        "<image>  two spaces<image>\n    x",
+        "<image><image> ",
+        "<image>",
         "USER: <image>\nWhat?</s>USER: <image> again",
-    ):  # fmt: skip
+    ):
         expected: list[int] = [1]
         for number, chunk in enumerate(prompt.split("<image>")):
             expected += ([-200] if number else []) + slow_ids(pieces, chunk, SPECIAL, legacy=False)
@@ -253,8 +256,8 @@ def test_a_model_that_was_trained_from_such_a_folder_keeps_the_ids(tmp_path: Pat
     write_assets(tmp_path)
     base = write_folder(tmp_path / "base")
     language = LlamaConfig(
-        vocab_size=32000, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-    )  # fmt: skip
+        vocab_size=32000, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2
+    )
     LlamaForCausalLM(language).save_pretrained(base)
     trained = tmp_path / "trained"
     train(flags(tmp_path, trained, "finetune", model_name_or_path=base, max_steps=1))
@@ -271,9 +274,16 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "corpus.txt").write_text("\n".join(written_texts()))
     SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "trained"), vocab_size=900,
-        model_type=request.param, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=5,
-    )  # fmt: skip
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "trained"),
+        vocab_size=900,
+        model_type=request.param,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=5,
+    )
     return folder / "trained.model"
 
 
@@ -281,9 +291,17 @@ def test_symbols_of_ones_own_are_refused_where_they_cannot_be_found_as_sentencep
     """It looks for them between spaces that it has changed; a tokenizer looks for added tokens before anything else."""
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
     common = {
-        "input": str(tmp_path / "corpus.txt"), "vocab_size": 360, "model_type": "bpe", "byte_fallback": True,
-        "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "minloglevel": 5, "user_defined_symbols": ["<|im_end|>"],
-    }  # fmt: skip
+        "input": str(tmp_path / "corpus.txt"),
+        "vocab_size": 360,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "unk_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "pad_id": -1,
+        "minloglevel": 5,
+        "user_defined_symbols": ["<|im_end|>"],
+    }
     SentencePieceTrainer.train(model_prefix=str(tmp_path / "default"), **common)
     plain = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
     SentencePieceTrainer.train(model_prefix=str(tmp_path / "plain"), **common, **plain)

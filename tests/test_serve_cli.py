@@ -86,29 +86,55 @@ def test_commands_change_the_conversation(folder: Path, pictures: list[str], tal
     chat.set_compression("none")
     fresh = said(chat.answer(TALK[0], [read_image(pictures[2])]))
     lines = [
-        "/tokens", f"/image {pictures[0]}", TALK[0], f"/image {pictures[1]}", TALK[1], "/tokens", "/reset",
-        "/compression none", f"/image {pictures[2]}", TALK[0], "/exit", "never asked",
-    ]  # fmt: skip
+        "/tokens",
+        f"/image {pictures[0]}",
+        TALK[0],
+        f"/image {pictures[1]}",
+        TALK[1],
+        "/tokens",
+        "/reset",
+        "/compression none",
+        f"/image {pictures[2]}",
+        TALK[0],
+        "/exit",
+        "never asked",
+    ]
     _, out, err = talk(lines)
     told = "1 image(s) will be shown with the next question."
     assert [line.strip() for line in out] == [
-        "Nothing has been answered yet.", told, *first, told, *later, *usage,
-        "visual tokens of an image by layer: 0-5: 16", told, *fresh,
-    ]  # fmt: skip
+        "Nothing has been answered yet.",
+        told,
+        *first,
+        told,
+        *later,
+        *usage,
+        "visual tokens of an image by layer: 0-5: 16",
+        told,
+        *fresh,
+    ]
     assert not [line for line in err if line.strip() and "Loading" not in line]
 
 
 def test_the_chat_goes_on_after_what_cannot_be_done(folder: Path, pictures: list[str], talk):
     lines = [
-        "/image nowhere.png", "/image", "/compression pyramiddrop", "/compression", "/juggle", "Is <image> red?",
+        "/image nowhere.png",
+        "/image",
+        "/compression pyramiddrop",
+        "/compression",
+        "/juggle",
+        "Is <image> red?",
         TALK[0],
-    ]  # fmt: skip
+    ]
     status, out, err = talk(lines)
     assert status == 0 and [line.strip() for line in out] == said(chat_of(folder).answer(TALK[0]))
     for reason in (
-        "There is no image file 'nowhere.png'", "Name an image", "the decoder has 6 layers", "Name a budget",
-        "There is no command '/juggle'", "holds 1 <image>, but 0 images",
-    ):  # fmt: skip
+        "There is no image file 'nowhere.png'",
+        "Name an image",
+        "the decoder has 6 layers",
+        "Name a budget",
+        "There is no command '/juggle'",
+        "holds 1 <image>, but 0 images",
+    ):
         assert any(reason in line for line in err), reason
 
 
@@ -292,9 +318,7 @@ def test_the_image_of_an_overlay_is_what_the_tower_saw(folder: Path, pictures: l
     plain = panel(picture, 0, 0, overlay.SIDE)
     expected = shown.resize(plain.size, Image.Resampling.BICUBIC)
     inner = (1, 1, overlay.SIDE - 1, overlay.SIDE - 1)
-    difference = [
-        abs(a - b) for a, b in zip(plain.crop(inner).tobytes(), expected.crop(inner).tobytes(), strict=True)
-    ]  # fmt: skip
+    difference = [abs(a - b) for a, b in zip(plain.crop(inner).tobytes(), expected.crop(inner).tobytes(), strict=True)]
     assert sum(difference) / len(difference) < 2
 
 
@@ -310,5 +334,9 @@ def test_save_overlay_writes_a_picture_after_each_answer(pictures: list[str], tm
 
 def test_sizes_are_told_in_the_largest_unit_that_they_fill():
     assert [size(count) for count in (0, 1023, 1024, 3 * 2**19, 5 * 2**30)] == [
-        "0 bytes", "1023 bytes", "1.0 KiB", "1.5 MiB", "5.0 GiB"
-    ]  # fmt: skip
+        "0 bytes",
+        "1023 bytes",
+        "1.0 KiB",
+        "1.5 MiB",
+        "5.0 GiB",
+    ]

@@ -24,11 +24,15 @@ def planned(model: Any, rows: list[tiny.Row] = ROWS) -> dict[str, Any]:
     """A batch as the trainer gets it, of samples as the data set has them; the plan has been to another process."""
     samples = [
         {
-            "input_ids": torch.tensor(row.ids), "labels": torch.tensor(row.labels), "images": list(pixels(row.images)),
-            "query_mask": torch.tensor(row.roles), "sample_id": str(number), "truncated": False,
+            "input_ids": torch.tensor(row.ids),
+            "labels": torch.tensor(row.labels),
+            "images": list(pixels(row.images)),
+            "query_mask": torch.tensor(row.roles),
+            "sample_id": str(number),
+            "truncated": False,
         }
         for number, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     made = SupervisedCollator(0, 56, model.plan_settings())(samples)
     batch = {name: made[name] for name in ("input_ids", "attention_mask", "labels", "query_mask", "plan")}
     batch["images"] = made["images"].to(model.dtype)

@@ -178,9 +178,13 @@ def test_tables_and_plots_show_every_cell(tmp_path: Path) -> None:
 
 
 SIZE = {
-    "STUDY_SEEDS": "1", "STUDY_IMAGES": "64", "STUDY_QUESTIONS": "3", "STUDY_JOBS": "1",
-    "STUDY_PRETRAIN_STEPS": "1", "STUDY_FINETUNE_STEPS": "1",
-}  # fmt: skip
+    "STUDY_SEEDS": "1",
+    "STUDY_IMAGES": "64",
+    "STUDY_QUESTIONS": "3",
+    "STUDY_JOBS": "1",
+    "STUDY_PRETRAIN_STEPS": "1",
+    "STUDY_FINETUNE_STEPS": "1",
+}
 
 
 def study(folder: Path) -> subprocess.CompletedProcess[str]:

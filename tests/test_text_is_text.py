@@ -21,14 +21,45 @@ from llava.data.tokens import RecordEncoder
 from llava.mm_utils import tokenizer_image_token
 
 ADDED = [
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|start_header_id|>",
-    "<|end_header_id|>", "<|eot_id|>", "<im_start>", "<im_end>", "<image>", "<video>", "<pad>",
-]  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|vision_start|>",
+    "<|image_pad|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<im_start>",
+    "<im_end>",
+    "<image>",
+    "<video>",
+    "<pad>",
+]
 SPELLINGS = [*ADDED, "</s>", "<s>", "<unk>", "<0x0A>", "USER:", "ASSISTANT:", "[INST]", "<<SYS>>", "###"]
 OTHERS = [
-    " ", "  ", "\n", "red", "What", "é", "日本", "🙂", "<", "/s>", "|>", "</", "\U000f0000", "\U00100000", "\u202e",
-    "\x00", "\x1b[31m", "ﬁ", "＜/s＞", "e\u0301", "x", "<think>",
-]  # fmt: skip
+    " ",
+    "  ",
+    "\n",
+    "red",
+    "What",
+    "é",
+    "日本",
+    "🙂",
+    "<",
+    "/s>",
+    "|>",
+    "</",
+    "\U000f0000",
+    "\U00100000",
+    "\u202e",
+    "\x00",
+    "\x1b[31m",
+    "ﬁ",
+    "＜/s＞",
+    "e\u0301",
+    "x",
+    "<think>",
+]
 TEMPLATES = ("v1", "llava_llama_2", "mpt", "chatml", "qwen_2", "llama_3", "v0")
 
 

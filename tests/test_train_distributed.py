@@ -160,9 +160,13 @@ def test_fault_7_ranks_with_different_contents_neither_hang_nor_disagree(
     """Rank 0 sees text where rank 1 sees five images, and the other way round; the last drop leaves no visual token."""
     (tmp_path / "mixed.json").write_text(json.dumps(mixed_records() * 2))
     changes = options(
-        assets, data_path=tmp_path / "mixed.json", train_sampling_strategy="sequential", group_by_modality_length=False,
-        per_device_train_batch_size=1, max_steps=6,
-    )  # fmt: skip
+        assets,
+        data_path=tmp_path / "mixed.json",
+        train_sampling_strategy="sequential",
+        group_by_modality_length=False,
+        per_device_train_batch_size=1,
+        max_steps=6,
+    )
     config = {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json"}
     run("forked", flags(assets, tmp_path / "two", "finetune", **changes, **config), tmp_path / "log")
     single = changes | {"per_device_train_batch_size": 2}

@@ -231,15 +231,28 @@ def test_a_second_signal_does_not_end_a_stopped_process_otherwise(tmp_path: Path
 
 def test_a_recipe_whose_data_lacks_an_image_ends_with_an_error(assets: Path, tmp_path: Path) -> None:
     variables = {
-        "LAUNCHER": "python", "DEVICE": "cpu", "PYTHON": sys.executable, "MODEL": str(assets / "lm"), "WORKERS": "2",
-        "VISION_TOWER": str(assets / "tower"), "COMPRESSION": str(assets / "tiny.yaml"), "GLOBAL_BATCH_SIZE": "4",
-        "IMAGE_FOLDER": str(assets / "images"), "DATA_PATH": str(assets / "faulty.json"), "MAX_LENGTH": "256",
-        "OUTPUT_DIR": str(tmp_path / "out"), "BATCH_SIZE": "4",
-    }  # fmt: skip
+        "LAUNCHER": "python",
+        "DEVICE": "cpu",
+        "PYTHON": sys.executable,
+        "MODEL": str(assets / "lm"),
+        "WORKERS": "2",
+        "VISION_TOWER": str(assets / "tower"),
+        "COMPRESSION": str(assets / "tiny.yaml"),
+        "GLOBAL_BATCH_SIZE": "4",
+        "IMAGE_FOLDER": str(assets / "images"),
+        "DATA_PATH": str(assets / "faulty.json"),
+        "MAX_LENGTH": "256",
+        "OUTPUT_DIR": str(tmp_path / "out"),
+        "BATCH_SIZE": "4",
+    }
     done = subprocess.run(
-        ["bash", "scripts/v1_5/finetune_task.sh"], cwd=ROOT, env=environment() | variables, capture_output=True,
-        text=True, timeout=240,
-    )  # fmt: skip
+        ["bash", "scripts/v1_5/finetune_task.sh"],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 1 and "missing.png" in done.stderr
     assert not (tmp_path / "out/model.safetensors").exists()
 

@@ -56,14 +56,27 @@ def test_every_argument_of_transformers_stands_in_exactly_one_table() -> None:
 
 
 ASKED = {
-    "label_smoothing_factor": "0.1", "optim_target_modules": "all-linear", "torch_compile_backend": "inductor",
-    "torch_compile_mode": "default", "neftune_noise_alpha": "5",
-    "eval_do_concat_batches": "False", "include_for_metrics": "inputs", "label_names": "labels",
-    "hub_token": "secret", "hub_private_repo": "True", "hub_model_id": "me/model", "hub_strategy": "end",
-    "hub_revision": "main", "accelerator_config": '{"split_batches": true}', "fsdp": "full_shard",
-    "fsdp_config": '{"min_num_params": 1}', "dataloader_in_order": "False", "length_column_name": "size",
-    "skip_memory_metrics": "False", "debug": "underflow_overflow",
-}  # fmt: skip
+    "label_smoothing_factor": "0.1",
+    "optim_target_modules": "all-linear",
+    "torch_compile_backend": "inductor",
+    "torch_compile_mode": "default",
+    "neftune_noise_alpha": "5",
+    "eval_do_concat_batches": "False",
+    "include_for_metrics": "inputs",
+    "label_names": "labels",
+    "hub_token": "secret",
+    "hub_private_repo": "True",
+    "hub_model_id": "me/model",
+    "hub_strategy": "end",
+    "hub_revision": "main",
+    "accelerator_config": '{"split_batches": true}',
+    "fsdp": "full_shard",
+    "fsdp_config": '{"min_num_params": 1}',
+    "dataloader_in_order": "False",
+    "length_column_name": "size",
+    "skip_memory_metrics": "False",
+    "debug": "underflow_overflow",
+}
 
 
 OBJECTS = {"parallelism_config", "liger_kernel_config"}  # no command line can hold them
@@ -78,15 +91,30 @@ def test_what_a_run_cannot_do_is_refused_before_anything_is_loaded(name: str) ->
 @pytest.mark.parametrize(
     "words",
     [
-        ["--label_smoothing_factor", "0"], ["--torch_compile", "False"], ["--fsdp", ""], ["--push_to_hub", "False"],
-        ["--remove_unused_columns", "False"], ["--eval_do_concat_batches", "True"], ["--hub_strategy", "every_save"],
-        ["--include_num_input_tokens_seen", "no"], ["--skip_memory_metrics", "True"],
-        ["--do_train", "True"], ["--prediction_loss_only", "True"], ["--optim", "adamw_torch"],
-        ["--debug", ""], ["--parallelism_config", "None"], ["--liger_kernel_config", "none"], ["--fsdp_config=None"],
-        ["--accelerator_config", "None"], ["--label_names", "None"], ["--hub_token", "null"],
-        ["--past_index", "-1"], ["--ray_scope", "last"], ["--fp16_opt_level", "O1"],
+        ["--label_smoothing_factor", "0"],
+        ["--torch_compile", "False"],
+        ["--fsdp", ""],
+        ["--push_to_hub", "False"],
+        ["--remove_unused_columns", "False"],
+        ["--eval_do_concat_batches", "True"],
+        ["--hub_strategy", "every_save"],
+        ["--include_num_input_tokens_seen", "no"],
+        ["--skip_memory_metrics", "True"],
+        ["--do_train", "True"],
+        ["--prediction_loss_only", "True"],
+        ["--optim", "adamw_torch"],
+        ["--debug", ""],
+        ["--parallelism_config", "None"],
+        ["--liger_kernel_config", "none"],
+        ["--fsdp_config=None"],
+        ["--accelerator_config", "None"],
+        ["--label_names", "None"],
+        ["--hub_token", "null"],
+        ["--past_index", "-1"],
+        ["--ray_scope", "last"],
+        ["--fp16_opt_level", "O1"],
     ],
-)  # fmt: skip
+)
 def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> None:
     parse_arguments([*BASE, *words])
 
@@ -144,10 +172,17 @@ def test_what_is_called_honoured_runs(assets: Path, tmp_path: Path, options: dic
 
 def test_the_best_model_is_kept_by_its_held_out_loss(assets: Path, tmp_path: Path) -> None:
     options = {
-        "eval_data_path": assets / "chats.json", "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True,
-        "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "learning_rate": 3.0,
-        "max_steps": 2, "early_save_check": False,
-    }  # fmt: skip
+        "eval_data_path": assets / "chats.json",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "learning_rate": 3.0,
+        "max_steps": 2,
+        "early_save_check": False,
+    }
     train(flags(assets, tmp_path / "out", "finetune", **options))
     found = [entry["eval_loss"] for entry in summary(tmp_path / "out")["evaluations"]]
     assert len(found) == 4 and found[-1] == pytest.approx(min(found[1:3]), rel=1e-5)

@@ -235,9 +235,12 @@ def test_a_rate_that_the_held_out_loss_steers_goes_on_only_with_the_same(assets:
     """Such a schedule keeps no first rate, and other held-out data would lower it at other steps."""
     (tmp_path / "other.json").write_text(json.dumps(json.loads((assets / "chats.json").read_text())[:4]))
     options = RUN | {
-        "lr_scheduler_type": "reduce_lr_on_plateau", "eval_data_path": assets / "chats.json", "eval_strategy": "steps",
-        "eval_steps": 1, "early_save_check": False,
-    }  # fmt: skip
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "eval_data_path": assets / "chats.json",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "early_save_check": False,
+    }
     out = train(flags(assets, tmp_path / "out", "finetune", **options | {"max_steps": 2}))
     (out / "model.safetensors").unlink()
     for changes, sentence in (

@@ -160,9 +160,15 @@ def test_fault_4_an_interrupted_save_leaves_the_previous_checkpoint(
 
 def facts(**changes: object) -> RunFacts:
     known: dict[str, object] = {
-        "compression": {"v2v": None, "t2v": None}, "data": "abc", "samples": 10, "world_size": 2, "batch_size": 8,
-        "trained": "model", "engine": "torch", "seed": 42,
-    }  # fmt: skip
+        "compression": {"v2v": None, "t2v": None},
+        "data": "abc",
+        "samples": 10,
+        "world_size": 2,
+        "batch_size": 8,
+        "trained": "model",
+        "engine": "torch",
+        "seed": 42,
+    }
     return RunFacts(**(known | changes))  # type: ignore[arg-type]
 
 
@@ -291,9 +297,12 @@ def test_validation_loss_is_the_mean_over_held_out_tokens(assets: Path, tmp_path
         batch = collator([dataset[index]])
         with torch.no_grad():
             output = model(
-                batch["input_ids"], batch["attention_mask"], images=batch.get("images"),
-                labels=batch["labels"], query_mask=batch["query_mask"],
-            )  # fmt: skip
+                batch["input_ids"],
+                batch["attention_mask"],
+                images=batch.get("images"),
+                labels=batch["labels"],
+                query_mask=batch["query_mask"],
+            )
         labels = batch["labels"]
         total += float(F.cross_entropy(output.logits[0, :-1].float(), labels[0, 1:], reduction="sum"))
         count += int((labels[0, 1:] != -100).sum())

@@ -34,10 +34,21 @@ def test_a_picture_opens_however_its_path_is_typed(photo: Path):
     escaped = str(photo).replace(" ", "\\ ").replace("#", "\\#").replace(",", "\\,")
     inside = str(photo.relative_to(photo.parents[1]))
     for typed in (
-        str(photo), f"  {photo} ", f"'{photo}'", f'"{photo}"', f"“{photo}”",
-        f"~/{inside}", f"'~/{inside}'", escaped, photo.as_uri(), f"'{photo.as_uri()}'", f"file://localhost{photo}",
-        f"FILE://{photo}", f"file:{photo}", f"~/{inside}".replace(" ", "\\ "),
-    ):  # fmt: skip
+        str(photo),
+        f"  {photo} ",
+        f"'{photo}'",
+        f'"{photo}"',
+        f"“{photo}”",
+        f"~/{inside}",
+        f"'~/{inside}'",
+        escaped,
+        photo.as_uri(),
+        f"'{photo.as_uri()}'",
+        f"file://localhost{photo}",
+        f"FILE://{photo}",
+        f"file:{photo}",
+        f"~/{inside}".replace(" ", "\\ "),
+    ):
         assert typed_place(typed) == str(photo), typed
         assert read_image(typed).getpixel((0, 0)) == (10, 200, 30)
 
@@ -87,8 +98,11 @@ def test_names_with_commas_in_lists(photo: Path, tmp_path: Path, monkeypatch: py
         ("nowhere,else.png", ["nowhere", "else.png"]),
         (["d,e.png", "c.png"], ["d,e.png", "c.png"]),
         (["d,e.png", "c.png,d"], ["d,e.png", "c.png", "d"]),
-        ("", []), (None, []), ([], []), (" , ", []),
-    ):  # fmt: skip
+        ("", []),
+        (None, []),
+        ([], []),
+        (" , ", []),
+    ):
         assert image_files(names, ",") == found, names
     assert image_files("d,e.png|c.png", "|") == ["d,e.png", "c.png"]
     assert image_files("d,e.png", "") == ["d,e.png"]
@@ -102,17 +116,27 @@ def test_no_image_is_lost_where_the_flag_is_repeated():
 @pytest.mark.parametrize(
     ("line", "command", "rest"),
     [
-        ("/image ~/a b.png ", "/image", "~/a b.png"), ("/tokens", "/tokens", ""), ("/image\ta.png", "/image", "a.png"),
-        ("\ufeff/reset", "/reset", ""), ("/juggle", "/juggle", ""), ("/imge a.png", "/imge", "a.png"),
-        ("/Image a.png", "/Image", "a.png"), ("/image a b.png", "/image", "a b.png"),
+        ("/image ~/a b.png ", "/image", "~/a b.png"),
+        ("/tokens", "/tokens", ""),
+        ("/image\ta.png", "/image", "a.png"),
+        ("\ufeff/reset", "/reset", ""),
+        ("/juggle", "/juggle", ""),
+        ("/imge a.png", "/imge", "a.png"),
+        ("/Image a.png", "/Image", "a.png"),
+        ("/image a b.png", "/image", "a b.png"),
         ("/images of cats are cute", "", "/images of cats are cute"),
         ("/compressions of JPEG differ how?", "", "/compressions of JPEG differ how?"),
         ("/etc/passwd is in the picture, why?", "", "/etc/passwd is in the picture, why?"),
-        ("/home means what?", "", "/home means what?"), ("/s at the end is what?", "", "/s at the end is what?"),
-        ("/", "", "/"), ("//image shows what?", "", "/image shows what?"), ("// is a comment?", "", "/ is a comment?"),
-        ("What is /image?", "", "What is /image?"), ("  ", "", ""), ("/usr/bin", "", "/usr/bin"),
+        ("/home means what?", "", "/home means what?"),
+        ("/s at the end is what?", "", "/s at the end is what?"),
+        ("/", "", "/"),
+        ("//image shows what?", "", "/image shows what?"),
+        ("// is a comment?", "", "/ is a comment?"),
+        ("What is /image?", "", "What is /image?"),
+        ("  ", "", ""),
+        ("/usr/bin", "", "/usr/bin"),
     ],
-)  # fmt: skip
+)
 def test_a_question_may_begin_with_a_slash(line: str, command: str, rest: str):
     assert as_command(line) == (command, rest)
     assert not command or command in KNOWN or command[1:].isalpha()
@@ -160,10 +184,12 @@ def read(path: Path, **options: bool):
 def test_a_question_file_is_read_in_every_form(mark: bytes, form: str, tmp_path: Path):
     lines = [json.dumps(record, ensure_ascii=False) for record in RECORDS]
     text = {
-        "lines": "\n".join(lines), "windows": "\r\n".join(lines) + "\r\n",
+        "lines": "\n".join(lines),
+        "windows": "\r\n".join(lines) + "\r\n",
         "blank": "\n\n" + "\n \n".join(lines) + "\n\n",
-        "list": json.dumps(RECORDS), "indented": json.dumps(RECORDS, indent=2),
-    }[form]  # fmt: skip
+        "list": json.dumps(RECORDS),
+        "indented": json.dumps(RECORDS, indent=2),
+    }[form]
     path = tmp_path / "questions.jsonl"
     path.write_bytes(mark + text.encode())
     questions = read(path, about_text=True)
@@ -192,7 +218,7 @@ def test_a_question_file_is_read_in_every_form(mark: bytes, form: str, tmp_path:
         ({"question_id": 1, "image": "a.png", "images": ["b.png"], "text": "What?"}, "field 'images', which is not"),
         ({"question_id": 1, "image": "a.png", "image_b": "b.png", "text": "What?"}, "field 'image_b', which is not"),
     ],
-)  # fmt: skip
+)
 def test_what_a_question_file_lacks_is_said_at_its_line(record: object, reason: str, tmp_path: Path):
     path = tmp_path / "questions.jsonl"
     path.write_text(f"{json.dumps(RECORDS[0])}\n\n{json.dumps(record)}\n")
@@ -206,11 +232,28 @@ def test_what_a_question_file_lacks_is_said_at_its_line(record: object, reason: 
 @pytest.mark.parametrize(
     "key",
     [
-        "Image", "IMAGE", "image_0", "imagePath", "image-path", "image_list", "image_name", "images_path",
-        "image_base64", "image_bytes", "imgs", "img_path", "picture_path", "photo", "frames", "media", "video_path",
-        "second_image", "imageB", "audio_url",
+        "Image",
+        "IMAGE",
+        "image_0",
+        "imagePath",
+        "image-path",
+        "image_list",
+        "image_name",
+        "images_path",
+        "image_base64",
+        "image_bytes",
+        "imgs",
+        "img_path",
+        "picture_path",
+        "photo",
+        "frames",
+        "media",
+        "video_path",
+        "second_image",
+        "imageB",
+        "audio_url",
     ],
-)  # fmt: skip
+)
 def test_no_spelling_of_a_media_key_is_asked_blind(key: str, tmp_path: Path):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question_id": 1, "text": "what?", key: "a.jpg"}))

@@ -27,8 +27,10 @@ from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import pope_reads
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    **eval_files_choice.WRITERS, **eval_files_vqa.WRITERS, **eval_files_judged.WRITERS
-}  # fmt: skip
+    **eval_files_choice.WRITERS,
+    **eval_files_vqa.WRITERS,
+    **eval_files_judged.WRITERS,
+}
 READ_BY_RULE = ("pope", "mme", "sqa", "mmbench", "mmbench_cn", "seed")
 JUDGED = ("mmvet", "llava_bench", "msvd", "msrvtt", "tgif", "activitynet")
 
@@ -105,11 +107,22 @@ def test_wrong_answers_are_no_unreadable_ones(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "read"),
     [
-        ("Yes", True), ("yes!", True), ("Yes, there is.", True), ("No", True), ("There is not", True), ("NO", False),
-        ("YES", True), ("None", False), ("There is a dog.", False), ("Maybe. Yes", False), ("yesterday", False),
-        ("Definitely yes; look", True), ("nope", False), ("0", False),
+        ("Yes", True),
+        ("yes!", True),
+        ("Yes, there is.", True),
+        ("No", True),
+        ("There is not", True),
+        ("NO", False),
+        ("YES", True),
+        ("None", False),
+        ("There is a dog.", False),
+        ("Maybe. Yes", False),
+        ("yesterday", False),
+        ("Definitely yes; look", True),
+        ("nope", False),
+        ("0", False),
     ],
-)  # fmt: skip
+)
 def test_what_popes_rule_reads(text: str, read: bool):
     assert pope_reads(text) is read
 
@@ -185,9 +198,18 @@ def test_the_conversions_for_servers_say_it_too(tmp_path: Path, capsys: pytest.C
     for name, words in (
         ("convert_gqa_for_eval", ["--src", results / "gqa.answers.jsonl", "--dst", out]),
         ("convert_vqav2_for_submission", ["--dir", data / "vqav2", "--ckpt", "tiny", "--split", merged.parts[-3]]),
-        ("convert_vizwiz_for_submission", ["--annotation-file", questions, "--result-upload-file", out,
-                                           "--result-file", results / "vizwiz.answers.jsonl"]),
-    ):  # fmt: skip
+        (
+            "convert_vizwiz_for_submission",
+            [
+                "--annotation-file",
+                questions,
+                "--result-upload-file",
+                out,
+                "--result-file",
+                results / "vizwiz.answers.jsonl",
+            ],
+        ),
+    ):
         main = runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / f"{name}.py"))["main"]
         assert main([str(word) for word in words]) == 0
         said = capsys.readouterr()

@@ -255,9 +255,13 @@ def test_scores_of_another_number_of_tokens_are_refused(inputs: dict[str, Any], 
     config = V2VConfig(3, 1, score="received" if "received" in inputs else "cls")
     with pytest.raises(ValueError, match=said):
         merge_visual_tokens(
-            torch.rand(1, 16, 2), tensors.get("cls_attention"), tensors.get("keys"), config,
-            received=tensors.get("received"), has_cls=inputs.get("has_cls"),
-        )  # fmt: skip
+            torch.rand(1, 16, 2),
+            tensors.get("cls_attention"),
+            tensors.get("keys"),
+            config,
+            received=tensors.get("received"),
+            has_cls=inputs.get("has_cls"),
+        )
 
 
 def test_a_tower_with_cls_that_is_scored_otherwise_keeps_its_cls():

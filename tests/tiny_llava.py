@@ -25,9 +25,15 @@ def write_assets(folder: Path) -> Path:
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder / "tower")
     tokenizer = llama()
     language = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(language).save_pretrained(folder / "lm")
     tokenizer.save_pretrained(folder / "lm")
     (folder / "images").mkdir()

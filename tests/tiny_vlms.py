@@ -49,13 +49,23 @@ def vlm(
     if family == OWN:
         return _own(dtype, attention, seed, layers)
     text = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     of_clip = {
-        "text_config": text, "vision_config": tower or tower_config(), "image_token_index": IMAGE,
+        "text_config": text,
+        "vision_config": tower or tower_config(),
+        "image_token_index": IMAGE,
         "vision_feature_layer": -2,
-    }  # fmt: skip
+    }
     if family == PEBBLES:
         model = Pebbles(text)
     elif family == "llava":
@@ -101,10 +111,13 @@ def stock_of_own(model: Any) -> Any:
     """transformers' LLaVA with the weights of LLaVA's own: a second program from pixels to logits."""
     text = {name: value for name, value in model.config.to_dict().items() if name in LlamaConfig().to_dict()}
     config = LlavaConfig(
-        vision_config=model.get_vision_tower().config.to_dict(), text_config=text | {"model_type": "llama"},
-        image_token_index=IMAGE, vision_feature_layer=-2, vision_feature_select_strategy="default",
+        vision_config=model.get_vision_tower().config.to_dict(),
+        text_config=text | {"model_type": "llama"},
+        image_token_index=IMAGE,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-    )  # fmt: skip
+    )
     stock = LlavaForConditionalGeneration(config).to(model.dtype).eval()
     stock.load_state_dict({renamed(name): value for name, value in model.state_dict().items()})
     stock.generation_config.pad_token_id, stock.generation_config.eos_token_id = PAD, None
@@ -117,8 +130,9 @@ def spelled_out(inputs: dict[str, Any]) -> dict[str, Any]:
     repeats = torch.where(inputs["input_ids"][0] == IMAGE_TOKEN_INDEX, 16, 1)
     made = {
         name: inputs[name].repeat_interleave(repeats, dim=1)
-        for name in ("input_ids", "attention_mask", "labels") if name in inputs
-    }  # fmt: skip
+        for name in ("input_ids", "attention_mask", "labels")
+        if name in inputs
+    }
     made["input_ids"] = made["input_ids"].masked_fill(made["input_ids"] == IMAGE_TOKEN_INDEX, IMAGE)
     return made | ({"pixel_values": inputs["images"]} if "images" in inputs else {})
 
@@ -126,18 +140,35 @@ def spelled_out(inputs: dict[str, Any]) -> dict[str, Any]:
 def _qwen_config(layers: int) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": PAD,
-            "bos_token_id": 1, "eos_token_id": 2,
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "pad_token_id": PAD,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
         },
         vision_config={
-            "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
-            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16,
+            "depth": 3,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 16,
             "fullatt_block_indexes": [0, 2],
         },
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
-    )  # fmt: skip
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,16 @@ _FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl")  # types of transformers
 # Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
 # that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
 _NOT_CONFIGURED = (
-    "model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "attn_implementation",
-    "_attn_implementation", "_attn_implementation_internal", "use_kernels",
-)  # fmt: skip
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "use_kernels",
+)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _SETTINGS = ["*.json", "*.model", "*.txt", "*.jinja"]
 _SAFETENSORS = ["model*.safetensors", "adapter_model.safetensors", "mm_projector.safetensors"]

@@ -113,9 +113,12 @@ def _decoder(prefix: bool) -> Any:
 def _bpe(proto: Any) -> models.BPE:
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     return models.BPE(
-        vocab=vocabulary, merges=merges_of(proto), unk_token=proto.trainer_spec.unk_piece or "<unk>", fuse_unk=True,
+        vocab=vocabulary,
+        merges=merges_of(proto),
+        unk_token=proto.trainer_spec.unk_piece or "<unk>",
+        fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,
-    )  # fmt: skip
+    )
 
 
 def merges_of(proto: Any) -> list[tuple[str, str]]:

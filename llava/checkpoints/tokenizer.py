@@ -33,15 +33,40 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SPACES = (
-    "a  b", "a   b", " a", "  a", "   a", "a ", "a  ", " ", "  ", *("a" + " " * run + "b" for run in range(4, 41)),
-    "a\n    b\n        c", "def f(x):\n    return  x\n", "    - a list\n    - of  two", "x = [1,  2]\n\n\n",
-    "\n", "\n\nWhat is this?", "\tx", "a\t\tb", "\r\nx",
-)  # fmt: skip
+    "a  b",
+    "a   b",
+    " a",
+    "  a",
+    "   a",
+    "a ",
+    "a  ",
+    " ",
+    "  ",
+    *("a" + " " * run + "b" for run in range(4, 41)),
+    "a\n    b\n        c",
+    "def f(x):\n    return  x\n",
+    "    - a list\n    - of  two",
+    "x = [1,  2]\n\n\n",
+    "\n",
+    "\n\nWhat is this?",
+    "\tx",
+    "a\t\tb",
+    "\r\nx",
+)
 _WORDS = ("What is 12,345.67 + 0.5?", "don't", "USER: Where is  it? ASSISTANT: here.", "-" * 40, "<0x0A>", "\u0001")
 _SCRIPTS = (
-    "naïve café", "ﬁ ①", "你好，世界", "日本語の テキスト", "한국어 문장", "Привет, мир", "مرحبا",
-    "🙂", "a 🙂 b", "👩\u200d👩\u200d👧", "𝔘𝔫𝔦",
-)  # fmt: skip
+    "naïve café",
+    "ﬁ ①",
+    "你好，世界",
+    "日本語の テキスト",
+    "한국어 문장",
+    "Привет, мир",
+    "مرحبا",
+    "🙂",
+    "a 🙂 b",
+    "👩\u200d👩\u200d👧",
+    "𝔘𝔫𝔦",
+)
 PROBES = (*_SPACES, *_WORDS, *_SCRIPTS)
 _SAMPLE = 128
 _GRAPHEMES = {
@@ -143,10 +168,13 @@ def _from_pieces(
     except ValueError as error:
         raise OtherIdsError(f"The tokenizer.model in {str(name)!r} cannot be rebuilt: {error}.") from error
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        name, tokenizer_object=backend, vocab_file="", legacy=legacy,
+        name,
+        tokenizer_object=backend,
+        vocab_file="",
+        legacy=legacy,
         **{"add_bos_token": settings.get("add_bos_token", True), "add_eos_token": settings.get("add_eos_token", False)},
         **{**special, **options},
-    )  # fmt: skip
+    )
     tokenizer.vocab_file = str(pieces)
     found = first_difference(model, tokenizer)
     if found is not None:
@@ -157,8 +185,10 @@ def _from_pieces(
         if found is not None:
             logger.warning(
                 "The tokenizer.json in %s is not its tokenizer.model: %s. The ids of tokenizer.model are used; if the "
-                "model was trained with those of tokenizer.json, move tokenizer.model elsewhere.", name, found,
-            )  # fmt: skip
+                "model was trained with those of tokenizer.json, move tokenizer.model elsewhere.",
+                name,
+                found,
+            )
     return tokenizer
 
 
@@ -196,8 +226,9 @@ def _name_other_graphemes(name: str | Path, model: bytes, tokenizer: PreTrainedT
             "The tokenizer.model in %s changes characters by a normalisation map, which cannot be rebuilt for every "
             "combined character: other ids than SentencePiece's are given to %s. Other texts "
             "that were tried have SentencePiece's.",
-            name, "; ".join(kinds),
-        )  # fmt: skip
+            name,
+            "; ".join(kinds),
+        )
 
 
 def _is_sentencepiece(file: Path) -> bool:
@@ -216,9 +247,13 @@ def _is_llama(settings: dict[str, Any], alone: bool) -> bool:
 
 def _file_of(name: str | Path, file: str, options: dict[str, Any]) -> Path | None:
     found = cached_file(
-        str(name), file, cache_dir=options.get("cache_dir"), _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+        str(name),
+        file,
+        cache_dir=options.get("cache_dir"),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return None if found is None else Path(found)
 
 

@@ -24,8 +24,13 @@ DEEPEST = 100
 LARGEST_SETTINGS = 64 << 20
 """Bytes of the largest file of settings or results that is read whole."""
 _WORDS = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object",
-}  # fmt: skip
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
 
 
 class NotJsonError(ValueError):

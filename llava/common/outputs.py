@@ -10,9 +10,21 @@ MADE_BY = ".made-by"
 """A file that names the program that made the folder it lies in."""
 
 MODEL_FILES = (
-    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "*config*.json", "*index.json", "*token*.json", "vocab.json",
-    "merges.txt", "*.jinja", "train*.json", "run_facts.json", "*manifest*.json",
-)  # fmt: skip
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.model",
+    "*config*.json",
+    "*index.json",
+    "*token*.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+    "train*.json",
+    "run_facts.json",
+    "*manifest*.json",
+)
 """What a model or a checkpoint consists of."""
 
 Place = str | Path | None

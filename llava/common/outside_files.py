@@ -47,9 +47,7 @@ def why_unreadable(error: Exception) -> str:
 
 def kind_of_file(mode: int) -> str:
     """What something is, in words, by its `st_mode`."""
-    kinds = {
-        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
-    }  # fmt: skip
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 

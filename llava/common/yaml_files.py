@@ -49,7 +49,7 @@ _AMBIGUOUS = (
     (re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?"), "it begins with a 0 too many; leave that out"),
     (re.compile(r"<<"), "YAML 1.1 merges mappings by it, which is not supported; write the keys out"),
     (re.compile(r"="), "YAML 1.1 gives it a meaning of its own; change it"),
-)  # fmt: skip
+)
 
 
 def read_yaml(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> Any:

@@ -63,14 +63,26 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "pretrain", "projector", batch_size=32, global_batch=256, zero=2,
-            text_tokens=CAPTION_TOKENS, longest_text=LONGEST_CAPTION, longest_has_image=True,
+            "pretrain",
+            "projector",
+            batch_size=32,
+            global_batch=256,
+            zero=2,
+            text_tokens=CAPTION_TOKENS,
+            longest_text=LONGEST_CAPTION,
+            longest_has_image=True,
         ),
         Recipe("finetune", "all", batch_size=16, global_batch=128, zero=3),
         Recipe("finetune_lora", "lora", batch_size=16, global_batch=128, zero=3, lora_rank=128, lora_dropout=0.05),
         Recipe(
-            "finetune_qlora", "lora", batch_size=16, global_batch=128, zero=2,
-            bits=4, lora_rank=128, lora_dropout=0.05,
+            "finetune_qlora",
+            "lora",
+            batch_size=16,
+            global_batch=128,
+            zero=2,
+            bits=4,
+            lora_rank=128,
+            lora_dropout=0.05,
         ),
     )
-}  # fmt: skip
+}

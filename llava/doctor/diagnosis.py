@@ -156,13 +156,19 @@ def _need_lines(diagnosis: Diagnosis) -> list[str]:
     rows: list[tuple[str, list[float | None]]] = [
         (label, [None if one is None else getattr(one, name) for one in needs])
         for label, name in (
-            ("weights", "weights"), ("vision tower", "tower"), ("gradients", "gradients"),
-            ("optimizer", "optimizer"), ("buffers and gathering", "buffers"), ("reserve (assumed)", "reserve"),
-            ("activations, ckpt", "activations"), ("  one layer again", "layer"),
-            ("activations, no ckpt", "activations_full"), ("  gradients of a layer's", "moving"),
+            ("weights", "weights"),
+            ("vision tower", "tower"),
+            ("gradients", "gradients"),
+            ("optimizer", "optimizer"),
+            ("buffers and gathering", "buffers"),
+            ("reserve (assumed)", "reserve"),
+            ("activations, ckpt", "activations"),
+            ("  one layer again", "layer"),
+            ("activations, no ckpt", "activations_full"),
+            ("  gradients of a layer's", "moving"),
             ("logits and final norm", "logits"),
         )
-    ]  # fmt: skip
+    ]
     rows += [(f"total, {word}", _totals(needs, again)) for word, again in (("ckpt", True), ("no ckpt", False))]
     rows.append(("typical rows, ckpt", _totals(usual, True)))
     rows.append(("RAM of one machine", [None if one is None else one.host for one in needs]))

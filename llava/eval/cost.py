@@ -361,13 +361,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model-base", "--model_base", type=MODEL, help="language model of a projector or LoRA folder")
     parser.add_argument(
-        "--random-weights", "--random_weights", action="store_true",
+        "--random-weights",
+        "--random_weights",
+        action="store_true",
         help="do not read weights: a model of that shape costs the same",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--compression", nargs="+",
+        "--compression",
+        nargs="+",
         help=f"presets or YAML files, joined by commas (default: those of {','.join(USUAL_BUDGETS)} that fit)",
-    )  # fmt: skip
+    )
     for names, number, default, text in (
         (("--batch-size", "--batch_size"), count(), 1, "rows of a batch"),
         (("--text-tokens", "--text_tokens"), count(), 100, "of a row"),
@@ -377,13 +380,18 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(*names, type=checked_later(number), default=default, help=f"{text} (default: {default})")
     parser.add_argument(
-        "--also", nargs="+", choices=("train", "tower"), default=[],
+        "--also",
+        nargs="+",
+        choices=("train", "tower"),
+        default=[],
         help="measure a training step too (forward and backward of all but the vision tower), or the tower alone",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--activation-checkpointing", "--activation_checkpointing", action="store_true",
+        "--activation-checkpointing",
+        "--activation_checkpointing",
+        action="store_true",
         help="a training step computes activations again in its backward pass",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--json", type=FILE_TO_WRITE, metavar="FILE", help="write everything to this file")

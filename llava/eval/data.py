@@ -168,9 +168,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--benchmarks", default=",".join(names), help=f"some of {', '.join(names)} (default: all)")
     parser.add_argument(
-        "--eval-folder", "--eval_folder", type=FOLDER_TO_READ, default=Path("playground/data/eval"), metavar="FOLDER",
+        "--eval-folder",
+        "--eval_folder",
+        type=FOLDER_TO_READ,
+        default=Path("playground/data/eval"),
+        metavar="FOLDER",
         help="where the data lies (default: playground/data/eval)",
-    )  # fmt: skip
+    )
     parser.add_argument("--check", action="store_true", help="look whether all is there; status 1 if not")
     parser.add_argument("--images", action="store_true", help=f"look for all images, not for {SAMPLE} a benchmark")
     return parser

@@ -16,9 +16,12 @@ from llava.eval.runner.vqa_command import chunk_of_questions, run_command, vqa_p
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     return vqa_parser(
-        "llava.eval.model_vqa_loader", "Answer the questions of a file in short.", "tables/question.jsonl", "llava_v1",
+        "llava.eval.model_vqa_loader",
+        "Answer the questions of a file in short.",
+        "tables/question.jsonl",
+        "llava_v1",
         128,
-    )  # fmt: skip
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,16 +82,30 @@ def benchmark_run(
     spec = evaluated.spec
     generation = generation_of(options, options.max_new_tokens or benchmark.max_new_tokens)
     settings = {
-        "conv_mode": spec.template, "temperature": options.temperature, "top_p": options.top_p,
-        "num_beams": options.num_beams, "max_new_tokens": generation.max_new_tokens, "dtype": spec.dtype,
-        "bits": spec.bits, "num_frames": spec.num_frames, "image_opening": spec.image_opening, "limit": options.limit,
-    }  # fmt: skip
+        "conv_mode": spec.template,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "num_beams": options.num_beams,
+        "max_new_tokens": generation.max_new_tokens,
+        "dtype": spec.dtype,
+        "bits": spec.bits,
+        "num_frames": spec.num_frames,
+        "image_opening": spec.image_opening,
+        "limit": options.limit,
+    }
     about = {"compression": evaluated.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(
-        title=benchmark.title, evaluated=evaluated, generation=generation, questions=benchmark.questions(root),
-        answers=files.answers, settings=files.settings, about=about, limit=options.limit,
-        loader_workers=loader_workers_of(options), hint="--fresh removes them and starts anew.",
-    )  # fmt: skip
+        title=benchmark.title,
+        evaluated=evaluated,
+        generation=generation,
+        questions=benchmark.questions(root),
+        answers=files.answers,
+        settings=files.settings,
+        about=about,
+        limit=options.limit,
+        loader_workers=loader_workers_of(options),
+        hint="--fresh removes them and starts anew.",
+    )
     return BenchmarkRun(benchmark, files, job)
 
 

@@ -109,9 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_flags(parser)
     parser.add_argument(
-        "--image-file", "--image_file", required=True, nargs="+", action="extend",
+        "--image-file",
+        "--image_file",
+        required=True,
+        nargs="+",
+        action="extend",
         help="paths or addresses, joined by --sep, or one after the other; may be given several times",
-    )  # fmt: skip
+    )
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
     parser.add_argument("--sep", help="between image files (default: a comma)")
     add_asking_flags(parser)

@@ -172,9 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", type=FOLDER_TO_READ, help="folders with result files and trainings")
     parser.add_argument("--paper", action="store_true", help="beside the published tables that something fits")
     parser.add_argument(
-        "--tables", metavar="NAMES", help="these published tables, measured or not, e.g. 1,visionzip-1 (there are "
-        + ", ".join(name.removeprefix("table-") for name in table_names()) + ")",
-    )  # fmt: skip
+        "--tables",
+        metavar="NAMES",
+        help="these published tables, measured or not, e.g. 1,visionzip-1 (there are "
+        + ", ".join(name.removeprefix("table-") for name in table_names())
+        + ")",
+    )
     parser.add_argument("--format", choices=sorted(ENDINGS), default="markdown", help="default: markdown")
     parser.add_argument(
         "--out", type=FOLDER_TO_WRITE, metavar="DIR", help="write one file a table here instead of printing"

@@ -171,9 +171,8 @@ def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Itera
     sampler: Any = tasks
     leave_alone: Any = _as_it_is
     return DataLoader(
-        dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone,
-        worker_init_fn=_start,
-    )  # fmt: skip
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=leave_alone, worker_init_fn=_start
+    )
 
 
 def _start(worker: int) -> None:

@@ -145,9 +145,15 @@ class Engine:
         name = model_name_of(spec.path)
         more: dict[str, Any] = {} if spec.dtype is None else {"dtype": spec.dtype}
         model, processor, tokenizer, _ = open_model(
-            spec.path, spec.base, name=name, bits=spec.bits or 16, device=device, device_map=device_map,
-            compression=spec.compression, **more,
-        )  # fmt: skip
+            spec.path,
+            spec.base,
+            name=name,
+            bits=spec.bits or 16,
+            device=device,
+            device_map=device_map,
+            compression=spec.compression,
+            **more,
+        )
         form = (spec.template, spec.usual_template, spec.image_opening, spec.num_frames)
         return cls(model, tokenizer, processor, *form, name)
 

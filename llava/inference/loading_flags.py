@@ -32,9 +32,11 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
         "--model-base", "--model_base", type=MODEL, help="language model that a projector or LoRA folder belongs to"
     )
     parser.add_argument(
-        "--image-opening", "--image_opening", choices=OPENINGS,
+        "--image-opening",
+        "--image_opening",
+        choices=OPENINGS,
         help="`upright` applies a photo's rotation mark, `llava` does not; by default as the model was trained",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
     parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")
@@ -44,17 +46,24 @@ def add_asking_flags(parser: argparse.ArgumentParser) -> None:
     """How a program that asks one question after the other asks it: template, sampling, length."""
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument(
-        "--temperature", type=checked_later(not_negative(1e4)), default=0.2,
+        "--temperature",
+        type=checked_later(not_negative(1e4)),
+        default=0.2,
         help="0 takes the likeliest token (default: 0.2)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--top-p", "--top_p", type=checked_later(share(above=True)),
+        "--top-p",
+        "--top_p",
+        type=checked_later(share(above=True)),
         help="sample from the likeliest tokens of this total share",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--max-new-tokens", "--max_new_tokens", type=checked_later(count()), default=512,
+        "--max-new-tokens",
+        "--max_new_tokens",
+        type=checked_later(count()),
+        default=512,
         help="longest answer (default: 512)",
-    )  # fmt: skip
+    )
 
 
 def open_engine(options: argparse.Namespace) -> Engine:
@@ -65,9 +74,12 @@ def open_engine(options: argparse.Namespace) -> Engine:
     """
     bits = bits_of(options.load_8bit, options.load_4bit)
     spec = ModelSpec(
-        options.model_path, options.model_base, bits=bits, template=options.conv_mode,
+        options.model_path,
+        options.model_base,
+        bits=bits,
+        template=options.conv_mode,
         image_opening=options.image_opening,
-    )  # fmt: skip
+    )
     return Engine.open(spec, best_device(options.device))
 
 

@@ -75,9 +75,12 @@ def open_image(place: str, addresses: str = NO_ADDRESSES) -> Image.Image:
 def _download(address: str, addresses: str) -> bytes:
     try:
         response = fetch(
-            address, max_bytes=IMAGE_BYTES, seconds=IMAGE_TIMEOUT, redirects=IMAGE_REDIRECTS,
+            address,
+            max_bytes=IMAGE_BYTES,
+            seconds=IMAGE_TIMEOUT,
+            redirects=IMAGE_REDIRECTS,
             public_only=addresses != ANY_ADDRESSES,
-        )  # fmt: skip
+        )
     except FetchError as error:
         raise ValueError(f"Image {shown_name(address)} cannot be read: {error}") from error
     if response.status != 200:

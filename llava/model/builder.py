@@ -42,7 +42,13 @@ def load_pretrained_model(
     if use_flash_attn:
         kwargs["attn_implementation"] = "flash_attention_2"
     opened = open_model(
-        model_path, model_base, name=model_name, bits=4 if load_4bit else 8 if load_8bit else 16, device=device,
-        device_map=device_map, compression=compression, **kwargs,
-    )  # fmt: skip
+        model_path,
+        model_base,
+        name=model_name,
+        bits=4 if load_4bit else 8 if load_8bit else 16,
+        device=device,
+        device_map=device_map,
+        compression=compression,
+        **kwargs,
+    )
     return opened.tokenizer, opened.model, opened.preprocessor, opened.context

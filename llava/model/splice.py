@@ -137,10 +137,8 @@ def plan_splice(
     Raises:
         ValueError: if the placeholders do not fit the images, or a tensor has another shape than the ids.
     """
-    check_shapes(
-        input_ids, attention_mask=attention_mask, labels=labels, shift_labels=shift_labels, answers=answers,
-        query_mask=query_mask,
-    )  # fmt: skip
+    check_shapes(input_ids, attention_mask=attention_mask, query_mask=query_mask)
+    check_shapes(input_ids, labels=labels, shift_labels=shift_labels, answers=answers)
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     span, kept = find_spans(input_ids, valid, spans)
     every = [one for held in spans.values() for one in held]
@@ -255,8 +253,12 @@ def _truncate(
     logger.warning(
         "%d of %d rows are longer than %d tokens after their images are spliced in and lose their end, "
         "%d answer tokens among it (rows %s); raise model_max_length or shorten them.",
-        len(cut_rows), len(width), max_length, lost, cut_rows,
-    )  # fmt: skip
+        len(cut_rows),
+        len(width),
+        max_length,
+        lost,
+        cut_rows,
+    )
     return stream.select(keep), left
 
 

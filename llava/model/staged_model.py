@@ -59,8 +59,12 @@ class StagedModel(StagedGeneration):
     stock: ClassVar[Any]
     visual_inputs: ClassVar[tuple[str, ...]]
     decoders: ClassVar[tuple[str, ...]] = (
-        "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Qwen2_5_VLTextModel",
-    )  # fmt: skip
+        "LlamaModel",
+        "MistralModel",
+        "Qwen2Model",
+        "Qwen3Model",
+        "Qwen2_5_VLTextModel",
+    )
     """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
     position_axes: ClassVar[tuple[int, ...]] = ()
     """How many axes positions may have in front of [B, T]."""

@@ -32,9 +32,19 @@ PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
 # so that other bytes than were written end in any of Python's errors.
 _UNREADABLE = (
-    pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError,
-    AttributeError, ArithmeticError, AssertionError, zipfile.BadZipFile,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    zipfile.BadZipFile,
+)
 
 
 class Held(NamedTuple):

@@ -234,25 +234,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_flags(parser)
     parser.add_argument(
-        "--image-file", "--image_file", nargs="+", action="extend", default=[], metavar="FILE_OR_URL",
+        "--image-file",
+        "--image_file",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE_OR_URL",
         help="images of the first question: paths or http(s) addresses; may be given several times",
-    )  # fmt: skip
+    )
     add_asking_flags(parser)
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
-        "--reencode", action="store_true", default=True,
+        "--reencode",
+        action="store_true",
+        default=True,
         help="compute the whole conversation for each question, which chooses its own visual tokens (default)",
-    )  # fmt: skip
+    )
     again.add_argument(
-        "--cached", dest="reencode", action="store_false",
+        "--cached",
+        dest="reencode",
+        action="store_false",
         help="keep the KV cache: faster, but later questions see the visual tokens that the first one left",
-    )  # fmt: skip
+    )
     parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
     parser.add_argument(
-        "--save-overlay", "--save_overlay", type=FILE_TO_WRITE, metavar="FILE.png",
+        "--save-overlay",
+        "--save_overlay",
+        type=FILE_TO_WRITE,
+        metavar="FILE.png",
         help="after each answer, draw which patches were kept, merged and dropped, and until which layer",
-    )  # fmt: skip
+    )
     parser.add_argument("--debug", action="store_true", help="log everything, and each prompt with its answer")
     return parser
 

@@ -18,9 +18,17 @@ _RECORDED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_bias": "bias", "lo
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What makes adapters compute something else, or elsewhere, than those that are trained here.
 _OTHER_KINDS = (
-    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-    "fan_in_fan_out", "trainable_token_indices", "lora_bias", "target_parameters",
-)  # fmt: skip
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "lora_bias",
+    "target_parameters",
+)
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:

@@ -35,8 +35,9 @@ def warn_of_build_locks(older_than: float = _OLD) -> list[Path]:
             logger.warning(
                 "%s is there since %s: an extension is being built, or its build was killed and every start waits for "
                 "it for ever. If no other process is building, remove that file.",
-                path, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
-            )  # fmt: skip
+                path,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
+            )
     return found
 
 

@@ -22,9 +22,18 @@ _HEAD = 2**20  # the header of a safetensors file, with names and shapes of its 
 # What a config.json says about the program that wrote it, and about where it lay.
 _PASSING = ("_name_or_path", "transformers_version", "_commit_hash")
 _PIXELS = (
-    "do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
-    "do_normalize", "image_mean", "image_std",
-)  # fmt: skip
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 _PROBES = (
     "A picture of  two dogs\n",
     "    indented: 3.14 €",

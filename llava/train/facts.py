@@ -194,8 +194,10 @@ def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:
         logger.warning(
             "Resuming with %d processes what %d began%s: the samples of every step are the same, but sums are taken in "
             "another order and dropout draws other numbers, so the result will not be equal bit for bit.",
-            now.world_size, then.world_size, "" if same_share else ", in other batches",
-        )  # fmt: skip
+            now.world_size,
+            then.world_size,
+            "" if same_share else ", in other batches",
+        )
 
 
 def has_optimizer(checkpoint: str | Path) -> bool:
@@ -299,8 +301,9 @@ def _say_what_cannot_be_told(checkpoint: str | Path, then: RunFacts, now: RunFac
     if unknown:
         logger.warning(
             "%s says nothing of %s, as an earlier version wrote it; whether they are the same cannot be told.",
-            checkpoint, " and ".join((", ".join(unknown[:-1]), unknown[-1]) if len(unknown) > 1 else unknown),
-        )  # fmt: skip
+            checkpoint,
+            " and ".join((", ".join(unknown[:-1]), unknown[-1]) if len(unknown) > 1 else unknown),
+        )
 
 
 def _with_article(name: str) -> str:

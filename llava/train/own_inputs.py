@@ -8,9 +8,17 @@ from pathlib import Path
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
 _WRITTEN = (
-    "config.json", "trainer_state.json", "train_summary.json", "run_facts.json", "preempted.json", "manifest.json",
-    "tokenizer.json", "tokenizer_config.json", "generation_config.json", "mm_projector.bin",
-)  # fmt: skip
+    "config.json",
+    "trainer_state.json",
+    "train_summary.json",
+    "run_facts.json",
+    "preempted.json",
+    "manifest.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "mm_projector.bin",
+)
 """Names in the output folder that a run gives to its own files."""
 
 
@@ -30,14 +38,16 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
             "configuration and tokenizer this one would replace; choose another --output_dir."
         )
     folders = {
-        "--model_name_or_path": model_args.model_name_or_path, "--vision_tower": model_args.vision_tower,
+        "--model_name_or_path": model_args.model_name_or_path,
+        "--vision_tower": model_args.vision_tower,
         "--lora_weight_path": args.lora_weight_path,
         "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
-    }  # fmt: skip
+    }
     files = {
-        "--data_path": data_args.data_path, "--eval_data_path": data_args.eval_data_path,
+        "--data_path": data_args.data_path,
+        "--eval_data_path": data_args.eval_data_path,
         "--pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
-    }  # fmt: skip
+    }
     for flag, given in {**folders, **files}.items():
         if not given or not os.path.exists(given):
             continue

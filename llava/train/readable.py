@@ -12,8 +12,15 @@ from safetensors import SafetensorError, safe_open
 _PICKLES = (".bin", ".pt", ".pth")
 # What readers of these formats raise on other bytes than they expect; NotImplementedError is a RuntimeError.
 _DAMAGED = (
-    OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile, zipfile.LargeZipFile,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+)
 
 
 def require_readable(path: Path) -> None:

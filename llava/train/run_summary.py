@@ -57,14 +57,20 @@ def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
     if tokens:
         logger.info(
             "Visual tokens by layer: %s; average %.2f. Compression: %s",
-            describe(tokens), average_visual_tokens(tokens), json.dumps(model.compression.to_dict()),
-        )  # fmt: skip
+            describe(tokens),
+            average_visual_tokens(tokens),
+            json.dumps(model.compression.to_dict()),
+        )
     logger.info(
         "Data (%d samples): mean text %.1f tokens, mean sequence %.1f tokens, %.1f %% padding, %d cut, %d without "
         "any label.",
-        statistics.samples, statistics.mean_text_tokens, statistics.mean_sequence_tokens,
-        100 * statistics.padding_share, statistics.truncated, statistics.unsupervised,
-    )  # fmt: skip
+        statistics.samples,
+        statistics.mean_text_tokens,
+        statistics.mean_sequence_tokens,
+        100 * statistics.padding_share,
+        statistics.truncated,
+        statistics.unsupervised,
+    )
 
 
 def write_summary(

@@ -25,9 +25,18 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 # Names that resuming looks for; one that the manifest does not know was put there later.
 _READ_BY_NAME = (
-    STATE_FILE, FACTS_FILE, "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "adapter_model.*",
-    "non_lora_trainables.bin", "mm_projector.bin", "latest", "global_step*/*",
-)  # fmt: skip
+    STATE_FILE,
+    FACTS_FILE,
+    "optimizer*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "adapter_model.*",
+    "non_lora_trainables.bin",
+    "mm_projector.bin",
+    "latest",
+    "global_step*/*",
+)
 _OF_THE_STATE: dict[str, tuple[type, ...]] = {
     "global_step": (int,),
     "max_steps": (int,),
@@ -118,8 +127,9 @@ def say_without_digests(folder: Path) -> None:
             logger.warning(
                 "%s is of an earlier version, whose %s holds sizes and no digests: bytes of weights that changed since "
                 "it was saved are seen only where they make a file unreadable or a number not finite.",
-                folder, MANIFEST_FILE,
-            )  # fmt: skip
+                folder,
+                MANIFEST_FILE,
+            )
 
 
 def _other_than_a_folder(folder: Path) -> str:

@@ -245,8 +245,11 @@ def _compare_towers(name: str | None, beside: Sequence[_Source]) -> None:
         if name is not None and not _same_tower(name, recorded):
             logger.warning(
                 "The projector was trained with the vision tower %r (%s); this run uses %r. It means something only "
-                "if that is the same tower in another place.", recorded, source.name, name,
-            )  # fmt: skip
+                "if that is the same tower in another place.",
+                recorded,
+                source.name,
+                name,
+            )
 
 
 def _depth(tower: str | None, config: LlavaConfig | None) -> int | None:

@@ -42,15 +42,21 @@ def settle_template(config: Any, model_args: ModelArguments, training_args: Trai
     elif asked.sep_style is SeparatorStyle.PLAIN:
         level = logging.INFO if model_args.tune_mm_mlp_adapter else logging.WARNING
         logger.log(
-            level, "The checkpoint was trained in template %s, as its config.json says; --version %s is used for this "
+            level,
+            "The checkpoint was trained in template %s, as its config.json says; --version %s is used for this "
             "training, and %s stays recorded, as nobody can be asked in %s.",
-            recorded, model_args.version, recorded, model_args.version,
-        )  # fmt: skip
+            recorded,
+            model_args.version,
+            recorded,
+            model_args.version,
+        )
     else:
         logger.warning(
             "The checkpoint was trained in template %s, as its config.json says; --version %s is used and recorded in "
-            "its place.", recorded, model_args.version,
-        )  # fmt: skip
+            "its place.",
+            recorded,
+            model_args.version,
+        )
 
 
 def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: str, adapters: str | None = None) -> None:

@@ -230,9 +230,13 @@ class LlavaTrainer(CheckedLoading):
         held_out = self.eval_dataset if eval_dataset is None else eval_dataset
         args = self.args
         loader = held_out_loader(
-            held_out, self.data_collator, args.eval_batch_size, args.process_index, args.world_size,
+            held_out,
+            self.data_collator,
+            args.eval_batch_size,
+            args.process_index,
+            args.world_size,
             args.dataloader_num_workers,
-        )  # fmt: skip
+        )
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         with self.meter.paused():
             result = held_out_loss(model, loader, self._prepare_inputs, self._sum_over_ranks)

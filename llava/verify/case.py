@@ -31,11 +31,18 @@ RECORDABLE = {
 }
 REQUIRED_INPUTS = {
     "v2v": ("pixels_u8",),
-    "t2v_stage": ("hidden_states", "attention_mask", "position_ids", "labels", "image_position", "visual_tokens_now",
-                  "visual_tokens_next"),
+    "t2v_stage": (
+        "hidden_states",
+        "attention_mask",
+        "position_ids",
+        "labels",
+        "image_position",
+        "visual_tokens_now",
+        "visual_tokens_next",
+    ),
     "full": ("input_ids",),
     "generate": ("input_ids",),
-}  # fmt: skip
+}
 REQUIRED_OUTPUTS = {"v2v": "projected", "t2v_stage": "hidden_states", "full": "logits", "generate": "new_tokens"}
 
 

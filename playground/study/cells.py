@@ -31,9 +31,7 @@ _PYRAMIDDROP = {
 _FASTV = {67: 34, 78: 16, 89: 2}
 """Tokens left behind the first layer, by its own attention; the published second of 32, rounded to what 8 have."""
 
-METHODS = (
-    "DUET vanilla", "DUET C", "DUET C+all", "DUET C+S", "VisionZip", "PyramidDrop", "FastV", "random", "uniform",
-)  # fmt: skip
+METHODS = ("DUET vanilla", "DUET C", "DUET C+all", "DUET C+S", "VisionZip", "PyramidDrop", "FastV", "random", "uniform")
 
 
 @dataclass(frozen=True)

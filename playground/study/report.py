@@ -90,10 +90,11 @@ def _conditions(summary: Summary) -> str:
 def _relative_table(summary: Summary, half: str) -> list[str]:
     """Per cent of the uncompressed accuracy, methods by budgets."""
     lines = [
-        "Accuracy in per cent of the uncompressed model's, with its 95 % interval:", "",
+        "Accuracy in per cent of the uncompressed model's, with its 95 % interval:",
+        "",
         "| method | " + " | ".join(f"{budget} % fewer" for budget in BUDGETS) + " |",
         "|---" * (len(BUDGETS) + 1) + "|",
-    ]  # fmt: skip
+    ]
     for method in METHODS:
         cells = []
         for budget in BUDGETS:
@@ -106,9 +107,7 @@ def _relative_table(summary: Summary, half: str) -> list[str]:
 
 
 def _full_table(summary: Summary, half: str) -> list[str]:
-    lines = [
-        "| method | fewer | visual tokens | right | 95 % interval | each seed |", "|---" * 6 + "|",
-    ]  # fmt: skip
+    lines = ["| method | fewer | visual tokens | right | 95 % interval | each seed |", "|---" * 6 + "|"]
     for row in summary.rows:
         if row.half == half and row.budget is not None:
             method = markdown_text(row.method)

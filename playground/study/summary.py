@@ -122,14 +122,17 @@ def _row(half: str, cell: Cell, right: Right, tokens: float, dense: Right) -> Ro
     defined = bool(against.all())
     usable = drawn_against.all(axis=1)  # few questions may be drawn so that none is right
     return Row(
-        half, cell.method, cell.budget, tokens,
+        half,
+        cell.method,
+        cell.budget,
+        tokens,
         right=tuple(int(count) for count in right.sum(axis=1)),
         questions=right.shape[1],
         accuracy=float(accuracies.mean()),
         interval=interval(drawn.mean(axis=1)),
         relative=float((accuracies / against).mean()) if defined else None,
         relative_interval=interval((drawn[usable] / drawn_against[usable]).mean(axis=1)) if defined else None,
-    )  # fmt: skip
+    )
 
 
 def resampled(right: Right, resamples: int = RESAMPLES) -> NDArray[np.float64]:

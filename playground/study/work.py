@@ -69,9 +69,11 @@ def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = (
     use_cpu = {} if torch.cuda.is_available() else {"USE_CPU": "True"}
     printed = subprocess.run(
         ["bash", f"scripts/v1_5/{recipe}.sh", *extra],
-        cwd=ROOT, env=_outside() | SHARED | PHASES[recipe] | use_cpu | settings | {"DRY_RUN": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=_outside() | SHARED | PHASES[recipe] | use_cpu | settings | {"DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+    )
     if printed.returncode:
         raise ValueError(f"scripts/v1_5/{recipe}.sh refused: {printed.stderr.strip()}")
     words = shlex.split(printed.stdout.strip().splitlines()[-1])
@@ -95,15 +97,19 @@ def train_projector(place: Place, seed: int) -> None:
     done = place.projector(seed) / "mm_projector.bin"
     if done.is_file():
         return
-    _train("pretrain", place.log(seed, "projector"), {
-        "SEED": str(seed),
-        "COMPRESSION": str(place.compression_file(seed, Cell(UNCOMPRESSED))),
-        "DATA_PATH": str(place.data / "pretrain.json"),
-        "IMAGE_FOLDER": str(place.data / "images"),
-        "DATA_CACHE_DIR": str(place.root / "cache"),
-        "OUTPUT_DIR": str(place.projector(seed)),
-        "MAX_STEPS": str(place.settings.pretrain_steps),
-    })  # fmt: skip
+    _train(
+        "pretrain",
+        place.log(seed, "projector"),
+        {
+            "SEED": str(seed),
+            "COMPRESSION": str(place.compression_file(seed, Cell(UNCOMPRESSED))),
+            "DATA_PATH": str(place.data / "pretrain.json"),
+            "IMAGE_FOLDER": str(place.data / "images"),
+            "DATA_CACHE_DIR": str(place.root / "cache"),
+            "OUTPUT_DIR": str(place.projector(seed)),
+            "MAX_STEPS": str(place.settings.pretrain_steps),
+        },
+    )
 
 
 def run_cell(place: Place, seed: int, cell: Cell) -> None:
@@ -114,29 +120,44 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
     uncompressed = cell.method == UNCOMPRESSED
     model = place.model(seed, cell)
     log = place.log(seed, cell.name)
-    _train("finetune", log, {
-        "SEED": str(seed),
-        "COMPRESSION": str(place.compression_file(seed, cell)),
-        "DATA_PATH": str(place.data / "instruct.json"),
-        "IMAGE_FOLDER": str(place.data / "images"),
-        "DATA_CACHE_DIR": str(place.root / "cache"),
-        "OUTPUT_DIR": str(model),
-        "ADAPTER": str(place.projector(seed) / "mm_projector.bin"),
-        "MAX_STEPS": str(place.settings.finetune_steps),
-    }, PROJECTOR_RATE)  # fmt: skip
+    _train(
+        "finetune",
+        log,
+        {
+            "SEED": str(seed),
+            "COMPRESSION": str(place.compression_file(seed, cell)),
+            "DATA_PATH": str(place.data / "instruct.json"),
+            "IMAGE_FOLDER": str(place.data / "images"),
+            "DATA_CACHE_DIR": str(place.root / "cache"),
+            "OUTPUT_DIR": str(model),
+            "ADAPTER": str(place.projector(seed) / "mm_projector.bin"),
+            "MAX_STEPS": str(place.settings.finetune_steps),
+        },
+        PROJECTOR_RATE,
+    )
     cells = [cell, *all_cells()] if uncompressed else [cell]
     out = place.training_free(seed) if uncompressed else place.trained(seed, cell)
     unfinished = out.with_name("unfinished-" + out.name)
     with _said_to(log):
-        evaluate(parse([
-            "--model-path", str(model),
-            "--questions", str(place.data / "test.jsonl"),
-            "--image-folder", str(place.data / "images"),
-            "--compression", *(str(place.compression_file(seed, one)) for one in cells),
-            "--out", str(unfinished),
-            "--traces", "0",
-            "--blank" if uncompressed else "--no-blank",
-        ]))  # fmt: skip
+        evaluate(
+            parse(
+                [
+                    "--model-path",
+                    str(model),
+                    "--questions",
+                    str(place.data / "test.jsonl"),
+                    "--image-folder",
+                    str(place.data / "images"),
+                    "--compression",
+                    *(str(place.compression_file(seed, one)) for one in cells),
+                    "--out",
+                    str(unfinished),
+                    "--traces",
+                    "0",
+                    "--blank" if uncompressed else "--no-blank",
+                ]
+            )
+        )
     os.replace(unfinished, out)
     if not uncompressed:
         shutil.rmtree(model)

@@ -54,7 +54,12 @@ def dangling_link(path: Path) -> None:
 def damages(draw: random.Random) -> dict[str, Damage]:
     """Every kind, by its name."""
     return {
-        "zeroed": zeroed, "garbled": partial(garbled, draw=draw), "one bit flipped": partial(flipped, draw=draw),
-        "cut short": partial(cut, draw=draw), "removed": Path.unlink, "half a line more": half_a_line_more,
-        "a folder": folder_instead, "a dangling link": dangling_link,
-    }  # fmt: skip
+        "zeroed": zeroed,
+        "garbled": partial(garbled, draw=draw),
+        "one bit flipped": partial(flipped, draw=draw),
+        "cut short": partial(cut, draw=draw),
+        "removed": Path.unlink,
+        "half a line more": half_a_line_more,
+        "a folder": folder_instead,
+        "a dangling link": dangling_link,
+    }

@@ -35,8 +35,18 @@ def fetch(address: str, **options: object) -> Response:
 
 def reviews(folder: Path) -> dict[str, str]:
     """Reviews as LLaVA's scripts and this project's judge write them."""
-    lines = [{"id": n, "question_id": n, "answer1_id": "a", "answer2_id": "b", "category": f"llava_bench_{kind}",
-              "content": "8 9", "tuple": [8, 9 - n]} for n, kind in enumerate(("conv", "detail", "conv"))]  # fmt: skip
+    lines = [
+        {
+            "id": n,
+            "question_id": n,
+            "answer1_id": "a",
+            "answer2_id": "b",
+            "category": f"llava_bench_{kind}",
+            "content": "8 9",
+            "tuple": [8, 9 - n],
+        }
+        for n, kind in enumerate(("conv", "detail", "conv"))
+    ]
     eval_files_judged.write_lines(folder / "review.jsonl", [*lines, {**lines[0], "question_id": 9, "tuple": [-1, -1]}])
     return {"review.jsonl": "lines"}
 
@@ -79,10 +89,13 @@ def compare(folder: Path) -> None:
     bench = folder / "data" / BENCH
     (folder / "reviews.jsonl").unlink(missing_ok=True)
     options = Namespace(
-        question=bench / "questions.jsonl", context=bench / "context.jsonl", rule=folder / "rule.json",
-        answer_list=[bench / "answers_gpt4.jsonl", folder / "answers.jsonl"], output=folder / "reviews.jsonl",
+        question=bench / "questions.jsonl",
+        context=bench / "context.jsonl",
+        rule=folder / "rule.json",
+        answer_list=[bench / "answers_gpt4.jsonl", folder / "answers.jsonl"],
+        output=folder / "reviews.jsonl",
         max_tokens=8,
-    )  # fmt: skip
+    )
     with mock.patch.object(chat_api, "fetch", fetch):
         eval_gpt_review_bench.review(options, ENVIRONMENT)
 
@@ -97,9 +110,13 @@ def predictions(folder: Path) -> dict[str, str]:
 def grade_videos(folder: Path) -> None:
     """Its grading."""
     options = Namespace(
-        output_json=folder / "results.json", pred_path=folder / "merge.jsonl", output_dir=folder / "graded",
-        api_base=None, api_key=None, num_tasks=1,
-    )  # fmt: skip
+        output_json=folder / "results.json",
+        pred_path=folder / "merge.jsonl",
+        output_dir=folder / "graded",
+        api_base=None,
+        api_key=None,
+        num_tasks=1,
+    )
     with mock.patch.object(chat_api, "fetch", fetch):
         eval_video_qa.grade(options, ENVIRONMENT)
 

@@ -74,12 +74,20 @@ def _mixture(folder: Path) -> dict[str, str]:
 
 def _records(folder: Path) -> dict[str, str]:
     pictures = [
-        {"id": f"p{number}", "image": "red.png", "conversations": [
-            {"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "red"}]} for number in range(3)
-    ]  # fmt: skip
+        {
+            "id": f"p{number}",
+            "image": "red.png",
+            "conversations": [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "red"}],
+        }
+        for number in range(3)
+    ]
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    several = {"id": 7, "images": ["a.png", "b.png"], "system": "Be brief.", "conversations": [
-        {"from": "human", "value": "<image><image> Which?"}, {"from": "gpt", "value": "a"}]}  # fmt: skip
+    several = {
+        "id": 7,
+        "images": ["a.png", "b.png"],
+        "system": "Be brief.",
+        "conversations": [{"from": "human", "value": "<image><image> Which?"}, {"from": "gpt", "value": "a"}],
+    }
     records = [*pictures, {"id": "t", "messages": turns}, several]
     (folder / "chats.json").write_text(json.dumps(records, indent=1))
     (folder / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -93,17 +101,30 @@ def _read_records(folder: Path) -> None:
 
 def _check_data(folder: Path) -> int:
     statuses = [
-        check_data(["--data-path", str(folder / name), "--images", "skip", "--workers", "0", "--report",
-                    str(folder / "report.json")])
+        check_data(
+            [
+                "--data-path",
+                str(folder / name),
+                "--images",
+                "skip",
+                "--workers",
+                "0",
+                "--report",
+                str(folder / "report.json"),
+            ]
+        )
         for name in ("chats.json", "chats.jsonl")
-    ]  # fmt: skip
+    ]
     return 0 if all(status in (0, 1) for status in statuses) else 2  # 1: faults were found and named
 
 
 SETTINGS = {
-    "config.json": "json", "generation_config.json": "json", "tokenizer_config.json": "json",
-    "preprocessor_config.json": "json", "tokenizer.json": "json",
-}  # fmt: skip
+    "config.json": "json",
+    "generation_config.json": "json",
+    "tokenizer_config.json": "json",
+    "preprocessor_config.json": "json",
+    "tokenizer.json": "json",
+}
 
 FIELDS = ("mm_vision_select_layer", "mm_vision_select_feature", "mm_hidden_size")  # fields of config.json, and flags
 
@@ -179,16 +200,32 @@ def _settings(folder: Path) -> dict[str, str]:
     from llava.eval.runner.answer_settings import hash_of
 
     place = BenchmarkFiles(folder, "squares")
-    lines = [{"question_id": q.question_id, "prompt": q.recorded_prompt, "text": "red", "answer_id": "a",
-              "model_id": "m", "metadata": {"run": "r"}} for q in questions]  # fmt: skip
+    lines = [
+        {
+            "question_id": q.question_id,
+            "prompt": q.recorded_prompt,
+            "text": "red",
+            "answer_id": "a",
+            "model_id": "m",
+            "metadata": {"run": "r"},
+        }
+        for q in questions
+    ]
     place.answers.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    about = {"eval_folder": str(folder / "data"), "model": "m", "compression": "none", "versions": {"torch": "2"},
-             "device": "CPU", "settings": {"batch_size": 1}}  # fmt: skip
+    about = {
+        "eval_folder": str(folder / "data"),
+        "model": "m",
+        "compression": "none",
+        "versions": {"torch": "2"},
+        "device": "CPU",
+        "settings": {"batch_size": 1},
+    }
     write_settings(place.settings, {"questions": hash_of(questions), "compression": {}, "seed": 0}, "r", about)
     return {
-        str(place.settings.relative_to(folder)): "json", str(place.answers.path.relative_to(folder)): "lines",
+        str(place.settings.relative_to(folder)): "json",
+        str(place.answers.path.relative_to(folder)): "lines",
         "data/squares/questions.jsonl": "lines",
-    }  # fmt: skip
+    }
 
 
 def _score(folder: Path) -> None:
@@ -240,9 +277,18 @@ def _textvqa(folder: Path) -> int:
 
 
 def _sqa(folder: Path) -> int:
-    return eval_science_qa.main(["--base-dir", str(folder / "data/scienceqa"), "--result-file",
-                                 str(folder / "answers.jsonl"), "--output-file", str(folder / "out.json"),
-                                 "--output-result", str(folder / "result.json")])  # fmt: skip
+    return eval_science_qa.main(
+        [
+            "--base-dir",
+            str(folder / "data/scienceqa"),
+            "--result-file",
+            str(folder / "answers.jsonl"),
+            "--output-file",
+            str(folder / "out.json"),
+            "--output-result",
+            str(folder / "result.json"),
+        ]
+    )
 
 
 def _deepspeed(folder: Path) -> dict[str, str]:

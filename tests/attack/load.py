@@ -62,9 +62,11 @@ def _long_training(figures: Figures, scratch: Path, steps: int) -> None:
     ended, sizes = watched(trainings.start("finetune", output, max_steps=steps, save_steps=steps // 4 or 1))
     grown = growth(sizes)
     figures.measured |= {
-        "training: steps": steps, "training: seconds": ended.seconds, "training: peak MiB": max(sizes) / MIB,
+        "training: steps": steps,
+        "training: seconds": ended.seconds,
+        "training: peak MiB": max(sizes) / MIB,
         "training: growth": grown,
-    }  # fmt: skip
+    }
     wrong = f"status {ended.status}: {ended.last_line}" if ended.status else f"grew by {grown:.0%}"
     figures.note("a long training", wrong if ended.status or grown > GROWTH else None)
 
@@ -78,9 +80,11 @@ def _many_questions(figures: Figures, scratch: Path, questions: int) -> None:
     ended, sizes = watched(Running(lambda: main(words, [Squares()]), runs.log()))
     grown = growth(sizes)
     figures.measured |= {
-        "evaluation: questions": questions, "evaluation: seconds": ended.seconds,
-        "evaluation: peak MiB": max(sizes) / MIB, "evaluation: growth": grown,
-    }  # fmt: skip
+        "evaluation: questions": questions,
+        "evaluation: seconds": ended.seconds,
+        "evaluation: peak MiB": max(sizes) / MIB,
+        "evaluation: growth": grown,
+    }
     answers = folder / "out" / MODEL / "own" / "squares.answers.jsonl"
     said = len(texts(answers)) if answers.is_file() else 0
     wrong = f"status {ended.status}: {ended.last_line}; {said} of {questions} answers of {path}; grew by {grown:.0%}"

@@ -117,8 +117,18 @@ def kills(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2,
-           signal.SIGPIPE, signal.SIGCONT, signal.SIGALRM, signal.SIGSTOP)  # fmt: skip
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+    signal.SIGCONT,
+    signal.SIGALRM,
+    signal.SIGSTOP,
+)
 
 
 def signals(scratch: Path, count: int, seed: int) -> Figures:

@@ -168,9 +168,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "out", metavar="OUT", nargs="?", type=TO_WRITE, default=Path(FILE_NAME),
+        "out",
+        metavar="OUT",
+        nargs="?",
+        type=TO_WRITE,
+        default=Path(FILE_NAME),
         help=f"file for the results, or a folder, where it is called {FILE_NAME} (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these; all if left out")
     parser.add_argument("--limit", nargs="+", metavar="PART=SECONDS", default=[], help="other limits than those above")
     parser.add_argument(

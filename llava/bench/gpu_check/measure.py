@@ -94,9 +94,15 @@ def train(task: PartTask) -> bool:
     without = {name: row_flops(model, _config(name), text, passes=training_passes(True, False)) for name in BUDGETS}
     variants = {name: partial(timed, call, model.device) for name, call in calls.items()}
     _compare(
-        task, model, variants, size, flops if whole else None, without if whole else None,
-        gradients_of=trained, activation_checkpointing=True,
-    )  # fmt: skip
+        task,
+        model,
+        variants,
+        size,
+        flops if whole else None,
+        without if whole else None,
+        gradients_of=trained,
+        activation_checkpointing=True,
+    )
     return True
 
 
@@ -236,9 +242,13 @@ def _row(
     vision = VisionShape.of(model.get_vision_tower().config)
     tokens = visual_tokens_per_layer(_config(name), model.config.num_hidden_layers, vision)
     row: dict[str, Any] = {
-        "compression": name, "visual_tokens": round(average_visual_tokens(tokens), 2), **about,
-        "seconds": result.seconds, "median": seconds, "peak_gib": result.peak and round(result.peak / 2**30, 3),
-    }  # fmt: skip
+        "compression": name,
+        "visual_tokens": round(average_visual_tokens(tokens), 2),
+        **about,
+        "seconds": result.seconds,
+        "median": seconds,
+        "peak_gib": result.peak and round(result.peak / 2**30, 3),
+    }
     if "new_tokens" in about:
         row["tokens_per_second"] = size * about["new_tokens"] / seconds
     baseline = measured.get(BASELINE)

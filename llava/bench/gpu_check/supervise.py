@@ -42,9 +42,13 @@ def run_part(
     began = time.monotonic()
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             env=environment,
-        )  # fmt: skip
+        )
         state = INTERRUPTED
         details: dict[str, Any] = {}
         try:

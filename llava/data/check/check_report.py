@@ -105,9 +105,11 @@ class Report:
 
     def _tokens(self) -> str:
         settings = self.result.settings
-        counted = f"counted with {printable(settings.tokenizer)}" if settings.tokenizer else (
-            "ESTIMATED from letters and marks; give --tokenizer to count them"
-        )  # fmt: skip
+        counted = (
+            f"counted with {printable(settings.tokenizer)}"
+            if settings.tokenizer
+            else ("ESTIMATED from letters and marks; give --tokenizer to count them")
+        )
         first = next(iter(self.figures.values()))
         return (
             f"Tokens of the good records, {counted}\n"

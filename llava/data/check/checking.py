@@ -68,10 +68,17 @@ class CheckResult:
         count = sum(len(source.objects) for source in sources)
         shape = (count, len(settings.budgets))
         return cls(
-            sources, settings, [None] * count, np.zeros(count, np.int64), np.zeros(count, np.int64),
-            np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool),
+            sources,
+            settings,
+            [None] * count,
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, bool),
+            np.zeros(shape, bool),
             np.zeros(count, bool),
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,9 +24,7 @@ from llava.eval.benchmarks.reading import read_questions, require
 from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.yes_no import mme_points, mme_reading
 
-PERCEPTION = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-)  # fmt: skip
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 _FOLDER = "MME"

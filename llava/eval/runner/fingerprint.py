@@ -19,9 +19,16 @@ from llava.checkpoints.tokenizer import TOKENIZER_FILES
 from llava.model.weights import weight_files
 
 SMALL_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "adapter_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer_config.json", *TOKENIZER_FILES,
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "adapter_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    *TOKENIZER_FILES,
+)
 """Files beside the weights that have a say in answers."""
 
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", NON_LORA_FILE)

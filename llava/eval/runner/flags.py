@@ -36,9 +36,11 @@ def add_compression_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer_list", "--layer-list", help="T2V: '[16,24]', drops after so many layers")
     parser.add_argument("--image_token_ratio_list", "--image-token-ratio-list", help="T2V: '[0.5,0.0]', kept shares")
     parser.add_argument(
-        "--compute_salient_tokens", "--compute-salient-tokens", action="store_true",
+        "--compute_salient_tokens",
+        "--compute-salient-tokens",
+        action="store_true",
         help="T2V: salient words of the question vote, too",
-    )  # fmt: skip
+    )
     parser.set_defaults(**COMPRESSION_DEFAULTS)
 
 
@@ -92,15 +94,17 @@ def add_generation_flags(parser: argparse.ArgumentParser, temperature: float, ma
     """
     longest = "as the benchmark asks" if max_new_tokens is None else max_new_tokens
     parser.add_argument(
-        "--temperature", type=float, default=temperature,
-        help=f"0 takes the likeliest token (default: {temperature:g})",
-    )  # fmt: skip
+        "--temperature", type=float, default=temperature, help=f"0 takes the likeliest token (default: {temperature:g})"
+    )
     parser.add_argument("--top_p", "--top-p", type=float, help="sample from the likeliest tokens of this total share")
     parser.add_argument("--num_beams", "--num-beams", type=int, default=1, help="beams of a beam search (default: 1)")
     parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=int, default=max_new_tokens,
+        "--max_new_tokens",
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
         help=f"longest answer (default: {longest})",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float16 on a GPU, float32 on a CPU)")
 
@@ -108,21 +112,37 @@ def add_generation_flags(parser: argparse.ArgumentParser, temperature: float, ma
 def add_batch_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """`--batch-size` and `--loader-workers`: questions answered together, and processes that read their images."""
     parser.add_argument(
-        "--batch-size", "--batch_size", type=int, default=batch_size,
+        "--batch-size",
+        "--batch_size",
+        type=int,
+        default=batch_size,
         help=f"questions answered together (default: {batch_size})",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--loader-workers", "--loader_workers", type=int,
+        "--loader-workers",
+        "--loader_workers",
+        type=int,
         help="processes of each device that read images ahead (default: 4 with a GPU, 0 on a CPU)",
-    )  # fmt: skip
+    )
 
 
 RANGES: Mapping[str, Numbers] = {
-    "dominant": count(), "contextual": count(0), "cluster_width": count(),
-    "temperature": not_negative(1e4), "top_p": share(above=True), "num_beams": count(), "max_new_tokens": count(),
-    "seed": SEED, "batch_size": count(), "loader_workers": count(0, MOST_PROCESSES), "num_gpus": count(),
-    "num_frames": count(), "limit": count(), "num_chunks": count(), "chunk_idx": count(0),
-}  # fmt: skip
+    "dominant": count(),
+    "contextual": count(0),
+    "cluster_width": count(),
+    "temperature": not_negative(1e4),
+    "top_p": share(above=True),
+    "num_beams": count(),
+    "max_new_tokens": count(),
+    "seed": SEED,
+    "batch_size": count(),
+    "loader_workers": count(0, MOST_PROCESSES),
+    "num_gpus": count(),
+    "num_frames": count(),
+    "limit": count(),
+    "num_chunks": count(),
+    "chunk_idx": count(0),
+}
 """What the numeric flags accept of the programs that ask a model questions, by their names in the options."""
 
 

@@ -183,9 +183,11 @@ def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge |
 def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     """`--judge` and `--no-judge`."""
     parser.add_argument(
-        "--judge", action=argparse.BooleanOptionalAction, default=None,
+        "--judge",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help=f"grade by a language model what needs it (default: if {URL_VARIABLE} or {KEY_VARIABLE} is set)",
-    )  # fmt: skip
+    )
 
 
 def summary_line(result: Result) -> str:

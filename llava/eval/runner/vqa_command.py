@@ -135,12 +135,16 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
     with answers.locked():
         evaluated = evaluated_model(options)
         job = Job(
-            title=answers.path.name, evaluated=evaluated,
-            generation=generation_of(options, options.max_new_tokens), questions=read(options),
+            title=answers.path.name,
+            evaluated=evaluated,
+            generation=generation_of(options, options.max_new_tokens),
+            questions=read(options),
             loader_workers=loader_workers_of(options),
-            answers=answers, settings=answers.path.with_suffix(SETTINGS_SUFFIX), with_metadata=False,
+            answers=answers,
+            settings=answers.path.with_suffix(SETTINGS_SUFFIX),
+            with_metadata=False,
             hint="--fresh removes these answers and starts anew.",
-        )  # fmt: skip
+        )
         devices = devices_of(options)
         left = _open(job, options.fresh)
         if left:

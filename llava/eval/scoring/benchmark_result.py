@@ -15,13 +15,29 @@ from llava.common.shown import shown
 RESULT_SUFFIX = ".result.json"
 # What each field holds, and whether null may stand there.
 _FIELDS: dict[str, tuple[type | tuple[type, ...], bool]] = {
-    "benchmark": (str, False), "title": (str, False), "model": (str, False), "compression": (str, False),
-    "compression_config": (dict, False), "average_tokens": (float, True), "num_questions": (int, False),
-    "num_answered": (int, False), "headline": (float, True), "values": (dict, False), "notes": (list, False),
-    "num_counted": (int, True), "versions": (dict, False), "device": (str, False), "seed": (int, False),
-    "settings": (dict, False), "judge": (dict, True), "seconds": (float, True), "date": (str, False),
-    "answers": (str, False), "empty": (int, True), "unreadable": (int, True),
-}  # fmt: skip
+    "benchmark": (str, False),
+    "title": (str, False),
+    "model": (str, False),
+    "compression": (str, False),
+    "compression_config": (dict, False),
+    "average_tokens": (float, True),
+    "num_questions": (int, False),
+    "num_answered": (int, False),
+    "headline": (float, True),
+    "values": (dict, False),
+    "notes": (list, False),
+    "num_counted": (int, True),
+    "versions": (dict, False),
+    "device": (str, False),
+    "seed": (int, False),
+    "settings": (dict, False),
+    "judge": (dict, True),
+    "seconds": (float, True),
+    "date": (str, False),
+    "answers": (str, False),
+    "empty": (int, True),
+    "unreadable": (int, True),
+}
 
 
 @dataclass(frozen=True)

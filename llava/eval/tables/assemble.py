@@ -151,9 +151,7 @@ def _measured(frame: _Frame, row: PublishedRow, measured: MeasuredRow) -> Line:
     for column, cell in cells.items():
         frame.notes.extend(_cell_notes(column, place, cell))
     method = f"{row.method}, {measured.variant}" if measured.variant else row.method
-    return Line(
-        row.budget, method, _paper(row), cells, {}, average, measured.tokens, measured.short_model, place
-    )  # fmt: skip
+    return Line(row.budget, method, _paper(row), cells, {}, average, measured.tokens, measured.short_model, place)
 
 
 def _average(frame: _Frame, row: MeasuredRow) -> tuple[float | None, str]:

@@ -8,9 +8,19 @@ from llava.common.shown import printable
 
 INCOMPLETE, SEVERAL = "†", "‡"
 _LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", INCOMPLETE: r"\dag{}", SEVERAL: r"\ddag{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    INCOMPLETE: r"\dag{}",
+    SEVERAL: r"\ddag{}",
+}
 _FORMULA = "=+-@＝＋－＠"
 _MARKDOWN = re.compile(
     r"(?P<escape>\\(?=[!-/:-@\[-`{-~])|[`|$]|\](?=[(\[:]))"  # an escape, code, a cell's end, a formula, a link

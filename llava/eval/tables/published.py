@@ -131,9 +131,17 @@ def _table(name: str, data: Mapping[str, Any]) -> PublishedTable:
     benchmarks, others = data["benchmarks"], data.get("others", {})
     rows = [_row(row, list(benchmarks), list(others), name) for row in (data["baseline"], *data["rows"])]
     return PublishedTable(
-        name, data["title"], data["model"], data["trained"], benchmarks, others,
-        rows[0], tuple(rows[1:]), data["source"], tuple(data["caveats"]),
-    )  # fmt: skip
+        name,
+        data["title"],
+        data["model"],
+        data["trained"],
+        benchmarks,
+        others,
+        rows[0],
+        tuple(rows[1:]),
+        data["source"],
+        tuple(data["caveats"]),
+    )
 
 
 def _row(row: Mapping[str, Any], benchmarks: Sequence[str], others: Sequence[str], name: str) -> PublishedRow:

@@ -14,9 +14,22 @@ from llava.eval.tables.rows import ScoreCell
 
 MISSING = "-"
 CSV_FIELDS = (
-    "table", "budget", "method", "model", "tokens", "column", "paper", "measured", "runs", "low", "high", "counted",
-    "answered", "questions", "notes",
-)  # fmt: skip
+    "table",
+    "budget",
+    "method",
+    "model",
+    "tokens",
+    "column",
+    "paper",
+    "measured",
+    "runs",
+    "low",
+    "high",
+    "counted",
+    "answered",
+    "questions",
+    "notes",
+)
 
 
 def written(value: float | None) -> str:
@@ -44,12 +57,23 @@ def latex(table: Table) -> str:
     head, body = grid(table)
     rows = [" & ".join(latex_text(cell) for cell in row) + r" \\" for row in body]
     notes = [rf"  \par\footnotesize {latex_text(note)}" for note in table.notes]
-    return "\n".join([
-        r"\begin{table}", r"  \centering", rf"  \caption{{{latex_text(table.title)}}}",
-        rf"  \begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"    \toprule",
-        "    " + " & ".join(latex_text(cell) for cell in head) + r" \\", r"    \midrule",
-        *(f"    {row}" for row in rows), r"    \bottomrule", r"  \end{tabular}", *notes, r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{latex_text(table.title)}}}",
+            rf"  \begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
+            r"    \toprule",
+            "    " + " & ".join(latex_text(cell) for cell in head) + r" \\",
+            r"    \midrule",
+            *(f"    {row}" for row in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            *notes,
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def comma_separated(tables: Sequence[Table]) -> str:

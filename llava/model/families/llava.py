@@ -199,9 +199,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             embeddings [B, L, D], zeros on padding, and their layout.
         """
         inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "images": images,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "images": images,
             "query_mask": query_mask,
-        }  # fmt: skip
+        }
         check_prompt(self, inputs, generating=True)
         chosen = self.compression if compression is None else self.checked(compression)
         prefill = self.prefill(inputs, chosen, padding_side)
@@ -249,9 +252,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         check_no_media(kwargs, self.pixels_are)
         check_streamer(kwargs.get("streamer"), len(inputs))
         prompt = {
-            "input_ids": inputs, "attention_mask": attention_mask, "position_ids": kwargs.pop("position_ids", None),
-            "images": images, "query_mask": query_mask,
-        }  # fmt: skip
+            "input_ids": inputs,
+            "attention_mask": attention_mask,
+            "position_ids": kwargs.pop("position_ids", None),
+            "images": images,
+            "query_mask": query_mask,
+        }
         chosen = None if compression is None else self.checked(compression)
         if is_filled(cache):
             check_new_text(self, prompt, {}, cache)
