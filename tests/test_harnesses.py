@@ -439,10 +439,14 @@ def test_values_that_no_harness_can_mean_are_said_in_words(
     lmms_eval: ModuleType, vlmevalkit: ModuleType, folder: Path, documents: list[dict[str, Any]]
 ):
     for settings in (
-        {"num_frames": 0}, {"num_frames": "x"}, {"batch_size": "\u00b2"}, {"batch_size": 10**40},
+        {"num_frames": 0},
+        {"num_frames": "x"},
+        {"batch_size": "\u00b2"},
+        {"batch_size": 10**40},
         {"load_8bit": "maybe"},
-        {"device": "gpu"}, {"conv_template": "plain"},
-    ):  # fmt: skip
+        {"device": "gpu"},
+        {"conv_template": "plain"},
+    ):
         with pytest.raises(ValueError, match="|".join(["device", "plain", *settings])):
             lmms_eval.DuetLlava(**{"pretrained": str(folder), "device": "cpu"} | settings)
     for settings in ({"max_new_tokens": "7"}, {"max_new_tokens": 2.5}, {"temperature": True}, {"model_path": None}):

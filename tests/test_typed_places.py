@@ -206,7 +206,7 @@ def test_a_question_file_is_read_in_every_form(mark: bytes, form: str, tmp_path:
         ({"question_id": 1, "text": "<image>\nWhat?"}, "line 3 holds <image> in its text, but names no image"),
         ({"question_id": 1, "images": ["a.png"], "text": "What?"}, "line 3 has a field 'images', which is not read"),
         ({"question_id": 1, "video": "a.mp4", "text": "What?"}, "line 3 has a field 'video', which is not read"),
-        ({"question_id": 1, "image": {"path": "a.png"}, "text": "What?"}, "line 3 has the image {\"path\": \"a.png\"}"),
+        ({"question_id": 1, "image": {"path": "a.png"}, "text": "What?"}, 'line 3 has the image {"path": "a.png"}'),
         ({"question_id": 1, "image": ["a.png", None], "text": "What?"}, "line 3 has the image null"),
         ({"question_id": 1, "image": ["a.png", "../b.png"], "text": "What?"}, r"names the file '\.\./b\.png'"),
         (["a.png", "What?"], "line 3 is not a JSON object"),

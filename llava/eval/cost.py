@@ -360,12 +360,11 @@ def _parser() -> argparse.ArgumentParser:
         "--model-path", "--model_path", type=MODEL, required=True, help=f"checkpoint folder, or {', '.join(SHAPES)}"
     )
     parser.add_argument("--model-base", "--model_base", type=MODEL, help="language model of a projector or LoRA folder")
-    parser.add_argument(
-        "--random-weights",
-        "--random_weights",
-        action="store_true",
-        help="do not read weights: a model of that shape costs the same",
-    )
+    for names, text in (
+        (("--random-weights", "--random_weights"), "do not read weights: a model of that shape costs the same"),
+        (("--activation-checkpointing", "--activation_checkpointing"), "a training step recomputes activations"),
+    ):
+        parser.add_argument(*names, action="store_true", help=text)
     parser.add_argument(
         "--compression",
         nargs="+",
@@ -385,12 +384,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=("train", "tower"),
         default=[],
         help="measure a training step too (forward and backward of all but the vision tower), or the tower alone",
-    )
-    parser.add_argument(
-        "--activation-checkpointing",
-        "--activation_checkpointing",
-        action="store_true",
-        help="a training step computes activations again in its backward pass",
     )
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
