@@ -34,5 +34,15 @@ def pytest_collection_finish() -> None:
 
     accelerate collects at the start of each training; among all modules that took half the time of a tiny one.
     """
+    _set_aside()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Nor is what is left of the files of tests that are done."""
+    if nextitem is not None and nextitem.path != item.path:
+        _set_aside()
+
+
+def _set_aside() -> None:
     gc.collect()
     gc.freeze()
