@@ -345,7 +345,7 @@ def test_any_kill_and_another_number_of_devices_lose_nothing(
     OF_VQA["gqa"](tmp_path / "eval")
     (path,) = (tmp_path / "eval" / "gqa").glob("llava_gqa_*.jsonl")
     lines = read_lines(path)
-    many = [line | {"text": f"{n} {line['text']}"} for n in range(10) for line in lines]
+    many = [line | {"text": f"{n} {line['text']}"} for n in range(25) for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in many))
     words = ["--model-path", str(model), "--eval-folder", str(tmp_path / "eval"), "--output", str(tmp_path / "out")]
     words += ["--benchmarks", "gqa", "--batch-size", "1", "--max-new-tokens", "4", "--device", "cpu"]
