@@ -15,7 +15,6 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, OUTPUT
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
-from llava.eval.benchmarks.open_answers import vizwiz_submission
 from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {"--result-upload-file": options.result_upload_file}, [options.annotation_file, options.result_file]
         )
         given = {number: str(line["text"]) for number, line in answers_by_id(options.result_file).items()}
-        submission = vizwiz_submission(options.annotation_file, given, VizWiz.name)
+        submission = VizWiz().submission(options.annotation_file, given)
         Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VizWiz.unread_as)
         write_json(options.result_upload_file, submission)
     except (ValueError, OSError) as error:

@@ -18,8 +18,7 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
-from llava.eval.benchmarks.open_answers import vqav2_submission
-from llava.eval.benchmarks.vqav2 import SUBMITTED, VQAv2
+from llava.eval.benchmarks.vqav2 import VQAv2
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -36,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answers = options.dir / "answers" / options.split / options.ckpt / "merge.jsonl"
     target = options.dir / "answers_upload" / options.split / f"{options.ckpt}.json"
     try:
-        require_apart({"the upload": target}, [answers, options.dir / SUBMITTED])
+        require_apart({"the upload": target}, [answers, options.dir / VQAv2.submitted])
         lines = answers_by_id(answers)
         given = {number: str(line["text"]) for number, line in lines.items()}
-        submission = vqav2_submission(options.dir / SUBMITTED, given, VQAv2.name)
+        submission = VQAv2().submission(options.dir / VQAv2.submitted, given)
         Unread.count(given.values(), lambda text: bool(evalai_answer(text))).tell(VQAv2.unread_as)
         write_json(target, submission)
     except (ValueError, OSError) as error:

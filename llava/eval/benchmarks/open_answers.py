@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from llava.common.json_files import need
+from llava.common.json_files import need, write_json
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.questions import Answer, Question
-from llava.eval.benchmarks.reading import need_id, need_list, need_text, one_image, read_json_lines, require_some
+from llava.eval.benchmarks.reading import need_list, need_text, read_questions
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.scores import Scores, per_cent
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -18,6 +20,68 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 """What LLaVA puts behind a question that has a short answer."""
 
 _ANSWERS = "people"
+
+
+class OpenAnswers(Benchmark):
+    """A test split through its server, or the validation split, which has public answers, here.
+
+    The validation split is asked where the questions of the test split are absent and all of its own is there.
+
+    Attributes:
+        folder: of the benchmark.
+        test: question file of the test split, and folder of its images.
+        validation: files and folders of the validation split.
+        submitted: lists the questions of a submission.
+    """
+
+    folder: ClassVar[str]
+    test: ClassVar[tuple[str, str]]
+    validation: ClassVar[tuple[str, ...]]
+    submitted: ClassVar[str]
+
+    def questions(self, root: Path) -> list[Question]:
+        """See `Benchmark.questions`, and the class for which split."""
+        asked, images = (root / self.folder / name for name in self.test)
+        places = [root / self.folder / name for name in self.validation]
+        if not asked.exists() and all(place.exists() for place in places):
+            return self.validation_questions(*places)
+        return read_questions(asked, images, self.name)
+
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
+        """See `Benchmark.score`."""
+        return open_scores(answers, f"the evaluation server of {self.title.removesuffix('v2')}")
+
+    def reads(self, answer: Answer) -> bool:
+        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
+        return bool(evalai_answer(answer.text))
+
+    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
+        """See `Benchmark.write_submission`: JSON for the server; nothing for the validation split."""
+        if any(_ANSWERS in answer.question.facts for answer in answers):
+            return None
+        given = {str(answer.question.question_id): answer.text for answer in answers}
+        submission = self.submission(root / self.folder / self.submitted, given)
+        return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
+
+    @abstractmethod
+    def validation_questions(self, *places: Path) -> list[Question]:
+        """The questions of the validation split, from the places that `validation` names.
+
+        Raises:
+            ValueError: if a file is not what it should be.
+        """
+
+    @abstractmethod
+    def submission(self, path: Path, given: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What the server takes.
+
+        Args:
+            path: of the file `submitted`.
+            given: answers by question id as text.
+
+        Raises:
+            ValueError: if the file is missing, a line lacks a field, or the server would refuse what it is sent.
+        """
 
 
 def labelled_question(
@@ -68,60 +132,3 @@ def open_scores(answers: Sequence[Answer], server: str) -> Scores:
         "Validation split, scored here with the official formula; papers print what the server says of the test split."
     )
     return Scores(values["accuracy"], values, (note,))
-
-
-def has_labels(answers: Sequence[Answer]) -> bool:
-    """Whether the questions carry people's answers."""
-    return any(_ANSWERS in answer.question.facts for answer in answers)
-
-
-def texts_by_id(answers: Sequence[Answer]) -> dict[str, str]:
-    """Answers by question id as text."""
-    return {str(answer.question.question_id): answer.text for answer in answers}
-
-
-def vqav2_submission(path: Path, given: Mapping[str, str], benchmark: str) -> list[dict[str, Any]]:
-    """What VQAv2's server takes: every question of the whole test split, with an empty answer where there is none.
-
-    Args:
-        path: LLaVA's `llava_vqav2_mscoco_test2015.jsonl`.
-        given: answers by question id as text.
-        benchmark: name, for errors.
-
-    Raises:
-        ValueError: if the file is missing or a line has no question_id.
-    """
-    submission = []
-    for number, record in enumerate(require_some(read_json_lines(path, benchmark), path), start=1):
-        question_id = need_id(record, "question_id", f"{path}, line {number}")
-        text = given.get(str(question_id))
-        submission.append({"question_id": question_id, "answer": "" if text is None else evalai_answer(text)})
-    return submission
-
-
-def vizwiz_submission(path: Path, given: Mapping[str, str], benchmark: str) -> list[dict[str, Any]]:
-    """What VizWiz' server takes: an answer for the image of every question.
-
-    Args:
-        path: LLaVA's `llava_test.jsonl`.
-        given: answers by question id as text.
-        benchmark: name, for errors.
-
-    Raises:
-        ValueError: if the file is missing, a line lacks a field, or a question has no answer.
-    """
-    submission, missing = [], []
-    for number, record in enumerate(require_some(read_json_lines(path, benchmark), path), start=1):
-        place = f"{path}, line {number}"
-        question_id = str(need_id(record, "question_id", place))
-        if question_id in given:
-            image = one_image(record, place)
-            submission.append({"image": image, "answer": evalai_answer(given[question_id])})
-        else:
-            missing.append(question_id)
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(missing) + len(submission)} questions of {path} have no answer, the first is "
-            f"{missing[0]}; the server takes only complete submissions, so answer the others first."
-        )
-    return submission

@@ -10,65 +10,39 @@ so. Who has unpacked LLaVA's eval.zip moves `llava_test.jsonl` away to get there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from llava.common.json_files import write_json
-from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.open_answers import (
-    SHORT_ANSWER,
-    has_labels,
-    labelled_question,
-    open_scores,
-    texts_by_id,
-    vizwiz_submission,
+from llava.eval.benchmarks.open_answers import SHORT_ANSWER, OpenAnswers, labelled_question
+from llava.eval.benchmarks.questions import Question
+from llava.eval.benchmarks.reading import (
+    file_in,
+    need_id,
+    need_question,
+    one_image,
+    read_json_as,
+    read_json_lines,
+    require_some,
 )
-from llava.eval.benchmarks.questions import Answer, Question
-from llava.eval.benchmarks.reading import file_in, need_question, one_image, read_json_as, read_questions, require_some
-from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
-_FOLDER = "vizwiz"
-_TEST = "llava_test.jsonl"
-_VALIDATION = ("val.json", "val")
 _REQUEST = f"When the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT_ANSWER}"
 
 
-class VizWiz(Benchmark):
+class VizWiz(OpenAnswers):
     """The test split through the server, or the validation split here."""
 
     name = "vizwiz"
     title = "VizWiz"
+    folder = "vizwiz"
+    test = ("llava_test.jsonl", "test")
+    validation = ("val.json", "val")
+    submitted = "llava_test.jsonl"
 
-    def questions(self, root: Path) -> list[Question]:
-        """See `Benchmark.questions`, and the module for which split."""
-        folder = root / _FOLDER
-        test = folder / _TEST
-        if not test.exists() and all((folder / name).exists() for name in _VALIDATION):
-            return self._validation(folder)
-        return read_questions(test, folder / "test", self.name)
-
-    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
-        """See `Benchmark.score`."""
-        return open_scores(answers, "the evaluation server of VizWiz")
-
-    def reads(self, answer: Answer) -> bool:
-        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
-        return bool(evalai_answer(answer.text))
-
-    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
-        """See `Benchmark.write_submission`: JSON for VizWiz' server; nothing for the validation split.
-
-        Raises:
-            ValueError: if a question has no answer; the server takes only complete submissions.
-        """
-        if has_labels(answers):
-            return None
-        submission = vizwiz_submission(root / _FOLDER / _TEST, texts_by_id(answers), self.name)
-        return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
-
-    def _validation(self, folder: Path) -> list[Question]:
-        path, images = (folder / name for name in _VALIDATION)
+    def validation_questions(self, *places: Path) -> list[Question]:
+        """See `OpenAnswers.validation_questions`."""
+        path, images = places
         questions = []
         for number, record in enumerate(read_json_as(list, path, self.name)):
             place = f"{path}, question {number + 1}"
@@ -76,3 +50,21 @@ class VizWiz(Benchmark):
             image = file_in(images, one_image(record, place), place)
             questions.append(labelled_question(number, text, image, record, place))
         return require_some(questions, path)
+
+    def submission(self, path: Path, given: Mapping[str, str]) -> list[dict[str, Any]]:
+        """See `OpenAnswers.submission`: an answer for the image of every question; the server takes no fewer."""
+        submission, missing = [], []
+        for number, record in enumerate(require_some(read_json_lines(path, self.name), path), start=1):
+            place = f"{path}, line {number}"
+            question_id = str(need_id(record, "question_id", place))
+            if question_id in given:
+                image = one_image(record, place)
+                submission.append({"image": image, "answer": evalai_answer(given[question_id])})
+            else:
+                missing.append(question_id)
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(missing) + len(submission)} questions of {path} have no answer, the first is "
+                f"{missing[0]}; the server takes only complete submissions, so answer the others first."
+            )
+        return submission

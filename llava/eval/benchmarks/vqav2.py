@@ -11,68 +11,37 @@ VQA's soft accuracy is the headline. Who has unpacked LLaVA's eval.zip moves the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.common.json_files import need, write_json
-from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.open_answers import (
-    SHORT_ANSWER,
-    has_labels,
-    labelled_question,
-    open_scores,
-    texts_by_id,
-    vqav2_submission,
+from llava.common.json_files import need
+from llava.eval.benchmarks.open_answers import SHORT_ANSWER, OpenAnswers, labelled_question
+from llava.eval.benchmarks.questions import Question
+from llava.eval.benchmarks.reading import (
+    need_id,
+    need_list,
+    need_question,
+    read_json_as,
+    read_json_lines,
+    require_some,
 )
-from llava.eval.benchmarks.questions import Answer, Question
-from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_json_as, read_questions, require_some
-from llava.eval.scoring.scores import Scores
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
-SUBMITTED = "llava_vqav2_mscoco_test2015.jsonl"
-"""Lists the questions of a submission."""
 
-_FOLDER = "vqav2"
-_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl"
-_VALIDATION = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014")
-
-
-class VQAv2(Benchmark):
+class VQAv2(OpenAnswers):
     """Test-dev through the server, or the validation split here."""
 
     name = "vqav2"
     title = "VQAv2"
+    folder = "vqav2"
+    test = ("llava_vqav2_mscoco_test-dev2015.jsonl", "test2015")
+    validation = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014")
+    submitted = "llava_vqav2_mscoco_test2015.jsonl"
 
-    def questions(self, root: Path) -> list[Question]:
-        """See `Benchmark.questions`, and the module for which split."""
-        folder = root / _FOLDER
-        test = folder / _TEST
-        if not test.exists() and all((folder / name).exists() for name in _VALIDATION):
-            return self._validation(folder)
-        return read_questions(test, folder / "test2015", self.name)
-
-    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
-        """See `Benchmark.score`."""
-        return open_scores(answers, "the evaluation server of VQA")
-
-    def reads(self, answer: Answer) -> bool:
-        """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
-        return bool(evalai_answer(answer.text))
-
-    def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
-        """See `Benchmark.write_submission`: JSON for VQA's server; nothing for the validation split.
-
-        Raises:
-            ValueError: if the file that lists the questions of a submission is missing.
-        """
-        if has_labels(answers):
-            return None
-        submission = vqav2_submission(root / _FOLDER / SUBMITTED, texts_by_id(answers), self.name)
-        return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
-
-    def _validation(self, folder: Path) -> list[Question]:
-        asked, labels, images = (folder / name for name in _VALIDATION)
+    def validation_questions(self, *places: Path) -> list[Question]:
+        """See `OpenAnswers.validation_questions`."""
+        asked, labels, images = places
         annotations = {}
         for number, record in enumerate(_records(labels, "annotations"), start=1):
             annotations[need_id(record, "question_id", f"{labels}, annotation {number}")] = record
@@ -88,6 +57,15 @@ class VQAv2(Benchmark):
             label_place = f"{labels}, question {question_id}"
             questions.append(labelled_question(question_id, text, image, annotations[question_id], label_place))
         return require_some(questions, asked)
+
+    def submission(self, path: Path, given: Mapping[str, str]) -> list[dict[str, Any]]:
+        """See `OpenAnswers.submission`: every question of the whole test split, empty where there is no answer."""
+        submission = []
+        for number, record in enumerate(require_some(read_json_lines(path, self.name), path), start=1):
+            question_id = need_id(record, "question_id", f"{path}, line {number}")
+            text = given.get(str(question_id))
+            submission.append({"question_id": question_id, "answer": "" if text is None else evalai_answer(text)})
+        return submission
 
 
 def _records(path: Path, name: str) -> list[Any]:
