@@ -19,7 +19,7 @@ from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
-from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_object, read_summary, training_seconds
+from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_if_there, read_summary, training_seconds
 
 SCORES, TIMES = "table-3", "table-6"
 
@@ -51,7 +51,7 @@ def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
     row = table.row(preset)
     printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
     path = folder / "results.json"
-    scores = {name: need({name: score}, name, float, str(path)) for name, score in read_object(path).items()}
+    scores = {name: need({name: score}, name, float, str(path)) for name, score in read_if_there(path).items()}
     kept = relative_average({name: scores[name] for name in table.benchmarks if name in scores}, table.baseline.scores)
     measured = scores | ({} if kept is None else {AVERAGE: kept})
     columns = [*table.benchmarks, AVERAGE]

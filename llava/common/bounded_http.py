@@ -275,11 +275,11 @@ def _pieces(reply: http.client.HTTPResponse, target: _Target, most: float, route
     too_large = FetchError(f"{target.name} sends more than {_size(most)}, which is the most that is read here.")
     if length is not None and length > most:
         raise too_large
-    decoder = _decoder(reply.headers.get("Content-Encoding", ""), target)
+    inflating = _inflating(reply.headers.get("Content-Encoding", ""), target)
     while piece := reply.read1(_PIECE):
         route.left()
         came += len(piece)
-        for part in decoder.parts(piece):
+        for part in inflating.parts(piece) if inflating else (piece,):
             made += len(part)
             if made > most:
                 raise too_large
@@ -288,7 +288,7 @@ def _pieces(reply: http.client.HTTPResponse, target: _Target, most: float, route
             raise too_large
     if length is not None and came < length:
         raise FetchError(f"{target.name} broke off after {came} of {length} bytes; try again.", transient=True)
-    if not decoder.is_whole:
+    if inflating and not inflating.is_whole:
         raise FetchError(f"{target.name} broke off within a compressed body; try again.", transient=True)
 
 
@@ -299,20 +299,16 @@ def _size(count: float) -> str:
     return f"{count} bytes"
 
 
-class _Plain:
-    is_whole = True
-
-    def parts(self, piece: bytes) -> Iterator[bytes]:
-        """What a piece of the body stands for."""
-        yield piece
-
-
-class _Inflating(_Plain):
+class _Inflating:
     """Gzip (of several members, too) and zlib, in parts of bounded size."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        self.is_whole = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the body is missing."""
+        return self._stream.eof
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
         """What a piece of the body stands for."""
@@ -321,14 +317,14 @@ class _Inflating(_Plain):
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
             part = self._stream.decompress(piece, _PIECE)
             piece = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
-            self.is_whole = self._stream.eof
             yield part
 
 
-def _decoder(encoding: str, target: _Target) -> _Plain:
+def _inflating(encoding: str, target: _Target) -> _Inflating | None:
+    """What decompresses a body; None where it comes as it is."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        return _Plain()
+        return None
     if encoding in ("gzip", "x-gzip", "deflate"):
         return _Inflating()
     raise FetchError(f"{target.name} compresses with {encoding[:20]!r}; accepted are gzip, deflate and none.")

@@ -39,23 +39,18 @@ class DataStatistics:
         return asdict(self)
 
     def require_supervision(self) -> None:
-        """Raise ValueError if more than 1 % of the samples teach nothing."""
-        check_supervision(self.unsupervised, self.samples, self.unsupervised_ids)
+        """Refuse data that teaches nothing.
 
-
-def check_supervision(unsupervised: int, samples: int, ids: Sequence[str]) -> None:
-    """Refuse data that teaches nothing.
-
-    Raises:
-        ValueError: if more than 1 % of the samples have no label.
-    """
-    if unsupervised > MAX_UNSUPERVISED_SHARE * samples:
-        shown = ", ".join(map(repr, ids))
-        raise ValueError(
-            f"{unsupervised} of the first {samples} samples have no label at all, more than "
-            f"{MAX_UNSUPERVISED_SHARE:.0%} (ids {shown}, ...): their answers are empty or lie beyond "
-            "--model_max_length. Raise it, choose another --version, or clean the data."
-        )
+        Raises:
+            ValueError: if more than 1 % of the samples have no label.
+        """
+        if self.unsupervised > MAX_UNSUPERVISED_SHARE * self.samples:
+            shown = ", ".join(map(repr, self.unsupervised_ids))
+            raise ValueError(
+                f"{self.unsupervised} of the first {self.samples} samples have no label at all, more than "
+                f"{MAX_UNSUPERVISED_SHARE:.0%} (ids {shown}, ...): their answers are empty or lie beyond "
+                "--model_max_length. Raise it, choose another --version, or clean the data."
+            )
 
 
 def measure(dataset: LazySupervisedDataset, order: Sequence[int], batch_size: int) -> DataStatistics:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
-from llava.eval.benchmarks.answer_lines import answer_keys, read_answer_lines
+from llava.eval.benchmarks.answer_lines import read_answers
 from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
@@ -31,16 +31,9 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
     Raises:
         ValueError: if the file is missing, holds no answer, or an answer does not fit.
     """
-    if not result_file.is_file():
-        raise ValueError(
-            f"There is no answer file {str(result_file)!r}; give the file that the answers were written to."
-        )
-    lines = read_answer_lines(result_file)
-    if not lines or not all("text" in line for line in lines):
-        raise ValueError(f"{result_file} holds no answer, or one without text; answer the questions first.")
+    lines = read_answers(result_file)
+    answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
     try:
-        answer_keys(lines)
-        answers = [(line["question_id"], str(line["prompt"]), str(line["text"])) for line in lines]
         accuracy = textvqa_accuracy(annotations, answers, annotation_file)
     except ValueError as error:
         raise ValueError(f"{result_file}: {error}") from error

@@ -66,8 +66,6 @@ def read_predictions(path: Path) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: if it is missing or empty, a line lacks a field, or an id comes twice.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no answer file {str(path)!r}; {_WANTED}")
     answers: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_answer_lines(path, _WANTED), start=1):
         missing = [name for name in ANSWER_FIELDS if name not in line]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava.common.program import as_program
 from llava.eval.benchmarks.questions import Question
-from llava.eval.benchmarks.reading import read_json
+from llava.eval.benchmarks.reading import read_json_as
 from llava.eval.benchmarks.sqa import LETTER_PROMPT, science_questions
 from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
 
@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _questions(options: argparse.Namespace) -> Sequence[Question]:
     path = question_path(options)
-    records = read_json(path, "sqa")
-    if not isinstance(records, list):
-        raise ValueError(f"{path} is not a JSON list of questions; give LLaVA's llava_test_CQM-A.json.")
+    records = read_json_as(list, path, "sqa")
     suffix = LETTER_PROMPT if options.single_pred_prompt else None
     questions = science_questions(records, Path(options.image_folder), str(path), suffix)
     return chunk(questions, options.num_chunks, options.chunk_idx)

@@ -68,7 +68,7 @@ def settle_adapters(args: TrainingArguments, model: str) -> None:
             )
     _require_our_kind(held, args.lora_weight_path)
     base = held.base_model_name_or_path
-    if base and base != model and not _one_folder(base, model):
+    if base and base != model and not same_folder(base, model):
         logger.warning("The adapters in %s were trained on %r; this run puts them on %r.", path.parent, base, model)
 
 
@@ -87,7 +87,8 @@ def _require_our_kind(held: Any, folder: str) -> None:
         )
 
 
-def _one_folder(one: str, other: str) -> bool:
+def same_folder(one: str, other: str) -> bool:
+    """Whether two names lead to one folder."""
     return Path(one).is_dir() and Path(other).is_dir() and os.path.samefile(one, other)
 
 

@@ -8,7 +8,6 @@ weights would have learnt another.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,7 +20,7 @@ from llava.checkpoints.settings_files import read_config
 from llava.mm_utils import ASPECT_RATIOS
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
-from llava.train.adapters import settle_adapters
+from llava.train.adapters import same_folder, settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -234,7 +233,7 @@ def _settle_tower(sources: Sequence[_Source]) -> str | None:
 
 def _same_tower(one: str, other: str) -> bool:
     """Whether two names are those of one tower: equal, one folder, or copies of one that everybody knows by name."""
-    if one == other or (Path(one).is_dir() and Path(other).is_dir() and os.path.samefile(one, other)):
+    if one == other or same_folder(one, other):
         return True
     return known_tower(one) is not None and PurePath(one).name == PurePath(other).name
 

@@ -47,7 +47,7 @@ class Report:
             "distinct_images": result.distinct_images,
             "findings": {name: self._kind(name) for name in KINDS},
             "tokens_are_estimates": result.settings.tokenizer is None,
-            "budgets": {name: figures.to_dict() for name, figures in self.figures.items()},
+            "budgets": {name: asdict(figures) for name, figures in self.figures.items()},
             "assumptions": asdict(self.assumed),
             "seconds": round(result.seconds, 3),
         }

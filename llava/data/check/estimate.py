@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from transformers import BatchEncoding
+
 # Subword vocabularies keep common words whole and cut long ones; digits, marks and other scripts cost about a token
 # a character.
 _PIECE = re.compile(r"[A-Za-z]{1,6}|\S")
@@ -19,18 +21,9 @@ class TokenEstimator:
     is_fast = True
     bos_token_id = 1
 
-    def __call__(self, text: str, add_special_tokens: bool = True, **_: Any) -> Any:
+    def __call__(self, text: str, add_special_tokens: bool = True, **_: Any) -> BatchEncoding:
         """Ids and character offsets of a text, as an object with items and attributes."""
         spans = [match.span() for match in _PIECE.finditer(text)]
         if add_special_tokens:
             spans.insert(0, (0, 0))
-        return _Encoding(input_ids=[self.bos_token_id] * len(spans), offset_mapping=spans)
-
-
-class _Encoding(dict[str, Any]):
-    """A mapping whose ids are an attribute as well, as transformers' are."""
-
-    @property
-    def input_ids(self) -> list[int]:
-        ids: list[int] = self["input_ids"]
-        return ids
+        return BatchEncoding({"input_ids": [self.bos_token_id] * len(spans), "offset_mapping": spans})

@@ -10,7 +10,7 @@ from llava.common.json_files import as_json, need
 from llava.common.json_lines import read_objects
 from llava.eval.benchmarks.questions import AnswerKey, Question, numbered
 
-_NO_ANSWERS = "it answers no question, so give the file that the model's answers were written to."
+_ADVICE = "give the file that the model's answers were written to."
 
 
 def answer_line(question: Question, text: str, answer_id: str, model_id: str) -> dict[str, Any]:
@@ -49,19 +49,22 @@ def answer_keys(lines: Iterable[Mapping[str, Any]]) -> list[AnswerKey]:
     return list(numbered(pairs))
 
 
-def read_answer_lines(path: Path, advice: str = _NO_ANSWERS) -> list[dict[str, Any]]:
+def read_answer_lines(path: Path, advice: str | None = None) -> list[dict[str, Any]]:
     """The lines of an answer file; a text of null is empty.
 
     Args:
         path: of the file.
-        advice: what to do where it holds none, as a sentence from its second part on.
+        advice: what to do where there is no file, or none in it, as a sentence from its second part on.
 
     Raises:
-        ValueError: if there are none, a line is not a JSON object, or a field of it is of another type.
+        ValueError: if the file is missing or holds none, a line is not a JSON object, or a field of it is of another
+            type.
     """
+    if not path.is_file():
+        raise ValueError(f"There is no answer file {str(path)!r}; {advice or _ADVICE}")
     lines = [with_text(line) for line in read_objects(path, "remove the line or the file")]
     if not lines:
-        raise ValueError(f"{path} holds no answers; {advice}")
+        raise ValueError(f"{path} holds no answers; {advice or f'it answers no question, so {_ADVICE}'}")
     for number, line in enumerate(lines, start=1):
         check_answer(line, f"{path}, answer {number}")
     return lines
@@ -96,16 +99,12 @@ def with_text(line: dict[str, Any]) -> dict[str, Any]:
     return line | {"text": ""} if "text" in line and line["text"] is None else line
 
 
-def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of an answer file by question id as text; of several with the same id the last one.
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The lines of an answer file, each with an answer.
 
     Raises:
         ValueError: if the file is missing, or a line lacks question_id, prompt or text.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"There is no answer file {str(path)!r}; give the file that the model's answers were written to."
-        )
     lines = read_answer_lines(path)
     try:
         answer_keys(lines)
@@ -114,4 +113,9 @@ def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if "text" not in line:
             raise ValueError(f"{path}, answer {number} has no text; remove the line or answer the question again.")
-    return {str(line["question_id"]): line for line in lines}
+    return lines
+
+
+def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:
+    """As `read_answers`, by question id as text; of several with the same id the last one."""
+    return {str(line["question_id"]): line for line in read_answers(path)}

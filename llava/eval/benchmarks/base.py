@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from llava.eval.benchmarks.datasets import DATASETS, UNKNOWN, Dataset
 from llava.eval.benchmarks.questions import Answer, Question
-from llava.eval.judging.judge import Judge
+from llava.eval.judging.judge import Judge, unjudged_note
 from llava.eval.scoring.scores import Scores
 
 
@@ -80,6 +80,10 @@ class Benchmark(ABC):
 
 class JudgedBenchmark(Benchmark):
     """A benchmark whose answers are graded by a language model; `score` gives what can be told without one."""
+
+    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
+        """See `Benchmark`; without a judge there is no number."""
+        return Scores(None, notes=(unjudged_note(self.title),))
 
     @abstractmethod
     def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:

@@ -5,6 +5,7 @@ Places are those of LLaVA's `docs/Evaluation.md` and, for videos, of Video-LLaVA
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 EVAL_ZIP = "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view?usp=sharing"
@@ -13,6 +14,10 @@ _COCO = "http://images.cocodataset.org/zips"
 _VQA = "https://visualqa.org/download.html"
 _VIZWIZ = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 _GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
+_SCIENCE_QA = "https://scienceqa.s3.us-west-1.amazonaws.com/images"
+_TEXT_VQA = "https://dl.fbaipublicfiles.com/textvqa"
+_SEED_BENCH = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
+_DRIVE, _VIEW = "https://drive.google.com/file/d", "view?usp=drive_link"
 _VIDEO_LICENCE = "of the videos' owners; for research"
 _JUDGE_NOTE = "Its headline needs a language model as judge."
 
@@ -67,34 +72,43 @@ def _from_zip(place: str, what: str = "questions") -> DatasetPart:
     return DatasetPart((place,), what, _FROM_ZIP, EVAL_ZIP)
 
 
-def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset:
-    def places(name: str) -> tuple[str, ...]:
-        return f"GPT_Zero_Shot_QA/{folder}/{name}", f"{folder}/{name}"
+def _itself(place: str, what: str, url: str) -> DatasetPart:
+    """A part that is downloaded as it is."""
+    return DatasetPart((place,), what, "the file itself", url)
 
-    source = f"{folder}, unpacked into GPT_Zero_Shot_QA"
-    names = {"test_q.json": "questions", "test_a.json": "right answers", videos: "videos"}
-    parts = tuple(DatasetPart(places(name), what, source, url) for name, what in names.items())
+
+def _unpacked(place: str, what: str, url: str) -> DatasetPart:
+    """A part of an archive that is unpacked beside it."""
+    folder, _, _ = place.rpartition("/")
+    return DatasetPart((place,), what, f"{url.rpartition('/')[2]}, unpacked into {folder}", url)
+
+
+def _several(contents: Mapping[str, str], folders: Sequence[str], source: str, url: str) -> tuple[DatasetPart, ...]:
+    """Parts of one download, each in one of several folders: what they hold, by name."""
+    places = {name: tuple(f"{folder}/{name}" for folder in folders) for name in contents}
+    return tuple(DatasetPart(places[name], what, source, url) for name, what in contents.items())
+
+
+def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset:
+    contents = {"test_q.json": "questions", "test_a.json": "right answers", videos: "videos"}
+    folders = (f"GPT_Zero_Shot_QA/{folder}", folder)
+    parts = _several(contents, folders, f"{folder}, unpacked into GPT_Zero_Shot_QA", url)
     return Dataset(parts, questions, licence=_VIDEO_LICENCE, notes=(_JUDGE_NOTE,))
 
 
 def _mmbench(place: str, questions: int | None) -> Dataset:
-    name = place.rpartition("/")[2]
-    url = f"https://download.openmmlab.com/mmclassification/datasets/mmbench/{name}"
-    what = "questions with their rotations, images and right answers"
-    return Dataset((DatasetPart((place,), what, "the file itself", url),), questions)
+    url = f"https://download.openmmlab.com/mmclassification/datasets/mmbench/{place.rpartition('/')[2]}"
+    return Dataset((_itself(place, "questions with their rotations, images and right answers", url),), questions)
 
 
 DATASETS: dict[str, Dataset] = {
     "gqa": Dataset(
         (
             _from_zip("gqa/llava_gqa_testdev_balanced.jsonl"),
-            DatasetPart(("gqa/data/images",), "images", "images.zip, unpacked into gqa/data", f"{_GQA}/images.zip"),
-            DatasetPart(
-                tuple(
-                    f"gqa/data/{folder}testdev_balanced_questions.json"
-                    for folder in ("", "questions/", "questions1.2/")
-                ),
-                "right answers",
+            _unpacked("gqa/data/images", "images", f"{_GQA}/images.zip"),
+            *_several(
+                {"testdev_balanced_questions.json": "right answers"},
+                ("gqa/data", "gqa/data/questions", "gqa/data/questions1.2"),
                 "questions1.2.zip, unpacked into gqa/data",
                 f"{_GQA}/questions1.2.zip",
             ),
@@ -105,16 +119,13 @@ DATASETS: dict[str, Dataset] = {
     "pope": Dataset(
         (
             _from_zip("pope/llava_pope_test.jsonl"),
-            *(
-                DatasetPart(
-                    (f"pope/coco/coco_pope_{split}.json",),
-                    "labels",
-                    "the folder output/coco of POPE's repository at this commit, as pope/coco",
-                    "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco",
-                )
-                for split in ("adversarial", "popular", "random")
+            *_several(
+                {f"coco_pope_{split}.json": "labels" for split in ("adversarial", "popular", "random")},
+                ("pope/coco",),
+                "the folder output/coco of POPE's repository at this commit, as pope/coco",
+                "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco",
             ),
-            DatasetPart(("pope/val2014",), "images", "val2014.zip, unpacked into pope", f"{_COCO}/val2014.zip"),
+            _unpacked("pope/val2014", "images", f"{_COCO}/val2014.zip"),
         ),
         8910,
         notes=("Other commits of POPE's repository hold other questions.",),
@@ -136,12 +147,7 @@ DATASETS: dict[str, Dataset] = {
     "sqa": Dataset(
         (
             _from_zip("scienceqa/llava_test_CQM-A.json"),
-            DatasetPart(
-                ("scienceqa/images/test",),
-                "images",
-                "test.zip, unpacked into scienceqa/images",
-                "https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip",
-            ),
+            _unpacked("scienceqa/images/test", "images", f"{_SCIENCE_QA}/test.zip"),
             *(
                 DatasetPart(
                     (f"scienceqa/{name}",),
@@ -158,18 +164,8 @@ DATASETS: dict[str, Dataset] = {
     "textvqa": Dataset(
         (
             _from_zip("textvqa/llava_textvqa_val_v051_ocr.jsonl", "questions with OCR tokens"),
-            DatasetPart(
-                ("textvqa/TextVQA_0.5.1_val.json",),
-                "right answers",
-                "the file itself",
-                "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
-            ),
-            DatasetPart(
-                ("textvqa/train_images",),
-                "images",
-                "train_val_images.zip, unpacked into textvqa",
-                "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
-            ),
+            _itself("textvqa/TextVQA_0.5.1_val.json", "right answers", f"{_TEXT_VQA}/data/TextVQA_0.5.1_val.json"),
+            _unpacked("textvqa/train_images", "images", f"{_TEXT_VQA}/images/train_val_images.zip"),
         ),
         5000,
     ),
@@ -179,7 +175,7 @@ DATASETS: dict[str, Dataset] = {
         (
             _from_zip("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"),
             _from_zip("vqav2/llava_vqav2_mscoco_test2015.jsonl", "questions that a submission lists"),
-            DatasetPart(("vqav2/test2015",), "images", "test2015.zip, unpacked into vqav2", f"{_COCO}/test2015.zip"),
+            _unpacked("vqav2/test2015", "images", f"{_COCO}/test2015.zip"),
         ),
         107394,
         licence="annotations CC BY 4.0; images of their owners on Flickr",
@@ -193,14 +189,14 @@ DATASETS: dict[str, Dataset] = {
                 ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json",), "questions", "validation questions", _VQA
             ),
             DatasetPart(("vqav2/v2_mscoco_val2014_annotations.json",), "right answers", "validation annotations", _VQA),
-            DatasetPart(("vqav2/val2014",), "images", "val2014.zip, unpacked into vqav2", f"{_COCO}/val2014.zip"),
+            _unpacked("vqav2/val2014", "images", f"{_COCO}/val2014.zip"),
         ),
         questions_instead=214354,
     ),
     "vizwiz": Dataset(
         (
             _from_zip("vizwiz/llava_test.jsonl"),
-            DatasetPart(("vizwiz/test",), "images", "test.zip, unpacked into vizwiz", f"{_VIZWIZ}/images/test.zip"),
+            _unpacked("vizwiz/test", "images", f"{_VIZWIZ}/images/test.zip"),
         ),
         8000,
         notes=(
@@ -217,16 +213,13 @@ DATASETS: dict[str, Dataset] = {
         (
             _from_zip("seed_bench/llava-seed-bench.jsonl"),
             DatasetPart(
-                ("seed_bench/SEED-Bench.json",),
-                "right answers",
-                "SEED-Bench.json, put into seed_bench",
-                "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+                ("seed_bench/SEED-Bench.json",), "right answers", "SEED-Bench.json, put into seed_bench", _SEED_BENCH
             ),
             DatasetPart(
                 ("seed_bench/SEED-Bench-image",),
                 "images",
                 "SEED-Bench-image.zip, unpacked into seed_bench",
-                "https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
+                _SEED_BENCH,
             ),
             DatasetPart(
                 ("seed_bench/SEED-Bench-video-image",),
@@ -246,66 +239,37 @@ DATASETS: dict[str, Dataset] = {
     ),
     "mmvet": Dataset(
         (
-            DatasetPart(
-                ("mm-vet/llava-mm-vet.jsonl", "mmvet/llava-mm-vet.jsonl"),
-                "questions",
-                _FROM_ZIP,
-                EVAL_ZIP,
-            ),
-            *(
-                DatasetPart(
-                    tuple(f"{folder}/{name}" for folder in ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet")),
-                    what,
-                    "mm-vet.zip, unpacked into the evaluation folder",
-                    "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
-                )
-                for name, what in (("images", "images"), ("mm-vet.json", "right answers"))
+            *_several({"llava-mm-vet.jsonl": "questions"}, ("mm-vet", "mmvet"), _FROM_ZIP, EVAL_ZIP),
+            *_several(
+                {"images": "images", "mm-vet.json": "right answers"},
+                ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet"),
+                "mm-vet.zip, unpacked into the evaluation folder",
+                "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
             ),
         ),
         218,
         notes=(_JUDGE_NOTE,),
     ),
     "llava_bench": Dataset(
-        tuple(
-            DatasetPart(
-                (f"llava-bench-in-the-wild/{name}",),
-                what,
-                "the data set, unpacked as llava-bench-in-the-wild",
-                "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
-            )
-            for name, what in (
-                ("questions.jsonl", "questions"),
-                ("context.jsonl", "captions that the judge reads"),
-                ("answers_gpt4.jsonl", "answers to compare with"),
-                ("images", "images"),
-            )
+        _several(
+            {
+                "questions.jsonl": "questions",
+                "context.jsonl": "captions that the judge reads",
+                "answers_gpt4.jsonl": "answers to compare with",
+                "images": "images",
+            },
+            ("llava-bench-in-the-wild",),
+            "the data set, unpacked as llava-bench-in-the-wild",
+            "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
         ),
         60,
         notes=(_JUDGE_NOTE,),
     ),
-    "msvd": _video(
-        "MSVD_Zero_Shot_QA",
-        "videos",
-        "https://drive.google.com/file/d/1_q4eiSdb7i8P3Hmh4lCfgY1uBGyzU_7X/view?usp=drive_link",
-        13157,
-    ),
-    "msrvtt": _video(
-        "MSRVTT_Zero_Shot_QA",
-        "videos/all",
-        "https://drive.google.com/file/d/1yXh9lz7flQ5Ui2IRSd6Qi6RqSEeUJwl3/view?usp=drive_link",
-        72821,
-    ),
-    "tgif": _video(
-        "TGIF_Zero_Shot_QA",
-        "mp4",
-        "https://drive.google.com/file/d/1so6L9rg_gdC8Segur7rKML-ffd4Ix_I6/view?usp=drive_link",
-        None,
-    ),
+    "msvd": _video("MSVD_Zero_Shot_QA", "videos", f"{_DRIVE}/1_q4eiSdb7i8P3Hmh4lCfgY1uBGyzU_7X/{_VIEW}", 13157),
+    "msrvtt": _video("MSRVTT_Zero_Shot_QA", "videos/all", f"{_DRIVE}/1yXh9lz7flQ5Ui2IRSd6Qi6RqSEeUJwl3/{_VIEW}", 72821),
+    "tgif": _video("TGIF_Zero_Shot_QA", "mp4", f"{_DRIVE}/1so6L9rg_gdC8Segur7rKML-ffd4Ix_I6/{_VIEW}", None),
     "activitynet": _video(
-        "Activitynet_Zero_Shot_QA",
-        "all_test",
-        "https://pan.baidu.com/s/1d_AVx9Mz_57nA3exhQZGyA?pwd=9amr",
-        8000,
+        "Activitynet_Zero_Shot_QA", "all_test", "https://pan.baidu.com/s/1d_AVx9Mz_57nA3exhQZGyA?pwd=9amr", 8000
     ),
 }
 """By name of the benchmark."""

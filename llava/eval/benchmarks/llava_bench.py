@@ -22,7 +22,7 @@ from llava.eval.benchmarks.reading import (
     read_json_lines,
     read_questions,
 )
-from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores, unjudged_note
+from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores
 from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0314"
@@ -47,10 +47,6 @@ class LLaVABench(JudgedBenchmark):
     def questions(self, root: Path) -> list[Question]:
         """See `Benchmark`."""
         return read_questions(root / _FOLDER / "questions.jsonl", root / _FOLDER / "images", self.name)
-
-    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
-        """See `Benchmark`; without a judge there is no number."""
-        return Scores(None, notes=(unjudged_note(self.title),))
 
     def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """See `JudgedBenchmark`; `reviews` is in the format that `llava.eval.summarize_gpt_review` reads, too."""

@@ -12,7 +12,7 @@ from llava.common.json_files import write_json
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
-from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores, unjudged_note
+from llava.eval.judging.judge import Grade, Judge, JudgeRequest, grades_of, judged_scores
 from llava.eval.scoring.scores import Scores
 
 PUBLISHED_JUDGE = "gpt-4-0613"
@@ -76,10 +76,6 @@ class MMVet(JudgedBenchmark):
     def questions(self, root: Path) -> list[Question]:
         """See `Benchmark`; the folder may be named `mm-vet`, as in LLaVA's scripts, or `mmvet`, as in its documents."""
         return read_questions(_place(root, "llava-mm-vet.jsonl"), _place(root, "images"), self.name)
-
-    def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
-        """See `Benchmark`; without a judge there is no number."""
-        return Scores(None, notes=(unjudged_note(self.title),))
 
     def judged(self, root: Path, answers: Sequence[Answer], judge: Judge, reviews: Path) -> Scores:
         """See `JudgedBenchmark`."""

@@ -24,6 +24,7 @@ from llava.eval.benchmarks.reading import (
     need_list,
     need_question,
     read_json,
+    read_json_as,
     require_fields,
     require_some,
 )
@@ -50,9 +51,7 @@ class ScienceQA(Benchmark):
         """See `Benchmark.questions`; each ends with the request for a letter."""
         folder = root / _FOLDER
         path = folder / "llava_test_CQM-A.json"
-        records = read_json(path, self.name)
-        if not isinstance(records, list):
-            raise ValueError(f"{path} is not a JSON list of questions; download it again.")
+        records = read_json_as(list, path, self.name)
         problems = read_json(folder / "problems.json", self.name) if (folder / "problems.json").is_file() else {}
         questions = science_questions(records, folder / "images" / "test", str(path))
         return [replace(question, facts=_offered(problems, question.question_id)) for question in questions]
@@ -140,10 +139,7 @@ def read_problems(folder: Path, split: str, benchmark: str) -> dict[str, dict[st
     Raises:
         ValueError: if a file is missing, has no such split, or lacks a problem of it.
     """
-    splits, problems = (read_json(folder / name, benchmark) for name in ("pid_splits.json", "problems.json"))
-    for name, value in (("pid_splits.json", splits), ("problems.json", problems)):
-        if not isinstance(value, dict):
-            raise ValueError(f"{folder / name} holds {shown(value)}; it must be a JSON object. Download it again.")
+    splits, problems = (read_json_as(dict, folder / name, benchmark) for name in ("pid_splits.json", "problems.json"))
     if split not in splits:
         raise ValueError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
     chosen = {}

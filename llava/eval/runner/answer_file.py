@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,18 +25,13 @@ from llava.eval.benchmarks.answer_lines import answer_keys, check_answer, with_t
 from llava.eval.benchmarks.questions import Question, question_keys
 
 
-def new_run() -> str:
-    """A random name for a run: 8 hexadecimal digits."""
-    return secrets.token_hex(4)
-
-
 @dataclass(frozen=True)
 class AnswerFile:
     """An answer file and the parts of one run.
 
     Attributes:
         path: of the whole file.
-        run: whose parts belong to it; empty where that is not known yet, then none do.
+        run: whose parts belong to it, 8 random hexadecimal digits; empty where that is not known yet, then none do.
     """
 
     path: Path

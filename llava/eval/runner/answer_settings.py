@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.checkpoints.opening import resolve
-from llava.common.json_files import as_json, need, read_object, write_json
+from llava.common.json_files import as_json, need, read_object
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.fingerprint import Fingerprint, fingerprint
 
@@ -85,7 +85,8 @@ def check_same(identity: Mapping[str, Any], path: Path, answers: Path, hint: str
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The content of a settings file: `identity`, `run` and `about`.
+    """The content of a settings file: `identity`, what the answers belong to; `run`, the name of the run, as in
+    `llava.eval.runner.answer_file.AnswerFile`; and `about`, what else a reader of the results wants to know.
 
     Raises:
         ValueError: if it is not one.
@@ -120,18 +121,6 @@ def _to_remove() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{error.args[0].removesuffix('.')}: {_REMOVE}.") from error
-
-
-def write_settings(path: Path, identity: Mapping[str, Any], run: str, about: Mapping[str, Any]) -> None:
-    """Write a settings file in one step.
-
-    Args:
-        path: of the file.
-        identity: what the answers belong to.
-        run: name of the run, as in `llava.eval.runner.answer_file.AnswerFile`.
-        about: what else a reader of the results wants to know.
-    """
-    write_json(path, {"identity": identity, "run": run, "about": about}, indent=2)
 
 
 def _changes(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import enum
 import logging
 import multiprocessing
 import os
@@ -56,49 +57,24 @@ class Assignment:
     loader_workers: int = 0
 
 
-@dataclass(frozen=True)
-class WorkerReady:
-    """Message of a worker that has loaded its model.
+class Asks(enum.Enum):
+    """What a worker says besides the name of its device, its outcomes, and the error that ends it."""
 
-    Attributes:
-        name: of its device, in words.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Message of a worker that cannot go on.
-
-    Attributes:
-        reason: why, in a sentence.
-        is_refusal: whether what was asked of it was wrong.
-    """
-
-    reason: str
-    is_refusal: bool
-
-
-class _Signal:
-    """Messages without content: a worker asks for a task, or has done all it was dealt."""
-
-    NEED = "need"
-    FINISHED = "finished"
+    NEXT = "the next task"
+    DONE = "nothing: it has done all it was dealt"
 
 
 class DeviceWorkers(ABC):
-    """The processes that answer: this one, or one for each of several devices."""
+    """The processes that answer: this one, or one for each of several devices.
 
-    @property
-    @abstractmethod
-    def devices(self) -> list[str]:
-        """Names of the devices; empty before the first answer."""
+    Attributes:
+        size: how many processes answer.
+        devices: names of their devices, in words; empty before the first answer.
+    """
 
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """How many processes answer."""
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.devices: list[str] = []
 
     @abstractmethod
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
@@ -124,24 +100,16 @@ class ThisProcess(DeviceWorkers):
     """One device, in this process; the model is loaded when there is something to answer."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
+        super().__init__(size=1)
         self._spec = spec
         self._device = device
         self._engine: Engine | None = None
-
-    @property
-    def devices(self) -> list[str]:
-        """As in `DeviceWorkers`."""
-        return [] if self._engine is None else [device_name(self._engine.device)]
-
-    @property
-    def size(self) -> int:
-        """As in `DeviceWorkers`."""
-        return 1
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """As in `DeviceWorkers`."""
         if self._engine is None:
             self._engine = load(self._spec, self._device)
+            self.devices = [device_name(self._engine.device)]
         try:
             yield from carry_out(self._engine, assignment, tasks, rank=0, workers=1)
         except torch.OutOfMemoryError as error:
@@ -149,15 +117,15 @@ class ThisProcess(DeviceWorkers):
 
     def close(self, patience: float = _PATIENCE) -> None:
         """As in `DeviceWorkers`."""
-        self._engine = None
+        self._engine, self.devices = None, []
 
 
 class WorkerProcesses(DeviceWorkers):
     """A process for each device."""
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
+        super().__init__(len(devices))
         self._names = [f"process {rank} on {device}" for rank, device in enumerate(devices)]
-        self._devices: dict[Connection, str] = {}
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         context = multiprocessing.get_context("spawn")
@@ -170,16 +138,6 @@ class WorkerProcesses(DeviceWorkers):
             self._connections.append(ours)
             self._processes.append(process)
 
-    @property
-    def devices(self) -> list[str]:
-        """As in `DeviceWorkers`."""
-        return list(self._devices.values())
-
-    @property
-    def size(self) -> int:
-        """As in `DeviceWorkers`."""
-        return len(self._processes)
-
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """As in `DeviceWorkers`."""
         busy = list(self._connections)
@@ -189,14 +147,18 @@ class WorkerProcesses(DeviceWorkers):
             self._check_alive()
             for connection in cast(list[Connection], wait(busy, timeout=1.0)):
                 message = self._receive(connection)
-                if message == _Signal.NEED:
+                if message is Asks.NEXT:
                     self._send(connection, next(tasks, None))
-                elif message == _Signal.FINISHED:
+                elif message is Asks.DONE:
                     busy.remove(connection)
-                elif isinstance(message, WorkerReady):
-                    self._devices[connection] = message.name
-                elif isinstance(message, Failure):
-                    self._fail(connection, message)
+                elif isinstance(message, str):
+                    self.devices.append(message)
+                elif isinstance(message, WorkerError):
+                    raise WorkerError(
+                        f"Evaluation {self._names[self._connections.index(connection)]} failed: {message}"
+                    )
+                elif isinstance(message, ValueError):
+                    raise message
                 else:
                     yield message
 
@@ -235,11 +197,6 @@ class WorkerProcesses(DeviceWorkers):
         how = f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
         cause = " (the system does that where memory runs out)" if status == -signal.SIGKILL else ""
         return WorkerError(f"Evaluation {self._names[rank]} {how}{cause}.")
-
-    def _fail(self, connection: Connection, failure: Failure) -> None:
-        if failure.is_refusal:
-            raise ValueError(failure.reason)
-        raise WorkerError(f"Evaluation {self._names[self._connections.index(connection)]} failed: {failure.reason}")
 
 
 def load(spec: ModelSpec, device: str) -> Engine:
@@ -293,24 +250,24 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
         if device == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         engine = load(spec, device)
-        connection.send(WorkerReady(device_name(engine.device)))
+        connection.send(device_name(engine.device))
         while (assignment := connection.recv()) is not None:
             for outcome in carry_out(engine, assignment, _dealt(connection), rank, workers):
                 connection.send(outcome)
-            connection.send(_Signal.FINISHED)
+            connection.send(Asks.DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the process that deals out is gone
     except Exception as error:
-        is_refusal = isinstance(error, ValueError)
         if not isinstance(error, ValueError | WorkerError):
             logger.exception("Evaluation process %d failed.", rank)
-        connection.send(Failure(_reason(error), is_refusal))
+        kind = ValueError if isinstance(error, ValueError) else WorkerError
+        connection.send(kind(_reason(error)))
 
 
 def _dealt(connection: Connection) -> Iterator[Task]:
     """Ask for tasks over the connection, one by one, until there are none left."""
     while True:
-        connection.send(_Signal.NEED)
+        connection.send(Asks.NEXT)
         task = connection.recv()
         if task is None:
             return

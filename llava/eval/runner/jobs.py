@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.common.json_files import write_json
 from llava.compression.config import CompressionConfig
 from llava.cost import machine
 from llava.eval.benchmarks.questions import Question
-from llava.eval.runner.answer_file import AnswerFile, new_run
-from llava.eval.runner.answer_settings import check_same, hash_of, read_settings, write_settings
+from llava.eval.runner.answer_file import AnswerFile
+from llava.eval.runner.answer_settings import check_same, hash_of, read_settings
 from llava.eval.runner.device_workers import Assignment, DeviceWorkers
 from llava.eval.runner.exit_status import tell
 from llava.eval.runner.fingerprint import Fingerprint
@@ -123,7 +125,7 @@ class Job:
         """Go on with the run that the settings file names, or begin one; returns its answers."""
         known = not fresh and (self.answers.path.exists() or bool(self.answers.all_parts()))
         former = read_settings(self.settings) if known else {}
-        self.answers = replace(self.answers, run=former.get("run") or new_run())
+        self.answers = replace(self.answers, run=former.get("run") or secrets.token_hex(4))
         if not known:
             self._note()  # before foreign parts are removed: those that come later have another name, too
         answered = self.answers.merge(self.questions)
@@ -198,4 +200,5 @@ class Job:
 
     def _note(self) -> None:
         about = {"model": self.evaluated.spec.path, "model_base": self.evaluated.spec.base, **self.about}
-        write_settings(self.settings, self.identity, self.answers.run, described(about, self.sessions))
+        content = {"identity": self.identity, "run": self.answers.run, "about": described(about, self.sessions)}
+        write_json(self.settings, content, indent=2)

@@ -156,28 +156,24 @@ def _measured(frame: _Frame, row: PublishedRow, measured: MeasuredRow) -> Line:
 
 def _average(frame: _Frame, row: MeasuredRow) -> tuple[float | None, str]:
     """The measured average, and a sentence that says what it is relative to, or why there is none."""
-    names = {column: name for column, name in frame.benchmarks.items() if name in row.scores()}
+    own = row.scores()
+    names = {column: name for column, name in frame.benchmarks.items() if name is not None and name in own}
     missing = [column for column in frame.benchmarks if column not in names]
     if missing:
         return None, f"{row.short_model}, {row.label}: no average without {', '.join(missing)}."
-    scores = {column: row.scores()[name] for column, name in names.items() if name is not None}
-    baseline = find_baseline(row, frame.rows, [name for name in names.values() if name is not None])
+    scores = {column: own[name] for column, name in names.items()}
+    baseline = find_baseline(row, frame.rows, names.values())
     if baseline is not None:
-        return relative_average(scores, _whole(baseline, names)), _relative_to(row, baseline, names)
+        whole = {column: baseline.scores()[name] for column, name in names.items()}
+        return relative_average(scores, whole), _relative_to(row, baseline, list(names.values()))
     average = relative_average(scores, frame.baseline)
     if average is None:
         return None, f"{row.short_model}, {row.label}: no average, as no model was measured uncompressed."
     return average, f"The average of {row.short_model} is relative to the paper's baseline; none was measured here."
 
 
-def _whole(baseline: MeasuredRow, names: Mapping[str, str | None]) -> dict[str, float]:
-    """Scores of a baseline by column."""
-    return {column: baseline.scores()[name] for column, name in names.items() if name is not None}
-
-
-def _relative_to(row: MeasuredRow, baseline: MeasuredRow, names: Mapping[str, str | None]) -> str:
+def _relative_to(row: MeasuredRow, baseline: MeasuredRow, benchmarks: Sequence[str]) -> str:
     """A sentence on the baseline, and on what keeps it from being a fair one."""
-    benchmarks = [name for name in names.values() if name is not None]
     partly = not all(baseline.cells[name].complete for name in benchmarks)
     others = [f"with other {what}" for what in differences(row, baseline, benchmarks)]
     but = ", ".join(["", *others, *(["with some questions not answered"] if partly else [])])

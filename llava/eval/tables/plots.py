@@ -44,15 +44,6 @@ def accuracy_over_budget(
         ValueError: if matplotlib is missing, the format is unknown, there is no point, or a point's mean lies outside
             its bar.
     """
-    return _draw(series, path, title, ylabel, baseline)
-
-
-def training_time_over_budget(series: Series, path: Path, *, title: str = "", baseline: float | None = None) -> Path:
-    """Draw training hours over budgets; arguments, return and errors as in `accuracy_over_budget`."""
-    return _draw(series, path, title, "training time (h)", baseline)
-
-
-def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float | None) -> Path:
     _check(series, path)
     figure = _figure()
     axes = figure.add_subplot()
@@ -72,6 +63,11 @@ def _draw(series: Series, path: Path, title: str, ylabel: str, baseline: float |
         text.set_parse_math(False)
     _save(figure, path)
     return path
+
+
+def training_time_over_budget(series: Series, path: Path, *, title: str = "", baseline: float | None = None) -> Path:
+    """Draw training hours over budgets; arguments, return and errors as in `accuracy_over_budget`."""
+    return accuracy_over_budget(series, path, title=title, ylabel="training time (h)", baseline=baseline)
 
 
 def _label(method: str) -> str:
@@ -107,14 +103,11 @@ def _figure() -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the file so that the same numbers give the same bytes: ids in an SVG are random without a salt."""
+    """Write the file so that the same numbers give the same bytes: ids in an SVG are random without a salt, and SVG and
+    PDF hold the date unless they are told not to."""
     from matplotlib import rc_context
 
     kind = path.suffix.lower().removeprefix(".")
+    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     with rc_context({"svg.hashsalt": "llava.eval.tables.plots"}), whole_file(path, "wb") as file:
-        figure.savefig(file, dpi=150, metadata=_undated(path), format=kind)
-
-
-def _undated(path: Path) -> dict[str, Any]:
-    """Metadata without a date, so that the same numbers give the same file."""
-    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
+        figure.savefig(file, dpi=150, metadata=undated, format=kind)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.common.json_files import NotJsonError, need, parse_json
+from llava.common.json_files import need, read_object
 from llava.eval.tables.published import UNCOMPRESSED
 from llava.eval.tables.rows import family, preset_of
 
@@ -46,24 +46,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file holds no JSON object.
     """
-    return read_object(folder / SUMMARY_FILE)
+    return read_if_there(folder / SUMMARY_FILE)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_if_there(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty without the file.
 
     Raises:
         ValueError: if the file holds anything else.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = parse_json(path.read_bytes(), strict=True)
-    except NotJsonError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove the file, or write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it must hold a JSON object.")
-    return content
+    return read_object(path, "remove the file, or write it again") if path.is_file() else {}
 
 
 def training_seconds(folder: Path) -> float:
