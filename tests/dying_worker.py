@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llava.data.check.check_settings import CheckSettings
-from llava.data.check.outcome import Fit, TextOutcome
+from llava.data.check.findings import Fit, TextOutcome
 
 
 def square(items: list[int]) -> list[int]:

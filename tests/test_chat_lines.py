@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from tiny_folder import write_model, write_pictures
 
-from llava.common.shown import printable
-from llava.common.terminal_text import say
+from llava.common.shown import printable, say
 from llava.data.tokenization import encode_prompt
 from llava.eval.benchmarks.llava_bench import read_captions, read_references, review_request
 from llava.eval.benchmarks.reading import read_questions

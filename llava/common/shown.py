@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LONGEST = 200
 """Characters of a value that a message shows."""
@@ -57,6 +58,20 @@ def printable(text: object, longest: int | None = None, lines: bool = False) -> 
     else:
         told = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in beginning)
     return told if longest is None or len(told) <= longest else told[: max(longest - len(_CUT), 0)] + _CUT
+
+
+def say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print a text from outside at once; what the stream's encoding lacks is written as an escape as well.
+
+    Args:
+        text: what a model, a server or a person wrote; of an error, its message.
+        end: what follows it.
+        file: standard output where it is None.
+    """
+    stream = sys.stdout if file is None else file
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(printable(text, lines=True).encode(encoding, "backslashreplace").decode(encoding) + end)
+    stream.flush()
 
 
 def _pieces(value: object, longest: int, depth: int) -> Iterator[str]:

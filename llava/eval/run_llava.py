@@ -15,8 +15,7 @@ from typing import Any
 
 from llava.common.number_flags import checked_later, count
 from llava.common.program import as_program
-from llava.common.shown import shown
-from llava.common.terminal_text import say
+from llava.common.shown import say, shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.conversation import get_template, recorded_template
 from llava.eval.runner.exit_status import exit_status

@@ -21,7 +21,7 @@ from llava.common.image_opening import opening_of
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
-from llava.common.terminal_text import say
+from llava.common.shown import say
 from llava.compression.config import CompressionConfig
 from llava.conversation import fill_template, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
-from torch import distributed
-
 from llava.common.folder_lock import FolderInUseError, alone_in
-from llava.model.collectives import ranks_must_agree
+from llava.model.collectives import of_all_ranks
 from llava.train.arguments import TrainingArguments
 
 _WAY_OUT = (
@@ -40,15 +37,6 @@ def only_run(args: TrainingArguments) -> Iterator[None]:
                 held.enter_context(alone_in(args.output_dir, busy, _WAY_OUT))
             except FolderInUseError as error:
                 refused = error
-        if _anywhere(refused is not None, args.device):
+        if any(of_all_ranks([refused is not None])):
             raise refused or RefusedElsewhereError(f"--output_dir {args.output_dir!r} is in use by another run.")
         yield
-
-
-def _anywhere(here: bool, device: torch.device) -> bool:
-    """Whether something is so at any rank."""
-    if not ranks_must_agree():
-        return here
-    anyone = torch.tensor(int(here), device=device)
-    distributed.all_reduce(anyone, op=distributed.ReduceOp.MAX)
-    return bool(anyone)

@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.conversations import check_conversations, identity
-from llava.data.check.findings import Finding
+from llava.data.check.findings import Finding, TextOutcome
 from llava.data.check.image_files import check_images
-from llava.data.check.outcome import TextOutcome
 from llava.data.check.sources import DataFile
 from llava.data.check.worker_pool import WorkerPool, chunks_of
 

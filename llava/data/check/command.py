@@ -18,8 +18,7 @@ from llava.common.number_flags import MOST_PROCESSES, checked_later, count, posi
 from llava.common.outputs import require_apart
 from llava.common.outside_files import why_unreadable
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
-from llava.common.shown import shown
-from llava.common.terminal_text import say
+from llava.common.shown import say, shown
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape

@@ -11,8 +11,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.estimate import TokenEstimator
-from llava.data.check.findings import Finding
-from llava.data.check.outcome import Fit, TextOutcome
+from llava.data.check.findings import Finding, Fit, TextOutcome
 from llava.data.check.sources import Unreadable
 from llava.data.families.llava import LlavaInputs
 from llava.data.json_stream import Ambiguous

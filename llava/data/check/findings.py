@@ -1,9 +1,10 @@
-"""What can be wrong with a record: every kind of finding, how serious it is and what to do about it."""
+"""What the check says about a record: every kind of finding, how serious it is and what to do about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Severity(StrEnum):
@@ -75,3 +76,31 @@ KINDS = {
     "image_large": _warning("so many pixels that opening it slows training down"),
     "image_tiny": _warning("smaller than one patch of the tower; often a placeholder for a lost picture"),
 }
+
+
+class Fit(NamedTuple):
+    """A record as one budget leaves it: `text` tokens and `images` after cutting, and what the cut did."""
+
+    text: int
+    images: int
+    truncated: bool
+    supervised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutcome:
+    """What was learnt about one record without opening its images.
+
+    Attributes:
+        id: as the record gives it; None where it gives none.
+        images: names of its image files.
+        num_words: the trainer's measure of length.
+        fits: one for every budget; empty where the record cannot be encoded.
+        findings: what is wrong with it.
+    """
+
+    id: str | None = None
+    images: tuple[str, ...] = ()
+    num_words: int = 0
+    fits: tuple[Fit, ...] = ()
+    findings: tuple[Finding, ...] = ()
