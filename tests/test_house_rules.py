@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -112,6 +115,27 @@ def test_a_broken_rule_is_noticed(
 ) -> None:
     (tmp_path / "module.py").write_text(source)
     assert list(rule(tmp_path / "module.py", ast.parse(source)))
+
+
+FORMATTER_COMMENT = re.compile(r"#\s*(?:fmt:\s*(?:off|on|skip)|yapf:\s*(?:disable|enable))", re.IGNORECASE)
+
+
+def hand_formatted(source: str) -> list[int]:
+    """Lines with a comment that keeps the formatter away."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return [one.start[0] for one in tokens if one.type == tokenize.COMMENT and FORMATTER_COMMENT.search(one.string)]
+
+
+def test_the_formatter_decides_about_every_line() -> None:
+    paths = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+    found = {str(path.relative_to(ROOT)): hand_formatted(path.read_text(encoding="utf-8")) for path in paths}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize("comment", ["# fmt: skip", "# fmt:off", "# type: ignore  # fmt: skip", "# yapf: disable"])
+def test_a_comment_that_keeps_the_formatter_away_would_be_noticed(comment: str) -> None:
+    assert hand_formatted(f"x = (\n    1,  2,\n)  {comment}\n") == [3]
+    assert hand_formatted(f"x = '{comment}'\n") == []
 
 
 def test_no_two_modules_and_no_two_classes_have_one_name() -> None:
