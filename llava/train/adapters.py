@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: small adapters are trained while the language model stays as it is, in 16, 8 or 4 bits."""
+"""LoRA and QLoRA: low-rank adapters are trained on a frozen language model whose weights are in 16, 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _RECORDED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_bias": "bias", "lora_dropout": "lora_dropout"}
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# What makes adapters compute something else, or elsewhere, than those that are trained here.
+# Fields of peft's LoraConfig that change what adapters compute or where they sit; refused when set.
 _OTHER_KINDS = (
     "use_rslora",
     "use_dora",
@@ -32,7 +32,7 @@ _OTHER_KINDS = (
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
-    """What matrix products are computed in."""
+    """Data type of matrix products: bfloat16, float16 or float32, as `--bf16` and `--fp16` say."""
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else torch.float32

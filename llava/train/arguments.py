@@ -39,7 +39,7 @@ _ELSE = "What a checkpoint records takes the default's place."
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """Flags about the model: checkpoint, tower, projector and compression."""
 
     # Names of the flags that the command line held; no flag itself.
     given = frozenset[str]()
@@ -71,7 +71,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """Flags about the training data: files, image folder and how samples are made of them."""
 
     given = frozenset[str]()
 
@@ -93,7 +93,7 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """How it is trained: transformers' arguments and LLaVA's."""
+    """Flags about the training loop: those of transformers' `TrainingArguments` and LLaVA's additions."""
 
     given = frozenset[str]()
 
@@ -123,7 +123,7 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
 
 
-# Names that transformers gave up, and what they are called now. A warm-up below 1 is a share of all steps.
+# Old name of a transformers flag -> its present name. A warm-up below 1 is a share of all steps.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "gradient_checkpointing": "activation_checkpointing",
@@ -131,7 +131,7 @@ RENAMED = {
     "warmup_ratio": "warmup_steps",
     "no_cuda": "use_cpu",
 }
-# Flags in LLaVA users' scripts that choose nothing any more: data is always read lazily, weights are safetensors.
+# Flags in LLaVA users' scripts that have no effect: data is always read lazily, weights are safetensors.
 WITHOUT_EFFECT = frozenset(
     (
         "lazy_preprocess",

@@ -1,4 +1,4 @@
-"""Locks that a killed build of a DeepSpeed extension left behind: every later start would wait on them for ever."""
+"""Stale lock files of DeepSpeed's extension builds: a killed build leaves one, and every later start waits for it."""
 
 from __future__ import annotations
 

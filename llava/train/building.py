@@ -1,4 +1,4 @@
-"""From arguments to tokenizer, model and data."""
+"""Builds the tokenizer, the model and the data sets of a training run from its arguments."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def load_model(
     settle_template(config, model_args, training_args)
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
     compression = resolve_compression(model_args, CompressionConfig.resolve(config.compression))
-    compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading
+    compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading weights
     if config.mm_vision_tower:
         add_image_tokens(tokenizer, config)
     model = _open(start, model_args, training_args)
@@ -86,7 +86,7 @@ def load_model(
 
 
 def _open(start: Checkpoint, model_args: ModelArguments, training_args: TrainingArguments) -> LlavaLlamaForCausalLM:
-    """Read the whole checkpoint; nothing of it may be made up. A language model gets its tower and projector later.
+    """Read the whole checkpoint; every weight must be in it. A plain language model gets tower and projector later.
 
     Raises:
         ValueError: if a weight is missing, unknown or of another shape; names it.
@@ -218,7 +218,7 @@ def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
 
 
 def _repair_generation_config(model: Any) -> None:
-    """Some language models ship sampling options without sampling, which would make the final save fail."""
+    """Set `do_sample` where a model's generation settings have sampling options without it; saving refuses those."""
     config = model.generation_config
     try:
         config.validate(strict=True)

@@ -1,4 +1,4 @@
-"""What a training does beside its steps."""
+"""Callbacks of the trainer: a trial save before the first step, and the epoch for the sampler."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class CheckSaving(TrainerCallback):
-    """Tries a save before the first step of a run that begins."""
+    """Saves once before the first step of a new run, so that a save that cannot work fails at once."""
 
     def __init__(self, trainer: LlavaTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run has a checkpoint that was read already."""
+        """Try the save; a resumed run is left out, because it has read a checkpoint of its own already."""
         if state.global_step == 0:
             self.trainer.check_saving()
 
@@ -29,6 +29,6 @@ class EpochOfSampler(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """`state.epoch` counts in fractions while an epoch runs."""
+        """Pass the epoch on as a whole number; `state.epoch` is fractional while an epoch runs."""
         if self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))

@@ -1,4 +1,4 @@
-"""transformers' Trainer with every load of a checkpoint looked at first, and kept to weights while it happens."""
+"""transformers' Trainer that checks the files of a checkpoint before loading them and unpickles only tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 
 
 class CheckedLoading(Trainer):
-    """DeepSpeed reads its files without `weights_only`, so that a file could run code; under this class none can."""
+    """Loads checkpoints safely: DeepSpeed reads its files without `weights_only`, which would let them run code."""
 
     args: TrainingArguments
 

@@ -1,4 +1,4 @@
-"""What a training run leaves on disk, and how the next one finds it."""
+"""Checkpoints of a training run: finding, publishing and removing them in the output folder."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def save_adapter(weights: dict[str, Tensor], config: Any, folder: str | Path) ->
 
 
 def clear_staging(output_dir: str | Path) -> None:
-    """Remove what an interrupted save left."""
+    """Remove the staging folder that an interrupted save left."""
     shutil.rmtree(Path(output_dir) / STAGING, ignore_errors=True)
 
 
@@ -255,7 +255,7 @@ def _shortened(wrong: Sequence[str]) -> str:
 
 
 def _say(sentence: str, needed: bool = True) -> None:
-    """A warning of one process: all of them came to the same result."""
+    """Log a warning on rank 0 only: all ranks came to the same result."""
     if needed and (not ranks_must_agree() or distributed.get_rank() == 0):
         logger.warning("%s", sentence)
 

@@ -1,4 +1,4 @@
-"""The file that `--deepspeed` names: what may stand in it, before three libraries read it one after another."""
+"""Checks the JSON file that `--deepspeed` names before transformers, accelerate and DeepSpeed read it."""
 
 from __future__ import annotations
 

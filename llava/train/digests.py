@@ -1,4 +1,4 @@
-"""Fingerprints of what a run starts from: cheap for files of any size, and the same wherever they lie."""
+"""Digests of the model, tokenizer and image processor that a run starts from; paths do not enter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PROBES = (
 
 
 def digest_model(name: str, cache_dir: str | None = None) -> str | None:
-    """Of `config.json` and the weights of a model; None where it is no folder here and not in the hub's cache.
+    """Digest of `config.json` and the weights of a model; None where it is no folder here and not in the hub's cache.
 
     Args:
         name: a folder, or a name on the hub.
@@ -58,13 +58,13 @@ def digest_model(name: str, cache_dir: str | None = None) -> str | None:
 
 
 def digest_adapters(folder: str | Path) -> str:
-    """Of LoRA adapters and of what was trained beside them."""
+    """Digest of LoRA adapters and of the other weights saved beside them."""
     found = [path for pattern in ("adapter_model.*", "non_lora_trainables.*") for path in Path(folder).glob(pattern)]
     return digest_text([digest_weights(path) for path in sorted(found)])
 
 
 def digest_weights(path: str | Path) -> str:
-    """Of a weight file: all of a small one; of a large one its size, its beginning and end, and 4 KiB of every 4 MiB.
+    """Digest of a weight file: of all bytes, or for a large file of its size, both ends, and 4 KiB of every 4 MiB.
 
     Another training changes every tensor, so its samples differ; an edit of a single small tensor may go unseen.
     """
@@ -85,14 +85,14 @@ def digest_weights(path: str | Path) -> str:
 
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of what a tokenizer does: its size, its special tokens, and its ids of some texts."""
+    """Digest of a tokenizer: its size, its special tokens, and the ids it gives to some texts."""
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     ids: Any = [tokenizer(text)["input_ids"] for text in _PROBES]
     return digest_text([str(len(tokenizer)), json.dumps(special), json.dumps(ids)])
 
 
 def digest_image_processor(processor: Any) -> str | None:
-    """Of what makes pixels of an image, wherever it was read from; None without one."""
+    """Digest of an image processor's settings, without the path it was read from; None without a processor."""
     if processor is None:
         return None
     held = processor.to_dict()

@@ -1,4 +1,4 @@
-"""One full save before the first step: what would fail after hours fails now."""
+"""A full save before the first step, read back and checked, so that a failure shows before hours of training."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _weights_in(folder: Path) -> list[Path]:
 
 @contextmanager
 def _outside_the_run(args: TrainingArguments) -> Iterator[None]:
-    """As a program of its own would load: no weight is partitioned by ZeRO-3, and the run's random numbers stay."""
+    """Load as a separate program would: without ZeRO-3's partitions, and without changing the random state."""
     settings = getattr(args, "hf_deepspeed_config", None)
     if settings is not None:
         unset_hf_deepspeed_config()

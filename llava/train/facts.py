@@ -1,4 +1,4 @@
-"""What a run consists of, kept with each of its checkpoints: a run goes on only as the run that it was."""
+"""The facts of a run (arguments, data, start weights) saved in its checkpoints; a resumed run must have the same."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RunFacts:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFacts | None:
-        """Of a checkpoint; None in one that another program wrote.
+        """Read the facts of a checkpoint; None in one that another program wrote.
 
         Facts that later versions added are empty in the checkpoints of earlier ones.
 
@@ -97,7 +97,7 @@ class RunFacts:
 
     @classmethod
     def from_dict(cls, held: Any) -> RunFacts | None:
-        """Of what `dataclasses.asdict` made of them; None if something else is held."""
+        """Build from what `dataclasses.asdict` made; None if the mapping holds something else."""
         return None if _fault_of(held) is not None else cls._of(held)
 
     @classmethod
@@ -158,7 +158,7 @@ def describe_run(
 
 
 def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
-    """Refuse to go on as another run.
+    """Refuse to resume a checkpoint of a different run.
 
     Raises:
         ValueError: if something changed that makes it another run; says both values and what to do.
@@ -169,14 +169,14 @@ def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
 
 
 def what_differs(then: RunFacts, now: RunFacts) -> list[str]:
-    """What makes a run another one than a finished one: sentences, empty where it would end with the same weights."""
+    """Differences between a run and a finished one, as sentences; empty where both would end with the same weights."""
     applied = (one for one in differences(then.arguments, now.arguments, now.tower_layers))
     changed = [f"{one}." for one in applied if one.change is Change.APPLIED]
     return _refusals(then, now) + changed
 
 
 def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:
-    """Say in the log what differs without making it another run, once nothing else can refuse it."""
+    """Log the differences that do not keep the run from being resumed; call it after all checks that may refuse it."""
     then = RunFacts.read(checkpoint)
     if then is None:
         logger.warning("%s has no %s; whether data and settings are the same cannot be told.", checkpoint, FACTS_FILE)
@@ -265,12 +265,12 @@ def _tower_layers(model: Any) -> int | None:
 
 
 def _share(facts: RunFacts) -> Any:
-    """Samples of a process in one forward pass; None in facts that do not say."""
+    """Samples of one process in one forward pass (per-device batch size); None in facts without it."""
     return facts.arguments.get("per_device_train_batch_size")
 
 
 def _start(tokenizer: Any, model_args: ModelArguments, args: TrainingArguments) -> dict[str, str | None]:
-    """Fingerprints of what the weights start from."""
+    """Digests of the files that the weights start from."""
     found: dict[str, str | None] = {
         "base model": digest_model(model_args.model_name_or_path, args.cache_dir),
         "tokenizer": digest_tokenizer(tokenizer),

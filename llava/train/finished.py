@@ -1,4 +1,4 @@
-"""A finished run that is started again recognises itself: nothing is left to do, and nothing is trained twice."""
+"""Recognises that a run has finished already, so that starting it again trains nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def finished_run(args: TrainingArguments) -> RunFacts | None:
 
 
 def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> Path:
-    """Say that a run has finished already, and remove what it left when it was killed at its very end.
+    """Log that a run has finished already, and remove the staging folder that a kill at its end may have left.
 
     Args:
         then: facts of the run that finished in the output folder.
@@ -59,7 +59,7 @@ def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> 
 
 
 def require_trained(steps: int) -> None:
-    """Refuse to publish what no optimizer step was made on.
+    """Refuse to publish a model on which no optimizer step was made.
 
     Args:
         steps: of the optimizer, over all starts of the run.

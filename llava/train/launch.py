@@ -1,4 +1,4 @@
-"""How a training process ends."""
+"""Runs a training program and ends its process with the right exit status, on all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava.train.preemption import PreemptedError, ignore_further
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
-TOLD = (ValueError, OSError, FloatingPointError)  # what the package raises about flags, data, models and disks
+EXPLAINED = (ValueError, OSError, FloatingPointError)  # what the package raises about flags, data, models and disks
 
 
 def run_and_exit(program: Callable[[], object]) -> None:
@@ -41,14 +41,14 @@ def run_and_exit(program: Callable[[], object]) -> None:
         distributed.barrier()
         _leave(stop.exit_status)
     except (Exception, KeyboardInterrupt) as error:
-        told = isinstance(error, TOLD) and _raised_here(error)
-        if told and not isinstance(error, RefusedElsewhereError):
+        explained = isinstance(error, EXPLAINED) and _raised_here(error)
+        if explained and not isinstance(error, RefusedElsewhereError):
             sys.stderr.write(f"error: {error}\n")
         if not ranks_must_agree():
-            if told:
+            if explained:
                 sys.exit(1)
             raise
-        if not told:
+        if not explained:
             traceback.print_exc()
         _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
     if ranks_must_agree():
@@ -63,7 +63,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def _leave(status: int) -> None:
-    """End this process at once, its data workers first: they would notice only seconds later that it is gone."""
+    """End this process at once, its data workers first, which would otherwise live on for seconds."""
     for child in multiprocessing.active_children():
         child.terminate()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of, with their digests: left when it is written, compared before it is used."""
+"""Manifest of a checkpoint: its files with sizes and digests, written with it and compared before it is used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint was sealed with.
+    """Sizes and digests of the files of a checkpoint.
 
     Attributes:
         sizes: bytes of each file, by its path inside the folder.
@@ -43,7 +43,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
-        """Of a sealed folder.
+        """Read the manifest of a folder.
 
         Raises:
             ValueError: if there is none, or it is none of this program's; says so in a few words.

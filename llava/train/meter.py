@@ -1,4 +1,4 @@
-"""What a run really does: tokens, visual tokens of every stage, padding, FLOPs, waiting for data, memory.
+"""Measures a training run: tokens, visual tokens of every stage, padding, FLOPs, waiting for data, memory.
 
 Everything is counted on the host from the lengths that a batch's layouts carry; nothing waits for the device. A
 *stage* is a run of decoder layers between two drops. FLOPs are those of `llava.cost.flops`, summed over rows.
@@ -53,13 +53,13 @@ class Tally:
 
     @classmethod
     def zero(cls, stages: int) -> Tally:
-        """Nothing yet."""
+        """A tally of no batch."""
         none = (0,) * stages
         return cls(positions=none, tokens=none, visual=none)
 
     @classmethod
     def of(cls, layouts: Sequence[TokenLayout], images: int, flops: tuple[int, int]) -> Tally:
-        """One batch."""
+        """The tally of one batch."""
         first = layouts[0]
         return cls(
             batches=1,
@@ -75,7 +75,7 @@ class Tally:
 
     @classmethod
     def merged(cls, tallies: Sequence[Tally]) -> Tally:
-        """All of them together: sums, and the largest memory."""
+        """Several tallies as one: sums, and the largest memory."""
         together: dict[str, Any] = {}
         for name in _NAMES:
             values = [getattr(tally, name) for tally in tallies]

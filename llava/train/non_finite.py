@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop a run: a loss, a gradient before its step, a weight before it is saved."""
+"""Stops a run on NaN or infinity: in a loss, in a gradient before its step, in a weight before it is saved."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def require_finite_gradient(
 
 
 def require_finite_weights(model: nn.Module, optimizer: Any | None, step: int, resumable: bool = True) -> None:
-    """Refuse to save what cannot be trained on. All ranks must call it.
+    """Refuse to save weights or optimizer state that are not finite. All ranks must call it.
 
     Args:
         model: whose trained weights are looked at; under ZeRO-3 each rank looks at its pieces.

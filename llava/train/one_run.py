@@ -1,4 +1,4 @@
-"""One run at a time in an output folder, agreed on by all ranks."""
+"""A lock on the output folder of a run, taken by rank 0 and reported to all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run never writes over what it is made from."""
+"""Keeps a run from overwriting the model or data that it reads."""
 
 from __future__ import annotations
 

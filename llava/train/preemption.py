@@ -1,4 +1,4 @@
-"""Being told to stop: a cluster sends a signal before it takes the machine away, and the run saves and leaves."""
+"""Preemption: on SIGTERM or SIGUSR1, which clusters send before they take a machine away, a run saves and ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREEMPTED_FILE = "preempted.json"
 
 
 class PreemptedError(Exception):
-    """The run was told to stop, and saved; `exit_status` is what the process ends with."""
+    """The run was stopped by a signal, and saved; `exit_status` is what the process ends with."""
 
     exit_status = EXIT_PREEMPTED
 
@@ -47,7 +47,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals instead of dying of them; what they did before comes back at the end.
+        """Record signals instead of ending on them; the former handlers come back at the end.
 
         After a stop they go on being noted, so that a second one does not end a process that has saved otherwise than
         with its status; `ignore_further` serves until the process is gone.
@@ -83,12 +83,12 @@ class StopOnSignal(TrainerCallback):
         """
         if self.interrupted:
             raise KeyboardInterrupt
-        told = self.received is not None
+        stopping = self.received is not None
         if ranks_must_agree():
-            anyone = torch.tensor(int(told), device=args.device)
+            anyone = torch.tensor(int(stopping), device=args.device)
             distributed.all_reduce(anyone, op=distributed.ReduceOp.MAX)
-            told = bool(anyone)
-        if told and not self.stopped:
+            stopping = bool(anyone)
+        if stopping and not self.stopped:
             self.stopped = control.should_save = control.should_training_stop = True
             logger.warning("Told to stop (%s): saving after step %d.", self.received or "elsewhere", state.global_step)
 

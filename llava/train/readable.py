@@ -1,4 +1,4 @@
-"""Whether a file is what its name says, as far as its own format tells."""
+"""Checks that a weight, state or JSON file is whole, by the lengths and checksums of its own format."""
 
 from __future__ import annotations
 

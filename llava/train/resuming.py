@@ -1,4 +1,4 @@
-"""What becomes of an argument that changed between two starts of a run: one table, for every argument there is.
+"""What a change of an argument between two starts of a run leads to: one table with every argument.
 
 An argument that stands in no group is refused, so that a new one is refused until somebody has thought about it. The
 table in docs/training.md is made from this one.
@@ -15,7 +15,7 @@ from llava.conversation import conv_templates, get_template
 
 
 class Change(enum.Enum):
-    """What a difference leads to; the values stand in the documentation."""
+    """What a changed argument leads to; docs/training.md shows these values."""
 
     REFUSED = "error: restore it, or begin with another `OUTPUT_DIR`"
     BY_CONTENT = "error if what it names or makes is another; another name or place of the same is not"
@@ -86,7 +86,7 @@ GROUPS: dict[Change, frozenset[str]] = {
     Change.CHOOSING: frozenset(("save_strategy", "save_steps")),
     Change.HARMLESS: frozenset(
         (
-            # Where things are, and what is said
+            # Paths and logging
             "output_dir",
             "overwrite_output_dir",
             "resume_from_checkpoint",
@@ -139,7 +139,7 @@ GROUPS: dict[Change, frozenset[str]] = {
             "hub_strategy",
             "hub_always_push",
             "hub_revision",
-            # How data and gradients travel
+            # Data loading and communication
             "dataloader_num_workers",
             "dataloader_pin_memory",
             "dataloader_persistent_workers",

@@ -1,4 +1,4 @@
-"""What a run says at its start, and the summary it leaves at its end."""
+"""The log of a run's settings at its start, and the summary `train_summary.json` at its end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def visual_tokens(model: LlavaLlamaForCausalLM) -> tuple[int, ...]:
 
 
 def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
-    """Say what is trained, how images are compressed and what the data is like."""
+    """Log what is trained, how images are compressed, and the statistics of the data."""
     for name, count in count_parameters(model).items():
         state = "trained" if count["trained"] == count["all"] else "in part trained" if count["trained"] else "frozen"
         state = state if count["all"] else "shared with a part above"

@@ -28,7 +28,7 @@ class SkippedSamples:
         self._named: set[str] = set()
 
     def add(self, ids: Sequence[str], problems: Sequence[str | None]) -> None:
-        """Take note of one batch.
+        """Record the skipped samples of one batch.
 
         Args:
             ids: of its samples.
@@ -50,7 +50,7 @@ class SkippedSamples:
             )
 
     def _name(self, name: str, problem: str) -> None:
-        """Write a sample down, once a run."""
+        """Append a sample to the file, once a run."""
         if name in self._named:
             return
         self._named.add(name)

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint: every run looks at it here, and nowhere else, before it goes on from it."""
+"""The one check of a checkpoint before a run resumes from it: whole, undamaged, and free of code."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _require_no_code(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def taken_up(checkpoint: str | Path) -> Iterator[None]:
-    """Say in words what goes wrong while the files of a checkpoint are taken over, whoever reads them.
+    """Explain in a sentence what goes wrong while a library loads the files of a checkpoint.
 
     Raises:
         ValueError: names the checkpoint, the reason, and what to do.

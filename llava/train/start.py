@@ -1,4 +1,4 @@
-"""What a run starts from: a folder that can be trained, and what its configuration says where flags say nothing.
+"""Finds the checkpoint that a run starts from, and fills in flags that were left out from its configuration.
 
 A LLaVA's weights mean something only with the settings they were trained with. What its `config.json` records is the
 default of the flags, and a flag that says something else is an error: the checkpoint would claim one thing, and the

@@ -132,7 +132,7 @@ SOME_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
     "metric_for_best_model": (("loss", "eval_loss"), "the held-out loss is the only metric that is measured"),
 }
 
-# What a run cannot do: reasons, each with the names of fields.
+# Why a run cannot honour fields -> their names.
 _REFUSED: dict[str, str] = {
     "transformers smooths logits of every position, and visual ones are dropped between": "label_smoothing_factor",
     "optimizers that choose their weights by name are not supported": "optim_target_modules",
@@ -165,7 +165,7 @@ _REFUSED: dict[str, str] = {
     "the run reports peak_memory_gib itself": "skip_memory_metrics",
 }
 REFUSED: dict[str, str] = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
-# What asks for nothing that a run does otherwise.
+# Field -> why it has no effect here, whatever its value.
 WITHOUT_EFFECT_HERE: dict[str, str] = {
     "do_train": "training is what this program does",
     "prediction_loss_only": "held-out data gives the loss alone in any case",
@@ -221,7 +221,7 @@ def is_left_out(name: str, values: Sequence[str]) -> bool:
     return name in REFUSED and [value.lower() for value in values] in (*([word] for word in _NOTHING),)
 
 
-# What this program sets itself, against transformers' default.
+# Fields that this program sets itself to something else than transformers' default.
 _OURS: dict[str, Any] = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
 
 

@@ -1,4 +1,4 @@
-"""transformers' Trainer with LLaVA's sampler and learning rates, and with checkpoints that are whole or not there."""
+"""transformers' Trainer with LLaVA's sampler and learning rates, and checkpoints that are published in one step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SampleCounts:
-    """Samples that this process saw, and how many of them were cut, taught nothing, or could not be read."""
+    """Number of samples that this process saw, and how many were truncated, had no label, or could not be read."""
 
     samples: int = 0
     truncated: int = 0
@@ -83,7 +83,7 @@ def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> Epo
 
 
 class LlavaTrainer(CheckedLoading):
-    """See the module's docstring.
+    """Trainer of LLaVA: its sampler, learning rates, metrics, validation and checkpoints.
 
     Args:
         part: what checkpoints hold: the whole `model`, the projector (`adapter_only`, pre-training), or `lora`

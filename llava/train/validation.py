@@ -13,7 +13,7 @@ from llava.constants import IGNORE_INDEX
 
 
 class _Repeated(Dataset):
-    """A data set made longer by copies of its first sample that teach nothing, so that all ranks have like work."""
+    """A data set padded with copies of its first sample without labels, so that all ranks have as many batches."""
 
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset = dataset
