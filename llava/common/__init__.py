@@ -1,1 +1,1 @@
-"""What every room uses and no room owns: files, images, addresses, flags and messages, from and to the outside."""
+"""The lowest package, used by all others: files, images, addresses, flags and messages."""

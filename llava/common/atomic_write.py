@@ -1,4 +1,4 @@
-"""Writing files whole, and saying what to do where a disk is full or may not be written to.
+"""Atomic writes, and error sentences for disks that are full or must not be written to.
 
 Whoever is killed while writing, or finds no room, leaves the old file or the new one, never a part.
 """
@@ -18,7 +18,7 @@ from typing import IO, Any
 UNFINISHED = ".unfinished"
 """Ending of a file that is being written."""
 PATIENCE = 10.0
-"""Seconds that the reader of a pipe is waited for."""
+"""Seconds to wait for a reader of a named pipe."""
 _FULL = "make room there, or name another place"
 _REMEDIES = {
     errno.ENOSPC: ("the disk is full", _FULL),

@@ -1,5 +1,6 @@
-"""HTTP requests that end: bounded in time, in bytes and in where they go. Every program here that asks a server does so
-through `fetch`.
+"""HTTP requests with limits on time, on bytes of the reply, and on the addresses they may reach.
+
+Every program here that asks a server does so through `fetch`.
 
 The standard library speaks the protocol (proxies of the environment, TLS, chunks); what is added is
 
@@ -311,7 +312,7 @@ class _Inflating:
         return self._stream.eof
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
-        """What a piece of the body stands for."""
+        """Decompress a piece of the body, in parts of bounded size."""
         while piece:
             if self._stream.eof:
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)

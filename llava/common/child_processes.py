@@ -1,4 +1,4 @@
-"""Processes that prepare or check data, and how they end: when the process that started them wants it, or is gone."""
+"""Worker processes that end when their parent ends them, and when their parent is gone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _outlive(leash: Connection | int) -> None:
 
 
 def _start(before: Callable[[int], Any] | None, worker: int) -> None:
-    """Start of a worker."""
+    """Initialiser of a data-loading worker."""
     _obey_parent_alone()
     end_with_parent()
     if before is not None:

@@ -1,4 +1,4 @@
-"""What a text may say once it is decoded: base64, base32, hex, codes and escapes, one inside the other."""
+"""Decodes text that may be base64, base32, hex, character codes or escapes, nested in each other."""
 
 from __future__ import annotations
 

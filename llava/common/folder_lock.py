@@ -1,4 +1,4 @@
-"""One program at a time in a folder: a lock that the kernel opens when its holder dies, and a note of who holds it.
+"""A lock on a folder, released by the kernel when its holder dies, with a note of who holds it.
 
 The lock is `flock(2)` on a hidden file of the folder, through the library `filelock`. It ends with the process that
 took it, `kill -9` included; children that it leaves behind, such as data workers, do not keep it. On NFS Linux asks the

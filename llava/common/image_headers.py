@@ -1,4 +1,4 @@
-"""What Pillow and the libraries below it do not bound when they read the header of an image file.
+"""Limits on image headers that Pillow and the libraries below it do not have: scans, tags and tiles.
 
 Tags of a TIFF directory (also of EXIF and of a camera's list of images, which are TIFF inside) may all name the same
 bytes, and each tag is a copy of them: a file of 1 MB costs gigabytes before its size in pixels is known. A TIFF tile

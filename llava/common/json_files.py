@@ -219,8 +219,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         key = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        told = f"the key {shown(key)} comes twice in one object, {shown(found, 80)}; leave one of them"
-        raise AmbiguousJsonError(told)
+        reason = f"the key {shown(key)} comes twice in one object, {shown(found, 80)}; leave one of them"
+        raise AmbiguousJsonError(reason)
     return found
 
 

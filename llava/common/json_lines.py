@@ -39,11 +39,11 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
         places = [f"{path}, entry {number}" for number in range(1, len(values) + 1)]
     else:
         lines = content.split(b"\n")
-        told = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+        numbered = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
         if torn_end and lines[-1].strip():
-            told.pop()
-        places = [place for place, _ in told]
-        values = [_parsed(line, place, advice) for place, line in told]
+            numbered.pop()
+        places = [place for place, _ in numbered]
+        values = [_parsed(line, place, advice) for place, line in numbered]
     for place, value in zip(places, values, strict=True):
         if not isinstance(value, dict):
             raise ValueError(f"{place} is not a JSON object; {advice}.")

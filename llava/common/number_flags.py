@@ -1,4 +1,4 @@
-"""Ranges of the numbers on command lines: what a flag accepts, and how that is said to who typed another value."""
+"""Numeric flags of command lines: the range that each accepts, and the error for any other value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program may write to: never to what it reads, and into no folder of somebody else's."""
+"""Checks of output paths: never a file that the command reads, and no folder of another program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files from outside, or a sentence about why not; configuration files whole, with their size bounded."""
+"""Reads files of users with a bound on their size; says in a sentence why one cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths and names of models on command lines: what a flag accepts, and how that is said to who typed something else."""
+"""Flags that take paths or names of models: what each accepts, and the error for anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command line program does about its output: a reader who leaves ends it, a full disk is told."""
+"""Runs a command line program: a closed pipe ends it quietly, and a full disk is reported in a sentence."""
 
 from __future__ import annotations
 

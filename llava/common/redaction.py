@@ -1,4 +1,4 @@
-"""Keys and passwords that never stand in messages or files, whatever a server sends back of them."""
+"""Removes keys and passwords from messages and files, also where a server sends them back encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values and texts from outside as messages show them: short, on one line, nothing in them acting on a terminal."""
+"""Values and texts of users in messages: shortened, on one line, with terminal control characters escaped."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def printable(text: object, longest: int | None = None, lines: bool = False) -> 
     whole = str(text)
     beginning = whole if longest is None else whole[: longest + 1]
     if lines:
-        told = _ACTING.sub(lambda match: ascii(match[0])[1:-1], beginning)
+        escaped = _ACTING.sub(lambda match: ascii(match[0])[1:-1], beginning)
     else:
-        told = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in beginning)
-    return told if longest is None or len(told) <= longest else told[: max(longest - len(_CUT), 0)] + _CUT
+        escaped = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in beginning)
+    return escaped if longest is None or len(escaped) <= longest else escaped[: max(longest - len(_CUT), 0)] + _CUT
 
 
 def say(text: object, end: str = "\n", file: TextIO | None = None) -> None:

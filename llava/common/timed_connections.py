@@ -1,4 +1,4 @@
-"""Connections whose every operation counts against one deadline, and whose addresses are known before they are made."""
+"""Network connections with one deadline for all operations, whose addresses are checked before connecting."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_public(address: str) -> bool:
 
 
 class Route:
-    """What one request knows: when it ends, and which addresses the names stand for."""
+    """Deadline of one request, and the addresses that its host names resolve to."""
 
     def __init__(self, ends: float) -> None:
         self.ends = ends

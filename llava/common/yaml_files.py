@@ -1,4 +1,4 @@
-"""Reading YAML so that a file means what it looks like, or is refused in a sentence.
+"""Reads YAML strictly: values that YAML 1.1 and 1.2 read differently are refused in a sentence.
 
 YAML 1.1, which PyYAML reads, makes 192 of `0300`, 750 of `12:30`, text of `1e3` and a date of `2026-01-31`; YAML 1.2
 reads some of these otherwise. A plain value on which the two differ is refused, and so are keys that come twice (PyYAML

@@ -1,4 +1,4 @@
-"""What to compress and how much: the one object that decides everything and travels with the checkpoint.
+"""Configuration of both stages, V2V and T2V: one frozen object, saved in the checkpoint's `config.json`.
 
 Both readings of the method are options wherever the paper (arXiv 2602.18846) and its released code differ.
 """

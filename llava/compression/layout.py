@@ -1,4 +1,4 @@
-"""What stands at each position of a padded batch, carried along whenever tokens are dropped.
+"""The layout of a padded batch: padding, text, visual tokens and voters by position; updated by every drop.
 
 Counts live on the host as plain integers: from them every length after a drop is known without asking the device.
 Shapes: B rows, L positions.

@@ -1,4 +1,4 @@
-"""Which text tokens may vote on visual tokens (paper section 3.2: the salient-token estimator F_S).
+"""Which text tokens may vote on visual tokens: the salient-token estimator F_S of the paper's section 3.2.
 
 The paper leaves F_S open and the released code runs spaCy and NLTK. Here a word votes unless it belongs to a closed
 class (articles, pronouns, prepositions, auxiliaries ...): question words, content words, spatial words, numbers and

@@ -129,7 +129,7 @@ def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int,
 def gather_kept(
     hidden_states: Tensor, layout: TokenLayout, keep: Tensor, counts: tuple[int, ...], positions: str = "renumber"
 ) -> tuple[Tensor, TokenLayout]:
-    """Close the gaps: hidden states and everything that travels with them, in order, padded anew.
+    """Gather the kept tokens of each row, in order, and pad the rows anew: hidden states and their layout.
 
     The vote of a token that is dropped passes to the nearest token kept before it (a caption's only voter is the
     last visual token).

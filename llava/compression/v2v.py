@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Fate(IntEnum):
-    """What became of a patch."""
+    """What V2V does with a patch: keep, merge or drop it."""
 
     DROPPED = 0
     DOMINANT = 1
@@ -33,7 +33,7 @@ class Fate(IntEnum):
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Which patch becomes what, as patch numbers (CLS not counted).
+    """The choices of V2V, as patch numbers from 0 (CLS not counted).
 
     Attributes:
         dominant: [B, K] patches kept as they are, most important first.

@@ -1,4 +1,4 @@
-"""Arrow tables that are built once and memory-mapped ever after.
+"""A cache of Arrow tables on disk: each is built once and memory-mapped by every later run.
 
 A table lies in a folder of its own, named by a key that stands for everything its content depends on. It is written
 under another name and renamed when it is whole, and the sizes and digests of its files lie beside it: half a table is
@@ -36,13 +36,13 @@ def default_cache_dir() -> Path:
 
 
 def digest_file(path: Path) -> str:
-    """Of a file's content, whatever its name and dates."""
+    """Digest of a file's content; its name and dates do not enter."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def digest_text(parts: Iterable[str]) -> str:
-    """Of some texts, in order; they cannot run into each other."""
+    """Digest of several texts in order; the same characters split elsewhere have another digest."""
     return hashlib.blake2b(json.dumps(list(parts)).encode(), digest_size=16).hexdigest()
 
 

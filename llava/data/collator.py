@@ -1,4 +1,4 @@
-"""Samples to a batch."""
+"""Collator of training samples: pads them to a batch and plans where visual tokens go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training data set: LLaVA records, tokenised and opened when asked for."""
+"""The training data set: LLaVA records whose text is tokenised, and whose images are read, on access."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class LazySupervisedDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the samples and their order, wherever the files lie; images are not looked at."""
+        """Digest of the samples and their order; paths and the content of images do not enter."""
         if isinstance(self.records, RecordMix):
             return self.records.fingerprint
         return digest_text(json.dumps(row_of(record)) for record in self.records)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer knows what ends an answer in a template as one token, and which templates end as it does."""
+"""Whether a tokenizer has a template's end mark as one token, and which templates fit a tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening the image files that a data set names."""
+"""Finds and opens the image files that a data set names, within the image folder and the size limits."""
 
 from __future__ import annotations
 

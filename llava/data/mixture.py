@@ -1,4 +1,4 @@
-"""One or several data files as one sequence of records, each file as often as its weight says.
+"""A mixture of data files as one sequence of records, each file repeated by its weight (1 by default).
 
 A mixture is a YAML file:
 
@@ -106,7 +106,7 @@ class RecordMix(Sequence[Record]):
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the samples and their order: the content of the files, weights and seed, but not paths."""
+        """Digest of the samples and their order: content of the files, weights and seed, but not paths."""
         facts = [f"{table.content} {source.weight!r}" for table, source in zip(self.tables, self.sources, strict=True)]
         return digest_text([*facts, str(self.seed)])
 

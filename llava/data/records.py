@@ -1,4 +1,4 @@
-"""LLaVA's conversation files: reading and checking them."""
+"""Reads and checks records of LLaVA's conversation files."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _identity(value: Any, index: int) -> str:
 
 
 def _require_text(identity: str, images: Sequence[str], talk: Talk, name: str) -> None:
-    """Half of a surrogate pair, as in a text cut between two escapes, is no character and cannot be stored."""
+    """Refuse a text with half of a surrogate pair, as a cut between two escapes leaves: UTF-8 cannot hold it."""
     try:
         "".join((identity, *images, *talk.turns, talk.system or "")).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Who finds the salient words of an instruction, and which tokens cover them."""
+"""Finders of the salient words of an instruction (rules or spaCy), and the tokens that overlap them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SalientFinder = Callable[[str], list[Span]]
 
 
 def salient_words(name: str) -> SalientFinder:
-    """Who finds salient words: `rules` (`salient_spans`), `spacy`, or `spacy:` and the name of a pipeline.
+    """The finder of a name: `rules` (`salient_spans`), `spacy`, or `spacy:` and the name of a pipeline.
 
     Raises:
         ValueError: for any other name.

@@ -1,4 +1,4 @@
-"""Tokenising what people and models wrote, so that it never becomes a special token.
+"""Tokenises text of users and models so that nothing in it becomes a special token.
 
 A prompt is one text: a template's marks (`</s>`, `<|im_end|>`) stand between what was said, and both are tokenised
 together, for pieces may cross from one to the other. Where something that was said spells a special token, the prompt

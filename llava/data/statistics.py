@@ -1,4 +1,4 @@
-"""What the first samples of a run look like, found before it starts."""
+"""Statistics of the first samples of a run: lengths, labels, voters, padding; measured before it starts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DataStatistics:
         return asdict(self)
 
     def require_supervision(self) -> None:
-        """Refuse data that teaches nothing.
+        """Refuse data of which many samples have no label.
 
         Raises:
             ValueError: if more than 1 % of the samples have no label.

@@ -83,7 +83,7 @@ def record_of(row: dict[str, Any], image_folder: str | None = None, source: str 
 
 
 def source_of(*modules: ModuleType) -> str:
-    """Text of some modules: what they made of the same input may differ after an edit, so it belongs into keys."""
+    """Source text of some modules, for cache keys: after an edit they may make other tables of the same input."""
     return "\n".join(inspect.getsource(module) for module in modules)
 
 

@@ -71,7 +71,7 @@ class RecordEncoder:
 
     @property
     def key(self) -> str | None:
-        """Stands for everything that the encoding of a record depends on; None where that cannot be named."""
+        """Cache key of everything that the encoding of a record depends on; None where that has no name."""
         finder = self._finder_key()
         if finder is None:
             return None
@@ -89,7 +89,7 @@ class RecordEncoder:
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Stands for how a fast tokenizer splits text, and for its special tokens.
+    """Cache key of how a fast tokenizer splits text, and of its special tokens.
 
     Padding and truncation are left out: a tokenizer changes them whenever it is called.
     """

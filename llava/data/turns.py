@@ -1,4 +1,4 @@
-"""Who says what in a record: turns in either spelling of roles and keys, and the row's own system prompt."""
+"""Reads the turns of a record, in either spelling of roles and keys, and its own system prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACCEPTED = "'human' or 'user', 'gpt' or 'assistant', and 'system'"
 
 @dataclass(frozen=True)
 class Talk:
-    """What is said in a record.
+    """The conversation of a record.
 
     Attributes:
         turns: texts, human and assistant alternating, the human first.

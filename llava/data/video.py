@@ -1,4 +1,4 @@
-"""Frames of a video, as images."""
+"""Reads frames of a video at equal distances, as RGB images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
 ANIMATION_FORMATS = ("GIF", "PNG", "WEBP")
 MOST_COMPOSED_PIXELS = 10**10
-"""Of an animation: pixels of a frame times frames. To show one of them, all before it are drawn."""
+"""Largest product of pixels and frames of an animation: to decode one frame, all before it are composed."""
 MOST_SHOWN_PIXELS = 10**9
-"""Of the frames that one question shows, together; they take four bytes each until they are prepared."""
+"""Most pixels of the frames of one question, together; a pixel takes four bytes until it is prepared."""
 MOST_FRAME_PIXELS = 8192 * 4352
-"""Of a video file: 8K. A decoder keeps up to seventeen frames."""
+"""Most pixels of a frame of a video file (8K); a decoder holds up to seventeen frames in memory."""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg"
-"""Of video files, as FFmpeg names them. Others, such as lists of files and addresses, lead elsewhere."""
+"""Accepted formats of video files, as FFmpeg names them; playlists and the like, which name other files, are refused."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 # By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
@@ -104,7 +104,7 @@ def _check_shown(pixels: int) -> None:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts 2.jpg before 10.jpg."""
+    """Sort key by which 2.jpg comes before 10.jpg."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 

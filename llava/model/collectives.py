@@ -1,4 +1,4 @@
-"""When several processes run one model, all of them must make the same collective calls."""
+"""Collective calls of processes that run one model together; all of them must make the same calls."""
 
 from __future__ import annotations
 

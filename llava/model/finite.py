@@ -29,8 +29,8 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     looked = [(name, _local(tensor.detach())) for name, tensor in named if tensor.is_floating_point()]
     looked = [(name, tensor) for name, tensor in looked if tensor.numel() and not tensor.is_meta]
     finite = [torch.stack(torch.aminmax(_comparable(tensor))).isfinite().all() for _, tensor in looked]
-    told = [bool(one) for one in finite]  # read when all are under way: a GPU does not wait for each
-    return [name for (name, _), one in zip(looked, told, strict=True) if not one]
+    results = [bool(one) for one in finite]  # read when all are under way: a GPU does not wait for each
+    return [name for (name, _), one in zip(looked, results, strict=True) if not one]
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A prompt, ready for the decoder.
+"""The decoder's input for a prompt: embeddings, layout and targets.
 
 Shapes: B rows, T columns of the input, L positions after splicing, A axes of positions, D width.
 """

@@ -1,4 +1,4 @@
-"""What a compressed model returns, and the step from the decoder's last hidden states to it.
+"""Outputs of a compressed model, and the step from the decoder's last hidden states to logits and loss.
 
 Shapes: B rows, T columns of the input, L' positions after the last drop, D width, K columns kept, V vocabulary.
 """

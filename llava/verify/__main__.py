@@ -1,4 +1,4 @@
-"""`python -m llava.verify CASES_DIR`: does this installation compute the method correctly?"""
+"""`python -m llava.verify CASES_DIR`: check that this installation computes the method correctly."""
 
 from __future__ import annotations
 

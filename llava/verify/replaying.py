@@ -1,4 +1,4 @@
-"""Replaying cases one by one and saying how each went."""
+"""Replays recorded cases one by one and returns the outcome of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Replayed = tuple[v2v.Measured, dict[str, Tensor], list[Deviation]]
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """How a case went.
+    """The outcome of a case.
 
     Attributes:
         name: `<kind>/<case>`.

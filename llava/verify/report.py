@@ -1,4 +1,4 @@
-"""Outcomes in words and in JSON."""
+"""Reports the outcomes of cases, as lines of text and as JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _indices(outcome: CaseOutcome) -> str:
 
 
 def summary(outcomes: Sequence[CaseOutcome], device: torch.device) -> str:
-    """The last line."""
+    """The last line: how many cases agree, differ or could not be read."""
     counts = ", ".join(f"{count} {status}" for status, count in _counts(outcomes).items())
     versions = ", ".join(f"{name} {version}" for name, version in environment(device).items() if version)
     return f"{len(outcomes)} cases: {counts} ({versions})"

@@ -23,7 +23,7 @@ from llava.verify.voters import choose_voters, left_alone, salient_positions
 
 @dataclass(frozen=True)
 class StageInput:
-    """What a stage works on, on the host.
+    """Inputs of a stage, as tensors on the host.
 
     Attributes:
         layout: of the L positions; rows that are not pruned hold no visual token.

@@ -1,4 +1,4 @@
-"""What the stages of a whole model did, under the names that cases record it by."""
+"""Kept tokens, counts and scores of the stages of a whole model, under the names of the recorded cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-flight of a training data set: what would stop a run, teach nothing or surprise, found before it starts.
+"""Checks a training data set before a run: records that would stop it, that have no label, or that look wrong.
 
 python -m llava.data.check --data-path data.json --image-folder images --tokenizer model --report report.json
 """

@@ -1,4 +1,4 @@
-"""`python -m llava.data.check`: see what a training run would stumble over, before it starts."""
+"""`python -m llava.data.check`: check training data before a run starts."""
 
 if __name__ == "__main__":
     # Only here: every spawned worker imports this file, and the command line's imports would cost each seconds.
@@ -7,7 +7,7 @@ if __name__ == "__main__":
     from llava.common.program import as_program
 
     def main() -> int:
-        """Import the command line, which takes seconds, where Ctrl-C is minded already."""
+        """Import and run the command line; the import takes seconds, and Ctrl-C is handled meanwhile, too."""
         from llava.data.check import command
 
         return command.main()

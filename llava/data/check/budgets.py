@@ -21,7 +21,7 @@ SEED = 42  # transformers' default
 
 @dataclass(frozen=True)
 class CostAssumptions:
-    """What the estimates rest on; none of it is measured.
+    """Assumptions of the time estimates (devices, FLOP/s, utilisation); none of it is measured.
 
     Attributes:
         model: name or checkpoint folder whose dimensions are used.
@@ -40,13 +40,13 @@ class CostAssumptions:
     passes: int
 
     def hours(self, flops: float) -> float:
-        """Time that all devices together need."""
+        """Hours that all devices together need for a number of FLOPs."""
         return flops / (self.devices * self.peak_tflops * 1e12 * self.mfu) / 3600
 
 
 @dataclass(frozen=True)
 class BudgetFigures:
-    """One budget; means over an epoch of the good records.
+    """Statistics and cost of one budget; means over an epoch of the good records.
 
     Attributes:
         average_visual_tokens: of one image, over the decoder's layers.
@@ -117,7 +117,7 @@ def epoch_of(result: CheckResult) -> NDArray[np.int64]:
 
 
 def padding_share(lengths: NDArray[np.int64], order: Sequence[int], batch_size: int) -> float:
-    """Share of the positions of padded batches that is filler.
+    """Share (0 to 1) of the positions of padded batches that is padding.
 
     Args:
         lengths: of the samples [n].
@@ -175,7 +175,7 @@ def _epoch_flops(
     decoder: DecoderShape,
     vision: VisionShape,
 ) -> int:
-    """Sum over the samples; alike ones are computed once."""
+    """FLOPs of an epoch, summed over samples; equal lengths are computed once."""
     if not len(text):
         return 0
     shapes, counts = np.unique(np.stack([text, images], axis=1), axis=0, return_counts=True)

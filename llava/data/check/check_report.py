@@ -1,4 +1,4 @@
-"""What was found, for people (one screen of text) and for programs (JSON)."""
+"""The report of a data check: a screen of text for people, JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker processes need to know; small, because it travels with every task."""
+"""Settings of a data check; small, because they are sent to the worker processes with every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check itself: conversations first, then every image file once, then what they mean for each record."""
+"""Runs a data check: conversations first, then every image file once, then the findings of each record."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _find_duplicates(result: CheckResult) -> None:
 
 
 def _in_order(pool: WorkerPool[Item, Result], items: Sequence[Item], size: int, unit: str) -> Iterator[Result]:
-    """Results of all items, with a progress bar; where nobody watches it, a line now and then."""
+    """Results of all items in order, with a progress bar on a terminal and log lines elsewhere."""
     if not items:
         return
     pool.workers = min(pool.workers, ceil(len(items) / size))  # starting a process takes seconds

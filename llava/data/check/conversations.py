@@ -111,7 +111,7 @@ def _judge(
 
 
 def _look_at_words(record: Record, template: str) -> list[Finding]:
-    """Faults that only a reader of the text would see."""
+    """Find faults of the text itself that do not keep it from being encoded."""
     findings = []
     blank = [number for number, turn in enumerate(record.turns) if number % 2 and not turn.strip()]
     if blank and len(blank) < len(record.turns[1::2]):

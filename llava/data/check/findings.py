@@ -1,4 +1,4 @@
-"""What the check says about a record: every kind of finding, how serious it is and what to do about it."""
+"""Kinds of findings of a data check, each with its severity and what it means for training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Severity(StrEnum):
-    """ERROR: training would stop at the record, or learn nothing from it. WARNING: it works, but look at it."""
+    """ERROR: training would stop at the record, or it has no label. WARNING: training runs, but it looks wrong."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -16,7 +16,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class FindingKind:
-    """One sort of fault: its severity and, in a phrase, what it means for training."""
+    """A kind of fault: its severity and, in a phrase, what it means for training."""
 
     severity: Severity
     meaning: str

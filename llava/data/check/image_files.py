@@ -1,4 +1,4 @@
-"""Checking image files: there, readable, what they claim to be, and of a reasonable size."""
+"""Checks image files: existence, readability, format and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data files as they stand, faults included, and writing the good part of one."""
+"""Reads data files unchecked, faulty records included, and writes the good records of one."""
 
 from __future__ import annotations
 

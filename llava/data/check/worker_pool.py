@@ -1,4 +1,4 @@
-"""Work shared among processes, results in order, and a process that dies costs one item and not the run."""
+"""A process pool that returns results in order and loses one item, not the run, when a process dies."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WorkerPool(Generic[Item, Result]):
             self._end()
 
     def _end(self) -> None:
-        """End the processes at once: there is nothing left to do, or nobody who wants it done."""
+        """Kill the processes at once: all work is done, or its results are no longer wanted."""
         for end in self._leash or ():
             end.close()
         for pool in (self._pool, self._lone):
@@ -110,7 +110,7 @@ class WorkerPool(Generic[Item, Result]):
         return [self._alone(item) for item in chunk]
 
     def _alone(self, item: Item) -> Result:
-        """Work on one item in a process that has nothing else to do, so that a death is its doing."""
+        """Work on one item in a process of its own, so that the item is known to be the cause if the process dies."""
         if self.deaths >= MOST_DEATHS:
             return self.died(item, False)
         try:

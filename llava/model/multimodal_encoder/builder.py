@@ -1,4 +1,4 @@
-"""From a configuration to a vision tower."""
+"""Builds the vision tower that a configuration names."""
 
 from __future__ import annotations
 

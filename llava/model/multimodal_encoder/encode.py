@@ -21,7 +21,7 @@ from llava.compression.v2v import V2VResult, merge_visual_tokens
 
 @dataclass(frozen=True)
 class TowerOutput:
-    """What one image looks like to the rest of the model.
+    """Features of a batch of images, with what V2V scores and merges by.
 
     Attributes:
         features: [B, N, D], output of the selected layer.

@@ -1,4 +1,4 @@
-"""What the rest of the model knows of a vision tower."""
+"""The interface of vision towers, as the rest of the model uses it."""
 
 from __future__ import annotations
 
