@@ -27,7 +27,7 @@ MOST_SHOWN_PIXELS = 10**9
 MOST_FRAME_PIXELS = 8192 * 4352
 """Most pixels of a frame of a video file (8K); a decoder holds up to seventeen frames in memory."""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg"
-"""Accepted formats of video files, as FFmpeg names them; playlists and the like, which name other files, are refused."""
+"""Accepted formats of video files, as FFmpeg names them; playlists, which name other files, are refused."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 # By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
