@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -12,11 +13,18 @@ import pytest
 import yaml
 
 from llava.common.json_files import NotJsonError, parse_json, read_object
+from llava.common.outside_files import files_below
+from llava.common.program import as_program
 from llava.common.shown import LONGEST, shown
 from llava.common.yaml_files import parse_yaml, read_yaml
 from llava.compression.config import CompressionConfig
 from llava.data.mixture import read_mixture
+from llava.eval.runner.exit_status import exit_status
+from llava.eval.scoring.benchmark_result import find_results
+from llava.eval.tables.training import find_training
 from llava.model.budget_flags import parse_list
+from llava.model.weights import read_header
+from llava.train.launch import run_and_exit
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS: dict[str, Callable[[Path], Any]] = {"compression": CompressionConfig.from_yaml, "mixture": read_mixture}
@@ -181,3 +189,59 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(kind: str) -> None:
 
     figures = run(40, seed=1, only=kind)
     assert figures["failures"] == [] and figures["tried"] == figures["read"] + figures["sentence"] == 40
+
+
+# === What may not be opened; said by the system, for tests may run as who may open everything ===
+
+DENIED = PermissionError(errno.EACCES, "Permission denied", "/data/model/config.json")
+SAID = (
+    "'/data/model/config.json' cannot be opened: you may not read it; change its permissions or those of its folders "
+    "(Permission denied)."
+)
+
+
+@pytest.mark.parametrize("program", [as_program, exit_status, run_and_exit])
+def test_a_file_that_may_not_be_opened_ends_a_program_in_a_sentence(
+    program: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        return int(os.fspath(_denied()))
+
+    try:
+        status = program(main)
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr().err
+    assert SAID in said and "Traceback" not in said and status == (1 if program is run_and_exit else 2)
+
+
+def _denied() -> str:
+    raise DENIED
+
+
+def test_an_error_that_names_no_file_keeps_its_traceback() -> None:
+    def main() -> int:
+        raise OSError("a library gave up")
+
+    with pytest.raises(OSError, match="gave up"):
+        as_program(main)
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    monkeypatch.setattr(Path, "open", lambda *_: _denied())
+    with pytest.raises(ValueError, match="cannot be opened: you may not read it"):
+        read_header(path)
+
+
+def test_no_part_of_the_results_is_taken_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/x.json", "a/y.json", "a/y.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in files_below(tmp_path, ".json")] == ["y.json", "x.json"]
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: _denied() if str(place).endswith("b") else scan(place))
+    for find in (find_results, find_training):
+        with pytest.raises(PermissionError):
+            find(tmp_path)

@@ -33,6 +33,7 @@ from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
 from llava.checkpoints.transformers_format import TOWER
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.finite import not_finite
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         target = consolidate(options.checkpoint, options.target)
     except (ValueError, OSError) as error:
-        sys.exit(f"consolidate: {error}")
+        sys.exit(f"consolidate: {in_words(error)}")
     print(_said(target))  # noqa: T201
 
 

@@ -29,8 +29,9 @@ from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, Ll
 from llava.checkpoints.contents import Kind
 from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
-from llava.common.atomic_write import told_where
+from llava.common.atomic_write import UnwritableError, told_where
 from llava.common.file_modes import follow_umask
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.families.llava import LlavaLlamaForCausalLM
@@ -195,7 +196,10 @@ def appearing_at_once(target: Path) -> Iterator[Path]:
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     try:
         with told_where(target):
-            unfinished.mkdir(parents=True)
+            try:
+                unfinished.mkdir(parents=True)
+            except OSError as error:
+                raise UnwritableError(target, error) from error
             yield unfinished
             follow_umask(unfinished)
             unfinished.replace(target)
@@ -222,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         target = convert(options.source, options.target, options.to, options.model_base, DTYPES[options.dtype])
     except (ValueError, OSError) as error:
-        sys.exit(f"convert: {error}")
+        sys.exit(f"convert: {in_words(error)}")
     print(_written(target))  # noqa: T201
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from llava.common.shown import LONGEST, printable
+from llava.common.shown import LONGEST, printable, shown
 
 LARGEST_CONFIGURATION = 1 << 20
 """Bytes of the largest file that is read as a configuration; those of this project have at most a few thousand."""
@@ -43,6 +43,41 @@ def why_unreadable(error: Exception) -> str:
     if "null byte" in str(error) or "null character" in str(error):
         return "its name holds a zero byte, as no file's name does; check the name"
     return printable(str(error) or type(error).__name__, LONGEST)
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a sentence: what the system says of a file or folder, with its name and the remedy; else its own.
+
+    Args:
+        error: of a program.
+    """
+    if not told_by_system(error):
+        return str(error) or type(error).__name__
+    assert isinstance(error, OSError)
+    return f"{shown(os.fsdecode(error.filename))} cannot be opened: {why_unreadable(error)}."
+
+
+def told_by_system(error: BaseException) -> bool:
+    """Whether an error is the system's own, about a file or folder that it names."""
+    return isinstance(error, OSError) and bool(error.errno) and isinstance(error.filename, str | bytes)
+
+
+def files_below(folder: str | Path, ending: str) -> list[Path]:
+    """Files in a folder and the folders below it, in the order of their paths; links to folders are not followed.
+
+    Args:
+        folder: to look in.
+        ending: of their names.
+
+    Raises:
+        OSError: if one of the folders cannot be read, so that nobody takes a part of the files for all.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = os.walk(folder, onerror=stop)
+    return sorted(Path(place, name) for place, _, names in found for name in names if name.endswith(ending))
 
 
 def kind_of_file(mode: int) -> str:

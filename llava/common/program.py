@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llava.common.atomic_write import UnwritableError
+from llava.common.outside_files import in_words, told_by_system
 
 READER_GONE = 128 + 13
 """Exit status of a program whose reader left (`| head`), as shells name the end by SIGPIPE."""
 INTERRUPTED = 128 + 2
 """Exit status of a program that was ended by Ctrl-C, as shells name the end by SIGINT."""
 CANNOT_WRITE = 2
-"""Exit status of a program that cannot write its output."""
+"""Exit status of a program that cannot write its output, or not open a file."""
 
 
 def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
@@ -28,7 +29,8 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
 
     Returns:
         its exit status: 0 where it returns None, `READER_GONE` where nobody reads its output any more, `INTERRUPTED`,
-        after a word, on Ctrl-C, and `CANNOT_WRITE`, after a sentence, where the output cannot be written.
+        after a word, on Ctrl-C, and `CANNOT_WRITE`, after a sentence, where the output cannot be written or the
+        system lets a file or folder not be opened.
 
     Raises:
         SystemExit: as the program does.
@@ -38,6 +40,11 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
             status = main(*arguments)
         except UnwritableError as error:
             sys.stderr.write(f"{error}\n")
+            status = CANNOT_WRITE
+        except OSError as error:
+            if not told_by_system(error):
+                raise
+            sys.stderr.write(f"{in_words(error)}\n")
             status = CANNOT_WRITE
         except KeyboardInterrupt:
             sys.stderr.write("Stopped.\n")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.json_files import need
+from llava.common.outside_files import files_below
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import get_benchmark
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _score_folder(options: argparse.Namespace) -> int:
     out = None if options.out is None else result_file(options.out, "--out")
-    paths = sorted(options.folder.rglob(f"*{SETTINGS_SUFFIX}"))
+    paths = files_below(options.folder, SETTINGS_SUFFIX) if options.folder.is_dir() else []
     if not paths:
         raise ValueError(f"There are no answers of llava.eval.run in {options.folder}; give its --output.")
     if options.out is not None and len({path.parent for path in paths}) > 1:

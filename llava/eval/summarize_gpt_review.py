@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from llava.common.json_files import as_json
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, as_text
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import read_answer_lines
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in sorted(files):
             print("\n".join(summarise(path, options.ignore or ())))
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 2
     return 0
 

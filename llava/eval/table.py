@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.common.atomic_write import write_whole
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.eval.scoring.benchmark_result import find_results
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plots:
             _draw(rows, training, options.out, options.plot_format)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 2
     return 0
 

@@ -23,6 +23,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from llava.common.json_files import need, read_object
+from llava.common.outside_files import in_words
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
 
@@ -117,8 +118,12 @@ def read_header(path: str | Path) -> dict[str, Tensor]:
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Say in words what is wrong with a weight file."""
-    if not path.is_file():
-        raise ValueError(f"There is no weight file {str(path)!r}; check the path.")
+    try:
+        if not path.is_file():
+            raise ValueError(f"There is no weight file {str(path)!r}; check the path.")
+        path.open("rb").close()
+    except OSError as error:  # safetensors says of every such file that there is none
+        raise ValueError(in_words(error)) from error
     try:
         yield
     except _UNREADABLE as error:

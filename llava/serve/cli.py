@@ -19,6 +19,7 @@ from PIL import Image
 from llava.common.atomic_write import whole_file
 from llava.common.image_opening import opening_of
 from llava.common.outputs import require_apart
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
 from llava.common.shown import say
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         session = Session.open(options)
     except (ValueError, OSError) as error:
-        say(error, file=sys.stderr)
+        say(in_words(error), file=sys.stderr)
         return 2
     session.run(sys.stdin)
     return 0
@@ -109,7 +110,7 @@ class Session:
             except KeyboardInterrupt:
                 print(flush=True)
             except (ValueError, OSError, RuntimeError) as error:
-                say(error, file=sys.stderr)
+                say(in_words(error), file=sys.stderr)
             except MemoryError:
                 print("That takes more memory than there is; /reset starts afresh.", file=sys.stderr, flush=True)
 

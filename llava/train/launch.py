@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import distributed
 
+from llava.common.outside_files import in_words, told_by_system
 from llava.model.collectives import ranks_must_agree
 from llava.train.one_run import RefusedElsewhereError
 from llava.train.preemption import PreemptedError, ignore_further
@@ -28,8 +29,8 @@ def run_and_exit(program: Callable[[], object]) -> None:
     finished and saved; so all ranks meet, flush, and leave at once. After an error or Ctrl-C a rank leaves without
     waiting: the launcher ends the others. A run that was told to stop, and saved, ends with status 75.
 
-    An error that this package raised about what it was given is said in its sentence, with status 1; any other comes
-    with its traceback.
+    An error that this package raised about what it was given, and the system about a file, is said in its sentence,
+    with status 1; any other comes with its traceback.
     """
     try:
         program()
@@ -41,9 +42,9 @@ def run_and_exit(program: Callable[[], object]) -> None:
         distributed.barrier()
         _leave(stop.exit_status)
     except (Exception, KeyboardInterrupt) as error:
-        explained = isinstance(error, EXPLAINED) and _raised_here(error)
+        explained = isinstance(error, EXPLAINED) and (_raised_here(error) or told_by_system(error))
         if explained and not isinstance(error, RefusedElsewhereError):
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {in_words(error)}\n")
         if not ranks_must_agree():
             if explained:
                 sys.exit(1)

@@ -16,9 +16,9 @@ from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.common.json_files import read_object, write_json
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
 from llava.common.outputs import require_apart
-from llava.common.outside_files import why_unreadable
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
-from llava.common.shown import say, shown
+from llava.common.shown import say
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"check: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        say(f"check: {shown(error.filename)} cannot be read: {why_unreadable(error)}.", file=sys.stderr)
+        say(f"check: {in_words(error)}", file=sys.stderr)
         return 2
     _write(result, options, decoder, vision)
     share = len(result.faulty) / len(result)

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 
+from llava.common.outside_files import in_words
 from llava.common.program import INTERRUPTED
 from llava.common.shown import printable
 
@@ -34,7 +35,7 @@ def exit_status(program: Callable[[], int], kept: str = KEPT) -> int:
         tell(f"{error} {KEPT}")
         return 1
     except (ValueError, OSError, MemoryError) as error:
-        tell(str(error) or type(error).__name__)
+        tell(in_words(error))
         return 2
     except KeyboardInterrupt:
         tell(f"Stopped. {kept}".rstrip())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import LARGEST_SETTINGS, need, parse_json, write_json
-from llava.common.outside_files import read_bytes
+from llava.common.outside_files import files_below, read_bytes
 from llava.common.shown import shown
 
 RESULT_SUFFIX = ".result.json"
@@ -149,7 +149,8 @@ def find_results(folder: Path) -> list[tuple[Path, Result]]:
 
     Raises:
         ValueError: if the folder does not exist, or a file is not a result file.
+        OSError: if a folder below cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the --output of llava.eval.run.")
-    return [(path, Result.load(path)) for path in sorted(folder.rglob(f"*{RESULT_SUFFIX}"))]
+    return [(path, Result.load(path)) for path in files_below(folder, RESULT_SUFFIX)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import need, read_object
+from llava.common.outside_files import files_below
 from llava.eval.tables.published import UNCOMPRESSED
 from llava.eval.tables.rows import family, preset_of
 
@@ -70,9 +71,10 @@ def find_training(folder: Path) -> list[TrainingRun]:
 
     Raises:
         ValueError: if a summary holds no JSON object.
+        OSError: if a folder below cannot be read.
     """
     runs: dict[Path, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob(SUMMARY_FILE)):
+    for path in (path for path in files_below(folder, SUMMARY_FILE) if path.name == SUMMARY_FILE):
         phase = path.parent
         runs[phase.parent if phase.name in PHASES else phase].append(phase)
     found = [_run(place, sorted(phases, key=_order)) for place, phases in runs.items()]
