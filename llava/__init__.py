@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llava.model.compress import compress
+    from llava.model.compressed_model import compress
 
 __all__ = ["compress"]
 
@@ -13,7 +13,7 @@ __all__ = ["compress"]
 def __getattr__(name: str) -> Any:
     """Import `compress` when it is asked for: the method alone needs no transformers."""
     if name == "compress":
-        from llava.model.compress import compress
+        from llava.model.compressed_model import compress
 
         return compress
     raise AttributeError(f"module 'llava' has no attribute {name!r}")

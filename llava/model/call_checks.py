@@ -146,11 +146,6 @@ def _check_labels(inputs: Mapping[str, Any], more: Mapping[str, Any], shape: tup
             )
 
 
-def is_looked_at(ids: Tensor) -> bool:
-    """Whether ids are looked at: those of a prompt [B, T], no single tokens or streams that a device has to send."""
-    return ids.dim() > 1 and (ids.shape[-1] > 1 or ids.device.type == "cpu")
-
-
 def check_prompt(model: StagedModel, inputs: Mapping[str, Any], generating: bool) -> None:
     """Look at a whole prompt, of forward or of `generate`.
 

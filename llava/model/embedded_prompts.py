@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.call_checks import is_looked_at
 from llava.model.generation_options import asked
 
 
@@ -23,7 +22,8 @@ def refuse_placeholders(embedding: Any, args: tuple[Any, ...]) -> None:
     They come here where something else than the model embeds a prompt, such as peft's soft prompts.
     """
     ids = args[0]
-    if is_looked_at(ids) and not torch.compiler.is_compiling() and bool((ids < 0).any()):
+    is_prompt = ids.dim() > 1 and (ids.shape[-1] > 1 or ids.device.type == "cpu")  # for others a device would be asked
+    if is_prompt and not torch.compiler.is_compiling() and bool((ids < 0).any()):
         raise ValueError(
             f"Token id {int(ids.min())} has no word embedding: a prompt with images was embedded before the model "
             "could put them in, as peft's prompt tuning and p-tuning do. Soft prompts work for text alone: use LoRA or "

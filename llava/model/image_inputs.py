@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,9 @@ from llava.model.splice import SplicePlan
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ShownImages:
-    """The images that a batch has to encode.
-
-    Attributes:
-        images: each [crops, 3, height, width].
-        unseen: whether no prompt shows them, and they are encoded for the collective calls of other ranks alone.
-    """
-
-    images: list[Tensor]
-    unseen: bool = False
-
-
 def shown_images(
     input_ids: Tensor, attention_mask: Tensor | None, images: Any, plan: SplicePlan | None, training: bool
-) -> ShownImages | None:
+) -> tuple[list[Tensor], bool]:
     """Which images a batch has to encode, in the order of their placeholders.
 
     A training batch without images still runs tower and projector once: data-parallel ranks gather partitioned
@@ -51,7 +37,8 @@ def shown_images(
         training: whether the model is.
 
     Returns:
-        None where nothing has to be encoded.
+        images [crops, 3, height, width], and whether a prompt shows them: others are encoded for the collective calls
+        of other ranks alone.
 
     Raises:
         ValueError: if images and placeholders do not fit each other.
@@ -66,10 +53,10 @@ def shown_images(
             is_image &= attention_mask.bool().to(is_image.device)
         used = _used(is_image.sum(dim=1).tolist(), len(crops), of_rows)
     if used:
-        return ShownImages([crops[index] for index in used])
+        return [crops[index] for index in used], True
     if crops and not training:
         warn_unseen()
-    return ShownImages([crops[0][:1]], unseen=True) if crops and (training or ranks_must_agree()) else None
+    return [crops[0][:1]] if crops and (training or ranks_must_agree()) else [], False
 
 
 def _used(per_row: list[int], count: int, of_rows: list[int] | None) -> list[int]:

@@ -28,7 +28,7 @@ from llava.model.cache_name import as_named, takes_either_name
 from llava.model.call_checks import BYPASS, check_new_text, check_prompt
 from llava.model.embedded_prompts import check_streamer, refuse_placeholders, with_other_side, within_length
 from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS
-from llava.model.image_inputs import ShownImages, shown_images
+from llava.model.image_inputs import shown_images
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.placeholders import VisualSpan
@@ -154,15 +154,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, its crops behind one another; of an image that no prompt shows an empty one."""
-        shown: ShownImages | None = inputs["images"]
-        if shown is None or not shown.images:
+        images, shown = inputs["images"] or ([], False)
+        if not images:
             return {IMAGE_TOKEN_INDEX: []}
         tower = self.require_tower()
-        crops = iter(self.encode_images(torch.cat(shown.images).to(tower.device), compression.v2v))
-        images = [torch.cat(list(itertools.islice(crops, len(image)))) for image in shown.images]
-        if shown.unseen:
-            return {IMAGE_TOKEN_INDEX: [VisualSpan(tokens[:0], 0) for tokens in images]}
-        return {IMAGE_TOKEN_INDEX: [VisualSpan(tokens, 1) for tokens in images]}
+        crops = iter(self.encode_images(torch.cat(images).to(tower.device), compression.v2v))
+        found = [torch.cat(list(itertools.islice(crops, len(image)))) for image in images]
+        return {IMAGE_TOKEN_INDEX: [VisualSpan(one, 1) if shown else VisualSpan(one[:0], 0) for one in found]}
 
     def prefill(
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None

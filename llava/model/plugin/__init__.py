@@ -1,7 +1,6 @@
 """Where docs/plug-in.md has its names: `compress`, and what a family of one's own is made of."""
 
-from llava.model.compress import compress
-from llava.model.compressed_model import CompressedModel, register_family
+from llava.model.compressed_model import CompressedModel, compress, register_family
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
 
