@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llava.common.number_flags import Numbers
-from llava.eval.runner.flags import RANGES, require_numbers
+from llava.eval.runner.flags import RANGES, check_options
 from llava.eval.runner.vqa_command import vqa_parser
 from llava.inference.generation import GenerationSettings
 
@@ -105,11 +105,11 @@ def test_numbers_out_of_range_end_a_program_with_a_sentence(
 @pytest.mark.parametrize("name", sorted(RANGES))
 def test_numbers_out_of_range_are_refused_before_a_model_is_asked(name: str) -> None:
     fitting = vars(vqa_parser("x", "y", "q", "v", 1).parse_args(["--model-path", "m"]))
-    require_numbers(argparse.Namespace(**fitting))
+    check_options(argparse.Namespace(**fitting))
     real = name in ("temperature", "top_p")
     for value in (float("nan"), float("inf"), -0.5, 1e39) if real else (-1, 10**30):
         with pytest.raises(ValueError, match=rf"^--{name.replace('_', '-')} is .*; it must be .*\d"):
-            require_numbers(argparse.Namespace(**(fitting | {name: value})))
+            check_options(argparse.Namespace(**(fitting | {name: value})))
 
 
 def test_a_temperature_that_is_no_number_is_not_taken_for_the_likeliest_token() -> None:

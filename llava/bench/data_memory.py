@@ -187,7 +187,9 @@ def _measure(options: argparse.Namespace, path: Path, cache: Path) -> dict[str, 
     print(f"{options.records:,} records, {path.stat().st_size / MIB:,.0f} MiB of JSON", end="")
     print(f", written in {time.perf_counter() - started:.0f} s", flush=True)
     built = in_fresh_process(partial(build, path, cache, options.num_proc))
-    sizes = {name: _bytes_of(cache, name) for name in ("records", "tokens")}
+    sizes = {
+        name: sum(file.stat().st_size for file in cache.glob(f"{name}-*/*.arrow")) for name in ("records", "tokens")
+    }
     print(
         f"tables built in {built['seconds']:.0f} s, peak {built['peak_rss']:,.0f} MiB in the leading process;", end=""
     )
@@ -232,10 +234,6 @@ def _inputs() -> LlavaInputs:
 
 def _config(cache: Path, num_proc: int | None = None) -> DataConfig:
     return DataConfig(2048, 307, cache_dir=cache, num_proc=num_proc)
-
-
-def _bytes_of(cache: Path, name: str) -> int:
-    return sum(file.stat().st_size for file in cache.glob(f"{name}-*/*.arrow"))
 
 
 def _words(draw: random.Random, count: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ DEEPEST = 100
 """Nested lists and objects that are read: deeper ones make Python's own functions fail later on."""
 LARGEST_SETTINGS = 64 << 20
 """Bytes of the largest file of settings or results that is read whole."""
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, alone
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -70,7 +72,7 @@ def parse_json(text: str | bytes, strict: bool = False, lenient: bool = False) -
         raise NotJsonError("it is empty" if not text.strip() else why_not_json(error)) from error
     if text.count("[") + text.count("{") > DEEPEST:
         require_shallow(value)
-    if strict and "\\u" in text and not _is_encodable(json.dumps(value, ensure_ascii=False)):
+    if strict and "\\u" in text and _is_half(json.dumps(value, ensure_ascii=False)):
         raise NotJsonError(f"it holds half of a surrogate pair, which is no character{_at(value, _is_half, True)}")
     return value
 
@@ -251,15 +253,7 @@ def _place_of_not_finite(text: str) -> str:
 
 
 def _is_half(value: Any) -> bool:
-    return isinstance(value, str) and not _is_encodable(value)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and _HALF.search(value) is not None
 
 
 def _at(value: Any, is_meant: Callable[[Any], bool], with_value: bool = False) -> str:

@@ -163,12 +163,22 @@ class FromFiles(ABC):
             self.made_for.check(model_type, num_layers)
 
 
-def _preset_folder() -> Any:
-    """The folder of preset files: package data in a wheel, `configs/compression` in a checkout."""
+def data_folder(package: str, held: str, checkout: str) -> Any:
+    """A folder of data files: package data in a wheel, a folder under `configs` in a checkout.
+
+    Args:
+        package: that holds them in a wheel.
+        held: name of one of them.
+        checkout: name of the folder under `configs`.
+    """
     try:
-        folder = resources.files("llava.compression.presets")
-        if folder.joinpath("none.yaml").is_file():
+        folder = resources.files(package)
+        if folder.joinpath(held).is_file():
             return folder
     except ModuleNotFoundError:
         pass
-    return Path(__file__).resolve().parents[2] / "configs" / "compression"
+    return Path(__file__).resolve().parents[2] / "configs" / checkout
+
+
+def _preset_folder() -> Any:
+    return data_folder("llava.compression.presets", "none.yaml", "compression")

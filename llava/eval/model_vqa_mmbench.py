@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from llava.common.program import as_program
 from llava.eval.benchmarks.mmbench import SUFFIXES, rotated, table_questions
 from llava.eval.benchmarks.questions import Question
-from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.eval.runner.vqa_command import choice_parser, chunk, question_path, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = vqa_parser(
-        "llava.eval.model_vqa_mmbench", "Answer the questions of MMBench.", "tables/question.jsonl", "llava_v1", 1024
-    )
-    words.add_argument(
-        "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
+    words = choice_parser(
+        "llava.eval.model_vqa_mmbench", "Answer the questions of MMBench.", "tables/question.jsonl", "llava_v1"
     )
     words.add_argument(
         "--all-rounds", "--all_rounds", action="store_true", help="ask under every rotation of the options"

@@ -15,16 +15,13 @@ from llava.common.program import as_program
 from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import read_json_as
 from llava.eval.benchmarks.sqa import LETTER_PROMPT, science_questions
-from llava.eval.runner.vqa_command import chunk, question_path, run_command, vqa_parser
+from llava.eval.runner.vqa_command import choice_parser, chunk, question_path, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = vqa_parser(
-        "llava.eval.model_vqa_science", "Answer the questions of ScienceQA.", "tables/question.json", "llava_v0", 1024
-    )
-    words.add_argument(
-        "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
+    words = choice_parser(
+        "llava.eval.model_vqa_science", "Answer the questions of ScienceQA.", "tables/question.json", "llava_v0"
     )
     words.add_argument("--answer-prompter", "--answer_prompter", action="store_true", help="accepted, without effect")
     return words

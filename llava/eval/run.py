@@ -14,9 +14,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,7 +29,7 @@ from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
     add_generation_flags,
-    require_numbers,
+    check_options,
 )
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import EvaluatedModel, Job
@@ -38,37 +37,18 @@ from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_f
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.scoring.benchmark_result import Result
 from llava.inference.engine import ModelSpec
-from llava.inference.loading_flags import add_loading_flags, best_device, check_device
+from llava.inference.loading_flags import add_loading_flags, best_device
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
 """Benchmarks of the paper's main table, and of a run that names none."""
 
 
-@dataclass
-class BenchmarkRun:
-    """A benchmark of a run.
-
-    Attributes:
-        benchmark: what is asked.
-        files: where everything about it lies.
-        job: its questions and answers.
-        left: numbers of questions that are not answered yet, once the job is open.
-    """
+class BenchmarkRun(NamedTuple):
+    """A benchmark of a run, where everything about it lies, and its questions and answers."""
 
     benchmark: Benchmark
     files: BenchmarkFiles
     job: Job
-    left: list[int] = field(default_factory=list)
-
-    def open(self, fresh: bool) -> None:
-        """Find out what is left; with `fresh` everything is.
-
-        Raises:
-            llava.eval.runner.answer_settings.OtherSettingsError: if the answers were given under other settings.
-        """
-        if fresh:
-            self.files.clear()
-        self.left = self.job.open(fresh)
 
 
 def benchmark_run(
@@ -137,14 +117,16 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
             stack.enter_context(files.answers.locked())
             runs.append(benchmark_run(options, evaluated, benchmark, root, files))
         for one in runs:  # nothing of former runs is touched before everything is known to fit
-            one.open(options.fresh)
+            if options.fresh:
+                one.files.clear()
+            one.job.open(options.fresh)
         judged = [one for one in runs if isinstance(one.benchmark, JudgedBenchmark)]
         results: list[Result] = []
         whole = True
         with workers_if_needed(evaluated.spec, devices, runs) as workers:
             for one in runs:
-                if one.left:
-                    one.job.answer(one.left, workers, options.batch_size)
+                if one.job.left:
+                    one.job.answer(workers, options.batch_size)
                 if one not in judged:
                     whole &= _score(one, root, None, results)
         for one in judged:
@@ -155,7 +137,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
 @contextmanager
 def workers_if_needed(spec: ModelSpec, devices: Sequence[str], runs: Sequence[BenchmarkRun]) -> Iterator[Any]:
     """The workers while there is something to answer; processes are started for nothing less."""
-    if not any(one.left for one in runs):
+    if not any(one.job.left for one in runs):
         yield None
         return
     with workers_of(spec, devices) as workers:
@@ -200,7 +182,7 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
 
 
 def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] | None) -> int:
-    _check(options)
+    check_options(options)
     out = None if options.out is None else result_file(options.out, "--out")
     require_apart({"--out": options.out}, [options.model_path, options.model_base, options.compression])
     if options.num_gpus is None:
@@ -209,12 +191,6 @@ def _run_and_write(options: argparse.Namespace, benchmarks: Sequence[Benchmark] 
     if out is not None:
         write_headlines(results, out)
     return 0 if whole else 1
-
-
-def _check(options: argparse.Namespace) -> None:
-    require_numbers(options)
-    if options.device:
-        check_device(options.device)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

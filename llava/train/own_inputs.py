@@ -48,24 +48,17 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
         "--eval_data_path": data_args.eval_data_path,
         "--pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,
     }
+    # A run writes a projector of its own only where it trains nothing else.
+    written = _WRITTEN if model_args.tune_mm_mlp_adapter else set(_WRITTEN) - {"mm_projector.bin"}
     for flag, given in {**folders, **files}.items():
         if not given or not os.path.exists(given):
             continue
-        place = Path(given)
-        within = place.resolve().parts[len(output.resolve().parts) :] if _inside(place, output) else ()
+        place, real, target = Path(given), Path(given).resolve(), output.resolve()
+        within = real.relative_to(target).parts if real.is_relative_to(target) else ()
         same = flag in folders and os.path.isdir(output) and place.samefile(output)
-        replaced = flag in files and len(within) == 1 and within[0] in _WRITTEN and _writes(within[0], model_args)
+        replaced = flag in files and len(within) == 1 and within[0] in written
         if same or replaced or (within and within[0].removeprefix("checkpoint-").isdigit()):
             raise ValueError(
                 f"--output_dir is {str(output)!r}, where this run would write over {flag} {str(given)!r} or remove it; "
                 "choose another --output_dir."
             )
-
-
-def _inside(place: Path, output: Path) -> bool:
-    return place.resolve().is_relative_to(output.resolve())
-
-
-def _writes(name: str, model_args: ModelArguments) -> bool:
-    """Whether a run writes a file of that name: a projector of its own only where it trains nothing else."""
-    return name != "mm_projector.bin" or model_args.tune_mm_mlp_adapter

@@ -103,7 +103,11 @@ def _measure(
     name: str, value: Tensor | None, truth: Tensor, mask: Tensor | None, tolerance: float, excused: str
 ) -> Measurement:
     exact = not truth.is_floating_point()
-    accepted = 0.0 if exact else tolerance * _proportion(name)
+    accepted = (
+        0.0
+        if exact
+        else tolerance * next((factor for pattern, factor in _PROPORTIONS if re.fullmatch(pattern, name)), 1.0)
+    )
     if value is None:
         return Measurement(name, exact, math.inf, accepted, "was recorded, but is not computed here", excused)
     value, truth = value.detach().cpu(), truth.cpu()
@@ -125,10 +129,6 @@ def _difference(name: str, value: Tensor, truth: Tensor, mask: Tensor | None, ex
     if re.fullmatch(_RELATIVE, name):
         difference = difference / truth.double().abs().clamp(min=_SMALLEST_NORM)
     return float(difference.max()) if difference.numel() else 0.0
-
-
-def _proportion(name: str) -> float:
-    return next((factor for pattern, factor in _PROPORTIONS if re.fullmatch(pattern, name)), 1.0)
 
 
 def largest(measurements: Iterable[Measurement]) -> Measurement | None:

@@ -38,6 +38,7 @@ LARGEST_REPLY = 1 << 20
 ROOM_FOR_REASONING = 4096
 """Tokens on top of an answer's length where a model counts what it thinks: it takes `max_completion_tokens` alone."""
 _OF_SECRETS = re.compile("key|token|secret|password|auth|sig|code", re.IGNORECASE)
+_PASSING = (408, 409, 425, 429)  # with 500 and above, statuses after which asking again may help
 _LONGEST_ERROR = 64 * 1024
 _LONGEST_SAYING = 200
 _LONGEST_NAME = 200
@@ -164,7 +165,7 @@ class ChatApi:
                     raise ChatError(f"{self.redact(str(error))} Check {URL_VARIABLE}.") from None
                 trouble = str(error).rstrip(".")
                 continue
-            if not _may_pass(response.status):
+            if response.status not in _PASSING and response.status < 500:
                 return self._reply(response, temperature)
             trouble = self._said(response)
             wait = max(wait, _retry_after(response))
@@ -293,11 +294,6 @@ def _timeout(environment: Mapping[str, str]) -> float:
     if not 0 < seconds < float("inf"):
         raise ChatError(f"{TIMEOUT_VARIABLE} is {value!r}; set it to a number of seconds above 0.")
     return seconds
-
-
-def _may_pass(status: int) -> bool:
-    """Whether asking again may help."""
-    return status in (408, 409, 425, 429) or status >= 500
 
 
 def _text(response: Response) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from llava.common.number_flags import MOST_PROCESSES, SEED, Numbers, count, not_negative, require_number, share
 from llava.common.presets import presets
 from llava.compression.config import CompressionConfig
+from llava.inference.loading_flags import check_device
 from llava.model.budget_flags import BudgetFlags
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -146,8 +147,8 @@ RANGES: Mapping[str, Numbers] = {
 """What the numeric flags accept of the programs that ask a model questions, by their names in the options."""
 
 
-def require_numbers(options: argparse.Namespace) -> None:
-    """Check the numbers of a command line, as far as they were given.
+def check_options(options: argparse.Namespace) -> None:
+    """Check the numbers and the device of a command line, as far as they were given.
 
     Raises:
         ValueError: for the first that is not accepted; names the flag, its value and the range.
@@ -158,6 +159,8 @@ def require_numbers(options: argparse.Namespace) -> None:
         if accepted.whole and accepted.smallest == 1:
             require_at_least(flag, value, 1)
         require_number(flag, value, accepted)
+    if options.device:
+        check_device(options.device)
 
 
 def require_at_least(name: str, value: int | None, smallest: int) -> None:

@@ -62,6 +62,7 @@ class Job:
         with_metadata: whether answer lines say what they took.
         loader_workers: processes that read images ahead.
         hint: what to do where one wants to start anew.
+        left: numbers of the questions that are not answered yet, once it is open.
         problems: why questions were left unanswered, by their numbers.
         sessions: runs that gave the answers, this one last once it answers.
     """
@@ -77,6 +78,7 @@ class Job:
     limit: int | None = None
     with_metadata: bool = True
     loader_workers: int = 0
+    left: list[int] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     sessions: list[Session] = field(default_factory=list)
 
@@ -103,8 +105,8 @@ class Job:
             identity["image_opening"] = spec.image_opening
         return identity
 
-    def open(self, fresh: bool = False) -> list[int]:
-        """Merge what a killed run left; returns the numbers of the questions that are left.
+    def open(self, fresh: bool = False) -> None:
+        """Merge what a killed run left, and find out which questions are left.
 
         Args:
             fresh: forget what is there.
@@ -119,7 +121,7 @@ class Job:
         self.answers.path.parent.mkdir(parents=True, exist_ok=True)
         answered = self._take_up(fresh)
         self._note()
-        return [number for number in range(len(self.questions))[: self.limit] if number not in answered]
+        self.left = [number for number in range(len(self.questions))[: self.limit] if number not in answered]
 
     def _take_up(self, fresh: bool) -> dict[int, dict[str, Any]]:
         """Go on with the run that the settings file names, or begin one; returns its answers."""
@@ -132,11 +134,10 @@ class Job:
         self.sessions = counted(former.get("about", {}).get("sessions", []), len(answered))
         return answered
 
-    def answer(self, left: Sequence[int], workers: DeviceWorkers, batch_size: int) -> None:
+    def answer(self, workers: DeviceWorkers, batch_size: int) -> None:
         """Answer what is left, with a progress bar. Whatever happens, all answers are in one file at the end.
 
         Args:
-            left: numbers of questions.
             workers: answers them.
             batch_size: questions answered together.
 
@@ -147,11 +148,11 @@ class Job:
             self.answers, self.generation, self.evaluated.name, self.with_metadata, self.loader_workers
         )
         asked = len(range(len(self.questions))[: self.limit])
-        tasks = batches(self.questions, left, batch_size)
+        tasks = batches(self.questions, self.left, batch_size)
         self._begin_session(workers, batch_size)
         with (
             self._merging(workers),
-            tqdm(total=asked, initial=asked - len(left), desc=self.title, unit="question") as bar,
+            tqdm(total=asked, initial=asked - len(self.left), desc=self.title, unit="question") as bar,
         ):
             for outcome in workers.answer(assignment, tasks):
                 self._note_devices(workers)

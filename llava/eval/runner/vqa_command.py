@@ -20,13 +20,13 @@ from llava.eval.runner.flags import (
     add_batch_flags,
     add_compression_flags,
     add_generation_flags,
+    check_options,
     require_at_least,
-    require_numbers,
 )
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import Job
 from llava.eval.runner.result_files import result_file
-from llava.inference.loading_flags import add_loading_flags, check_device
+from llava.inference.loading_flags import add_loading_flags
 
 Item = TypeVar("Item")
 Reader = Callable[[argparse.Namespace], Sequence[Question]]
@@ -69,6 +69,15 @@ def vqa_parser(
     add_compression_flags(parser)
     add_batch_flags(parser, batch_size=1)
     parser.add_argument("--fresh", action="store_true", help="remove former answers and start anew")
+    return parser
+
+
+def choice_parser(prog: str, description: str, question_file: str, conv_mode: str) -> argparse.ArgumentParser:
+    """As `vqa_parser`, for questions with options."""
+    parser = vqa_parser(prog, description, question_file, conv_mode, 1024)
+    parser.add_argument(
+        "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"
+    )
     return parser
 
 
@@ -123,9 +132,7 @@ def run_command(options: argparse.Namespace, read: Reader) -> int:
 
 
 def _answer(options: argparse.Namespace, read: Reader) -> int:
-    require_numbers(options)
-    if options.device:
-        check_device(options.device)
+    check_options(options)
     answers = AnswerFile(result_file(options.answers_file, "--answers-file"))
     written = {
         "--answers-file": options.answers_file,
@@ -146,22 +153,22 @@ def _answer(options: argparse.Namespace, read: Reader) -> int:
             hint="--fresh removes these answers and starts anew.",
         )
         devices = devices_of(options)
-        left = _open(job, options.fresh)
-        if left:
+        _open(job, options.fresh)
+        if job.left:
             with workers_of(evaluated.spec, devices) as workers:
-                job.answer(left, workers, options.batch_size)
+                job.answer(workers, options.batch_size)
         answers.path.touch()
     job.report_problems()
     return int(bool(job.problems))
 
 
-def _open(job: Job, fresh: bool) -> list[int]:
+def _open(job: Job, fresh: bool) -> None:
     """Open a job, where need be after setting former answers aside."""
     if fresh and job.answers.path.exists() and not job.settings.exists():
         former = job.answers.set_aside()
         tell(f"{job.answers.path} was not written by this command; it is kept as {former}.")
     try:
-        return job.open(fresh)
+        job.open(fresh)
     except OtherSettingsError as error:
         former = job.answers.set_aside()
         if job.settings.exists():
@@ -170,4 +177,4 @@ def _open(job: Job, fresh: bool) -> list[int]:
             f"The answers in {job.answers.path} do not belong to this command ({error.reason}); they are kept in "
             f"{former}, and all questions are answered anew."
         )
-        return job.open(fresh)
+        job.open(fresh)

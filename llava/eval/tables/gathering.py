@@ -178,7 +178,9 @@ def _asked(judge: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _cell(part: _Part) -> ScoreCell:
     runs = part.runs
-    notes = dict.fromkeys(note for run in runs for note in run.notes if not _repeats_counts(run, note))
+    # Tables say themselves how many questions were answered.
+    repeated = "{0.num_answered} of {0.num_questions} questions were answered"
+    notes = dict.fromkeys(note for run in runs for note in run.notes if not note.startswith(repeated.format(run)))
     return ScoreCell(
         scores=tuple(run.headline for run in runs if run.headline is not None),
         answered=sum(run.num_answered for run in runs),
@@ -188,11 +190,6 @@ def _cell(part: _Part) -> ScoreCell:
         limits=_limits(runs[0]),
         notes=(*notes, *part.left_out),
     )
-
-
-def _repeats_counts(run: Result, note: str) -> bool:
-    """Whether a note only says how many questions were answered, which tables say themselves."""
-    return note.startswith(f"{run.num_answered} of {run.num_questions} questions were answered")
 
 
 def _told_apart(rows: Sequence[MeasuredRow], presets: set[str]) -> list[MeasuredRow]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from llava.common.presets import data_folder
 from llava.common.yaml_files import parse_yaml
 
 AVERAGE = "Avg"
 UNCOMPRESSED = "none"
-_PACKAGE = "llava.eval.paper"
 
 
 @dataclass(frozen=True)
@@ -117,14 +115,7 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def _folder() -> Any:
-    """The folder of tables: package data in a wheel, `configs/paper` in a checkout."""
-    try:
-        folder = resources.files(_PACKAGE)
-        if folder.joinpath("table-1.yaml").is_file():
-            return folder
-    except ModuleNotFoundError:
-        pass
-    return Path(__file__).resolve().parents[3] / "configs" / "paper"
+    return data_folder("llava.eval.paper", "table-1.yaml", "paper")
 
 
 def _table(name: str, data: Mapping[str, Any]) -> PublishedTable:
