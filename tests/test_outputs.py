@@ -218,6 +218,6 @@ def test_a_run_that_begins_anew_removes_checkpoints_alone(tmp_path: Path) -> Non
 def test_a_file_that_holds_no_answers_of_ours_is_set_aside_not_removed(tmp_path: Path) -> None:
     answers = AnswerFile(tmp_path / "notes.jsonl")
     answers.path.write_text("mine")
-    job = SimpleNamespace(answers=answers, settings=tmp_path / "notes.settings.json", open=lambda fresh: [])
-    assert vqa_command._open(job, True) == []  # type: ignore[arg-type]
+    job = SimpleNamespace(answers=answers, settings=tmp_path / "notes.settings.json", open=lambda fresh: None)
+    vqa_command._open(job, True)  # type: ignore[arg-type]
     assert (tmp_path / "notes.jsonl.former").read_text() == "mine" and not answers.path.exists()

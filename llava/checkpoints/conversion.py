@@ -37,8 +37,6 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.weights import weight_files, widest_dtype
 
-logger = logging.getLogger(__name__)
-
 FORMATS = ("hf", "llava")
 DTYPES = {"auto": None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _PAD_TOKEN = "<pad>"

@@ -112,7 +112,7 @@ def check(benchmark: Benchmark, dataset: Dataset, root: Path, all_images: bool =
         questions = benchmark.questions(root)
     except ValueError as error:
         return Findings(None, 0, 0, (*problems, str(error)))
-    counted = sum(_lies_in(question, within) for question in questions)
+    counted = sum(not within or any(within in path.parts for path in pictures(question)) for question in questions)
     if expected is not None and counted != expected:
         problems.append(
             f"There are {counted} questions{f' about {within}' if within else ''}; {expected} are published."
@@ -136,10 +136,6 @@ def evenly(items: Sequence[Path], count: int) -> list[Path]:
     if len(items) <= count:
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]
-
-
-def _lies_in(question: Question, folder: str) -> bool:
-    return not folder or any(folder in path.parts for path in pictures(question))
 
 
 def _missing(part: DatasetPart, root: Path) -> str:

@@ -5,7 +5,6 @@ Knows nothing of the decoder. Shapes: M images, n visual tokens of an image, D w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
-
-logger = logging.getLogger(__name__)
 
 
 _OF_MODEL_ARGUMENTS = (

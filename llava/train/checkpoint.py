@@ -233,8 +233,12 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
             "there is a checkpoint to go on from; mend that, or choose another --output_dir."
         ) from error
     alike = [name for name in names if not any(letter.isalpha() for letter in name.removeprefix("checkpoint-"))]
-    numbered = sorted((step_of(name) if step_of(name) is not None else -1, name) for name in alike)
-    return [Path(output_dir) / name for _, name in numbered]
+    return sorted((Path(output_dir) / name for name in alike), key=_place)
+
+
+def _place(path: Path) -> tuple[int, str]:
+    step = step_of(path.name)
+    return -1 if step is None else step, path.name
 
 
 def _seen_by_all(output_dir: str | Path) -> list[Path]:
@@ -247,7 +251,7 @@ def _seen_by_all(output_dir: str | Path) -> list[Path]:
     unread = [one for one in everything if isinstance(one, str)]
     if unread:
         raise ValueError(unread[0])
-    return sorted(set(everything), key=lambda path: (-1 if (step := step_of(path.name)) is None else step, path.name))
+    return sorted(set(everything), key=_place)
 
 
 def _shortened(wrong: Sequence[str]) -> str:

@@ -34,6 +34,11 @@ _FLAGS = {  # of the entries of `RunFacts.start`
     "tokenizer": "the tokenizer's files beside --model_name_or_path",
     "DeepSpeed's optimizer and schedule": "--deepspeed",
 }
+_KINDS: dict[tuple[type, str], tuple[str, ...]] = {
+    (dict, "object"): ("compression", "arguments", "start"),
+    (str, "text"): ("data", "trained", "engine"),
+    (int, "whole number"): ("samples", "world_size", "batch_size", "seed", "tower_layers"),
+}
 _DAMAGED = (
     "Whether data and settings are the same cannot be told, so the run does not go on from it: name an earlier "
     "checkpoint with --resume_from_checkpoint, or begin a run with another --output_dir."
@@ -84,35 +89,23 @@ class RunFacts:
             ValueError: if the file is there and no facts are in it; names what is missing.
         """
         path = Path(folder) / FACTS_FILE
-        if not path.is_file():
-            return None
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} is not JSON ({error}). {_DAMAGED}") from error
-        fault = _fault_of(held)
+        held, fault = _read(path)
         if fault is not None:
             raise ValueError(f"{str(path)!r} {fault}. {_DAMAGED}")
-        return cls._of(held)
+        return None if held is None else cls.from_dict(held)
 
     @classmethod
     def from_dict(cls, held: Any) -> RunFacts | None:
         """Build from what `dataclasses.asdict` made; None if the mapping holds something else."""
-        return None if _fault_of(held) is not None else cls._of(held)
-
-    @classmethod
-    def _of(cls, held: dict[str, Any]) -> RunFacts:
+        if _fault_of(held) is not None:
+            return None
         return cls(**{entry.name: held[entry.name] for entry in fields(cls) if entry.name in held})
 
 
 def facts_fault(folder: str | Path) -> str | None:
     """What is wrong with the facts of a checkpoint, in a few words; None if nothing is, or if it holds none."""
-    try:
-        RunFacts.read(folder)
-    except ValueError as error:
-        path = str(Path(folder) / FACTS_FILE)
-        return f"{FACTS_FILE} {str(error).removeprefix(f'{path!r} ').removesuffix(f'. {_DAMAGED}')}"
-    return None
+    _, fault = _read(Path(folder) / FACTS_FILE)
+    return None if fault is None else f"{FACTS_FILE} {fault}"
 
 
 def describe_run(
@@ -232,6 +225,17 @@ def require_steps(checkpoint: str | Path, done: int, asked: int) -> None:
         )
 
 
+def _read(path: Path) -> tuple[Any, str | None]:
+    """What a file of facts holds, None without the file, and what is wrong with it."""
+    if not path.is_file():
+        return None, None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return None, f"is not JSON ({error})"
+    return held, _fault_of(held)
+
+
 def _fault_of(held: Any) -> str | None:
     """What is wrong with the content of `run_facts.json`; fields that later versions add are not looked at."""
     if not isinstance(held, dict):
@@ -240,15 +244,11 @@ def _fault_of(held: Any) -> str | None:
     missing = [repr(one.name) for one in needed if one.name not in held]
     if missing:
         return f"lacks {', '.join(missing)}"
-    for name in ("compression", "arguments", "start"):
-        if not isinstance(held.get(name, {}), dict):
-            return f"holds {name!r} that is no object"
-    for kind, names in ((str, ("data", "trained", "engine")), (int, ("samples", "world_size", "batch_size", "seed"))):
+    for (kind, words), names in _KINDS.items():
         for name in names:
-            if type(held[name]) is not kind:
-                return f"holds {name!r} that is no {'text' if kind is str else 'whole number'} ({held[name]!r:.40})"
-    if type(held.get("tower_layers")) not in (int, type(None)):
-        return "holds 'tower_layers' that is no whole number"
+            value = held.get(name, kind())
+            if type(value) is not kind and (name, value) != ("tower_layers", None):
+                return f"holds {name!r} that is no {words} ({value!r:.40})"
     odd = [name for name, value in held.get("start", {}).items() if not isinstance(value, str | None)]
     if odd:
         return f"holds {odd[0]!r} of 'start' that is no text"

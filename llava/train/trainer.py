@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -46,8 +45,6 @@ from llava.train.skipped import SkippedSamples
 from llava.train.soundness import taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

@@ -62,7 +62,9 @@ def score_answers(
         return replace(kept, notes=(*kept.notes, *said))
     scores = _scores(files, benchmark, root, judge, answers)
     unread = _unread(benchmark, answers, scores)
-    notes = [*scores.notes, *_notes_on_completeness(len(answers), len(questions))]
+    notes = list(scores.notes)
+    if len(answers) < len(questions):
+        notes.append(f"{len(answers)} of {len(questions)} questions were answered; the numbers are about these.")
     if judge is None and scores.values:
         notes += unread.notes(benchmark.unread_as)
     elif unread.empty > NOTED_SHARE * unread.answers:
@@ -155,12 +157,6 @@ def _took(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     tokens = [entry["visual_tokens"] for entry in metadata if entry.get("visual_tokens") is not None]
     seconds = [entry["seconds"] for entry in metadata if entry.get("seconds") is not None]
     return {"average_tokens": mean(tokens) if tokens else None, "seconds": sum(seconds) if seconds else None}
-
-
-def _notes_on_completeness(answers: int, questions: int) -> tuple[str, ...]:
-    if answers == questions:
-        return ()
-    return (f"{answers} of {questions} questions were answered; the numbers are about these.",)
 
 
 def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge | None:

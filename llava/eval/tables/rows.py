@@ -89,11 +89,6 @@ class MeasuredRow:
         return f"{self.compression} ({self.variant})" if self.variant else self.compression
 
     @property
-    def complete(self) -> bool:
-        """Whether every cell is."""
-        return all(cell.complete for cell in self.cells.values())
-
-    @property
     def uncompressed(self) -> bool:
         """Whether nothing was compressed."""
         return not any(self.config.values())
