@@ -228,7 +228,7 @@ def test_a_model_without_a_family_and_a_family_without_a_type_are_refused() -> N
     with pytest.raises(ValueError, match="no family for models of type 'bert'; known are llava_llama"):
         families.family_of(SimpleNamespace(model_type="bert"))
     with pytest.raises(TypeError, match="ModelInputs does not say model_types"):
-        families.register_family(ModelInputs)
+        families.register_inputs(ModelInputs)
 
 
 def test_another_family_can_take_the_place_of_one() -> None:
@@ -236,6 +236,6 @@ def test_another_family_can_take_the_place_of_one() -> None:
         model_types = ("mirrored",)
 
     assert families.family_of(SimpleNamespace(model_type="mirrored")) is Other
-    families.register_family(Mirrored)
+    families.register_inputs(Mirrored)
     assert families.family_of(SimpleNamespace(model_type="mirrored")) is Mirrored
     assert families.family_of(SimpleNamespace(model_type="llava_llama")) is LlavaInputs

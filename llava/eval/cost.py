@@ -360,11 +360,11 @@ def _parser() -> argparse.ArgumentParser:
         "--model-path", "--model_path", type=MODEL, required=True, help=f"checkpoint folder, or {', '.join(SHAPES)}"
     )
     parser.add_argument("--model-base", "--model_base", type=MODEL, help="language model of a projector or LoRA folder")
-    for names, text in (
+    for switch, text in (
         (("--random-weights", "--random_weights"), "do not read weights: a model of that shape costs the same"),
         (("--activation-checkpointing", "--activation_checkpointing"), "a training step recomputes activations"),
     ):
-        parser.add_argument(*names, action="store_true", help=text)
+        parser.add_argument(*switch, action="store_true", help=text)
     parser.add_argument(
         "--compression",
         nargs="+",

@@ -4,7 +4,7 @@ A family is a class of `ModelInputs` that names the `model_types` it is for, as 
 any package, registers it; every program that asks or trains such a model then does it as the family says.
 """
 
-from llava.data.families.base import ModelInputs, family_of, register_family
+from llava.data.families.base import ModelInputs, family_of, register_inputs
 from llava.data.families.llava import LlavaInputs
 
-__all__ = ["LlavaInputs", "ModelInputs", "family_of", "register_family"]
+__all__ = ["LlavaInputs", "ModelInputs", "family_of", "register_inputs"]

@@ -35,7 +35,7 @@ class ModelInputs(ABC):
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
 
-    A subclass that names `model_types` is registered when it is defined; `register_family` does it by hand.
+    A subclass that names `model_types` is registered when it is defined; `register_inputs` does it by hand.
 
     Attributes:
         model_types: of the models it is for, as their `config.json` has them.
@@ -51,7 +51,7 @@ class ModelInputs(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "model_types" in vars(cls):
-            register_family(cls)
+            register_inputs(cls)
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ _FAMILIES: dict[str, type[ModelInputs]] = {}
 """By `model_type`."""
 
 
-def register_family(family: type[ModelInputs]) -> type[ModelInputs]:
+def register_inputs(family: type[ModelInputs]) -> type[ModelInputs]:
     """Let models of its `model_types` be asked and trained through a family, instead of any that was before.
 
     Args:
