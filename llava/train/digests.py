@@ -54,7 +54,10 @@ def digest_model(name: str, cache_dir: str | None = None) -> str | None:
         weights = weight_files(folder)
     except ValueError:  # the hub's cache may also hold a part of a model, such as an index without its files
         return None
-    return _digest_folder(folder, weights)
+    settings = folder / "config.json"
+    held = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    known = {key: value for key, value in held.items() if key not in _PASSING}
+    return digest_text([json.dumps(known, sort_keys=True), *map(digest_weights, weights)])
 
 
 def digest_adapters(folder: str | Path) -> str:
@@ -97,10 +100,3 @@ def digest_image_processor(processor: Any) -> str | None:
         return None
     held = processor.to_dict()
     return digest_text([json.dumps({name: held.get(name) for name in _PIXELS}, sort_keys=True, default=str)])
-
-
-def _digest_folder(folder: Path, weights: list[Path]) -> str:
-    settings = folder / "config.json"
-    held = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    known = {key: value for key, value in held.items() if key not in _PASSING}
-    return digest_text([json.dumps(known, sort_keys=True), *map(digest_weights, weights)])

@@ -68,10 +68,6 @@ class Manifest:
             raise ValueError(f"{MANIFEST_FILE} names no files")
         return cls(sizes, digests, piece)
 
-    def pieces(self, name: str) -> list[tuple[int, int]]:
-        """Where the pieces of a file begin, and their bytes."""
-        return _pieces(self.sizes[name], self.piece)
-
 
 def seal(folder: str | Path) -> int:
     """Check every file of a folder, write it through to the disk, and leave a list of names, sizes and digests.
@@ -122,7 +118,7 @@ def faults(folder: str | Path, largest: int | None = None) -> list[str]:
     if found or manifest.digests is None:
         return found
     names = [name for name, size in manifest.sizes.items() if largest is None or size <= largest]
-    jobs = [(name, *piece) for name in names for piece in manifest.pieces(name)]
+    jobs = [(name, *piece) for name in names for piece in _pieces(manifest.sizes[name], manifest.piece)]
     expected = [digest for name in names for digest in manifest.digests[name]]
     wrong: dict[str, str] = {}
     for (name, *_), before, now in zip(jobs, expected, _digests(folder, jobs), strict=True):
@@ -162,6 +158,7 @@ def _are_digests(held: object, sizes: dict[str, int], piece: object, kind: objec
 
 
 def _pieces(size: int, piece: int) -> list[tuple[int, int]]:
+    """Where the pieces of a file begin, and their bytes."""
     return [(start, min(piece, size - start)) for start in range(0, size, piece)]
 
 
