@@ -19,9 +19,9 @@ from llava.checkpoints.conversion import appearing_at_once
 from llava.common.atomic_write import (
     UNFINISHED,
     UnwritableError,
-    libraries_told_where,
-    told_where,
+    library_write_errors,
     whole_file,
+    write_errors,
     write_whole,
 )
 from llava.common.program import READER_GONE
@@ -131,7 +131,7 @@ def test_a_real_limit_on_file_size_ends_in_a_sentence(tmp_path: Path) -> None:
 def test_what_is_read_meanwhile_is_not_blamed_on_the_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"), whole_file(tmp_path / "out") as file:
         file.write((tmp_path / "missing").read_text())
-    with pytest.raises(FileNotFoundError), told_where(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError), write_errors(tmp_path / "out"):
         (tmp_path / "elsewhere" / "x").read_text()
     assert not list(tmp_path.iterdir())
 
@@ -222,8 +222,8 @@ def test_tables_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 )
 def test_what_a_library_cannot_write_is_told_with_its_place(raised: Exception, code: int, tmp_path: Path) -> None:
     said = f"{tmp_path} cannot be written: .*name another place"
-    with pytest.raises(UnwritableError, match=said) as told, libraries_told_where(tmp_path):
+    with pytest.raises(UnwritableError, match=said) as told, library_write_errors(tmp_path):
         raise raised
     assert told.value.errno == code
-    with pytest.raises(RuntimeError, match="shapes differ"), libraries_told_where(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes differ"), library_write_errors(tmp_path):
         raise RuntimeError("shapes differ")

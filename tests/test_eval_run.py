@@ -36,7 +36,7 @@ from llava.eval.benchmarks import NAMES
 from llava.eval.benchmarks.questions import Question
 from llava.eval.run import PAPER, main, output_folder, parse
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.device_workers import Asks, Assignment, _work
+from llava.eval.runner.device_workers import Assignment, WorkerMessage, _work
 from llava.eval.runner.exit_status import WorkerError
 from llava.eval.runner.flags import COMPRESSION_DEFAULTS, compression_name
 from llava.eval.runner.from_flags import template_of
@@ -396,7 +396,7 @@ def test_what_a_worker_cannot_do_is_told(model: Path, tmp_path: Path):
         ours.send(None)
         _work(theirs, spec, "cpu", 0, 2)
         assert "cores" in ours.recv()
-        assert ours.recv() is Asks.NEXT
+        assert ours.recv() is WorkerMessage.NEXT
         failure = ours.recv()
         assert isinstance(failure, WorkerError) and str(failure).startswith("FileNotFoundError: ")
         ours.close()

@@ -14,8 +14,8 @@ from tiny_text import TOKENIZERS, byte_level, llama, llava_inputs
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.compression.salience import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.data.plain_text import tokenize_plain_text
 from llava.data.records import parse_record
-from llava.data.spoken_text import tokenize_spoken
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.data.tokens import RecordEncoder
 from llava.mm_utils import tokenizer_image_token
@@ -210,12 +210,12 @@ def test_half_a_character_is_said_in_words() -> None:
 def test_private_characters_of_a_text_are_no_names_of_special_tokens() -> None:
     tokenizer = byte_level()
     everything = "".join(chr(code) for code in range(0xF0000, 0xF0100)) + "</s>"
-    ids, _ = tokenize_spoken(everything, [(0, len(everything))], tokenizer)
+    ids, _ = tokenize_plain_text(everything, [(0, len(everything))], tokenizer)
     assert tokenizer.decode(ids) == everything and tokenizer.eos_token_id not in ids
 
 
 def test_a_long_text_of_marks_is_read() -> None:
     tokenizer = byte_level()
     text = "red </s> " * 20_000
-    ids, offsets = tokenize_spoken(text, [(0, len(text))], tokenizer)
+    ids, offsets = tokenize_plain_text(text, [(0, len(text))], tokenizer)
     assert tokenizer.eos_token_id not in ids and offsets[-1][1] == len(text)

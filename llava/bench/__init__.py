@@ -1,1 +1,1 @@
-"""Measured cost beside the arithmetic: how much of the FLOP limit a machine realises."""
+"""Measurements of speed and memory, beside the limits computed from FLOPs."""

@@ -1,4 +1,4 @@
-"""What a large data set costs in the memory of the training process and its data-loading workers.
+"""Measures the memory that a large data set takes in the training process and its data-loading workers.
 
 python -m llava.bench.data_memory --records 665000 --workers 4
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's pieces of a checkpoint put together as float32 weights, without running anything that lies in it.
+"""Merges DeepSpeed's shards of a checkpoint into float32 weights, without running code that the checkpoint holds.
 
     python -m llava.model.consolidate CHECKPOINT TARGET
 

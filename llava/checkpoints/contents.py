@@ -59,7 +59,7 @@ _PICKLES = ["adapter_model.bin", "mm_projector.bin", "non_lora_trainables.bin"]
 
 
 class Kind(StrEnum):
-    """What a checkpoint is."""
+    """Kind of a checkpoint, by what its folder holds."""
 
     LLAVA = "a LLaVA"
     HF = "a LLaVA in transformers' format"

@@ -1,4 +1,4 @@
-"""Writing a checkpoint anew: in the format of transformers (`hf`) or in LLaVA's own (`llava`), without loss.
+"""Converts a checkpoint to the format of transformers (`hf`) or to LLaVA's own (`llava`), without loss.
 
     python -m llava.model.convert --to hf SOURCE TARGET
     python -m llava.model.convert --to llava SOURCE TARGET --model-base BASE
@@ -29,7 +29,7 @@ from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, Ll
 from llava.checkpoints.contents import Kind
 from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
-from llava.common.atomic_write import UnwritableError, told_where
+from llava.common.atomic_write import UnwritableError, write_errors
 from llava.common.file_modes import follow_umask
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
@@ -193,7 +193,7 @@ def appearing_at_once(target: Path) -> Iterator[Path]:
     target = target.resolve()  # a link to an empty folder stays one
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     try:
-        with told_where(target):
+        with write_errors(target):
             try:
                 unfinished.mkdir(parents=True)
             except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether weight files fit the model that a configuration describes, found out before anything is loaded.
+"""Checks that weight files fit the model that a configuration describes, before anything is loaded.
 
 transformers fills a weight that a file lacks with random numbers and leaves out one that the model lacks. Here either
 is an error that names the weight. Names are matched by transformers' own rules, so both come to the same result.

@@ -1,4 +1,4 @@
-"""A LLaVA in its own terms: a whole model, or a projector or LoRA adapters over the model they belong to.
+"""Loads checkpoints in LLaVA's format: a whole model, or a projector or LoRA adapters over their base model.
 
 No weight is ever made up: one that is missing, unknown or of another shape is an error.
 """

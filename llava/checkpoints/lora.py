@@ -1,4 +1,4 @@
-"""Low-rank adapters of a LLaVA on disk, as LLaVA lays them out: writing, opening and merging.
+"""Writes, reads and merges LoRA adapters in LLaVA's layout of files.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors` (peft's format), `config.json`, and
 `non_lora_trainables.bin`: the other weights that were trained, the projector above all, under the names they have

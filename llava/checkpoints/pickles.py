@@ -1,4 +1,4 @@
-"""A checkpoint's pickled files: what opening them would call, told without opening them, and a loading that calls none.
+"""Pickled files of a checkpoint: lists what unpickling them would call, and loads them with tensors alone allowed.
 
 A pickle names functions that are called when it is read. `torch.load(weights_only=True)` knows the few that build
 tensors and refuses every other; DeepSpeed reads its checkpoints without it. Two things stand before that:
@@ -115,7 +115,7 @@ def _require_known(path: Path) -> None:
 
 @contextmanager
 def weights_only_loading() -> Iterator[None]:
-    """Every `torch.load` inside reads tensors and DeepSpeed's records, and refuses all else, whatever it was told.
+    """Every `torch.load` inside reads tensors and DeepSpeed's records alone, whatever its `weights_only` says.
 
     The environment and torch's list of safe classes are afterwards as they were.
 

@@ -1,4 +1,4 @@
-"""The JSON files beside a model's weights: each is held against what may stand in it before a library reads it."""
+"""Checks the JSON files beside a model's weights, field by field, before a library reads them."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ _INNER = ("mm_vision_config", "text_config", "vision_config")
 
 @contextmanager
 def read_by_library(path: str | Path, library: str = "transformers") -> Iterator[None]:
-    """Say of which file or folder it is that a library cannot read it, where it raises one of its many errors.
+    """Name the file or folder that a library cannot read, in place of the library's own error.
 
     Raises:
         ValueError: instead of the library's error; names the path and repeats what the library says.
@@ -186,7 +186,7 @@ def in_short(error: BaseException, longest: int = 300) -> str:
 
 
 def check_settings_files(folder: Path, of_clip: bool = True) -> None:
-    """Hold the settings of generation, tokenizer and image processor in a folder against what may stand in them.
+    """Check the settings of generation, tokenizer and image processor in a folder, field by field.
 
     Args:
         folder: of a model; files that it lacks are passed over.
@@ -223,7 +223,7 @@ def check_settings_files(folder: Path, of_clip: bool = True) -> None:
 
 
 def check_processor(path: Path) -> None:
-    """Hold a `preprocessor_config.json` or `processor_config.json`, if it is there, against what may stand in it.
+    """Check a `preprocessor_config.json` or `processor_config.json`, if it is there, field by field.
 
     Raises:
         ValueError: as `check_settings_files`.
@@ -283,7 +283,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_fields(config: Mapping[str, Any], place: str) -> None:
-    """Hold the fields of a `config.json` that are read here against what may stand in them; others are left alone.
+    """Check the fields of a `config.json` that are read here, their types and ranges; others are left alone.
 
     Args:
         config: content of the file, or an object in it.

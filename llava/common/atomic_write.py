@@ -50,7 +50,7 @@ class UnwritableError(OSError):
 
 
 @contextlib.contextmanager
-def told_where(path: str | Path) -> Iterator[None]:
+def write_errors(path: str | Path) -> Iterator[None]:
     """Make a sentence of what goes wrong while something is written.
 
     Args:
@@ -70,8 +70,8 @@ def told_where(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def libraries_told_where(path: str | Path) -> Iterator[None]:
-    """As `told_where`, for what libraries write, whose errors are often no OSError: torch, safetensors, tokenizers.
+def library_write_errors(path: str | Path) -> Iterator[None]:
+    """As `write_errors`, for what libraries write, whose errors are often no OSError: torch, safetensors, tokenizers.
 
     Args:
         path: of the folder that they write into.
@@ -79,7 +79,7 @@ def libraries_told_where(path: str | Path) -> Iterator[None]:
     Raises:
         UnwritableError: instead of an error about the disk; names the path.
     """
-    with told_where(path):
+    with write_errors(path):
         try:
             yield
         except Exception as error:
@@ -138,7 +138,7 @@ def whole_file(path: Path, mode: str = "w", sync: bool = False) -> Iterator[IO[A
         UnwritableError: if it cannot be written; nothing is left of it.
     """
     encoding = None if "b" in mode else "utf-8"
-    with told_where(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             with open(path, mode, encoding=encoding, opener=_open_read if path.is_fifo() else None) as file:

@@ -1,4 +1,4 @@
-"""What a budget costs, by arithmetic alone: visual tokens that each layer sees, FLOPs and bytes of the KV cache.
+"""Computed cost of a budget: visual tokens that each decoder layer sees, FLOPs, and bytes of the KV cache.
 
 FLOPs count a multiply-add as two and causal attention once (half of the full square). Scoring is not counted: one
 key projection and a few query rows at each drop, under 1 % of a prefill. Whichever layer scores (`t2v.scored_by`), it
@@ -103,7 +103,7 @@ def _projector(visual_tokens: int, decoder: DecoderShape, vision: VisionShape) -
 
 
 def describe(tokens: Sequence[int]) -> str:
-    """The staircase in words, such as `0-15: 307, 16-23: 153, 24-31: 0`."""
+    """Visual tokens by range of layers, as text such as `0-15: 307, 16-23: 153, 24-31: 0`."""
     parts, start = [], 0
     for kept, run in groupby(tokens):
         length = len(list(run))

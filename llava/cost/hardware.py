@@ -1,4 +1,4 @@
-"""What a device can do at most, and the memory that was used at most: the two numbers that come from no batch."""
+"""Peak FLOP/s of devices, from the makers' data sheets, and the peak memory that a process has used."""
 
 from __future__ import annotations
 

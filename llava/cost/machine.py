@@ -1,4 +1,4 @@
-"""What this machine is: processor, memory, accelerators, versions. Probes return None for what it does not say."""
+"""Describes this machine: processor, memory, accelerators, versions. Probes return None for what it does not say."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Need:
 
     @property
     def states(self) -> float:
-        """What is there all the time."""
+        """Bytes held for the whole step: weights, tower, gradients, optimizer, buffers and reserve."""
         return self.weights + self.tower + self.gradients + self.optimizer + self.buffers + self.reserve
 
     def total(self, checkpointing: bool) -> float:

@@ -1,4 +1,4 @@
-"""Fair timing of several variants: interleaved, warmed up, the device waited for."""
+"""Timing of several variants in interleaved rounds after a warm-up, with the device synchronised."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Block until the device has done what it was asked."""
+    """Block until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.common.atomic_write import told_where
+from llava.common.atomic_write import write_errors
 from llava.common.json_files import write_json
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _build(folder: Path, key: str, build: Callable[[Path], None]) -> Dataset:
         for left_over in (target, *folder.glob(f".{key}.*")):
             shutil.rmtree(left_over, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
-        with told_where(target), contextlib.ExitStack() as stack:
+        with write_errors(target), contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             build(temporary)
             files = {path.name: _facts(path) for path in sorted(temporary.glob("*.arrow"))}

@@ -12,7 +12,7 @@ from llava.common.shown import shown
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.data.json_stream import Ambiguous, iterate_json, require_data_file
 from llava.data.media import check_marks, read_images
-from llava.data.turns import Talk, read_talk
+from llava.data.turns import RecordTurns, read_turns
 
 FAULTS_TO_SHOW = 5
 LONGEST_ID = 100
@@ -100,13 +100,13 @@ def parse_record(data: Any, index: int) -> Record:
     identity = _identity(data.get("id"), index)
     name = identity if len(identity) <= LONGEST_ID else f"{identity[:LONGEST_ID]}..."
     images = read_images(data, name)
-    talk = read_talk(data, name)
-    _require_text(identity, images, talk, name)
-    check_marks(talk.turns, talk.system, len(images), name)
-    turns = talk.turns
+    parsed = read_turns(data, name)
+    _require_text(identity, images, parsed, name)
+    check_marks(parsed.turns, parsed.system, len(images), name)
+    turns = parsed.turns
     if images:  # in answers the mark is a word
         turns = tuple(turn if number % 2 else _image_first(turn) for number, turn in enumerate(turns))
-    return Record(identity, turns, images, system=talk.system, left_out=talk.left_out)
+    return Record(identity, turns, images, system=parsed.system, left_out=parsed.left_out)
 
 
 def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) -> str:
@@ -130,16 +130,16 @@ def _identity(value: Any, index: int) -> str:
     return str(value)
 
 
-def _require_text(identity: str, images: Sequence[str], talk: Talk, name: str) -> None:
+def _require_text(identity: str, images: Sequence[str], turns: RecordTurns, name: str) -> None:
     """Refuse a text with half of a surrogate pair, as a cut between two escapes leaves: UTF-8 cannot hold it."""
     try:
-        "".join((identity, *images, *talk.turns, talk.system or "")).encode("utf-8")
+        "".join((identity, *images, *turns.turns, turns.system or "")).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        fields = {"'id'": identity, "the system prompt": talk.system or ""}
+        fields = {"'id'": identity, "the system prompt": turns.system or ""}
         fields |= {f"the image name {shown(image, 60)}": image for image in images}
         sides = ("question", "answer")
-        fields |= {f"{sides[number % 2]} {number // 2 + 1}": turn for number, turn in enumerate(talk.turns)}
+        fields |= {f"{sides[number % 2]} {number // 2 + 1}": turn for number, turn in enumerate(turns.turns)}
         where = next(field for field, text in fields.items() if half in text)
         raise ValueError(
             f"record {name!r} holds U+{ord(half):04X}, half of a surrogate pair, in {where}; write the whole character."

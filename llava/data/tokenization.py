@@ -24,8 +24,8 @@ from llava.constants import (
     LITERAL_IMAGE_TOKEN,
 )
 from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
+from llava.data.plain_text import Span, tokenize_plain_text
 from llava.data.salient import SalientFinder, mark_overlap
-from llava.data.spoken_text import Span, tokenize_spoken
 from llava.mm_utils import leading_bos
 
 _FRAMED_IMAGE = re.compile(
@@ -214,7 +214,7 @@ def _tokenize(
         end = len(text) if mark is None else mark[0]
         words = text[position:end].replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN)
         here = [(first - position, last - position) for first, last in said if first < end and last > position]
-        pieces, places = tokenize_spoken(words, here, tokenizer)
+        pieces, places = tokenize_plain_text(words, here, tokenizer)
         ids += pieces
         offsets += [(first + position, last + position) for first, last in places]
         if mark is not None:

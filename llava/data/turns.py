@@ -15,7 +15,7 @@ _ACCEPTED = "'human' or 'user', 'gpt' or 'assistant', and 'system'"
 
 
 @dataclass(frozen=True)
-class Talk:
+class RecordTurns:
     """The conversation of a record.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Turn:
     text: str
 
 
-def read_talk(data: Mapping[Any, Any], name: str) -> Talk:
+def read_turns(data: Mapping[Any, Any], name: str) -> RecordTurns:
     """The conversation of a record.
 
     Turns are `{"from": "human" | "gpt", "value"}` under `conversations`, or `{"role": "user" | "assistant", "content"}`
@@ -63,7 +63,7 @@ def read_talk(data: Mapping[Any, Any], name: str) -> Talk:
     if not spoken:
         raise ValueError(f"record {name!r} has no human turn.")
     _check_order(spoken, name)
-    return Talk(tuple(turn.text for turn in spoken), _system(data, said, name), left_out)
+    return RecordTurns(tuple(turn.text for turn in spoken), _system(data, said, name), left_out)
 
 
 def _list_of_turns(data: Mapping[Any, Any], name: str) -> Sequence[Any]:

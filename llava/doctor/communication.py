@@ -28,7 +28,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class CommunicationTest:
-    """How it went.
+    """Result of the trial.
 
     Attributes:
         backend, processes: name of the backend and number of processes of the trial.

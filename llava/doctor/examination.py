@@ -1,4 +1,6 @@
-"""What this machine has. Every probe returns what it saw and raises nothing: a fault is a finding."""
+"""Probes of this machine: devices, memory, packages, kernels.
+
+A probe returns what it found and raises nothing: a fault is part of the result."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from llava.doctor.packages import Package, read_packages, try_imports
 
 @dataclass(frozen=True)
 class Imports:
-    """How importing went, in a process of its own.
+    """Results of importing packages in a process of its own.
 
     Attributes:
         errors: by module, why it cannot be imported although it is installed.

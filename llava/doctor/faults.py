@@ -1,4 +1,4 @@
-"""From what was probed to sentences: what is broken or will be trouble, and what to do about it."""
+"""Faults of a machine, found from its probes: sentences about what is broken or slow, with a remedy."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ FUSED = ("flash_attention_2", "sdpa flash", "sdpa efficient", "sdpa cudnn")
 
 @dataclass(frozen=True)
 class Check:
-    """How a trial went.
+    """Result of a trial.
 
     Attributes:
         name: what was tried.

@@ -1,1 +1,1 @@
-"""Asking a model questions from the command line, and what its answers cost."""
+"""Commands that evaluate a model on benchmarks, and that measure what its answers cost."""

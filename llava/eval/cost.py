@@ -55,7 +55,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass
 class Cost:
-    """One budget.
+    """Computed and measured cost of one budget.
 
     Attributes:
         budget: its name.
@@ -142,7 +142,7 @@ def _fitted(
 
 @dataclass(frozen=True)
 class _Run:
-    """One prefill and the decoding behind it, which note their own times."""
+    """One prefill and the decoding after it, each timed."""
 
     model: Any
     batch: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Benchmarks: asks a model their questions, scores its answers, and keeps everything that a reader has to know.
+"""Runs benchmarks: asks a model their questions, scores the answers, and writes result files with all settings.
 
     python -m llava.eval.run --model-path CHECKPOINT --benchmarks gqa,pope --compression duet-192 --batch-size 16
     python -m llava.eval.run --model-path CHECKPOINT --num-gpus 8 --out scores.json

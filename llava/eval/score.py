@@ -1,4 +1,4 @@
-"""Scoring what was answered, without a model.
+"""Scores answer files again, without a model.
 
     python -m llava.eval.score results
     python -m llava.eval.score results/llava-v1.5-7b/duet-192 --judge --out scores.json

@@ -1,4 +1,4 @@
-"""From prompts to the tensors that a model answers, in the background while it answers others."""
+"""Makes batches of tensors from prompts, in worker processes, while the model answers earlier batches."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from llava.data.images import Picture, name_of, open_picture
 from llava.data.video import read_frames
 
 _WINDOW = 32
-"""Batches whose prompts are put in order of length before they are dealt out."""
+"""Number of batches whose prompts are sorted by length together before they are split into batches."""
 
 
-class Asked(Protocol):
+class PromptLike(Protocol):
     """What a model can be asked: `Prompt`, a benchmark's question."""
 
     @property
@@ -40,7 +40,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to a model; attributes as in `Asked`."""
+    """A question to a model; attributes as in `PromptLike`."""
 
     text: str
     images: tuple[Picture, ...] = ()
@@ -57,10 +57,10 @@ class Task:
     """
 
     numbers: tuple[int, ...]
-    prompts: tuple[Asked, ...]
+    prompts: tuple[PromptLike, ...]
 
 
-def batches(prompts: Sequence[Asked], numbers: Sequence[int], batch_size: int) -> Iterator[Task]:
+def batches(prompts: Sequence[PromptLike], numbers: Sequence[int], batch_size: int) -> Iterator[Task]:
     """Deal prompts out. Those of one batch are of similar length, so that little is padded.
 
     Args:
@@ -76,11 +76,11 @@ def batches(prompts: Sequence[Asked], numbers: Sequence[int], batch_size: int) -
             yield Task(chosen, tuple(prompts[number] for number in chosen))
 
 
-def _length(prompt: Asked) -> tuple[bool, int, int]:
+def _length(prompt: PromptLike) -> tuple[bool, int, int]:
     return prompt.video is not None, len(prompt.images), len(prompt.text)
 
 
-def media_of(prompt: Asked, inputs: ModelInputs, num_frames: int) -> list[Any]:
+def media_of(prompt: PromptLike, inputs: ModelInputs, num_frames: int) -> list[Any]:
     """What a prompt shows, read and prepared.
 
     Args:
@@ -99,7 +99,7 @@ def media_of(prompt: Asked, inputs: ModelInputs, num_frames: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """What became of a task.
+    """A task as tensors, and the prompts of it that cannot be answered.
 
     Attributes:
         task: as it was dealt out.
@@ -145,7 +145,7 @@ class Preparer:
         arrays = {name: tensor.numpy() for name, tensor in batch.items() if name != "labels"}
         return PreparedBatch(task, tuple(samples), arrays, tuple(shows.values()), problems)
 
-    def sample(self, prompt: Asked) -> tuple[Sample, bool]:
+    def sample(self, prompt: PromptLike) -> tuple[Sample, bool]:
         """One prompt as the family encodes it, and whether it shows anything.
 
         Raises:
@@ -176,7 +176,7 @@ def read_ahead(preparer: Preparer, tasks: Iterable[Task], workers: int) -> Itera
 
 
 def _start(worker: int) -> None:
-    """Ctrl-C, of which the terminal tells every process, is left to the run, and so is the end."""
+    """Ignore Ctrl-C, which a terminal sends to every process, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 

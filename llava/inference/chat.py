@@ -1,4 +1,4 @@
-"""A conversation with a model, turn by turn.
+"""A conversation of several turns with a loaded model.
 
     chat = Chat(model, tokenizer, image_processor, compression="duet-192")
     for piece in chat.ask("What is on the table?", [image]):
@@ -241,7 +241,7 @@ class Chat:
         return generated
 
     def _remember(self, request: ChatRequest, images: list[Image.Image], generated: Generated | None) -> None:
-        """Let the conversation grow by what was asked and answered; without an answer nothing happened."""
+        """Append a question and its answer to the conversation; without an answer it stays as it was."""
         if generated is None:
             return
         self._turns = [*request.turns, generated.texts[0]]
@@ -272,7 +272,7 @@ class Chat:
         return ChatRequest(turns, sample, pixels, self.compression)
 
     def _known(self, ids: list[int]) -> int:
-        """How many ids of a prompt the cache holds; 0 where it has to be left aside.
+        """Number of leading ids of a prompt that the cache holds; 0 where it cannot be used.
 
         Read from the front, for the answer's text may have other ids than those that were generated.
         """

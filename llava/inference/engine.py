@@ -15,7 +15,7 @@ from llava.checkpoints.opening import open_model
 from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
 from llava.data.families.base import Sample
-from llava.inference.batches import Asked, PreparedBatch, Preparer, Task, media_of, read_ahead, to_device
+from llava.inference.batches import PreparedBatch, Preparer, PromptLike, Task, media_of, read_ahead, to_device
 from llava.inference.ending import answer_text, end_tokens, stopping_at
 from llava.inference.generation import CountingCache, GenerationSettings
 from llava.mm_utils import model_name_of
@@ -80,7 +80,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task.
+    """The answers of a task, and why prompts without one have none.
 
     Attributes:
         task: as it was dealt out.
@@ -163,11 +163,11 @@ class Engine:
         device: torch.device = self.model.device
         return device
 
-    def media(self, prompt: Asked) -> list[Any]:
+    def media(self, prompt: PromptLike) -> list[Any]:
         """What a prompt shows, read and prepared; see `llava.inference.batches.media_of`."""
         return media_of(prompt, self.inputs, self.num_frames)
 
-    def sample(self, prompt: Asked) -> Sample:
+    def sample(self, prompt: PromptLike) -> Sample:
         """One prompt as the family encodes it.
 
         Raises:
@@ -180,7 +180,7 @@ class Engine:
         """Samples as arguments of the model's `forward`, on its device."""
         return {name: tensor.to(self.device) for name, tensor in self.inputs.batch(samples).items()}
 
-    def answer(self, prompts: Sequence[Asked], settings: GenerationSettings) -> list[str]:
+    def answer(self, prompts: Sequence[PromptLike], settings: GenerationSettings) -> list[str]:
         """Answers to a batch of prompts, in order.
 
         Args:

@@ -1,4 +1,4 @@
-"""How answers are generated: settings, and the counting of visual tokens while they are."""
+"""Settings of generation, and a cache that counts visual tokens meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs that open a model ask of their command line: the model, the device, and how it is asked."""
+"""Command-line flags that programs share: which model, on which device, and the settings of generation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_asking_flags(parser: argparse.ArgumentParser) -> None:
-    """How a program that asks one question after the other asks it: template, sampling, length."""
+    """Add the flags of programs that ask questions one by one: template, sampling, length of the answer."""
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     parser.add_argument(
         "--temperature",

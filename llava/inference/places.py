@@ -1,4 +1,4 @@
-"""Files as people name them: with a tilde, in quotes, with escaped spaces, as file:// addresses, in lists."""
+"""Paths as users type them: with a tilde, in quotes, with escaped spaces, as file:// addresses, in lists."""
 
 from __future__ import annotations
 

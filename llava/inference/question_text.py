@@ -1,4 +1,4 @@
-"""Which texts are asked: one rule for question files, for `--query`, for lines of a chat and for other harnesses.
+"""Checks the text of questions, by one rule for question files, `--query`, lines of a chat and harnesses.
 
 Every character is but a NUL, halves of surrogate pairs, and the control characters that stand for keys and colours of a
 terminal; blanks of all kinds, tabs and line breaks among them, and what Unicode has behind U+007F are text.
@@ -21,7 +21,7 @@ def check_question(question: str, what: str = "The question") -> None:
 
     Args:
         question: the text.
-        what: it is, as the subject of a sentence, such as "--query".
+        what: name of the text, to begin the sentence of an error with, such as "--query".
 
     Raises:
         ValueError: if it is blank, is not of the input's encoding, or holds a NUL, half of a surrogate pair or a

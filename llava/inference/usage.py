@@ -1,4 +1,4 @@
-"""What an answer took: visual tokens in each layer, and bytes of the KV cache."""
+"""Cost of an answer: visual tokens in each decoder layer, and bytes of the KV cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llava.model.staged_cache import StagedCache
 
 @dataclass(frozen=True)
 class Usage:
-    """What one answer took, read from its cache.
+    """Cost of one answer, read from its cache.
 
     Attributes:
         visual_tokens: visual tokens that each decoder layer cached.

@@ -48,8 +48,8 @@ class LlavaCausalLMOutput(CausalLMOutputWithPast):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the caller of `forward` asks for.
+class RequestedOutputs:
+    """Outputs that the caller of `forward` asks for.
 
     Attributes:
         loss: whether labels were given.
@@ -68,7 +68,7 @@ class Wanted:
     layouts: bool = True
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], training: bool, cuts: Sequence[int], layouts: bool) -> Wanted:
+    def of(cls, given: Mapping[str, Any], training: bool, cuts: Sequence[int], layouts: bool) -> RequestedOutputs:
         """From the arguments of `forward`, by name."""
         loss = given.get("labels") is not None or given.get("shift_labels") is not None
         logits = given.get("return_logits")
@@ -98,7 +98,7 @@ def _columns_kept(logits_to_keep: Any) -> int | Tensor:
 def with_head(
     head: nn.Module,
     outputs: LlavaModelOutput,
-    wanted: Wanted,
+    wanted: RequestedOutputs,
     targets: Targets | None = None,
     width: int | None = None,
 ) -> LlavaCausalLMOutput:

@@ -31,7 +31,7 @@ from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill, at_stock_positions
-from llava.model.results import Wanted, with_head
+from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
     SplicePlan,
     plan_splice,
@@ -195,7 +195,7 @@ class StagedModel(StagedGeneration):
         if asked is not None:
             chosen = self.checked(asked) if filled is None else self.fitted(CompressionConfig.resolve(asked))
         compression = self.compression if chosen is None else chosen
-        wanted = Wanted.of(
+        wanted = RequestedOutputs.of(
             given,
             self.training,
             compression.t2v.layers if compression.t2v else (),

@@ -21,9 +21,9 @@ SIDE = 336
 MARGIN, GAP, TITLE = 16, 12, 44
 INK, FAINT, PAPER = "#1e293b", "#64748b", "#ffffff"
 VEIL = 210
-"""How much white, of 255, lies over a patch that no token stands for."""
+"""Opacity, 0 to 255, of the white over a patch that no token stands for."""
 SHADE = 150
-"""How much colour, of 255, lies over a merged patch."""
+"""Opacity, 0 to 255, of the colour over a merged patch."""
 COLOURS = ("#e11d48", "#7c3aed", "#0891b2", "#65a30d", "#d97706", "#db2777", "#2563eb", "#059669", "#92400e")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.checkpoints.lora import load_adapters, save_lora, trained_state
-from llava.common.atomic_write import libraries_told_where
+from llava.common.atomic_write import library_write_errors
 from llava.common.child_processes import leave_signals_to_parent
 from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
@@ -265,7 +265,7 @@ class LlavaTrainer(CheckedLoading):
         self.accelerator.wait_for_everyone()
         self._staging = folder
         try:
-            with libraries_told_where(folder):
+            with library_write_errors(folder):
                 yield folder
         finally:
             self._staging = None

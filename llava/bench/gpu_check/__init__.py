@@ -1,1 +1,1 @@
-"""Everything that wants a GPU, in one command: `bash scripts/gpu_check.sh`."""
+"""All checks and measurements that need a GPU, in one command: `bash scripts/gpu_check.sh`."""

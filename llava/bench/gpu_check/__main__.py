@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in at most 8 minutes on one card with 80 GB: `bash scripts/gpu_check.sh [OUT]`.
+"""Checks and measurements that need a GPU, in at most 8 minutes on 80 GB: `bash scripts/gpu_check.sh [OUT]`.
 
 Parts run one after another, the most important first, each in a process of its own that is killed at its limit.
 Every result is a JSON line in OUT, on the disk as soon as it is known, so that a run that is cut short leaves what it

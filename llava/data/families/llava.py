@@ -14,7 +14,7 @@ from llava import conversation, mm_utils
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template, recorded_template
-from llava.data import records, spoken_text, tokenization
+from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator
 from llava.data.families.base import ModelInputs
@@ -111,7 +111,7 @@ class LlavaInputs(ModelInputs):
     @property
     def key(self) -> str:
         """As in `ModelInputs`."""
-        code = source_of(sys.modules[__name__], tokenization, spoken_text, records, conversation, mm_utils)
+        code = source_of(sys.modules[__name__], tokenization, plain_text, records, conversation, mm_utils)
         return digest_text([repr(get_template(self.template)), str(self._start_end), code])
 
     def marked(self, turn: str) -> str:

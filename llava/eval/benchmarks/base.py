@@ -1,4 +1,4 @@
-"""What a benchmark is to the runner."""
+"""The interface of a benchmark: reading its questions, scoring its answers, writing its submission."""
 
 from __future__ import annotations
 

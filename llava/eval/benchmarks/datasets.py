@@ -1,4 +1,4 @@
-"""Where the data of each benchmark comes from, where it goes, and how much of it there is.
+"""Data files of each benchmark: source, place in the evaluation folder, and number of questions.
 
 Places are those of LLaVA's `docs/Evaluation.md` and, for videos, of Video-LLaVA's `TRAIN_AND_VALIDATE.md`.
 """

@@ -1,4 +1,4 @@
-"""A question of a benchmark and the answer a model gave: what runner, benchmarks and scorers pass one another."""
+"""Questions of a benchmark and answers of a model, as runner, benchmarks and scorers exchange them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""This project's model in evaluation harnesses of others."""
+"""Adapters of the model to evaluation harnesses of other projects."""

@@ -1,4 +1,4 @@
-"""A loaded model as other evaluation harnesses ask it: their questions, and how likely given answers are."""
+"""The model as evaluation harnesses use it: answers to their questions, and likelihoods of given answers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def without_marks(text: str) -> str:
 
 @torch.inference_mode()
 def losses(engine: Engine, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[float, bool]]:
-    """How likely an answer is to each prompt of a batch.
+    """Mean loss of a given answer behind each prompt of a batch, and whether greedy decoding gives it.
 
     Args:
         engine: the model.

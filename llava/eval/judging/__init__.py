@@ -1,1 +1,1 @@
-"""A language model that grades answers."""
+"""Grading of answers by a language model, the judge."""

@@ -1,4 +1,4 @@
-"""A language model behind an address that speaks OpenAI's chat protocol: `POST {address}/chat/completions`.
+"""A client of servers with OpenAI's chat protocol: `POST {address}/chat/completions`.
 
 Most servers of language models speak it, so that the judge of a benchmark may be a hosted model or one of your own.
 """
@@ -53,7 +53,7 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said.
+    """The reply of the model.
 
     Attributes:
         text: empty where the server refused to let the model answer.
@@ -68,7 +68,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ChatApi:
-    """Where a model is and how it is asked.
+    """Address, key and name of a model, and limits of its requests.
 
     Attributes:
         url: of the protocol's root, e.g. `https://api.openai.com/v1`.

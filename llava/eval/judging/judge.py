@@ -1,4 +1,4 @@
-"""A language model that grades answers, and the file of its verdicts.
+"""The judge, a language model that grades answers, and the file of its verdicts.
 
 A verdict costs money and time, so each is on the disk before the next question is asked. The file tells by a digest of
 model and messages what has been graded, and that is never asked again; what got no grade is asked anew by the next run.
@@ -32,10 +32,10 @@ WORKERS_VARIABLE = "LLAVA_JUDGE_WORKERS"
 DEFAULT_WORKERS = 8
 _BEGINNING = b'{"request": "'  # of every line of `verdict_line`
 PROMPT_VERSION = 1
-"""Goes up whenever the wording of a request changes, so that numbers of different wordings are told apart."""
+"""Version of the wording of requests, recorded with results; raise it whenever the wording changes."""
 
 Grade = dict[str, Any]
-"""What was read from a reply, e.g. `{"score": 0.5}`."""
+"""The grade read from a reply, e.g. `{"score": 0.5}`."""
 
 Parser = Callable[[str], Grade | None]
 """Reads the grade from a reply; None where it holds none."""
@@ -54,14 +54,14 @@ class JudgeRequest:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self, model: str) -> str:
-        """Tells this request to this model from all others."""
+        """SHA-256, cut to 32 hexadecimal digits, of this request to this model; the key of its verdict."""
         text = json.dumps([model, [dict(message) for message in self.messages]], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said.
+    """A verdict: the judge's reply and the grade read from it.
 
     Attributes:
         grade: None where no grade could be read from the reply, twice.
@@ -156,7 +156,7 @@ class Judge:
             return
         stopped = Event()
         left: SimpleQueue[str] = SimpleQueue()
-        told: SimpleQueue[BaseException | bool] = SimpleQueue()
+        progress: SimpleQueue[BaseException | bool] = SimpleQueue()
         for digest in digests:
             left.put(digest)
 
@@ -166,16 +166,16 @@ class Judge:
                     digest = left.get_nowait()
                     try:
                         ask(digest, stopped.wait)
-                        told.put(True)
+                        progress.put(True)
                     except BaseException as error:  # raised again by the thread that waits for it
                         stopped.set()
-                        told.put(error)
-            told.put(False)
+                        progress.put(error)
+            progress.put(False)
 
         threads = [Thread(target=work, daemon=True) for _ in range(min(self.workers, len(digests)))]
         with tqdm(total=len(digests), desc=f"Judge {self.api.model}", unit=" verdicts", disable=None) as bar:
             try:
-                errors = _wait_for(threads, told, bar)
+                errors = _wait_for(threads, progress, bar)
             finally:
                 stopped.set()
         if errors:
@@ -192,14 +192,14 @@ class Judge:
         return self.api.ask((*request.messages, *again), max_tokens, pause)
 
 
-def _wait_for(threads: Sequence[Thread], told: SimpleQueue[BaseException | bool], bar: Any) -> list[BaseException]:
-    """Run threads; each tells of every verdict or error, and false at its end. Returns the errors."""
+def _wait_for(threads: Sequence[Thread], progress: SimpleQueue[BaseException | bool], bar: Any) -> list[BaseException]:
+    """Run threads and return their errors; each puts true for a verdict, errors, and false at its end."""
     errors: list[BaseException] = []
     for thread in threads:
         thread.start()
     running = len(threads)
     while running:
-        what = told.get()  # an interrupt ends it
+        what = progress.get()  # an interrupt ends it
         if isinstance(what, BaseException):
             errors.append(what)
         elif what:
@@ -337,7 +337,7 @@ def grades_of(verdicts: Iterable[Verdict]) -> list[Grade]:
 def judged_scores(
     headline: float, values: Mapping[str, float], verdicts: Sequence[Verdict], published: str, *notes: str
 ) -> Scores:
-    """What the verdicts on a benchmark's answers come to, with what a reader of the numbers has to know.
+    """The scores of a benchmark from its verdicts, with notes on judge, temperature and missing grades.
 
     Args:
         headline, values: computed from the grades.

@@ -1,1 +1,1 @@
-"""Asking a model the questions of benchmarks: what is left, who answers, where answers go."""
+"""Runs a model on the questions of benchmarks: which are left, on which devices, and into which files."""

@@ -1,4 +1,4 @@
-"""What answers belong to, kept in a file beside them: other weights, budgets or questions need new answers."""
+"""The settings file beside answers: weights, budget, questions and generation settings that they belong to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answering with one process for each device; questions are dealt out as devices become free.
+"""Worker processes that answer, one a device; tasks are handed out as devices become free.
 
 The process that was started deals tasks out over a pipe to each worker. No lock or queue is shared, so that the death
 of any process, at any moment, leaves nothing that another one waits for: a worker ends with the process that dealt out,
@@ -40,7 +40,7 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker has to know of a benchmark before the tasks come.
+    """What a worker needs of a benchmark before its tasks: files, generation settings and names.
 
     Attributes:
         answers: where answers go.
@@ -57,8 +57,8 @@ class Assignment:
     loader_workers: int = 0
 
 
-class Asks(enum.Enum):
-    """What a worker says besides the name of its device, its outcomes, and the error that ends it."""
+class WorkerMessage(enum.Enum):
+    """Messages of a worker besides the name of its device, its outcomes, and the error that ends it."""
 
     NEXT = "the next task"
     DONE = "nothing: it has done all it was dealt"
@@ -147,9 +147,9 @@ class WorkerProcesses(DeviceWorkers):
             self._check_alive()
             for connection in cast(list[Connection], wait(busy, timeout=1.0)):
                 message = self._receive(connection)
-                if message is Asks.NEXT:
+                if message is WorkerMessage.NEXT:
                     self._send(connection, next(tasks, None))
-                elif message is Asks.DONE:
+                elif message is WorkerMessage.DONE:
                     busy.remove(connection)
                 elif isinstance(message, str):
                     self.devices.append(message)
@@ -254,7 +254,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
         while (assignment := connection.recv()) is not None:
             for outcome in carry_out(engine, assignment, _dealt(connection), rank, workers):
                 connection.send(outcome)
-            connection.send(Asks.DONE)
+            connection.send(WorkerMessage.DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the process that deals out is gone
     except Exception as error:
@@ -267,7 +267,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
 def _dealt(connection: Connection) -> Iterator[Task]:
     """Ask for tasks over the connection, one by one, until there are none left."""
     while True:
-        connection.send(Asks.NEXT)
+        connection.send(WorkerMessage.NEXT)
         task = connection.recv()
         if task is None:
             return

@@ -1,4 +1,4 @@
-"""How programs of the evaluation end: a sentence on standard error and a status, whatever ended them."""
+"""Exit status of the evaluation's programs, with a sentence on standard error about what ended them."""
 
 from __future__ import annotations
 

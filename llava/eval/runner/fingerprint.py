@@ -1,4 +1,4 @@
-"""What a checkpoint is, whatever its path and however it was copied: its files by name, size and content.
+"""Digests of a checkpoint's files by name, size and content; paths and dates do not enter.
 
 Of a weight file a sample is read: of each tensor in a `.safetensors` file, and of the checksums in a `.bin` file. That
 takes a moment, even of a model that takes minutes to load, and tells two trainings of one model apart.
@@ -29,7 +29,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     *TOKENIZER_FILES,
 )
-"""Files beside the weights that have a say in answers."""
+"""Files beside the weights that change answers."""
 
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", NON_LORA_FILE)
 _SAMPLE = 512

@@ -1,4 +1,4 @@
-"""From the flags of a command to what is evaluated, who answers, and how they are asked."""
+"""Makes the evaluated model, the workers and the generation settings from the flags of a command."""
 
 from __future__ import annotations
 

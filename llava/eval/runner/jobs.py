@@ -1,4 +1,4 @@
-"""One model under one budget, and the benchmarks it is asked: what is answered already, and what is left."""
+"""The questions of one benchmark for one model and budget: which are answered already, and which are left."""
 
 from __future__ import annotations
 

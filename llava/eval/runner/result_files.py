@@ -1,4 +1,4 @@
-"""Where results lie, and names from outside that become files or folders of them: each is one component of a path."""
+"""Paths of result files; a name of a model, budget or benchmark becomes one component of a path."""
 
 from __future__ import annotations
 

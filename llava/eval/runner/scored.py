@@ -1,4 +1,4 @@
-"""Scoring what was answered: from answer files to result files, with a judge or without."""
+"""Scores answer files and writes result files, with a judge or without."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Metrics of the benchmarks: text in, numbers out. They know no file and no model."""
+"""Metrics of the benchmarks, computed from texts; no module here reads a file or a model."""

@@ -1,4 +1,4 @@
-"""What the answers to a benchmark come to."""
+"""The scores of a benchmark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scores:
-    """What answers are worth.
+    """Scores of the answers to a benchmark.
 
     Attributes:
         headline: the number that tables print, on the scale they print it (accuracy in per cent, MME in points);

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 NOTED_SHARE = 0.05
-"""Of the answers; above it a result carries a note."""
+"""Share of the answers (0 to 1) above which a result carries a note."""
 
 
 @dataclass(frozen=True)

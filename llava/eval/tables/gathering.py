@@ -54,7 +54,7 @@ def measured_rows(results: Iterable[Result]) -> list[MeasuredRow]:
         groups[_key([result.model, plain(result.compression_config), _settings(result)])].append(result)
     known = preset_configs()
     rows = [row for group in groups.values() for row in _rows(group, presets_of(group[0].compression_config, known))]
-    return _told_apart(rows, set(known))
+    return _distinguished(rows, set(known))
 
 
 def judge_name(judge: Mapping[str, Any]) -> str:
@@ -192,10 +192,10 @@ def _cell(part: _Part) -> ScoreCell:
     )
 
 
-def _told_apart(rows: Sequence[MeasuredRow], presets: set[str]) -> list[MeasuredRow]:
+def _distinguished(rows: Sequence[MeasuredRow], presets: set[str]) -> list[MeasuredRow]:
     """Rows with words for what tells them from others of the same model and name, and from the preset of that name."""
     facts = [_facts(row) for row in rows]
-    told = []
+    distinguished = []
     for row, own in zip(rows, facts, strict=True):
         same = [
             other
@@ -204,8 +204,10 @@ def _told_apart(rows: Sequence[MeasuredRow], presets: set[str]) -> list[Measured
         ]
         differing = [f"{name} {text}" for name, text in own.items() if any(other.get(name) != text for other in same)]
         named = ["not the preset"] if row.compression in presets and row.compression not in row.presets else []
-        told.append(replace(row, variant=", ".join([*named, *differing, *([row.variant] if row.variant else [])])))
-    return told
+        distinguished.append(
+            replace(row, variant=", ".join([*named, *differing, *([row.variant] if row.variant else [])]))
+        )
+    return distinguished
 
 
 def _facts(row: MeasuredRow) -> dict[str, str]:

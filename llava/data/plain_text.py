@@ -23,7 +23,7 @@ _PRIVATE = range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
 _NEVER_CHOSEN = -1e5  # score of a Unigram piece that no text spells
 
 
-def tokenize_spoken(
+def tokenize_plain_text(
     text: str, said: Sequence[Span], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[Span]]:
     """Ids of a text, and the characters [start, end) that each came from.
