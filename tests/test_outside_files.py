@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llava.checkpoints.settings_files import check_fields, check_processor
 from llava.common.json_files import NotJsonError, parse_json, read_object
 from llava.common.outside_files import files_below
 from llava.common.program import as_program
@@ -245,3 +247,18 @@ def test_no_part_of_the_results_is_taken_for_all_of_them(tmp_path: Path, monkeyp
     for find in (find_results, find_training):
         with pytest.raises(PermissionError):
             find(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["image_size", "hidden_size", "num_attention_heads"])
+def test_a_size_of_a_model_that_is_null_is_refused_by_the_name_of_its_field(key: str) -> None:
+    check_fields({"hidden_size": 16, "num_key_value_heads": None}, "config.json")
+    with pytest.raises(ValueError, match=f"{key} in config.json is None"):
+        check_fields({key: None}, "config.json")
+
+
+def test_a_filter_that_pillow_does_not_have_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    for value in (-1, 6, 10**30):
+        path.write_text(json.dumps({"resample": value}))
+        with pytest.raises(ValueError, match=f"resample in .*preprocessor_config.json.* is {value}; accepted are 0"):
+            check_processor(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from transformers import CLIPImageProcessorPil, GenerationConfig
 from transformers.activations import ACT2FN
 
@@ -90,6 +91,11 @@ _FAULTS = (
 _LARGEST_IMAGE = 1 << 14  # pixels along a side
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1_000, 1 << 20, 1 << 24
 # Whole numbers from 1 to a bound that no model comes near: beyond it building the model would take all memory.
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "num_channels", "vocab_size",
+)  # fmt: skip
+"""Of a model; transformers computes with them, so that a file may leave one out, but not say null."""
 _COUNTS = {
     "num_hidden_layers": _MOST_LAYERS,
     "vocab_size": _LARGEST_VOCABULARY,
@@ -236,6 +242,9 @@ def check_processor(path: Path) -> None:
         if values is None:
             continue
         _check_kinds(values, _PROCESSOR, place)
+        if values.get("resample") is not None and values["resample"] not in list(Image.Resampling):
+            accepted = ", ".join(f"{one.value} ({one.name.lower()})" for one in Image.Resampling)
+            raise ValueError(f"resample in {place} is {values['resample']}; accepted are {accepted}.")
         for key in ("size", "crop_size"):
             _check_size(values.get(key), key, place)
         with read_by_library(path):
@@ -293,7 +302,7 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
         ValueError: names the first field that is wrong, its value, and what is accepted.
     """
     for key, most in _COUNTS.items():
-        value = need(config, key, int, place, optional=True)
+        value = need(config, key, int, place, optional=key not in _SIZES or key not in config)
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"{key} in {place} is {shown(value)}; it must be a whole number from 1 to {most:,}.")
     for kind, keys in _KINDS.items():
