@@ -275,7 +275,7 @@ def test_chats_and_other_harnesses_go_by_the_same_rule(caplog: pytest.LogCapture
     assert prompt_of("\x07lpha?").text == "\x07lpha?"
     with pytest.raises(ValueError, match="A question is None; it must be text"):
         prompt_of(None)  # type: ignore[arg-type]
-    assert "control character '\\x07'" in caplog.text and "asked as it stands" in caplog.text
+    assert "control character '\\x07'" in caplog.text and "asked all the same" in caplog.text
 
 
 def scorers(folder: Path, answers: Path) -> dict[str, Callable[[], int]]:
