@@ -315,7 +315,7 @@ def recorded_template(config: Any) -> str | None:
     None where it says none, as published checkpoints do, and for `plain`, in which nobody can be asked.
 
     Args:
-        config: of the model, as an object or as the content of its `config.json`.
+        config: configuration of the model, as an object or as the content of its `config.json`.
 
     Raises:
         ValueError: if there is no such template.

@@ -105,7 +105,7 @@ def process_images(
     Args:
         images: as Pillow opens them, in any mode, or as RGB; see `llava.common.image_opening`.
         image_processor: a CLIP image processor.
-        model_cfg: of the model.
+        model_cfg: configuration of the model.
 
     Returns:
         Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list.
@@ -196,7 +196,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
 
     Args:
         keywords: strings that end an answer.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         input_ids: the prompt [B, T]; ignored where `generate` returns new ids only.
     """
 

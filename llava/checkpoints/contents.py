@@ -103,7 +103,7 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     """Find out what a folder holds.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         name: LLaVA's name of the model, where it should not be taken from the folder.
 
     Raises:
@@ -290,7 +290,7 @@ def fetch(name: str, **options: Any) -> Path:
 
     Args:
         name: a folder, or `owner/model` on the hub.
-        options: of `HUB_OPTIONS`, as in transformers.
+        options: options of `HUB_OPTIONS`, as in transformers.
 
     Raises:
         ValueError: if there is neither.

@@ -52,8 +52,8 @@ def convert(
         source: folder or name on the hub.
         target: new folder.
         to: `hf` or `llava`.
-        model_base: of a projector or LoRA adapters.
-        dtype: of the written weights; None for the widest that the weight files of the source have.
+        model_base: base model of a projector or LoRA adapters.
+        dtype: data type of the written weights; None for the widest that the weight files of the source have.
 
     Returns:
         The folder that was written.

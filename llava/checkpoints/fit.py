@@ -44,7 +44,7 @@ def require_complete(
     """Check that weight files hold every weight of a model and nothing else.
 
     Args:
-        model: of `on_meta`.
+        model: model of `on_meta`.
         files: hold its weights.
         key_mapping: renaming of theirs, as for `from_pretrained`.
         apart: what the names of a part begin with that may lie elsewhere as a whole, such as the vision tower.

@@ -48,9 +48,9 @@ def load_whole(
     """Load a whole model, every weight of it; with `projector`, all but that file's.
 
     Args:
-        checkpoint: of a whole model.
+        checkpoint: checkpoint of a whole model.
         config: describes it, or it and the tower that goes with `projector`.
-        options: of transformers' `from_pretrained`.
+        options: options of transformers' `from_pretrained`.
         projector: file that the projector is going to be read from.
         described: what the model is called in messages.
 

@@ -89,7 +89,7 @@ def save_lora(model: Any, state: dict[str, Tensor], folder: str | Path) -> None:
 
     Args:
         model: peft's model around a LLaVA.
-        state: of `trained_state`.
+        state: result of `trained_state`.
         folder: is made.
     """
     folder = Path(folder)

@@ -44,7 +44,7 @@ class Opened(NamedTuple):
         model: in eval mode.
         preprocessor: makes pixels: the image processor of a LLaVA (None without a vision tower), and transformers'
             processor of any other family (None, after a warning, where a package that it needs is not installed).
-        tokenizer: of the language model.
+        tokenizer: tokenizer of the language model.
         context: tokens that the model was made for.
     """
 
@@ -225,7 +225,7 @@ def bitsandbytes_config(
 
     Args:
         bits: 16, 8 or 4.
-        compute_dtype: of matrix products, for 4 bits.
+        compute_dtype: data type of matrix products, for 4 bits.
         double_quant: quantise the quantisation constants too, for 4 bits.
         quant_type: `nf4` or `fp4`, for 4 bits.
 

@@ -83,7 +83,7 @@ def require_safe_pickles(folder: str | Path) -> None:
     its tensors.
 
     Args:
-        folder: of a checkpoint.
+        folder: folder of a checkpoint.
 
     Raises:
         UnsafePickleError: if a file names what is neither torch's nor in the lists of this module, is pickled in a way

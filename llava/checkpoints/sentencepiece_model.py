@@ -236,7 +236,7 @@ def named_tokens(
         settings: `tokenizer_config.json`.
         whole: `tokenizer.json`.
         added: `added_tokens.json`.
-        special: of `special_tokens`.
+        special: result of `special_tokens`.
     """
     named: dict[str, tuple[int | None, AddedToken]] = {}
     listed = settings.get("added_tokens_decoder") or {}

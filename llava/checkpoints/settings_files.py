@@ -195,7 +195,7 @@ def check_settings_files(folder: Path, of_clip: bool = True) -> None:
     """Check the settings of generation, tokenizer and image processor in a folder, field by field.
 
     Args:
-        folder: of a model; files that it lacks are passed over.
+        folder: folder of a model; files that it lacks are passed over.
         of_clip: whether its images are prepared as CLIP's are; of others the settings of that are not looked at.
 
     Raises:

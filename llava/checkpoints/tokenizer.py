@@ -96,7 +96,7 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
 
     Args:
         name: folder or hub name.
-        options: of transformers' `from_pretrained`.
+        options: options of transformers' `from_pretrained`.
 
     Raises:
         ValueError: if there is none, it cannot be read, or it gives other ids than the SentencePiece model beside it.
@@ -346,7 +346,7 @@ def stop_at_end_mark(generation: Any, tokenizer: PreTrainedTokenizerBase, templa
 
     Args:
         generation: the model's `generation_config`; changed in place.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         template: key of `conv_templates`; None and `plain` change nothing.
 
     Raises:

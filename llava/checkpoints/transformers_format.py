@@ -136,7 +136,7 @@ def config_there(config: LlavaConfig, image_token_id: int, pad_token_id: int, vo
     """Transformers' configuration of a LLaVA.
 
     Args:
-        config: of the LLaVA, with `mm_vision_config`.
+        config: configuration of the LLaVA, with `mm_vision_config`.
         image_token_id, pad_token_id: of the tokenizer that goes with the result.
         vocabulary: rows of the embeddings there.
     """

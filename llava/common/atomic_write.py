@@ -54,7 +54,7 @@ def write_errors(path: str | Path) -> Iterator[None]:
     """Make a sentence of what goes wrong while something is written.
 
     Args:
-        path: of the file or folder.
+        path: path of the file or folder.
 
     Raises:
         UnwritableError: instead of another OSError; names the path.
@@ -74,7 +74,7 @@ def library_write_errors(path: str | Path) -> Iterator[None]:
     """As `write_errors`, for what libraries write, whose errors are often no OSError: torch, safetensors, tokenizers.
 
     Args:
-        path: of the folder that they write into.
+        path: path of the folder that they write into.
 
     Raises:
         UnwritableError: instead of an error about the disk; names the path.
@@ -163,7 +163,7 @@ def write_whole(path: Path, text: str) -> Path:
     """Write a text file in one step; its folder is made if need be.
 
     Args:
-        path: of the file.
+        path: path of the file.
         text: all of it.
 
     Returns:
@@ -182,7 +182,7 @@ def append_whole(file: FileIO, content: bytes) -> None:
 
     Args:
         file: open for appending, without a buffer.
-        content: of one or several lines.
+        content: content of one or several lines.
 
     Raises:
         OSError: if it cannot be written; names the file, which is as long as before.

@@ -64,7 +64,7 @@ class Response:
     """What a server answered.
 
     Attributes:
-        status: of the reply, whatever it is.
+        status: status of the reply, whatever it is.
         headers: by names in small letters.
         body: decompressed; of a status that is not 2xx what arrives of the first 64 KiB.
         address: that answered, after redirects, without user and password.
@@ -91,7 +91,7 @@ def fetch(
     Args:
         address: http(s); a user and password in it are sent as basic authorization.
         data: body of the request.
-        headers: of the request. `Authorization` and cookies stay with the first host, port and scheme.
+        headers: headers of the request. `Authorization` and cookies stay with the first host, port and scheme.
         max_bytes: longest body that is taken.
         seconds: from the call to the end of the body, all redirects included.
         redirects: that are followed where no data are sent; with 0 a redirect is a reply like others. They lead to

@@ -44,7 +44,7 @@ def alone_in(folder: str | Path, busy: str, hint: str, name: str = LOCK_FILE) ->
         folder: made if need be.
         busy: what a user is told who is refused, up to who holds the lock: a part of a sentence.
         hint: what to do then: another part.
-        name: of the lock's file, where a folder has several.
+        name: name of the lock's file, where a folder has several.
 
     Raises:
         FolderInUseError: if another program holds the lock; says which, and since when.

@@ -38,7 +38,7 @@ def check_header(content: bytes, most_pixels: int) -> None:
     """See that a JPEG's or TIFF's header costs no more than its file; other formats pass.
 
     Args:
-        content: of the file.
+        content: content of the file.
         most_pixels: that a tile may have.
 
     Raises:
@@ -56,7 +56,7 @@ def check_directory(content: bytes, most_pixels: int | None = None) -> None:
     What is too short for a directory passes: Pillow says so itself.
 
     Args:
-        content: of a TIFF file or of EXIF.
+        content: content of a TIFF file or of EXIF.
         most_pixels: that a tile may have; None leaves tiles alone.
 
     Raises:

@@ -55,7 +55,7 @@ def read_file(path: str | Path, most: int = MOST_FILE_BYTES) -> bytes:
     """The content of a regular file; never waits for a pipe, a socket or a device.
 
     Args:
-        path: of the file, links are followed.
+        path: path of the file, links are followed.
         most: bytes that it may have.
 
     Raises:
@@ -160,7 +160,7 @@ def prepared_pixels(size: tuple[int, int], aspect_ratio: str | None, side: int =
     Args:
         size: width and height.
         aspect_ratio: `pad` fills up to a square; `square` and None scale the shorter side to the tower's.
-        side: of the tower's input.
+        side: side of the tower's input.
     """
     short, long = sorted(size)
     if aspect_ratio == "pad":

@@ -76,7 +76,7 @@ def opening_of(config: Any, asked: str | None = None) -> str:
     """How the images of a model are opened.
 
     Args:
-        config: of the model; one that does not say has the default.
+        config: configuration of the model; one that does not say has the default.
         asked: overrides it.
 
     Raises:

@@ -20,8 +20,8 @@ def scaled_square(image: Image.Image, color: tuple[int, ...], side: int, resampl
 
     Args:
         image: in a mode of 8 bits, such as RGB.
-        color: of the padding.
-        side: of the result, in pixels.
+        color: colour of the padding.
+        side: side of the result, in pixels.
         resample: filter, of Pillow's.
     """
     width, height = image.size

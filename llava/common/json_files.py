@@ -130,7 +130,7 @@ def read_json(path: str | Path, advice: str, strict: bool = True, mark: bool = T
     """The value in a JSON file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         advice: what to do if it is not JSON, as a main clause.
         strict: as in `parse_json`.
         mark: whether a byte order mark may stand in front; libraries that read the file, too, take none.
@@ -164,10 +164,10 @@ def write_json(path: Path, value: Any, indent: int | None = None, end: str = "\n
     """Write a JSON file in one step; its folder is made if need be.
 
     Args:
-        path: of the file.
+        path: path of the file.
         value: that JSON can express.
         indent: as in `json.dumps`.
-        end: of the file; "" as `json.dump` leaves it, for files that others write so.
+        end: ending of the file; "" as `json.dump` leaves it, for files that others write so.
 
     Returns:
         the path.
@@ -193,7 +193,7 @@ def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], pla
 
     Args:
         values: the object.
-        key: of the value.
+        key: key of the value.
         kind: accepted types; `float` takes whole numbers too, and no kind takes true and false but `bool`.
         place: file, and path of the object in it, such as `"'model/config.json': mm_vision_config"`.
         optional: whether the key may be missing or null; None stands for it.

@@ -59,7 +59,7 @@ def write_lines(path: Path, values: Iterable[Any], sync: bool = False) -> Path:
     """Write values, a line each, in one step; the folder is made if need be.
 
     Args:
-        path: of the file.
+        path: path of the file.
         values: that JSON can express, taken one by one.
         sync: as in `whole_file`.
 

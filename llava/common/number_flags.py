@@ -21,8 +21,8 @@ class Numbers:
     NaN is never accepted, and infinity lies in no range.
 
     Attributes:
-        smallest: of them.
-        largest: of them.
+        smallest: the smallest of them.
+        largest: the largest of them.
         whole: whether only whole numbers are accepted. `2.0` is whole where the flag itself holds real numbers.
         above: whether `smallest` itself is refused.
         below: whether `largest` itself is refused.

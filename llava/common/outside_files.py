@@ -33,7 +33,7 @@ def why_unreadable(error: Exception) -> str:
     """Why a file cannot be opened or read, and what to do, in a clause; on one line, without the file's name.
 
     Args:
-        error: of the system, or Python's ValueError about a name that no file can have.
+        error: error of the system, or Python's ValueError about a name that no file can have.
     """
     if isinstance(error, OSError) and error.errno:
         said = error.strerror or os.strerror(error.errno)
@@ -49,7 +49,7 @@ def in_words(error: BaseException) -> str:
     """An error as a sentence: what the system says of a file or folder, with its name and the remedy; else its own.
 
     Args:
-        error: of a program.
+        error: error of a program.
     """
     if not told_by_system(error):
         return str(error) or type(error).__name__
@@ -67,7 +67,7 @@ def files_below(folder: str | Path, ending: str) -> list[Path]:
 
     Args:
         folder: to look in.
-        ending: of their names.
+        ending: ending of their names.
 
     Raises:
         OSError: if one of the folders cannot be read, so that nobody takes a part of the files for all.
@@ -90,7 +90,7 @@ def read_text(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> str:
     """The text of a file; a byte order mark is left out.
 
     Args:
-        path: of the file.
+        path: path of the file.
         largest: bytes that it may have.
 
     Raises:

@@ -138,7 +138,7 @@ def read_paths(said: Mapping[str, object], accepted: Mapping[str, Paths]) -> dic
 
     Args:
         said: values by the names of their flags, as far as they were given; others than text are passed over.
-        accepted: of the flags that hold paths.
+        accepted: types of the flags that hold paths.
 
     Returns:
         the paths by the names of their flags, with home folders written out.

@@ -37,7 +37,7 @@ class MadeFor:
     Attributes:
         preset: name of the file; None of a mapping that came from none.
         families: keys of `FAMILIES`.
-        layers: of the decoder; None where any number will do.
+        layers: number of layers of the decoder; None where any number will do.
     """
 
     preset: str | None
@@ -70,7 +70,7 @@ class MadeFor:
 
         Args:
             model_type: as the model's `config.json` has it.
-            num_layers: of its decoder.
+            num_layers: number of layers of its decoder.
 
         Raises:
             ValueError: says what the preset is for, what the model is, and what to give instead.

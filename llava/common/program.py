@@ -24,7 +24,7 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
     """Run the command line of a program.
 
     Args:
-        main: of the program.
+        main: main function of the program.
         arguments: for it.
 
     Returns:

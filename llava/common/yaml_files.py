@@ -56,7 +56,7 @@ def read_yaml(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> Any:
     """The value in a YAML file: lists, mappings with keys of text, text, numbers, booleans and None.
 
     Args:
-        path: of the file.
+        path: path of the file.
         largest: bytes that it may have.
 
     Raises:
@@ -107,8 +107,8 @@ class _Open:
         value: what has been read of it.
         anchor: its name, if it has one.
         count: values in it, aliases expanded.
-        key: of the value that comes next, in a mapping; None if a key comes next.
-        lines: of the keys, in a mapping.
+        key: key of the value that comes next, in a mapping; None if a key comes next.
+        lines: lines of the keys, in a mapping.
     """
 
     value: Any

@@ -55,7 +55,7 @@ class TorchBuild:
     """Which torch this is.
 
     Attributes:
-        version: of torch, as `torch.__version__` has it.
+        version: version of torch, as `torch.__version__` has it.
         backend: `CUDA`, `ROCm` or `CPU`: what it was built for.
         backend_version: version of CUDA or ROCm; None for the CPU.
         drivers: accelerators whose driver is on the machine, whether or not torch can use them.

@@ -22,7 +22,7 @@ class SupervisedCollator:
         image_size: side of the images that the tower takes; None in a run without images. A batch of text
             alone then brings one image of zeros, so that the tower and the projector run on every rank in
             every step.
-        settings: of the model's plans; None leaves planning to the model, which waits for its device then.
+        settings: settings of the model's plans; None leaves planning to the model, which waits for its device then.
     """
 
     pad_token_id: int

@@ -80,7 +80,7 @@ class LazySupervisedDataset(Dataset):
     Args:
         records: the conversations, or the path of a JSON or JSONL file of them, or of a YAML mixture of files. Those
             of files are mapped from disk; see `llava.data.store`.
-        inputs: of the model that is trained, with a fast tokenizer; without a processor for a run without images.
+        inputs: `ModelInputs` of the trained model, with a fast tokenizer; its processor may be None without images.
         config: how records become samples.
 
     Raises:

@@ -152,7 +152,7 @@ def why_unusable(error: Exception) -> str:
     """What is wrong with an image file or the disk it lies on, and what to do, in a clause on one line.
 
     Args:
-        error: of the system, of Pillow or another decoder, or of this package.
+        error: error of the system, of Pillow or another decoder, or of this package.
     """
     if isinstance(error, OSError) and error.errno:
         return why_unreadable(error)

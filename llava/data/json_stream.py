@@ -53,7 +53,7 @@ class Ambiguous:
     Attributes:
         value: the record as Python reads it, with the last of equal keys.
         reason: a main clause without an end.
-        place: of the record in its file, such as "line 7".
+        place: place of the record in its file, such as "line 7".
     """
 
     value: Any
@@ -87,7 +87,7 @@ def require_data_file(path: Path, advice: str) -> None:
     """See that there is a data file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         advice: what to do where there is none, as a clause.
 
     Raises:
@@ -228,7 +228,7 @@ class _Window:
         """Skip white space and decode the value behind it.
 
         Args:
-            place: of the value in its file, for messages.
+            place: place of the value in its file, for messages.
 
         Raises:
             json.JSONDecodeError: if there is none, even with the rest of the file; others as of `decode_at`.

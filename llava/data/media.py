@@ -51,7 +51,7 @@ def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
 
     Args:
         data: the record as parsed.
-        name: of the record, for errors.
+        name: name of the record, for errors.
 
     Raises:
         ValueError: if a name is empty or of the wrong kind, `image` and `images` differ, or another key names media.
@@ -79,7 +79,7 @@ def check_marks(turns: Sequence[str], system: str | None, num_images: int, name:
         turns: texts, human and assistant alternating, the human first.
         system: the record's system prompt.
         num_images: that it names.
-        name: of the record, for errors.
+        name: name of the record, for errors.
 
     Raises:
         ValueError: if they do not agree, or a text holds another mark of media; see the module.
@@ -121,7 +121,7 @@ def marks_in(texts: Sequence[str]) -> list[str]:
     """Marks of media in texts of a record without media that passed `check_marks`: they are read as text.
 
     Args:
-        texts: of the human or the system.
+        texts: texts of the human or the system.
     """
     return [mark for text in texts for mark in _marks(text)]
 

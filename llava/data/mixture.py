@@ -62,8 +62,8 @@ class RecordMix(Sequence[Record]):
 
     Args:
         sources: the files.
-        tables: of the same files.
-        seed: of the draws that fractional weights need.
+        tables: tables of the same files.
+        seed: seed of the draws that fractional weights need.
 
     Raises:
         ValueError: if the weights leave nothing.

@@ -22,7 +22,7 @@ class EpochSampler(Sampler[int]):
 
     Args:
         num_samples: size of the data set.
-        seed: of the order; `set_epoch` changes the order from epoch to epoch.
+        seed: seed of the order; `set_epoch` changes the order from epoch to epoch.
         batch_size: samples of one rank in one forward pass.
         world_size: ranks; consecutive batches go to consecutive ranks.
         accumulation: forward passes of one optimizer step.

@@ -34,7 +34,7 @@ class RecordTable:
     Attributes:
         path: the file.
         content: digest of what it holds, wherever it lies and whatever its date.
-        key: of the table in the cache.
+        key: key of the table in the cache.
         rows: columns `id`, `turns`, `images`, `system`, `num_words`, `num_images` and `left_out`.
     """
 

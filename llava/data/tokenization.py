@@ -135,7 +135,7 @@ def one_question(encoded: EncodedText, turn: int = -1) -> EncodedText:
     question is answered, the others have no say.
 
     Args:
-        encoded: of `encode_prompt`.
+        encoded: result of `encode_prompt`.
         turn: number of the question, from 0; -1 is the last.
     """
     ends = [index for index, roles in enumerate(encoded.query_mask) if roles & QueryRole.LAST]

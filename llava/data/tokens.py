@@ -37,7 +37,7 @@ class RecordEncoder:
     """Encodes records, not yet cut to a length: that depends on the compression.
 
     Attributes:
-        inputs: of the model that is trained.
+        inputs: the `ModelInputs` of the model that is trained.
         find_salient: says which words of a question are salient.
         salient_name: what that finder is called, so that its work can be cached; None where it has no name that
             stands for everything it does. `salient_spans` needs none.

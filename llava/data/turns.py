@@ -49,7 +49,7 @@ def read_turns(data: Mapping[Any, Any], name: str) -> RecordTurns:
 
     Args:
         data: the record as parsed.
-        name: of the record, for errors.
+        name: name of the record, for errors.
 
     Raises:
         ValueError: if turns are missing or of the wrong kind, do not alternate, have an unknown role, no text, or name

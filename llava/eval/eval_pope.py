@@ -27,7 +27,7 @@ def report(split: str, counts: Confusion) -> str:
 
     Args:
         split: its name.
-        counts: of its answers.
+        counts: counts of its answers.
     """
     shares = (counts.f1, counts.accuracy, counts.precision, counts.recall, counts.yes_ratio)
     return "\n".join(

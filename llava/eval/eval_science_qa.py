@@ -31,7 +31,7 @@ def analyse(
     """The two reports that LLaVA writes.
 
     Args:
-        problems: of a split, at least one, by id.
+        problems: problems of a split, at least one, by id.
         given: lines of an answer file, by question id.
         options: letters.
 

@@ -24,7 +24,7 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
     """Score one answer file, print what LLaVA prints, and return the accuracy in per cent.
 
     Args:
-        annotations: of TextVQA.
+        annotations: annotations of TextVQA.
         annotation_file: where they come from, for errors.
         result_file: answers, JSON lines.
 

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
     """Ask and score benchmarks.
 
     Args:
-        options: of the command line.
+        options: options of the command line.
         benchmarks: what to ask, in this order; those that a judge grades are scored when all others are.
 
     Returns:

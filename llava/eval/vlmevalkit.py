@@ -36,7 +36,7 @@ class DuetLlava(_Base):
         compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
         conv_mode: key of `conv_templates`; by default that of training, or by the model's name.
         device: by default a GPU where there is one.
-        dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
+        dtype: data type of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         temperature, top_p, num_beams, max_new_tokens: of answering.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.

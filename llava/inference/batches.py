@@ -52,7 +52,7 @@ class Task:
     """Prompts that are answered together.
 
     Attributes:
-        numbers: of the prompts among all.
+        numbers: numbers of the prompts among all.
         prompts: the same, whole.
     """
 
@@ -65,7 +65,7 @@ def batches(prompts: Sequence[PromptLike], numbers: Sequence[int], batch_size: i
 
     Args:
         prompts: all of them.
-        numbers: of those to answer.
+        numbers: numbers of those to answer.
         batch_size: prompts of one batch; the last may have fewer.
     """
     window = _WINDOW * batch_size
@@ -85,8 +85,8 @@ def media_of(prompt: PromptLike, inputs: ModelInputs, num_frames: int) -> list[A
 
     Args:
         prompt: names its media.
-        inputs: of the model that is asked.
-        num_frames: of a video that are shown.
+        inputs: the `ModelInputs` of the model that is asked.
+        num_frames: number of frames of a video that are shown.
 
     Raises:
         ValueError: if an image or video cannot be read or shown.
@@ -121,9 +121,9 @@ class Preparer:
     """Makes batches of tasks. As a data set it can be used by processes that read ahead.
 
     Attributes:
-        inputs: of the model.
+        inputs: the `ModelInputs` of the model.
         visual_tokens: that one image brings into the model.
-        num_frames: of a video that are shown.
+        num_frames: number of frames of a video that are shown.
     """
 
     inputs: ModelInputs

@@ -33,7 +33,7 @@ def stopping_at(stop: str | None, tokenizer: PreTrainedTokenizerBase) -> list[Ke
 
     Args:
         stop: the words that end an answer, see `llava.data.families.base.ModelInputs.stop`.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
     """
     nothing = torch.empty(1, 0, dtype=torch.long)
     return [] if stop is None else [KeywordsStoppingCriteria([stop], tokenizer, nothing)]

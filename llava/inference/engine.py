@@ -33,12 +33,12 @@ class ModelSpec:
     Attributes:
         path, base: as in `open_model`.
         compression: the budget.
-        dtype: of the weights, as text; None is float16 on a GPU, float32 on a CPU.
+        dtype: data type of the weights, as text; None is float16 on a GPU, float32 on a CPU.
         bits: 4 or 8 where the language model is quantised.
         template: conversation template; None is that of training.
         usual_template: where the model records none; None goes by its name.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
-        num_frames: of a video that are shown.
+        num_frames: number of frames of a video that are shown.
     """
 
     path: str
@@ -103,7 +103,7 @@ class Engine:
     Args:
         model, tokenizer, processor: of `open_model`; without a tower there is no processor.
         template, usual_template, image_opening, num_frames: as in `ModelSpec`.
-        name: of the model; None for what it was loaded from.
+        name: name of the model; None for what it was loaded from.
 
     Attributes:
         inputs: makes inputs of the model, as its family says.
@@ -185,7 +185,7 @@ class Engine:
 
         Args:
             prompts: at least one.
-            settings: of generation.
+            settings: settings of generation.
 
         Raises:
             llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity for one of them.
@@ -204,7 +204,7 @@ class Engine:
 
         Args:
             tasks: some are taken ahead, for their images to be read.
-            settings: of generation.
+            settings: settings of generation.
             loader_workers: processes that read images ahead.
 
         Raises:
@@ -237,8 +237,8 @@ class Engine:
         """One call of the model's `generate`, each row of which ends where its answer does.
 
         Args:
-            inputs: of the model, on its device, such as those of `batch` without labels.
-            settings: of generation.
+            inputs: arguments of the model, on its device, such as those of `batch` without labels.
+            settings: settings of generation.
             more: arguments of this call alone, such as `compression`, `streamer`, `past_key_values`.
         """
         options = end_tokens(self.model, self.tokenizer) | settings.options() | more

@@ -23,9 +23,9 @@ class GenerationSettings:
     Attributes:
         temperature: 0 takes the likeliest token.
         top_p: tokens are sampled from the likeliest of this total share, in (0, 1].
-        num_beams: of a beam search, 1 or more.
+        num_beams: number of beams of a beam search, 1 or more.
         max_new_tokens: longest answer, 1 or more.
-        seed: of sampling in batches.
+        seed: seed of sampling in batches.
         more: other options of transformers' `generate`.
 
     Raises:
@@ -70,7 +70,7 @@ class CountingCache(StagedCache):
     """A cache that counts the visual tokens of the prompt in each stage of the decoder.
 
     Attributes:
-        first_layers: of the stages.
+        first_layers: first layers of the stages.
         tokens: visual tokens of each row as they enter a stage, int64 [B] for each.
     """
 

@@ -38,7 +38,7 @@ def fault_in(text: str) -> str | None:
     """What keeps a text, or a name that stands beside it, from being one, as the end of a sentence; None if nothing.
 
     Args:
-        text: of a question, an id or a file's name.
+        text: text of a question, an id or a file's name.
     """
     found = _REFUSED.search(text)
     if found is None:

@@ -34,7 +34,7 @@ class Answering:
     Args:
         generate: called once, with keywords for `generate` of transformers: `streamer`, which it may not use, and the
             criterion that ends it early as `stop_when`.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         stop: text that ends an answer and is not shown; None where a token of the model does.
 
     Attributes:

@@ -28,7 +28,7 @@ def check_behind_cache(
 
     Args:
         cache: what came before.
-        shape: of the new tokens, (B, n).
+        shape: shape of the new tokens, (B, n).
         attention_mask: [B, n], or longer, in which case the last n columns are theirs.
         position_ids: [B, n], or with axes in front.
         axes: how many of those are accepted.

@@ -25,7 +25,7 @@ def survivor_index(layout: TokenLayout, width: int) -> Tensor:
     """For each column of the input, the position of the last token at or before it.
 
     Args:
-        layout: of the L' positions.
+        layout: layout of the L' positions.
         width: T.
 
     Returns:
@@ -81,7 +81,7 @@ def hidden_states_at_columns(
 
     Args:
         hidden_states: the embeddings, then the output of each layer; None for those that were not asked for.
-        layouts: of each stage.
+        layouts: layouts of each stage.
         cuts: after how many layers each drop takes place.
         width: T.
 

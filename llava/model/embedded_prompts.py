@@ -52,7 +52,7 @@ def within_length(given: dict[str, Any], length: int, default: GenerationConfig)
 
     Args:
         given: arguments of the call.
-        length: of the prompt.
+        length: length of the prompt.
         default: the model's own generation configuration.
 
     Raises:

@@ -50,7 +50,7 @@ def require_finite_model(model: nn.Module, name: str) -> None:
 
     Args:
         model: as it was opened.
-        name: of what it was opened from.
+        name: name of what it was opened from.
 
     Raises:
         ValueError: names the weights.

@@ -33,7 +33,7 @@ def shown_images(
         input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go; not looked at where there is a plan.
         attention_mask: [B, T] or None.
         images: as `image_tensors` takes them.
-        plan: of the batch, if its collator made one; images are then one for each placeholder.
+        plan: plan of the batch, if its collator made one; images are then one for each placeholder.
         training: whether the model is.
 
     Returns:

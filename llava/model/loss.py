@@ -24,7 +24,7 @@ class Targets:
 
     Attributes:
         shifted: int64 [B, T], what each column of the input is to predict, -100 where nothing.
-        count: of the columns with a target, known on the host.
+        count: number of the columns with a target, known on the host.
     """
 
     shifted: Tensor
@@ -79,8 +79,8 @@ def next_token_loss(
     Args:
         head: maps [S, D] to logits [S, V].
         hidden_states: [B, L, D].
-        layout: of the L positions.
-        targets: of the T columns.
+        layout: layout of the L positions.
+        targets: targets of the T columns.
         num_items_in_batch: divides the sum of the loss; None takes the mean.
 
     Returns:

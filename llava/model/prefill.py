@@ -22,7 +22,7 @@ class Prefill:
 
     Attributes:
         embeddings: [B, L, D].
-        layout: of the L positions; its `columns` count those of the input.
+        layout: layout of the L positions; its `columns` count those of the input.
         width: T, how many columns results stand at; None leaves them at the decoder's positions.
         targets: what the columns are to predict, where labels were given.
         of_embeddings: whether the prompt reaches `forward` as embeddings, too.
@@ -44,7 +44,7 @@ def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tens
     """Give every token the position, on every axis, that it has in the uncompressed prompt.
 
     Args:
-        plan: of the prompt.
+        plan: plan of the prompt.
         positions: int64 [A, B, T] of the uncompressed prompt.
         attention_mask: [B, T] of the uncompressed prompt.
     """

@@ -106,9 +106,9 @@ def with_head(
 
     Args:
         head: from D to V.
-        outputs: of the decoder; without layouts for new tokens behind a filled cache.
+        outputs: outputs of the decoder; without layouts for new tokens behind a filled cache.
         wanted: what was asked for.
-        targets: of the T columns, where a loss was.
+        targets: targets of the T columns, where a loss was.
         width: T, to return results at the columns of the input; None leaves them at the decoder's positions.
     """
     states = outputs.last_hidden_state

@@ -32,7 +32,7 @@ class SplicePlan:
     Attributes:
         ids: int64 [S], the text tokens of all rows, end to end; they are embedded.
         source: int64 [B, L], index into the rows of `cat([embedded text (S), visual tokens (N)])`; 0 on padding.
-        layout: of the L positions.
+        layout: layout of the L positions.
         counts: visual tokens of each span, in the order in which their features are given.
         width: T.
         queries: who votes, see `T2VConfig.queries`.
@@ -131,7 +131,7 @@ def plan_splice(
         answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.
         query_mask: int64 [B, T], flags of `QueryRole`; None derives them, see `default_roles`.
         queries: which of them vote, see `T2VConfig.queries`.
-        padding_side: of the result.
+        padding_side: padding side of the result.
         max_length: longer rows lose their end, and a warning says how many answer tokens went with it.
 
     Raises:

@@ -33,7 +33,7 @@ class StagedCache(DynamicCache):
     """`DynamicCache` plus the key mask and next position of every stage; lives as long as one request.
 
     Args:
-        config: of the decoder; all its layers must attend to everything before them.
+        config: configuration of the decoder; all its layers must attend to everything before them.
 
     Raises:
         ValueError: if a layer has a sliding window, which cannot be told apart from a drop.

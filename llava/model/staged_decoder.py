@@ -52,7 +52,7 @@ def run_stages(
     Args:
         decoder: Llama-like model.
         hidden_states: [B, L, D] embeddings.
-        layout: of the L positions.
+        layout: layout of the L positions.
         t2v: when to drop and how much; None drops nothing.
         cache: an empty cache to fill, or None.
         kwargs: handed to every layer.
@@ -101,7 +101,7 @@ def continue_stages(
         decoder: Llama-like model.
         hidden_states: [B, n, D] embeddings of the new tokens.
         cache: what came before; extended in place.
-        attention_mask: of the new tokens, [B, n], or longer: its last n columns. None counts all of them.
+        attention_mask: mask of the new tokens, [B, n], or longer: its last n columns. None counts all of them.
         kwargs: handed to every layer.
 
     Returns:
@@ -141,7 +141,7 @@ def attention_ranking(decoder: Any, layer_index: int, hidden_states: Tensor, lay
         decoder: Llama-like model.
         layer_index: 0-based number of the layer that scores: the first behind the drop, or the last in front of it.
         hidden_states: [B, L, D] that this layer gets, or would get were nothing dropped.
-        layout: of the L positions.
+        layout: layout of the L positions.
     """
     layer = decoder.layers[layer_index]
     queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)

@@ -69,7 +69,7 @@ class Session:
 
     Args:
         chat: the conversation.
-        options: of the command line.
+        options: options of the command line.
         images: to be shown with the first question.
     """
 

@@ -67,10 +67,10 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
     """The picture of a traced prompt.
 
     Args:
-        trace: of one row.
+        trace: trace of one row.
         pixels: its images [3, height, width] as they went into the tower, square.
         image_processor: that made them.
-        layers: of the decoder.
+        layers: layers of the decoder.
     """
     stages = _stages(trace, layers)
     each = trace.entered[0] // len(pixels)

@@ -32,7 +32,7 @@ def find_checkpoint(output_dir: str | Path, verify: str = "full") -> Path | None
     Each one that is passed over is named in the log with what is wrong with it.
 
     Args:
-        output_dir: of the run.
+        output_dir: output folder of the run.
         verify: how closely to look, as in `soundness.damage`.
 
     Raises:
@@ -63,7 +63,7 @@ def starting_point(output_dir: str | Path, overwrite: bool, asked: str | None, v
     """The checkpoint to go on from, None for a run from the beginning. All ranks must call it.
 
     Args:
-        output_dir: of the run; its newest whole checkpoint is taken up by itself.
+        output_dir: output folder of the run; its newest whole checkpoint is taken up by itself.
         overwrite: begin anew whatever the folder holds.
         asked: a checkpoint folder, where the user names one; `True` says what happens anyway, and `False` that there
             must be none to go on from.
@@ -124,7 +124,7 @@ def prune_checkpoints(output_dir: str | Path, limit: int | None, newest: Path, b
     transformers' `rotate_checkpoints` keeps the highest number, though it may be the folder that the run passed over.
 
     Args:
-        output_dir: of the run.
+        output_dir: output folder of the run.
         limit: `--save_total_limit`; None or less than 1 removes nothing.
         newest: that was written just now; it and `best` stay. What has a higher number is of another start, and stays
             until the run writes it again.

@@ -20,7 +20,7 @@ def check_deepspeed_file(arguments: Sequence[str]) -> None:
     """Check the file that `--deepspeed` names on a command line, if it does.
 
     Args:
-        arguments: of the program.
+        arguments: arguments of the program.
 
     Raises:
         ValueError: if it is missing, not a JSON object, or a setting has another type than DeepSpeed takes; names the

@@ -47,7 +47,7 @@ def digest_model(name: str, cache_dir: str | None = None) -> str | None:
 
     Args:
         name: a folder, or a name on the hub.
-        cache_dir: of the hub.
+        cache_dir: cache folder of the hub.
     """
     try:
         folder = fetch(name, cache_dir=cache_dir, local_files_only=True)

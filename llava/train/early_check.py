@@ -63,9 +63,9 @@ def require_opens(folder: str | Path, base: str | None, args: TrainingArguments)
     """Open a checkpoint with the loader that its users have, on the meta device: everything but the numbers.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         base: model under a projector or adapters; None for a whole model.
-        args: of the run.
+        args: arguments of the run.
 
     Raises:
         OSError: if it does not open.

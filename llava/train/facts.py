@@ -57,10 +57,10 @@ class RunFacts:
         batch_size: samples of one optimizer step, over all processes and accumulation steps.
         trained: `model`, `adapter_only`, or `lora` with rank and bits.
         engine: `torch`, or `deepspeed-zeroN`.
-        seed: of the order.
+        seed: seed of the order.
         arguments: values of all arguments by name; what becomes of a difference stands in `llava.train.resuming`.
         start: fingerprints of what the weights started from; None for what was not there.
-        tower_layers: of the vision tower; None without one.
+        tower_layers: number of layers of the vision tower; None without one.
     """
 
     compression: dict[str, Any]

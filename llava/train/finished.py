@@ -37,8 +37,8 @@ def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> 
 
     Args:
         then: facts of the run that finished in the output folder.
-        now: of the one that was started.
-        args: of the latter.
+        now: facts of the one that was started.
+        args: arguments of the latter.
 
     Returns:
         the output folder.
@@ -62,7 +62,7 @@ def require_trained(steps: int) -> None:
     """Refuse to publish a model on which no optimizer step was made.
 
     Args:
-        steps: of the optimizer, over all starts of the run.
+        steps: number of steps of the optimizer, over all starts of the run.
 
     Raises:
         ValueError: if there were none.

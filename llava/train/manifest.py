@@ -33,7 +33,7 @@ class Manifest:
 
     Attributes:
         sizes: bytes of each file, by its path inside the folder.
-        digests: of each file's pieces in order; None in what earlier versions wrote.
+        digests: digests of each file's pieces in order; None in what earlier versions wrote.
         piece: bytes of a piece.
     """
 
@@ -106,7 +106,7 @@ def faults(folder: str | Path, largest: int | None = None) -> list[str]:
     """What is wrong with a folder that was sealed; empty if nothing is.
 
     Args:
-        folder: of a checkpoint.
+        folder: folder of a checkpoint.
         largest: bytes of a file up to which its digest is compared; None compares all, -1 sizes alone.
     """
     folder = Path(folder)

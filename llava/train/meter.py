@@ -29,7 +29,7 @@ class Tally:
     """Sums over batches: of one process or several, of part of a run or all of it.
 
     Attributes:
-        seconds: of training, those of every process.
+        seconds: seconds of training, those of every process.
         waited: of them in fetching batches.
         batches: forward passes.
         samples, shown, images: rows; those among them with visual tokens; images that the tower saw for them.
@@ -112,7 +112,7 @@ class TrainingMeter:
     Args:
         work: what a step computes.
         device: whose memory is reported.
-        peak_flops: of one device, FLOP/s; None leaves utilisation out.
+        peak_flops: peak of one device, FLOP/s; None leaves utilisation out.
         clock: seconds, for tests.
     """
 
@@ -171,7 +171,7 @@ class TrainingMeter:
         """Count a forward pass in training.
 
         Args:
-            layouts: of the model's output, one for each stage.
+            layouts: layouts of the model's output, one for each stage.
             images: that came with the batch. A batch of text alone brings a dummy; it counts for nothing.
 
         Raises:

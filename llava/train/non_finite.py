@@ -31,7 +31,7 @@ def require_finite_loss(loss: Tensor, step: int, ids: Sequence[str], model: nn.M
     Args:
         loss: scalar.
         step: that is under way, counting from 1.
-        ids: of the batch's samples.
+        ids: ids of the batch's samples.
         model: looked at only to tell whether the samples or the weights are to blame.
 
     Raises:
@@ -68,11 +68,11 @@ def require_finite_gradient(
     smaller scale.
 
     Args:
-        norm: of the whole gradient before clipping; None where an engine does not tell it.
+        norm: norm of the whole gradient before clipping; None where an engine does not tell it.
         step: that is under way, counting from 1.
-        ids: of the samples of this rank in all batches of the step.
+        ids: ids of the samples of this rank in all batches of the step.
         scaled: whether a scaler looks at the gradient; fp16 on a CPU has none.
-        scale: of the loss; None where an engine keeps it, and stops by itself when it is too small.
+        scale: scale of the loss; None where an engine keeps it, and stops by itself when it is too small.
         resumable: whether there is a checkpoint that a run goes on from.
 
     Raises:
@@ -118,7 +118,7 @@ def require_finite_start(model: nn.Module, name: str) -> None:
 
     Args:
         model: as it was opened.
-        name: of what it was opened from.
+        name: name of what it was opened from.
 
     Raises:
         ValueError: names a weight.

@@ -55,7 +55,7 @@ def apply_rates(optimizer: Any, scheduler: Any, asked: list[tuple[float, float]]
     Args:
         optimizer: with the state of a checkpoint.
         scheduler: with the state of the same.
-        asked: of `asked_rates`, in the order of the groups; empty leaves all as it is.
+        asked: result of `asked_rates`, in the order of the groups; empty leaves all as it is.
     """
     if not asked:
         return

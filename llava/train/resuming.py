@@ -167,7 +167,7 @@ class Difference:
     """An argument that changed.
 
     Attributes:
-        name: of the argument.
+        name: name of the argument.
         then, now: its values.
         change: what to do about it.
     """
@@ -201,7 +201,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], tower_layers: i
 
     Args:
         then: values of the run that left a checkpoint, as `plain` gives them.
-        now: of the run that is to go on from it.
+        now: values of the run that is to go on from it.
         tower_layers: of the vision tower, so that layers counted from its end and from its front can be compared.
     """
     found = []

@@ -88,9 +88,9 @@ def write_summary(
         output_dir: where it goes.
         phase: `pretrain` or `finetune`.
         model, statistics: as trained.
-        log_history: of the Trainer.
+        log_history: log history of the Trainer.
         totals: of `LlavaTrainer.totals`; under `counts` the samples trained on, cut, without labels, and skipped.
-        facts: of the run, by which it recognises itself once it is finished.
+        facts: facts of the run, by which it recognises itself once it is finished.
     """
     tokens = visual_tokens(model)
     steps = ("step", "epoch", "loss", "grad_norm", "learning_rate")

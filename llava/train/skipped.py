@@ -13,10 +13,10 @@ class SkippedSamples:
     """What one rank skipped, in `skipped_samples-RANK.jsonl` of the output folder.
 
     Args:
-        output_dir: of the run.
-        rank: of this process.
+        output_dir: output folder of the run.
+        rank: rank of this process.
         samples: size of the data set.
-        max_share: of the samples that this rank has seen; above it the run stops.
+        max_share: largest share of the samples that this rank has seen; above it the run stops.
     """
 
     def __init__(self, output_dir: str | Path, rank: int, samples: int, max_share: float) -> None:
@@ -31,7 +31,7 @@ class SkippedSamples:
         """Record the skipped samples of one batch.
 
         Args:
-            ids: of its samples.
+            ids: ids of its samples.
             problems: what is wrong with each, None where nothing is.
 
         Raises:

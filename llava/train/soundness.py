@@ -54,7 +54,7 @@ def damage(folder: str | Path, verify: str = "full", light: bool = False) -> lis
     A disk that cannot be read is damage of the checkpoint, too.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         verify: one of `manifest.VERIFY`.
         light: leave out what takes time with large files, as another process sees to it.
     """

@@ -91,7 +91,7 @@ def settle_flags(
     """Fill in what flags leave open from what the checkpoint, its adapters or its projector record.
 
     Args:
-        start: of `find_start`.
+        start: result of `find_start`.
         model_args, data_args, training_args: changed.
 
     Returns:
@@ -130,9 +130,9 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> No
     """Check that every token has an embedding; one without would end the run with an IndexError when it first comes up.
 
     Args:
-        tokenizer: of the model.
-        rows: of its embeddings.
-        name: of the model, for messages.
+        tokenizer: tokenizer of the model.
+        rows: rows of its embeddings.
+        name: name of the model, for messages.
 
     Raises:
         ValueError: if a token lies beyond the embeddings; names it, and the padding token if it is that.

@@ -255,8 +255,8 @@ def require_own_loss(options: Mapping[str, Any], args: transformers.TrainingArgu
     """Check what a program hands to the trainer itself.
 
     Args:
-        options: of transformers' Trainer.
-        args: of the run.
+        options: options of transformers' Trainer.
+        args: arguments of the run.
 
     Raises:
         ValueError: if an option would be passed over, or would see logits that are not those of the labels.

@@ -24,9 +24,9 @@ def settle_template(config: Any, model_args: ModelArguments, training_args: Trai
     be asked in it, `record_template` keeps the recorded one.
 
     Args:
-        config: of the checkpoint.
+        config: configuration of the checkpoint.
         model_args: its `version` is changed where the command line does not say it.
-        training_args: of the run.
+        training_args: arguments of the run.
 
     Raises:
         ValueError: if a template does not exist.
@@ -67,7 +67,7 @@ def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: st
 
     Args:
         model: its `config` and `generation_config` are changed.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         template: key of `conv_templates` that is trained in.
         adapters: folder of the adapters that training goes on with.
     """

@@ -85,9 +85,9 @@ class LlavaTrainer(CheckedLoading):
     Args:
         part: what checkpoints hold: the whole `model`, the projector (`adapter_only`, pre-training), or `lora`
             adapters with what else was trained.
-        facts: of the run, left in every checkpoint; None leaves none.
+        facts: facts of the run, left in every checkpoint; None leaves none.
         skipped: takes note of samples that could not be read.
-        kwargs: of transformers' Trainer.
+        kwargs: arguments of transformers' Trainer.
     """
 
     args: TrainingArguments

@@ -45,7 +45,7 @@ def held_out_loss(model: nn.Module, loader: DataLoader, prepare: Any, reduce: An
 
     Args:
         model: maps a batch to an output with `loss`, the mean over the batch's targets.
-        loader: of `held_out_loader`.
+        loader: loader of `held_out_loader`.
         prepare: puts a batch where the model is.
         reduce: sums a tensor over ranks; every rank calls it once.
     """

@@ -80,7 +80,7 @@ def compare(
     Args:
         measured: None where a quantity was not needed and so not computed (scores of a drop that keeps nothing).
         recorded: by the same names.
-        tolerance: of hidden states and logits; that of other quantities is in proportion.
+        tolerance: tolerance of hidden states and logits; that of other quantities is in proportion.
         deviations: quantities that may differ, and why.
 
     Returns:

@@ -26,7 +26,7 @@ class StageInput:
     """Inputs of a stage, as tensors on the host.
 
     Attributes:
-        layout: of the L positions; rows that are not pruned hold no visual token.
+        layout: layout of the L positions; rows that are not pruned hold no visual token.
         pruned: bool [B].
         voters: bool [B, L], by the published rules.
         is_visual: bool [B, L], also in rows that are not pruned.

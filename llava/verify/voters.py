@@ -63,7 +63,7 @@ def choose_voters(behind: Tensor, labels: Tensor | None, training: bool, salient
     """bool, shaped like `behind` (tokens behind the image): the voters of each row.
 
     Args:
-        labels: of the same shape, read in training only.
+        labels: labels of the same shape, read in training only.
         salient: bool, the salient positions; None where none were given.
     """
     voters = behind

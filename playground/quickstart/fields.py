@@ -19,7 +19,7 @@ def read_record(kind: type[Record], path: Path, advice: str) -> Record:
 
     Args:
         kind: a dataclass whose annotations are plain types, lists, tuples, unions and dataclasses.
-        path: of the file.
+        path: path of the file.
         advice: what to do if it is not such, as a main clause.
 
     Raises:

@@ -32,10 +32,10 @@ class Setting:
     """One configuration and what was measured under it.
 
     Attributes:
-        name: of the row; `BLANK` is the uncompressed model that is shown empty images.
+        name: name of the row; `BLANK` is the uncompressed model that is shown empty images.
         compression: as `CompressionConfig.to_dict` gives it.
         tokens_per_layer: visual tokens that each decoder layer was seen to work on, mean over the images looked at.
-        flops: of one prefill, images included, at the mean prompt length.
+        flops: FLOPs of one prefill, images included, at the mean prompt length.
         answers: what the model said, question by question.
         batch_seconds: measured seconds and questions of every batch.
     """

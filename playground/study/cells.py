@@ -51,7 +51,7 @@ class Cell:
         """What the method does at this budget.
 
         Args:
-            seed: of the model; the random control draws anew for each.
+            seed: seed of the model; the random control draws anew for each.
 
         Raises:
             ValueError: if there is no such method or budget.

@@ -20,8 +20,8 @@ class StudySettings:
 
     Attributes:
         seeds: models of every kind; seed s starts its projector and shuffles its data by s.
-        pretrain_steps: of the projector, uncompressed, once a seed.
-        finetune_steps: of projector and language model, once a cell and seed.
+        pretrain_steps: steps of the projector, uncompressed, once a seed.
+        finetune_steps: steps of projector and language model, once a cell and seed.
         data: sizes, and the identity of tower and language model.
         methods: identity of the recipes' flags and of all compressions.
     """

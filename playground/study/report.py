@@ -53,7 +53,7 @@ def tables(summary: Summary, images: Path) -> str:
     """Everything that was measured, as Markdown.
 
     Args:
-        summary: of the study.
+        summary: summary of the study.
         images: folder of the plots, as seen from the document.
     """
     dense, blank = summary.row(TRAINING_FREE, UNCOMPRESSED), summary.row(TRAINING_FREE, BLANK)

@@ -33,7 +33,7 @@ class Row:
         method, budget: as in `Cell`; the uncompressed model and blank images have no budget.
         tokens: visual tokens that a layer saw, as counted; mean over layers and seeds.
         right: right answers of each seed.
-        questions: of each seed.
+        questions: questions of each seed.
         accuracy, interval: mean over seeds.
         relative, relative_interval: mean over seeds of the accuracy divided by the uncompressed model's; None if
             that has no right answer.

@@ -27,7 +27,7 @@ class CostAssumptions:
         model: name or checkpoint folder whose dimensions are used.
         batch_size: samples of one device in one forward pass.
         devices: accelerators; consecutive batches go to consecutive ones.
-        peak_tflops: of one device, 1e12 FLOP/s.
+        peak_tflops: peak of one device, 1e12 FLOP/s.
         mfu: share of the peak that is reached, recomputation for checkpointing counted as work.
         passes: forward-sized passes of one step, as in `training_flops`.
     """
@@ -55,8 +55,8 @@ class BudgetFigures:
         truncated, unsupervised: records, faulty ones included, that are cut, and that no label is left of.
         padding_shuffled, padding_grouped: share of the positions of padded batches that is filler, in random
             order and with `--group_by_modality_length`.
-        flops: of one epoch.
-        hours: of one epoch, padding and data loading not counted.
+        flops: FLOPs of one epoch.
+        hours: hours of one epoch, padding and data loading not counted.
     """
 
     average_visual_tokens: float
@@ -120,7 +120,7 @@ def padding_share(lengths: NDArray[np.int64], order: Sequence[int], batch_size: 
     """Share (0 to 1) of the positions of padded batches that is padding.
 
     Args:
-        lengths: of the samples [n].
+        lengths: lengths of the samples [n].
         order: their indices in the order of training.
         batch_size: samples that are padded together.
     """

@@ -36,13 +36,13 @@ class CheckResult:
     Attributes:
         sources: the data files.
         settings: how records were judged.
-        ids: of the records; None where a record has none.
+        ids: ids of the records; None where a record has none.
         num_words: int [n], the trainer's measure of length.
         num_images: int [n], images that a record names.
         text, images: int [n, b], text tokens and images left after cutting.
         truncated, supervised: bool [n, b], whether something was cut off, and whether a label is left.
         encoded: bool [n], whether the record could be encoded at all.
-        findings: of the records that have any, by index.
+        findings: findings of the records that have any, by index.
         distinct_images: image files that were looked at; each once, however many records name it.
         seconds: that checking took, reading the data files not included.
     """

@@ -49,7 +49,7 @@ def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | No
 
     Args:
         paths: JSON or JSON lines, or a YAML mixture of them, whose paths start at the YAML file's folder.
-        image_folder: of files that are named directly, or that a mixture gives none.
+        image_folder: image folder of files that are named directly, or that a mixture gives none.
         limit: keep only so many records, from the front.
 
     Raises:

@@ -31,15 +31,15 @@ class ModelInputs(ABC):
 
     Args:
         config, tokenizer: of the model.
-        processor: of the model, prepares its media; None for one that is shown none.
+        processor: processor of the model, prepares its media; None for one that is shown none.
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
 
     A subclass that names `model_types` is registered when it is defined; `register_inputs` does it by hand.
 
     Attributes:
-        model_types: of the models it is for, as their `config.json` has them.
-        arguments: of the model, among what the collator gives.
+        model_types: `model_type`s of the models it is for, as their `config.json` has them.
+        arguments: arguments of the model, among what the collator gives.
 
     Raises:
         ValueError: if there is no such opening.
@@ -73,8 +73,8 @@ class ModelInputs(ABC):
         """The conversation template to ask a model in.
 
         Args:
-            config: of the model.
-            model_name: of `get_model_name_from_path`.
+            config: configuration of the model.
+            model_name: result of `get_model_name_from_path`.
             asked: name of a template, None where nothing was asked for.
             usual: where the model records none; None goes by the model's name.
 
@@ -128,7 +128,7 @@ class ModelInputs(ABC):
 
         Args:
             text: as written.
-            media: of this turn.
+            media: media of this turn.
 
         Raises:
             ValueError: if the text has another number of marks.
@@ -170,7 +170,7 @@ class ModelInputs(ABC):
         """What makes a batch of samples: arguments of the model, and what training reports.
 
         Args:
-            settings: of the model's plans, for the batch to bring its own; None leaves planning to the model.
+            settings: settings of the model's plans, for the batch to bring its own; None leaves planning to the model.
             image_size: side of the images of the tower; None in a run without media. A batch of text alone then brings
                 something for the tower, which has to run on every rank in every step.
         """
@@ -180,7 +180,7 @@ class ModelInputs(ABC):
 
         Args:
             turns: as in `encode`.
-            media: of all turns.
+            media: media of all turns.
             voting: number of the question whose tokens may vote on visual tokens, by default the last.
         """
         return self.sample(one_question(self.encode(turns, bool(media), ask=True), voting), media)
@@ -227,7 +227,7 @@ def family_of(config: Any) -> type[ModelInputs]:
     """The family of a model.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
 
     Raises:
         ValueError: if its type has none.

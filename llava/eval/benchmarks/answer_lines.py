@@ -53,7 +53,7 @@ def read_answer_lines(path: Path, advice: str | None = None) -> list[dict[str, A
     """The lines of an answer file; a text of null is empty.
 
     Args:
-        path: of the file.
+        path: path of the file.
         advice: what to do where there is no file, or none in it, as a sentence from its second part on.
 
     Raises:
@@ -74,7 +74,7 @@ def check_answer(line: Mapping[str, Any], place: str) -> None:
     """See that the fields of an answer line that are there hold text, or a number, which stands for its digits.
 
     Args:
-        line: of an answer file.
+        line: line of an answer file.
         place: file and number of the line, for the error.
 
     Raises:

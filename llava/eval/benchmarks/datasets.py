@@ -30,7 +30,7 @@ class DatasetPart:
         places: relative to the evaluation folder; the first is the usual one, any will do.
         what: holds what.
         source: which download, and what to do with it.
-        url: of the download.
+        url: address of the download.
         optional: fewer questions are asked without it, but the paper's number does not need it.
     """
 
@@ -49,7 +49,7 @@ class Dataset:
         parts: files and folders, the questions first.
         questions: how many there are; None where no number is published.
         within: only questions whose image lies in this folder count towards `questions`.
-        licence: of the data, as its authors give it.
+        licence: licence of the data, as its authors give it.
         notes: sentences that a user has to know.
         instead: parts that will do where the questions are missing, because a split with answers is read then.
         questions_instead: how many those are.

@@ -144,9 +144,9 @@ def review_request(
     """Two answers to be compared, in the layout of LLaVA's reviews.
 
     Args:
-        number: of the question, from 1.
+        number: number of the question, from 1.
         question: with `question_id`, `image`, `text` and `category`.
-        captions: of `read_captions`.
+        captions: result of `read_captions`.
         rules: by category, with its prefix: the answers' `role` and the `prompt`.
         first, second: answer lines.
 

@@ -149,7 +149,7 @@ def rotated(question: Question, suffix: str | None) -> list[Question]:
     round 0 each option had.
 
     Args:
-        question: of `table_questions`.
+        question: question of `table_questions`.
         suffix: as there.
     """
     options, letters = list(question.fields["options"]), list(question.fields["option_char"])

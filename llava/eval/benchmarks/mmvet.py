@@ -105,7 +105,7 @@ def write_predictions(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: JSON file.
-        lines: of an answer file.
+        lines: lines of an answer file.
 
     Raises:
         ValueError: if a line has no question_id or no text.
@@ -122,9 +122,9 @@ def grading_prompt(question: str, truth: str, prediction: str) -> str:
     """What the judge is asked about one answer, ending where the score has to stand.
 
     Args:
-        question: of MM-Vet.
+        question: question of MM-Vet.
         truth: with `<AND>` and `<OR>` between its parts.
-        prediction: of the model.
+        prediction: prediction of the model.
     """
     spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     table = (_HEADER, ("---",) * len(_HEADER), *_EXAMPLES)

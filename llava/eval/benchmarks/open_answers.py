@@ -28,7 +28,7 @@ class OpenAnswers(Benchmark):
     The validation split is asked where the questions of the test split are absent and all of its own is there.
 
     Attributes:
-        folder: of the benchmark.
+        folder: folder of the benchmark.
         test: question file of the test split, and folder of its images.
         validation: files and folders of the validation split.
         submitted: lists the questions of a submission.
@@ -76,7 +76,7 @@ class OpenAnswers(Benchmark):
         """What the server takes.
 
         Args:
-            path: of the file `submitted`.
+            path: path of the file `submitted`.
             given: answers by question id as text.
 
         Raises:

@@ -83,7 +83,7 @@ def pope_splits(folder: Path, answers: Iterable[tuple[Question, str]]) -> dict[s
     """Answers of each split, counted; splits in the order of their names.
 
     Args:
-        folder: of the files `coco_pope_<split>.json`.
+        folder: folder of the files `coco_pope_<split>.json`.
         answers: questions as `read_pope_questions` gives them, with answers.
 
     Raises:

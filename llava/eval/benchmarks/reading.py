@@ -93,7 +93,7 @@ def need_field(record: Mapping[str, Any], name: str, place: str) -> Any:
 
     Args:
         record: read from a file.
-        name: of the field.
+        name: name of the field.
         place: file and line, for the error.
 
     Raises:
@@ -123,7 +123,7 @@ def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
 
     Args:
         record: read from a file.
-        name: of the field.
+        name: name of the field.
         place: file and line, for the error.
 
     Raises:
@@ -165,8 +165,8 @@ def require_characters(text: str, name: str, place: str) -> None:
     """Refuse what is no text in an id, a category or a file's name: NUL, control characters, halves of pairs.
 
     Args:
-        text: of the field.
-        name: of the field.
+        text: text of the field.
+        name: name of the field.
         place: file and line, for the error.
 
     Raises:
@@ -181,7 +181,7 @@ def require_fields(record: Mapping[str, Any], place: str) -> None:
     """See that what a question file may say about a question is of its type: a `category`, and `options`.
 
     Args:
-        record: of the file.
+        record: record of the file.
         place: file and line, for the error.
 
     Raises:
@@ -204,7 +204,7 @@ def file_in(folder: Path, name: Any, place: str) -> Path:
 
     Args:
         folder: that the name is relative to.
-        name: of an image or a video.
+        name: name of an image or a video.
         place: file and line of the record, for the error.
 
     Raises:
@@ -295,7 +295,7 @@ def require_seen(record: Mapping[str, Any], names: Sequence[str], place: str) ->
     """See that a record names no media besides its images; `images` may repeat them.
 
     Args:
-        record: of a question file.
+        record: record of a question file.
         names: that its field `image` gives.
         place: file and line, for the error.
 

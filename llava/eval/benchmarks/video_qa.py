@@ -64,9 +64,9 @@ class VideoQA(JudgedBenchmark):
     """One data set of questions about videos.
 
     Attributes:
-        folder: of the data set.
+        folder: folder of the data set.
         videos: its folder of videos.
-        prefix: of the videos' file names, which the question file leaves out.
+        prefix: prefix of the videos' file names, which the question file leaves out.
     """
 
     max_new_tokens = 1024
@@ -214,7 +214,7 @@ def match_request(identity: Any, question: str, answer: str, prediction: str) ->
         identity: question id.
         question: that was asked.
         answer: right.
-        prediction: of the model.
+        prediction: prediction of the model.
     """
     request = _REQUEST.format(question=question, answer=answer, prediction=prediction)
     messages = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": request})

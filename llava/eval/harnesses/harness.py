@@ -125,6 +125,6 @@ def class_or_object(package: str, module: str, name: str) -> Any:
     Args:
         package: whose presence decides.
         module: that holds the class.
-        name: of the class.
+        name: name of the class.
     """
     return object if find_spec(package) is None else getattr(import_module(module), name)

@@ -48,7 +48,7 @@ class DuetLlava(_Base):
             LLaVA-1.5, as for lmms-eval's own `llava`.
         batch_size: questions per batch.
         device: by default a GPU where there is one; under `accelerate launch` each process takes its own.
-        dtype: of the weights; by default float16 on a GPU, float32 on a CPU.
+        dtype: data type of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         num_frames: taken of a video.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.

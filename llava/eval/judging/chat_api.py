@@ -71,7 +71,7 @@ class ChatApi:
     """Address, key and name of a model, and limits of its requests.
 
     Attributes:
-        url: of the protocol's root, e.g. `https://api.openai.com/v1`.
+        url: address of the protocol's root, e.g. `https://api.openai.com/v1`.
         model: name, as the server knows it.
         key: sent as bearer token; None where the server wants none.
         timeout: seconds that one request may take, from the connection to the end of the reply.

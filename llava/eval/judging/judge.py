@@ -280,9 +280,9 @@ def verdict_line(digest: str, request: JudgeRequest, reply: Reply, grade: Grade 
     """One line of a verdict file.
 
     Args:
-        digest: of the request.
+        digest: digest of the request.
         request: that was graded.
-        reply: of the judge.
+        reply: reply of the judge.
         grade: read from the reply; its fields stand on the line.
     """
     line = {"request": digest, **request.fields, "judge": reply.model, "content": reply.text}

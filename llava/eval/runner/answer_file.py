@@ -30,7 +30,7 @@ class AnswerFile:
     """An answer file and the parts of one run.
 
     Attributes:
-        path: of the whole file.
+        path: path of the whole file.
         run: whose parts belong to it, 8 random hexadecimal digits; empty where that is not known yet, then none do.
     """
 

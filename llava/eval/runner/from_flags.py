@@ -65,7 +65,7 @@ def devices_of(options: argparse.Namespace, num_gpus: int = 1) -> list[str]:
     """The devices that answer, one process each; without GPUs several processes share the CPU.
 
     Args:
-        options: of `add_loading_flags`.
+        options: options of `add_loading_flags`.
         num_gpus: how many.
 
     Raises:

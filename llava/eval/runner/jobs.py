@@ -33,8 +33,8 @@ class EvaluatedModel:
 
     Attributes:
         spec: which model, and in which form it is asked; template, opening and data type are said.
-        name: of the model, in answer lines and folders.
-        files: of the model, as `llava.eval.runner.fingerprint` tells them from others.
+        name: name of the model, in answer lines and folders.
+        files: files of the model, as `llava.eval.runner.fingerprint` tells them from others.
         compression: the budget.
         compression_name: what it is called.
     """

@@ -21,8 +21,8 @@ class BenchmarkFiles:
     """Where everything about one benchmark lies, for one model under one budget.
 
     Attributes:
-        folder: of the model and budget.
-        name: of the benchmark.
+        folder: folder of the model and budget.
+        name: name of the benchmark.
     """
 
     folder: Path

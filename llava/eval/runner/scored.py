@@ -43,7 +43,7 @@ def score_answers(
         benchmark: of that name.
         root: LLaVA's `playground/data/eval`.
         judge: grades the answers that need it; None leaves them ungraded.
-        questions: of the benchmark, where they are known.
+        questions: questions of the benchmark, where they are known.
 
     Raises:
         ValueError: if a file is missing or does not fit, or the judge cannot be asked.

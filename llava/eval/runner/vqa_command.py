@@ -40,7 +40,7 @@ def vqa_parser(
 
     Args:
         prog: name of the module.
-        description: of the command.
+        description: description of the command.
         question_file, conv_mode, new_tokens: where the flags are not given.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
@@ -122,7 +122,7 @@ def run_command(options: argparse.Namespace, read: Reader) -> int:
     Where LLaVA writes over an answer file, one that was given under other settings is set aside as `<name>.former`.
 
     Args:
-        options: of `vqa_parser`.
+        options: options of `vqa_parser`.
         read: makes the questions.
 
     Returns:

@@ -33,7 +33,7 @@ class Unread:
         """Count answers.
 
         Args:
-            texts: of the answers.
+            texts: texts of the answers.
             reads: whether a rule reads one that is not empty.
         """
         stripped = [(text, bool(text.strip())) for text in texts]

@@ -44,7 +44,7 @@ class PublishedTable:
     """One published table.
 
     Attributes:
-        name: of the file, e.g. `table-3` or `visionzip-1`.
+        name: name of the file, e.g. `table-3` or `visionzip-1`.
         title: in words.
         model: family that was measured, as `rows.family` names it.
         trained: whether models were trained under the budget that they are used with.

@@ -151,7 +151,7 @@ def presets_of(config: Mapping[str, Any] | None, known: Mapping[str, Mapping[str
 
     Args:
         config: any; defaults may be left out.
-        known: of `preset_configs`.
+        known: result of `preset_configs`.
     """
     full = plain(config)
     return tuple(name for name, preset in known.items() if preset == full)

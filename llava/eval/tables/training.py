@@ -23,10 +23,10 @@ class TrainingRun:
 
     Attributes:
         folder: that holds the phases, or the phase itself if it stands alone.
-        family: of the model, by the folder's name.
+        family: family of the model, by the folder's name.
         compression: preset that equals what was trained with; `own` if none does.
         tokens: visual tokens a decoder layer saw of one image, mean over layers, in the last phase.
-        seconds: of the phases, by name.
+        seconds: seconds of the phases, by name.
     """
 
     folder: Path

@@ -191,7 +191,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             images: as in `forward`.
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
             compression: instead of the model's own.
-            padding_side: of the result.
+            padding_side: padding side of the result.
 
         Returns:
             embeddings [B, L, D], zeros on padding, and their layout.
@@ -233,7 +233,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`; of a whole prompt only.
             compression: instead of the model's own: an object, preset's name, YAML file or mapping. Of a whole prompt
                 only.
-            kwargs: of transformers' `generate`, such as `streamer`, which gets new ids only.
+            kwargs: arguments of transformers' `generate`, such as `streamer`, which gets new ids only.
 
         Raises:
             ValueError: if the inputs do not fit each other or the cache.

@@ -132,7 +132,7 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
         """For each frame: attention received float32 [n], keys [n, d], and the map float32 [n, n] where it is needed.
 
         Args:
-            block_index: of the block whose attention counts.
+            block_index: index of the block whose attention counts.
             hidden_states: [P, D] that go into it, in the order of the windows.
             grid: int64 [images, 3] of all images or videos.
             sizes: groups of each frame.
@@ -187,7 +187,7 @@ def _group_rows(queries: Tensor, keys: Tensor, scaling: float, group: int) -> It
 
     Args:
         queries, keys: [P, H, d] of one frame, rotated, patches of a group next to each other.
-        scaling: of the dot product.
+        scaling: scaling of the dot product.
         group: patches in a group.
     """
     queries, keys = queries.transpose(0, 1).float(), keys.transpose(0, 1).float()
