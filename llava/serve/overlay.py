@@ -70,7 +70,7 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
         trace: trace of one row.
         pixels: its images [3, height, width] as they went into the tower, square.
         image_processor: that made them.
-        layers: layers of the decoder.
+        layers: number of layers of the decoder.
     """
     stages = _stages(trace, layers)
     each = trace.entered[0] // len(pixels)
