@@ -92,9 +92,15 @@ _LARGEST_IMAGE = 1 << 14  # pixels along a side
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1_000, 1 << 20, 1 << 24
 # Whole numbers from 1 to a bound that no model comes near: beyond it building the model would take all memory.
 _SIZES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-    "num_channels", "vocab_size",
-)  # fmt: skip
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "vocab_size",
+)
 """Of a model; transformers computes with them, so that a file may leave one out, but not say null."""
 _COUNTS = {
     "num_hidden_layers": _MOST_LAYERS,
