@@ -18,6 +18,7 @@ from eval_small import Squares, write_squares
 from tiny_folder import write_model
 
 from attack import fuzz_judged
+from llava.common.json_files import write_json
 from llava.compression import schedule
 from llava.compression.config import CompressionConfig
 from llava.cost.shapes import ModelShape
@@ -27,7 +28,6 @@ from llava.data.records import read_records
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa, table
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.questions import Answer
-from llava.eval.runner.answer_settings import write_settings
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import score_answers
 from llava.model.builder import load_pretrained_model
@@ -220,7 +220,8 @@ def _settings(folder: Path) -> dict[str, str]:
         "device": "CPU",
         "settings": {"batch_size": 1},
     }
-    write_settings(place.settings, {"questions": hash_of(questions), "compression": {}, "seed": 0}, "r", about)
+    identity = {"questions": hash_of(questions), "compression": {}, "seed": 0}
+    write_json(place.settings, {"identity": identity, "run": "r", "about": about}, indent=2)
     return {
         str(place.settings.relative_to(folder)): "json",
         str(place.answers.path.relative_to(folder)): "lines",
