@@ -118,6 +118,7 @@ def test_what_does_not_fit_is_a_sentence(folder: Path, capsys: pytest.CaptureFix
         ([*base, "--json", "nowhere/cost.json"], "--json names a file in 'nowhere'"),
         (["--model-path", "llava-1.5-7b", "--device", "cpu"], "add --random-weights"),
         (["--model-path", "nothing", "--device", "cpu", "--random-weights"], "There is no shape 'nothing'"),
+        (["--model-path", "nothing", "--repeats", "-1"], "--repeats is -1"),  # said before a model is looked for
     ):
         assert main(words) == 2
         assert reason in capsys.readouterr().err

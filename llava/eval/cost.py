@@ -92,11 +92,10 @@ class Load:
     new_tokens: int
 
     def __post_init__(self) -> None:
-        least = {"batch-size": (self.rows, 1), "text-tokens": (self.text_tokens, 1)}
-        least |= {"images": (self.images, 0), "new-tokens": (self.new_tokens, 2)}
-        for name, (value, smallest) in least.items():
-            if value < smallest:
-                raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
+        _require("batch-size", self.rows, 1)
+        _require("text-tokens", self.text_tokens, 1)
+        _require("images", self.images, 0)
+        _require("new-tokens", self.new_tokens, 2)
 
 
 def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repeats: int) -> list[Cost]:
@@ -106,8 +105,7 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
         ValueError: if a budget does not fit the model.
         RuntimeError: if a cache does not take the bytes that were computed.
     """
-    if repeats < 1:
-        raise ValueError(f"--repeats is {repeats}; it must be 1 or more.")
+    _require("repeats", repeats, 1)
     costs = {name: _computed(name, config, model, load) for name, config in budgets.items()}
     batch = random_batch(model, load.rows, load.text_tokens, load.images)
     runs = {name: _Run(model, batch, load, budgets[name], cost) for name, cost in costs.items()}
@@ -115,6 +113,11 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
     for cost in costs.values():
         del cost.prefill_seconds[0], cost.decode_seconds[0]  # the warm-up
     return list(costs.values())
+
+
+def _require(flag: str, value: int, smallest: int) -> None:
+    if value < smallest:
+        raise ValueError(f"--{flag} is {value}; it must be {smallest} or more.")
 
 
 def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
@@ -265,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "tower" in options.also and not options.images:
             raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
+        _require("repeats", options.repeats, 1)
         load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
