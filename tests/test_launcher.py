@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -269,6 +271,25 @@ def test_a_signal_reaches_the_ranks_and_their_status_comes_out(
     variables = {"LAUNCHER": launcher, "LOG": str(log), "OUTPUT_DIR": str(tmp_path), "LEAVES": leaves}
     (tmp_path / "preempted.json").write_text("of an earlier run")
     assert_told(shell, number, variables, status)
+
+
+def test_ctrl_c_ends_the_program_that_a_script_waits_for(tmp_path: Path) -> None:
+    """Bash lets what it starts in the background ignore Ctrl-C."""
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    script = f'source scripts/lib/supervise.sh; supervise 0 "$0" -c {shlex.quote(program)}; echo "status $?"'
+    process = subprocess.Popen(
+        ["bash", "-c", script, sys.executable],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert out == "status 130\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

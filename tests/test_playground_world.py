@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +175,24 @@ def test_language_model_answers_about_text() -> None:
     model = LlamaForCausalLM.from_pretrained(ASSETS / "language_model", dtype=torch.float32)
     right = measure_language_model(model, tokenizer, samples=24)
     assert right["slots"] > 0.95 and right["slots, dropping"] > 0.95
+
+
+def test_ctrl_c_while_images_are_drawn_ends_with_a_word(tmp_path: Path) -> None:
+    """The processes that draw hear it as well, and say nothing of their own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "playground.world", "--out", str(tmp_path / "data"), "--train", "5000"],
+        cwd=ASSETS.parents[1],
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+    try:
+        while not any((tmp_path / "data").glob("images/train/*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in said and said.endswith("Stopped.\n"), said

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -46,12 +47,12 @@ def wait_until_gone(processes: list[psutil.Process], patience: float = 10) -> No
         time.sleep(0.05)
 
 
-def script(folder: Path, text: str) -> subprocess.Popen[bytes]:
+def script(folder: Path, text: str, said: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     """Start a program that hears Ctrl-C, whoever started the tests."""
     path = folder / "program.py"
     path.write_text("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + textwrap.dedent(text))
     known = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    return subprocess.Popen([sys.executable, str(path)], env=known, cwd=folder, start_new_session=True)
+    return subprocess.Popen([sys.executable, str(path)], env=known, cwd=folder, start_new_session=True, stderr=said)
 
 
 # === Data workers ===
@@ -180,6 +181,36 @@ def test_no_process_of_a_data_check_outlives_it(tmp_path: Path, by: signal.Signa
 
 
 # === Whole runs ===
+
+
+def test_ctrl_c_while_tokens_are_counted_ends_the_run_with_a_word(tmp_path: Path) -> None:
+    """By two processes, which hear it as well; the library that starts them would raise something else."""
+    text = """
+        import datasets
+        from pathlib import Path
+        from llava.data.tokens import _encode_all
+        from llava.train.launch import run_and_exit
+        class Slow:
+            def row(self, row):
+                import time
+                open("ready", "w").close()
+                time.sleep(0.5)
+                return {"input_ids": [1], "labels": [1], "query_mask": [0], "fault": None}
+        rows = datasets.Dataset.from_dict({"id": list(range(100))})
+        run_and_exit(lambda: _encode_all(rows, Slow(), Path("."), "tokens-1", 2))
+    """
+    with (tmp_path / "said").open("wb") as said:
+        process = script(tmp_path, text, said)
+    try:
+        wait_for_file(tmp_path / "ready", process)
+        workers = descendants(process)
+        os.killpg(process.pid, signal.SIGINT)
+        status = process.wait(20)
+        told = (tmp_path / "said").read_text()
+        assert status == 130 and "Traceback" not in told and told.endswith("Stopped.\n"), told
+        wait_until_gone(workers)
+    finally:
+        end(process)
 
 
 def test_ctrl_c_that_python_could_not_raise_ends_the_run_after_the_step() -> None:

@@ -56,12 +56,14 @@ def end_with_parent() -> None:
 def forks_end_with_parent() -> Iterator[None]:
     """Let processes that are forked here end within seconds when this one was killed, whoever forks them.
 
-    For libraries that start pools and managers of their own: those wait for work for ever when nobody is left.
+    For libraries that start pools and managers of their own: those wait for work for ever when nobody is left. Ctrl-C
+    is left to the parent.
     """
     is_open = True
 
     def watch() -> None:
         if is_open:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             end_with_parent()
 
     os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is wanted

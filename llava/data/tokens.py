@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def _encode_all(rows: Dataset, encoder: RecordEncoder, folder: Path, key: str, p
 
     ids, bits = List(Value("int32")), List(Value("uint8"))
     kinds = Features({"input_ids": ids, "labels": ids, "query_mask": bits, "fault": Value("string")})
-    with forks_end_with_parent():
+    with forks_end_with_parent(), _interrupted_as_such():
         return rows.map(
             encoder.row,
             remove_columns=rows.column_names,
@@ -153,6 +154,20 @@ def _encode_all(rows: Dataset, encoder: RecordEncoder, folder: Path, key: str, p
             new_fingerprint=key.removeprefix("tokens-"),
             desc="Tokenising",
         )
+
+
+@contextlib.contextmanager
+def _interrupted_as_such() -> Iterator[None]:
+    """Ctrl-C stays what it is: `datasets` raises instead that its processes have no result yet."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            cause = cause.__context__
+        raise
 
 
 def _require_no_faults(tokens: Dataset, path: Path) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from torch import distributed
 
 from llava.common.outside_files import in_words, told_by_system
+from llava.common.program import INTERRUPTED
 from llava.model.collectives import ranks_must_agree
 from llava.train.one_run import RefusedElsewhereError
 from llava.train.preemption import PreemptedError, ignore_further
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 EXPLAINED = (ValueError, OSError, FloatingPointError)  # what the package raises about flags, data, models and disks
 
 
@@ -30,7 +30,7 @@ def run_and_exit(program: Callable[[], object]) -> None:
     waiting: the launcher ends the others. A run that was told to stop, and saved, ends with status 75.
 
     An error that this package raised about what it was given, and the system about a file, is said in its sentence,
-    with status 1; any other comes with its traceback.
+    with status 1; Ctrl-C ends with status 130 and a word; any other error comes with its traceback.
     """
     try:
         program()
@@ -45,13 +45,16 @@ def run_and_exit(program: Callable[[], object]) -> None:
         explained = isinstance(error, EXPLAINED) and (_raised_here(error) or told_by_system(error))
         if explained and not isinstance(error, RefusedElsewhereError):
             sys.stderr.write(f"error: {in_words(error)}\n")
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if interrupted:
+            sys.stderr.write("Stopped.\n")
         if not ranks_must_agree():
-            if explained:
-                sys.exit(1)
+            if explained or interrupted:
+                sys.exit(INTERRUPTED if interrupted else 1)
             raise
-        if not explained:
+        if not explained and not interrupted:
             traceback.print_exc()
-        _leave(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+        _leave(INTERRUPTED if interrupted else 1)
     if ranks_must_agree():
         distributed.barrier()
         _leave(0)

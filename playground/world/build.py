@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from llava.common.child_processes import forks_end_with_parent
 from llava.common.json_files import write_json
 from llava.common.json_lines import write_lines
 from playground.world.language import ask, describe
@@ -64,7 +65,8 @@ def write_images(out: Path, split: Split, count: int, seed: int, workers: int) -
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     write = partial(_write_chunk, out, split, seed)
     scenes: list[Scene] = []
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=count, desc=f"{split} images", unit="image") as bar:
+    bar = tqdm(total=count, desc=f"{split} images", unit="image")
+    with bar, forks_end_with_parent(), ProcessPoolExecutor(workers) as pool:
         for drawn in pool.map(write, chunks):
             scenes += drawn
             bar.update(len(drawn))

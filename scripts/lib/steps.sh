@@ -86,6 +86,9 @@ step() {
     if [ "$status" -eq "$PREEMPTED" ]; then
         say "$name was told to stop and saved; the same command goes on from there"
         exit "$status"
+    elif [ "$status" -eq 130 ] || [ "$status" -eq 143 ]; then # Ctrl-C, SIGTERM
+        say "$name was stopped; the same command goes on from there"
+        exit "$status"
     elif [ "$status" -ne 0 ]; then
         printf 'error: %s failed with status %s; see above. The command was: %s\n' "$name" "$status" "$*" >&2
         exit "$status"

@@ -7,11 +7,12 @@ PREEMPTED=75 # exit status of a trainer that was told to stop and saved before i
 
 # supervise DEPTH COMMAND...: runs COMMAND and returns its status. SIGTERM and SIGUSR1, which schedulers send, arrive as
 # SIGTERM at the processes DEPTH generations below it (0: COMMAND itself; slurm: all steps of the SLURM job), and the wait
-# goes on until COMMAND ends.
+# goes on until COMMAND ends. Ctrl-C reaches COMMAND from the terminal. COMMAND is a program, not a function.
 supervise() {
     local depth=$1 child status interrupted=1
     shift
-    "$@" <&0 & # without <&0 a command in the background could not ask for anything, such as a login
+    # A command in the background would ignore Ctrl-C, and without <&0 it could not ask for anything, such as a login.
+    (trap - INT && exec "$@") <&0 &
     child=$!
     # shellcheck disable=SC2064 # the values of now
     trap "interrupted=1; stop_gently $child $depth" TERM USR1
