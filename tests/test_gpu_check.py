@@ -273,7 +273,8 @@ def test_all_limits_together_are_within_eight_minutes() -> None:
     ("words", "sentence"),
     [
         (["--parts", "golden", "speed"], "There is no part 'speed'; the parts are environment, golden"),
-        (["--limit", "train"], "--limit is 'train'; it must be PART=SECONDS, such as train=60."),
+        (["--limit", "train"], "--limit is 'train'; it must be PART=SECONDS, such as train=60, at most 999999."),
+        (["--limit", f"train={10**30}"], "it must be PART=SECONDS, such as train=60, at most 999999."),
         (["--limit", "train=0"], "--limit is 'train=0'; it must be PART=SECONDS"),
         (["--limit", "environment=²"], "--limit is 'environment=²'; it must be PART=SECONDS"),
     ],

@@ -143,8 +143,8 @@ def _chosen(options: argparse.Namespace) -> list[CheckPart]:
     limits: dict[str, int] = {}
     for word in options.limit:
         name, _, seconds = word.partition("=")
-        if not seconds.isdecimal() or int(seconds) < 1:
-            raise ValueError(f"--limit is {word!r}; it must be PART=SECONDS, such as train=60.")
+        if not seconds.isdecimal() or len(seconds) > 6 or int(seconds) < 1:
+            raise ValueError(f"--limit is {word!r}; it must be PART=SECONDS, such as train=60, at most 999999.")
         limits[name] = int(seconds)
     for name in [*(options.parts or []), *limits]:
         if name not in names:
