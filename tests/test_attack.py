@@ -13,7 +13,13 @@ import pytest
 TESTS = Path(__file__).parent
 QUICK = {
     "training": {"kills": 2, "signals": 2, "damages": 5, "full-disks": 2, "second-starts": 1},
-    "evaluation": {"eval-kills": 2, "eval-damages": 4, "eval-full-disks": 2, "eval-second-starts": 2},
+    "evaluation": {
+        "eval-kills": 2,
+        "eval-interrupts": 2,
+        "eval-damages": 4,
+        "eval-full-disks": 2,
+        "eval-second-starts": 2,
+    },
 }
 
 

@@ -38,6 +38,7 @@ ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "full-disks": training.full_disks,
     "second-starts": training.second_starts,
     "eval-kills": evaluation.kills,
+    "eval-interrupts": evaluation.interrupts,
     "eval-damages": evaluation.damages,
     "eval-full-disks": evaluation.full_disks,
     "eval-second-starts": evaluation.second_starts,

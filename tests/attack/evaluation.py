@@ -1,10 +1,11 @@
-"""Attacks on evaluation: kills, damaged answers, full disks, second starts."""
+"""Attacks on evaluation: kills, Ctrl-C, damaged answers, full disks, second starts."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ from tiny_folder import write_model
 from attack.damage import damages as damage_kinds
 from attack.figures import Figures
 from attack.programs import Ended, Running, limit_file_size, run
+from llava.common.program import INTERRUPTED, as_program
 from llava.eval.run import main
 from llava.eval.runner.result_files import BenchmarkFiles
 
 QUESTIONS = 24
 MODEL = "llava-v1.5-tiny"
+PATIENCE_OF_A_USER = 15.0  # seconds from Ctrl-C to the end
 
 
 class Evaluations:
@@ -90,6 +93,29 @@ def kills(scratch: Path, count: int, seed: int) -> Figures:
             running.kill()
             running.wait()
         runs.judge(figures, output, runs.finish(output), f"killed after {[round(m, 2) for m in moments]} s")
+    return figures
+
+
+def interrupts(scratch: Path, count: int, seed: int) -> Figures:
+    """Ctrl-C at a random moment: a word and status 130 in time, then the same command again."""
+    figures, draw, runs = Figures("Ctrl-C in evaluation"), random.Random(seed), Evaluations(scratch)
+    for _ in range(count):
+        output, moment = runs.folder(), draw.uniform(0.1, 0.9) * runs.seconds
+        program, log = runs.program(output), runs.log()
+        running = Running(lambda program=program: as_program(program), log)
+        time.sleep(moment)
+        running.kill(signal.SIGINT)
+        began = time.monotonic()
+        ended = running.wait()
+        what = f"Ctrl-C after {moment:.2f} s"
+        if ended.status == 0:
+            figures.note("ended before", None)
+        elif ended.status != INTERRUPTED or not ended.last_line.startswith("Stopped."):
+            figures.note("no word", f"{what}: status {ended.status}: {ended.last_line}")
+        elif time.monotonic() - began > PATIENCE_OF_A_USER:
+            figures.note("late", f"{what}: it took more than {PATIENCE_OF_A_USER:g} s")
+        else:
+            runs.judge(figures, output, runs.finish(output), what)
     return figures
 
 
