@@ -102,6 +102,21 @@ def test_what_a_killed_run_leaves_of_its_lock_is_no_model_and_no_checkpoint(asse
     assert not list(output.glob(".run.lock*"))
 
 
+@pytest.mark.parametrize("note", ["[" * 100_000, '{"pid": 1, "host": "\\u001b[31m", "since": ""}', '{"pid": "1"}'])
+def test_a_note_of_the_holder_that_is_none_is_not_shown(tmp_path: Path, note: str) -> None:
+    with alone_in(tmp_path, "busy", "wait"):
+        (tmp_path / ".run.lock-holder").write_text(note)
+        with pytest.raises(FolderInUseError, match=r"^busy; wait\.$"), alone_in(tmp_path, "busy", "wait"):
+            pass
+
+
+def test_a_lock_whose_note_cannot_be_written_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".run.lock-holder").mkdir()
+    with alone_in(tmp_path, "busy", "wait"), pytest.raises(FolderInUseError), alone_in(tmp_path, "busy", "wait"):
+        pass
+    assert not caplog.text
+
+
 def test_a_folder_that_was_made_for_the_lock_alone_goes_with_it(assets: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json"):
         train(flags(assets, tmp_path / "out", "pretrain", data_path=tmp_path / "none.json"))

@@ -21,7 +21,14 @@ from tiny_llava import flags, write_assets
 from llava.model.builder import load_pretrained_model
 from llava.train import checkpoint as checkpoints
 from llava.train import manifest, soundness
-from llava.train.checkpoint import find_checkpoint, prune_checkpoints, publish_checkpoint, starting_point
+from llava.train.checkpoint import (
+    STAGING,
+    clear_staging,
+    find_checkpoint,
+    prune_checkpoints,
+    publish_checkpoint,
+    starting_point,
+)
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.train import train
 
@@ -259,6 +266,64 @@ def test_content_that_no_run_wrote_falls_back(pair: Path, name: str, caplog: pyt
     assert said in caplog.text
     with pytest.raises(ValueError, match="checkpoint-4' is not whole"):
         starting_point(pair, False, str(pair / "checkpoint-4"))
+
+
+def test_weights_that_came_later_are_not_taken_for_the_sharded_ones(
+    assets: Path, runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers prefers `model.safetensors` to an index, so that a copied file would replace all weights."""
+    place = copied(runs["sharded"], tmp_path / "out")
+    whole = load_file(runs["model"] / "checkpoint-4/model.safetensors")
+    save_file({name: weight + 1 for name, weight in whole.items()}, place / "checkpoint-4/model.safetensors")
+    train(flags(assets, place, "finetune", **RUN))
+    assert "model.safetensors is not in manifest.json" in caplog.text
+    assert_equal(place, runs["model"])
+
+
+def test_weights_beside_the_pieces_of_deepspeed_are_no_damage(runs: dict[str, Path], tmp_path: Path) -> None:
+    """`zero_to_fp32.py` puts them there, and DeepSpeed does not read them."""
+    place = copied(runs["zero"], tmp_path / "out")
+    torch.save({"weight": torch.ones(2)}, place / "checkpoint-4/pytorch_model.bin")
+    assert find_checkpoint(place) == place / "checkpoint-4"
+
+
+@pytest.mark.parametrize("kind", ["projector", "model", "lora"])
+def test_a_finished_run_whose_model_is_damaged_is_not_called_finished(
+    assets: Path, runs: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    phase, options = PHASES[kind]
+    place = tmp_path / "out"
+    shutil.copytree(runs[kind], place)
+    command = flags(assets, place, phase, **options)
+    assert train(command) == place
+    name = {"projector": "mm_projector.bin", "model": "model.safetensors", "lora": "adapter_model.safetensors"}[kind]
+    for damaged, harm in ((name, zeroed), ("config.json", cut)):
+        before = (place / damaged).read_bytes()
+        harm(place / damaged)
+        with pytest.raises(ValueError, match=f"{damaged} is damaged .* Remove {name} there"):
+            train(command)
+        (place / damaged).write_bytes(before)
+    (place / "config.json").unlink()
+    with pytest.raises(ValueError, match=f"config.json is damaged .it is missing.* Remove {name} there"):
+        train(command)
+    (place / name).unlink()
+    train(command)
+    assert_equal(place, runs[kind])
+    assert (place / "config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link", "pipe", "link"])
+def test_what_has_the_name_of_the_staging_folder_is_kept_and_does_not_stop_a_save(pair: Path, kind: str) -> None:
+    photos = pair / "photos"
+    photos.mkdir()
+    (photos / "photo").touch()
+    if kind == "link":
+        (pair / STAGING).symlink_to(photos)
+    else:
+        odd(pair, STAGING, kind)
+    clear_staging(pair)
+    assert not os.path.lexists(pair / STAGING) and os.path.lexists(pair / f"{STAGING}.aside0")
+    assert (photos / "photo").exists()
 
 
 # === What is named like a checkpoint and is none ===

@@ -64,7 +64,8 @@ def alone_in(folder: str | Path, busy: str, hint: str, name: str = LOCK_FILE) ->
     try:
         held = _take(lock, note)
         if held:
-            _describe(note)
+            with contextlib.suppress(OSError):  # the lock holds without a note of who has it
+                _describe(note)
     except (OSError, NotImplementedError) as error:
         logger.warning("%s cannot be locked (%s), so nothing keeps another run out of it.", folder, error)
     else:
@@ -109,14 +110,17 @@ def _read(note: Path) -> dict[str, Any]:
     """What the holder says of itself; empty where it has not yet, or cannot."""
     try:
         content = json.loads(read_text(note))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _holder(note: Path) -> str:
     about = _read(note)
-    return f" (process {about.get('pid')} on {about.get('host')}, since {about.get('since')})" if about else ""
+    pid, host, since = (about.get(name) for name in ("pid", "host", "since"))
+    if type(pid) is not int or not all(isinstance(one, str) and one.isprintable() for one in (host, since)):
+        return ""
+    return f" (process {pid:d} on {host:.80}, since {since:.80})"
 
 
 def _is_gone(about: dict[str, Any]) -> bool:

@@ -181,8 +181,13 @@ def save_adapter(weights: dict[str, Tensor], config: Any, folder: str | Path) ->
 
 
 def clear_staging(output_dir: str | Path) -> None:
-    """Remove the staging folder that an interrupted save left."""
-    shutil.rmtree(Path(output_dir) / STAGING, ignore_errors=True)
+    """Remove the staging folder that an interrupted save left; what is none gets another name."""
+    staging = Path(output_dir) / STAGING
+    if staging.is_symlink() or (os.path.lexists(staging) and not staging.is_dir()):
+        aside = _free_name(staging)
+        logger.warning("%s is in the way of what a run saves and no folder of a run; it is now %s.", staging, aside)
+        staging.rename(aside)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:

@@ -6,9 +6,12 @@ import json
 import logging
 from pathlib import Path
 
+from llava.model.weights import weight_files
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpoint import FINISHED, YES, clear_staging
 from llava.train.facts import RunFacts, what_differs
+from llava.train.manifest import PIECE
+from llava.train.readable import format_fault
 from llava.train.run_summary import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> 
         the output folder.
 
     Raises:
-        ValueError: if the folder holds the model of another run; says what differs.
+        ValueError: if the folder holds the model of another run, or a file of it is damaged; says what it is.
     """
     different = what_differs(then, now)
     if different:
@@ -53,9 +56,29 @@ def require_finished(then: RunFacts, now: RunFacts, args: TrainingArguments) -> 
             "--output_dir or say --overwrite_output_dir True."
         )
     if args.should_save:
+        _require_whole(Path(args.output_dir), args.verify_checkpoint)
         clear_staging(args.output_dir)
     logger.info("%s holds the model of this very run, which has finished; nothing is left to do.", args.output_dir)
     return Path(args.output_dir)
+
+
+def _require_whole(folder: Path, verify: str) -> None:
+    """Refuse to call a run finished whose model cannot be opened.
+
+    Raises:
+        ValueError: names the file, and what to remove for the run to write its end anew.
+    """
+    there = [folder / name for name in FINISHED if (folder / name).exists()]
+    paths = dict.fromkeys([folder / "config.json", *there, *weight_files(folder)])
+    for path in paths:
+        thorough = verify == "full" or (path.is_file() and path.stat().st_size <= PIECE)
+        fault = format_fault(path, thorough) if path.is_file() else "it is missing"
+        if fault is not None:
+            raise ValueError(
+                f"The run in {folder} has finished, but {path} is damaged ({fault}). Remove "
+                f"{', '.join(one.name for one in there)} there and give the same command again: it goes on from the "
+                "newest checkpoint to the end; without a checkpoint it begins anew."
+            )
 
 
 def require_trained(steps: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
 from llava.model.collectives import of_all_ranks, ranks_must_agree, require_everywhere
@@ -37,6 +38,8 @@ _READ_BY_NAME = (
     "latest",
     "global_step*/*",
 )
+# Each may be a whole model, and transformers takes one of them by its own order.
+_WHOLE_MODELS = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME}
 _OF_THE_STATE: dict[str, tuple[type, ...]] = {
     "global_step": (int,),
     "max_steps": (int,),
@@ -142,7 +145,10 @@ def _unlisted(folder: Path) -> list[str]:
     """Files that resuming would read and that were not part of the checkpoint when it was saved."""
     known = Manifest.read(folder).sizes
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    strange = [name for name in names if name not in known and any(fnmatch(name, pattern) for pattern in _READ_BY_NAME)]
+    read = list(_READ_BY_NAME)
+    if _WHOLE_MODELS & known.keys() and "latest" not in known:  # DeepSpeed reads its own files, whatever lies there
+        read += _WHOLE_MODELS
+    strange = [name for name in names if name not in known and any(fnmatch(name, pattern) for pattern in read)]
     missing = [] if STATE_FILE in known else [f"{STATE_FILE} is missing"]
     return missing + [f"{name} is not in {MANIFEST_FILE}" for name in strange]
 
