@@ -226,6 +226,11 @@ def with_entry(name: str, size: object) -> Callable[[Path], None]:
     return write
 
 
+def without_schedule(checkpoint: Path) -> None:
+    (checkpoint / "scheduler.pt").unlink()
+    seal(checkpoint)
+
+
 CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "facts of other types": (changed("run_facts.json", seed="42"), "'seed' that is no whole number"),
     "facts with a flag for a number": (changed("run_facts.json", samples=True), "'samples' that is no whole number"),
@@ -254,6 +259,8 @@ CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a manifest without its digests": (as_manifest('{"files": {"a": 1}, "piece": 9}'), "as this program writes it"),
     "a manifest that leads outside": (with_entry("../checkpoint-2/optimizer.pt", 1), "are not sizes"),
     "a manifest that names more": (with_entry("model-2.safetensors", 10), "model-2.safetensors is missing"),
+    "a manifest of an endless file": (with_entry("optimizer.pt", 10**40), "are not sizes"),
+    "a schedule that nobody listed": (without_schedule, "scheduler.pt is missing"),
     "a state that came later": (replaced("rng_state_3.pth", b"x", sealed=False), "is not in manifest.json"),
 }
 

@@ -153,7 +153,7 @@ def _are_digests(held: object, sizes: dict[str, int], piece: object, kind: objec
     if not isinstance(held, dict) or kind != _DIGEST or type(piece) is not int or piece <= 0:
         return False
     return held.keys() == sizes.keys() and all(
-        isinstance(one, list) and len(one) == len(_pieces(sizes[name], piece)) for name, one in held.items()
+        isinstance(one, list) and len(one) == -(-sizes[name] // piece) for name, one in held.items()
     )
 
 

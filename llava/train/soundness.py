@@ -149,8 +149,12 @@ def _unlisted(folder: Path) -> list[str]:
     if _WHOLE_MODELS & known.keys() and "latest" not in known:  # DeepSpeed reads its own files, whatever lies there
         read += _WHOLE_MODELS
     strange = [name for name in names if name not in known and any(fnmatch(name, pattern) for pattern in read)]
-    missing = [] if STATE_FILE in known else [f"{STATE_FILE} is missing"]
-    return missing + [f"{name} is not in {MANIFEST_FILE}" for name in strange]
+    needed = [STATE_FILE]
+    if "optimizer.pt" in known:  # transformers loads both or, without a word, neither
+        needed.append("scheduler.pt")
+    return [f"{name} is missing" for name in needed if name not in known] + [
+        f"{name} is not in {MANIFEST_FILE}" for name in strange
+    ]
 
 
 def _seen_without_digests(folder: Path, thorough: bool) -> list[str]:
