@@ -226,9 +226,14 @@ def with_entry(name: str, size: object) -> Callable[[Path], None]:
     return write
 
 
-def without_schedule(checkpoint: Path) -> None:
-    (checkpoint / "scheduler.pt").unlink()
-    seal(checkpoint)
+def without(name: str) -> Callable[[Path], None]:
+    """Somebody took a file away and sealed what was left."""
+
+    def take(checkpoint: Path) -> None:
+        (checkpoint / name).unlink()
+        seal(checkpoint)
+
+    return take
 
 
 CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -260,7 +265,8 @@ CONTENTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a manifest that leads outside": (with_entry("../checkpoint-2/optimizer.pt", 1), "are not sizes"),
     "a manifest that names more": (with_entry("model-2.safetensors", 10), "model-2.safetensors is missing"),
     "a manifest of an endless file": (with_entry("optimizer.pt", 10**40), "are not sizes"),
-    "a schedule that nobody listed": (without_schedule, "scheduler.pt is missing"),
+    "a schedule that nobody listed": (without("scheduler.pt"), "scheduler.pt is missing"),
+    "random states that nobody listed": (without("rng_state.pth"), "rng_state.pth is missing"),
     "a state that came later": (replaced("rng_state_3.pth", b"x", sealed=False), "is not in manifest.json"),
 }
 

@@ -152,9 +152,11 @@ def _unlisted(folder: Path) -> list[str]:
     needed = [STATE_FILE]
     if "optimizer.pt" in known:  # transformers loads both or, without a word, neither
         needed.append("scheduler.pt")
-    return [f"{name} is missing" for name in needed if name not in known] + [
-        f"{name} is not in {MANIFEST_FILE}" for name in strange
-    ]
+    missing = [name for name in needed if name not in known]
+    goes_on = not known.keys().isdisjoint({"optimizer.pt", "latest"})
+    if goes_on and not any(fnmatch(name, "rng_state*.pth") for name in known):  # transformers would draw anew
+        missing.append("rng_state.pth")
+    return [f"{name} is missing" for name in missing] + [f"{name} is not in {MANIFEST_FILE}" for name in strange]
 
 
 def _seen_without_digests(folder: Path, thorough: bool) -> list[str]:
