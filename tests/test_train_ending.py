@@ -72,7 +72,8 @@ if __name__ == "__main__":
     options = dict(num_workers={workers}, persistent_workers={persistent}, multiprocessing_context="{start}")
     loader = leave_signals_to_parent(DataLoader(Numbers(), **options))
     batches = iter(loader)
-    next(batches)
+    for _ in range({workers}):  # each worker has given one, so each has begun
+        next(batches)
     {then}
 """
 
