@@ -11,12 +11,14 @@ PREEMPTED=75 # exit status of a trainer that was told to stop and saved before i
 supervise() {
     local depth=$1 child status interrupted=1
     shift
+    # The terminal sends Ctrl-C to COMMAND as well. It must not interrupt the wait: bash can lose the status of a child
+    # that ends at the moment in which a trapped signal arrives, and `wait` then gives 255.
+    trap '' INT
     # A command in the background would ignore Ctrl-C, and without <&0 it could not ask for anything, such as a login.
     (trap - INT && exec "$@") <&0 &
     child=$!
     # shellcheck disable=SC2064 # the values of now
     trap "interrupted=1; stop_gently $child $depth" TERM USR1
-    trap 'interrupted=1' INT # the terminal tells the command as well; stay to see how it ends
     while [ "$interrupted" = 1 ]; do
         interrupted=0 status=0
         wait "$child" || status=$? # a signal ends the wait early; waiting again gives the status
