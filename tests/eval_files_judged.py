@@ -147,6 +147,37 @@ def write_activitynet(root: Path) -> None:
     write_videos(root, "Activitynet_Zero_Shot_QA", "all_test", prefix="v_")
 
 
+def write_generation(root: Path, file: str, records: list[dict[str, str]]) -> None:
+    """A question file of Video-ChatGPT, with three videos as folders of frames."""
+    write_json(root / "Video_ChatGPT" / "Benchmarking_QA" / file, records)
+    for number in range(3):
+        write_frames(root / "Video_ChatGPT" / "Test_Videos" / f"video{number}", range(0, 240, 20))
+
+
+def _of_one_question() -> list[dict[str, str]]:
+    return [{"Q": text, "A": answer, "video_name": f"video{n // 2}"} for n, (text, answer) in enumerate(QUESTIONS)]
+
+
+def write_vcg_generic(root: Path) -> None:
+    """Video-ChatGPT's generic questions."""
+    write_generation(root, "generic_qa.json", _of_one_question())
+
+
+def write_vcg_temporal(root: Path) -> None:
+    """Video-ChatGPT's questions about the order of events."""
+    write_generation(root, "temporal_qa.json", _of_one_question())
+
+
+def write_vcg_consistency(root: Path) -> None:
+    """Video-ChatGPT's pairs of questions."""
+    pairs = zip(QUESTIONS[::2], QUESTIONS[1::2], strict=True)
+    records = [
+        {"Q1": first, "Q2": second, "A": answer, "video_name": f"video{n}"}
+        for n, ((first, answer), (second, _)) in enumerate(pairs)
+    ]
+    write_generation(root, "consistency_qa.json", records)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "mmvet": write_mmvet,
     "llava_bench": write_llava_bench,
@@ -154,4 +185,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "msrvtt": write_msrvtt,
     "tgif": write_tgif,
     "activitynet": write_activitynet,
+    "vcg_generic": write_vcg_generic,
+    "vcg_temporal": write_vcg_temporal,
+    "vcg_consistency": write_vcg_consistency,
 }

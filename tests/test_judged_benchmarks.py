@@ -281,6 +281,81 @@ def test_verdicts_on_videos_are_read():
     assert read_match("pred: no, score: 10/10") is None
 
 
+ASPECTS = {
+    "vcg_generic": {"factual accuracy": 4, "detail orientation": 2, "contextual understanding": 3},
+    "vcg_temporal": {"temporal accuracy": 1},
+    "vcg_consistency": {"consistency": 5},
+}
+VALUES = {
+    "vcg_generic": {"correctness": 4.0, "detail_orientation": 2.0, "contextual_understanding": 3.0},
+    "vcg_temporal": {"temporal_understanding": 1.0},
+    "vcg_consistency": {"consistency": 5.0},
+}
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_free_answers_about_videos_are_graded_by_aspect(name: str, tmp_path: Path):
+    """The score is cut to an integer, as Video-ChatGPT does; each aspect has its own request and its own mean."""
+    benchmark, answers = answered(name, tmp_path, PREDICTIONS)
+
+    def grade(request: dict) -> str:
+        asked = request["messages"][1]["content"]
+        score = next(value for aspect, value in ASPECTS[name].items() if f"only as a {aspect} score" in asked)
+        return f"{{'score': {score}.9}}" if score < 5 else '{"score": 5}'
+
+    with JudgeServer(grade) as server:
+        judge = Judge.from_environment(server.environment())
+        scores = benchmark.judged(tmp_path, answers, judge, tmp_path / "r.jsonl")
+        records = 3 if name == "vcg_consistency" else 6
+        assert len(server.requests) == records * len(ASPECTS[name])
+    assert scores.values == VALUES[name]
+    assert scores.headline == pytest.approx(sum(VALUES[name].values()) / len(VALUES[name]))
+    asked = next(text for text in server.questions if "ocean" in text)
+    if name == "vcg_consistency":
+        assert "Question 1: Where are they?\nQuestion 2: How many dogs are there?\nCorrect Answer: beach\n" in asked
+        assert "Answer to Question 1: ocean\nPredicted Answer to Question 2: Two cats\n\n" in asked
+        assert "first one twice" in " ".join(scores.notes)
+    else:
+        assert "Question: Where are they?\nCorrect Answer: beach\nPredicted Answer: ocean\n\n" in asked
+
+
+def test_a_pair_of_questions_with_one_answer_is_left_out_of_consistency(tmp_path: Path):
+    benchmark, answers = answered("vcg_consistency", tmp_path, PREDICTIONS)
+    with JudgeServer(lambda request: "{'score': 3}") as server:
+        judge = Judge.from_environment(server.environment())
+        scores = benchmark.judged(tmp_path, answers[1:], judge, tmp_path / "r.jsonl")
+        assert scores.values == {"consistency": 3.0} and scores.counted == 4  # of five answers
+        assert len(server.requests) == 2
+        alone = benchmark.judged(tmp_path, answers[:1], judge, tmp_path / "r.jsonl")
+    assert alone.headline is None and "both" in alone.notes[0]
+
+
+def test_an_answer_without_the_grade_of_one_aspect_does_not_count_as_graded(tmp_path: Path):
+    benchmark, answers = answered("vcg_generic", tmp_path, PREDICTIONS)
+
+    def grade(request: dict) -> str:
+        asked = request["messages"][1]["content"]
+        return "no idea" if "ocean" in asked and "detail orientation score" in asked else "{'score': 3}"
+
+    with JudgeServer(grade) as server:
+        judge = Judge.from_environment(server.environment())
+        scores = benchmark.judged(tmp_path, answers, judge, tmp_path / "r.jsonl")
+    assert scores.headline == 3 and scores.counted == 5
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_predictions_are_video_chatgpts_records(name: str, tmp_path: Path):
+    benchmark, answers = answered(name, tmp_path, PREDICTIONS)
+    path = benchmark.write_submission(tmp_path, answers, tmp_path / "vcg.submission")
+    assert path is not None
+    first = json.loads(path.read_text())[0]
+    if name == "vcg_consistency":
+        asked = {"Q1": QUESTIONS[0][0], "Q2": QUESTIONS[1][0], "pred1": PREDICTIONS[0], "pred2": PREDICTIONS[1]}
+    else:
+        asked = {"Q": QUESTIONS[0][0], "pred": PREDICTIONS[0]}
+    assert first == asked | {"A": "cat", "video_name": "video0"}
+
+
 def test_words_are_normalised():
     assert normalised(" It's a Cat-like,  thing. ") == "its a cat like thing"
 

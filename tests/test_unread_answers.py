@@ -32,7 +32,17 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     **eval_files_judged.WRITERS,
 }
 READ_BY_RULE = ("pope", "mme", "sqa", "mmbench", "mmbench_cn", "seed")
-JUDGED = ("mmvet", "llava_bench", "msvd", "msrvtt", "tgif", "activitynet")
+JUDGED = (
+    "mmvet",
+    "llava_bench",
+    "msvd",
+    "msrvtt",
+    "tgif",
+    "activitynet",
+    "vcg_generic",
+    "vcg_temporal",
+    "vcg_consistency",
+)
 
 
 def scored(tmp_path: Path, name: str, texts: Sequence[str | None]) -> Result:

@@ -33,6 +33,9 @@ _PLACES = {
     "msrvtt": "video_qa:MSRVTT",
     "tgif": "video_qa:TGIF",
     "activitynet": "video_qa:ActivityNet",
+    "vcg_generic": "video_chatgpt:Generic",
+    "vcg_temporal": "video_chatgpt:Temporal",
+    "vcg_consistency": "video_chatgpt:Consistency",
 }
 NAMES = tuple(_PLACES)
 """Benchmarks of this package."""

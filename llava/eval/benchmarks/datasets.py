@@ -19,6 +19,7 @@ _TEXT_VQA = "https://dl.fbaipublicfiles.com/textvqa"
 _SEED_BENCH = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 _DRIVE, _VIEW = "https://drive.google.com/file/d", "view?usp=drive_link"
 _VIDEO_LICENCE = "of the videos' owners; for research"
+_VIDEO_CHATGPT = "https://github.com/mbzuai-oryx/Video-ChatGPT/blob/main/quantitative_evaluation/README.md"
 _JUDGE_NOTE = "Its headline needs a language model as judge."
 
 
@@ -94,6 +95,17 @@ def _video(folder: str, videos: str, url: str, questions: int | None) -> Dataset
     folders = (f"GPT_Zero_Shot_QA/{folder}", folder)
     parts = _several(contents, folders, f"{folder}, unpacked into GPT_Zero_Shot_QA", url)
     return Dataset(parts, questions, licence=_VIDEO_LICENCE, notes=(_JUDGE_NOTE,))
+
+
+def _generation(file: str) -> Dataset:
+    """One question file of Video-ChatGPT's benchmarks of generation."""
+    folder = "Video_ChatGPT"
+    source = "the benchmark's question files and videos, as its document names them"
+    parts = (
+        DatasetPart((f"{folder}/Benchmarking_QA/{file}", f"{folder}/{file}"), "questions", source, _VIDEO_CHATGPT),
+        DatasetPart((f"{folder}/Test_Videos",), "videos", source, _VIDEO_CHATGPT),
+    )
+    return Dataset(parts, None, licence=_VIDEO_LICENCE, notes=(_JUDGE_NOTE,))
 
 
 def _mmbench(place: str, questions: int | None) -> Dataset:
@@ -271,5 +283,8 @@ DATASETS: dict[str, Dataset] = {
     "activitynet": _video(
         "Activitynet_Zero_Shot_QA", "all_test", "https://pan.baidu.com/s/1d_AVx9Mz_57nA3exhQZGyA?pwd=9amr", 8000
     ),
+    "vcg_generic": _generation("generic_qa.json"),
+    "vcg_temporal": _generation("temporal_qa.json"),
+    "vcg_consistency": _generation("consistency_qa.json"),
 }
 """By name of the benchmark."""

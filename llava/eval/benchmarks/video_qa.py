@@ -77,11 +77,11 @@ class VideoQA(JudgedBenchmark):
     def questions(self, root: Path) -> list[Question]:
         """See `Benchmark`; the data set stands in `GPT_Zero_Shot_QA`, as in Video-LLaVA's documents, or in `root`."""
         folder = self._folder(root)
-        present = _videos_by_name(folder / self.videos)
+        present = videos_by_name(folder / self.videos)
         questions = []
         path = folder / "test_q.json"
-        records = _records(path, self.name)
-        answers = right_answers(records, path, _records(folder / "test_a.json", self.name), folder / "test_a.json")
+        records = json_records(path, self.name)
+        answers = right_answers(records, path, json_records(folder / "test_a.json", self.name), folder / "test_a.json")
         for number, (record, answer) in enumerate(zip(records, answers, strict=True), start=1):
             place = f"{path}, record {number}"
             video = need_text(record, "video_name", place)
@@ -223,10 +223,14 @@ def match_request(identity: Any, question: str, answer: str, prediction: str) ->
 
 def read_match(text: str) -> Grade | None:
     """`pred`, yes or no, and `score`, 0 to 5 without its decimals, as the published evaluation takes it."""
-    pred, score = _PRED.search(text), _SCORE.search(text)
-    if pred is None or score is None or float(score[1]) > 5:
-        return None
-    return {"pred": pred[1].lower(), "score": int(float(score[1]))}
+    pred, score = _PRED.search(text), read_score(text)
+    return None if pred is None or score is None else {"pred": pred[1].lower()} | score
+
+
+def read_score(text: str) -> Grade | None:
+    """`score`, 0 to 5 without its decimals."""
+    score = _SCORE.search(text)
+    return None if score is None or float(score[1]) > 5 else {"score": int(float(score[1]))}
 
 
 def match_values(grades: Sequence[Grade]) -> dict[str, float]:
@@ -251,15 +255,20 @@ def _word_matches(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
-def _records(path: Path, benchmark: str) -> list[Mapping[str, Any]]:
+def json_records(path: Path, benchmark: str) -> list[Mapping[str, Any]]:
+    """The records of a question or answer file.
+
+    Raises:
+        ValueError: if it is missing, or no list of JSON objects.
+    """
     records = read_json(path, benchmark)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} is not a list of JSON objects; download it again.")
     return records
 
 
-def _videos_by_name(folder: Path) -> dict[str, Path]:
-    """Videos and folders of frames; where several have one name, the format that Video-LLaVA looks for first."""
+def videos_by_name(folder: Path) -> dict[str, Path]:
+    """Videos and folders of frames of a folder; where several have one name, the format that Video-LLaVA prefers."""
     order = [*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES]
     found: dict[str, tuple[int, Path]] = {}
     for path in folder.iterdir() if folder.is_dir() else ():
