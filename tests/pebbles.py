@@ -66,6 +66,12 @@ class CompressedPebbles(CompressedModel, Pebbles):
     def decoder(self) -> Any:
         return self.model
 
+    def vision_towers(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        return (self.eye,)
+
     def pixel_inputs(self) -> tuple[str, ...]:
         return self.visual_inputs
 

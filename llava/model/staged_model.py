@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
@@ -29,6 +29,7 @@ from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
+from llava.model.parts import parts_named
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import RequestedOutputs, with_head
@@ -53,7 +54,8 @@ class StagedModel(StagedGeneration):
     - `stock`: the class of transformers that it builds on; `forward = forward_like(stock)`;
     - `visual_inputs`: the names among its inputs that describe images and videos, those with pixels `pixel_inputs`;
     - `visual_spans`: from those to visual tokens, each image with its own count;
-    - where they differ from LLaVA's: `decoder`, `decoders`, `has_cls`, `fitted`, `tower_tokens`, `rotary_positions`.
+    - where they differ from LLaVA's: `decoder`, `decoders`, `vision_towers`, `projectors`, `unused_modules`, `has_cls`,
+      `fitted`, `tower_tokens`, `rotary_positions`.
     """
 
     stock: ClassVar[Any]
@@ -140,6 +142,18 @@ class StagedModel(StagedGeneration):
     def decoder(self) -> Any:
         """The language model without head."""
         return self.model.language_model
+
+    def vision_towers(self) -> tuple[nn.Module, ...]:
+        """The towers, that of images first, each once; empty in a model without any. By default transformers' names."""
+        return parts_named(self, ("vision_tower", "image_tower", "video_tower", "visual"), "vision_towers")
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """What takes features of towers to the language model's width; may lie inside a tower, and is then not its."""
+        return parts_named(self, ("multi_modal_projector", "mm_projector"), "projectors")
+
+    def unused_modules(self) -> tuple[nn.Module, ...]:
+        """Modules on which no output depends, such as a tower's layers behind the selected one."""
+        return ()
 
     @property
     def compression(self) -> CompressionConfig:

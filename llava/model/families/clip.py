@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
 from llava.model.compressed_model import CompressedModel
-from llava.model.multimodal_encoder.encode import encode_images, has_cls
+from llava.model.multimodal_encoder.encode import behind_selected, encode_images, has_cls
 
 
 class ClipFamily(CompressedModel):
@@ -21,6 +21,22 @@ class ClipFamily(CompressedModel):
     def towers(self) -> tuple[Any, ...]:
         """The vision towers, that of images first."""
         return (self.model.vision_tower,)
+
+    def vision_towers(self) -> tuple[nn.Module, ...]:
+        """As `towers` has them."""
+        return self.towers()
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """One, of all towers."""
+        return (self.model.multi_modal_projector,)
+
+    def unused_modules(self) -> tuple[nn.Module, ...]:
+        """Layers of the towers behind the last one that is selected, and the norm at the end."""
+        selected = self.config.vision_feature_layer
+        found: list[nn.Module] = []
+        for tower in self.towers():
+            found += behind_selected(tower, [selected] if isinstance(selected, int) else selected)
+        return tuple(found)
 
     def check_tower(self) -> None:
         """Refuse towers unlike CLIP's, and features of several layers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -120,6 +121,19 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     def decoder(self) -> Any:
         """The language model without head."""
         return self.model
+
+    def vision_towers(self) -> tuple[nn.Module, ...]:
+        """The tower of LLaVA-1.5, if there is one."""
+        tower = self.get_vision_tower()
+        return () if tower is None else (tower,)
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The projector, if there is one."""
+        return () if self.model.mm_projector is None else (self.model.mm_projector,)
+
+    def unused_modules(self) -> tuple[nn.Module, ...]:
+        """What stands behind the selected layer of the tower."""
+        return tuple(chain.from_iterable(tower.unused_modules() for tower in self.vision_towers()))
 
     def is_staged(self, compression: Any = None) -> bool:
         """Always: prompts are embedded here, and caches are made here, whatever is compressed."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
@@ -70,6 +70,14 @@ class CompressedQwen2_5_VL(CompressedModel, Qwen2_5_VLForConditionalGeneration):
         """[4, B, T]: in front of the axes of the rotation, the counting that separates sequences."""
         axes = position_ids if position_ids.dim() == 3 else position_ids[None].expand(3, -1, -1)
         return torch.cat([separated(axes[0], attention_mask)[None], axes[-3:]])
+
+    def vision_towers(self) -> tuple[nn.Module, ...]:
+        """One for images and videos."""
+        return (self.model.visual,)
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The merger at the tower's end, which makes one token of each group of patches."""
+        return (self.model.visual.merger,)
 
     def check_tower(self) -> None:
         """Refuse towers in which no block attends to a whole image."""

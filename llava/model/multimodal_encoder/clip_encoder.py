@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
-from llava.model.multimodal_encoder.encode import TowerOutput, encode_images, has_cls
+from llava.model.multimodal_encoder.encode import TowerOutput, behind_selected, encode_images, has_cls
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,10 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of one image, CLS not counted."""
         return (self.config.image_size // self.config.patch_size) ** 2
+
+    def unused_modules(self) -> list[nn.Module]:
+        """What stands behind the selected layer."""
+        return behind_selected(self.model, [self.select_layer])
 
     @property
     def dtype(self) -> torch.dtype:

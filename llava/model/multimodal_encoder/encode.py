@@ -7,12 +7,13 @@ Shapes: B images, N tokens (P patches, CLS in front where the tower has one), D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
 from llava.compression.selection import without_autocast
@@ -70,6 +71,16 @@ def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig 
     with torch.no_grad():
         scored_by = _scored_by(layers[last], hidden_states.detach(), v2v, has_cls(model))
         return TowerOutput(features, has_cls(model), *scored_by)
+
+
+def behind_selected(model: Any, layers: Sequence[int]) -> list[nn.Module]:
+    """Modules of a vision transformer on which the hidden states of some layers do not depend; none of other kinds."""
+    blocks = getattr(getattr(model, "encoder", None), "layers", None)
+    if blocks is None or not layers:
+        return []
+    last = max(layer % (len(blocks) + 1) for layer in layers)
+    ends = (getattr(model, name, None) for name in ("post_layernorm", "head"))
+    return [*blocks[last:], *(end for end in ends if end is not None)]
 
 
 def has_cls(model: Any) -> bool:

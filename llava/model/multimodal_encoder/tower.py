@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
@@ -48,6 +48,9 @@ class VisionTower(Protocol):
 
     def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
         """V2V on images [M, 3, height, width]; also says what became of every patch."""
+
+    def unused_modules(self) -> Sequence[nn.Module]:
+        """Its modules on which no visual token depends."""
 
     def load_model(self, device_map: Any = None) -> None:
         """Read weights and image processor from where the tower was made from."""
