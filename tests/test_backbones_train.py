@@ -39,7 +39,7 @@ def test_a_family_says_where_its_towers_and_projectors_are_and_what_is_never_tra
 
 def test_a_family_that_does_not_say_its_parts_is_told_so() -> None:
     model = compress(vlm(PEBBLES), "none")
-    with pytest.raises(ValueError, match="CompressedPebbles does not say projectors.*docs/plug-in.md"):
+    with pytest.raises(ValueError, match=r"CompressedPebbles does not say projectors.*docs/plug-in\.md"):
         super(type(model), model).projectors()
     with pytest.raises(ValueError, match="no part of the CompressedPebbles"):
         paths_of(model, [torch.nn.Linear(1, 1)])

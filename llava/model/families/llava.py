@@ -122,7 +122,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         """The language model without head."""
         return self.model
 
-    def vision_towers(self) -> tuple[nn.Module, ...]:
+    def vision_towers(self) -> tuple[Any, ...]:
         """The tower of LLaVA-1.5, if there is one."""
         tower = self.get_vision_tower()
         return () if tower is None else (tower,)
