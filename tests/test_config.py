@@ -42,6 +42,13 @@ GOOD = {"v2v": {"dominant": 3, "contextual": 1}, "t2v": {"layers": [1], "keep": 
         ("v2v", {"dominant": 2.0}, "v2v.dominant is 2.0; it must be a whole number of at least 1."),
         ("v2v", {"dominant": True}, "v2v.dominant is True; it must be a whole number of at least 1."),
         ("v2v", {"contextual": -1}, "v2v.contextual is -1; it must be a whole number of at least 0."),
+        ("v2v", {"contextual": 0.0}, "v2v.contextual is 0.0; it must be a whole number of at least 0. A share of an"),
+        ("v2v", {"dominant": 1.0}, "A share of an image's tokens lies between 0 and 1, such as 0.65."),
+        ("v2v", {"dominant": -0.5}, "A share of an image's tokens lies between 0 and 1, such as 0.65."),
+        ("v2v", {"dominant": float("nan")}, "A share of an image's tokens lies between 0 and 1, such as 0.65."),
+        ("v2v", {"dominant": "0.65"}, "v2v.dominant is '0.65'; it must be a whole number of at least 1. A share"),
+        ("v2v", {"dominant": 0.9, "contextual": 0.2}, "v2v.dominant 0.9 and contextual 0.2 add up to more than 1."),
+        ("v2v", {"cluster_width": 0.5}, "v2v.cluster_width is 0.5; it must be a whole number of at least 1."),
         ("v2v", {"cluster_width": 0}, "v2v.cluster_width is 0; it must be a whole number of at least 1."),
         ("v2v", {"score": "best"}, "v2v.score is 'best'; it must be one of cls, received, random, uniform."),
         ("v2v", {"clusters": "k"}, "v2v.clusters is 'k'; it must be one of anchored, neighbours, uniform."),
@@ -185,6 +192,7 @@ VOTED = [
 ]
 """Presets that there are three of: for the last token, all instruction tokens, and the salient ones."""
 STAIRS |= {f"{name}-{voters}": STAIRS[name] for name in VOTED for voters in ("all", "salient")}
+QWEN_SHARES = ("qwen-share-70", "visionzip-qwen-share-70")
 QWEN = {"qwen-640": (1023, 255), "qwen-320": (608, 152), "qwen-160": (243, 60)}  # first and last layer, large image
 
 
@@ -195,7 +203,19 @@ def test_presets_meet_their_budgets(name: str):
 
 
 def test_every_preset_is_tested():
-    assert sorted([*STAIRS, *QWEN, "visionzip-qwen-640"]) == presets()
+    assert sorted([*STAIRS, *QWEN, "visionzip-qwen-640", *QWEN_SHARES]) == presets()
+
+
+@pytest.mark.parametrize("name", QWEN_SHARES)
+def test_presets_of_shares_keep_the_released_part_of_an_image_of_any_size(name: str):
+    config = CompressionConfig.from_preset(name)
+    assert {n: config.v2v.counts(n) for n in (1, 4, 100, 1296, 16384)} == {
+        1: (1, 0),
+        4: (2, 1),
+        100: (65, 5),
+        1296: (842, 64),
+        16384: (10649, 819),
+    }
 
 
 @pytest.mark.parametrize("name", QWEN)

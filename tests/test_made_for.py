@@ -212,6 +212,8 @@ def test_the_evaluation_refuses_them_before_anything_is_loaded(folder: Path, cap
         evaluated_model(run.parse([*words, "video-136"]))
     assert evaluated_model(run.parse([*words, "fastv"])).compression_name == "fastv"
     assert evaluated_model(run.parse([*words, "duet-192", "--dominant", "9"])).compression.v2v.dominant == 9
+    shares = evaluated_model(run.parse([*words, "none", "--dominant", "0.65", "--context_num", "0.05"]))
+    assert (shares.compression.v2v.dominant, shares.compression.v2v.contextual) == (0.65, 0.05)
     assert run.main([*words, "video-136", "--benchmarks", "pope"]) == 2
     assert "The compression video-136 is made for video-llava" in capsys.readouterr().err
 

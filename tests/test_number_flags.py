@@ -29,7 +29,7 @@ REAL = {
     name
     for name in NUMERIC
     if float in typing.get_args(hint := typing.get_type_hints(TrainingArguments).get(name)) or hint is float
-} | {"max_bad_share"}
+} | {"max_bad_share", "dominant_num", "context_num"}
 
 
 def refusal(*words: str) -> str:
@@ -146,6 +146,7 @@ def test_a_share_of_warm_up_above_one_is_refused_under_the_name_that_was_typed()
         "--eval_strategy no --eval_steps 1",
         "--local_rank -1",
         "--context_num 0",
+        "--dominant_num 0.65 --context_num 0.05",
         "--learning_rate 0",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_published_flags_alone_make_the_published_configuration() -> None:
     args.use_salient_tokens = True
     found = resolve_compression(args, NONE).t2v
     assert found is not None and found.queries == "salient"
+
+
+def test_published_flags_below_one_are_shares_and_whole_numbers_stay_counts() -> None:
+    args = parse_arguments([*BASE, "--dominant_num", "0.65", "--context_num", "0.05"])[0]
+    found = resolve_compression(args, NONE)
+    assert found == CompressionConfig(V2VConfig(0.65, 0.05))
+    assert CompressionConfig.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    args = parse_arguments([*BASE, "--dominant_num", "300", "--context_num", "0"])[0]
+    found = resolve_compression(args, NONE)
+    assert found.to_dict()["v2v"]["dominant"] == 300 and type(found.to_dict()["v2v"]["dominant"]) is int
+    with pytest.raises(ValueError, match=r"v2v.dominant is 300.5; it must be a whole number .* A share of an image"):
+        resolve_compression(ModelArguments(dominant_num=300.5, context_num=1), NONE)
 
 
 def test_published_flags_override_the_named_compression_with_a_log_line(caplog: pytest.LogCaptureFixture) -> None:

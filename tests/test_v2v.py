@@ -65,6 +65,25 @@ def test_tokens_and_fates_equal_plain_loops(config: V2VConfig):
         assert result.target[image].tolist() == expected_targets(expected)
 
 
+@pytest.mark.parametrize(
+    ("shares", "counts"),
+    [
+        ((0.65, 0.05), (11, 1)),  # of 17 tokens: 11.05 and 0.85
+        ((0.65, 3), (11, 3)),
+        ((6, 0.2), (6, 3)),
+        ((0.01, 0.01), (1, 1)),  # CLS alone is kept
+        ((0.99, 0.01), (16, 1)),
+    ],
+)
+def test_shares_of_a_towers_tokens_choose_as_the_counts_that_they_make(shares: Any, counts: tuple[int, int]):
+    features, attention, keys = tower_output()
+    for clusters in ("anchored", "neighbours", "uniform"):
+        by_share = run(features, attention, keys, V2VConfig(*shares, 2, clusters=clusters))
+        by_count = run(features, attention, keys, V2VConfig(*counts, 2, clusters=clusters))
+        assert torch.equal(by_share.tokens, by_count.tokens) and torch.equal(by_share.target, by_count.target)
+        assert V2VConfig(*shares).token_count(17) == sum(counts) == by_share.tokens.shape[1]
+
+
 def fates(row: Tensor) -> list[str]:
     return [Fate(value).name for value in row.tolist()]
 

@@ -78,6 +78,22 @@ class Numbers:
         return value
 
 
+def budget_number(text: str) -> int | float:
+    """A number of tokens, or a share of them, of a command line: whole numbers as such; `V2VConfig` says which may be.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is no number.
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise argparse.ArgumentTypeError(
+        f"it is {shown(text)}; it must be a number of tokens such as 300, or a share of them such as 0.65"
+    )
+
+
 def count(smallest: int = 1, largest: int = LARGEST_COUNT) -> Numbers:
     """Whole numbers from `smallest` on."""
     return Numbers(smallest, largest)

@@ -29,6 +29,20 @@ def unknown_choice(field: str, value: object, accepted: Sequence[str]) -> ValueE
     return ValueError(f"{field} is {shown(value)}; it must be one of {', '.join(accepted)}.")
 
 
+def require_choice(field: str, value: object, accepted: Sequence[str]) -> None:
+    """Raise ValueError for a value that is none of those accepted."""
+    if value not in accepted:
+        raise unknown_choice(field, value, accepted)
+
+
+def require_score(stage: str, score: object, built_in: tuple[str, ...]) -> None:
+    """Raise ValueError for a score that is neither built in nor `own_score` finds."""
+    if not isinstance(score, str):
+        raise unknown_choice(f"{stage}.score", score, built_in)
+    if score not in built_in:
+        own_score(stage, score, built_in)
+
+
 @functools.cache
 def own_score(stage: str, name: str, built_in: tuple[str, ...]) -> Callable[..., Tensor]:
     """The score of another package for a stage, `v2v` or `t2v`; `built_in` are those that need no package.

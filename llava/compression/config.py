@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.common.own_scores import own_score, unknown_choice
+from llava.common.own_scores import own_score, require_choice, require_score
 from llava.common.presets import FromFiles, MadeFor
 from llava.common.presets import presets as presets
 from llava.common.shown import shown
@@ -24,21 +24,12 @@ T2V_SCORED_BY = ("after", "before")
 _LARGEST = 2**63 - 1  # of counts and seeds; torch takes no larger ones
 
 
-def _require_choice(field: str, value: object, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise unknown_choice(field, value, accepted)
-
-
-def _require_score(stage: str, score: object, built_in: tuple[str, ...]) -> None:
-    if not isinstance(score, str):
-        raise unknown_choice(f"{stage}.score", score, built_in)
-    if score not in built_in:
-        own_score(stage, score, built_in)
-
-
-def _require_count(field: str, value: object, minimum: int) -> None:
+def _require_count(field: str, value: object, minimum: int, or_share: bool = False) -> None:
+    if or_share and isinstance(value, float) and 0 < value < 1:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{field} is {shown(value)}; it must be a whole number of at least {minimum}.")
+        also = " A share of an image's tokens lies between 0 and 1, such as 0.65." if or_share else ""
+        raise ValueError(f"{field} is {shown(value)}; it must be a whole number of at least {minimum}.{also}")
     if value > _LARGEST:
         raise ValueError(f"{field} is {shown(value)}; it must be at most {_LARGEST:,}.")
 
@@ -48,9 +39,10 @@ class V2VConfig:
     """Vision-to-vision merging, after the vision tower (paper section 3.1).
 
     Attributes:
-        dominant: tokens kept as they are. Counts the CLS token where the tower has one (300 = CLS + 299 patches).
-        contextual: tokens made by merging what is left. 0 merges nothing; where fewer patches are left than
-            asked for, as many tokens as are left come out.
+        dominant: tokens kept as they are. Counts the CLS token where the tower has one (300 = CLS + 299 patches). Below
+            1, a share of the tokens that the tower gives for the image: 0.65 of n is int(0.65 n), and at least 1.
+        contextual: tokens made by merging what is left, or a share (0.05 of n is int(0.05 n), and at least 1). 0 merges
+            nothing; where fewer patches are left than asked for, as many tokens as are left come out.
         cluster_width: pool of `cluster_width * contextual` patches that may be merged (`anchored`), or members
             of each cluster (`neighbours`).
         score: importance of a patch. `cls`: attention that the CLS token pays it, summed over heads (released
@@ -62,19 +54,21 @@ class V2VConfig:
         seed: whole number from which the `random` score draws.
     """
 
-    dominant: int
-    contextual: int
+    dominant: int | float
+    contextual: int | float
     cluster_width: int = 4
     score: str = "cls"
     clusters: str = "anchored"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_count("v2v.dominant", self.dominant, 1)
-        _require_count("v2v.contextual", self.contextual, 0)
+        _require_count("v2v.dominant", self.dominant, 1, or_share=True)
+        _require_count("v2v.contextual", self.contextual, 0, or_share=True)
+        if self.dominant < 1 and self.contextual < 1 and self.dominant + self.contextual > 1:
+            raise ValueError(f"v2v.dominant {self.dominant} and contextual {self.contextual} add up to more than 1.")
         _require_count("v2v.cluster_width", self.cluster_width, 1)
-        _require_score("v2v", self.score, V2V_SCORES)
-        _require_choice("v2v.clusters", self.clusters, V2V_CLUSTERS)
+        require_score("v2v", self.score, V2V_SCORES)
+        require_choice("v2v.clusters", self.clusters, V2V_CLUSTERS)
         _require_count("v2v.seed", self.seed, 0)
 
     @property
@@ -85,18 +79,29 @@ class V2VConfig:
         own = None if self.score in V2V_SCORES else own_score("v2v", self.score, V2V_SCORES)
         return bool(getattr(own, "needs_attention_map", False))
 
+    def counts(self, num_tokens: int) -> tuple[int, int]:
+        """Dominant and contextual tokens asked for where `num_tokens` (patches, plus CLS where there is one) enter V2V.
+
+        Shares are floored, with at least one token each (released code), and contextual ones end with the patches.
+        """
+        dominant = int(self.dominant) or max(int(self.dominant * num_tokens), 1)
+        if isinstance(self.contextual, int):
+            return dominant, self.contextual
+        return dominant, min(max(int(self.contextual * num_tokens), 1), max(num_tokens - dominant, 0))
+
     def token_count(self, num_tokens: int) -> int:
-        """Tokens that leave V2V when `num_tokens` (patches, plus CLS where there is one) enter it.
+        """Tokens that leave V2V when `num_tokens` enter it.
 
         Raises:
             ValueError: if more dominant tokens are asked for than there are.
         """
-        if self.dominant > num_tokens:
+        dominant, contextual = self.counts(num_tokens)
+        if dominant > num_tokens:
             raise ValueError(
                 f"v2v.dominant is {self.dominant}, but the vision tower gives {num_tokens} tokens (CLS included); "
                 f"choose at most {num_tokens}."
             )
-        return min(self.dominant + self.contextual, num_tokens)
+        return min(dominant + contextual, num_tokens)
 
 
 @dataclass(frozen=True)
@@ -137,11 +142,11 @@ class T2VConfig:
             object.__setattr__(self, field, tuple(value))
         self._check_layers()
         self._check_keep()
-        _require_choice("t2v.queries", self.queries, T2V_QUERIES)
-        _require_score("t2v", self.score, T2V_SCORES)
-        _require_choice("t2v.positions", self.positions, T2V_POSITIONS)
+        require_choice("t2v.queries", self.queries, T2V_QUERIES)
+        require_score("t2v", self.score, T2V_SCORES)
+        require_choice("t2v.positions", self.positions, T2V_POSITIONS)
         _require_count("t2v.seed", self.seed, 0)
-        _require_choice("t2v.scored_by", self.scored_by, T2V_SCORED_BY)
+        require_choice("t2v.scored_by", self.scored_by, T2V_SCORED_BY)
 
     def _check_layers(self) -> None:
         for layer in self.layers:
@@ -157,10 +162,9 @@ class T2VConfig:
         for share in self.keep:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ValueError(f"t2v.keep holds {shown(share)}; each share must be a number from 0 to 1.")
-        if any(later > earlier for earlier, later in zip(self.keep, self.keep[1:], strict=False)):
-            raise ValueError(
-                f"t2v.keep is {shown(list(self.keep))}; shares must not grow: dropped tokens do not return."
-            )
+        if list(self.keep) != sorted(self.keep, reverse=True):
+            shares = shown(list(self.keep))
+            raise ValueError(f"t2v.keep is {shares}; shares must not grow: dropped tokens do not return.")
         object.__setattr__(self, "keep", tuple(float(share) for share in self.keep))
 
     def check_depth(self, num_layers: int) -> None:
@@ -215,11 +219,10 @@ class CompressionConfig(FromFiles):
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain JSON values that `from_dict` reads back to an equal object."""
 
-        def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+        def plain(stage: V2VConfig | T2VConfig) -> dict[str, Any]:
+            return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(stage).items()}
 
-        stages = {"v2v": self.v2v, "t2v": self.t2v}
-        return {name: stage and dataclasses.asdict(stage, dict_factory=plain) for name, stage in stages.items()}
+        return {"v2v": self.v2v and plain(self.v2v), "t2v": self.t2v and plain(self.t2v)}
 
 
 def _build(kind: Any, name: str, data: Any) -> Any:

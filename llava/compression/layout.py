@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,10 +131,8 @@ class TokenLayout:
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> TokenLayout:
         """The same layout with other tensors, on a device for example."""
-        tensors: dict[str, Any] = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def renumbered(valid: Tensor) -> Tensor:

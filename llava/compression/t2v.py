@@ -24,11 +24,10 @@ def keep_counts(layout: TokenLayout, config: T2VConfig, stage: int) -> tuple[int
 
     A row that holds nothing but an image keeps at least one token, so that there is something to answer from.
     """
-    counts = []
-    for length, present, entered in zip(layout.lengths, layout.visual, layout.entered, strict=True):
-        least = 1 if present and length == present else 0
-        counts.append(max(least, min(present, config.kept(stage, entered))))
-    return tuple(counts)
+    rows = zip(layout.lengths, layout.visual, layout.entered, strict=True)
+    return tuple(
+        max(int(0 < present == length), min(present, config.kept(stage, entered))) for length, present, entered in rows
+    )
 
 
 def voting_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:

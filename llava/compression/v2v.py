@@ -126,8 +126,8 @@ def merge_visual_tokens(
             one, and that any other has none.
 
     Raises:
-        ValueError: if `config.dominant` exceeds N, an input that the options need is missing, or an input is of
-            another number of tokens.
+        ValueError: if more than N dominant tokens are asked for, an input that the options need is missing, or an
+            input is of another number of tokens.
     """
     count = hidden_states.shape[1]
     config.token_count(count)
@@ -173,12 +173,13 @@ def plan_merge(
 ) -> MergePlan:
     """Choose dominant patches, anchors and members from the scores [B, P]; ties go to the lower patch number."""
     num_patches = scores.shape[1]
-    kept = config.dominant - has_cls
-    contextual = min(config.contextual, num_patches - kept)
-    if contextual < config.contextual:
+    asked, wanted = config.counts(num_patches + has_cls)
+    kept = asked - has_cls
+    contextual = min(wanted, num_patches - kept)
+    if contextual < wanted:
         _say_once(
-            f"v2v asks for {config.contextual} contextual tokens, but {config.dominant} dominant ones leave "
-            f"{contextual} patches; {contextual} contextual tokens are made."
+            f"v2v asks for {wanted} contextual tokens, but {asked} dominant ones leave {contextual} patches; "
+            f"{contextual} contextual tokens are made."
         )
     order = scores.sort(dim=1, descending=True, stable=True).indices  # [B, P], patches by falling score
     dominant, rest = order[:, :kept], order[:, kept:]  # [B, K], [B, P - K]

@@ -26,8 +26,8 @@ class BudgetFlags:
     """
 
     compression: str | None = None
-    dominant: int | None = None
-    contextual: int | None = None
+    dominant: int | float | None = None
+    contextual: int | float | None = None
     cluster_width: int | None = None
     layers: str | None = None
     keep: str | None = None
@@ -45,7 +45,11 @@ class BudgetFlags:
             ValueError: if a value is out of range, or a stage is asked for only in part.
         """
         base = present if self.compression is None else CompressionConfig.resolve(self.compression)
-        v2v = {"dominant": self.dominant, "contextual": self.contextual, "cluster_width": self.cluster_width}
+        v2v = {
+            "dominant": _count_or_share(self.dominant),
+            "contextual": _count_or_share(self.contextual),
+            "cluster_width": self.cluster_width,
+        }
         t2v = {
             "layers": parse_list("--layer_list", self.layers),
             "keep": parse_list("--image_token_ratio_list", self.keep),
@@ -60,6 +64,11 @@ class BudgetFlags:
             t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),
         )
         return base if chosen == base else chosen  # a preset as it is fits only the models that it was made for
+
+
+def _count_or_share(value: int | float | None) -> int | float | None:
+    """A number of tokens as a whole number, also where the program's flag reads 300 as 300.0; shares stay."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parse_list(flag: str, text: str | None) -> list[float] | None:

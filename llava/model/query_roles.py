@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava.compression.config import unknown_choice
+from llava.common.own_scores import unknown_choice
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
 
 

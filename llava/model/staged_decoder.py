@@ -18,7 +18,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.output_capturing import capture_outputs
 
-from llava.compression.config import T2V_SCORED_BY, T2VConfig, unknown_choice
+from llava.common.own_scores import unknown_choice
+from llava.compression.config import T2V_SCORED_BY, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.compression.t2v import (
     attention_scores,

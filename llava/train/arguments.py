@@ -61,8 +61,12 @@ class ModelArguments:
         None, "`sdpa`, `eager` or `flash_attention_2`; by default FlashAttention where it is installed, else SDPA."
     )
     compression: str | None = _flag(None, "Preset (`duet-192`, ...) or YAML file; by default what the model has.")
-    dominant_num: int | None = _flag(None, "V2V: tokens kept as they are, CLS included; overrides --compression.")
-    context_num: int | None = _flag(None, "V2V: tokens merged from the rest; overrides --compression.")
+    dominant_num: float | None = _flag(
+        None, "V2V: tokens kept as they are, CLS included, or below 1 a share of all; overrides --compression."
+    )
+    context_num: float | None = _flag(
+        None, "V2V: tokens merged from the rest, or below 1 a share of all; overrides --compression."
+    )
     cluster_width: int | None = _flag(None, "V2V: patches pooled for each merged token; overrides --compression.")
     layer_list: str | None = _flag(None, "T2V: '[16,24]', drops after so many layers; overrides --compression.")
     image_token_ratio_list: str | None = _flag(None, "T2V: '[0.5,0.0]', kept shares; overrides --compression.")

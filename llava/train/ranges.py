@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava.common.number_flags import (
+    LARGEST_COUNT,
     MOST_PROCESSES,
     SEED,
     Numbers,
@@ -73,8 +74,8 @@ RANGES: Mapping[str, Numbers] = {
     "lora_r": count(1, 65536),
     "lora_alpha": count(1, 10**6),
     "lora_dropout": share(below=True),
-    "dominant_num": count(),
-    "context_num": count(0),
+    "dominant_num": Numbers(1, LARGEST_COUNT, shares=True),
+    "context_num": Numbers(0, LARGEST_COUNT, shares=True),
     "cluster_width": count(),
 }
 """Field of the arguments -> what is accepted."""

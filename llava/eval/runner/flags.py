@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.common.number_flags import MOST_PROCESSES, SEED, Numbers, count, not_negative, require_number, share
+from llava.common.number_flags import (
+    MOST_PROCESSES,
+    SEED,
+    Numbers,
+    budget_number,
+    count,
+    not_negative,
+    require_number,
+    share,
+)
 from llava.common.presets import presets
 from llava.compression.config import CompressionConfig
 from llava.inference.loading_flags import check_device
@@ -31,8 +40,9 @@ COMPRESSION_DEFAULTS: dict[str, Any] = {
 def add_compression_flags(parser: argparse.ArgumentParser) -> None:
     """`--compression`, and the published flags that override single values of it."""
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
-    parser.add_argument("--dominant", "--dominant_num", type=int, help="V2V: tokens kept as they are, CLS included")
-    parser.add_argument("--contextual", "--context_num", type=int, help="V2V: tokens merged from the rest")
+    kept, merged = "V2V: tokens kept as they are, CLS included", "V2V: tokens merged from the rest"
+    parser.add_argument("--dominant", "--dominant_num", type=budget_number, help=f"{kept}, or a share of all")
+    parser.add_argument("--contextual", "--context_num", type=budget_number, help=f"{merged}, or a share of all")
     parser.add_argument("--cluster_width", "--cluster-width", type=int, help="V2V: patches pooled for each of them")
     parser.add_argument("--layer_list", "--layer-list", help="T2V: '[16,24]', drops after so many layers")
     parser.add_argument("--image_token_ratio_list", "--image-token-ratio-list", help="T2V: '[0.5,0.0]', kept shares")

@@ -210,7 +210,7 @@ def _group_rows(queries: Tensor, keys: Tensor, scaling: float, group: int) -> It
 def _merged(frame: Tensor, received: Tensor, keys: Tensor, attention: Tensor | None, v2v: V2VConfig) -> VisualSpan:
     """V2V on the tokens [n, D] of one frame, in spatial order."""
     size = len(frame)
-    if size <= v2v.dominant + v2v.contextual:
+    if size <= sum(v2v.counts(size)):
         return VisualSpan(frame, size)
     whole = None if attention is None else attention[None]
     result = merge_visual_tokens(frame[None], None, keys[None], v2v, whole, received[None], has_cls=False)
