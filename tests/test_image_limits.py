@@ -39,6 +39,7 @@ from llava.eval.benchmarks.questions import Question
 from llava.inference.batches import Preparer, Prompt, Task, media_of
 from llava.inference.typed_images import open_image, read_image
 from llava.mm_utils import load_image_from_base64, preprocess_image, process_images
+from llava.model.splice import PlanSettings
 
 
 def processor(side: int = 28) -> CLIPImageProcessorPil:
@@ -222,7 +223,7 @@ def test_a_thin_image_is_not_blown_up(tmp_path: Path, size: tuple[int, int], rat
     with pytest.raises(ValueError, match=f"thin.png' is too large: {said}"):
         read_image(str(path), aspect_ratio=ratio)
     question = Question("q", "What?", images=(path,))
-    batch = Preparer(LlavaInputs(model, byte_level(), clip, "v1"), 4, 2)[Task((0,), (question,))]
+    batch = Preparer(LlavaInputs(model, byte_level(), clip, "v1"), PlanSettings(4, "last"))[Task((0,), (question,))]
     assert len(batch.problems) == 1 and f"{path}' is too large: " in batch.problems[0]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
@@ -297,7 +298,8 @@ def test_what_is_no_file_is_said_and_nobody_waits_for_it(tmp_path: Path) -> None
             with pytest.raises(ValueError, match=f"{name}' cannot be read: .*({kind})"):
                 read(tmp_path / name)
         inputs = LlavaInputs(SimpleNamespace(max_position_embeddings=999), byte_level(), processor(), "v1")
-        batch = Preparer(inputs, 4, 2)[Task((0,), (Question("q", "What?", images=(tmp_path / name,)),))]
+        asked = Task((0,), (Question("q", "What?", images=(tmp_path / name,)),))
+        batch = Preparer(inputs, PlanSettings(4, "last"))[asked]
         assert "cannot be read" in batch.problems[0]
         (found,) = check_images([(str(tmp_path), name)], CheckSettings())
         assert found[0].is_error
@@ -628,4 +630,4 @@ def test_a_harness_is_told_about_images_in_sentences(tmp_path: Path) -> None:
         (Image.new("1", (20_000, 1)), "is too large: 20000 x 1 become 400000000 pixels"),
     ):
         with image, pytest.raises(BadImageError, match=f"An image of a question {said}"):
-            media_of(Prompt("What?", (image,)), inputs, 8)
+            media_of(Prompt("What?", (image,)), inputs)

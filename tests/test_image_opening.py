@@ -36,6 +36,7 @@ from llava.inference.generation import GenerationSettings
 from llava.inference.typed_images import open_image, read_image
 from llava.mm_utils import preprocess_image, process_images
 from llava.model.llava_config import LlavaConfig
+from llava.model.splice import PlanSettings
 from llava.serve.cli import Session, _parser
 
 ORIENTATION = 0x0112
@@ -241,12 +242,12 @@ def pixels_in_training(path: Path, opening: str) -> torch.Tensor:
 def pixels_in_evaluation(path: Path, config: Any) -> list[torch.Tensor]:
     inputs = LlavaInputs(config, byte_level(), processor(), "v1")
     questions = [Question(1, "x", images=(path,)), Question(2, "x", images=(path.read_bytes(),))]
-    return [Preparer(inputs, 4, 8).sample(question)[0]["images"][0] for question in questions]
+    return [Preparer(inputs, PlanSettings(4, "last")).sample(question)[0]["images"][0] for question in questions]
 
 
 def pixels_in_harnesses(path: Path, config: Any) -> list[torch.Tensor]:
     prompt = prompt_of("x", [Image.open(path)])
-    return media_of(prompt, LlavaInputs(config, byte_level(), processor(), "v1"), 8)
+    return media_of(prompt, LlavaInputs(config, byte_level(), processor(), "v1"))
 
 
 @pytest.mark.parametrize("opening", ["upright", "llava"])

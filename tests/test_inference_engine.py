@@ -25,6 +25,7 @@ from llava.data import families
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families.base import Collator, ModelInputs, Sample
 from llava.data.families.llava import LlavaInputs
+from llava.data.frames import Frames
 from llava.data.records import Record
 from llava.data.tokenization import EncodedText, encode_prompt
 from llava.eval import model_vqa_loader, run_llava, vlmevalkit
@@ -33,6 +34,7 @@ from llava.inference.chat import Chat
 from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
 from llava.mm_utils import process_images
+from llava.model.splice import PlanSettings
 from llava.serve import cli
 from playground.quickstart import evaluate as quickstart
 
@@ -137,8 +139,11 @@ class Mirrored(ModelInputs):
         both = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
         return torch.as_tensor(process_images(both, self.processor, self.config))
 
-    def video(self, frames: Sequence[Image.Image], what: str) -> list[Tensor]:
-        return [self.image(frames[0], what)]
+    def video(self, frames: Frames, what: str) -> list[Tensor]:
+        return [self.image(frames.pictures[0], what)]
+
+    def tokens(self, medium: Tensor, settings: PlanSettings) -> list[int]:
+        return [len(medium) * count for count in settings.counts(medium)]
 
     def question(self, text: str, media: Sequence[Any]) -> str:
         return "@" * len(media) + text
@@ -163,9 +168,6 @@ class Mirrored(ModelInputs):
         for number, part in enumerate(text.split("@")):
             ids += [IMAGE_TOKEN_INDEX] * bool(number) + self.tokenizer(part, add_special_tokens=False).input_ids
         return EncodedText(ids, [IGNORE_INDEX] * len(ids), [0] * (len(ids) - 1) + [int(QueryRole.LAST)])
-
-    def length(self, sample: Sample, visual_tokens: int) -> int:
-        return super().length(sample, 2 * visual_tokens)
 
     def collator(self, image_size: int | None = None, settings: Any = None) -> Collator:
         def collate(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -194,7 +196,8 @@ def test_a_family_from_outside_is_asked_as_it_says(folder: Path, pictures: list[
     settings, expected = GenerationSettings(0, max_new_tokens=6), []
     for prompt in prompts:
         sample = engine.sample(prompt)
-        assert engine.inputs.length(sample, 16) == len(sample["input_ids"]) + 31 * len(prompt.images)
+        length = engine.inputs.length(sample, PlanSettings(16, "last"))
+        assert length == len(sample["input_ids"]) + 31 * len(prompt.images)
         ids = engine.model.generate(
             sample["input_ids"][None],
             images=torch.stack(sample["images"]) if sample["images"] else None,

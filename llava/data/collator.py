@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX
 from llava.model.splice import PlanSettings
+
+
+def stacked(images: Sequence[Any]) -> dict[str, Any]:
+    """Images [3, H, W] of one size as the argument `images` [M, 3, H, W]."""
+    return {"images": torch.stack(list(images))}
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,19 @@ class SupervisedCollator:
             alone then brings one image of zeros, so that the tower and the projector run on every rank in
             every step.
         settings: settings of the model's plans; None leaves planning to the model, which waits for its device then.
+        media_arguments: from the media of a batch, in reading order, to arguments of the model.
     """
 
     pad_token_id: int
     image_size: int | None = None
     settings: PlanSettings | None = None
+    media_arguments: Callable[[Sequence[Any]], dict[str, Any]] = stacked
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
-        `images` ([M, 3, H, W], M images in reading order), with settings `plan` (a `SplicePlan`), and for reports
-        `sample_ids`, `truncated`, `unsupervised` and `problems` (lists [B]; a problem is None, or why an image of the
-        sample was left out).
+        what the media become (`images` [M, 3, H, W] for M images in reading order), with settings `plan` (a
+        `SplicePlan`), and for reports `sample_ids`, `truncated`, `unsupervised` and `problems` (lists [B]; a problem is
+        None, or why an image of the sample was left out).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -46,13 +53,13 @@ class SupervisedCollator:
             "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
             "problems": [sample.get("problem") for sample in samples],
         }
-        images = [image for sample in samples for image in sample["images"]]
-        if images:
-            batch["images"] = torch.stack(images)
+        media = [medium for sample in samples for medium in sample["images"]]
+        if media:
+            batch |= self.media_arguments(media)
         elif self.image_size is not None:
             batch["images"] = torch.zeros(1, 3, self.image_size, self.image_size)
         if self.settings is not None:
-            batch["plan"] = self.settings.plan(batch, len(images))
+            batch["plan"] = self.settings.plan(batch, media)
         return batch
 
 

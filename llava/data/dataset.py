@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -10,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 
 from llava.compression.salience import salient_spans
@@ -26,6 +25,7 @@ from llava.data.salient import SalientFinder
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table
+from llava.model.splice import PlanSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class DataConfig:
 
     Attributes:
         max_length: tokens the model takes, images expanded.
-        visual_tokens: tokens that one image becomes on its way into the decoder.
+        visual_tokens: tokens that every image becomes on its way into the decoder; None where they differ, and
+            samples are cut to their length when their media have been read.
         image_folder: where image names start, unless their source in a mixture has a folder of its own.
         find_salient: says which words of a question are salient.
         salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is
@@ -48,10 +49,11 @@ class DataConfig:
         pretokenise: encode the records of files once and keep the result; otherwise whenever a sample is asked for.
         cache_dir: where tables of files are kept; None for a folder in the cache of the `datasets` library.
         num_proc: processes that encode; None for as many as the size is worth.
+        settings: settings of the model's plans, where images differ; None where the model plans itself.
     """
 
     max_length: int
-    visual_tokens: int
+    visual_tokens: int | None
     image_folder: str | Path = "."
     find_salient: SalientFinder = salient_spans
     salient_name: str | None = None
@@ -59,6 +61,7 @@ class DataConfig:
     pretokenise: bool = True
     cache_dir: str | Path | None = None
     num_proc: int | None = None
+    settings: PlanSettings | None = None
 
     def __post_init__(self) -> None:
         """Check the policy.
@@ -73,9 +76,9 @@ class DataConfig:
 class LazySupervisedDataset(Dataset):
     """LLaVA records as training samples.
 
-    A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of [3, H, W] in the order of
-    their marks; empty for text), `sample_id`, `truncated`, and `problem`: None, or why an image was left out. Such an
-    image is zeros, and no label of its sample is left.
+    A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of media in the order of their
+    marks, as the family prepares them; empty for text), `sample_id`, `truncated`, and `problem`: None, or why an image
+    was left out. Such an image is blank, and no label of its sample is left.
 
     Args:
         records: the conversations, or the path of a JSON or JSONL file of them, or of a YAML mixture of files. Those
@@ -109,23 +112,49 @@ class LazySupervisedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         encoded = self.encode(index)
-        images, problem = self._images(record, encoded.num_images)
+        media, problem = self._media(record, encoded.num_images)
         if problem is not None:
             encoded = replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels))
-        return self.inputs.sample(encoded, images) | {"sample_id": record.id, "problem": problem}
+        sample = self.inputs.sample(encoded, media)
+        if self.config.visual_tokens is None:
+            try:
+                sample = self.inputs.cut(sample, self.config.max_length, self.config.settings)
+            except ValueError as error:
+                raise ValueError(f"record {record.id!r}: {error}") from error
+        return sample | {"sample_id": record.id, "problem": problem}
 
     def encode(self, index: int) -> EncodedText:
-        """The text of one sample, cut to the model's length; no image is opened.
+        """The text of one sample; no image is opened. Cut to the model's length where all images are alike.
 
         Raises:
             ValueError: if the record does not go with the template; names it.
         """
+        if self.config.visual_tokens is None:
+            return self._text(index)
         return truncate(self._text(index), self.config.max_length, self.config.visual_tokens)
+
+    def expected_length(self, index: int, encoded: EncodedText) -> int:
+        """Tokens of a sample in the language model, exact where all images are alike.
+
+        Args:
+            index: number of the sample.
+            encoded: what `encode` gave for it.
+        """
+        if self.config.visual_tokens is not None:
+            return encoded.expanded_length(self.config.visual_tokens)
+        return len(encoded.input_ids) - encoded.num_images + self._usual_tokens * len(self.records[index].images)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Rough length of every sample in tokens: words of text and the tokens of its images."""
-        return self._column("num_words") + self.config.visual_tokens * self._column("num_images")
+        return self._column("num_words") + self._usual_tokens * self._column("num_images")
+
+    @functools.cached_property
+    def _usual_tokens(self) -> int:
+        """Tokens of an image, before any is looked at."""
+        if self.config.visual_tokens is not None:
+            return self.config.visual_tokens
+        return self.inputs.usual_tokens("image", self.config.settings) if self.has_image.any() else 0
 
     @property
     def has_image(self) -> NDArray[np.bool_]:
@@ -170,19 +199,19 @@ class LazySupervisedDataset(Dataset):
         numbers = {"num_words": lambda record: record.num_words, "num_images": lambda record: len(record.images)}
         return np.fromiter(map(numbers[name], self.records), dtype=np.int64, count=len(self.records))
 
-    def _images(self, record: Record, count: int) -> tuple[list[torch.Tensor], str | None]:
-        """Pixels of the first `count` images, and what is wrong with them."""
-        images, problems = [], []
+    def _media(self, record: Record, count: int) -> tuple[list[Any], str | None]:
+        """The first `count` images, prepared, and what is wrong with them."""
+        media, problems = [], []
         for name in record.images[:count]:
             try:
                 path = image_path(record.image_folder or self.config.image_folder, name)
                 image = open_rgb(path, self.inputs.image_opening)
-                pixels = self.inputs.image(image, f"Image file {str(path)!r}")
+                medium = self.inputs.image(image, f"Image file {str(path)!r}")
             except BadImageError as error:
                 if self.config.on_bad_sample == "fail":
                     raise BadImageError(f"record {record.id!r}: {error}") from error
                 problems.append(str(error))
-                images.append(torch.zeros_like(self.inputs.image(Image.new("RGB", (1, 1)), "An image")))
+                media += self.inputs.blanks("image")
             else:
-                images.append(pixels)
-        return images, f"record {record.id!r}: {' '.join(problems)}" if problems else None
+                media.append(medium)
+        return media, f"record {record.id!r}: {' '.join(problems)}" if problems else None

@@ -54,7 +54,7 @@ class DataStatistics:
 
 
 def measure(dataset: LazySupervisedDataset, order: Sequence[int], batch_size: int) -> DataStatistics:
-    """Tokenise the first samples of a run; no image is opened.
+    """Tokenise the first samples of a run; no image is opened, so those that differ count as usual ones.
 
     Args:
         dataset: the training data.
@@ -66,8 +66,9 @@ def measure(dataset: LazySupervisedDataset, order: Sequence[int], batch_size: in
     for index in indices:
         encoded = dataset.encode(index)
         texts.append(len(encoded.input_ids) - encoded.num_images)
-        sequences.append(encoded.expanded_length(dataset.config.visual_tokens))
-        truncated += encoded.truncated
+        length = dataset.expected_length(index, encoded)
+        sequences.append(min(length, dataset.config.max_length))
+        truncated += encoded.truncated or length > dataset.config.max_length
         if not encoded.is_supervised:
             empty.append(dataset.records[index].id)
     batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]

@@ -159,16 +159,34 @@ def truncate(encoded: EncodedText, max_length: int, visual_tokens: int) -> Encod
     """
     if encoded.expanded_length(visual_tokens) <= max_length:
         return encoded
-    length = kept = 0
-    for token in encoded.input_ids:
-        length += visual_tokens if token == IMAGE_TOKEN_INDEX else 1
-        if length > max_length:
-            break
-        kept += 1
+    kept, _ = kept_tokens(encoded.input_ids, [[visual_tokens]] * encoded.num_images, max_length)
     query_mask = encoded.query_mask[:kept]
     if query_mask:
         query_mask[-1] &= ~QueryRole.LAST
     return EncodedText(encoded.input_ids[:kept], encoded.labels[:kept], query_mask, truncated=True)
+
+
+def kept_tokens(ids: Sequence[int], counts: Sequence[Sequence[int]], max_length: int) -> tuple[int, int]:
+    """How many of the first ids fit `max_length` tokens, and how many media are among them; each whole or not at all.
+
+    Args:
+        ids: of the text, `IMAGE_TOKEN_INDEX` where media go.
+        counts: for each medium what each of its `IMAGE_TOKEN_INDEX` becomes.
+        max_length: what the model takes.
+    """
+    marks = ((tokens, mark == len(each)) for each in counts for mark, tokens in enumerate(each, start=1))
+    length = shown = 0
+    begun: int | None = None  # where the medium starts whose marks are being counted
+    for index, token in enumerate(ids):
+        tokens, ends = next(marks) if token == IMAGE_TOKEN_INDEX else (1, False)
+        if token == IMAGE_TOKEN_INDEX and begun is None:
+            begun = index
+        length += tokens
+        if length > max_length:
+            return index if begun is None else begun, shown
+        if ends:
+            begun, shown = None, shown + 1
+    return len(ids), shown
 
 
 def _segments(turns: Sequence[str | None], template: str, system: str | None) -> list[Segment]:

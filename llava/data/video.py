@@ -1,9 +1,10 @@
-"""Reads frames of a video at equal distances, as RGB images."""
+"""Reads chosen frames of a video, as RGB images; no other frame is kept."""
 
 from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from llava.common.image_limits import ImageLimitError, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 from llava.common.outside_files import why_unreadable
 from llava.common.shown import printable
+from llava.data.frames import Frames, frame_numbers
 from llava.data.images import LONGEST_NAME, explained, open_rgb
+
+FrameChoice = Callable[[int, float | None], list[int]]
+"""Says which frames to take, in order, from how many there are and how many a second (None where nothing says)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
@@ -49,18 +54,30 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
     A video with fewer frames gives some of them twice, so that every question shows as many images.
 
     Args:
+        path, opening: as in `open_video`.
+        count: frames to take.
+
+    Raises:
+        ValueError: as in `open_video`, or if count is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
+    return list(open_video(path, lambda total, fps: frame_numbers(total, count), opening))
+
+
+def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) -> Frames:
+    """The chosen frames of a video, as RGB images.
+
+    Args:
         path: a folder of images in the order of their names, an animation such as a GIF, or a video file, which needs
             the package `av`.
-        count: frames to take.
+        choose: says which frames to take; `ModelInputs.frame_numbers` of the model that is shown them.
         opening: `upright` or `llava`, see `llava.common.image_opening`; the rotation marks of videos follow it too.
 
     Raises:
         ValueError: if the video is missing or cannot be read, its frames are larger than images may be (see
-            `llava.common.image_limits`), or count is below 1, or so large that
-            the frames have more than `MOST_SHOWN_PIXELS`.
+            `llava.common.image_limits`), or the frames together have more than `MOST_SHOWN_PIXELS`.
     """
-    if count < 1:
-        raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
     name = printable(str(path), LONGEST_NAME)
     try:
         kind = path.stat().st_mode
@@ -70,29 +87,24 @@ def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[
         raise ValueError(f"Video {name} cannot be read: {why_unreadable(error)}.") from error
     with explained(f"Video {name}"):
         if stat.S_ISDIR(kind):
-            return _from_folder(path, count, opening)
+            return _from_folder(path, choose, opening)
         if not stat.S_ISREG(kind):
             raise UnfitFileError("it is neither a file nor a folder of images")
         if path.suffix.lower() in ANIMATION_SUFFIXES:
-            return _from_animation(path, count, opening)
-        return _from_video(path, count, opening)
+            return _from_animation(path, choose, opening)
+        return _from_video(path, choose, opening)
 
 
-def frame_numbers(total: int, count: int) -> list[int]:
-    """Which of `total` frames are taken: numbers at equal distances, rounded down, from the first to the last."""
-    return [int(number) for number in np.linspace(0, total - 1, count, dtype=int)]
-
-
-def _from_folder(path: Path, count: int, opening: str) -> list[Image.Image]:
+def _from_folder(path: Path, choose: FrameChoice, opening: str) -> Frames:
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise UnfitFileError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    wanted = frame_numbers(len(files), count)
+    wanted = choose(len(files), None)
     taken: dict[int, Image.Image] = {}
     for number in sorted(set(wanted)):
         taken[number] = open_rgb(files[number], opening)
         _check_shown(sum(picture.width * picture.height for picture in taken.values()))
-    return [taken[number] for number in wanted]
+    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), len(files))
 
 
 def _check_shown(pixels: int) -> None:
@@ -108,7 +120,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 
-def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
+def _from_animation(path: Path, choose: FrameChoice, opening: str) -> Frames:
     with open_image_file(path, ANIMATION_FORMATS) as image:
         frames = getattr(image, "n_frames", 1)
         if frames * image.width * image.height > MOST_COMPOSED_PIXELS:
@@ -116,16 +128,16 @@ def _from_animation(path: Path, count: int, opening: str) -> list[Image.Image]:
                 f"{frames} frames of {image.width} x {image.height} are more than {MOST_COMPOSED_PIXELS} pixels to "
                 "draw; make it a video file or a folder of images"
             )
-        wanted = frame_numbers(frames, count)
+        wanted = choose(frames, None)
         _check_shown(len(set(wanted)) * image.width * image.height)
         taken = {}
         for number in sorted(set(wanted)):
             image.seek(number)
             taken[number] = as_rgb(image, opening)
-    return [taken[number] for number in wanted]
+    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), frames)
 
 
-def _from_video(path: Path, count: int, opening: str) -> list[Image.Image]:
+def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
     try:
         import av
     except ImportError as error:
@@ -134,20 +146,21 @@ def _from_video(path: Path, count: int, opening: str) -> list[Image.Image]:
             "folder of its frames"
         ) from error
     try:
-        return _decode(av, path, count, opening)
+        return _decode(av, path, choose, opening)
     except av.FFmpegError as error:
         raise ValueError(error) from error
 
 
-def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
+def _decode(av: Any, path: Path, choose: FrameChoice, opening: str) -> Frames:
     """Frames of a video file; where it ends before its packets said, the last one stands for those missing."""
     with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
         if not container.streams.video:
             raise UnfitFileError("it holds no pictures")
         stream = container.streams.video[0]
         _check_frame(stream.width or 0, stream.height or 0)
-        total = sum(packet.size > 0 for packet in container.demux(stream))
-    wanted = frame_numbers(max(total, 1), count)
+        fps = None if stream.average_rate is None else float(stream.average_rate)
+        total = max(sum(packet.size > 0 for packet in container.demux(stream)), 1)
+    wanted = choose(total, fps)
     taken: dict[int, Image.Image] = {}
     last = None
     with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
@@ -162,7 +175,7 @@ def _decode(av: Any, path: Path, count: int, opening: str = DEFAULT_OPENING) -> 
     if last is None:
         raise UnfitFileError("it holds no pictures")
     end = _picture(last, opening)
-    return [taken.get(number, end) for number in wanted]
+    return Frames(tuple(taken.get(number, end) for number in wanted), tuple(wanted), total, fps)
 
 
 def _check_frame(width: int, height: int) -> None:

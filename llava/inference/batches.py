@@ -16,7 +16,8 @@ from llava.common.child_processes import end_with_parent
 from llava.common.outside_files import why_unreadable
 from llava.data.families.base import ModelInputs, Sample
 from llava.data.images import Picture, name_of, open_picture
-from llava.data.video import read_frames
+from llava.data.video import open_video
+from llava.model.splice import PlanSettings
 
 _WINDOW = 32
 """Number of batches whose prompts are sorted by length together before they are split into batches."""
@@ -80,19 +81,18 @@ def _length(prompt: PromptLike) -> tuple[bool, int, int]:
     return prompt.video is not None, len(prompt.images), len(prompt.text)
 
 
-def media_of(prompt: PromptLike, inputs: ModelInputs, num_frames: int) -> list[Any]:
+def media_of(prompt: PromptLike, inputs: ModelInputs) -> list[Any]:
     """What a prompt shows, read and prepared.
 
     Args:
         prompt: names its media.
         inputs: the `ModelInputs` of the model that is asked.
-        num_frames: number of frames of a video that are shown.
 
     Raises:
         ValueError: if an image or video cannot be read or shown.
     """
     if prompt.video is not None:
-        frames = read_frames(prompt.video, num_frames, inputs.image_opening)
+        frames = open_video(prompt.video, inputs.frame_numbers, inputs.image_opening)
         return inputs.video(frames, name_of(prompt.video))
     return [inputs.image(open_picture(one, inputs.image_opening), name_of(one)) for one in prompt.images]
 
@@ -104,14 +104,14 @@ class PreparedBatch:
     Attributes:
         task: as it was dealt out.
         rows: the prompts (by place in the task) that can be answered.
-        inputs: arrays for the model's `generate`, a row for each of them.
+        inputs: arguments of the model's `generate`, a row for each of them, with arrays in place of tensors.
         shows: whether each of them shows the model anything.
         problems: why others cannot be answered, by place in the task.
     """
 
     task: Task
     rows: tuple[int, ...]
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, Any]
     shows: tuple[bool, ...]
     problems: dict[int, str]
 
@@ -122,13 +122,11 @@ class Preparer:
 
     Attributes:
         inputs: the `ModelInputs` of the model.
-        visual_tokens: that one image brings into the model.
-        num_frames: number of frames of a video that are shown.
+        settings: of the model, from its `plan_settings`.
     """
 
     inputs: ModelInputs
-    visual_tokens: int
-    num_frames: int
+    settings: PlanSettings | None
 
     def __getitem__(self, task: Task) -> PreparedBatch:
         samples, shows, problems = {}, {}, {}
@@ -142,7 +140,7 @@ class Preparer:
             except MemoryError:
                 problems[row] = "The question and its images take more memory than there is."
         batch = self.inputs.batch(list(samples.values())) if samples else {}
-        arrays = {name: tensor.numpy() for name, tensor in batch.items() if name != "labels"}
+        arrays = {name: _as_arrays(value) for name, value in batch.items() if name != "labels"}
         return PreparedBatch(task, tuple(samples), arrays, tuple(shows.values()), problems)
 
     def sample(self, prompt: PromptLike) -> tuple[Sample, bool]:
@@ -151,9 +149,9 @@ class Preparer:
         Raises:
             ValueError: if an image or video cannot be read, or the question does not fit the model.
         """
-        media = media_of(prompt, self.inputs, self.num_frames)
+        media = media_of(prompt, self.inputs)
         sample = self.inputs.prompt([self.inputs.question(prompt.text, media)], media)
-        length, limit = self.inputs.length(sample, self.visual_tokens), self.inputs.limit
+        length, limit = self.inputs.length(sample, self.settings), self.inputs.limit
         if length >= limit:
             raise ValueError(f"The question takes {length} tokens, but the model can number {limit}.")
         return sample, bool(media)
@@ -186,6 +184,23 @@ def _as_it_is(batch: PreparedBatch) -> PreparedBatch:
     return batch
 
 
-def to_device(inputs: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """The arrays of a batch as tensors."""
-    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+def _as_arrays(value: Any) -> Any:
+    """Tensors, and lists of them, as arrays; bfloat16, which numpy lacks, stays."""
+    if isinstance(value, torch.Tensor):
+        return value if value.dtype is torch.bfloat16 else value.numpy()
+    return [_as_arrays(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Arrays and tensors, in dicts and lists too, as tensors on a device; anything else as it is."""
+    match inputs:
+        case np.ndarray():
+            return torch.from_numpy(inputs).to(device)
+        case torch.Tensor():
+            return inputs.to(device)
+        case dict():
+            return {name: to_device(value, device) for name, value in inputs.items()}
+        case list() | tuple():
+            return [to_device(value, device) for value in inputs]
+        case other:
+            return other

@@ -255,15 +255,15 @@ class Chat:
     def _usage(self, request: ChatRequest, cache: StagedCache, said: int) -> Usage:
         """What an answer took, of which `said` tokens stand in the cache behind the prompt."""
         inputs, sample = self.engine.inputs, request.sample
-        text = inputs.length(sample, 0)
-        each = self.model.visual_tokens_per_image(CompressionConfig()) if request.pixels else 0
-        patches = inputs.length(sample, each) - text
+        settings = self.model.plan_settings(CompressionConfig())
+        patches = inputs.visual_tokens(sample, settings)
+        text = inputs.length(sample, settings) - patches
         return Usage.of(cache, text + said, patches)
 
     def _request(self, turns: list[str], pixels: list[Tensor]) -> ChatRequest:
         sample = self.engine.inputs.prompt(turns, pixels, -1 if self.reencode else 0)
-        each = self.model.visual_tokens_per_image(self.compression) if pixels else 0
-        length, limit = self.engine.inputs.length(sample, each), self.engine.inputs.limit
+        settings = self.model.plan_settings(self.compression)
+        length, limit = self.engine.inputs.length(sample, settings), self.engine.inputs.limit
         if length >= limit:
             raise ValueError(
                 f"The conversation takes {length} tokens, but the model can number {limit}; start a new one, or use a "

@@ -15,6 +15,7 @@ from llava.checkpoints.opening import open_model
 from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
 from llava.data.families.base import Sample
+from llava.data.frames import FrameSampling
 from llava.inference.batches import PreparedBatch, Preparer, PromptLike, Task, media_of, read_ahead, to_device
 from llava.inference.ending import answer_text, end_tokens, stopping_at
 from llava.inference.generation import CountingCache, GenerationSettings
@@ -38,7 +39,7 @@ class ModelSpec:
         template: conversation template; None is that of training.
         usual_template: where the model records none; None goes by its name.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
-        num_frames: number of frames of a video that are shown.
+        num_frames: frames of a video that are shown; None for as many as the family usually takes.
     """
 
     path: str
@@ -49,7 +50,7 @@ class ModelSpec:
     template: str | None = None
     usual_template: str | None = None
     image_opening: str | None = None
-    num_frames: int = 8
+    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Engine:
         template: str | None = None,
         usual_template: str | None = None,
         image_opening: str | None = None,
-        num_frames: int = 8,
+        num_frames: int | None = None,
         name: str | None = None,
     ) -> None:
         family = family_of(model.config)
@@ -128,8 +129,8 @@ class Engine:
         template = family.template_for(model.config, name, template, usual_template)
         self.model = model
         self.tokenizer = tokenizer
-        self.inputs = family(model.config, tokenizer, processor, template, image_opening)
-        self.num_frames = num_frames
+        sampling = FrameSampling(num_frames)
+        self.inputs = family(model.config, tokenizer, processor, template, image_opening, sampling)
 
     @classmethod
     def open(cls, spec: ModelSpec, device: str, device_map: Any = "auto") -> Engine:
@@ -165,7 +166,7 @@ class Engine:
 
     def media(self, prompt: PromptLike) -> list[Any]:
         """What a prompt shows, read and prepared; see `llava.inference.batches.media_of`."""
-        return media_of(prompt, self.inputs, self.num_frames)
+        return media_of(prompt, self.inputs)
 
     def sample(self, prompt: PromptLike) -> Sample:
         """One prompt as the family encodes it.
@@ -176,9 +177,10 @@ class Engine:
         media = self.media(prompt)
         return self.inputs.prompt([self.inputs.question(prompt.text, media)], media)
 
-    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Samples as arguments of the model's `forward`, on its device."""
-        return {name: tensor.to(self.device) for name, tensor in self.inputs.batch(samples).items()}
+        batch: dict[str, Any] = to_device(self.inputs.batch(samples), self.device)
+        return batch
 
     def answer(self, prompts: Sequence[PromptLike], settings: GenerationSettings) -> list[str]:
         """Answers to a batch of prompts, in order.
@@ -210,8 +212,7 @@ class Engine:
         Raises:
             ValueError: if the settings do not fit the model.
         """
-        per_image = 0 if self.inputs.processor is None else self.model.visual_tokens_per_image()
-        preparer = Preparer(self.inputs, per_image, self.num_frames)
+        preparer = Preparer(self.inputs, self.model.plan_settings())
         began = time.perf_counter()
         for batch in read_ahead(preparer, tasks, loader_workers):
             texts, tokens, problems = self._answer(batch, settings) if batch.rows else ({}, {}, {})

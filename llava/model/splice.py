@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,9 @@ class SplicePlan:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What a data worker has to know of a model to plan its batches, where an `<image>` is one placeholder.
+    """What a data worker has to know of a model to plan its batches, where media are placeholders in the ids.
+
+    Here every placeholder becomes as many visual tokens; a model whose media differ gives a subclass.
 
     Attributes:
         tokens_per_image: visual tokens of each image.
@@ -89,17 +92,31 @@ class PlanSettings:
     queries: str
     max_length: int | None = None
 
-    def plan(self, batch: Mapping[str, Tensor], images: int) -> SplicePlan:
+    @property
+    def fixed(self) -> int | None:
+        """Visual tokens that every placeholder becomes, whatever it stands for; None where they differ."""
+        return self.tokens_per_image
+
+    def counts(self, medium: Any) -> list[int]:
+        """Visual tokens that each placeholder of a medium becomes, in order.
+
+        Args:
+            medium: as the family of the model prepares it, see `llava.data.families.base`.
+        """
+        return [self.tokens_per_image]
+
+    def plan(self, batch: Mapping[str, Tensor], media: Sequence[Any]) -> SplicePlan:
         """Plan a training batch that is padded on the right.
 
         Args:
             batch: `input_ids`, `attention_mask`, `labels`, `query_mask`, each [B, T] on the host.
-            images: placeholders that the batch holds.
+            media: of the batch in reading order.
         """
+        counts = [count for medium in media for count in self.counts(medium)]
         return plan_splice(
             batch["input_ids"],
             batch["attention_mask"],
-            {IMAGE_TOKEN_INDEX: [VisualSpan(torch.empty(self.tokens_per_image, 0), 1)] * images},
+            {IMAGE_TOKEN_INDEX: [VisualSpan(torch.empty(count, 0), 1) for count in counts]},
             labels=batch["labels"],
             query_mask=batch["query_mask"],
             queries=self.queries,

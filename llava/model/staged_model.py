@@ -34,6 +34,7 @@ from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
+    PlanSettings,
     SplicePlan,
     plan_splice,
     splice_embeddings,
@@ -132,6 +133,14 @@ class StagedModel(StagedGeneration):
 
     def tower_tokens(self) -> int | None:
         """Tokens that V2V finds for each image, CLS included; None where that depends on the image."""
+        return None
+
+    def plan_settings(self, compression: CompressionConfig | None = None) -> PlanSettings | None:
+        """What data workers need to plan the model's batches; None where it has to plan them itself.
+
+        Args:
+            compression: instead of the model's own.
+        """
         return None
 
     def longest_prompt(self) -> int | None:

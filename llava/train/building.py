@@ -147,14 +147,16 @@ def make_data(
 ) -> tuple[LazySupervisedDataset, Collator]:
     """Training data and the collator that belongs to it."""
     tower = model.get_vision_tower()
+    settings = model.plan_settings()
     config = DataConfig(
         max_length=tokenizer.model_max_length,
-        visual_tokens=0 if tower is None else model.visual_tokens_per_image(),
+        visual_tokens=None if settings is None else settings.fixed,
         image_folder=data_args.image_folder,
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
         on_bad_sample=data_args.on_bad_sample,
         cache_dir=data_args.data_cache_dir,
+        settings=settings,
     )
     assert data_args.data_path is not None
     processor = None if tower is None else tower.image_processor
@@ -167,7 +169,7 @@ def make_data(
             data_args.data_path,
         )
     size = None if tower is None else tower.config.image_size
-    return dataset, inputs.collator(size, model.plan_settings())
+    return dataset, inputs.collator(size, settings)
 
 
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:

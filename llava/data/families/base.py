@@ -1,8 +1,9 @@
 """What a family says about the inputs of its models.
 
-A *sample* is one conversation as the family encoded it: a dict with at least `input_ids`, `labels` and `query_mask`
-(int64 [T]); how its media are held is the family's own affair. *Media* are what the model is shown in one conversation,
-each prepared by `image` or `video`, in the order of their marks.
+*Media* are what the model is shown in one conversation, each prepared by `image` or `video`, in the order of their
+marks. What a medium is, is the family's own affair: no other code looks into one. A *sample* is one conversation as the
+family encoded it: a dict with at least `input_ids`, `labels`, `query_mask` (int64 [T]) and `images`, the list of its
+media, whatever they are.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
-from llava.compression.salience import salient_spans
+from llava.compression.salience import QueryRole, salient_spans
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.frames import Frames, FrameSampling
 from llava.data.salient import SalientFinder
-from llava.data.tokenization import EncodedText, one_question
+from llava.data.tokenization import EncodedText, kept_tokens, one_question
 from llava.model.splice import PlanSettings
 
 Sample = dict[str, Any]
@@ -34,19 +36,22 @@ class ModelInputs(ABC):
         processor: processor of the model, prepares its media; None for one that is shown none.
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
+        sampling: what was asked for of the frames of videos; None leaves it to the family.
 
     A subclass that names `model_types` is registered when it is defined; `register_inputs` does it by hand.
 
     Attributes:
         model_types: `model_type`s of the models it is for, as their `config.json` has them.
         arguments: arguments of the model, among what the collator gives.
+        usual_frames: frames of a video where no number is asked for.
 
     Raises:
-        ValueError: if there is no such opening.
+        ValueError: if there is no such opening, or the model cannot be shown videos as asked for.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "query_mask", "labels", "images")
+    usual_frames: ClassVar[int] = 8
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -60,12 +65,14 @@ class ModelInputs(ABC):
         processor: Any,
         template: str,
         image_opening: str | None = None,
+        sampling: FrameSampling | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.processor = processor
         self.template = template
         self.image_opening = opening_of(config, image_opening)
+        self.sampling = sampling or FrameSampling()
 
     @classmethod
     @abstractmethod
@@ -119,8 +126,66 @@ class ModelInputs(ABC):
         """
 
     @abstractmethod
-    def video(self, frames: Sequence[Image.Image], what: str) -> list[Any]:
-        """Prepare the frames of a video; returns an element for each mark that the video has. Errors as in `image`."""
+    def video(self, frames: Frames, what: str) -> list[Any]:
+        """Prepare the frames of a video, those of `frame_numbers`: one medium or several. Errors as in `image`."""
+
+    def frame_numbers(self, total: int, fps: float | None) -> list[int]:
+        """Which frames of a video are shown, in order; those of a short one may come several times.
+
+        Args:
+            total: frames of the video, at least 1.
+            fps: its frames a second; None where nothing says.
+
+        Raises:
+            ValueError: if the video is too short for the model.
+        """
+        return self.sampling.numbers(total, fps, self.usual_frames)
+
+    @property
+    def video_marks(self) -> int:
+        """How many `IMAGE_TOKEN_INDEX` a video takes in what `encode` returns, all its media together."""
+        return 1
+
+    def marks(self, medium: Any) -> int:
+        """How many `IMAGE_TOKEN_INDEX` a medium takes in what `encode` returns."""
+        return 1
+
+    def tokens(self, medium: Any, settings: PlanSettings) -> list[int]:
+        """The visual tokens that each `IMAGE_TOKEN_INDEX` of a medium becomes."""
+        return settings.counts(medium)
+
+    def blank(self, kind: str) -> Any:
+        """A medium that shows nothing, in place of one that cannot be read; as small as they come.
+
+        Args:
+            kind: `image`, or `video` for one of the media that a video becomes.
+        """
+        black = Image.new("RGB", (1, 1))
+        if kind == "image":
+            medium = self.image(black, "An image")
+        else:
+            numbers = self.frame_numbers(1, None)
+            medium = self.video(Frames((black,) * len(numbers), tuple(numbers), 1), "A video")[0]
+        return medium.zero_() if isinstance(medium, Tensor) else medium
+
+    def blanks(self, kind: str) -> list[Any]:
+        """As many blank media as one image or one video has marks for."""
+        media: list[Any] = []
+        marks = 1 if kind == "image" else self.video_marks
+        while sum(map(self.marks, media)) < marks:
+            media.append(self.blank(kind))
+        return media
+
+    def usual_tokens(self, kind: str, settings: PlanSettings | None) -> int:
+        """Visual tokens of an image or a video before it is looked at, to order samples by; here of a blank one.
+
+        Args:
+            kind: `image` or `video`.
+            settings: as in `visual_tokens`.
+        """
+        if settings is None:
+            return 0
+        return sum(sum(self.tokens(medium, settings)) for medium in self.blanks(kind))
 
     @abstractmethod
     def question(self, text: str, media: Sequence[Any]) -> str:
@@ -152,7 +217,9 @@ class ModelInputs(ABC):
         system: str | None = None,
         ask: bool = False,
     ) -> EncodedText:
-        """A conversation as ids, labels and voters; its media need not be read. A medium is one `IMAGE_TOKEN_INDEX`.
+        """A conversation as ids, labels and voters; its media need not be read.
+
+        An image is one `IMAGE_TOKEN_INDEX`, a video `video_marks`.
 
         Args:
             turns: texts, human and assistant alternating, human ones of `question` or `marked`.
@@ -190,13 +257,47 @@ class ModelInputs(ABC):
         return self.sample(self.encode(turns, bool(media)), media)
 
     def sample(self, encoded: EncodedText, media: Sequence[Any]) -> Sample:
-        """An encoded conversation with its media."""
+        """An encoded conversation with its media; where placeholders have their full length, they get it here."""
         return encoded.tensors() | {"images": list(media), "sample_id": None, "truncated": encoded.truncated}
 
-    def length(self, sample: Sample, visual_tokens: int) -> int:
-        """Tokens of a sample in the language model, if each of its images (or crops, or frames) brings so many."""
+    def visual_tokens(self, sample: Sample, settings: PlanSettings | None) -> int:
+        """Visual tokens of a sample in the language model.
+
+        Args:
+            sample: of `sample`.
+            settings: of the model; None where it plans itself, which a family without `IMAGE_TOKEN_INDEX` knows.
+        """
+        return 0 if settings is None else sum(sum(self.tokens(medium, settings)) for medium in sample["images"])
+
+    def length(self, sample: Sample, settings: PlanSettings | None) -> int:
+        """Tokens of a sample in the language model, its media included; arguments as in `visual_tokens`."""
         ids: Tensor = sample["input_ids"]
-        return len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * (visual_tokens - 1)
+        if settings is None:
+            return len(ids)
+        return int((ids != IMAGE_TOKEN_INDEX).sum()) + self.visual_tokens(sample, settings)
+
+    def cut(self, sample: Sample, max_length: int, settings: PlanSettings | None) -> Sample:
+        """A training sample, its end cut off where it has more than `max_length` tokens in the language model.
+
+        A medium is kept whole or not at all, and a question that loses its answer does not vote.
+
+        Raises:
+            ValueError: if the family cannot shorten it.
+        """
+        length = self.length(sample, settings)
+        if length <= max_length:
+            return sample
+        media: Sequence[Any] = sample["images"]
+        if media and settings is None:
+            raise ValueError(
+                f"The conversation takes {length} tokens with its images and videos, but {max_length} are asked for; "
+                "raise --model_max_length, or make them smaller."
+            )
+        counts = [self.tokens(medium, settings) for medium in media] if settings is not None else []
+        kept, shown = kept_tokens(sample["input_ids"].tolist(), counts, max_length)
+        rows = {name: sample[name][:kept].clone() for name in ("input_ids", "labels", "query_mask")}
+        rows["query_mask"][-1:] &= ~int(QueryRole.LAST)
+        return sample | rows | {"images": list(media[:shown]), "truncated": True}
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""

@@ -16,8 +16,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IM
 from llava.conversation import SeparatorStyle, get_template, recorded_template
 from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
-from llava.data.collator import SupervisedCollator
+from llava.data.collator import SupervisedCollator, stacked
 from llava.data.families.base import ModelInputs
+from llava.data.frames import Frames
 from llava.data.images import within_limits
 from llava.data.records import wrap_image_marks
 from llava.data.salient import SalientFinder
@@ -91,14 +92,19 @@ class LlavaInputs(ModelInputs):
         with within_limits(what):
             return preprocess_image(picture, self.processor, aspect_ratio_of(self.config))
 
-    def video(self, frames: Sequence[Image.Image], what: str) -> list[Tensor]:
+    def video(self, frames: Frames, what: str) -> list[Tensor]:
         """As in `ModelInputs`; an image for each frame."""
         return [self.image(frame, what) for frame in frames]
+
+    @property
+    def video_marks(self) -> int:
+        """As in `ModelInputs`: an image for each frame, and as many of every video."""
+        return self.sampling.count or self.usual_frames
 
     def question(self, text: str, media: Sequence[Any]) -> str:
         """As in `ModelInputs`; marks are `<image>`, a line each in front, and `\\<image>` is the word itself."""
         text = text.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
-        marks, count = text.count(DEFAULT_IMAGE_TOKEN), len(media)
+        marks, count = text.count(DEFAULT_IMAGE_TOKEN), sum(map(self.marks, media))
         if marks not in (0, count):
             raise ValueError(
                 f"The question holds {marks} {DEFAULT_IMAGE_TOKEN}, but {count} images were given; write one for each, "
@@ -107,6 +113,10 @@ class LlavaInputs(ModelInputs):
         if marks == 0:
             text = f"{DEFAULT_IMAGE_TOKEN}\n" * count + text
         return self.marked(text)
+
+    def media_arguments(self, media: Sequence[Any]) -> dict[str, Any]:
+        """Arguments of the model for the media of a batch, in reading order; at least one."""
+        return stacked(media)
 
     @property
     def key(self) -> str:
@@ -137,4 +147,4 @@ class LlavaInputs(ModelInputs):
 
     def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> SupervisedCollator:
         """As in `ModelInputs`."""
-        return SupervisedCollator(self.tokenizer.pad_token_id or 0, image_size, settings)
+        return SupervisedCollator(self.tokenizer.pad_token_id or 0, image_size, settings, self.media_arguments)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from llava.common.number_flags import count
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
-from llava.data.video import read_frames
+from llava.data.video import open_video
 from llava.eval.harnesses.harness import class_or_object, losses, open_engine, prompt_of
 from llava.inference.batches import Prompt
 from llava.inference.engine import ModelSpec
@@ -88,10 +88,9 @@ class DuetLlava(_Base):
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = str(self.accelerator.device)
         self.batch_size = batch_size
-        self.num_frames = num_frames
         bits = bits_of(load_8bit, load_4bit)
         spec = ModelSpec(
-            str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening
+            str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening, num_frames
         )
         self._engine = open_engine(spec, device)
 
@@ -196,7 +195,8 @@ class DuetLlava(_Base):
         if isinstance(visual, Image.Image):
             return [visual]
         if isinstance(visual, str):
-            return read_frames(Path(visual), self.num_frames, self._engine.inputs.image_opening)
+            inputs = self._engine.inputs
+            return list(open_video(Path(visual), inputs.frame_numbers, inputs.image_opening))
         raise ValueError(
             f"A task shows a {type(visual).__name__}; this model takes images and paths of videos. Leave the task out."
         )

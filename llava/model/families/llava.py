@@ -157,10 +157,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         """Visual tokens that one image brings into the language model."""
         return self.require_tower().tokens_per_image((compression or self.compression).v2v)
 
-    def plan_settings(self) -> PlanSettings:
-        """What the workers that load training data need to plan its batches."""
-        tokens = 0 if self.get_vision_tower() is None else self.visual_tokens_per_image()
-        return PlanSettings(tokens, queries_of(self.compression), self.longest_prompt())
+    def plan_settings(self, compression: CompressionConfig | None = None) -> PlanSettings:
+        """As in every family; each image brings as many tokens."""
+        chosen = compression or self.compression
+        tokens = 0 if self.get_vision_tower() is None else self.visual_tokens_per_image(chosen)
+        return PlanSettings(tokens, queries_of(chosen), self.longest_prompt())
 
     def longest_prompt(self) -> int | None:
         """`model_max_length` of the training that made the model, or that it is in."""
