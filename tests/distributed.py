@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from forked import ForkedRanks
 from safetensors.torch import load_file
@@ -19,14 +22,16 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = "llava/train/train_mem.py"
 Process = subprocess.Popen[bytes] | ForkedRanks
-PATIENCE = 240  # seconds; ranks that wait for each other in vain are a failure, not a wait
+PATIENCE = 600  # seconds; ranks that wait for each other in vain are a failure, not a wait
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on, below those that systems give to outgoing connections in the meantime."""
+    draw = random.SystemRandom()
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port := draw.randrange(15_000, 32_000)))
+            return port
 
 
 def command(launcher: str, flags: list[str]) -> list[str]:
@@ -88,6 +93,12 @@ def run(launcher: str, flags: list[str], log: Path) -> None:
 def tail(log: Path, size: int = 5000) -> str:
     """End of a log file."""
     return log.read_text(encoding="utf-8", errors="replace")[-size:]
+
+
+def leaves_ctrl_c_to_its_parent(process: psutil.Process) -> bool:
+    """What Linux calls SigIgn; a process that was forked just now has not come to it yet."""
+    (ignored,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def summary(folder: Path) -> dict:

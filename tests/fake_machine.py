@@ -85,7 +85,7 @@ class Shell:
     def run(self, script: str, *words: str, cwd: Path | None = None, **variables: str) -> tuple[int, str, str]:
         """Status, output and errors."""
         process = self.start(script, *words, cwd=cwd, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def command(self, script: str, *words: str, cwd: Path | None = None, **variables: str) -> list[str]:

@@ -38,7 +38,7 @@ def _started(target: Callable[..., None], environment: Mapping[str, str], *argum
 
 
 def run_program(
-    words: list[str], cwd: str | Path, env: Mapping[str, str] = os.environ, timeout: float = 300
+    words: list[str], cwd: str | Path, env: Mapping[str, str] = os.environ, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """What `subprocess.run([sys.executable, *words], capture_output=True, text=True)` returns.
 

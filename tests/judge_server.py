@@ -52,7 +52,7 @@ class JudgeServer:
 
     def environment(self, **changes: str) -> dict[str, str]:
         """Variables that name this server as the judge."""
-        return {"LLAVA_JUDGE_URL": self.url, "LLAVA_JUDGE_MODEL": "judge", "LLAVA_JUDGE_TIMEOUT": "5"} | changes
+        return {"LLAVA_JUDGE_URL": self.url, "LLAVA_JUDGE_MODEL": "judge", "LLAVA_JUDGE_TIMEOUT": "1000"} | changes
 
     def __enter__(self) -> JudgeServer:
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

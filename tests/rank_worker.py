@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=300))
     for case in CASES:
         run(folder, case, rank)
     distributed.barrier()

@@ -31,7 +31,7 @@ def test_nothing_is_lost_by_an_attack(program: str, tmp_path: Path) -> None:
     words = [f"{name}={count}" for name, count in QUICK[program].items()]
     command = [sys.executable, "-m", "attack", *words, "--seed", "7", "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
-    ended = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=500)
+    ended = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=1500)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     attacks = json.loads(output.read_text())["attacks"]
     assert [attack["tried"] for attack in attacks] == list(QUICK[program].values())

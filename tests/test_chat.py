@@ -144,14 +144,14 @@ def test_an_answer_comes_in_pieces_and_counts_when_it_was_read():
 @pytest.mark.parametrize("reencode", [True, False])
 def test_an_answer_that_is_left_early_ends_there(reencode: bool):
     model, (image,) = make_model(tiny.DUET), pictures(1)
-    chat = make_chat(model, reencode=reencode, max_new_tokens=400)
+    chat, before = make_chat(model, reencode=reencode, max_new_tokens=400), threading.active_count()
     pieces = chat.ask(TALK[0], [image])
     next(pieces)
     with pytest.raises(ValueError, match="still being read"):
         chat.ask(TALK[1])
     pieces.close()
     ((_, begun),) = chat.turns
-    assert len(TOKENIZER(begun).input_ids) < 400 and threading.active_count() < 5
+    assert len(TOKENIZER(begun).input_ids) < 400 and threading.active_count() <= before
     chat.settings = GenerationSettings(more=chat.settings.more | {"max_new_tokens": NEW})
     assert chat.answer(TALK[1]) == by_hand(model, [*chat._turns[:2], TALK[1]], [image], 1 if reencode else 0)
 

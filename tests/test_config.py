@@ -358,7 +358,7 @@ def test_staircase_in_words():
 
 def schedule(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "llava.compression.schedule", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_command_line_prints_the_table():

@@ -218,7 +218,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in both] == [0, 0]
     assert (tmp_path / "log").read_text().splitlines() == ["built", "499500", "499500"]
 
@@ -236,10 +236,10 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_table(tmp_path: Path)
     started = FORK.Event()
     process = FORK.Process(target=_build_for_ever, args=(tmp_path, started))
     process.start()
-    assert started.wait(60)
+    assert started.wait(300)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(300)
     assert not (tmp_path / "key").exists()
     assert cached_table(tmp_path, "key", _rows(5))["n"][:] == [0, 1, 2, 3, 4]
     assert {path.name for path in tmp_path.iterdir()} == {"key", ".locks"}

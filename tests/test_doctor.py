@@ -446,7 +446,7 @@ def test_arguments_that_cannot_be_used(
 def test_the_command_line_runs_here(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "llava.doctor", "--recipe", "pretrain", "--comm-test"]
     report = tmp_path / "found.json"
-    done = subprocess.run([*command, "--json", str(report)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--json", str(report)], cwd=ROOT, capture_output=True, text=True, timeout=900)
     found = json.loads(report.read_text())
     assert done.returncode == int(found["broken"]), done.stdout + done.stderr
     assert "What pretrain needs" in done.stdout

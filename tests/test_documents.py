@@ -162,10 +162,10 @@ def test_the_batch_script_of_slurm_saves_and_queues_again(tmp_path: Path) -> Non
     (tmp_path / "job.sh").write_text(script)
     variables = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
     job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=variables)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 200
     while not (tmp_path / "begun").exists() and time.monotonic() < until:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
-    job.wait(timeout=20)
+    job.wait(timeout=200)
     assert (tmp_path / "told").read_text() == "--signal=TERM 4711\n"
     assert (tmp_path / "queued").read_text() == "requeue 4711\n"

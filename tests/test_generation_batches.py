@@ -217,7 +217,7 @@ class InTurns(BaseStreamer):
 
     def put(self, value: Tensor) -> None:
         self.order.append(self.number)
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=300)
 
     def end(self) -> None:
         pass

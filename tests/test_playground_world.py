@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from distributed import leaves_ctrl_c_to_its_parent
 from PIL import Image
 
 pytest.importorskip("sklearn")
@@ -188,11 +190,14 @@ def test_ctrl_c_while_images_are_drawn_ends_with_a_word(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )
     try:
-        while not any((tmp_path / "data").glob("images/train/*")):
+        drawing = psutil.Process(process.pid)
+        while not (any((tmp_path / "data").glob("images/train/*")) and len(drawing.children()) == 2):
             assert process.poll() is None
             time.sleep(0.05)
+        while not all(map(leaves_ctrl_c_to_its_parent, drawing.children())):
+            time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in said and said.endswith("Stopped.\n"), said

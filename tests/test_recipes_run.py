@@ -59,7 +59,7 @@ def tiny(assets: Path) -> dict[str, str]:
 def shell(script: str, *words: str, **variables: str) -> str:
     """Run a script of the project; it must succeed."""
     done = subprocess.run(
-        ["bash", script, *words], cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=400
+        ["bash", script, *words], cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr

@@ -32,7 +32,7 @@ def shell(tmp_path: Path, *words: str, **variables: str) -> subprocess.Completed
         env={**kept, **own, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -119,9 +119,9 @@ def test_counting_reads_no_tensor_and_takes_no_time(mixed) -> None:
     meter = TrainingMeter(duet_workload(), CPU)
     seconds = []
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         meter.add(layouts, len(images))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     assert min(seconds) < 2e-3
     assert meter.totals()["samples"] == 320
 

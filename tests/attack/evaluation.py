@@ -22,7 +22,7 @@ from llava.eval.runner.result_files import BenchmarkFiles
 
 QUESTIONS = 24
 MODEL = "llava-v1.5-tiny"
-PATIENCE_OF_A_USER = 15.0  # seconds from Ctrl-C to the end
+PATIENCE_OF_A_USER = 60.0  # seconds from Ctrl-C to the end
 
 
 class Evaluations:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-PATIENCE = 120.0  # seconds after which a run counts as hanging
+PATIENCE = 300.0  # seconds after which a run counts as hanging
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -59,9 +59,13 @@ class Running:
         self.log, self.began = log, time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
+        ours, theirs = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _child(program, log, prepare)
+            _child(program, log, prepare, theirs)
+        os.close(theirs)
+        os.read(ours, 1)  # until the program begins: no signal meets what comes before it
+        os.close(ours)
         self.status: int | None = None
 
     def poll(self) -> int | None:
@@ -109,8 +113,13 @@ def limit_file_size(size: int) -> Callable[[], None]:
     return prepare
 
 
-def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None] | None) -> None:
-    """The life of the child; never returns."""
+def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None] | None, begins: int) -> None:
+    """Make the child what a program is when it begins, and run it; never returns.
+
+    Args:
+        program, log, prepare: as for `Running`.
+        begins: end of a pipe, closed when the program begins.
+    """
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -123,6 +132,7 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
         faulthandler.dump_traceback_later(PATIENCE / 2)  # says where a run hangs
         if prepare is not None:
             prepare()
+        os.close(begins)
         status = _status_of(program)
     finally:
         with contextlib.suppress(OSError, ValueError):
