@@ -18,32 +18,9 @@ from torch import Tensor
 
 from llava.common.json_files import NotJsonError, parse_json
 from llava.common.shown import shown
+from llava.verify.kinds import KINDS, Contents
 
 CASE_FILES = ("case.json", "inputs.safetensors", "outputs.safetensors")
-
-_STAGE = r"stage\d+_(kept|kept_global|scores)_\d+"
-RECORDABLE = {
-    "v2v": "all_indices|anchor_indices|pool_indices|merge_indices|merge_assignment|cls_attention_sum|metric"
-    "|hidden_states|hidden_states_save|projected",
-    "t2v_stage": r"hidden_states|attention_mask|position_ids|labels|(kept|scores)_\d+",
-    "full": "inputs_embeds|prepared_labels|prepared_mask|logits|loss|final_labels|final_mask|grad:.+|" + _STAGE,
-    "generate": "new_tokens|step_logits|kv_lengths_after_prefill|kv_lengths_at_end|last_position_per_layer|" + _STAGE,
-}
-REQUIRED_INPUTS = {
-    "v2v": ("pixels_u8",),
-    "t2v_stage": (
-        "hidden_states",
-        "attention_mask",
-        "position_ids",
-        "labels",
-        "image_position",
-        "visual_tokens_now",
-        "visual_tokens_next",
-    ),
-    "full": ("input_ids",),
-    "generate": ("input_ids",),
-}
-REQUIRED_OUTPUTS = {"v2v": "projected", "t2v_stage": "hidden_states", "full": "logits", "generate": "new_tokens"}
 
 
 class UnreadableCaseError(ValueError):
@@ -56,8 +33,8 @@ class Case:
 
     Attributes:
         folder: where it was read.
-        kind: "v2v", "t2v_stage", "full" or "generate".
-        model_folder: the model it ran on.
+        kind: one of `llava.verify.kinds.KINDS`.
+        model_folder: the model it ran on; the case's own folder where it ran on none.
         training: whether training's rule decides who votes (labels are known), not inference's.
         settings: the whole of `case.json`.
         inputs: tensors that go in.
@@ -113,11 +90,14 @@ def read_case(folder: Path) -> Case:
     """
     settings = read_json(folder / "case.json")
     kind = settings.get("kind")
-    if not isinstance(kind, str) or kind not in RECORDABLE:
-        raise UnreadableCaseError(f"kind is {shown(kind)} in case.json; known kinds are {', '.join(RECORDABLE)}.")
-    inputs, outputs = (_read_tensors(folder, settings, part) for part in ("inputs", "outputs"))
-    _check_contents(kind, inputs, outputs)
-    return Case(folder, kind, _model_folder(folder, settings), _is_training(kind, settings), settings, inputs, outputs)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UnreadableCaseError(f"kind is {shown(kind)} in case.json; known kinds are {', '.join(KINDS)}.")
+    contents = KINDS[kind]
+    inputs = _read_tensors(folder, settings, "inputs") if contents.has_inputs else {}
+    outputs = _read_tensors(folder, settings, "outputs") if contents.has_outputs else {}
+    _check_contents(kind, contents, inputs, outputs)
+    model = _model_folder(folder, settings) if contents.has_model else folder
+    return Case(folder, kind, model, contents.has_mode and _is_training(settings), settings, inputs, outputs)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,29 +141,28 @@ def _read_tensors(folder: Path, settings: dict[str, Any], part: str) -> dict[str
     return tensors
 
 
-def _check_contents(kind: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-    missing = [name for name in REQUIRED_INPUTS[kind] if name not in inputs]
+def _check_contents(kind: str, contents: Contents, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+    missing = [name for name in contents.inputs if name not in inputs]
     if missing:
         raise UnreadableCaseError(f"inputs.safetensors has no {missing[0]!r}, which a case of kind {kind} needs.")
-    if REQUIRED_OUTPUTS[kind] not in outputs:
+    if contents.has_outputs and not any(re.fullmatch(contents.needed, name) for name in outputs):
         raise UnreadableCaseError(
-            f"outputs.safetensors has no {REQUIRED_OUTPUTS[kind]!r}, so there is nothing to compare with."
+            f"outputs.safetensors has no {contents.needed!r}, so there is nothing to compare with."
         )
     for name in outputs:
-        if not re.fullmatch(RECORDABLE[kind], name):
+        if not re.fullmatch(contents.outputs, name):
             raise UnreadableCaseError(
                 f"outputs.safetensors records {name!r}, which a case of kind {kind} does not have."
             )
-    _check_shapes(inputs)
+    _check_shapes(inputs, contents.pixel_axes)
 
 
-def _check_shapes(inputs: dict[str, Tensor]) -> None:
-    """Images are uint8 [M, 3, height, width]; all that stands beside the prompt has its shape [B, T]."""
+def _check_shapes(inputs: dict[str, Tensor], pixel_axes: int) -> None:
+    """Pixels are uint8 [M, 3, height, width] (clips with frames too); all beside the prompt has its shape [B, T]."""
     pixels = inputs.get("pixels_u8")
-    if pixels is not None and (pixels.dim() != 4 or pixels.dtype != torch.uint8):
-        raise UnreadableCaseError(
-            f"'pixels_u8' is {pixels.dtype} {list(pixels.shape)}; it must be uint8 [images, 3, height, width]."
-        )
+    if pixels is not None and (pixels.dim() != pixel_axes or pixels.dtype != torch.uint8):
+        wanted = "[images, 3, height, width]" if pixel_axes == 4 else "[clips, 3, frames, height, width]"
+        raise UnreadableCaseError(f"'pixels_u8' is {pixels.dtype} {list(pixels.shape)}; it must be uint8 {wanted}.")
     prompt = inputs.get("input_ids", inputs.get("attention_mask"))
     if prompt is None:
         return
@@ -208,9 +187,7 @@ def _model_folder(folder: Path, settings: dict[str, Any]) -> Path:
     raise UnreadableCaseError(f"There is no models/{model}/config.json in any folder above {folder}.")
 
 
-def _is_training(kind: str, settings: dict[str, Any]) -> bool:
-    if kind in ("v2v", "generate"):
-        return False
+def _is_training(settings: dict[str, Any]) -> bool:
     mode = str(settings.get("mode"))
     if mode not in ("train", "inference"):
         raise UnreadableCaseError(f"mode is {settings.get('mode')!r} in case.json; it must be train or inference.")

@@ -21,7 +21,8 @@ _PROPORTIONS = (
     (r"cls_attention_sum|metric", 0.5),
     (r"(stage\d+_)?scores_\d+", 0.05),
     (r"loss", 0.1),
-    (r"grad:.*", 0.2),
+    (r"grad:.*|attention_second_last", 0.2),
+    (r"sum|sum_of_squares", 500),
 )
 _RELATIVE = r"grad_norm:.*"
 # Norms below this are compared as if they were this large: their own noise is absolute.

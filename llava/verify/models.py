@@ -44,9 +44,10 @@ class ModelStore:
 
 def _read_model(folder: Path, select_layer: int | None) -> LlavaLlamaForCausalLM:
     settings: dict[str, Any] = read_json(folder / "config.json")
-    tower = settings.get("mm_vision_tower")
-    if tower and "mm_vision_config" not in settings:
-        settings["mm_vision_config"] = read_json(folder / str(tower) / "config.json")
+    for part in ("vision", "image", "video"):
+        tower = settings.get(f"mm_{part}_tower")
+        if tower and f"mm_{part}_config" not in settings:
+            settings[f"mm_{part}_config"] = read_json(folder / str(tower) / "config.json")
     if select_layer is not None:
         settings["mm_vision_select_layer"] = select_layer
     weights = {

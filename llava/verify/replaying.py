@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.verify import deviations, stage, whole
+from llava.verify import deviations, stage, video_llava, whole
 from llava.verify import generation_stage as generation
 from llava.verify import v2v_stage as v2v
 from llava.verify.case import Case, UnreadableCaseError, case_name, find_cases, read_case, read_json
@@ -128,7 +128,14 @@ def _replay_prompt(case: Case, models: ModelStore) -> Replayed:
     return kind.replay(case, model, prompt, compression), kind.recorded(case), known
 
 
-_REPLAYS = {"v2v": _replay_v2v, "t2v_stage": _replay_stage, "full": _replay_prompt, "generate": _replay_prompt}
+_REPLAYS: dict[str, Callable[[Case, ModelStore], Replayed]] = {
+    "v2v": _replay_v2v,
+    "t2v_stage": _replay_stage,
+    "full": _replay_prompt,
+    "generate": _replay_prompt,
+    **video_llava.REPLAYS,
+}
+"""How each of `llava.verify.kinds.KINDS` is replayed: what was measured, what was recorded, and what may differ."""
 
 
 def _open(case: Case, models: ModelStore) -> tuple[LlavaLlamaForCausalLM, Settings]:

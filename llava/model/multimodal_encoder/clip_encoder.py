@@ -1,7 +1,6 @@
 """LLaVA's CLIP vision tower: weights, image processor, and V2V behind it.
 
 The parameters keep LLaVA's names, `vision_tower.vision_model.*`, under this module.
-Shapes: B images, P patches, D width.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from llava.compression.config import V2VConfig
-from llava.compression.v2v import V2VResult
-from llava.model.multimodal_encoder.encode import TowerOutput, behind_selected, encode_images, has_cls
+from llava.model.multimodal_encoder.transformers_tower import (
+    TransformersTower,
+    check_select_feature,
+    check_select_layer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class _Namespace(nn.Module):
         self.vision_model = vision_model
 
 
-class CLIPVisionTower(nn.Module):
+class CLIPVisionTower(TransformersTower):
     """LLaVA's vision tower.
 
     Args:
@@ -49,21 +49,14 @@ class CLIPVisionTower(nn.Module):
         config: CLIPVisionConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if select_feature not in ("patch", "cls_patch"):
-            raise ValueError(f"mm_vision_select_feature is {select_feature!r}; it must be patch or cls_patch.")
         self.vision_tower_name = name
         self.select_layer = select_layer
-        self.select_feature = select_feature
+        self.select_feature = check_select_feature(select_feature)
         made = CLIPVisionConfig(**config) if isinstance(config, Mapping) else config
         made = made or CLIPVisionConfig.from_pretrained(name)
         made._attn_implementation = "sdpa"
         self.vision_tower = _Namespace(CLIPVisionModel(made))
-        depth = made.num_hidden_layers
-        if not -depth <= select_layer <= depth or select_layer % (depth + 1) == 0:
-            raise ValueError(
-                f"mm_vision_select_layer is {select_layer}, but the tower has {depth} layers; "
-                f"choose 1 to {depth}, or -1 to -{depth} counted from the end."
-            )
+        check_select_layer(select_layer, made.num_hidden_layers)
         self.is_loaded = False
         size = made.image_size
         self.image_processor = CLIPImageProcessorPil(
@@ -105,58 +98,3 @@ class CLIPVisionTower(nn.Module):
     def model(self) -> CLIPVisionModel:
         """The transformers model inside."""
         return self.vision_tower.vision_model
-
-    @property
-    def config(self) -> CLIPVisionConfig:
-        """Its configuration."""
-        return self.model.config
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the features."""
-        return self.config.hidden_size
-
-    @property
-    def has_cls(self) -> bool:
-        """Whether the first of its tokens is CLS."""
-        return has_cls(self.model)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of one image, CLS not counted."""
-        return (self.config.image_size // self.config.patch_size) ** 2
-
-    def unused_modules(self) -> list[nn.Module]:
-        """What stands behind the selected layer."""
-        return behind_selected(self.model, [self.select_layer])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the weights."""
-        return self.model.embeddings.class_embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.model.embeddings.class_embedding.device
-
-    def tokens_per_image(self, v2v: V2VConfig | None) -> int:
-        """Visual tokens that `forward` gives for one image."""
-        if v2v is not None:
-            return v2v.token_count(self.num_patches + self.has_cls)
-        return self.num_patches + (self.select_feature == "cls_patch")
-
-    def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
-        """Visual tokens of images [B, 3, height, width]: [B, tokens_per_image, D] in the images' data type."""
-        if v2v is not None:
-            return self.merge(images, v2v).tokens.to(images.dtype)
-        features = self.encode(images).features.to(images.dtype)
-        return features if self.select_feature == "cls_patch" else features[:, 1:]
-
-    def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
-        """V2V on images [B, 3, height, width]; also says what became of every patch."""
-        return self.encode(images, v2v).merged(v2v)
-
-    def encode(self, images: Tensor, v2v: V2VConfig | None = None) -> TowerOutput:
-        """Run the tower up to the selected layer; with `v2v`, also give what it is scored and merged by."""
-        return encode_images(self.model, images, self.select_layer, v2v)

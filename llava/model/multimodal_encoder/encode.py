@@ -1,8 +1,9 @@
 """Running a transformers vision transformer only as far as it is needed, with what V2V scores and merges by.
 
-Works for CLIP and its relatives (SigLIP): `embeddings`, `encoder.layers` with `layer_norm1` and
-`self_attn.{q_proj, k_proj, num_heads, head_dim, scale}`, and `pre_layrnorm` where there is one.
-Shapes: B images, N tokens (P patches, CLS in front where the tower has one), D width, H heads, d head width.
+Works for CLIP and its relatives (SigLIP, LanguageBind): `embeddings`, `encoder.layers` with `layer_norm1` and
+`self_attn.{q_proj, k_proj, num_heads, head_dim, scale}`, and `pre_layrnorm` where there is one. A layer
+that `attends_over_time` in front of that gives with its result what came out there, which V2V looks at.
+Shapes: B images (or frames), N tokens (P patches, CLS in front where there is one), D width, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -65,11 +66,15 @@ def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig 
             hidden_states = model.pre_layrnorm(hidden_states)
         for layer in layers[:last]:
             hidden_states = layer(hidden_states, attention_mask=None)
-        features = layers[last](hidden_states, attention_mask=None)
+        selected = layers[last]
+        if getattr(selected, "attends_over_time", False):
+            features, hidden_states = selected(hidden_states, attention_mask=None, with_mixed=True)
+        else:
+            features = selected(hidden_states, attention_mask=None)
     if v2v is None:
         return TowerOutput(features, has_cls(model))
     with torch.no_grad():
-        scored_by = _scored_by(layers[last], hidden_states.detach(), v2v, has_cls(model))
+        scored_by = _scored_by(selected, hidden_states.detach(), v2v, has_cls(model))
         return TowerOutput(features, has_cls(model), *scored_by)
 
 

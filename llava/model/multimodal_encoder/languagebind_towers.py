@@ -1,0 +1,177 @@
+"""The two towers of Video-LLaVA, one for images and one for videos, each with its processor.
+
+The parameters are called `image_tower.*` and `video_tower.*` under these modules, as published.
+Shapes: B images or clips, T frames of a clip, P patches, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from llava.common.json_files import read_object
+from llava.compression.config import V2VConfig
+from llava.compression.v2v import V2VResult
+from llava.model.multimodal_encoder.encode import TowerOutput, encode_images
+from llava.model.multimodal_encoder.languagebind import (
+    LanguageBindVideoModel,
+    LanguageBindVisionModel,
+    languagebind_config,
+)
+from llava.model.multimodal_encoder.languagebind_pixels import LanguageBindImageProcessor, LanguageBindVideoProcessor
+from llava.model.multimodal_encoder.transformers_tower import (
+    TransformersTower,
+    check_select_feature,
+    check_select_layer,
+)
+
+_NAMES_HERE = {r"^vision_model\.": ""}
+"""Of a whole LanguageBind model, which holds a text model too."""
+
+
+class _LanguageBindTower(TransformersTower):
+    """A tower whose weights are random until `load_model` is called or a checkpoint that holds them is loaded.
+
+    Args:
+        name: directory or hub name of the whole LanguageBind model that the weights come from.
+        select_layer: index into the hidden states; features and scores come from this layer.
+        config: `config.json` of such a model, or its `vision_config`; None reads it from `name`.
+    """
+
+    model_class: ClassVar[type[LanguageBindVisionModel]]
+    attribute: ClassVar[str]
+
+    def __init__(self, name: str, select_layer: int, config: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.vision_tower_name = name
+        self.select_layer = select_layer
+        made = languagebind_config(read_tower_config(name) if config is None else config)
+        made._attn_implementation = "sdpa"
+        check_select_layer(select_layer, made.num_hidden_layers)
+        setattr(self, self.attribute, self.model_class(made))
+        self.is_loaded = False
+        self.requires_grad_(False)
+
+    @property
+    def model(self) -> Any:
+        """The vision transformer inside."""
+        return getattr(self, self.attribute)
+
+    def load_model(self, device_map: Any = None) -> None:
+        """Read the weights from where the tower was made from; `device_map` is LLaVA's, and ignored.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        if self.is_loaded:
+            return
+        loaded, info = self.model_class.from_pretrained(
+            self.vision_tower_name,
+            config=self.config,
+            dtype=self.dtype,
+            key_mapping=_NAMES_HERE,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{self.vision_tower_name!r} lacks the weight {sorted(info['missing_keys'])[0]!r} of a LanguageBind "
+                "tower; it is incomplete or another kind of model."
+            )
+        loaded._weight_conversions = []
+        # Taken over as a whole: with ZeRO-3 its weights are partitioned already and cannot be copied one by one.
+        setattr(self, self.attribute, loaded.to(self.device).requires_grad_(False))
+        self.is_loaded = True
+
+    def read_image_processor(self, source: str) -> bool:
+        """False: how pixels are made is fixed by the kind of the tower."""
+        return False
+
+
+class LanguageBindImageTower(_LanguageBindTower):
+    """The tower of Video-LLaVA for images."""
+
+    model_class = LanguageBindVisionModel
+    attribute = "image_tower"
+
+    def __init__(
+        self,
+        name: str,
+        select_layer: int = -2,
+        select_feature: str = "patch",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(name, select_layer, config)
+        self.select_feature = check_select_feature(select_feature)
+        self.image_processor = LanguageBindImageProcessor(self.config.image_size)
+
+
+class LanguageBindVideoTower(_LanguageBindTower):
+    """The tower of Video-LLaVA for videos; all tokens of a frame stay, CLS too, whatever the select feature says."""
+
+    model_class = LanguageBindVideoModel
+    attribute = "video_tower"
+    select_feature = "cls_patch"
+
+    def __init__(self, name: str, select_layer: int = -2, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__(name, select_layer, config)
+        self.video_processor = LanguageBindVideoProcessor(self.config.num_frames, side=self.config.image_size)
+
+    @property
+    def image_processor(self) -> LanguageBindVideoProcessor:
+        """That of videos, under the name that towers share."""
+        return self.video_processor
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip; a tower without attention over time takes others as well."""
+        return int(self.config.num_frames)
+
+    def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
+        """Visual tokens of clips [B, 3, T, height, width]: [B * T, tokens_per_image, D], clip behind clip."""
+        return super().forward(self._frames(images), v2v)
+
+    def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
+        """V2V on each frame of clips [B, 3, T, height, width]; also says what became of every patch."""
+        return super().merge(images, v2v)
+
+    def encode(self, images: Tensor, v2v: V2VConfig | None = None) -> TowerOutput:
+        """Run the tower on clips [B, 3, T, height, width], or on their frames, which `forward` makes of them."""
+        return encode_images(self.model, self._frames(images), self.select_layer, v2v)
+
+    def _frames(self, clips: Tensor) -> Tensor:
+        """Frames [B * T, 3, height, width] of clips [B, 3, T, height, width]."""
+        if clips.dim() == 4:
+            return clips
+        self.check_clip(clips.shape[2])
+        return clips.transpose(1, 2).flatten(0, 1)
+
+    def check_clip(self, frames: int) -> None:
+        """Raise ValueError for a clip of another length than the attention over time was trained for."""
+        if self.config.add_time_attn and frames != self.num_frames:
+            raise ValueError(
+                f"A video has {frames} frames, but the video tower attends over {self.num_frames} (num_frames of its "
+                f"config); take {self.num_frames} frames of it, at equal distances."
+            )
+
+
+def read_tower_config(name: str) -> dict[str, Any]:
+    """The content of `config.json` in a folder or on the hub.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, "config.json"))
+        except (OSError, EntryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
+            raise ValueError(
+                f"The tower {name!r} is no folder here and its config.json cannot be fetched from the hub; give the "
+                "tower's folder."
+            ) from error
+    return read_object(path, "fetch or copy it anew", mark=False)
