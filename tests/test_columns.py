@@ -285,9 +285,9 @@ def test_rows_of_text_alone_are_padded_as_rows_with_images_are(models: Any, fami
         assert not output.hidden_states[2][0, :3].any()
 
 
-@pytest.mark.parametrize(("family", "name"), [case for case in CASES if case[0] != "qwen2_5_vl"])
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_row_of_padding_alone_disturbs_nobody(models: Any, family: str, name: str) -> None:
-    """Data-parallel training fills a last batch with such rows. (Qwen's stock model has no positions for them.)"""
+    """Data-parallel training fills a last batch with such rows."""
     model, sample = models[family, name], seen_text(family, 1)
     inputs, alone = inputs_of(family, [sample]), run(models[family, name], inputs_of(family, [sample]))
     for key in ("input_ids", "attention_mask", "mm_token_type_ids"):

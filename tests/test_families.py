@@ -17,6 +17,7 @@ from tiny_vlms import (
     MARKS,
     OWN,
     PEBBLES,
+    QWEN,
     VIDEO,
     batch,
     prompt,
@@ -45,10 +46,11 @@ KINDS = {
     "llava_next": [("image",), ("image", "image"), ()],
     "video_llava": [("video",), ("image", "video"), ()],
     "qwen2_5_vl": [("image", "video"), ("image",), ()],
+    "qwen3_vl": [("image", "video"), ("image",), ()],
     PEBBLES: [("image",), ("image", "image"), ()],
     OWN: [("image",), ("image", "image"), ()],
 }
-PROJECTORS = {"qwen2_5_vl": "merger", PEBBLES: "eye", OWN: "mm_projector"}
+PROJECTORS = {"qwen2_5_vl": "merger", "qwen3_vl": "merger", PEBBLES: "eye", OWN: "mm_projector"}
 IN_DECODER = [(family, config) for family in EVERY for config in (T2V, BOTH, TO_ZERO)]
 
 
@@ -166,7 +168,7 @@ def _entered(family: str, item: Any, compression: CompressionConfig) -> int:
         return budget * {16 + 8 * 9: 5, 16 + 4 * 9: 3, 16 + 8 * 7: 5}[item.count]
     if family == "video_llava":
         return budget * (FRAMES if item.token == VIDEO else 1)
-    if family == "qwen2_5_vl":
+    if family in QWEN:
         frames = 2 if item.token == VIDEO else 1
         return frames * min(budget, item.count // frames)
     return budget
@@ -243,7 +245,9 @@ def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[s
     model.zero_grad()
     compression = model.compression
     labels = labels_at(output.layouts[-1], inputs["labels"])[0]
-    expected = _loss_with_given_tokens(model, model.prefill(inputs, compression), output.layouts, compression, labels)
+    spans = {} if family == OWN else model.visual_spans(compression, _seen(model, inputs))
+    prefill = model.prefill(inputs, compression)
+    expected = loss_with_given_tokens(model, prefill, spans, output.layouts, compression, labels)
     torch.testing.assert_close(expected, output.loss, atol=1e-6, rtol=0, check_dtype=False)
     expected.backward()
     for name, weight in model.named_parameters():
@@ -253,10 +257,17 @@ def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[s
     model.eval()
 
 
-def _loss_with_given_tokens(
-    model: Any, prefill: Any, layouts: Any, compression: CompressionConfig, labels: Tensor
+def _seen(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: inputs.get(name) for name in model.visual_inputs}
+
+
+def loss_with_given_tokens(
+    model: Any, prefill: Any, spans: Any, layouts: Any, compression: CompressionConfig, labels: Tensor
 ) -> Tensor:
+    """`spans`, of one row, say what its visual tokens add behind the first decoder layers."""
     decoder, hidden = model.decoder, prefill.embeddings[0]
+    adding = [list(zip(*span.added, strict=True)) for held in spans.values() for span in held if span.added]
+    to_add = [token for span in adding for token in span]  # by the visual token's number, what it adds to each layer
     bounds = [0, *compression.t2v.layers, LAYERS]
     before = layouts[0]
     for stage, after in enumerate(layouts):
@@ -267,8 +278,12 @@ def _loss_with_given_tokens(
             hidden = hidden[rows]
         places = after.positions[..., 0, :]
         rotary = decoder.rotary_emb(hidden[None], position_ids=places[..., None, :])
-        for layer in decoder.layers[bounds[stage] : bounds[stage + 1]]:
-            hidden = layer(hidden[None], attention_mask=None, position_embeddings=rotary)[0]
+        numbers = after.visual_index[0].tolist()
+        for index in range(bounds[stage], bounds[stage + 1]):
+            hidden = decoder.layers[index](hidden[None], attention_mask=None, position_embeddings=rotary)[0]
+            if to_add and index < len(to_add[0]):
+                nothing = torch.zeros_like(hidden[0])
+                hidden = hidden + torch.stack([to_add[n][index] if n >= 0 else nothing for n in numbers])
         before = after
     targets, logits = labels[1:], model.lm_head(decoder.norm(hidden))[:-1].float()
     return torch.nn.functional.cross_entropy(logits[targets >= 0], targets[targets >= 0])

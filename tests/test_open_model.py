@@ -21,7 +21,7 @@ from llava.model.plugin import CompressedModel, VisualSpan, forward_like
 from llava.train.arguments import ModelArguments, TrainingArguments
 from llava.train.start import find_start
 
-FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl")
+FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl", "qwen3_vl")
 
 
 class MyConfig(LlavaConfig):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import BOTH, KINDS, T2V
-from tiny_vlms import EVERY, OWN, batch, prompt, vlm
+from tiny_vlms import EVERY, OWN, QWEN, batch, prompt, vlm
 from transformers import LlamaForCausalLM
 
 from llava import compress
@@ -28,7 +28,7 @@ def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -
     held, following = cache.get_seq_length(), int(cache.stages[0].next_position)
     hidden = torch.ones(1, held + 2).index_fill(1, torch.tensor([0, 1]), 0)
     far, near = torch.tensor([[50, 51]]), torch.tensor([[following, following + 1]])
-    several = [()] if family != "qwen2_5_vl" else [(), (3,), (4,)]
+    several = [()] if family not in QWEN else [(), (3,), (4,)]
     for options, words in (
         *(({"position_ids": far.expand(*axes, 1, 2)}, "but behind past_key_values") for axes in several),
         ({"position_ids": far.tolist()}, "position_ids is a list"),

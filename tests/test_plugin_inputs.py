@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from test_families import BOTH, KINDS, NO_DROP, T2V, answered
-from tiny_vlms import EVERY, FAMILIES, batch, prompt, vlm
+from tiny_vlms import EVERY, FAMILIES, QWEN, batch, prompt, vlm
 from transformers import (
     DataCollatorWithFlattening,
     DynamicCache,
@@ -60,7 +60,7 @@ def packed(family: str, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("family", EVERY)
 def test_packed_text_is_kept_apart(compressed: dict[str, Any], family: str, kind: str) -> None:
     model, inputs = compressed[family], packed(family, kind)
-    if kind != "2-D" and family != "qwen2_5_vl":
+    if kind != "2-D" and family not in QWEN:
         with pytest.raises(ValueError, match=r"position_ids has shape \(\d, 1, 12\)"):
             model(**inputs)
         return
@@ -90,9 +90,10 @@ def test_packed_prompts_with_images_are_refused(compressed: dict[str, Any], fami
         model.generate(**inputs, position_ids=positions, max_new_tokens=1)
 
 
-def test_positions_of_qwen_are_taken_as_the_stock_model_takes_them(stock: dict[str, Any]) -> None:
+@pytest.mark.parametrize("family", QWEN)
+def test_positions_of_qwen_are_taken_as_the_stock_model_takes_them(stock: dict[str, Any], family: str) -> None:
     """Three axes, four, or one for all three; made by the stock model or counted by hand."""
-    model, inputs = stock["qwen2_5_vl"], shown("qwen2_5_vl")
+    model, inputs = stock[family], shown(family)
     staged = compress(model, NO_DROP)
     ids = inputs["input_ids"]
     names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids")
@@ -364,7 +365,7 @@ def test_pixels_without_their_sizes_or_of_no_processor_are_named(compressed: dic
     name = next(name for name in inputs if name.startswith("pixel"))
     with pytest.raises(ValueError, match=f"{name} is a ndarray; make the inputs with the model's own processor"):
         model(**inputs | {name: inputs[name].numpy()})
-    sizes = {"llava_next": "image_sizes", "qwen2_5_vl": "image_grid_thw"}.get(family)
+    sizes = {"llava_next": "image_sizes", **dict.fromkeys(QWEN, "image_grid_thw")}.get(family)
     if sizes is not None:
         with pytest.raises(ValueError, match=f"pixel_values came without {sizes}"):
             model(**{given: value for given, value in inputs.items() if given != sizes})

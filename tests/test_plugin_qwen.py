@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL does differently: no CLS token, groups of 2 x 2 patches, 3-D positions. Reference loops, by hand."""
+"""What Qwen's families do differently: no CLS token, groups of 2 x 2 patches, 3-D positions. Loops, by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import BOTH, NO_DROP, T2V, answered
-from tiny_vlms import IMAGE, VIDEO, batch, prompt, vlm
+from tiny_vlms import IMAGE, QWEN, VIDEO, batch, prompt, vlm
 from torch import Tensor
 
 from llava import compress
@@ -63,9 +63,11 @@ def by_hand(model: Any, pixels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, T
     _, height, width = grid[0].tolist()
     qkv, features = last_block(model, pixels, grid)
     groups = height * width // 4
-    plain = torch.empty_like(qkv).view(groups, 4, 3, 2, 8)
-    plain[torch.tensor(window_groups(height, width))] = qkv.view(groups, 4, 3, 2, 8)
-    plain = plain.view(-1, 3, 2, 8)
+    plain = qkv
+    if model.config.model_type == "qwen2_5_vl":
+        plain = torch.empty_like(qkv).view(groups, 4, 3, 2, 8)
+        plain[torch.tensor(window_groups(height, width))] = qkv.view(groups, 4, 3, 2, 8)
+        plain = plain.view(-1, 3, 2, 8)
     places = patch_places(height, width)
     whole = torch.zeros(groups, groups, dtype=torch.float64)
     for head in range(2):
@@ -81,10 +83,11 @@ def by_hand(model: Any, pixels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, T
 
 @pytest.mark.parametrize("clusters", ["anchored", "neighbours", "uniform"])
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_v2v_scores_groups_by_what_they_receive_in_the_last_block(number: int, clusters: str) -> None:
+@pytest.mark.parametrize("family", QWEN)
+def test_v2v_scores_groups_by_what_they_receive_in_the_last_block(family: str, number: int, clusters: str) -> None:
     from tiny_vlms import look
 
-    model, seen = vlm("qwen2_5_vl"), look("qwen2_5_vl", "image", number)
+    model, seen = vlm(family), look(family, "image", number)
     pixels, grid = seen.inputs["pixel_values"], seen.inputs["image_grid_thw"]
     v2v = V2VConfig(5, 2, 2, score="received", clusters=clusters)
     with torch.no_grad():
@@ -106,21 +109,22 @@ def seen_inputs(seen: Any) -> dict[str, Any]:
 
 
 def test_large_images_are_scored_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava.model.families import qwen2_5_vl
+    from llava.model.families import qwen_vl
 
     inputs = batch([prompt("qwen2_5_vl", 1, ("image", "video"))])
     model = compress(vlm("qwen2_5_vl"), BOTH)
     with torch.no_grad():
         expected = model(**inputs).logits
-        monkeypatch.setattr(qwen2_5_vl, "_MAX_ATTENTION_ELEMENTS", 1)
+        monkeypatch.setattr(qwen_vl, "_MAX_ATTENTION_ELEMENTS", 1)
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=0)
 
 
-def test_each_frame_of_a_video_attends_to_itself_and_has_its_own_budget() -> None:
+@pytest.mark.parametrize("family", QWEN)
+def test_each_frame_of_a_video_attends_to_itself_and_has_its_own_budget(family: str) -> None:
     """Two frames of one video are merged as two videos of one frame are."""
     from tiny_vlms import look
 
-    model, video = compress(vlm("qwen2_5_vl"), BOTH), look("qwen2_5_vl", "video", 1)
+    model, video = compress(vlm(family), BOTH), look(family, "video", 1)
     pixels, grid = video.inputs["pixel_values_videos"], video.inputs["video_grid_thw"]
     apart = grid.repeat(2, 1)
     apart[:, 0] = 1
@@ -136,10 +140,11 @@ def test_each_frame_of_a_video_attends_to_itself_and_has_its_own_budget() -> Non
 
 
 @pytest.mark.parametrize("config", [T2V, BOTH])
-def test_survivors_keep_their_3d_positions_at_every_stage(config: dict[str, Any]) -> None:
-    model = compress(vlm("qwen2_5_vl"), config)
+@pytest.mark.parametrize("family", QWEN)
+def test_survivors_keep_their_3d_positions_at_every_stage(family: str, config: dict[str, Any]) -> None:
+    model = compress(vlm(family), config)
     assert model.compression.t2v.positions == "original"
-    ids, seen = prompt("qwen2_5_vl", 2, ("image", "video"))
+    ids, seen = prompt(family, 2, ("image", "video"))
     inputs = batch([(ids, seen)])
     stock, _ = model.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})
     with torch.no_grad():
@@ -196,9 +201,10 @@ def test_the_second_drop_keeps_a_share_of_what_entered() -> None:
     assert [layout.visual for layout in layouts] == [(40,), (20,), (10,)]
 
 
-def test_an_image_smaller_than_the_budget_keeps_everything() -> None:
+@pytest.mark.parametrize("family", QWEN)
+def test_an_image_smaller_than_the_budget_keeps_everything(family: str) -> None:
     config = {"v2v": {"dominant": 20, "contextual": 10}}
-    model, inputs = vlm("qwen2_5_vl"), batch([prompt("qwen2_5_vl", 1)])
+    model, inputs = vlm(family), batch([prompt(family, 1)])
     compressed = compress(model, config)
     assert compressed.compression.v2v.score == "received"
     with torch.no_grad():

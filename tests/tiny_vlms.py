@@ -20,6 +20,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
 )
@@ -28,7 +30,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 IMAGE, VIDEO, PAD, VISION_START, VISION_END = 60, 61, 0, 62, 63
 LAYERS, FRAMES = 6, 3
-FAMILIES = ("llava", "llava_next", "video_llava", "qwen2_5_vl")
+QWEN = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("llava", "llava_next", "video_llava", *QWEN)
 """Classes of transformers that `compress` takes."""
 PEBBLES, OWN = "pebbles", "llava_llama"
 EVERY = (*FAMILIES, PEBBLES, OWN)
@@ -76,6 +79,8 @@ def vlm(
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**of_clip, image_grid_pinpoints=pinpoints))
     elif family == "video_llava":
         model = VideoLlavaForConditionalGeneration(VideoLlavaConfig(**of_clip, video_token_index=VIDEO))
+    elif family == "qwen3_vl":
+        model = Qwen3VLForConditionalGeneration(_qwen3_config(layers))
     else:
         model = Qwen2_5_VLForConditionalGeneration(_qwen_config(layers))
     model.config._attn_implementation = attention
@@ -137,38 +142,50 @@ def spelled_out(inputs: dict[str, Any]) -> dict[str, Any]:
     return made | ({"pixel_values": inputs["images"]} if "images" in inputs else {})
 
 
+def _qwen_text(layers: int, **more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        **more,
+    }
+
+
+_QWEN_VISION = {
+    "depth": 3,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+_QWEN_MARKS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
 def _qwen_config(layers: int) -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 64,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "pad_token_id": PAD,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [0, 2],
-        },
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-    )
+    vision = {**_QWEN_VISION, "window_size": 16, "fullatt_block_indexes": [0, 2]}
+    return Qwen2_5_VLConfig(text_config=_qwen_text(layers), vision_config=vision, **_QWEN_MARKS)
+
+
+def _qwen3_config(layers: int) -> Qwen3VLConfig:
+    """DeepStack behind the first three decoder layers, so that drops fall among them; heads wider than D / H."""
+    vision = {**_QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1, 2]}
+    return Qwen3VLConfig(text_config=_qwen_text(layers, head_dim=12), vision_config=vision, **_QWEN_MARKS)
 
 
 @dataclass(frozen=True)
@@ -220,13 +237,18 @@ def prompt(family: str, seed: int, kinds: tuple[str, ...] = ("image",), dtype: t
     seen = [look(family, kind, seed * 7 + place, dtype) for place, kind in enumerate(kinds)]
     ids = [1, *(draw.randrange(3, 60) for _ in range(draw.randint(1, 4)))]
     for item in seen:
-        ids += (
-            [VISION_START, *[item.token] * item.count, VISION_END]
-            if family == "qwen2_5_vl"
-            else [item.token] * item.count
-        )
+        ids += _of_qwen(item, draw, timed=family == "qwen3_vl") if family in QWEN else [item.token] * item.count
         ids += [draw.randrange(3, 60) for _ in range(draw.randint(1, 3))]
     return ids + [draw.randrange(3, 60) for _ in range(draw.randint(2, 5))], seen
+
+
+def _of_qwen(item: Seen, draw: random.Random, timed: bool) -> list[int]:
+    """An image or video between its marks; `timed`, frame by frame with two words in front of each."""
+    frames = 2 if timed and item.token == VIDEO else 1
+    of_frame = [VISION_START, *[item.token] * (item.count // frames), VISION_END]
+    if not timed or item.token != VIDEO:
+        return of_frame
+    return [token for _ in range(frames) for token in (draw.randrange(3, 60), draw.randrange(3, 60), *of_frame)]
 
 
 def batch(prompts: list[tuple[list[int], list[Seen]]], side: str = "left", answers: bool = False) -> dict[str, Any]:

@@ -20,6 +20,8 @@ FAMILIES = {
     "llava-next": ("llava_next",),
     "video-llava": ("video_llava",),
     "qwen2.5-vl": ("qwen2_5_vl",),
+    "qwen3-vl": ("qwen3_vl",),
+    "llava-onevision": ("llava_onevision",),
 }
 """The `model_type` that transformers (or this project) gives the models of each family; a bare language model is the
 LLaVA that training makes of it."""

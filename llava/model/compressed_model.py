@@ -16,6 +16,7 @@ _BUILT_IN = {
     "LlavaForConditionalGeneration": "llava_hf",
     "LlavaNextForConditionalGeneration": "llava_next",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "VideoLlavaForConditionalGeneration": "video_llava",
 }
 """Modules of `llava.model.families` by the class they are for; one is imported when it is asked for."""
@@ -87,9 +88,8 @@ def compress(model: Any, compression: CompressionConfig | str | Mapping[str, Any
     it is: nothing is held twice; adapters, data type and device of one do not touch the other; training changes both.
 
     Args:
-        model: `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`,
-            `Qwen2_5_VLForConditionalGeneration`, `VideoLlavaForConditionalGeneration`, a LLaVA of this project, or any
-            class with a registered family of its own (docs/plug-in.md). Wrap it with peft afterwards.
+        model: one of those in the table of docs/plug-in.md, a LLaVA of this project, or any class with a registered
+            family of its own. Wrap it with peft afterwards.
         compression: an object, a preset's name (`duet-192`), a YAML file or a mapping; `none` gives the stock model.
             None takes the one saved in the model's `config.json`.
 

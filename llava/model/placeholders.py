@@ -23,11 +23,13 @@ class VisualSpan:
         replaced: placeholders in their place; 0 for an image that was encoded but is not shown.
         slots: int64 [n] which of those placeholders each token stands at; None puts them at the first ones, and those
             that are more at the last.
+        added: [n, D] each, added to the hidden states of these tokens behind decoder layer 0, 1, ...
     """
 
     features: Tensor
     replaced: int
     slots: Tensor | None = None
+    added: tuple[Tensor, ...] = ()
 
 
 def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[VisualSpan]]) -> tuple[Tensor, Tensor]:

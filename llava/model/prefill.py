@@ -26,6 +26,7 @@ class Prefill:
         width: T, how many columns results stand at; None leaves them at the decoder's positions.
         targets: what the columns are to predict, where labels were given.
         of_embeddings: whether the prompt reaches `forward` as embeddings, too.
+        added: [B, L, D] each, added to the hidden states behind decoder layer 0, 1, ...
     """
 
     embeddings: Tensor
@@ -33,11 +34,13 @@ class Prefill:
     width: int | None
     targets: Targets | None = None
     of_embeddings: bool = False
+    added: tuple[Tensor, ...] = ()
 
     def repeat_interleave(self, repeats: int) -> Prefill:
         """Each row `repeats` times, for beams."""
-        embeddings = self.embeddings.repeat_interleave(repeats, dim=0)
-        return dataclasses.replace(self, embeddings=embeddings, layout=self.layout.repeat_interleave(repeats))
+        embeddings, *added = (rows.repeat_interleave(repeats, dim=0) for rows in (self.embeddings, *self.added))
+        layout = self.layout.repeat_interleave(repeats)
+        return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added))
 
 
 def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tensor | None) -> SplicePlan:

@@ -199,6 +199,25 @@ def splice_embeddings(text: Tensor, features: Sequence[Tensor], plan: SplicePlan
     return embeddings.masked_fill(~plan.layout.valid[..., None], 0)
 
 
+def splice_added(spans: Sequence[VisualSpan], plan: SplicePlan) -> tuple[Tensor, ...]:
+    """What spans add to decoder layers, [B, L, D] for each; zeros on text and padding.
+
+    Raises:
+        ValueError: if spans add to different numbers of layers.
+    """
+    depths = {len(span.added) for span in spans}
+    if len(depths) > 1:
+        raise ValueError(
+            f"Visual spans of one batch add to {sorted(depths)} decoder layers; they must all add to as many."
+        )
+    index = (plan.source - len(plan.ids)).clamp(min=-1) + 1  # [B, L]; 0 is text
+    made = []
+    for layers in zip(*(span.added for span in spans), strict=True):
+        rows = torch.cat([layers[0].new_zeros(1, layers[0].shape[-1]), *layers])  # [1 + N, D]
+        made.append(rows.index_select(0, index.flatten()).view(*index.shape, -1))
+    return tuple(made)
+
+
 def check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError where something that has one whole number for each token is no such tensor [B, T]."""
     for name, values in others.items():

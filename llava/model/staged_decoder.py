@@ -8,7 +8,7 @@ Shapes: B rows, L positions, D width, V voting tokens, H query heads, G key head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,7 @@ def run_stages(
     layout: TokenLayout,
     t2v: T2VConfig | None,
     cache: StagedCache | None = None,
+    added: Sequence[Tensor] = (),
     **kwargs: Any,
 ) -> LlavaModelOutput:
     """Training and prefill: every layer, with a drop between stages.
@@ -56,6 +57,7 @@ def run_stages(
         layout: layout of the L positions.
         t2v: when to drop and how much; None drops nothing.
         cache: an empty cache to fill, or None.
+        added: [B, L, D] each, added to the hidden states behind layer 0, 1, ...; what a token adds goes where it goes.
         kwargs: handed to every layer.
 
     Returns:
@@ -63,6 +65,7 @@ def run_stages(
         worked on and was ranked by.
     """
     layouts, scores = [layout], []
+    to_add = dict(enumerate(added))
     ranking: Tensor | None = None
     for stage, (first, last) in enumerate(_stage_bounds(decoder, t2v)):
         if stage > 0 and t2v is not None:
@@ -74,7 +77,8 @@ def run_stages(
                     ranking = None if ranking is None else ranking.to(hidden_states.device)
                 case other:
                     raise unknown_choice("t2v.scored_by", other, T2V_SCORED_BY)
-            hidden_states, layout = _drop(hidden_states, layout, ranking, t2v, stage - 1)
+            to_add = {layer: features for layer, features in to_add.items() if layer >= first}
+            hidden_states, layout, to_add = _drop(hidden_states, layout, to_add, ranking, t2v, stage - 1)
             layouts.append(layout)
             scores.append(ranking)
         if cache is not None:
@@ -83,10 +87,14 @@ def run_stages(
         begin = first
         if t2v is not None and t2v.scored_by == "before" and last < len(decoder.layers):
             begin = last - 1
-            hidden_states = _run_layers(decoder, first, begin, hidden_states, mask, layout.positions, cache, **kwargs)
+            hidden_states = _run_layers(
+                decoder, first, begin, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+            )
             hidden_states, layout = _on_device_of(decoder.layers[begin], hidden_states, layout)
             ranking = rank_visual_tokens(decoder, begin, hidden_states, layout, t2v, stage)
-        hidden_states = _run_layers(decoder, begin, last, hidden_states, mask, layout.positions, cache, **kwargs)
+        hidden_states = _run_layers(
+            decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+        )
     return LlavaModelOutput(
         last_hidden_state=decoder.norm(hidden_states), layouts=tuple(layouts), scores=tuple(scores), **named(cache)
     )
@@ -113,7 +121,9 @@ def continue_stages(
     for stage, last in zip(cache.stages, ends, strict=True):
         positions = cache.append(stage, hidden_states.shape[1])
         mask = _causal_mask(decoder, hidden_states, stage.key_mask, cache, stage.first_layer)
-        hidden_states = _run_layers(decoder, stage.first_layer, last, hidden_states, mask, positions, cache, **kwargs)
+        hidden_states = _run_layers(
+            decoder, stage.first_layer, last, hidden_states, mask, positions, cache, {}, **kwargs
+        )
     return LlavaModelOutput(last_hidden_state=decoder.norm(hidden_states), **named(cache))
 
 
@@ -158,15 +168,24 @@ def _on_device_of(layer: Any, hidden_states: Tensor, layout: TokenLayout) -> tup
 
 
 def _drop(
-    hidden_states: Tensor, layout: TokenLayout, scores: Tensor | None, t2v: T2VConfig, stage: int
-) -> tuple[Tensor, TokenLayout]:
+    hidden_states: Tensor,
+    layout: TokenLayout,
+    to_add: dict[int, Tensor],
+    scores: Tensor | None,
+    t2v: T2VConfig,
+    stage: int,
+) -> tuple[Tensor, TokenLayout, dict[int, Tensor]]:
     counts = keep_counts(layout, t2v, stage)
     if counts == layout.visual:
-        return hidden_states, layout
+        return hidden_states, layout, to_add
     if scores is None:
         scores = torch.zeros(layout.valid.shape, device=hidden_states.device)
     keep = choose_visual_tokens(scores, layout, counts)
-    return gather_kept(hidden_states, layout, keep, counts, t2v.positions)
+    width = hidden_states.shape[-1]
+    together = torch.cat([hidden_states, *(features.to(hidden_states) for features in to_add.values())], dim=-1)
+    gathered, kept = gather_kept(together, layout, keep, counts, t2v.positions)
+    hidden_states, *added = gathered.split(width, dim=-1)
+    return hidden_states, kept, dict(zip(to_add, added, strict=True))
 
 
 def _queries_and_keys(
@@ -205,11 +224,13 @@ def _run_layers(
     mask: Tensor | None,
     positions: Tensor,
     cache: StagedCache | None,
+    to_add: Mapping[int, Tensor],
     **kwargs: Any,
 ) -> Tensor:
-    """Layers first..last-1. They get no position ids: gaps in them would be taken for packed sequences."""
+    """Layers first..last-1, and what is added behind each. They get no position ids: gaps in them would be taken for
+    packed sequences."""
     position_embeddings = decoder.rotary_emb(hidden_states, position_ids=positions)
-    for layer in decoder.layers[first:last]:
+    for index, layer in enumerate(decoder.layers[first:last], first):
         hidden_states = layer(
             hidden_states,
             attention_mask=mask,
@@ -219,6 +240,8 @@ def _run_layers(
             **named(cache),
             **kwargs,
         )
+        if index in to_add:
+            hidden_states = hidden_states + to_add[index].to(hidden_states)
     return hidden_states
 
 

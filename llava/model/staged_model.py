@@ -37,6 +37,7 @@ from llava.model.splice import (
     PlanSettings,
     SplicePlan,
     plan_splice,
+    splice_added,
     splice_embeddings,
     warn_without_answers,
     warn_without_query_mask,
@@ -67,6 +68,7 @@ class StagedModel(StagedGeneration):
         "Qwen2Model",
         "Qwen3Model",
         "Qwen2_5_VLTextModel",
+        "Qwen3VLTextModel",
     )
     """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
     position_axes: ClassVar[tuple[int, ...]] = ()
@@ -243,7 +245,9 @@ class StagedModel(StagedGeneration):
         cache = cache if caching else None
         if cache is not None:
             cache.filled_under = compression
-        outputs = run_stages(self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, **of_layers)
+        outputs = run_stages(
+            self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, prefill.added, **of_layers
+        )
         return with_head(self.lm_head, outputs, wanted, prefill.targets, prefill.width)
 
     def prefill(
@@ -263,7 +267,8 @@ class StagedModel(StagedGeneration):
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
         spans = self.visual_spans(compression, {name: inputs.get(name) for name in self.visual_inputs})
-        features = [span.features for span in chain.from_iterable(spans.values())]
+        every = list(chain.from_iterable(spans.values()))
+        features = [span.features for span in every]
         if plan is None and padding_side is None and not features and not bool(self.is_placeholder(ids).any()):
             positions = self.rotary_positions(ids, inputs.get("attention_mask"), inputs)
             return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
@@ -276,7 +281,8 @@ class StagedModel(StagedGeneration):
         plan = plan.to(ids.device)
         text = self.get_input_embeddings()(plan.ids)  # [S, D]
         targets = plan.targets if labels_given(inputs) else None
-        return Prefill(splice_embeddings(text, features, plan), plan.layout, plan.width, targets)
+        embeddings, added = splice_embeddings(text, features, plan), splice_added(every, plan)
+        return Prefill(embeddings, plan.layout, plan.width, targets, added=added)
 
     def _plan(
         self,

@@ -1,0 +1,48 @@
+"""Qwen3-VL as transformers has it: DeepStack features beside its tokens, time in words between a video's frames.
+
+Blocks of the tower that the configuration names give further features of each group of patches (DeepStack,
+https://arxiv.org/abs/2406.04334), which are added to its hidden state behind the first decoder layers, one block's
+behind each. V2V merges them with the tokens they belong to, by the same choice and the same weights; T2V drops them
+with those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from llava.model.families.qwen_vl import QwenVLFamily
+from llava.model.stock_forward import forward_like
+
+
+class CompressedQwen3VL(QwenVLFamily, Qwen3VLForConditionalGeneration):
+    """`Qwen3VLForConditionalGeneration` with both stages inside; see `QwenVLFamily`."""
+
+    stock = Qwen3VLForConditionalGeneration
+    visual_inputs = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "mm_token_type_ids")
+    forward = forward_like(Qwen3VLForConditionalGeneration)
+
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The merger at the tower's end, and those of the DeepStack features."""
+        return (self.model.visual.merger, self.model.visual.deepstack_merger_list)
+
+    def scoring_block(self) -> int:
+        """The last block: all of them attend to the whole image, and this one's features become the tokens."""
+        blocks = len(self.model.visual.blocks)
+        if blocks == 0:
+            raise ValueError(
+                "The vision tower has no blocks, so V2V has nothing to score by; mend vision_config in config.json, or "
+                "use a compression with t2v alone."
+            )
+        return blocks - 1
+
+    def added(self, outputs: Any, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """DeepStack features."""
+        if not outputs.deepstack_features:
+            return [()] * len(sizes)
+        by_layer = (torch.cat(layer).split(list(sizes)) for layer in outputs.deepstack_features)
+        return list(zip(*by_layer, strict=True))
