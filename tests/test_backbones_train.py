@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_vlms import EVERY, OWN, PEBBLES, batch, prompt, vlm
+from tiny_vlms import EVERY, OWN, PEBBLES, QWEN, batch, prompt, vlm
 
 from llava import compress
 from llava.model.parts import lies_in, paths_of, weights_of
 
-SHOWN = {"video_llava": ("image", "video"), "qwen2_5_vl": ("image", "video")}
+SHOWN = {"video_llava": ("image", "video"), **dict.fromkeys(QWEN, ("image", "video"))}
 PARTS = {
     "llava": (("model.vision_tower",), ("model.multi_modal_projector",)),
     "llava_next": (("model.vision_tower",), ("model.multi_modal_projector",)),
     "video_llava": (("model.image_tower", "model.video_tower"), ("model.multi_modal_projector",)),
     "qwen2_5_vl": (("model.visual",), ("model.visual.merger",)),
+    "qwen3_vl": (("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list")),
     PEBBLES: ((), ("eye",)),
     OWN: (("model.vision_tower",), ("model.mm_projector",)),
 }
