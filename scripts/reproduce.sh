@@ -50,7 +50,7 @@ if [ "$#" -ne 1 ] || [[ $preset == */* ]] || [ ! -f "configs/compression/$preset
     presets=$(CDPATH='' cd configs/compression && printf '%s, ' *.yaml)
     refuse "the preset is '$*'; give one of $(sed 's/\.yaml//g; s/, $//' <<<"$presets")."
 fi
-misfit=$(fits_llava "$preset" "${MODEL:-}")
+misfit=$(fits_family llava-1.5 duet-192 "$preset" "${MODEL:-}" "${SCALE_TO_DEPTH:-False}")
 if [ -n "$misfit" ]; then refuse "$misfit"; fi
 for name in DRY_RUN EVALUATE CHECK; do
     if [ -n "${!name:-}" ]; then one_of "$name" "${!name}" 0 1; fi

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -20,6 +23,7 @@ from llava.compression.config import CompressionConfig, presets
 from llava.data.check import command as data_check
 from llava.doctor import __main__ as doctor
 from llava.eval import cost, run
+from llava.eval.runner.flags import COMPRESSION_DEFAULTS, budget, compression_name
 from llava.eval.runner.from_flags import evaluated_model
 from llava.inference.chat import Chat
 from llava.model.builder import load_pretrained_model
@@ -252,3 +256,75 @@ def test_training_refuses_them_before_it_reads_weights(folder: Path, tmp_path: P
         else:
             with pytest.raises(ValueError, match=reason):
                 building.load_model(*parsed, tokenizer)
+
+
+def test_a_preset_is_scaled_to_another_depth_in_proportion():
+    """In exact fractions: the drop stands at the same part of the way through the decoder, and the same shares stay."""
+    for name, depth in [("duet-192", 40), ("pyramiddrop", 26), ("qwen-160", 36), ("duet-64", 3 * 32), ("next-320", 7)]:
+        made = CompressionConfig.from_preset(name)
+        scaled = made.scaled_to(depth)
+        assert made.t2v and scaled.t2v and made.made_for and scaled.made_for
+        exact = [Fraction(layer * depth, made.made_for.layers) for layer in made.t2v.layers]
+        assert all(abs(layer - place) <= Fraction(1, 2) for layer, place in zip(scaled.t2v.layers, exact, strict=True))
+        assert scaled.v2v == made.v2v and dataclasses.replace(scaled.t2v, layers=made.t2v.layers) == made.t2v
+        assert scaled.made_for == dataclasses.replace(made.made_for, layers=depth)
+        assert scaled.scaled_to(depth) is scaled
+    fastv = CompressionConfig.from_preset("fastv")
+    assert fastv.scaled_to(40) is fastv and CompressionConfig().scaled_to(40) == CompressionConfig()
+    with pytest.raises(ValueError, match=r"\[16, 24\] of 32 become \[1, 2\] of 2: so few layers"):
+        CompressionConfig.from_preset("duet-192").scaled_to(2)
+    with pytest.raises(ValueError, match=r"Layers \[16, 24\] cannot be scaled .* nothing says for which depth"):
+        CompressionConfig.from_dict(CompressionConfig.from_preset("duet-192").to_dict()).scaled_to(40)
+
+
+def test_the_schedule_says_what_a_preset_does_at_another_depth(capsys: pytest.CaptureFixture[str]):
+    words = ["--preset", "duet-192", "--model", "llava-1.5-13b"]
+    with pytest.raises(SystemExit, match=r"the decoder has 40 layers") as error:
+        schedule.main(words)
+    layers = [307] * 16 + [153] * 8 + [0] * 16
+    assert f"{sum(layers) / 40:.2f} of 307" in str(error.value), "what the unscaled preset would average"
+    layers = [307] * 20 + [153] * 10 + [0] * 10
+    assert f"--scale-to-depth [20, 30] and {sum(layers) / 40:.2f} of 307" in str(error.value)
+    schedule.main([*words, "--scale-to-depth"])
+    printed = capsys.readouterr().out
+    assert f"{sum(layers) / 40:.2f}" in printed and "0-19: 307, 20-29: 153, 30-39: 0" in printed
+    with pytest.raises(SystemExit, match=r"this is a llava-1.5, and the decoder has 40 layers") as error:
+        schedule.main(["--preset", "next-640", "--model", "llava-1.5-13b"])
+    assert "--scale-to-depth" not in str(error.value), "scaling layers does not make it fit another family"
+
+
+def test_flags_scale_a_preset_and_say_what_comes_out(caplog: pytest.LogCaptureFixture):
+    for words, reason in (
+        ([], "no --compression is given"),
+        (["--compression", "duet-192", "--layer_list", "[20,30]"], "--layer_list names them already"),
+    ):
+        options = run.parse(["--model-path", "x", "--scale-to-depth", *words])
+        with pytest.raises(ValueError, match=reason):
+            budget(options, CompressionConfig(), 40)
+    flags = ["--compression", "duet-192", "--scale-to-depth", "--model_name_or_path", "x", "--output_dir", "y"]
+    model_args, *_ = parse_arguments([*flags, "--data_path", "x.json", "--bf16", "False", "--use_cpu", "True"])
+    scaled = resolve_compression(model_args, CompressionConfig(), 40)
+    assert scaled.t2v and scaled.t2v.layers == (20, 30)
+    assert "drops after [20, 30] of 40 instead of [16, 24]; a layer sees 191.75 of 307" in caplog.text
+    scaled.check_made_for("llava_llama", 40)
+    with pytest.raises(ValueError, match=r"is made for llava-1.5 with 40 decoder layers"):
+        scaled.check_made_for("llava_llama", 32)
+    options = run.parse(["--model-path", "x", "--scale-to-depth", "--compression", "duet-192"])
+    assert compression_name(options, budget(options, CompressionConfig(), 40)) == "duet-192-40-layers"
+
+
+def test_the_native_tree_tells_its_three_families_apart():
+    """next-640 is byte for byte duet-128's numbers, and all three have the `model_type` of LLaVA's own format."""
+    duet, zoomed, film = (CompressionConfig.from_preset(name) for name in ("duet-128", "next-640", "video-960"))
+    assert duet == zoomed
+    own = SimpleNamespace(model_type="llava_llama", image_aspect_ratio="pad")
+    crops = SimpleNamespace(model_type="llava_llama", image_aspect_ratio="anyres_max_9")
+    frames = {"model_type": "llava_llama", "image_aspect_ratio": "pad", "mm_video_tower": "x"}
+    for model, fitting, others in ((own, duet, (zoomed, film)), (crops, zoomed, (duet, film)), (frames, film, (duet,))):
+        fitting.check_made_for(model, 32)
+        for other in others:
+            with pytest.raises(ValueError, match=r"is made for"):
+                other.check_made_for(model, 32)
+    options = SimpleNamespace(**COMPRESSION_DEFAULTS)
+    assert compression_name(options, zoomed, crops) == "next-640", "not duet-128, which has the same numbers"
+    assert compression_name(options, zoomed, own) == "duet-128"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -24,12 +24,28 @@ FAMILIES = {
     "llava-onevision": ("llava_onevision",),
 }
 """The `model_type` that transformers (or this project) gives the models of each family; a bare language model is the
-LLaVA that training makes of it."""
+LLaVA that training makes of it. LLaVA's own format has one type for three families, see `family_of`."""
 
 
-def family_of(model_type: str) -> str:
-    """The family of a `model_type`; one that no family has is its own."""
-    return next((family for family, kinds in FAMILIES.items() if model_type in kinds), model_type)
+def family_of(model: Any) -> str:
+    """The family of a model: a key of `FAMILIES`, else the `model_type` itself.
+
+    Args:
+        model: its configuration (an object, or what its `config.json` holds), its `model_type` alone, or a family.
+
+    In LLaVA's own format a model with `mm_video_tower` is a Video-LLaVA, and one whose `image_aspect_ratio` is `anyres`
+    or `anyres_max_N` a LLaVA-NeXT; a bare `model_type` cannot tell these from LLaVA-1.5.
+    """
+    if isinstance(model, str):
+        model = {"model_type": model}
+    say = model.get if isinstance(model, Mapping) else lambda name: getattr(model, name, None)
+    kind = str(say("model_type"))
+    family = next((family for family, kinds in FAMILIES.items() if kind in kinds), kind)
+    if family != "llava-1.5":
+        return family
+    if say("mm_video_tower"):
+        return "video-llava"
+    return "llava-next" if str(say("image_aspect_ratio")).startswith("anyres") else family
 
 
 @dataclass(frozen=True)
@@ -67,17 +83,17 @@ class MadeFor:
             raise ValueError(f"for.layers is {shown(layers)}; it must be a whole number of at least 1.")
         return cls(preset, families, layers)
 
-    def check(self, model_type: str, num_layers: int) -> None:
+    def check(self, model: Any, num_layers: int) -> None:
         """Refuse a model of another family or depth.
 
         Args:
-            model_type: as the model's `config.json` has it.
+            model: as in `family_of`.
             num_layers: number of layers of its decoder.
 
         Raises:
             ValueError: says what the preset is for, what the model is, and what to give instead.
         """
-        family = family_of(model_type)
+        family = family_of(model)
         if family in self.families and self.layers in (None, num_layers):
             return
         depth = "" if self.layers is None else f" with {self.layers} decoder layers"
@@ -86,10 +102,11 @@ class MadeFor:
         subject, copied = "This compression", "it"
         if self.preset is not None:
             subject, copied = f"The compression {self.preset}", f"{self.preset}.yaml"
+        moved = "its layers in proportion (--scale-to-depth, CompressionConfig.scaled_to), "
         raise ValueError(
             f"{subject} is made for {' or '.join(self.families)}{depth}, but {', and '.join(differs)}. Give a preset "
-            f"for it, or a YAML file of your own (a copy of {copied} without the line `for`) with tokens and layers "
-            "that suit this model."
+            f"for it, {moved if family in self.families else ''}or a YAML file of your own (a copy of {copied} without "
+            "the line `for`) with tokens and layers that suit this model."
         )
 
 
@@ -104,6 +121,7 @@ class FromFiles(ABC):
     """What a configuration can be made of, beside its fields: a preset's name, a YAML file, or a mapping."""
 
     made_for: MadeFor | None
+    t2v: Any
 
     @classmethod
     @abstractmethod
@@ -159,10 +177,44 @@ class FromFiles(ABC):
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
 
-    def check_made_for(self, model_type: str, num_layers: int) -> None:
+    def check_made_for(self, model: Any, num_layers: int) -> None:
         """Refuse a preset that was made for other models (`MadeFor.check`); what came from no such file fits any."""
         if self.made_for is not None:
-            self.made_for.check(model_type, num_layers)
+            self.made_for.check(model, num_layers)
+
+    def scaled_to(self, num_layers: int) -> Self:
+        """The same for a decoder of another depth: the same shares, dropped at the same part of the way through it.
+
+        A drop after `l` of the L layers that the file is made for comes after `l * num_layers / L`, rounded (a half
+        upwards). What drops nothing, or is made for any depth, stays as it is.
+
+        Args:
+            num_layers: number of layers of the decoder.
+
+        Returns:
+            a configuration that is made for this depth, and for the families of the file.
+
+        Raises:
+            ValueError: if it does not say for which depth its layers are, or so few layers keep no two drops apart.
+        """
+        made = self.made_for
+        if self.t2v is None or made is None or made.layers is None or made.layers == num_layers:
+            if self.t2v is not None and made is None:
+                raise ValueError(
+                    f"Layers {list(self.t2v.layers)} cannot be scaled to a decoder of {num_layers}: nothing says for "
+                    "which depth they are. Give a preset, or write such as `for: {family: llava-1.5, layers: 32}` into "
+                    "the YAML file."
+                )
+            return self
+        layers = tuple((2 * layer * num_layers + made.layers) // (2 * made.layers) for layer in self.t2v.layers)
+        if not all(first < second for first, second in zip((0, *layers), (*layers, num_layers), strict=True)):
+            raise ValueError(
+                f"Layers {list(self.t2v.layers)} of {made.layers} become {list(layers)} of {num_layers}: so few layers "
+                "do not keep the drops apart. Give a YAML file of your own with layers that suit this model."
+            )
+        return replace(  # type: ignore[type-var]  # a dataclass, as every configuration
+            self, t2v=replace(self.t2v, layers=layers), made_for=replace(made, layers=num_layers)
+        )
 
 
 def data_folder(package: str, held: str, checkout: str) -> Any:

@@ -7,6 +7,7 @@ python -m llava.compression.schedule --preset mine.yaml --model path/of/a/checkp
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from llava.cost.flops import (
     training_flops,
     visual_tokens_per_layer,
 )
+from llava.cost.scaling import add_scaling_flag, as_it_is, for_depth
 from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_kind, model_shape
 
 
@@ -47,18 +49,22 @@ def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: 
     return "\n".join(lines)
 
 
-def fitting(kind: str, decoder: DecoderShape, vision: VisionShape, among: Sequence[str] | None = None) -> list[str]:
+def fitting(
+    kind: str, decoder: DecoderShape, vision: VisionShape, among: Sequence[str] | None = None, scale: bool = False
+) -> list[str]:
     """Presets that fit a model: some are made for other families, towers and depths.
 
     Args:
-        kind: its `model_type`.
+        kind: its family or `model_type`.
         decoder, vision: its dimensions.
         among: the presets to choose from; all if None.
+        scale: whether their layers are scaled to its depth.
     """
     names = []
     for name in presets() if among is None else among:
         try:
             config = CompressionConfig.from_preset(name)
+            config = config.scaled_to(decoder.layers) if scale else config
             visual_tokens_per_layer(config, decoder.layers, vision)
             config.check_made_for(kind, decoder.layers)
         except ValueError:
@@ -77,14 +83,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--model", type=MODEL, default="llava-1.5-7b", help=f"{', '.join(MODELS)}, or a checkpoint folder"
     )
     parser.add_argument("--text-tokens", type=count(0), default=200, help="prompt and answer tokens beside the image")
+    add_scaling_flag(parser, "--preset")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="schedule: %(message)s")
     try:
         decoder, vision = model_shape(options.model)
         kind = model_kind(options.model)
-        configs = {name: CompressionConfig.resolve(name) for name in options.preset or fitting(kind, decoder, vision)}
+        named = options.preset or fitting(kind, decoder, vision, scale=options.scale_to_depth)
+        configs = {name: for_depth(name, decoder.layers, options.scale_to_depth) for name in named}
         text = table(configs, decoder, vision, options.text_tokens)
         for config in configs.values():
-            config.check_made_for(kind, decoder.layers)
+            _check_made_for(config, kind, decoder.layers)
         print(text)
     except ValueError as error:
         sys.exit(f"schedule: {error}")
+
+
+def _check_made_for(config: CompressionConfig, kind: str, num_layers: int) -> None:
+    """Refuse a preset for other models; of one for another depth alone, say what it would do here."""
+    try:
+        config.check_made_for(kind, num_layers)
+    except ValueError as error:
+        unscaled = as_it_is(config, num_layers) if config.made_for and kind in config.made_for.families else ""
+        raise ValueError(f"{error} {unscaled}".rstrip()) from error

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.common.json_files import need, read_object
+from llava.common.presets import family_of
 from llava.common.shown import shown
 
 _OF_A_DECODER = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -143,10 +144,10 @@ def _need_counts(values: dict[str, Any], keys: Sequence[str], place: str, option
 
 
 def model_kind(name: str) -> str:
-    """The `model_type` of a model in `MODELS`, or of a checkpoint folder."""
+    """The family of a model in `MODELS`, or of a checkpoint folder, as `llava.common.presets.family_of` has it."""
     path = Path(name) / "config.json"
     config = read_object(path, "fetch or copy it anew") if path.is_file() else {}
-    return str(config.get("model_type", "llava_llama"))
+    return family_of({"model_type": "llava_llama", **config})
 
 
 @dataclass(frozen=True)

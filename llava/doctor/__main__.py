@@ -16,10 +16,10 @@ from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE, MODEL, as_text
 from llava.common.presets import presets
 from llava.common.program import as_program
-from llava.compression.config import CompressionConfig
 from llava.cost.memory import GIB
 from llava.cost.overview import fitting
 from llava.cost.recipes import RECIPES
+from llava.cost.scaling import add_scaling_flag, for_depth
 from llava.cost.shapes import ModelShape, model_kind
 from llava.doctor.diagnosis import Diagnosis, to_json, to_text
 from llava.doctor.examination import Machine, examine
@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         shape, kind = ModelShape.of(options.model), model_kind(options.model)
-        name = options.compression or fitting(kind, shape.decoder, shape.vision, (DEFAULT_COMPRESSION, "none"))[0]
-        compression = CompressionConfig.resolve(name)
-        compression.check_made_for(kind, shape.decoder.layers)
+        usual, depth = (DEFAULT_COMPRESSION, "none"), shape.decoder.layers
+        name = options.compression or fitting(kind, shape.decoder, shape.vision, usual, options.scale_to_depth)[0]
+        compression = for_depth(name, depth, options.scale_to_depth)
+        compression.check_made_for(kind, depth)
         request = FitRequest(shape, compression, name)
         diagnosis = diagnose(examine(options.output_dir, options.comm_test), request, options)
     except ValueError as error:
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=MODEL, default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
     usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
     add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
+    add_scaling_flag(parser)
     add(
         "--devices",
         type=checked_later(count(1, 10**6)),

@@ -14,9 +14,8 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,11 +28,10 @@ from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, MODEL
+from llava.common.presets import family_of
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import (
-    average_visual_tokens,
-    describe,
     kv_bytes,
     prefill_flops,
     training_passes,
@@ -41,9 +39,11 @@ from llava.cost.flops import (
 )
 from llava.cost.machine import measured_on
 from llava.cost.overview import fitting
+from llava.cost.scaling import add_scaling_flag, for_depth
 from llava.cost.shapes import DecoderShape, VisionShape
-from llava.cost.timing import interleaved, spread, timed, wait_for
+from llava.cost.timing import interleaved, timed, wait_for
 from llava.eval.runner.answer_settings import open_checkpoint
+from llava.eval.tables.costs import Cost, Load, decode_rate, further_lines, require_at_least, table
 from llava.inference.loading_flags import best_device, check_device
 from llava.model.cache_name import cache_of
 from llava.model.measured_work import decode, prefill, row_flops, shapes_of, train_step
@@ -53,51 +53,6 @@ USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass
-class Cost:
-    """Computed and measured cost of one budget.
-
-    Attributes:
-        budget: its name.
-        visual_tokens: number of visual tokens of one row, by layer.
-        flops: FLOPs of one row's prefill, from pixels to the first logits.
-        kv_bytes: bytes of the whole batch's cache after the prefill, computed and found to be so.
-        prefill_seconds: seconds of a batch's prefill, one for each round.
-        decode_seconds: seconds for all tokens of a batch but the first, one for each round.
-        peak_bytes: most memory allocated at once on the GPU, weights included; None on a CPU, where it is not measured.
-        train_flops: FLOPs of one row's training step; None if it was not asked for.
-        train_seconds: seconds of a batch's training step, one for each round; empty if it was not asked for.
-        tower_seconds: seconds of the vision tower on the images of a batch, likewise.
-    """
-
-    budget: str
-    visual_tokens: tuple[int, ...]
-    flops: int
-    kv_bytes: int
-    prefill_seconds: list[float] = field(default_factory=list)
-    decode_seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
-    train_flops: int | None = None
-    train_seconds: list[float] = field(default_factory=list)
-    tower_seconds: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of the model: `rows` prompts of `text_tokens` and `images` each, answers of `new_tokens`."""
-
-    rows: int
-    text_tokens: int
-    images: int
-    new_tokens: int
-
-    def __post_init__(self) -> None:
-        _require("batch-size", self.rows, 1)
-        _require("text-tokens", self.text_tokens, 1)
-        _require("images", self.images, 0)
-        _require("new-tokens", self.new_tokens, 2)
-
-
 def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repeats: int) -> list[Cost]:
     """Run every budget in turn, `repeats` rounds after one to warm up.
 
@@ -105,7 +60,7 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
         ValueError: if a budget does not fit the model.
         RuntimeError: if a cache does not take the bytes that were computed.
     """
-    _require("repeats", repeats, 1)
+    require_at_least("repeats", repeats, 1)
     costs = {name: _computed(name, config, model, load) for name, config in budgets.items()}
     batch = random_batch(model, load.rows, load.text_tokens, load.images)
     runs = {name: _Run(model, batch, load, budgets[name], cost) for name, cost in costs.items()}
@@ -115,20 +70,15 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
     return list(costs.values())
 
 
-def _require(flag: str, value: int, smallest: int) -> None:
-    if value < smallest:
-        raise ValueError(f"--{flag} is {value}; it must be {smallest} or more.")
-
-
 def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
     decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
-    tokens = _fitted(name, config, model.config.model_type, decoder, vision, load.images)
+    tokens = _fitted(name, config, model.config, decoder, vision, load.images)
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
     return Cost(name, tokens, flops, load.rows * kv_bytes(tokens, load.text_tokens, decoder, model.dtype.itemsize))
 
 
 def _fitted(
-    name: str, config: CompressionConfig, kind: str, decoder: DecoderShape, vision: VisionShape, images: int
+    name: str, config: CompressionConfig, model: Any, decoder: DecoderShape, vision: VisionShape, images: int
 ) -> tuple[int, ...]:
     """Visual tokens of a row in each layer.
 
@@ -137,7 +87,7 @@ def _fitted(
     """
     try:
         tokens = visual_tokens_per_layer(config, decoder.layers, vision, images)
-        config.check_made_for(kind, decoder.layers)
+        config.check_made_for(model, decoder.layers)
     except ValueError as error:
         raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
     return tokens
@@ -215,60 +165,13 @@ def measure_tower(
         cost.tower_seconds = seconds
 
 
-def further_lines(costs: Sequence[Cost]) -> list[str]:
-    """A line for each budget and each of the further measurements; against the first budget."""
-    lines, dense = [], costs[0]
-    for cost in costs:
-        if cost.train_seconds and dense.train_flops and cost.train_flops:
-            faster = median(dense.train_seconds) / median(cost.train_seconds)
-            of_limit = f"{faster:.2f}x faster, FLOP limit {dense.train_flops / cost.train_flops:.2f}x"
-            lines.append(f"training step  {cost.budget:12} {spread(cost.train_seconds)}  {of_limit}")
-    for cost in costs:
-        if cost.tower_seconds:
-            more = median(cost.tower_seconds) / median(dense.tower_seconds) - 1
-            lines.append(f"vision tower   {cost.budget:12} {spread(cost.tower_seconds)}  {more:+.1%}")
-    return lines
-
-
-def table(costs: Sequence[Cost], load: Load) -> str:
-    """A line for each budget; speed-ups are against the first one."""
-    width = max(len(cost.budget) for cost in costs)
-    dense = costs[0]
-    lines = [
-        f"{'':{width}}  average  prefill   KV cache  prefill, median (range)        faster  FLOP limit"
-        "    decode  peak memory  visual tokens by layer",
-        f"{'':{width}}   tokens   TFLOPs        MiB                       ms                        "
-        "  tokens/s          GiB",
-    ]
-    for cost in costs:
-        seconds = cost.prefill_seconds
-        measured = f"{median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
-        peak = "not measured" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
-        lines.append(
-            f"{cost.budget:{width}}  {average_visual_tokens(cost.visual_tokens):7.2f} {_rows_flops(cost, load):8.3g}"
-            f"  {cost.kv_bytes / 2**20:9.2f}  {measured:>28}"
-            f"  {median(dense.prefill_seconds) / median(seconds):6.2f}x {dense.flops / cost.flops:10.2f}x"
-            f"  {decode_rate(cost, load):8.1f} {peak:>12}  {describe(cost.visual_tokens)}"
-        )
-    return "\n".join(lines)
-
-
-def _rows_flops(cost: Cost, load: Load) -> float:
-    return cost.flops * load.rows / 1e12
-
-
-def decode_rate(cost: Cost, load: Load) -> float:
-    """Tokens a second of the whole batch."""
-    return load.rows * (load.new_tokens - 1) / median(cost.decode_seconds)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
         if "tower" in options.also and not options.images:
             raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
-        _require("repeats", options.repeats, 1)
+        require_at_least("repeats", options.repeats, 1)
         load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
@@ -287,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(measured_on(model.device))
-    print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {_sentence(load)}")
+    print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {load.sentence()}")
     print("\n".join([table(costs, load), *further_lines(costs)]))
     if options.json:
         write_json(options.json, _document(options, model, costs, load), indent=1)
@@ -314,22 +217,16 @@ def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionCo
         )
     decoder, vision = shapes_of(config, SimpleNamespace(**tower))
     if options.compression is None:
-        usual = fitting(config.model_type, decoder, vision, USUAL_BUDGETS)
-        return {name: CompressionConfig.resolve(name) for name in usual}
+        scale = options.scale_to_depth
+        usual = fitting(family_of(config), decoder, vision, USUAL_BUDGETS, scale)
+        return {name: for_depth(name, decoder.layers, scale) for name in usual}
     names = [name.strip() for given in options.compression for name in given.split(",") if name.strip()]
-    budgets = {name: CompressionConfig.resolve(name) for name in names}
+    budgets = {name: for_depth(name, decoder.layers, options.scale_to_depth) for name in names}
     if not budgets:
         raise ValueError("--compression names no budget; give presets or YAML files, joined by commas.")
     for name, budget in budgets.items():
-        _fitted(name, budget, config.model_type, decoder, vision, load.images)
+        _fitted(name, budget, config, decoder, vision, load.images)
     return budgets
-
-
-def _sentence(load: Load) -> str:
-    return (
-        f"batch of {load.rows}: {load.text_tokens} text tokens and {load.images} image(s) a row, answers of "
-        f"{load.new_tokens} tokens"
-    )
 
 
 def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], load: Load) -> dict[str, Any]:
@@ -374,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help=f"presets or YAML files, joined by commas (default: those of {','.join(USUAL_BUDGETS)} that fit)",
     )
+    add_scaling_flag(parser)
     for names, number, default, text in (
         (("--batch-size", "--batch_size"), count(), 1, "rows of a batch"),
         (("--text-tokens", "--text_tokens"), count(), 100, "of a row"),

@@ -74,7 +74,7 @@ def eval_model(args: Any) -> str:
     engine = open_engine(options)
     config, opening = engine.model.config, engine.inputs.image_opening
     _warn_of_name(engine, model_name_of(args.model_path), options.conv_mode)
-    chat = Chat.over(engine, settings, budget(options, engine.model.compression))
+    chat = Chat.over(engine, settings, budget(options, engine.model.compression, len(engine.model.decoder.layers)))
     ratio = aspect_ratio_of(config)
     images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
     answer = chat.answer(query, images)

@@ -10,6 +10,7 @@ from typing import Any
 from llava.common.shown import shown
 from llava.common.yaml_files import parse_yaml
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
+from llava.cost.scaling import for_depth
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class BudgetFlags:
         dominant, contextual, cluster_width: `--dominant_num`, `--context_num` and `--cluster_width`, of V2V.
         layers, keep: `--layer_list` and `--image_token_ratio_list`, of T2V, such as '[16,24]' and '[0.5,0.0]'.
         salient: whether salient words of the question vote.
+        scale_to_depth: whether the layers of `compression` are scaled to the model's depth.
     """
 
     compression: str | None = None
@@ -32,19 +34,24 @@ class BudgetFlags:
     layers: str | None = None
     keep: str | None = None
     salient: bool | None = None
+    scale_to_depth: bool = False
 
-    def over(self, present: CompressionConfig) -> CompressionConfig:
+    def over(self, present: CompressionConfig, num_layers: int | None = None) -> CompressionConfig:
         """The compression that the flags ask for; without any, the one that the model has.
 
         The published flags override single values of `--compression` (or of the model's own) and say so in the log.
 
         Args:
             present: the model's own.
+            num_layers: number of layers of the model's decoder; `scale_to_depth` needs it.
 
         Raises:
-            ValueError: if a value is out of range, or a stage is asked for only in part.
+            ValueError: if a value is out of range, a stage is asked for only in part, or there is nothing to scale.
         """
-        base = present if self.compression is None else CompressionConfig.resolve(self.compression)
+        if self.scale_to_depth and (self.compression is None or self.layers is not None):
+            what = "no --compression is given" if self.compression is None else "--layer_list names them already"
+            raise ValueError(f"--scale-to-depth scales the layers of --compression, but {what}; leave it out.")
+        base = present if self.compression is None else self._named(num_layers)
         v2v = {
             "dominant": _count_or_share(self.dominant),
             "contextual": _count_or_share(self.contextual),
@@ -64,6 +71,14 @@ class BudgetFlags:
             t2v=_override(T2VConfig, base.t2v, t2v, "--layer_list and --image_token_ratio_list"),
         )
         return base if chosen == base else chosen  # a preset as it is fits only the models that it was made for
+
+    def _named(self, num_layers: int | None) -> CompressionConfig:
+        """What `--compression` names, for a decoder of so many layers."""
+        if not self.scale_to_depth:
+            return CompressionConfig.resolve(self.compression)
+        if num_layers is None:
+            raise ValueError("--scale-to-depth needs a model, whose depth is not known here.")
+        return for_depth(self.compression, num_layers, scale=True)
 
 
 def _count_or_share(value: int | float | None) -> int | float | None:

@@ -199,7 +199,7 @@ class StagedModel(StagedGeneration):
                 resolved.v2v.token_count(tokens)
         if resolved.t2v is not None:
             resolved.t2v.check_depth(len(self.decoder.layers))
-        asked.check_made_for(self.config.model_type, len(self.decoder.layers))
+        asked.check_made_for(self.config, len(self.decoder.layers))
         return resolved
 
     def _check_decoder(self) -> None:

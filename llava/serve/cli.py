@@ -26,6 +26,7 @@ from llava.common.shown import say
 from llava.compression.config import CompressionConfig
 from llava.conversation import fill_template, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
+from llava.cost.scaling import add_scaling_flag
 from llava.cost.shapes import VisionShape
 from llava.inference.chat import Chat
 from llava.inference.generation import GenerationSettings
@@ -33,6 +34,7 @@ from llava.inference.loading_flags import add_asking_flags, add_loading_flags, c
 from llava.inference.places import typed_place
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
 from llava.mm_utils import aspect_ratio_of
+from llava.model.budget_flags import BudgetFlags
 from llava.serve.overlay import draw_overlay
 from llava.serve.typed_lines import check_line, typed_lines
 
@@ -90,7 +92,11 @@ class Session:
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
         settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
         engine = open_engine(options)
-        chat = Chat.over(engine, settings, options.compression, options.reencode)
+        budget = options.compression
+        if options.scale_to_depth:
+            flags = BudgetFlags(compression=budget, scale_to_depth=True)
+            budget = flags.over(engine.model.compression, len(engine.model.decoder.layers))
+        chat = Chat.over(engine, settings, budget, options.reencode)
         ratio = aspect_ratio_of(engine.model.config)
         shown = [as_seen(pictures[place], place, engine.inputs.image_opening, ratio) for place in options.image_file]
         return cls(chat, options, shown)
@@ -245,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_asking_flags(parser)
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    add_scaling_flag(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--reencode",

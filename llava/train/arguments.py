@@ -61,6 +61,7 @@ class ModelArguments:
         None, "`sdpa`, `eager` or `flash_attention_2`; by default FlashAttention where it is installed, else SDPA."
     )
     compression: str | None = _flag(None, "Preset (`duet-192`, ...) or YAML file; by default what the model has.")
+    scale_to_depth: bool = _flag(False, "Scale the layers of --compression from the depth that it is made for.")
     dominant_num: float | None = _flag(
         None, "V2V: tokens kept as they are, CLS included, or below 1 a share of all; overrides --compression."
     )
@@ -318,7 +319,9 @@ def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def resolve_compression(args: ModelArguments, present: CompressionConfig) -> CompressionConfig:
+def resolve_compression(
+    args: ModelArguments, present: CompressionConfig, num_layers: int | None = None
+) -> CompressionConfig:
     """The compression that the flags ask for; without any, the one that the model has; see `BudgetFlags`."""
     flags = BudgetFlags(
         compression=args.compression,
@@ -328,5 +331,6 @@ def resolve_compression(args: ModelArguments, present: CompressionConfig) -> Com
         layers=args.layer_list,
         keep=args.image_token_ratio_list,
         salient=args.use_salient_tokens,
+        scale_to_depth=args.scale_to_depth,
     )
-    return flags.over(present)
+    return flags.over(present, num_layers)

@@ -61,8 +61,9 @@ def load_model(
     config = settle_flags(start, model_args, data_args, training_args)
     settle_template(config, model_args, training_args)
     require_rows(tokenizer, config.vocab_size, model_args.model_name_or_path)
-    compression = resolve_compression(model_args, CompressionConfig.resolve(config.compression))
-    compression.check_made_for(config.model_type, config.num_hidden_layers)  # before minutes of reading weights
+    layers = config.get_text_config().num_hidden_layers
+    compression = resolve_compression(model_args, CompressionConfig.resolve(config.compression), layers)
+    compression.check_made_for(_trained_as(config, model_args, data_args), layers)  # before minutes of reading weights
     if config.mm_vision_tower:
         add_image_tokens(tokenizer, config)
     model = _open(start, model_args, training_args)
@@ -83,6 +84,15 @@ def load_model(
     _repair_generation_config(model)
     record_template(model, tokenizer, model_args.version, training_args.lora_weight_path)
     return model
+
+
+def _trained_as(config: Any, model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
+    """What tells the family of the model that training makes, for `llava.common.presets.family_of`."""
+    return {
+        "model_type": config.model_type,
+        "image_aspect_ratio": data_args.image_aspect_ratio,
+        "mm_video_tower": getattr(model_args, "video_tower", None) or getattr(config, "mm_video_tower", None),
+    }
 
 
 def _open(start: Checkpoint, model_args: ModelArguments, training_args: TrainingArguments) -> LlavaLlamaForCausalLM:

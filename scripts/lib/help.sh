@@ -19,25 +19,46 @@ show_help() {
     done
 }
 
-# fits_llava COMPRESSION [MODEL]: prints why a preset (or a YAML file) is for another family than LLaVA-1.5, or for
-# another depth than the model's where that is known; nothing if it is not. What has no line `for`, and a name that no
-# preset has, is left to the program.
-fits_llava() {
-    local file="configs/compression/$1.yaml" families wanted layers
+# name_of_family FAMILY: prints how the models of a family are written in a sentence.
+name_of_family() {
+    case $1 in
+        llava-1.5) echo LLaVA-1.5 ;;
+        llava-next) echo LLaVA-NeXT ;;
+        video-llava) echo Video-LLaVA ;;
+        qwen2.5-vl) echo Qwen2.5-VL ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# families_of COMPRESSION: prints the families that a preset (or a YAML file) is made for, joined by ', '; nothing where
+# its file has no line `for`, or there is no such file.
+families_of() {
+    local file="configs/compression/$1.yaml"
     if [[ $1 == *.yaml || $1 == *.yml ]]; then file=$1; fi
     if [ ! -f "$file" ]; then return; fi
-    families=$(sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' <"$file" | tr -d '[]')
-    if [ -n "$families" ] && [[ ", $families," != *", llava-1.5,"* ]]; then
-        echo "the compression $1 is made for $families, but this trains a LLaVA-1.5; give one of its presets, such as" \
-            "duet-192, or a YAML file of your own."
+    sed -n 's/^for: {family: \(\[[^]]*\]\|[^,}]*\).*/\1/p' <"$file" | tr -d '[]'
+}
+
+# fits_family FAMILY USUAL COMPRESSION [MODEL [SCALES]]: prints why a preset (or a YAML file) is for another family than
+# FAMILY, of whose presets USUAL is one, or for another depth than the model's where that is known and SCALES is not
+# true; nothing if it is not. What has no line `for`, and a name that no preset has, is left to the program.
+fits_family() {
+    local family=$1 usual=$2 compression=$3 model=${4:-} file families wanted layers
+    families=$(families_of "$compression")
+    if [ -z "$families" ]; then return; fi
+    if [[ ", $families," != *", $family,"* ]]; then
+        echo "the compression $compression is made for $families, but this trains a $(name_of_family "$family"); give one" \
+            "of its presets, such as $usual, or a YAML file of your own."
         return
     fi
+    file="configs/compression/$compression.yaml"
+    if [[ $compression == *.yaml || $compression == *.yml ]]; then file=$compression; fi
     wanted=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' <"$file")
-    layers=$(depth_of "${2:-}")
-    if [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
-        echo "the compression $1 is made for $wanted decoder layers, but $2 has $layers; give COMPRESSION=none, a preset" \
-            "for any depth such as visionzip-192, or a YAML file of your own (a copy of $file without the line for)" \
-            "with layers that suit this model."
+    layers=$(depth_of "$model")
+    if ! is_true "${5:-False}" && [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
+        echo "the compression $compression is made for $wanted decoder layers, but $model has $layers; give" \
+            "SCALE_TO_DEPTH=True to scale its layers, COMPRESSION=none, a preset for any depth such as visionzip-192, or" \
+            "a YAML file of your own (a copy of $file without the line for) with layers that suit this model."
     fi
 }
 

@@ -3,6 +3,7 @@
 # own; where a flag is given twice, the last one counts, so that the command line of a recipe wins over all of them.
 #
 #   COMPRESSION        preset or YAML file; empty: what the model has                  duet-192
+#   SCALE_TO_DEPTH     True scales its layers to the depth of the model                False
 #   MODEL              language model or LLaVA checkpoint                              lmsys/vicuna-7b-v1.5
 #   VISION_TOWER       CLIP model                                                      openai/clip-vit-large-patch14-336
 #   PROJECTOR          shape of the projector                                          mlp2x_gelu
@@ -28,25 +29,33 @@ source scripts/lib/help.sh
 # shellcheck source=scripts/lib/launch.sh
 source scripts/lib/launch.sh
 
+# What differs between families. A recipe of another one sets these before it calls begin_recipe.
+family=llava-1.5                   # as in the line `for` of presets
+recipes=scripts/v1_5               # folder of the recipe
+usual_compression=duet-192         # where COMPRESSION is not set
+usual_model=lmsys/vicuna-7b-v1.5   # where MODEL is not set
+run=llava-v1.5-7b                  # begins the names of folders and runs
+
 # begin_recipe SUFFIX [WORD...]: with --help prints the documentation and ends; else settles COMPRESSION, RUN (the name
 # of the model with this budget), OUTPUT_DIR (its folder, with the suffix) and RUN_NAME.
 begin_recipe() {
-    local name misfit usual='' model=${MODEL:-lmsys/vicuna-7b-v1.5}
+    local name misfit usual='' model=${MODEL:-$usual_model}
     if asks_for_help "${@:2}"; then
-        show_help "scripts/v1_5/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
+        show_help "$recipes/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
         exit 0
     fi
     if [ -z "${COMPRESSION+given}" ]; then usual=' (its default)'; fi
-    COMPRESSION=${COMPRESSION-duet-192}
+    COMPRESSION=${COMPRESSION-$usual_compression}
+    boolean SCALE_TO_DEPTH "${SCALE_TO_DEPTH:-False}"
     if has_flag_among "--compression --model_name_or_path --layer_list --image_token_ratio_list --use_salient_tokens
-        --dominant_num --context_num --cluster_width" "${@:2}"; then
+        --dominant_num --context_num --cluster_width --scale_to_depth --scale-to-depth" "${@:2}"; then
         model='' # flags win over the variables; whether they fit is the trainer's to say
     fi
-    misfit=$(fits_llava "$COMPRESSION" "$model")
+    misfit=$(fits_family "$family" "$usual_compression" "$COMPRESSION" "$model" "${SCALE_TO_DEPTH:-False}")
     if [ -n "$misfit" ]; then refuse "COMPRESSION is '$COMPRESSION'$usual: $misfit"; fi
     name=${COMPRESSION##*/}
     name=${name%.yaml}
-    RUN=llava-v1.5-7b${name:+-$name}
+    RUN=$run${name:+-$name}
     OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/$RUN$1}
     RUN_NAME=${RUN_NAME:-$(basename -- "$OUTPUT_DIR")}
     starts=("$(value_of --model_name_or_path --model_name_or_path "${MODEL:-}" "${@:2}")" "$(value_of --lora_weight_path "${@:2}")")
@@ -56,13 +65,14 @@ begin_recipe() {
 # set_common_flags: sets common_flags, what every recipe passes to the trainer.
 set_common_flags() {
     common_flags=(
-        --model_name_or_path "${MODEL:-lmsys/vicuna-7b-v1.5}"
+        --model_name_or_path "${MODEL:-$usual_model}"
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
         --mm_projector_type "${PROJECTOR:-mlp2x_gelu}"
         --mm_vision_select_layer -2
         --mm_use_im_start_end False
         --mm_use_im_patch_token False
         ${COMPRESSION:+--compression "$COMPRESSION"}
+        ${SCALE_TO_DEPTH:+--scale_to_depth "$SCALE_TO_DEPTH"}
         --output_dir "$OUTPUT_DIR"
         --run_name "$RUN_NAME"
         --tf32 "${TF32:-False}"

@@ -19,14 +19,16 @@ from llava.common.number_flags import (
     require_number,
     share,
 )
-from llava.common.presets import presets
+from llava.common.presets import family_of, presets
 from llava.compression.config import CompressionConfig
+from llava.cost.scaling import add_scaling_flag
 from llava.inference.loading_flags import check_device
 from llava.model.budget_flags import BudgetFlags
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPRESSION_DEFAULTS: dict[str, Any] = {
     "compression": None,
+    "scale_to_depth": False,
     "dominant": None,
     "contextual": None,
     "cluster_width": None,
@@ -40,6 +42,7 @@ COMPRESSION_DEFAULTS: dict[str, Any] = {
 def add_compression_flags(parser: argparse.ArgumentParser) -> None:
     """`--compression`, and the published flags that override single values of it."""
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    add_scaling_flag(parser)
     kept, merged = "V2V: tokens kept as they are, CLS included", "V2V: tokens merged from the rest"
     parser.add_argument("--dominant", "--dominant_num", type=budget_number, help=f"{kept}, or a share of all")
     parser.add_argument("--contextual", "--context_num", type=budget_number, help=f"{merged}, or a share of all")
@@ -55,12 +58,13 @@ def add_compression_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**COMPRESSION_DEFAULTS)
 
 
-def budget(options: argparse.Namespace, present: CompressionConfig) -> CompressionConfig:
+def budget(options: argparse.Namespace, present: CompressionConfig, num_layers: int | None = None) -> CompressionConfig:
     """The compression that the flags ask for: single values over `--compression` or the model's own.
 
     Args:
         options: with the names of `COMPRESSION_DEFAULTS`.
         present: the model's own.
+        num_layers: number of layers of the model's decoder.
 
     Raises:
         ValueError: if a value is out of range, or a stage is asked for only in part.
@@ -73,26 +77,39 @@ def budget(options: argparse.Namespace, present: CompressionConfig) -> Compressi
         layers=_text(options.layer_list),
         keep=_text(options.image_token_ratio_list),
         salient=True if options.compute_salient_tokens else None,
+        scale_to_depth=options.scale_to_depth,
     )
-    return flags.over(present)
+    return flags.over(present, num_layers)
 
 
-def compression_name(options: argparse.Namespace, chosen: CompressionConfig) -> str:
+def compression_name(options: argparse.Namespace, chosen: CompressionConfig, model: Any = None) -> str:
     """What to call a budget: a preset's name, a file's, `own` for the model's, `flags-...` for one made of flags.
 
     Args:
         options: as in `budget`.
         chosen: what `budget` made of them.
+        model: configuration of the model, for presets of its family alone to lend it a name; None takes any.
+
+    A preset that was scaled has the depth behind its name: `duet-192-40-layers`.
     """
     asked = options.compression
-    if asked is not None and CompressionConfig.resolve(asked) == chosen:
-        return Path(asked).stem if str(asked).endswith((".yaml", ".yml")) else str(asked)
-    equal = [name for name in presets() if CompressionConfig.from_preset(name) == chosen]
+    if asked is not None:
+        stem = Path(asked).stem if str(asked).endswith((".yaml", ".yml")) else str(asked)
+        if CompressionConfig.resolve(asked) == chosen:
+            return stem
+        if options.scale_to_depth and chosen.made_for is not None:
+            return f"{stem}-{chosen.made_for.layers}-layers"
+    equal = [name for name in presets() if CompressionConfig.from_preset(name) == chosen and _fits(name, model)]
     if equal:
         return equal[0]
     if all(getattr(options, name) == default for name, default in COMPRESSION_DEFAULTS.items()):
         return "own"
     return f"flags-{hashlib.sha256(json.dumps(chosen.to_dict()).encode()).hexdigest()[:8]}"
+
+
+def _fits(preset: str, model: Any) -> bool:
+    made_for = CompressionConfig.from_preset(preset).made_for
+    return model is None or made_for is None or family_of(model) in made_for.families
 
 
 def add_generation_flags(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int | None) -> None:

@@ -35,7 +35,8 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
     name = model_name_of(options.model_path)
     family = family_of(config)
     usual = getattr(options, "usual_conv_mode", None) or template_of(family, name)
-    chosen = budget(options, CompressionConfig.resolve(getattr(config, "compression", None)))
+    present = CompressionConfig.resolve(getattr(config, "compression", None))
+    chosen = budget(options, present, config.get_text_config().num_hidden_layers)
     _check_fit(chosen, config)
     on_cpu = best_device(options.device) == "cpu"
     template = family.with_roles(family.template_for(config, name, options.conv_mode, usual))
@@ -49,7 +50,7 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
         image_opening=opening_of(config, options.image_opening),
         num_frames=getattr(options, "num_frames", 8),
     )
-    return EvaluatedModel(spec, name, files, chosen, compression_name(options, chosen))
+    return EvaluatedModel(spec, name, files, chosen, compression_name(options, chosen, config))
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
@@ -58,7 +59,7 @@ def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     if tower is not None:
         select = config.mm_vision_select_layer
         visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
-    chosen.check_made_for(config.model_type, config.get_text_config().num_hidden_layers)
+    chosen.check_made_for(config, config.get_text_config().num_hidden_layers)
 
 
 def devices_of(options: argparse.Namespace, num_gpus: int = 1) -> list[str]:
