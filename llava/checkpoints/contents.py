@@ -5,7 +5,6 @@ The content decides; the folder's name only says what a `config.json` without `m
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf
 from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
-from llava.model.compressed_model import families
+from llava.model.compressed_model import built_in_types, family_of_folder
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.weights import PROJECTOR_FILE, weight_files
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _LLAMA = ("llava_llama", "llava", "llama")
 _MISTRAL = ("llava_mistral", "mistral")
-_FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl")  # types of transformers' models, and modules of our families
 # Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
 # that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
 _NOT_CONFIGURED = (
@@ -137,21 +135,14 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
 
 
 def _family_of(raw: Mapping[str, Any] | None) -> Any | None:
-    """The class with both stages for a model of transformers: of this package, or anybody's own that was imported.
+    """The class with both stages for a model of transformers: of this package, or anybody's own.
 
     The class that `architectures` names decides, else the `model_type`. None for what LLaVA's own model opens.
     """
     if raw is None:
         return None
     kind, named = raw.get("model_type"), raw.get("architectures") or ()
-    is_llava = kind in (None, *_LLAMA, *_MISTRAL)
-    if kind in _FAMILIES:
-        importlib.import_module(f"llava.model.families.{kind}")
-    known: Mapping[Any, Any] = families()
-    own = [stock for stock in known if not (is_llava and stock.__module__.startswith("transformers."))]
-    found = [stock for stock in own if stock.__name__ in named]
-    found += [stock for stock in own if not is_llava and stock.config_class.model_type == kind]
-    return known[found[0]] if found else None
+    return family_of_folder(kind, named, is_llava=kind in (None, *_LLAMA, *_MISTRAL))
 
 
 def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +217,7 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
     elif kind not in _LLAMA:
         raise ValueError(
             f"{str(folder)!r} has the model_type {shown(kind)}; accepted are "
-            f"{', '.join((*_LLAMA, *_MISTRAL, *_FAMILIES))}, and llava as transformers writes it."
+            f"{', '.join((*_LLAMA, *_MISTRAL, *built_in_types()))}, and llava as transformers writes it."
         )
     fields = {field: value for field, value in language.items() if field not in _NOT_CONFIGURED}
     with read_by_library(path):

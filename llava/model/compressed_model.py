@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.common.own_families import import_family
 from llava.compression.config import CompressionConfig
 from llava.model.call_checks import guard_inner_model
 from llava.model.finite import require_finite_model
@@ -73,6 +74,35 @@ def register_family(family: type[CompressedModel]) -> type[CompressedModel]:
         raise TypeError(f"{family.__name__} names {family.stock.__name__} as stock, but does not inherit from it.")
     _FAMILIES[family.stock] = family
     return family
+
+
+def built_in_types() -> tuple[str, ...]:
+    """The `model_type`s of transformers whose models stay transformers' here, and have a family in this package."""
+    return tuple(module for module in _BUILT_IN.values() if module != "llava_hf")
+
+
+def family_of_folder(model_type: Any, named: Sequence[str], is_llava: bool) -> type[CompressedModel] | None:
+    """The family that opens a folder, by its `config.json`; None for what LLaVA's own model opens.
+
+    Families of other packages are those that were imported, and those that a package names as its own for this type
+    (`llava.common.own_families`).
+
+    Args:
+        model_type: as the file has it.
+        named: its `architectures`; a class that is named there decides.
+        is_llava: whether LLaVA's own model opens this type, if no class of another package is named.
+
+    Raises:
+        ValueError: if what another package names cannot be imported.
+    """
+    if model_type in built_in_types():
+        importlib.import_module(f"llava.model.families.{model_type}")
+    import_family(model_type)
+    known = families()
+    own = [stock for stock in known if not (is_llava and stock.__module__.startswith("transformers."))]
+    found = [stock for stock in own if stock.__name__ in named]
+    found += [stock for stock in own if not is_llava and stock.config_class.model_type == model_type]
+    return known[found[0]] if found else None
 
 
 def families() -> Mapping[type, type[CompressedModel]]:
