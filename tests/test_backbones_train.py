@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_vlms import EVERY, OWN, PEBBLES, QWEN, batch, prompt, vlm
+from safetensors.torch import save_file
+from tiny_vlms import EVERY, FAMILIES, OWN, PEBBLES, QWEN, batch, prompt, vlm
 
 from llava import compress
+from llava.checkpoints.fit import read_weights
+from llava.cost.workload import Workload
 from llava.model.parts import lies_in, paths_of, weights_of
 
 SHOWN = {"video_llava": ("image", "video"), **dict.fromkeys(QWEN, ("image", "video"))}
@@ -44,3 +48,40 @@ def test_a_family_that_does_not_say_its_parts_is_told_so() -> None:
         super(type(model), model).projectors()
     with pytest.raises(ValueError, match="no part of the CompressedPebbles"):
         paths_of(model, [torch.nn.Linear(1, 1)])
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_layouts_can_be_had_without_a_compression_and_change_nothing(family: str) -> None:
+    model: Any = compress(vlm(family), "none")
+    inputs = batch([prompt(family, 0, SHOWN.get(family, ("image",)))], answers=True)
+    output = model(**inputs, output_layouts=True, return_logits=True)
+    torch.testing.assert_close(output.loss, model(**inputs).loss)
+    assert len(output.layouts) == 1 and output.layouts[0].visual[0] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_read_back_under_the_names_that_published_checkpoints_have(family: str, tmp_path: Path) -> None:
+    model: Any = compress(vlm(family, dtype=torch.float32), "none")
+    model.save_pretrained(tmp_path)
+    other: Any = compress(vlm(family, dtype=torch.float32, seed=1), "none")
+    read_weights(other, tmp_path)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, other.get_parameter(name)), name
+    (tmp_path / "model.safetensors").unlink()
+    save_file({"lm_head.weight": torch.zeros(64, 32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks '"):
+        read_weights(other, tmp_path)
+
+
+def test_the_work_of_a_tower_is_that_of_its_modules() -> None:
+    model: Any = compress(vlm("qwen2_5_vl"), "none")
+    work = Workload.of(model, False)
+    visual, shape = model.model.visual, work.vision
+    maps = [weight for name, weight in visual.named_parameters() if weight.dim() > 1 and "merger" not in name]
+    assert shape is not None and work.group == 4
+    patches = 64
+    attention = shape.flops(patches) - 2 * patches * sum(map(torch.Tensor.numel, maps))
+    full, width = len(visual.config.fullatt_block_indexes), visual.config.hidden_size
+    seen = full * patches + (visual.config.depth - full) * min(patches, shape.window)
+    assert attention == 4 * width * patches * seen
+    assert work.projector == sum(weight.numel() for weight in visual.merger.parameters() if weight.dim() > 1)

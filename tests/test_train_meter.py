@@ -57,7 +57,8 @@ def text_only() -> tuple[TokenLayout, ...]:
 
 
 def duet_workload(**changes) -> Workload:
-    return Workload(DecoderShape(LAYERS, 32, 4, 2, 8, 64, 48), VisionShape(4, 16, 32, 16, 588), (2, 4), **changes)
+    shapes = DecoderShape(LAYERS, 32, 4, 2, 8, 64, 48), VisionShape(4, 16, 32, 16, 588)
+    return Workload(*shapes, (2, 4), projector=16 * 32 + 32 * 32, **changes)
 
 
 def flops_by_loop(rows: list[int], passes: int, tower: int = 1) -> int:

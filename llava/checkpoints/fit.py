@@ -7,7 +7,7 @@ is an error that names the weight. Names are matched by transformers' own rules,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, is_lora_folder
 from llava.checkpoints.transformers_format import PROJECTOR, projector_name
+from llava.model.compressed_model import CompressedModel
 from llava.model.llava_config import LlavaConfig
-from llava.model.weights import Held, read_header, require_fit, weight_files
+from llava.model.shared_copy import as_kind
+from llava.model.weights import Held, read_header, read_state_dict, require_fit, weight_files, write_weights
 
 DESCRIBED = "the model that config.json describes"
 _ADVICE = "config.json or the base model belongs to other weights, or this kind of model is not supported"
@@ -107,18 +109,60 @@ def require_tower(folder: Path) -> None:
     require_fit(held, expected, expected, "a CLIP tower of these dimensions", _ADVICE, folder)
 
 
-def _held(model: PreTrainedModel, files: Sequence[Path], key_mapping: Mapping[str, str] | None) -> dict[str, Held]:
-    """What files hold, under the names that the weights get in the model."""
+def names_in_model(
+    model: PreTrainedModel, names: Iterable[str], key_mapping: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What the weights of a file are called in a model, by transformers' rules; without buffers of old versions.
+
+    Args:
+        model: that they are for; only its names are looked at.
+        names: of the weights in the file.
+        key_mapping: renaming of theirs, as for `from_pretrained`.
+    """
+    if isinstance(model, CompressedModel):  # transformers knows its rules by the name of the class
+        model = as_kind(model, model.stock)
     rules = get_model_conversion_mapping(model, None if key_mapping is None else dict(key_mapping))
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     own: dict[str, Tensor] = model.state_dict()
     found = {}
+    for name in names:
+        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if not _OLD_BUFFERS.search(renamed):
+            found[name] = renamed
+    return found
+
+
+def read_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the weights of a saved model into the same model, as `from_pretrained` would, one file at a time.
+
+    transformers' Trainer takes the names of the files for those of the model, and passes over all that it does not
+    find; where `save_pretrained` writes published names, it would go on with other weights without a word.
+
+    Args:
+        model: whole, on any device.
+        folder: what its `save_pretrained` wrote.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it.
+    """
+    files, missing = weight_files(folder), dict(model.named_parameters())
     for path in files:
-        for name, tensor in read_header(path).items():
-            renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
-            if not _OLD_BUFFERS.search(renamed):
-                found[renamed] = Held(tuple(tensor.shape), path)
+        held = read_state_dict(path)
+        names = names_in_model(model, held)
+        write_weights(model, {names[name]: held[name] for name in names}, path, (), DESCRIBED, _ADVICE)
+        missing = {name: weight for name, weight in missing.items() if name not in names.values()}
+    if missing:
+        raise ValueError(f"{str(folder)!r} lacks {next(iter(missing))!r}, which the model has; it is incomplete.")
+
+
+def _held(model: PreTrainedModel, files: Sequence[Path], key_mapping: Mapping[str, str] | None) -> dict[str, Held]:
+    """What files hold, under the names that the weights get in the model."""
+    found = {}
+    for path in files:
+        header = read_header(path)
+        for name, renamed in names_in_model(model, header, key_mapping).items():
+            found[renamed] = Held(tuple(header[name].shape), path)
     return found
 
 

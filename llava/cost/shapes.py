@@ -62,7 +62,17 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Dimensions of a vision tower run to its selected layer; `patches` excludes the CLS token."""
+    """Dimensions of a vision tower run to its selected layer.
+
+    Attributes:
+        layers: that are run.
+        width, mlp: of the tokens, and inside the MLP of two maps (or what makes as many weights).
+        patches: of one image, without the CLS token; 0 where images differ in size.
+        patch_values: numbers of a patch.
+        has_cls: whether a CLS token joins the patches.
+        windowed: of the layers, those that attend within windows only.
+        window: tokens of a window.
+    """
 
     layers: int
     width: int
@@ -70,6 +80,8 @@ class VisionShape:
     patches: int
     patch_values: int
     has_cls: bool = True
+    windowed: int = 0
+    window: int = 0
 
     @classmethod
     def of(cls, config: Any, select_layer: int = -2) -> VisionShape:
@@ -87,11 +99,18 @@ class VisionShape:
         """Tokens the tower computes, CLS included."""
         return self.patches + self.has_cls
 
-    def flops(self) -> int:
-        """Forward FLOPs for one image."""
+    def flops(self, tokens: int | None = None) -> int:
+        """Forward FLOPs for one image (or crop, or frame).
+
+        Args:
+            tokens: that the tower computes for it, CLS included; None where all images have as many.
+        """
+        tokens = self.tokens if tokens is None else tokens
         weights = 4 * self.width**2 + 2 * self.width * self.mlp
-        layer = 2 * weights * self.tokens + 4 * self.width * self.tokens**2
-        return self.layers * layer + 2 * self.patch_values * self.width * self.patches
+        seen = (self.layers - self.windowed) * tokens + self.windowed * min(tokens, self.window)
+        attention = 4 * self.width * tokens * seen
+        patches = tokens - self.has_cls
+        return self.layers * 2 * weights * tokens + attention + 2 * self.patch_values * self.width * patches
 
 
 CLIP_L_336 = VisionShape(layers=23, width=1024, mlp=4096, patches=576, patch_values=588)

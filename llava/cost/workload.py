@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from llava.compression.layout import TokenLayout
-from llava.cost.flops import training_flops, training_passes
-from llava.cost.shapes import CLIP_L_336, DecoderShape, VisionShape
+from llava.cost.flops import training_passes
+from llava.cost.shapes import DecoderShape, VisionShape
+from llava.cost.towers import tower_shape
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Workload:
         trains_language_model: whether its own weights get gradients; adapters beside them do not count.
         trains_vision_tower: whether the tower's do.
         activation_checkpointing: whether activations are computed again in the backward pass.
+        projector: weights of the linear maps of the projectors; None for those of LLaVA's two-layer MLP.
+        group: patches for which a projector inside the tower runs once; 0 where it runs once for each visual token.
     """
 
     decoder: DecoderShape
@@ -30,22 +34,31 @@ class Workload:
     trains_language_model: bool = True
     trains_vision_tower: bool = False
     activation_checkpointing: bool = False
+    projector: int | None = None
+    group: int = 0
 
     @classmethod
     def of(cls, model: Any, activation_checkpointing: bool) -> Workload:
-        """Read it from a LLaVA (wrapped by peft or not) whose trained weights are chosen."""
-        tower = model.get_vision_tower()
+        """Read it from a model of any family (wrapped by peft or not) whose trained weights are chosen."""
+        towers, projectors = model.vision_towers(), model.projectors()
+        of_projectors = {id(weight): weight for projector in projectors for weight in projector.parameters()}
+        of_towers = {id(weight): weight for tower in towers for weight in tower.parameters()}
+        inside = bool(of_projectors.keys() & of_towers.keys())
         t2v = model.compression.t2v
-        layers = model.get_model().layers.named_parameters()
         return cls(
-            decoder=DecoderShape.of(model.config),
-            vision=None if tower is None else VisionShape.of(tower.config, tower.select_layer),
+            decoder=DecoderShape.of(model.decoder.config),
+            vision=_vision(model, towers[0]) if towers else None,
             drops=() if t2v is None else tuple(t2v.layers),
             trains_language_model=any(
-                weight.requires_grad and name.endswith("weight") and "lora_" not in name for name, weight in layers
+                weight.requires_grad and name.endswith("weight") and "lora_" not in name
+                for name, weight in model.decoder.layers.named_parameters()
             ),
-            trains_vision_tower=tower is not None and any(weight.requires_grad for weight in tower.parameters()),
+            trains_vision_tower=any(
+                weight.requires_grad for key, weight in of_towers.items() if key not in of_projectors
+            ),
             activation_checkpointing=activation_checkpointing,
+            projector=sum(_size(weight) for weight in of_projectors.values()),
+            group=towers[0].config.spatial_merge_size ** 2 if inside else 0,
         )
 
     @property
@@ -58,8 +71,16 @@ class Workload:
         """Number of layers of each stage."""
         return tuple(last - first for first, last in pairwise((0, *self.drops, self.decoder.layers)))
 
-    def flops(self, layouts: Sequence[TokenLayout], images: int) -> tuple[int, int]:
-        """FLOPs of a step on a batch: all of them, and those among them that compute activations again."""
+    def flops(
+        self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int] | None = None
+    ) -> tuple[int, int]:
+        """FLOPs of a step on a batch: all of them, and those among them that compute activations again.
+
+        Args:
+            layouts: layouts of the model's output, one for each stage.
+            images: images (or crops, or frames) that the tower saw.
+            tower_tokens: tokens that it computed for each of them; None where all have as many.
+        """
         forward = sum(
             layers * self.decoder.layer_flops(length)
             for layers, layout in zip(self.stages, layouts, strict=True)
@@ -67,12 +88,21 @@ class Workload:
         )
         # Head and projector grow with the number of tokens, so the batch is counted like one long row.
         first, last = sum(layouts[0].visual), sum(layouts[-1].visual)
-        text = sum(layouts[0].lengths) - first
-        vision = self.vision or CLIP_L_336
-        outside = training_flops((first, last), text, self.decoder, vision, images, passes=0)
-        tower = images * vision.flops() if self.trains_vision_tower else 0
-        recomputed = (forward + tower) * self.activation_checkpointing
-        return (2 + self.trains_language_model) * forward + 2 * tower + outside + recomputed, recomputed
+        head = 3 * 2 * self.decoder.width * self.decoder.vocab * (sum(layouts[0].lengths) - first + last)
+        seen = [None] * images if tower_tokens is None else tower_tokens
+        tower = 0 if self.vision is None else sum(map(self.vision.flops, seen))
+        projected = first if not self.group or tower_tokens is None else sum(tower_tokens) // self.group
+        outside = head + 3 * 2 * self._projector * projected + tower
+        trained = tower if self.trains_vision_tower else 0
+        recomputed = (forward + trained) * self.activation_checkpointing
+        return (2 + self.trains_language_model) * forward + 2 * trained + outside + recomputed, recomputed
+
+    @property
+    def _projector(self) -> int:
+        """Weights of the projectors' linear maps."""
+        if self.projector is not None:
+            return self.projector
+        return 0 if self.vision is None else (self.vision.width + self.decoder.width) * self.decoder.width
 
     def describe(self, peak_flops: float | None) -> str:
         """What the FLOPs and the utilisation rest on, in words."""
@@ -89,3 +119,17 @@ class Workload:
             f"{counted} Utilisation is of {peak_flops / 1e12:g} TFLOP/s, one device's dense peak: MFU leaves out what "
             "is computed again for checkpointing, HFU counts it."
         )
+
+
+def _vision(model: Any, tower: Any) -> VisionShape:
+    """Dimensions of a tower as far as it runs: LLaVA's tower knows its layer itself, elsewhere the model does."""
+    select: Any = getattr(tower, "select_layer", None)
+    if select is None:
+        select = getattr(model.config, "vision_feature_layer", -1)
+    return tower_shape(tower.config, select if isinstance(select, int) else max(select))
+
+
+def _size(weight: Any) -> int:
+    """Numbers of a linear map, whole where ZeRO-3 has it in pieces; of a bias none."""
+    shape = getattr(weight, "ds_shape", weight.shape)
+    return math.prod(shape) if len(shape) > 1 else 0

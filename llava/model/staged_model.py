@@ -191,7 +191,7 @@ class StagedModel(StagedGeneration):
         asked = CompressionConfig.resolve(compression)
         resolved = self.fitted(asked)
         if resolved != CompressionConfig():
-            self._check_decoder()
+            self.check_decoder()
         if resolved.v2v is not None:
             self.check_tower()
             tokens = self.tower_tokens()
@@ -202,7 +202,7 @@ class StagedModel(StagedGeneration):
         asked.check_made_for(self.config, len(self.decoder.layers))
         return resolved
 
-    def _check_decoder(self) -> None:
+    def check_decoder(self) -> None:
         """Raise ValueError for a language model that the staged decoder would run wrongly."""
         if type(self.decoder).__name__ not in self.decoders:
             raise ValueError(

@@ -26,7 +26,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     plan: `SplicePlan` of the batch, made on the host; None makes it here, and waits for the device.
     layout: layout of `inputs_embeds`, if those hold visual tokens; `prefill`: of a prompt that `generate` has prepared.
     return_logits: None leaves them out where labels are given in training.
-    output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`).
+    output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`); without a
+        compression there is one stage.
 
     Args:
         stock: the class of transformers.
@@ -46,6 +47,9 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
 
     def forward(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
         prepared = any(kwargs.get(name) is not None for name in ("plan", "layout", "prefill"))
+        if not prepared and kwargs.get("output_layouts") and not self.is_staged(kwargs.get("compression")):
+            self.check_decoder()
+            prepared = True
         if prepared or self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
         more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})

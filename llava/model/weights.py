@@ -26,6 +26,7 @@ from llava.common.json_files import need, read_object
 from llava.common.outside_files import in_words
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
+from llava.model.parts import paths_of, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +265,26 @@ def load_projector(projector: nn.Module, path: str | Path) -> None:
     advice = "the file belongs to another tower, language model or --mm_projector_type"
     write_weights(own, weights, path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(weights))
+
+
+def load_projectors(model: Any, path: str | Path) -> None:
+    """Read the file that pre-training left into the projectors of a model of any family, all of it.
+
+    Args:
+        model: whole, or partitioned by ZeRO-3; peft's model may stand around it.
+        path: `mm_projector.bin` or a safetensors file, with LLaVA's names or those of the model.
+
+    Raises:
+        ValueError: if a weight is missing, unknown or of another shape; names it.
+    """
+    projectors = model.projectors()
+    if paths_of(model, projectors)[0].endswith("mm_projector"):
+        load_projector(projectors[0], path)
+        return
+    needed = weights_of(model, projectors)
+    advice = "the file was trained with another model"
+    write_weights(model, read_state_dict(path), path, needed, "the model", advice)
+    logger.info("Read the projector from %s (%d weights).", path, len(needed))
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:

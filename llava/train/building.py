@@ -23,6 +23,8 @@ from llava.data.families import family_of
 from llava.data.families.base import Collator
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.llava_config import LlavaConfig
+from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.non_finite import require_finite_start
@@ -129,34 +131,36 @@ def choose_trained(model: Any, model_args: ModelArguments, training_args: Traini
     Raises:
         ValueError: if nothing is left to train.
     """
-    config, inner = model.config, model.get_model()
-    alone = config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
-    config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
-    model.requires_grad_(False)
-    if not (alone or model_args.freeze_backbone or training_args.lora_enable):
-        model.requires_grad_(True)
-    if inner.mm_projector is not None:
-        inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
-    if inner.vision_tower is not None:
-        _freeze_tower(inner.vision_tower, trained=model_args.unfreeze_mm_vision_tower and not alone)
+    alone = model_args.tune_mm_mlp_adapter
+    if isinstance(model.config, LlavaConfig):  # LLaVA's programs read these
+        model.config.tune_mm_mlp_adapter = alone
+        model.config.freeze_mm_mlp_adapter = training_args.freeze_mm_mlp_adapter
+    model.requires_grad_(not (alone or model_args.freeze_backbone or training_args.lora_enable))
+    for tower in model.vision_towers():
+        tower.requires_grad_(model_args.unfreeze_mm_vision_tower and not alone)
+    for projector in model.projectors():  # behind the towers: it may lie inside one
+        projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    for unused in model.unused_modules():
+        unused.requires_grad_(False)
     if not training_args.lora_enable and not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
             "Everything is frozen; leave out --freeze_backbone or --freeze_mm_mlp_adapter, or give images."
         )
     if not training_args.deepspeed:
         _store_frozen_weights_in(compute_dtype(training_args), model)
-    if training_args.activation_checkpointing and not inner.embed_tokens.weight.requires_grad:
+    if training_args.activation_checkpointing and not model.get_input_embeddings().weight.requires_grad:
         model.enable_input_require_grads()
 
 
 def make_data(
-    model: LlavaLlamaForCausalLM,
+    model: StagedModel,
     tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     data_args: DataArguments,
+    processor: Any = None,
 ) -> tuple[LazySupervisedDataset, Collator]:
-    """Training data and the collator that belongs to it."""
-    tower = model.get_vision_tower()
+    """Training data and the collator that belongs to it; a LLaVA's tower has its processor itself."""
+    towers = model.vision_towers()
     settings = model.plan_settings()
     config = DataConfig(
         max_length=tokenizer.model_max_length,
@@ -169,16 +173,17 @@ def make_data(
         settings=settings,
     )
     assert data_args.data_path is not None
-    processor = None if tower is None else tower.image_processor
+    if processor is None and towers:
+        processor = towers[0].image_processor
     inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version)
     dataset = LazySupervisedDataset(data_args.data_path, inputs, config)
-    if tower is not None and not dataset.has_image.any():
+    if towers and not dataset.has_image.any():
         logger.warning(
             "The model has a vision tower, but no record of %s names an image under 'image': it will learn from text "
             "alone.",
             data_args.data_path,
         )
-    size = None if tower is None else tower.config.image_size
+    size = getattr(towers[0].config, "image_size", 0) if towers else None
     return dataset, inputs.collator(size, settings)
 
 
@@ -209,14 +214,6 @@ def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> 
 def _stored_dtype(args: TrainingArguments) -> torch.dtype:
     """What weights are read in: DeepSpeed keeps float32 copies of the trained ones, autocast does not."""
     return compute_dtype(args) if args.deepspeed or args.bits != 16 else torch.float32
-
-
-def _freeze_tower(tower: Any, trained: bool) -> None:
-    """Train the layers of the tower that are used; those behind the selected one never get a gradient."""
-    tower.requires_grad_(trained)
-    layers = tower.model.encoder.layers
-    for unused in (*layers[tower.select_layer % (len(layers) + 1) :], tower.model.post_layernorm):
-        unused.requires_grad_(False)
 
 
 def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:

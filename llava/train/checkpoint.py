@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from llava.model.collectives import gathered, of_all_ranks, ranks_must_agree
+from llava.model.parts import weights_of
 from llava.model.weights import PROJECTOR_FILE
 from llava.train.manifest import MANIFEST_FILE
 from llava.train.run_summary import SUMMARY_FILE
@@ -158,17 +159,17 @@ def _is_ours(folder: Path) -> bool:
     return not folder.is_symlink() and any(os.path.isfile(folder / name) for name in (MANIFEST_FILE, STATE_FILE))
 
 
-def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The projector's weights on the host, under LLaVA's names `model.mm_projector.*`.
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The projector's weights on the host, under their names in the model, LLaVA's `model.mm_projector.*` for one.
 
     Every rank must call it: under ZeRO-3 the weights are gathered from all of them.
     """
-    named = {name: weight for name, weight in model.named_parameters() if "mm_projector." in name}
+    named = weights_of(model, model.projectors())
     with gathered(named.values()):
         weights = {name: weight.detach().cpu().clone() for name, weight in named.items()}
     empty = [name for name, weight in weights.items() if weight.numel() == 0]
     if empty or not weights:
-        raise RuntimeError(f"The projector has no weights to save ({empty or 'no mm_projector in the model'}).")
+        raise RuntimeError(f"The projector has no weights to save ({empty or 'no projector in the model'}).")
     return weights
 
 

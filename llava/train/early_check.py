@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava.checkpoints.lora import NON_LORA_FILE
 from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
 from llava.model.collectives import whole_shape
+from llava.model.parts import weights_of
 from llava.model.weights import PROJECTOR_FILE, read_shapes
 from llava.train.arguments import TrainingArguments
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 _ADAM_BYTES = 8  # two float32 values for each trained weight
 
 
-def expected_weights(model: nn.Module, part: str) -> dict[str, tuple[int, ...]]:
+def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes that a checkpoint must hold.
 
     Args:
@@ -33,15 +34,24 @@ def expected_weights(model: nn.Module, part: str) -> dict[str, tuple[int, ...]]:
     """
     named = {name: (whole_shape(weight), weight.requires_grad) for name, weight in model.named_parameters()}
     if part == "adapter_only":
-        return {name: shape for name, (shape, _) in named.items() if "mm_projector." in name}
+        return {name: whole_shape(weight) for name, weight in weights_of(model, model.projectors()).items()}
     if part == "lora":
         trained = {name: shape for name, (shape, is_trained) in named.items() if is_trained}
         return {name.replace(".default.", "."): shape for name, shape in trained.items()}
     return {name: shape for name, (shape, _) in named.items()}
 
 
-def require_whole(folder: str | Path, expected: dict[str, tuple[int, ...]]) -> None:
+def require_whole(
+    folder: str | Path,
+    expected: dict[str, tuple[int, ...]],
+    names_here: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
+) -> None:
     """Read the weights of a checkpoint back and compare names and shapes.
+
+    Args:
+        folder: folder of the checkpoint.
+        expected: result of `expected_weights`.
+        names_here: what the weights of a file are called in the model; None where they have the same names.
 
     Raises:
         OSError: if a weight is missing or has another shape; names it.
@@ -52,7 +62,9 @@ def require_whole(folder: str | Path, expected: dict[str, tuple[int, ...]]) -> N
         return
     found: dict[str, tuple[int, ...]] = {}
     for path in _weights_in(folder):
-        found |= read_shapes(path)
+        shapes = read_shapes(path)
+        names = {name: name for name in shapes} if names_here is None else names_here(shapes)
+        found |= {names[name]: shape for name, shape in shapes.items() if name in names}
     for name, shape in expected.items():
         if found.get(name) != shape:
             was = f"has shape {found[name]}" if name in found else "is missing"

@@ -167,12 +167,14 @@ class TrainingMeter:
         self._advance()
         self._since = None
 
-    def add(self, layouts: Sequence[TokenLayout], images: int) -> None:
+    def add(self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int] | None = None) -> None:
         """Count a forward pass in training.
 
         Args:
             layouts: layouts of the model's output, one for each stage.
             images: that came with the batch. A batch of text alone brings a dummy; it counts for nothing.
+            tower_tokens: tokens of the tower for each image, crop or frame, without dummies; None where the model has
+                one size for all.
 
         Raises:
             ValueError: if there is not one layout for each stage.
@@ -184,7 +186,8 @@ class TrainingMeter:
             )
         self._start()
         seen = images if any(layouts[0].visual) else 0
-        batch = Tally.of(layouts, seen, self.work.flops(layouts, seen))
+        seen = seen if tower_tokens is None else len(tower_tokens)
+        batch = Tally.of(layouts, seen, self.work.flops(layouts, seen, tower_tokens))
         self._window = Tally.merged((self._window, batch))
 
     def snapshot(self, gather: Gather | None = None) -> dict[str, float]:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from llava.model.parts import lies_in, paths_of
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 
-def parameter_groups(model: nn.Module, args: TrainingArguments, decayed: Collection[str]) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, args: TrainingArguments, decayed: Collection[str]) -> list[dict[str, Any]]:
     """Trained weights by weight decay and by part, each part with its learning rate; empty groups are left out.
 
     Groups depend on which rates are given and not on their values, so that an optimizer's state fits them again when
@@ -25,11 +26,13 @@ def parameter_groups(model: nn.Module, args: TrainingArguments, decayed: Collect
         args: with the rates.
         decayed: names of the weights that decay.
     """
-    rates = {"mm_projector.": args.mm_projector_lr, "vision_tower.": args.mm_vision_tower_lr}
+    rates = {"projector": args.mm_projector_lr, "tower": args.mm_vision_tower_lr}
+    places = {"projector": paths_of(model, model.projectors()), "tower": paths_of(model, model.vision_towers())}
     groups: dict[tuple[bool, str], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            part = next((part for part, rate in rates.items() if part in name and rate is not None), "")
+            part = next((part for part, paths in places.items() if lies_in(name, paths)), "")
+            part = part if rates.get(part) is not None else ""
             groups.setdefault((name in decayed, part), []).append(weight)
     return [
         {

@@ -4,50 +4,52 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from llava.common.json_files import write_json
-from llava.cost.flops import average_visual_tokens, describe, visual_tokens_per_layer
-from llava.cost.shapes import VisionShape
+from llava.cost.flops import average_visual_tokens, describe, tokens_per_layer
 from llava.data.statistics import DataStatistics
-from llava.model import LlavaLlamaForCausalLM
+from llava.model.staged_model import StagedModel
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "train_summary.json"
 
 
-def count_parameters(model: LlavaLlamaForCausalLM) -> dict[str, dict[str, int]]:
-    """Weights of each part of the model: all of them, and those that are trained.
+def count_parameters(model: StagedModel) -> dict[str, dict[str, int]]:
+    """Weights of each part of the model: all of them, and those that are trained; LLaVA's names in every family.
 
-    A weight that two parts share, such as a head tied to the embeddings, counts in the first of them alone.
+    A weight that two parts share, such as a head tied to the embeddings, counts in the first of them alone; a projector
+    inside a tower is the projector's.
     """
-    inner = model.get_model()
-    parts: dict[str, nn.Module | None] = {
-        "vision_tower": inner.vision_tower,
-        "mm_projector": inner.mm_projector,
-        "embed_tokens": inner.embed_tokens,
-        "layers": inner.layers,
-        "norm": inner.norm,
-        "lm_head": model.lm_head,
+    decoder, seen = model.decoder, set[int]()
+    projector = _count(model.projectors(), seen)
+    counts = {
+        "vision_tower": _count(model.vision_towers(), seen),
+        "mm_projector": projector,
+        "embed_tokens": _count((decoder.embed_tokens,), seen),
+        "layers": _count((decoder.layers,), seen),
+        "norm": _count((decoder.norm,), seen),
+        "lm_head": _count((model.lm_head,), seen),
+        "others": _count((model,), seen),
     }
-    seen: set[int] = set()
-    return {name: _count(part, seen) for name, part in parts.items() if part is not None}
+    optional = {"vision_tower": model.vision_towers(), "mm_projector": model.projectors()}
+    return {name: count for name, count in counts.items() if optional.get(name, count["all"] or name == "lm_head")}
 
 
-def visual_tokens(model: LlavaLlamaForCausalLM) -> tuple[int, ...]:
-    """Visual tokens of one image that each decoder layer sees; empty without a vision tower."""
-    tower = model.get_vision_tower()
-    if tower is None:
+def visual_tokens(model: StagedModel) -> tuple[int, ...]:
+    """Visual tokens of one image that each decoder layer sees; empty where images differ, or without a tower."""
+    settings = model.plan_settings()
+    if settings is None or not settings.fixed:
         return ()
-    shape = VisionShape.of(tower.config, tower.select_layer)
-    return visual_tokens_per_layer(model.compression, model.config.num_hidden_layers, shape)
+    return tokens_per_layer(model.compression.t2v, settings.fixed, len(model.decoder.layers))
 
 
-def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
+def log_start(model: StagedModel, statistics: DataStatistics) -> None:
     """Log what is trained, how images are compressed, and the statistics of the data."""
     for name, count in count_parameters(model).items():
         state = "trained" if count["trained"] == count["all"] else "in part trained" if count["trained"] else "frozen"
@@ -55,12 +57,9 @@ def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
         logger.info("%-13s %15s weights, %s", name, f"{count['all']:,}", state)
     tokens = visual_tokens(model)
     if tokens:
-        logger.info(
-            "Visual tokens by layer: %s; average %.2f. Compression: %s",
-            describe(tokens),
-            average_visual_tokens(tokens),
-            json.dumps(model.compression.to_dict()),
-        )
+        logger.info("Visual tokens by layer: %s; average %.2f.", describe(tokens), average_visual_tokens(tokens))
+    if model.vision_towers():
+        logger.info("Compression: %s", json.dumps(model.compression.to_dict()))
     logger.info(
         "Data (%d samples): mean text %.1f tokens, mean sequence %.1f tokens, %.1f %% padding, %d cut, %d without "
         "any label.",
@@ -76,7 +75,7 @@ def log_start(model: LlavaLlamaForCausalLM, statistics: DataStatistics) -> None:
 def write_summary(
     output_dir: str | Path,
     phase: str,
-    model: LlavaLlamaForCausalLM,
+    model: StagedModel,
     statistics: DataStatistics,
     log_history: list[dict[str, Any]],
     totals: dict[str, Any],
@@ -113,9 +112,9 @@ def write_summary(
     return target
 
 
-def _count(part: nn.Module, seen: set[int]) -> dict[str, int]:
+def _count(parts: Sequence[nn.Module], seen: set[int]) -> dict[str, int]:
     """Numbers of weights not seen before; `ds_numel` is the whole size of a weight that ZeRO-3 has partitioned."""
-    new = [weight for weight in part.parameters() if id(weight) not in seen]
-    seen.update(map(id, new))
-    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in new]
+    new = {id(weight): weight for part in parts for weight in part.parameters() if id(weight) not in seen}
+    seen.update(new)
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in new.values()]
     return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}

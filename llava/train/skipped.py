@@ -1,12 +1,31 @@
-"""Samples that could not be read: counted, named in a file, and fatal above a share."""
+"""Samples of a run: how many were seen and cut; those that could not be read are named, and fatal above a share."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _ENOUGH = 1000  # before so many samples a share says little
+
+
+@dataclass
+class SampleCounts:
+    """Number of samples that this process saw, and how many were truncated, had no label, or could not be read."""
+
+    samples: int = 0
+    truncated: int = 0
+    unsupervised: int = 0
+    skipped: int = 0
+
+    def add(self, truncated: list[bool], unsupervised: list[bool], problems: list[str | None]) -> None:
+        """Count one batch. A skipped sample has no labels either, but that is not the data's fault: it counts once."""
+        skipped = sum(problem is not None for problem in problems)
+        self.samples += len(truncated)
+        self.truncated += sum(truncated)
+        self.unsupervised += sum(unsupervised) - skipped
+        self.skipped += skipped
 
 
 class SkippedSamples:

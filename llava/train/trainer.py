@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llava.checkpoints.fit import names_in_model, read_weights
 from llava.checkpoints.lora import load_adapters, save_lora, trained_state
 from llava.common.atomic_write import library_write_errors
 from llava.common.child_processes import leave_signals_to_parent
@@ -20,7 +21,8 @@ from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
 from llava.model.collectives import whole_shape
-from llava.model.weights import PROJECTOR_FILE, load_projector
+from llava.model.compressed_model import CompressedModel
+from llava.model.weights import PROJECTOR_FILE, load_projectors
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.callbacks import EpochOfSampler
@@ -41,28 +43,10 @@ from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.non_finite import require_finite_gradient, require_finite_loss, require_finite_weights
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
-from llava.train.skipped import SkippedSamples
+from llava.train.skipped import SampleCounts, SkippedSamples
 from llava.train.soundness import taken_up
 from llava.train.supported import require_own_loss
 from llava.train.validation import held_out_loader, held_out_loss
-
-
-@dataclass
-class SampleCounts:
-    """Number of samples that this process saw, and how many were truncated, had no label, or could not be read."""
-
-    samples: int = 0
-    truncated: int = 0
-    unsupervised: int = 0
-    skipped: int = 0
-
-    def add(self, truncated: list[bool], unsupervised: list[bool], problems: list[str | None]) -> None:
-        """Count one batch. A skipped sample has no labels either, but that is not the data's fault: it counts once."""
-        skipped = sum(problem is not None for problem in problems)
-        self.samples += len(truncated)
-        self.truncated += sum(truncated)
-        self.unsupervised += sum(unsupervised) - skipped
-        self.skipped += skipped
 
 
 def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> EpochSampler:
@@ -151,9 +135,11 @@ class LlavaTrainer(CheckedLoading):
         ids = inputs.pop("sample_ids", [])
         truncated, unsupervised = inputs.pop("truncated", []), inputs.pop("unsupervised", [])
         problems = inputs.pop("problems", [])
+        work = inputs.pop("tower_tokens", None)
+        inputs["output_layouts"] = True
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            self.meter.add(outputs.layouts, len(inputs.get("images", ())))
+            self.meter.add(outputs.layouts, len(inputs.get("images", ())), work)
             self.counts.add(truncated, unsupervised, problems)
             if self.skipped is not None:
                 self.skipped.add(ids, problems)
@@ -320,11 +306,17 @@ class LlavaTrainer(CheckedLoading):
             written = self._write_checkpoint(staging)
             if self.args.should_save:
                 size = seal(written)
-                require_whole(written, expected)
+                require_whole(written, expected, self._names_here)
                 require_resumable(written)
                 require_opens(written, None if self.part == "model" else self.model.config.name_or_path, self.args)
                 trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
+
+    def _names_here(self, names: Iterable[str]) -> dict[str, str]:
+        """What weights of a checkpoint are called in the model that is trained."""
+        if self.part == "model" and isinstance(self.model, CompressedModel):
+            return names_in_model(self.model, names)
+        return {name: name for name in names}
 
     def save_final(self, write_report: Callable[[Path], object] | None = None) -> None:
         """Write the trained model to the output folder, file by file only once all of them are whole.
@@ -366,9 +358,11 @@ class LlavaTrainer(CheckedLoading):
         target: Any = self.model if model is None else model
         with taken_up(resume_from_checkpoint):
             if self.part == "adapter_only":
-                load_projector(target.get_model().mm_projector, Path(resume_from_checkpoint) / PROJECTOR_FILE)
+                load_projectors(target, Path(resume_from_checkpoint) / PROJECTOR_FILE)
             elif self.part == "lora":
                 load_adapters(target, resume_from_checkpoint)
+            elif isinstance(target, CompressedModel):  # its files have published names, which transformers skips
+                read_weights(target, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
