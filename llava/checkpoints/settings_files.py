@@ -108,6 +108,7 @@ _COUNTS = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), _WIDEST),
     **dict.fromkeys(("head_dim", "mm_hidden_size", "image_size", "patch_size", "projection_dim"), _WIDEST),
     "num_channels": _WIDEST,
+    "num_frames": 1 << 12,
     **dict.fromkeys(("max_position_embeddings", "tokenizer_model_max_length", "max_sequence_length"), 1 << 62),
 }
 _KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
@@ -131,11 +132,14 @@ _KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
         "tune_mm_mlp_adapter",
         "freeze_mm_mlp_adapter",
         "unfreeze_mm_vision_tower",
+        "add_time_attn",
         "multimodal_projector_bias",
     ),
     str: (
         "model_type",
         "mm_vision_tower",
+        "mm_image_tower",
+        "mm_video_tower",
         "vision_tower",
         "mm_projector_type",
         "mm_vision_select_feature",
@@ -165,6 +169,8 @@ _KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     list: ("architectures",),
     dict: (
         "mm_vision_config",
+        "mm_image_config",
+        "mm_video_config",
         "text_config",
         "vision_config",
         "compression",
@@ -174,7 +180,7 @@ _KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
         "auto_map",
     ),
 }
-_INNER = ("mm_vision_config", "text_config", "vision_config")
+_INNER = ("mm_vision_config", "mm_image_config", "mm_video_config", "text_config", "vision_config")
 
 
 @contextmanager

@@ -120,10 +120,7 @@ def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:
     """
     if images is None:
         return None, None
-    if isinstance(images, Mapping) or hasattr(images, "data_format"):
-        images = _pixel_values(images)
-    if isinstance(images, np.ndarray):
-        images = list(images) if images.dtype == object and images.ndim else _from_array(images, "images")
+    images = pixel_values_of(images, "images")
     if isinstance(images, Tensor):
         _check_pixels(images, "images", (3, 4, 5))
         return list(images[None] if images.dim() == 3 else images), None
@@ -164,6 +161,19 @@ def _from_array(array: Any, name: str) -> Tensor:
             "or [count, 3, height, width]. Make them with llava.mm_utils.process_images."
         )
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def pixel_values_of(given: Any, name: str) -> Any:
+    """What a processor returned without its wrapping, and arrays of numbers as tensors; anything else as it is.
+
+    Raises:
+        ValueError: for a mapping without `pixel_values`, or an array of other things than numbers.
+    """
+    if isinstance(given, Mapping) or hasattr(given, "data_format"):
+        given = _pixel_values(given)
+    if isinstance(given, np.ndarray):
+        return list(given) if given.dtype == object and given.ndim else _from_array(given, name)
+    return given
 
 
 def _pixel_values(mapping: Any) -> Any:

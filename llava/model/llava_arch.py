@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llava.compression.config import V2VConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.llava_config import LlavaConfig
-from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.builder import build_image_tower, build_video_tower, build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.weights import grow_vocabulary, load_projector
@@ -43,9 +43,8 @@ class _OpensWithTower(_Base):
         """As in transformers; where the checkpoint does not hold the tower, it is read from where `config` says."""
         path, opened = pretrained_model_name_or_path, super().from_pretrained  # type: ignore[misc]
         model, info = opened(path, *args, output_loading_info=True, **kwargs)
-        tower = model.get_vision_tower()
-        if tower is not None:
-            tower.is_loaded = not any("vision_tower." in name for name in info["missing_keys"])
+        for name, tower in model.named_towers():
+            tower.is_loaded = not any(f"{name}." in key for key in info["missing_keys"])
             tower.load_model()
             tower.read_image_processor(str(path))
             tower.requires_grad_(False)
@@ -58,19 +57,29 @@ class LlavaMetaModel(_OpensWithTower):
     config: Any
     embed_tokens: Any
     vision_tower: VisionTower | None
+    image_tower: Any
+    video_tower: Any
     mm_projector: nn.Module | None
 
     def build_vision_modules(self) -> None:
-        """Make the tower and the projector that the configuration names, if any; weights are not loaded."""
-        self.vision_tower = None
+        """Make the towers and the projector that the configuration names, if any; weights are not loaded."""
+        self.vision_tower = self.image_tower = self.video_tower = None
         self.mm_projector = None
         if self.config.mm_vision_tower:
             self.vision_tower = build_vision_tower(self.config)
+        self.image_tower = build_image_tower(self.config)
+        self.video_tower = build_video_tower(self.config)
+        if self.config.sees:
             self.mm_projector = build_vision_projector(self.config)
 
+    def named_towers(self) -> list[tuple[str, VisionTower]]:
+        """The towers there are, by the names of their attributes; of a Video-LLaVA that for images comes first."""
+        named = [(name, getattr(self, name)) for name in ("vision_tower", "image_tower", "video_tower")]
+        return [(name, tower) for name, tower in named if tower is not None]
+
     def get_vision_tower(self) -> VisionTower | None:
-        """The tower, None in a model without one."""
-        return self.vision_tower
+        """The tower, of a Video-LLaVA that for images; None in a model without one."""
+        return next((tower for _, tower in self.named_towers()), None)
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
         """Build tower and projector before training, from LLaVA's model arguments.
@@ -129,12 +138,43 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         """The tower, None in a model without one."""
         return self.get_model().get_vision_tower()
 
+    def get_image_tower(self) -> Any:
+        """The tower of a Video-LLaVA for images, None in a model without one."""
+        return self.get_model().image_tower
+
+    def get_video_tower(self) -> Any:
+        """The tower of a Video-LLaVA for videos, None in a model without one."""
+        return self.get_model().video_tower
+
+    def named_towers(self) -> list[tuple[str, VisionTower]]:
+        """As the model without head has them."""
+        found: list[tuple[str, VisionTower]] = self.get_model().named_towers()
+        return found
+
     def encode_images(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor | Sequence[Tensor]:
         """Images [M, 3, height, width] to visual tokens of the language model's width: [n, D] for each image.
 
         V2V acts before the projector. A tensor [M, n, D] where all images bring as many tokens.
         """
-        features = self.require_tower()(images, v2v)
+        return self._projected(self.require_tower()(images, v2v))
+
+    def encode_videos(
+        self, videos: Tensor | Sequence[Tensor], v2v: V2VConfig | None = None
+    ) -> Tensor | Sequence[Tensor]:
+        """Videos [M, 3, T, height, width] to visual tokens of the language model's width: [n, D] for each frame.
+
+        V2V shortens each frame by itself, before the projector. All tokens of a frame stay without it, CLS too.
+
+        Raises:
+            ValueError: if the model has no tower for videos, or its attention over time is for another T.
+        """
+        tower = self.get_video_tower()
+        if tower is None:
+            raise ValueError("The model was given a video, but it has no tower for such (mm_video_tower).")
+        return self._projected(tower(videos, v2v))
+
+    def _projected(self, features: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+        """Features [M, n, D of the tower], or one by one, in the language model's width."""
         dtype, projector = self.get_model().config_dtype(), self.get_model().mm_projector
         if isinstance(features, Tensor):
             return projector(features.to(dtype))

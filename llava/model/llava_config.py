@@ -16,6 +16,9 @@ class LlavaLlamaConfig(LlamaConfig):
     Args:
         mm_vision_tower: folder or hub name of the vision tower; None in a model without one.
         mm_vision_config: dimensions of the tower, as in its own `config.json`.
+        mm_image_tower, mm_video_tower: folders or hub names of the two towers of a Video-LLaVA, in place of
+            `mm_vision_tower`; None where it has none for that.
+        mm_image_config, mm_video_config: their dimensions.
         mm_hidden_size: width of the tower's features.
         mm_projector_type: `linear`, `identity` or `mlpNx_gelu`.
         mm_vision_select_layer: layer of the tower whose features are used; -2 is the last but one.
@@ -36,6 +39,10 @@ class LlavaLlamaConfig(LlamaConfig):
 
     mm_vision_tower: str | None = None
     mm_vision_config: dict[str, Any] | None = None
+    mm_image_tower: str | None = None
+    mm_image_config: dict[str, Any] | None = None
+    mm_video_tower: str | None = None
+    mm_video_config: dict[str, Any] | None = None
     mm_hidden_size: int | None = None
     mm_projector_type: str = "linear"
     mm_vision_select_layer: int = -2
@@ -70,9 +77,19 @@ class LlavaLlamaConfig(LlamaConfig):
         held: dict[str, Any] = super().to_dict()
         for name in LLAVA_FIELDS:
             default = getattr(LlavaLlamaConfig, name)
-            if held.get(name) is None or (self.mm_vision_tower is None and held[name] == default):
+            if held.get(name) is None or (not self.sees and held[name] == default):
                 held.pop(name, None)
         return held
+
+    @property
+    def sees(self) -> bool:
+        """Whether it describes a model with a tower."""
+        return any((self.mm_vision_tower, self.mm_image_tower, self.mm_video_tower))
+
+    @property
+    def sees_videos(self) -> bool:
+        """Whether it describes a Video-LLaVA: towers of its own for images and for videos."""
+        return any((self.mm_image_tower, self.mm_video_tower))
 
 
 LLAVA_FIELDS = tuple(name for name in LlavaLlamaConfig.__annotations__ if not name.startswith("_"))

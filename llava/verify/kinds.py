@@ -76,6 +76,11 @@ _OF_VIDEO_LLAVA = {
     "image_processing": Contents(f"variant_antialias_sample|{_PIXELS}", "sample", ("image_u8",), has_model=False),
     "frame_ids": Contents(r"total_\d+_frames_\d+", r"total_\d+_frames_\d+", has_inputs=False, has_model=False),
     "marks": Contents("", "", has_inputs=False, has_outputs=False, has_model=False),
+    "video_llava_prepare": Contents(
+        "attention_mask|image_projected|inputs_embeds|labels|logits_last|loss|position_ids|video_projected",
+        "inputs_embeds",
+        ("input_ids",),
+    ),
 }
 KINDS = {**_OF_THE_METHOD, **_OF_VIDEO_LLAVA}
 """By the `kind` of `case.json`."""

@@ -20,6 +20,7 @@ from llava.mm_utils import preprocess_image
 from llava.model.multimodal_encoder.encode import encode_images
 from llava.model.multimodal_encoder.languagebind_pixels import LanguageBindImageProcessor, LanguageBindVideoProcessor
 from llava.model.multimodal_encoder.languagebind_towers import LanguageBindImageTower, LanguageBindVideoTower
+from llava.verify import video_llava_prepare
 from llava.verify.case import Case, UnreadableCaseError, read_json, read_weights
 from llava.verify.case_settings import Deviation
 from llava.verify.models import ModelStore
@@ -195,4 +196,5 @@ REPLAYS: dict[str, Callable[[Case, ModelStore], Replayed]] = {
     "image_processing": _replay_image_pixels,
     "frame_ids": _replay_frame_ids,
     "marks": _replay_marks,
+    "video_llava_prepare": video_llava_prepare.replay,
 }

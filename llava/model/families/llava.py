@@ -32,6 +32,7 @@ from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS
 from llava.model.image_inputs import shown_images
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
+from llava.model.mixed_media import MixedPlanSettings, ShownMedia, media_spans, shown_media
 from llava.model.placeholders import VisualSpan
 from llava.model.prefill import Prefill
 from llava.model.splice import PlanSettings
@@ -113,8 +114,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers, with the image processor beside the weights, so that the directory stands alone."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        tower = self.get_vision_tower()
-        if tower is not None and is_main_process:
+        for _, tower in self.named_towers() if is_main_process else ():
             tower.image_processor.save_pretrained(save_directory)
 
     @property
@@ -123,9 +123,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         return self.model
 
     def vision_towers(self) -> tuple[Any, ...]:
-        """The tower of LLaVA-1.5, if there is one."""
-        tower = self.get_vision_tower()
-        return () if tower is None else (tower,)
+        """The tower of a LLaVA, the two of a Video-LLaVA, or none."""
+        return tuple(tower for _, tower in self.named_towers())
 
     def projectors(self) -> tuple[nn.Module, ...]:
         """The projector, if there is one."""
@@ -161,7 +160,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         """As in every family; each image brings as many tokens."""
         chosen = compression or self.compression
         tokens = 0 if self.get_vision_tower() is None else self.visual_tokens_per_image(chosen)
-        return PlanSettings(tokens, queries_of(chosen), self.longest_prompt())
+        settings = tokens, queries_of(chosen), self.longest_prompt()
+        frames = self.get_video_tower()
+        return (
+            PlanSettings(*settings)
+            if frames is None
+            else MixedPlanSettings(*settings, frames.tokens_per_image(chosen.v2v))
+        )
 
     def longest_prompt(self) -> int | None:
         """`model_max_length` of the training that made the model, or that it is in."""
@@ -169,6 +174,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, its crops behind one another; of an image that no prompt shows an empty one."""
+        if isinstance(inputs["images"], ShownMedia):
+            return {IMAGE_TOKEN_INDEX: media_spans(self, inputs["images"], compression.v2v)}
         images, shown = inputs["images"] or ([], False)
         if not images:
             return {IMAGE_TOKEN_INDEX: []}
@@ -181,10 +188,14 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
     ) -> Prefill:
         """As in every family; first, images are brought into one form and given to their placeholders."""
-        shown = None
+        shown: Any = None
         if inputs.get("inputs_embeds") is None:
             mask, images, plan = (inputs.get(name) for name in ("attention_mask", "images", "plan"))
-            shown = shown_images(inputs["input_ids"], mask, images, plan, self.training)
+            if self.config.sees_videos:
+                towers: dict[str, Any] = {name.removesuffix("_tower"): tower for name, tower in self.named_towers()}
+                shown = shown_media(inputs["input_ids"], mask, images, plan, self.training, towers)
+            else:
+                shown = shown_images(inputs["input_ids"], mask, images, plan, self.training)
         return super().prefill({**inputs, "images": shown}, compression, padding_side)
 
     def prepare_multimodal_inputs(

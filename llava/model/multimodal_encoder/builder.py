@@ -11,6 +11,11 @@ from transformers import PretrainedConfig
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.known_towers import known_tower
+from llava.model.multimodal_encoder.languagebind_towers import (
+    LanguageBindImageTower,
+    LanguageBindVideoTower,
+    read_tower_config,
+)
 from llava.model.multimodal_encoder.tower import VisionTower
 
 TOWERS: dict[str, Callable[..., VisionTower]] = {"clip_vision_model": CLIPVisionTower}
@@ -42,6 +47,44 @@ def build_vision_tower(config: LlavaConfig) -> VisionTower:
         select_feature=config.mm_vision_select_feature,
         config=saved or None,
     )
+
+
+def build_image_tower(config: LlavaConfig) -> LanguageBindImageTower | None:
+    """The tower of a Video-LLaVA for images (`mm_image_tower`), with random weights until they are loaded; or None.
+
+    Raises:
+        ValueError: if it is of another kind than LanguageBind's.
+    """
+    name = config.mm_image_tower
+    if not name:
+        return None
+    settings = config.mm_image_config or read_tower_config(name)
+    _check_languagebind(name, settings, "LanguageBindImage")
+    return LanguageBindImageTower(name, config.mm_vision_select_layer, config.mm_vision_select_feature, settings)
+
+
+def build_video_tower(config: LlavaConfig) -> LanguageBindVideoTower | None:
+    """The tower of a Video-LLaVA for videos (`mm_video_tower`), with random weights until they are loaded; or None.
+
+    Raises:
+        ValueError: if it is of another kind than LanguageBind's.
+    """
+    name = config.mm_video_tower
+    if not name:
+        return None
+    settings = config.mm_video_config or read_tower_config(name)
+    _check_languagebind(name, settings, "LanguageBindVideo")
+    return LanguageBindVideoTower(name, config.mm_vision_select_layer, settings)
+
+
+def _check_languagebind(name: str, settings: Mapping[str, Any], wanted: str) -> None:
+    """Raise ValueError for a tower whose pixels are not made as LanguageBind's are; the inner settings say no kind."""
+    kind = str(settings.get("model_type", wanted))
+    if kind not in (wanted, "clip_vision_model"):
+        raise ValueError(
+            f"The tower {name!r} is of model_type {kind!r}, where a Video-LLaVA needs a {wanted}. A LLaVA with one "
+            "CLIP tower is made with --vision_tower."
+        )
 
 
 def _kind(settings: Mapping[str, Any]) -> str:

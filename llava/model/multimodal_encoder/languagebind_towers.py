@@ -6,10 +6,11 @@ Shapes: B images or clips, T frames of a clip, P patches, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from llava.common.json_files import read_object
 from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
-from llava.model.multimodal_encoder.encode import TowerOutput, encode_images
+from llava.model.multimodal_encoder.encode import TowerOutput
 from llava.model.multimodal_encoder.languagebind import (
     LanguageBindVideoModel,
     LanguageBindVisionModel,
@@ -131,24 +132,36 @@ class LanguageBindVideoTower(_LanguageBindTower):
         """Frames of a clip; a tower without attention over time takes others as well."""
         return int(self.config.num_frames)
 
-    def forward(self, images: Tensor, v2v: V2VConfig | None = None) -> Tensor:
-        """Visual tokens of clips [B, 3, T, height, width]: [B * T, tokens_per_image, D], clip behind clip."""
+    def forward(self, images: Tensor | Sequence[Tensor], v2v: V2VConfig | None = None) -> Tensor:
+        """Visual tokens of clips [B, 3, T, height, width]: [B * T, tokens_per_image, D], clip behind clip.
+
+        Args:
+            images: the clips, as a tensor or one by one; without attention over time T may differ.
+            v2v: what shortens each frame by itself.
+        """
         return super().forward(self._frames(images), v2v)
 
-    def merge(self, images: Tensor, v2v: V2VConfig) -> V2VResult:
+    def merge(self, images: Tensor | Sequence[Tensor], v2v: V2VConfig) -> V2VResult:
         """V2V on each frame of clips [B, 3, T, height, width]; also says what became of every patch."""
-        return super().merge(images, v2v)
+        return super().merge(self._frames(images), v2v)
 
-    def encode(self, images: Tensor, v2v: V2VConfig | None = None) -> TowerOutput:
+    def encode(self, images: Tensor | Sequence[Tensor], v2v: V2VConfig | None = None) -> TowerOutput:
         """Run the tower on clips [B, 3, T, height, width], or on their frames, which `forward` makes of them."""
-        return encode_images(self.model, self._frames(images), self.select_layer, v2v)
+        return super().encode(self._frames(images), v2v)
 
-    def _frames(self, clips: Tensor) -> Tensor:
-        """Frames [B * T, 3, height, width] of clips [B, 3, T, height, width]."""
-        if clips.dim() == 4:
+    def _frames(self, clips: Tensor | Sequence[Tensor]) -> Tensor:
+        """Frames [B * T, 3, height, width] of clips [B, 3, T, height, width]; frames stay what they are."""
+        if isinstance(clips, Tensor) and clips.dim() == 4:
             return clips
-        self.check_clip(clips.shape[2])
-        return clips.transpose(1, 2).flatten(0, 1)
+        for clip in clips:
+            self.check_clip(clip.shape[1])
+        shapes = sorted({tuple(clip.shape[2:]) for clip in clips})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The frames of videos of one batch are {', '.join(map(str, shapes))} pixels; make all of them "
+                "with the model's own video processor."
+            )
+        return torch.cat([clip.transpose(0, 1) for clip in clips])
 
     def check_clip(self, frames: int) -> None:
         """Raise ValueError for a clip of another length than the attention over time was trained for."""
