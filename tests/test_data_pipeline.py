@@ -62,7 +62,8 @@ def make_dataset(folder: Path, records: list[dict], max_length: int = 64, **chan
 
 def test_image_mark_moves_to_the_front_of_its_turn() -> None:
     record = parse_record({"id": 7, "image": "a.png", "conversations": talk("Look at <image> this", "ok")}, 0)
-    assert record == Record("7", ("<image>\nLook at  this", "ok"), ("a.png",))
+    assert record == Record("7", ("Look at <image> this", "ok"), ("a.png",))
+    assert llava_inputs(llama()).taught(record.turns[0], record.kinds) == "<image>\nLook at  this"
 
 
 def test_several_images_stay_where_they_are() -> None:

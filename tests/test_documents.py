@@ -19,7 +19,7 @@ import pytest
 import yaml
 from transformers import HfArgumentParser
 
-from llava.data.mixture import read_mixture
+from llava.data.mixture_files import read_mixture
 from llava.doctor.document import DOCUMENT, renewed
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
 

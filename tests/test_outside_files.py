@@ -20,7 +20,7 @@ from llava.common.program import as_program
 from llava.common.shown import LONGEST, shown
 from llava.common.yaml_files import parse_yaml, read_yaml
 from llava.compression.config import CompressionConfig
-from llava.data.mixture import read_mixture
+from llava.data.mixture_files import read_mixture
 from llava.eval.runner.exit_status import exit_status
 from llava.eval.scoring.benchmark_result import find_results
 from llava.eval.tables.training import find_training

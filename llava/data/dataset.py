@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from llava.common.shown import shown
 from llava.compression.salience import salient_spans
 from llava.constants import IGNORE_INDEX
 from llava.data.cache import digest_text
@@ -25,6 +26,7 @@ from llava.data.salient import SalientFinder
 from llava.data.store import row_of
 from llava.data.tokenization import EncodedText, truncate
 from llava.data.tokens import RecordEncoder, token_table
+from llava.data.video import open_video
 from llava.model.splice import PlanSettings
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,12 @@ class DataConfig:
         visual_tokens: tokens that every image becomes on its way into the decoder; None where they differ, and
             samples are cut to their length when their media have been read.
         image_folder: where image names start, unless their source in a mixture has a folder of its own.
+        video_folder: where names of videos start, likewise; None for the folder of the images.
         find_salient: says which words of a question are salient.
         salient_name: what `salient_words` calls that finder; without a name only the work of `salient_spans` is
             cached.
-        on_bad_sample: what an image that cannot be read does: `fail` raises; `skip` makes a sample of the same
-            shape that teaches nothing, so that all ranks go on alike.
+        on_bad_sample: what an image or a video that cannot be read does: `fail` raises; `skip` makes a sample of the
+            same shape that teaches nothing, so that all ranks go on alike.
         pretokenise: encode the records of files once and keep the result; otherwise whenever a sample is asked for.
         cache_dir: where tables of files are kept; None for a folder in the cache of the `datasets` library.
         num_proc: processes that encode; None for as many as the size is worth.
@@ -62,6 +65,7 @@ class DataConfig:
     cache_dir: str | Path | None = None
     num_proc: int | None = None
     settings: PlanSettings | None = None
+    video_folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Check the policy.
@@ -77,32 +81,33 @@ class LazySupervisedDataset(Dataset):
     """LLaVA records as training samples.
 
     A sample is a dict: `input_ids`, `labels`, `query_mask` (int64 [T]), `images` (list of media in the order of their
-    marks, as the family prepares them; empty for text), `sample_id`, `truncated`, and `problem`: None, or why an image
-    was left out. Such an image is blank, and no label of its sample is left.
+    marks, as the family prepares them; empty for text), `sample_id`, `truncated`, and `problem`: None, or why a medium
+    was left out. Such a one is blank, and no label of its sample is left.
 
     Args:
-        records: the conversations, or the path of a JSON or JSONL file of them, or of a YAML mixture of files. Those
+        records: the conversations, or the path of a file of them or of a YAML mixture of files, or several paths. Those
             of files are mapped from disk; see `llava.data.store`.
         inputs: `ModelInputs` of the trained model, with a fast tokenizer; its processor may be None without images.
         config: how records become samples.
 
     Raises:
-        ValueError: if a file or a record is faulty, or there are images and no tower.
+        ValueError: if a file or a record is faulty, or names media that the model cannot be shown.
     """
 
     records: Sequence[Record]
 
     def __init__(
         self,
-        records: Sequence[Record] | str | Path,
+        records: Sequence[Record] | str | Path | Sequence[str | Path],
         inputs: ModelInputs,
         config: DataConfig,
     ) -> None:
-        self.records = open_mix(records, config.cache_dir) if isinstance(records, str | Path) else records
+        self.records = _opened(records, config)
         self.inputs = inputs
         self.config = config
         if inputs.processor is None and self.has_image.any():
             raise ValueError("The data holds images, but the model has no vision tower; give --vision_tower.")
+        self._require_trainable_videos()
         self._encoder = RecordEncoder(inputs, config.find_salient, config.salient_name)
         self._tokens = self._tokenise() if config.pretokenise else None
 
@@ -142,24 +147,34 @@ class LazySupervisedDataset(Dataset):
         """
         if self.config.visual_tokens is not None:
             return encoded.expanded_length(self.config.visual_tokens)
-        return len(encoded.input_ids) - encoded.num_images + self._usual_tokens * len(self.records[index].images)
+        record = self.records[index]
+        usual = self._usual_tokens
+        visual = usual["image"] * len(record.images) + usual["video"] * len(record.videos)
+        return int((np.asarray(encoded.input_ids) >= 0).sum()) + visual
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Rough length of every sample in tokens: words of text and the tokens of its images."""
-        return self._column("num_words") + self._usual_tokens * self._column("num_images")
+        """Rough length of every sample in tokens: words of text and the usual tokens of its images and videos."""
+        usual = self._usual_tokens
+        return (
+            self._column("num_words")
+            + usual["image"] * self._column("num_images")
+            + usual["video"] * self._column("num_videos")
+        )
 
     @functools.cached_property
-    def _usual_tokens(self) -> int:
-        """Tokens of an image, before any is looked at."""
-        if self.config.visual_tokens is not None:
-            return self.config.visual_tokens
-        return self.inputs.usual_tokens("image", self.config.settings) if self.has_image.any() else 0
+    def _usual_tokens(self) -> dict[str, int]:
+        """Tokens of an image and of a video, before any is looked at."""
+        each, settings = self.config.visual_tokens, self.config.settings
+        if each is not None:
+            return {"image": each, "video": each * self.inputs.video_marks}
+        some = {kind: bool(self._column(f"num_{kind}s").any()) for kind in ("image", "video")}
+        return {kind: self.inputs.usual_tokens(kind, settings) if there else 0 for kind, there in some.items()}
 
     @property
     def has_image(self) -> NDArray[np.bool_]:
-        """Which samples show an image."""
-        return self._column("num_images") > 0
+        """Which samples show an image or a video."""
+        return (self._column("num_images") > 0) | (self._column("num_videos") > 0)
 
     @property
     def fingerprint(self) -> str:
@@ -196,22 +211,67 @@ class LazySupervisedDataset(Dataset):
     def _column(self, name: str) -> NDArray[np.int64]:
         if isinstance(self.records, RecordMix):
             return self.records.column(name)
-        numbers = {"num_words": lambda record: record.num_words, "num_images": lambda record: len(record.images)}
+        numbers = {
+            "num_words": lambda record: record.num_words,
+            "num_images": lambda record: len(record.images),
+            "num_videos": lambda record: len(record.videos),
+        }
         return np.fromiter(map(numbers[name], self.records), dtype=np.int64, count=len(self.records))
 
-    def _media(self, record: Record, count: int) -> tuple[list[Any], str | None]:
-        """The first `count` images, prepared, and what is wrong with them."""
-        media, problems = [], []
-        for name in record.images[:count]:
+    def _media(self, record: Record, marks: int) -> tuple[list[Any], str | None]:
+        """The media of the first so many marks, prepared, and what is wrong with them."""
+        media: list[Any] = []
+        problems = []
+        for kind, name in record.media:
+            if sum(map(self.inputs.marks, media)) >= marks:
+                break
             try:
-                path = image_path(record.image_folder or self.config.image_folder, name)
-                image = open_rgb(path, self.inputs.image_opening)
-                medium = self.inputs.image(image, f"Image file {str(path)!r}")
+                media += self._read(record, kind, name)
             except BadImageError as error:
                 if self.config.on_bad_sample == "fail":
                     raise BadImageError(f"record {record.id!r}: {error}") from error
                 problems.append(str(error))
-                media += self.inputs.blanks("image")
-            else:
-                media.append(medium)
+                media += self.inputs.blanks(kind)
         return media, f"record {record.id!r}: {' '.join(problems)}" if problems else None
+
+    def _read(self, record: Record, kind: str, name: str) -> list[Any]:
+        """One image or one video of a record, prepared.
+
+        Raises:
+            BadImageError: if it cannot be read or shown.
+        """
+        images = record.image_folder or self.config.image_folder
+        if kind == "image":
+            path = image_path(images, name)
+            image = open_rgb(path, self.inputs.image_opening)
+            return [self.inputs.image(image, f"Image file {str(path)!r}")]
+        path = image_path(record.video_folder or self.config.video_folder or images, name, kind)
+        frames = open_video(path, self.inputs.frame_numbers, self.inputs.image_opening)
+        try:
+            return self.inputs.video(frames, f"Video {str(path)!r}")
+        except BadImageError:
+            raise
+        except ValueError as error:
+            raise BadImageError(f"Video {str(path)!r} cannot be shown: {error}") from error
+
+    def _require_trainable_videos(self) -> None:
+        """Raise ValueError where records name videos and the model is not trained on any."""
+        with_videos = np.flatnonzero(self._column("num_videos"))
+        if not len(with_videos) or self.inputs.trains_on_videos:
+            return
+        record = self.records[int(with_videos[0])]
+        raise ValueError(
+            f"{len(with_videos):,} of {len(self):,} records name videos (the first is record {record.id!r}: "
+            f"{shown(record.videos[0])}), but this model is trained on images and text alone. Train one that is shown "
+            "videos (docs/backbones.md), or take these records out."
+        )
+
+
+def _opened(records: Any, config: DataConfig) -> Sequence[Record]:
+    """Records as given, or those of the files that are named."""
+    if isinstance(records, str | Path):
+        return open_mix(records, config.cache_dir)
+    if isinstance(records, list | tuple) and records and all(isinstance(record, str | Path) for record in records):
+        return open_mix(records, config.cache_dir)
+    given: Sequence[Record] = records
+    return given

@@ -27,21 +27,22 @@ Picture = Path | bytes | Image.Image
 
 
 class BadImageError(UnfitFileError):
-    """An image that cannot be used; the message names the file."""
+    """An image or a video that cannot be used; the message names the file."""
 
 
 class MissingImageError(BadImageError):
-    """An image file that is not there."""
+    """An image or a video that is not there."""
 
 
-def image_path(image_folder: str | Path, name: str) -> Path:
-    """Where an image lies, confined to the image folder.
+def image_path(image_folder: str | Path, name: str, kind: str = "image") -> Path:
+    """Where an image or a video lies, confined to its folder.
 
     Links inside the folder may lead elsewhere: who owns the folder put them there.
 
     Args:
         image_folder: where relative names start.
         name: relative, or absolute if it leads into the folder.
+        kind: `image` or `video`.
 
     Raises:
         BadImageError: if the name is empty or leads out of the folder.
@@ -49,7 +50,8 @@ def image_path(image_folder: str | Path, name: str) -> Path:
     relative = _inside(image_folder, name) if os.path.isabs(name) else os.path.normpath(name)
     if not name.strip() or relative is None or relative.split(os.sep)[0] == os.pardir:
         raise BadImageError(
-            f"Image {shown_name(name)} does not lie in the image folder {str(image_folder)!r}; name it relative."
+            f"{kind.capitalize()} {shown_name(name)} does not lie in the {kind} folder {str(image_folder)!r}; name it "
+            "relative."
         )
     return Path(image_folder) / relative
 

@@ -1,11 +1,12 @@
-"""Which media a record shows: the images that are read, and whatever looks like media and would not be.
+"""Which media a record shows: the images and videos that are read, and whatever looks like media and would not be.
 
-Images are named under `image` or `images`, one name or a list of them, in the order of their `<image>` marks. Whatever
-else names media is a fault of the record, for it would be trained without: other keys (`video`, `audio`, `image_path`,
-...) unless they are empty or repeat the images (see `llava.data.media_keys`), and marks (`<image>`, `<video>`,
+Images are named under `image` or `images`, videos under `video` or `videos`: one name or a list of them, in the order
+of their `<image>` and `<video>` marks. A record with videos alone may mark them with `<image>`, as LLaVA-NeXT's do.
+Whatever else names media is a fault of the record, for it would be trained without: other keys (`audio`, `image_path`,
+...) unless they are empty or repeat the files (see `llava.data.media_keys`), and marks (`<image>`, `<video>`,
 `<audio>`, `<image-1>`, ...) without their media in what a human or the system says:
 
-- In a record that names media, any mark that is not one of its images' is a fault.
+- In a record that names media, any mark that is not one of its files' is a fault.
 - In others too, but for running prose about markup or commands ("the <video> element in HTML5", "docker run <image>
   fails"; it holds code or a word of `_TALK`), where a mark is text unless it stands as media do: at the beginning or
   end of a turn, or alone on a line, but for a label such as "Image 1:".
@@ -21,8 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llava.common.shown import printable, shown
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.media_keys import IMAGE_KEYS, unread_media
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.media_keys import IMAGE_KEYS, VIDEO_KEYS, unread_media
+
+KEYS = {"image": IMAGE_KEYS, "video": VIDEO_KEYS}
+MARKS = {"image": DEFAULT_IMAGE_TOKEN, "video": DEFAULT_VIDEO_TOKEN}
+"""What stands for each kind of media in a text."""
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 # `<img>` and `<picture>` are left to HTML; with a number or "pad" they mark media, as in other models' data.
@@ -43,78 +48,115 @@ _TALK = re.compile(
     re.IGNORECASE,
 )
 """Words of a text that is about markup or commands."""
+_ANY_MARK = re.compile("|".join(MARKS.values()))
 _AROUND = " \t\r\ufeff\u200b.,;:!?()[]{}\"'*#>-"
 
 
-def read_images(data: Mapping[Any, Any], name: str) -> tuple[str, ...]:
-    """The image files that a record names.
+def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]:
+    """The files that a record names, by kind.
 
     Args:
         data: the record as parsed.
         name: name of the record, for errors.
 
     Raises:
-        ValueError: if a name is empty or of the wrong kind, `image` and `images` differ, or another key names media.
+        ValueError: if a name is empty or of the wrong kind, `image` and `images` (or `video` and `videos`) differ, or
+            another key names media.
     """
-    found = {key: _names(data[key], key, name) for key in IMAGE_KEYS if data.get(key) is not None}
-    given = [images for images in found.values() if images]
-    if len(given) == 2 and given[0] != given[1]:
-        raise ValueError(f"record {name!r} names different files under 'image' and 'images'; keep one of the two keys.")
-    images = given[0] if given else ()
-    unread = unread_media(data, images)
+    media = {kind: _read_kind(data, kind, name) for kind in KEYS}
+    unread = unread_media(data, media["image"], media["video"])
     if unread:
         raise ValueError(
-            f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image' (a name "
-            "or a list of names, in the order of their marks), other media cannot be trained on."
+            f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image', videos "
+            "under 'video' (a name or a list of names, in the order of their marks), other media cannot be trained on."
         )
-    return images
+    return media
 
 
-def check_marks(turns: Sequence[str], system: str | None, num_images: int, name: str) -> None:
-    """See that every image has its mark and every mark its image.
+def _read_kind(data: Mapping[Any, Any], kind: str, name: str) -> tuple[str, ...]:
+    one, several = KEYS[kind]
+    empty = (None, "") if kind == "video" else (None,)
+    found = {key: _names(data[key], key, kind, name) for key in KEYS[kind] if data.get(key) not in empty}
+    given = [files for files in found.values() if files]
+    if len(given) == 2 and given[0] != given[1]:
+        raise ValueError(f"record {name!r} names different files under {one!r} and {several!r}; keep one of the two.")
+    return given[0] if given else ()
 
-    Marks in answers are text, and in a record without images those in prose about markup.
+
+def with_video_marks(turns: Sequence[str], media: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Turns in which every video is marked with `<video>`: a record with videos alone may mark them with `<image>`.
+
+    Args:
+        turns: texts, human and assistant alternating, the human first.
+        media: file names by kind.
+    """
+    asked = "".join(turns[::2])
+    borrowed = media["video"] and not media["image"] and DEFAULT_VIDEO_TOKEN not in asked
+    if not borrowed or asked.count(DEFAULT_IMAGE_TOKEN) != len(media["video"]):
+        return tuple(turns)
+    return tuple(
+        turn if number % 2 else turn.replace(DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN)
+        for number, turn in enumerate(turns)
+    )
+
+
+def in_order_of_marks(turns: Sequence[str], media: Mapping[str, Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """Kind and name of every file, in the order in which human turns mark them; files without a mark come last.
+
+    Args:
+        turns: texts, human and assistant alternating, the human first.
+        media: file names by kind.
+    """
+    waiting = {MARKS[kind]: [(kind, name) for name in names] for kind, names in media.items()}
+    marks = (mark for turn in turns[::2] for mark in _ANY_MARK.findall(turn))
+    ordered = [waiting[mark].pop(0) for mark in marks if waiting[mark]]
+    return (*ordered, *(file for files in waiting.values() for file in files))
+
+
+def check_marks(turns: Sequence[str], system: str | None, counts: Mapping[str, int], name: str) -> None:
+    """See that every image and every video has its mark, and every mark its file.
+
+    Marks in answers are text, and in a record without media those in prose about markup.
 
     Args:
         turns: texts, human and assistant alternating, the human first.
         system: the record's system prompt.
-        num_images: that it names.
+        counts: files that it names, by kind.
         name: name of the record, for errors.
 
     Raises:
         ValueError: if they do not agree, or a text holds another mark of media; see the module.
     """
-    for text in filter(None, (system, *turns[::2])):
-        marks_at_fault = _marks(text) if num_images else _marks_of_media(text)
-        foreign = [mark for mark in marks_at_fault if mark != DEFAULT_IMAGE_TOKEN]
-        if foreign:
+    texts = [text for text in (system, *turns[::2]) if text]
+    found = [mark for text in texts for mark in (_marks(text) if any(counts.values()) else _marks_of_media(text))]
+    foreign = [mark for mark in found if mark not in MARKS.values()]
+    if foreign:
+        raise ValueError(
+            f"record {name!r} holds the mark {foreign[0]}, which stands for nothing here; {DEFAULT_IMAGE_TOKEN} "
+            f"marks an image, {DEFAULT_VIDEO_TOKEN} a video, and other media cannot be trained on. Write the mark "
+            "between backticks where the text is about the mark itself."
+        )
+    for kind, count in counts.items():
+        mark, (key, _) = MARKS[kind], KEYS[kind]
+        if count == 0 and mark in found:
+            held = f"has {found.count(mark)} {mark} mark(s)" if kind == "image" else f"holds the mark {mark}"
             raise ValueError(
-                f"record {name!r} holds the mark {foreign[0]}, which stands for nothing here; {DEFAULT_IMAGE_TOKEN} "
-                "marks an image, and other media cannot be trained on. Write the mark between backticks where the text "
-                "is about the mark itself."
+                f"record {name!r} {held}, but names no {kind}; name it under {key!r}, or write `{mark}` between "
+                "backticks where the text is about the mark itself."
             )
-    if num_images == 0:
-        _require_no_marks(turns, system, name)
-        return
-    if system is not None and DEFAULT_IMAGE_TOKEN in system:
-        raise ValueError(
-            f"record {name!r}: the system prompt holds {DEFAULT_IMAGE_TOKEN}; only human turns may show images."
-        )
-    marks, in_answers = (sum(turn.count(DEFAULT_IMAGE_TOKEN) for turn in turns[side::2]) for side in (0, 1))
-    if marks != num_images:
-        besides = f" in human turns; {in_answers} more in answers, which show no images" if in_answers else ""
-        raise ValueError(
-            f"record {name!r} names {num_images} image(s), but has {marks} {DEFAULT_IMAGE_TOKEN} mark(s){besides}."
-        )
+        if count:
+            _require_marks(turns, system, kind, count, name)
 
 
-def _require_no_marks(turns: Sequence[str], system: str | None, name: str) -> None:
-    count = sum(_marks_of_media(text).count(DEFAULT_IMAGE_TOKEN) for text in filter(None, (system, *turns[::2])))
-    if count:
-        raise ValueError(
-            f"record {name!r} has {count} {DEFAULT_IMAGE_TOKEN} mark(s), but names no image; name it under 'image', or "
-            f"write `{DEFAULT_IMAGE_TOKEN}` between backticks where the text is about the mark itself."
-        )
+def _require_marks(turns: Sequence[str], system: str | None, kind: str, count: int, name: str) -> None:
+    """See that human turns mark every file of a kind, and the system none."""
+    mark = MARKS[kind]
+    if system is not None and mark in system:
+        raise ValueError(f"record {name!r}: the system prompt holds {mark}; only human turns may show {kind}s.")
+    marks, in_answers = (sum(turn.count(mark) for turn in turns[side::2]) for side in (0, 1))
+    if marks != count:
+        besides = f" in human turns; {in_answers} more in answers, which show no {kind}s" if in_answers else ""
+        raise ValueError(f"record {name!r} names {count} {kind}(s), but has {marks} {mark} mark(s){besides}.")
 
 
 def marks_in(texts: Sequence[str]) -> list[str]:
@@ -172,26 +214,26 @@ def _found(text: str) -> list[re.Match[str]]:
     return [match for match in _MARK.finditer(text) if match["kind"] is None or f"</{match['kind']}>" not in text]
 
 
-def _contents(images: Sequence[Any]) -> str:
+def _contents(files: Sequence[Any]) -> str:
     """What stands in place of names, in words; Hugging Face's tables hold images as {bytes, path}."""
-    image = next(image for image in images if isinstance(image, bytes | Mapping))
-    if isinstance(image, bytes):
+    file = next(file for file in files if isinstance(file, bytes | Mapping))
+    if isinstance(file, bytes):
         return "bytes"
-    return f"a mapping of {', '.join(printable(str(key), 60) for key in list(image)[:5]) or 'nothing'}"
+    return f"a mapping of {', '.join(printable(str(key), 60) for key in list(file)[:5]) or 'nothing'}"
 
 
-def _names(value: Any, key: str, name: str) -> tuple[str, ...]:
+def _names(value: Any, key: str, kind: str, name: str) -> tuple[str, ...]:
     names = [value] if isinstance(value, str | bytes | Mapping) else value
-    if isinstance(names, list | tuple) and any(isinstance(image, bytes | Mapping) for image in names):
+    if isinstance(names, list | tuple) and any(isinstance(file, bytes | Mapping) for file in names):
         raise ValueError(
             f"record {name!r}: {key!r} must be a file name or a list of them, but holds {_contents(names)}; write the "
-            f"images out as files, and name these under {key!r}."
+            f"{kind}s out as files, and name these under {key!r}."
         )
-    if not isinstance(names, list | tuple) or not all(isinstance(image, str) for image in names):
+    if not isinstance(names, list | tuple) or not all(isinstance(file, str) for file in names):
         raise ValueError(f"record {name!r}: {key!r} is {shown(value)}; it must be a file name or a list of them.")
-    if not all(image.strip() for image in names):
+    if not all(file.strip() for file in names):
         raise ValueError(
             f"record {name!r}: {key!r} is {shown(value)}, which names no file; leave the key out where there is no "
-            "image."
+            f"{kind}."
         )
     return tuple(names)

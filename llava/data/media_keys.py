@@ -1,4 +1,4 @@
-"""Keys of a record or a question that name media, and which of them only repeat the images that are read."""
+"""Keys of a record or a question that name media, and which of them only repeat the files that are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 IMAGE_KEYS = ("image", "images")
+VIDEO_KEYS = ("video", "videos")
+_OF_CLIPS = ("video_start", "video_end")
+"""Where a clip lies within its video, in Qwen's forms; whole videos are read."""
 
 _PLACE = (
     r"(?:file_?|full_?|rel_?|abs_?|local_?)?path|file|file_?name|name|ur[il]|link|src|bytes|base_?64|b64|data|list|folder|"
@@ -27,6 +30,7 @@ _MEDIA_FILE = re.compile(
     r"\S+\.(?:jpe?g|png|bmp|webp|gif|tiff?|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)", re.IGNORECASE
 )
 _STILL = ("image", "img", "picture", "pic", "photo", "media")
+_MOVING = ("video", "vid", "media")
 # `original_image`: the image in another state, or where it was taken from. Any other word may name one more image.
 _SAME_IMAGE = re.compile(rf"(?:(?:{_STATE})_)+")
 _WHENCE = re.compile(rf"(?:.*_)?(?:{_STATE}|ur[il]s?|links?)(?:_.*)?")
@@ -38,27 +42,35 @@ _WORD = re.compile(r"[\w-]{1,40}")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,5}\Z")
 
 
-def unread_media(data: Mapping[Any, Any], images: Sequence[str] = ()) -> list[str]:
+def unread_media(data: Mapping[Any, Any], images: Sequence[str] = (), videos: Sequence[str] | None = None) -> list[str]:
     """Keys that seem to name media, besides those that are read.
 
-    Beside images that are read, a key is no fault if it says the same again, or where they came from:
+    Beside files that are read, a key is no fault if it says the same again, or where they came from:
 
-    - any key whose value is a name of such an image, written longer or shorter (`1.jpg`, `coco/1.jpg`,
+    - any key whose value is a name of such a file, written longer or shorter (`1.jpg`, `coco/1.jpg`,
       `/data/coco/1.jpg`, `1`), a list of such names, or a folder that it lies in;
-    - `image_folder`, `image_dir`, `image_root`, and addresses (`image_url`);
+    - `image_folder`, `image_dir`, `image_root`, and addresses (`image_url`), and the same of videos;
     - `image_data`, `image_src` with one plain word, such as the name of a data set;
     - `original_image`, `source_image` and the like.
 
     With a number, a letter or a word of order (`image_2`, `image_b`, `second_image`) a key names another image. Keys
     with the word image, video or the like and anything else (`image_alt`) name media if their value is such a file.
+    `video_start` and `video_end` choose a clip, which nothing here does.
 
     Args:
         data: a record, a turn or a question.
         images: that are read.
+        videos: that are read; None where the keys of videos are not.
     """
+    read = [*images, *(videos or ())]
+    keys = IMAGE_KEYS if videos is None else IMAGE_KEYS + VIDEO_KEYS
     found = []
     for key, value in data.items():
-        if not isinstance(key, str) or key in IMAGE_KEYS or not _can_name_media(value):
+        if not isinstance(key, str) or key in keys:
+            continue
+        if key in _OF_CLIPS and videos and value is not None:
+            found.append(key)
+        if not _can_name_media(value):
             continue
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s.]", "_", key).lower()
         match = _MEDIA_KEY.fullmatch(words)
@@ -66,8 +78,9 @@ def unread_media(data: Mapping[Any, Any], images: Sequence[str] = ()) -> list[st
             continue
         if match is not None and _NO_MEDIA.fullmatch(match["before"] or ""):
             continue
-        whence = _WHENCE.fullmatch(words) if match is None else _says_whence(match, value)
-        if not (images and (_repeats(value, images) or whence)):
+        kinds = (_STILL if images else ()) + (_MOVING if videos else ())
+        whence = _WHENCE.fullmatch(words) if match is None else _says_whence(match, value, kinds)
+        if not (read and (_repeats(value, read) or whence)):
             found.append(key)
     return found
 
@@ -79,7 +92,7 @@ def _names_files(value: Any) -> bool:
 
 
 def _repeats(value: Any, images: Sequence[str]) -> bool:
-    """Whether a value names images that are read, or a folder of one, and nothing else."""
+    """Whether a value names files that are read, or a folder of one, and nothing else."""
     if isinstance(value, list | tuple):
         return all(isinstance(name, str) and _repeats(name, images) for name in value)
     if not isinstance(value, str):
@@ -100,8 +113,8 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
 
 
-def _says_whence(match: re.Match[str], value: Any) -> bool:
-    """Whether a key beside images says where they came from."""
+def _says_whence(match: re.Match[str], value: Any, kinds: Sequence[str]) -> bool:
+    """Whether a key beside files of some kinds says where they came from."""
     if match["number"] or match["order"]:
         return False
     before, place = match["before"], match["place"]
@@ -109,7 +122,7 @@ def _says_whence(match: re.Match[str], value: Any) -> bool:
         return _SAME_IMAGE.fullmatch(before) is not None
     if place in _ADDRESSES:
         return True
-    if match["kind"] not in _STILL:
+    if match["kind"] not in kinds:
         return False
     return place in _FOLDERS or (place in _ORIGINS and isinstance(value, str) and bool(_WORD.fullmatch(value)))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.shown import shown
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.json_stream import Ambiguous, iterate_json, require_data_file
-from llava.data.media import check_marks, read_images
+from llava.data.media import check_marks, in_order_of_marks, read_media, with_video_marks
 from llava.data.turns import RecordTurns, read_turns
 
 FAULTS_TO_SHOW = 5
@@ -21,16 +21,18 @@ LONGEST_ID = 100
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation: alternating `turns`, the human first, and image files in the order of their marks.
+    """One conversation: alternating `turns`, the human first, and the files that it shows, in the order of their marks.
 
     Attributes:
         id: as the file gives it, or its number there.
-        turns: texts.
+        turns: texts, their marks where they were written.
         images: file names.
         image_folder: where they start, if its source in a mixture has a folder of its own.
         source: name of its source in a mixture.
         system: what stands for the template's system prompt in this conversation; None leaves it.
         left_out: turns of the assistant that stood before the first human one, and are not among `turns`.
+        videos: names of video files, and of folders of frames.
+        video_folder: where they start, as `image_folder`.
     """
 
     id: str
@@ -40,12 +42,27 @@ class Record:
     source: str | None = None
     system: str | None = None
     left_out: int = 0
+    videos: tuple[str, ...] = ()
+    video_folder: str | None = None
+
+    @property
+    def media(self) -> tuple[tuple[str, str], ...]:
+        """Kind (`image` or `video`) and name of every file, in the order of their marks."""
+        return in_order_of_marks(self.turns, {"image": self.images, "video": self.videos})
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of the files that are shown."""
+        return frozenset(kind for kind, _ in self.media)
 
     @property
     def num_words(self) -> int:
         """Words in all turns and in the system prompt of its own: a cheap measure of length."""
         texts = (self.system or "", *self.turns)
-        return sum(len(text.replace(DEFAULT_IMAGE_TOKEN, "").split()) for text in texts)
+        marks = (DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN) if self.videos else (DEFAULT_IMAGE_TOKEN,)
+        for mark in marks:
+            texts = tuple(text.replace(mark, "") for text in texts)
+        return sum(len(text.split()) for text in texts)
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -86,11 +103,11 @@ def iterate_records(path: str | Path) -> Iterator[Record]:
 def parse_record(data: Any, index: int) -> Record:
     """Check one record; `index` names it where it has no id.
 
-    The image's mark moves to the front of its turn when the turn has one, as LLaVA does. See `llava.data.turns` for
-    roles and system prompts, `llava.data.media` for images and their marks.
+    See `llava.data.turns` for roles and system prompts, `llava.data.media` for images, videos and their marks, which
+    stay where they are; each family puts them where its training does.
 
     Raises:
-        ValueError: if it is `Ambiguous`, a field is missing or of the wrong kind, turns do not alternate, images and
+        ValueError: if it is `Ambiguous`, a field is missing or of the wrong kind, turns do not alternate, media and
             their marks do not agree, media are named that are not read, or a text cannot be written as UTF-8.
     """
     if isinstance(data, Ambiguous):
@@ -99,14 +116,14 @@ def parse_record(data: Any, index: int) -> Record:
         raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
     identity = _identity(data.get("id"), index)
     name = identity if len(identity) <= LONGEST_ID else f"{identity[:LONGEST_ID]}..."
-    images = read_images(data, name)
+    media = read_media(data, name)
     parsed = read_turns(data, name)
-    _require_text(identity, images, parsed, name)
-    check_marks(parsed.turns, parsed.system, len(images), name)
-    turns = parsed.turns
-    if images:  # in answers the mark is a word
-        turns = tuple(turn if number % 2 else _image_first(turn) for number, turn in enumerate(turns))
-    return Record(identity, turns, images, system=parsed.system, left_out=parsed.left_out)
+    _require_text(identity, media, parsed, name)
+    turns = with_video_marks(parsed.turns, media)
+    check_marks(turns, parsed.system, {kind: len(files) for kind, files in media.items()}, name)
+    return Record(
+        identity, turns, media["image"], system=parsed.system, left_out=parsed.left_out, videos=media["video"]
+    )
 
 
 def wrap_image_marks(text: str, use_im_start_end: bool, use_image_tags: bool) -> str:
@@ -130,23 +147,17 @@ def _identity(value: Any, index: int) -> str:
     return str(value)
 
 
-def _require_text(identity: str, images: Sequence[str], turns: RecordTurns, name: str) -> None:
+def _require_text(identity: str, media: Mapping[str, Sequence[str]], turns: RecordTurns, name: str) -> None:
     """Refuse a text with half of a surrogate pair, as a cut between two escapes leaves: UTF-8 cannot hold it."""
     try:
-        "".join((identity, *images, *turns.turns, turns.system or "")).encode("utf-8")
+        "".join((identity, *media["image"], *media["video"], *turns.turns, turns.system or "")).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         fields = {"'id'": identity, "the system prompt": turns.system or ""}
-        fields |= {f"the image name {shown(image, 60)}": image for image in images}
+        fields |= {f"the {kind} name {shown(file, 60)}": file for kind, files in media.items() for file in files}
         sides = ("question", "answer")
         fields |= {f"{sides[number % 2]} {number // 2 + 1}": turn for number, turn in enumerate(turns.turns)}
         where = next(field for field, text in fields.items() if half in text)
         raise ValueError(
             f"record {name!r} holds U+{ord(half):04X}, half of a surrogate pair, in {where}; write the whole character."
         ) from None
-
-
-def _image_first(turn: str) -> str:
-    if turn.count(DEFAULT_IMAGE_TOKEN) != 1:
-        return turn
-    return f"{DEFAULT_IMAGE_TOKEN}\n{turn.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()

@@ -35,7 +35,8 @@ class RecordTable:
         path: the file.
         content: digest of what it holds, wherever it lies and whatever its date.
         key: key of the table in the cache.
-        rows: columns `id`, `turns`, `images`, `system`, `num_words`, `num_images` and `left_out`.
+        rows: columns `id`, `turns`, `images`, `videos`, `system`, `num_words`, `num_images`, `num_videos` and
+            `left_out`.
     """
 
     path: Path
@@ -71,14 +72,21 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
 
 def row_of(record: Record) -> dict[str, Any]:
     """A record as a row of the table."""
-    numbers = {"num_words": record.num_words, "num_images": len(record.images), "left_out": record.left_out}
-    lists = {"turns": list(record.turns), "images": list(record.images)}
+    numbers = {"num_words": record.num_words, "num_images": len(record.images), "num_videos": len(record.videos)}
+    numbers["left_out"] = record.left_out
+    lists = {"turns": list(record.turns), "images": list(record.images), "videos": list(record.videos)}
     return {"id": record.id, **lists, "system": record.system, **numbers}
 
 
-def record_of(row: dict[str, Any], image_folder: str | None = None, source: str | None = None) -> Record:
-    """The record that a row was made of; folder and source are not in the table, mixtures that share it differ."""
+def record_of(
+    row: dict[str, Any],
+    image_folder: str | None = None,
+    source: str | None = None,
+    video_folder: str | None = None,
+) -> Record:
+    """The record that a row was made of; folders and source are not in the table, mixtures that share it differ."""
     own = {"system": row["system"], "left_out": row["left_out"]}
+    own |= {"videos": tuple(row["videos"]), "video_folder": video_folder}
     return Record(row["id"], tuple(row["turns"]), tuple(row["images"]), image_folder, source, **own)
 
 
@@ -94,8 +102,8 @@ def _write(path: Path, folder: Path) -> None:
 
     logger.info("Reading and checking %s; this is done once.", path)
     texts, number = List(Value("string")), Value("int32")
-    kinds = {"id": Value("string"), "turns": texts, "images": texts, "system": Value("string")}
-    kinds |= {"num_words": number, "num_images": number, "left_out": number}
+    kinds = {"id": Value("string"), "turns": texts, "images": texts, "videos": texts, "system": Value("string")}
+    kinds |= {"num_words": number, "num_images": number, "num_videos": number, "left_out": number}
     rows: Iterator[Record] = tqdm(iterate_records(path), desc=f"Reading {path.name}", unit=" records", disable=None)
     with ArrowWriter(path=str(folder / "records.arrow"), features=Features(kinds)) as writer:
         for record in rows:

@@ -55,10 +55,11 @@ class RecordEncoder:
             ValueError: if it does not go with the template or the tokenizer; names the record.
         """
         turns: Sequence[str] = record.turns
-        if record.images:
-            turns = [turn if number % 2 else self.inputs.marked(turn) for number, turn in enumerate(turns)]
+        kinds = record.kinds
         try:
-            return self.inputs.encode(turns, bool(record.images), self.find_salient, record.system)
+            if kinds:
+                turns = [turn if number % 2 else self.inputs.taught(turn, kinds) for number, turn in enumerate(turns)]
+            return self.inputs.encode(turns, bool(kinds), self.find_salient, record.system)
         except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
 

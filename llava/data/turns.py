@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.common.shown import shown
-from llava.data.media_keys import IMAGE_KEYS, unread_media
+from llava.data.media_keys import IMAGE_KEYS, VIDEO_KEYS, unread_media
 
 TURN_KEYS = ("conversations", "messages")
 _ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -85,10 +85,11 @@ def _turn(turn: Mapping[Any, Any], number: int, name: str) -> _Turn:
     role = _ROLES.get(spelling) if isinstance(spelling, str) else None
     if role is None:
         raise ValueError(f"{where} is from {shown(spelling)}; accepted are {_ACCEPTED}.")
-    media = [key for key in IMAGE_KEYS if turn.get(key)] + unread_media(turn)
+    media = [key for key in IMAGE_KEYS + VIDEO_KEYS if turn.get(key)] + unread_media(turn, videos=())
     if media:
         raise ValueError(
-            f"{where} names media under {shown(media[0])}, which is not read; name images under 'image' of the record."
+            f"{where} names media under {shown(media[0])}, which is not read; name images under 'image' of the record, "
+            "videos under 'video'."
         )
     return _Turn(number, spelling, role, _text(_only(turn, ("value", "content"), where), where))
 

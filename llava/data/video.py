@@ -17,7 +17,7 @@ from llava.common.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 from llava.common.outside_files import why_unreadable
 from llava.common.shown import printable
 from llava.data.frames import Frames, frame_numbers
-from llava.data.images import LONGEST_NAME, explained, open_rgb
+from llava.data.images import LONGEST_NAME, BadImageError, MissingImageError, explained, open_rgb
 
 FrameChoice = Callable[[int, float | None], list[int]]
 """Says which frames to take, in order, from how many there are and how many a second (None where nothing says)."""
@@ -75,16 +75,17 @@ def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) 
         opening: `upright` or `llava`, see `llava.common.image_opening`; the rotation marks of videos follow it too.
 
     Raises:
-        ValueError: if the video is missing or cannot be read, its frames are larger than images may be (see
-            `llava.common.image_limits`), or the frames together have more than `MOST_SHOWN_PIXELS`.
+        BadImageError: if the video is missing or cannot be read, its frames are larger than images may be (see
+            `llava.common.image_limits`), the frames together have more than `MOST_SHOWN_PIXELS`, or `choose` refuses
+            it with a ValueError.
     """
     name = printable(str(path), LONGEST_NAME)
     try:
         kind = path.stat().st_mode
     except FileNotFoundError as error:
-        raise ValueError(f"There is no video {name}.") from error
+        raise MissingImageError(f"There is no video {name}.") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"Video {name} cannot be read: {why_unreadable(error)}.") from error
+        raise BadImageError(f"Video {name} cannot be read: {why_unreadable(error)}.") from error
     with explained(f"Video {name}"):
         if stat.S_ISDIR(kind):
             return _from_folder(path, choose, opening)

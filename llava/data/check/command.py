@@ -29,7 +29,7 @@ from llava.data.check.checking import CheckResult, check
 from llava.data.check.conversations import load_tokenizer
 from llava.data.check.sources import DataFile, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
-from llava.data.mixture import is_mixture
+from llava.data.mixture_files import is_mixture
 from llava.mm_utils import ASPECT_RATIOS
 
 USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")

@@ -12,7 +12,7 @@ from typing import Any
 from llava.common.atomic_write import whole_file
 from llava.common.json_files import NotJsonError
 from llava.data.json_stream import is_parquet, iterate_json, numbered_lines, open_text, require_data_file
-from llava.data.mixture import is_mixture, read_mixture
+from llava.data.mixture_files import ALL, Source, named_sources
 
 
 class SourceError(ValueError):
@@ -35,6 +35,8 @@ class DataFile:
         image_folder: where the image names of its records start.
         weight, seed: how often an epoch sees a record of it, and the seed of the draw that a fraction needs.
         objects: its records as parsed, and `Unreadable` for lines that are not JSON.
+        video_folder: where names of their videos start.
+        part: of the records that an epoch sees, see `llava.data.mixture_files`.
     """
 
     path: Path
@@ -42,22 +44,32 @@ class DataFile:
     weight: float = 1.0
     seed: int = 0
     objects: list[Any] = field(default_factory=list, repr=False)
+    video_folder: str = "."
+    part: str = ALL
 
 
-def read_sources(paths: Sequence[str | Path], image_folder: str, limit: int | None = None) -> list[DataFile]:
+def read_sources(
+    paths: Sequence[str | Path], image_folder: str, limit: int | None = None, video_folder: str | None = None
+) -> list[DataFile]:
     """Read all data files.
 
     Args:
-        paths: JSON or JSON lines, or a YAML mixture of them, whose paths start at the YAML file's folder.
+        paths: JSON or JSON lines, or YAML mixtures of them; see `llava.data.mixture_files`.
         image_folder: image folder of files that are named directly, or that a mixture gives none.
         limit: keep only so many records, from the front.
+        video_folder: likewise of videos; None for the image folder.
 
     Raises:
         SourceError: if a file is missing, holds no record, or is in neither format.
     """
+    try:
+        named = named_sources(paths)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     sources: list[DataFile] = []
     left = limit
-    for place in (place for path in paths for place in _places(Path(path), image_folder)):
+    for source in named:
+        place = _place(source, image_folder, video_folder or image_folder)
         objects = read_objects(place.path)[:left]
         left = None if left is None else left - len(objects)
         sources.append(replace(place, objects=objects))
@@ -134,12 +146,13 @@ def _read_lines(path: Path) -> list[Any]:
         ]
 
 
-def _places(path: Path, image_folder: str) -> list[DataFile]:
-    """The data files that a path stands for, not read yet."""
-    if not is_mixture(path):
-        return [DataFile(path, image_folder)]
-    try:
-        entries, seed = read_mixture(path)
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-    return [DataFile(entry.path, entry.image_folder or image_folder, entry.weight, seed) for entry in entries]
+def _place(source: Source, image_folder: str, video_folder: str) -> DataFile:
+    """A source of a command line, not read yet."""
+    return DataFile(
+        source.path,
+        source.image_folder or image_folder,
+        source.weight,
+        source.seed or 0,
+        video_folder=source.video_folder or video_folder,
+        part=source.part,
+    )

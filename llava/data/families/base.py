@@ -9,7 +9,7 @@ media, whatever they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -142,6 +142,11 @@ class ModelInputs(ABC):
         return self.sampling.numbers(total, fps, self.usual_frames)
 
     @property
+    def trains_on_videos(self) -> bool:
+        """Whether records with videos can be trained on."""
+        return True
+
+    @property
     def video_marks(self) -> int:
         """How many `IMAGE_TOKEN_INDEX` a video takes in what `encode` returns, all its media together."""
         return 1
@@ -207,6 +212,18 @@ class ModelInputs(ABC):
     @abstractmethod
     def marked(self, turn: str) -> str:
         """A human turn whose marks are written as the model wants them."""
+
+    def taught(self, turn: str, kinds: Collection[str]) -> str:
+        """A human turn of a training record, its marks where the family's training has them, written for the model.
+
+        Args:
+            turn: as written in a record with media, `<image>` and `<video>` where they go.
+            kinds: kinds of the record's media, `image` and `video`; marks of another are words.
+
+        Raises:
+            ValueError: if the family does not train on such a turn.
+        """
+        return self.marked(turn)
 
     @abstractmethod
     def encode(

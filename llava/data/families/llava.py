@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from PIL import Image
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava import conversation, mm_utils
 from llava.compression.salience import salient_spans
-from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template, recorded_template
 from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
@@ -97,6 +97,11 @@ class LlavaInputs(ModelInputs):
         return [self.image(frame, what) for frame in frames]
 
     @property
+    def trains_on_videos(self) -> bool:
+        """As in `ModelInputs`: LLaVA-1.5 is trained on images alone."""
+        return False
+
+    @property
     def video_marks(self) -> int:
         """As in `ModelInputs`: an image for each frame, and as many of every video."""
         return self.sampling.count or self.usual_frames
@@ -131,6 +136,18 @@ class LlavaInputs(ModelInputs):
     @property
     def _start_end(self) -> bool:
         return bool(getattr(self.config, "mm_use_im_start_end", False))
+
+    def taught(self, turn: str, kinds: Collection[str]) -> str:
+        """As in `ModelInputs`; a mark that is the only one of its turn stands in front, as LLaVA puts it."""
+        if "image" not in kinds:
+            turn = turn.replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
+        marks = [mark for mark in (DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN) if mark in turn]
+        marks = [mark for mark in marks if mark == DEFAULT_IMAGE_TOKEN or "video" in kinds]
+        if len(marks) == 1 and turn.count(marks[0]) == 1:
+            turn = f"{marks[0]}\n{turn.replace(marks[0], '').strip()}".strip()
+        if "video" in kinds:
+            turn = turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN * self.video_marks)
+        return self.marked(turn)
 
     def encode(
         self,
