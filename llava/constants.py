@@ -4,7 +4,6 @@ IGNORE_INDEX = -100
 IMAGE_TOKEN_INDEX = -200
 
 DEFAULT_IMAGE_TOKEN = "<image>"
-DEFAULT_VIDEO_TOKEN = "<video>"
 WRITTEN_IMAGE_TOKEN = "\\<image>"
 """How somebody writes the word `<image>` in a question without meaning an image."""
 LITERAL_IMAGE_TOKEN = "\ufdd0image>"
