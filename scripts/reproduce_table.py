@@ -3,7 +3,7 @@
     python scripts/reproduce_table.py --preset duet-192 --folder ./checkpoints/reproduce/llava-v1.5-7b-duet-192
 
 It reads `pretrain/train_summary.json`, `finetune/train_summary.json` and, if there, `results.json` from the folder: an
-object with a number for each benchmark that `configs/paper/table-3.yaml` names. `llava.eval.run --out` leaves those out
+object with a number for each benchmark that the table of `configs/paper` names. `llava.eval.run --out` leaves those out
 where answers are missing; they are shown as `-`, and there is no average then.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from llava.common.json_files import need
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.tables.published import AVERAGE, read_table, relative_average
 from llava.eval.tables.render import written
 from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_if_there, read_summary, training_seconds
@@ -29,29 +30,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, help="budget that was trained")
     parser.add_argument("--folder", type=FOLDER_TO_READ, required=True, help="output of scripts/reproduce.sh")
+    parser.add_argument("--table", default=SCORES, help=f"table of configs/paper with the row (default: {SCORES})")
+    parser.add_argument(
+        "--phases", nargs="*", default=PHASES, choices=PHASES, help="that were trained; none of a released model"
+    )
     parser.add_argument(
         "--uncompressed", type=FOLDER_TO_READ, help="output for the preset none, to compare training times"
     )
     options = parser.parse_args(arguments)
     try:
-        print(report(options.preset, options.folder, options.uncompressed))
+        print(report(options.preset, options.folder, options.uncompressed, options.table, options.phases))
     except ValueError as error:
         sys.exit(f"reproduce_table: {error}")
 
 
-def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
+def report(
+    preset: str,
+    folder: Path,
+    uncompressed: Path | None = None,
+    table_name: str = SCORES,
+    phases: Sequence[str] = PHASES,
+) -> str:
     """The scores and, below them, tokens and training times.
 
     Args:
         preset: name of a row of the paper; one that it lacks leaves the row empty.
         folder: of the run.
         uncompressed: of a run without compression on the same machine, for the share of time saved.
+        table_name: of the table with the paper's row.
+        phases: phases that were trained.
     """
-    table = read_table(SCORES)
+    table = read_table(table_name)
     row = table.row(preset)
     printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
     path = folder / "results.json"
-    scores = {name: need({name: score}, name, float, str(path)) for name, score in read_if_there(path).items()}
+    titles = {get_benchmark(name).title: column for column, name in table.benchmarks.items() if name is not None}
+    found = {titles.get(title, title): score for title, score in read_if_there(path).items()}
+    scores = {name: need({name: score}, name, float, str(path)) for name, score in found.items()}
     kept = relative_average({name: scores[name] for name in table.benchmarks if name in scores}, table.baseline.scores)
     measured = scores | ({} if kept is None else {AVERAGE: kept})
     columns = [*table.benchmarks, AVERAGE]
@@ -59,9 +74,11 @@ def report(preset: str, folder: Path, uncompressed: Path | None = None) -> str:
         table_line(preset, columns),
         table_line("paper", [written(printed.get(name)) for name in columns]),
         table_line("measured", [written(measured.get(name)) for name in columns]),
-        "",
-        *(phase_line(name, folder / name) for name in PHASES),
+        *([""] if phases else []),
+        *(phase_line(name, folder / name) for name in phases),
     ]
+    if phases and not table.trained:
+        lines.append("The paper's row is the released model, compressed at inference only; TRAIN=0 reproduces it.")
     if uncompressed is not None:
         lines.append(saving_line(folder, uncompressed, printed_saving(preset)))
     return "\n".join(lines)

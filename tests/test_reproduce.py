@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from fake_machine import ROOT, Shell, flags_of
 
+from llava.compression.config import CompressionConfig
 from llava.eval import run
 from llava.eval.tables.published import read_table
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from reproduce_table import report  # noqa: E402
 
 PYTHON = """
 echo "$*" >>"$LOG"
@@ -95,6 +99,52 @@ def test_reproducing_prints_every_step(reproduction: tuple[Shell, dict[str, str]
     assert not Path(variables["OUTPUT"]).exists()
     status, _, err = shell.run("scripts/reproduce.sh", "duet-193", **variables)
     assert status == 2 and "the preset is 'duet-193'; give one of duet-128-all, " in err
+
+
+RELEASED = {
+    "duet-192": ("liuhaotian/llava-v1.5-7b", "pope,sqa,textvqa,mme,gqa", "table-1", "llava-1.5"),
+    "next-160": ("liuhaotian/llava-v1.6-vicuna-7b", "pope,sqa,textvqa,mme,gqa,seed", "table-9-10", "llava-next"),
+    "video-136": ("LanguageBind/Video-LLaVA-7B", "tgif,msvd,msrvtt", "table-4", "video-llava"),
+    "qwen-640": ("Qwen/Qwen2.5-VL-7B-Instruct", "pope,sqa,textvqa,mme,gqa", "table-2", "qwen2.5-vl"),
+}
+
+
+@pytest.mark.parametrize("preset", RELEASED)
+def test_a_released_model_is_asked_under_the_presets_of_its_family(
+    preset: str, reproduction: tuple[Shell, dict[str, str]]
+) -> None:
+    """The paper trains LLaVA-1.5 alone; the rows of the others are these models, compressed at inference."""
+    shell, variables = reproduction
+    model, benchmarks, table, family = RELEASED[preset]
+    status, out, err = shell.run("scripts/reproduce.sh", preset, DRY_RUN="1", TRAIN="0", **variables)
+    assert status == 0, err
+    data, evaluation, printed = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    options = run.parse(evaluation[3:])
+    assert (options.model_path, options.compression, options.benchmarks) == (model, preset, benchmarks)
+    assert data[data.index("--benchmarks") + 1] == benchmarks and printed[printed.index("--table") + 1] == table
+    published = read_table(table)
+    assert set(published.benchmarks.values()) == set(benchmarks.split(",")) and not published.trained
+    assert published.row(preset) is not None and published.row("none") is not None
+    made_for = CompressionConfig.from_preset(preset).made_for
+    assert made_for is not None and made_for.families == (family,)
+    lines = report(preset, Path(variables["OUTPUT"]), None, table, ()).splitlines()
+    assert lines[0].split() == [preset, *published.benchmarks, "Avg"] and len(lines) == 3
+
+
+def test_what_a_plan_cannot_be_made_of_is_refused(reproduction: tuple[Shell, dict[str, str]]) -> None:
+    shell, variables = reproduction
+    deep = {"MODEL": "liuhaotian/llava-v1.6-vicuna-13b", "TRAIN": "0", "DRY_RUN": "1"}
+    for preset, more, reason in (
+        ("duet-64", {"FAMILY": "video-llava"}, "duet-64 is made for llava-1.5, but FAMILY is 'video-llava'"),
+        ("none", {"FAMILY": "bert"}, "FAMILY is 'bert'; accepted are llava-1.5, "),
+        ("none", {"TRAIN": "0", "EVALUATE": "0"}, "leave nothing to do"),
+        ("next-640", deep, "next-640 is made for 32 decoder layers, but liuhaotian/llava-v1.6-vicuna-13b has 40"),
+        ("next-640", {**deep, "SCALE_TO_DEPTH": "perhaps"}, "SCALE_TO_DEPTH is 'perhaps'"),
+    ):
+        status, out, err = shell.run("scripts/reproduce.sh", preset, **variables, **more)
+        assert (status, out) == (2, "") and reason in err, err
+    status, out, err = shell.run("scripts/reproduce.sh", "next-640", SCALE_TO_DEPTH="True", **deep, **variables)
+    assert status == 0 and "--compression next-640 --scale-to-depth" in out, err
 
 
 def test_every_budget_that_can_be_reproduced_has_a_row_and_a_time() -> None:

@@ -57,8 +57,8 @@ fits_family() {
     layers=$(depth_of "$model")
     if ! is_true "${5:-False}" && [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
         echo "the compression $compression is made for $wanted decoder layers, but $model has $layers; give" \
-            "SCALE_TO_DEPTH=True to scale its layers, COMPRESSION=none, a preset for any depth such as visionzip-192, or" \
-            "a YAML file of your own (a copy of $file without the line for) with layers that suit this model."
+            "SCALE_TO_DEPTH=True to scale its layers, COMPRESSION=none, a preset of the family for any depth, or a YAML" \
+            "file of your own (a copy of $file without the line for) with layers that suit this model."
     fi
 }
 
