@@ -17,7 +17,7 @@ from llava.eval import run
 from llava.eval.tables.published import read_table
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from reproduce_table import report  # noqa: E402
+from reproduce_table import report
 
 PYTHON = """
 echo "$*" >>"$LOG"
