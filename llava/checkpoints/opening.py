@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of, without_reports
 from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of
-from llava.checkpoints.settings_files import in_short, read_by_library
+from llava.checkpoints.processors import open_processor
+from llava.checkpoints.settings_files import read_by_library
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
@@ -43,7 +44,8 @@ class Opened(NamedTuple):
     Attributes:
         model: in eval mode.
         preprocessor: makes pixels: the image processor of a LLaVA (None without a vision tower), and transformers'
-            processor of any other family (None, after a warning, where a package that it needs is not installed).
+            processor of any other family (after a warning, where a package is not installed that it needs for videos,
+            its parts for images alone, see `llava.checkpoints.processors`; None where there are none of these).
         tokenizer: tokenizer of the language model.
         context: tokens that the model was made for.
     """
@@ -108,7 +110,7 @@ def open_model(
         model.set_compression(compression)
     model.eval()
     if checkpoint.kind is Kind.FAMILY:
-        processor, tokenizer = _processor_of(checkpoint.folder)
+        processor, tokenizer = open_processor(checkpoint.folder)
         return Opened(model, processor, tokenizer, model.config.get_text_config().max_position_embeddings)
     tokenizer, config = tokenizer_of(checkpoint, under, model), model.config
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
@@ -127,17 +129,6 @@ def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     require_complete(on_meta(stock, config), checkpoint.files)
     with without_reports(), read_by_library(folder):
         return stock.from_pretrained(folder, config=config, **options)
-
-
-def _processor_of(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Transformers' processor in a folder and its tokenizer; without the packages that it needs the tokenizer alone."""
-    with read_by_library(folder):
-        try:
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        except ImportError as error:
-            logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, in_short(error))
-            return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return processor, processor.tokenizer
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:

@@ -94,7 +94,7 @@ def encode_conversation(
         ValueError: if the template is unknown or has no system prompt to replace, the tokenizer is not a fast one, or
             a caption has no image.
     """
-    return _encode(_segments(turns, template, system), tokenizer, with_images, find_salient)
+    return encode_segments(_segments(turns, template, system), tokenizer, with_images, find_salient)
 
 
 def encode_prompt(
@@ -122,10 +122,37 @@ def encode_prompt(
     if len(turns) % 2 == 0:
         raise ValueError(f"The conversation has {len(turns)} turns; it must end with a human turn to be answered.")
     with_images = any(DEFAULT_IMAGE_TOKEN in turn for turn in turns[::2])
-    encoded = _encode(_segments([*turns, None], template, system), tokenizer, with_images, find_salient)
-    if encoded.query_mask:
-        encoded.query_mask[-1] |= QueryRole.LAST
-    return EncodedText(encoded.input_ids, [IGNORE_INDEX] * len(encoded.labels), encoded.query_mask)
+    return encode_segments(_segments([*turns, None], template, system), tokenizer, with_images, find_salient, ask=True)
+
+
+def encode_segments(
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerBase,
+    with_images: bool,
+    find_salient: SalientFinder = salient_spans,
+    ask: bool = False,
+    with_bos: bool = True,
+) -> EncodedText:
+    """Encode a conversation that a template has cut into pieces.
+
+    Args:
+        segments: the pieces, in order; images are `<image>` in questions.
+        tokenizer: a fast tokenizer.
+        with_images, find_salient: as in `encode_conversation`.
+        ask: whether an answer is to follow: the last token votes then, and nothing is labelled.
+        with_bos: whether the tokenizer's BOS comes first, if it writes one; not where the template has written it.
+
+    Raises:
+        ValueError: if the tokenizer is not a fast one.
+    """
+    ids, offsets = _tokenize(segments, tokenizer, with_images, with_bos)
+    kinds = _kinds_of_tokens(segments, offsets)
+    labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
+    salient = mark_overlap(offsets, _salient_characters(segments, find_salient))
+    roles = _query_mask(ids, kinds, salient)
+    if ask and roles:
+        roles[-1] |= QueryRole.LAST
+    return EncodedText(ids, [IGNORE_INDEX] * len(ids) if ask else labels, roles)
 
 
 def one_question(encoded: EncodedText, turn: int = -1) -> EncodedText:
@@ -205,18 +232,8 @@ def _segments(turns: Sequence[str | None], template: str, system: str | None) ->
     ]
 
 
-def _encode(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool, find_salient: SalientFinder
-) -> EncodedText:
-    ids, offsets = _tokenize(segments, tokenizer, with_images)
-    kinds = _kinds_of_tokens(segments, offsets)
-    labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
-    salient = mark_overlap(offsets, _salient_characters(segments, find_salient))
-    return EncodedText(ids, labels, _query_mask(ids, kinds, salient))
-
-
 def _tokenize(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, with_images: bool, with_bos: bool
 ) -> tuple[list[int], list[Span]]:
     """Ids of the text and the characters [start, end) that each came from."""
     if not tokenizer.is_fast:
@@ -225,7 +242,7 @@ def _tokenize(
     text = "".join(segment.text for segment in segments)
     framed = list(_framed_images(segments)) if with_images else []
     said = list(_without(_said(segments), [frame for frame, _ in framed]))
-    ids = leading_bos(tokenizer)
+    ids = leading_bos(tokenizer) if with_bos else []
     offsets: list[Span] = [(0, 0)] * len(ids)
     position = 0
     for mark in [*(mark for _, mark in framed), None]:

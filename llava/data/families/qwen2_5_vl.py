@@ -1,0 +1,61 @@
+"""Inputs of Qwen2.5-VL: images and videos of any size, cut into patches by its processor, frames by the second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from llava.data.families.processor import TEXT_ARGUMENTS, ProcessorInputs
+from llava.data.frames import Frames
+
+FRAMES_A_SECOND = 2.0
+"""Of Qwen's own code, for a processor that says no other."""
+
+
+class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
+    """Inputs of Qwen2.5-VL; a medium's mark is the whole of `<|vision_start|>`, its placeholders, `<|vision_end|>`."""
+
+    model_types = ("qwen2_5_vl",)
+    image_inputs = ("pixel_values", "image_grid_thw")
+    video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+    arguments = (*TEXT_ARGUMENTS, *image_inputs, *video_inputs)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, int]:
+        """As in `ProcessorInputs`."""
+        return self.config.image_token_id, self.config.video_token_id
+
+    def placeholders(self, kind: str, made: Mapping[str, Any], frames: Frames | None) -> list[int]:
+        """As in `ProcessorInputs`: as many as there are groups of patches."""
+        token = self.placeholder_ids[kind == "video"]
+        grid = made["video_grid_thw" if kind == "video" else "image_grid_thw"][0]
+        count = int(grid.prod()) // self.config.vision_config.spatial_merge_size**2
+        return [self.config.vision_start_token_id, *[token] * count, self.config.vision_end_token_id]
+
+    def made_video(self, frames: Frames, what: str) -> dict[str, Any]:
+        """As in `ProcessorInputs`, with the seconds of each group of frames, by which positions are counted."""
+        made = super().made_video(frames, what)
+        seconds = self.video_processor().temporal_patch_size / made["video_metadata"].sampled_fps
+        return made | {"second_per_grid_ts": torch.tensor([seconds])}
+
+    def frame_numbers(self, total: int, fps: float | None) -> list[int]:
+        """As in `ModelInputs`: frames at equal distances, as many as the processor's rule takes for the seconds.
+
+        Where nothing says how fast the video is, as of a folder of frames, all of them up to the largest number.
+        """
+        from transformers.video_utils import VideoMetadata
+
+        processor, asked = self.video_processor(), self.sampling
+        group = processor.temporal_patch_size
+        if total < group:
+            return list(range(total))  # the processor repeats the last
+        metadata = VideoMetadata(total_num_frames=total, fps=fps)
+        if asked.count is None and fps is not None:
+            rate = asked.fps or processor.fps or FRAMES_A_SECOND
+            numbers = processor.sample_frames(metadata, max_frames=asked.most, fps=rate)
+        else:
+            most = min(asked.count or total, asked.most or processor.max_frames, total)
+            numbers = processor.sample_frames(metadata, num_frames=max(most - most % group, group))
+        return [number for number in numbers.tolist() if number < total]

@@ -1,0 +1,63 @@
+"""Collator of samples whose text holds a placeholder for each visual token, as processors of transformers write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class ProcessorCollator:
+    """Pads samples to a batch; positions and the places of visual tokens are left to the model.
+
+    Attributes:
+        pad_token_id: filler of `input_ids`; it is masked.
+        placeholder_ids: of a visual token of an image, and of one of a video.
+        media_arguments: from the media of a batch, in reading order, to arguments of the model.
+        blank: an image that a batch of text alone brings, so that the tower runs on every rank in every step; its
+            features go nowhere. None brings nothing.
+        side: where padding goes, `right` or `left`.
+    """
+
+    pad_token_id: int
+    placeholder_ids: tuple[int, int]
+    media_arguments: Callable[[Sequence[Any]], dict[str, Any]]
+    blank: Any = None
+    side: str = "right"
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns a dict: `input_ids`, `labels`, `query_mask`, `attention_mask`, `mm_token_type_ids` (int64 [B, T]; the
+        last is 1 on images and 2 on videos), what the media become, and for reports `sample_ids`, `truncated`,
+        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`).
+        """
+        ids = self._pad(samples, "input_ids", self.pad_token_id)
+        mask = self._rows([torch.ones_like(sample["input_ids"]) for sample in samples], 0)
+        image, video = self.placeholder_ids
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "labels": self._pad(samples, "labels", IGNORE_INDEX),
+            "query_mask": self._pad(samples, "query_mask", 0),
+            "attention_mask": mask,
+            "mm_token_type_ids": ((ids == image).long() + 2 * (ids == video).long()) * mask,
+            "sample_ids": [sample["sample_id"] for sample in samples],
+            "truncated": [sample["truncated"] for sample in samples],
+            "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
+            "problems": [sample.get("problem") for sample in samples],
+        }
+        media = [medium for sample in samples for medium in sample["images"]]
+        if not media and self.blank is not None:
+            media = [self.blank]
+        return batch | self.media_arguments(media)
+
+    def _pad(self, samples: Sequence[dict[str, Any]], name: str, value: int) -> Tensor:
+        return self._rows([sample[name] for sample in samples], value)
+
+    def _rows(self, rows: Sequence[Tensor], value: int) -> Tensor:
+        """Rows [T'] as [B, T]."""
+        return torch.nn.utils.rnn.pad_sequence(rows, True, value, self.side)
