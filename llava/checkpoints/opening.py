@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of, without_reports
 from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of
-from llava.checkpoints.processors import open_processor
-from llava.checkpoints.settings_files import read_by_library
+from llava.checkpoints.processors import parts_of
+from llava.checkpoints.settings_files import in_short, read_by_library
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
@@ -110,7 +110,7 @@ def open_model(
         model.set_compression(compression)
     model.eval()
     if checkpoint.kind is Kind.FAMILY:
-        processor, tokenizer = open_processor(checkpoint.folder)
+        processor, tokenizer = _processor_of(checkpoint.folder)
         return Opened(model, processor, tokenizer, model.config.get_text_config().max_position_embeddings)
     tokenizer, config = tokenizer_of(checkpoint, under, model), model.config
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
@@ -129,6 +129,22 @@ def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     require_complete(on_meta(stock, config), checkpoint.files)
     with without_reports(), read_by_library(folder):
         return stock.from_pretrained(folder, config=config, **options)
+
+
+def _processor_of(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Transformers' processor in a folder and its tokenizer; what can be made of it without the packages it needs."""
+    with read_by_library(folder):
+        try:
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            return processor, processor.tokenizer
+        except ImportError as error:
+            missing = in_short(error)
+        parts = parts_of(folder)
+        if parts is not None:
+            logger.warning("Videos cannot be shown to the model in %s, images can: %s", folder, missing)
+            return parts, parts.tokenizer
+        logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, missing)
+        return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:

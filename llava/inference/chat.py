@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
-from llava.constants import IMAGE_TOKEN_INDEX, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
+from llava.constants import LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.families.base import Sample
 from llava.inference.batches import Prompt
 from llava.inference.engine import Budget, Engine, Generated
@@ -278,7 +279,7 @@ class Chat:
         """
         same = next((n for n, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), None)
         known = min(len(self._held), len(ids) - 1) if same is None else same
-        return 0 if IMAGE_TOKEN_INDEX in ids[known:] else known
+        return 0 if bool(self.model.is_placeholder(torch.tensor(ids[known:])).any()) else known
 
     @property
     def _beams(self) -> int:

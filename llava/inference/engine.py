@@ -226,10 +226,15 @@ class Engine:
         """Answers, visual tokens and problems, by place in the task."""
         if settings.options().get("do_sample"):
             torch.manual_seed(settings.seed + min(batch.task.numbers))
-        cache = CountingCache(self.model.config)
-        generated = self.generate(to_device(batch.inputs, self.device), settings, past_key_values=cache)
+        inputs = to_device(batch.inputs, self.device)
+        if self.model.is_staged(settings.options().get("compression")):
+            cache = CountingCache(self.model.decoder.config)
+            generated = self.generate(inputs, settings, past_key_values=cache)
+            averages = cache.averages(settings.num_beams or 1)
+        else:  # the stock model, whose layers all see every visual token
+            generated = self.generate(inputs, settings)
+            averages = self.model.is_placeholder(inputs["input_ids"]).sum(dim=1).tolist()
         problems = {batch.rows[number]: NOT_FINITE for number in generated.broken}
-        averages = cache.averages(settings.num_beams or 1)
         answers = {row: text for row, text in zip(batch.rows, generated.texts, strict=True) if row not in problems}
         seen = zip(batch.rows, averages, batch.shows, strict=True)
         return answers, {row: mean for row, mean, shows in seen if shows and row in answers}, problems
@@ -247,6 +252,8 @@ class Engine:
         options["stopping_criteria"] = [*given, *stopping_at(self.inputs.stop, self.tokenizer)]
         watch = FiniteLogits(options.get("num_beams") or 1)
         output = self.model.generate(**inputs, **watch.added_to(options), return_dict_in_generate=True)
-        texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        prompt = inputs["input_ids"].shape[1] if self.model.returns_prompt else 0
+        new = output.sequences[:, prompt:]  # [B, n]
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         answers = [answer_text(text, self.inputs.stop) for text in texts]
-        return Generated(output.sequences, answers, cache_of(output), watch.broken)
+        return Generated(new, answers, cache_of(output), watch.broken)

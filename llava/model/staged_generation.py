@@ -48,6 +48,8 @@ class StagedGeneration(_Base):
     checked: Any
     prefill: Any
     refused_options: ClassVar[Mapping[str, str]] = REFUSED
+    returns_prompt: ClassVar[bool] = True
+    """Whether `generate` returns the ids of the prompt in front of the new ones, as transformers does."""
 
     def is_staged(self, compression: Any = None) -> bool:
         """Whether a call, with this compression instead of the model's own, compresses anything."""

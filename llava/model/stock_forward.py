@@ -50,6 +50,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
         if not prepared and kwargs.get("output_layouts") and not self.is_staged(kwargs.get("compression")):
             self.check_decoder()
             prepared = True
+        # A batch of the collators here may hold an image that no text shows, and ranks must make the same calls.
+        prepared = prepared or all(kwargs.get(name) is not None for name in ("query_mask", "labels"))
         if prepared or self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
         more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})

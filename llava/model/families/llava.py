@@ -97,6 +97,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     decoders = ("LlavaLlamaModel",)
     pixels_are = "give the pixels as images"
     returns_layouts = True
+    returns_prompt = False
     refused_options: ClassVar[Mapping[str, str]] = {**REFUSED, **REFUSED_ON_EMBEDDINGS}
     model: Any
     lm_head: Any
