@@ -110,7 +110,7 @@ def open_model(
         model.set_compression(compression)
     model.eval()
     if checkpoint.kind is Kind.FAMILY:
-        processor, tokenizer = _processor_of(checkpoint.folder)
+        processor, tokenizer = _processor_of(checkpoint.folder, model.config)
         return Opened(model, processor, tokenizer, model.config.get_text_config().max_position_embeddings)
     tokenizer, config = tokenizer_of(checkpoint, under, model), model.config
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
@@ -131,7 +131,7 @@ def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
         return stock.from_pretrained(folder, config=config, **options)
 
 
-def _processor_of(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def _processor_of(folder: Path, config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """Transformers' processor in a folder and its tokenizer; what can be made of it without the packages it needs."""
     with read_by_library(folder):
         try:
@@ -139,7 +139,7 @@ def _processor_of(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
             return processor, processor.tokenizer
         except ImportError as error:
             missing = in_short(error)
-        parts = parts_of(folder)
+        parts = parts_of(folder, config)
         if parts is not None:
             logger.warning("Videos cannot be shown to the model in %s, images can: %s", folder, missing)
             return parts, parts.tokenizer

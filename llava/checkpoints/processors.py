@@ -13,6 +13,9 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from llava.data.families import family_of
+from llava.data.families.processor import ProcessorInputs
+
 
 @dataclass(frozen=True)
 class ProcessorParts:
@@ -31,12 +34,18 @@ class ProcessorParts:
     video_processor: None = None
 
 
-def parts_of(folder: Path) -> ProcessorParts | None:
-    """The parts of the processor in a folder that take no further package; None where not even images can be prepared.
+def parts_of(folder: Path, config: Any) -> ProcessorParts | None:
+    """The parts of the processor in a folder that take no further package; None where nothing can be done with them.
 
     Args:
         folder: of a model of transformers.
+        config: its configuration.
     """
+    try:
+        if not issubclass(family_of(config), ProcessorInputs):
+            return None
+    except ValueError:  # no family makes inputs of such a model
+        return None
     try:
         images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend="pil")
     except (ImportError, OSError):
