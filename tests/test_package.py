@@ -37,6 +37,11 @@ def test_presets_are_in_the_wheel_once(unpacked: Path) -> None:
     assert (unpacked / "llava" / "py.typed").is_file()
 
 
+def test_every_table_beside_the_modules_is_in_the_wheel(unpacked: Path) -> None:
+    tables = [path.relative_to(ROOT) for kind in ("yaml", "json") for path in (ROOT / "llava").rglob(f"*.{kind}")]
+    assert tables and [path for path in tables if not (unpacked / path).is_file()] == []
+
+
 def test_an_installed_wheel_reads_its_own_presets(unpacked: Path, tmp_path: Path) -> None:
     program = (
         "import llava.compression.config as config\n"
