@@ -15,67 +15,16 @@ from transformers.activations import ACT2FN
 
 from llava.common.json_files import need, read_object
 from llava.common.shown import shown
+from llava.common.yaml_files import read_yaml
 from llava.compression.config import CompressionConfig
 
 ADVICE = "fetch or copy it anew"
-Kinds = Mapping[type | tuple[type, ...], tuple[str, ...]]
+Kinds = Mapping[tuple[type, ...], tuple[str, ...]]
 
-_GENERATION: Kinds = {
-    int: (
-        "max_length",
-        "max_new_tokens",
-        "min_length",
-        "min_new_tokens",
-        "num_beams",
-        "top_k",
-        "num_return_sequences",
-        "no_repeat_ngram_size",
-        "bos_token_id",
-        "pad_token_id",
-        "decoder_start_token_id",
-    ),
-    float: (
-        "temperature",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "max_time",
-        "guidance_scale",
-        "epsilon_cutoff",
-        "eta_cutoff",
-    ),
-    bool: ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "output_scores"),
-    (int, list): ("eos_token_id",),
-    list: ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "stop_strings"),
-    str: ("cache_implementation", "transformers_version"),
-}
-_TOKENIZER: Kinds = {
-    str: ("tokenizer_class", "padding_side", "truncation_side", "backend"),
-    bool: (
-        "legacy",
-        "add_bos_token",
-        "add_eos_token",
-        "add_prefix_space",
-        "use_default_system_prompt",
-        "clean_up_tokenization_spaces",
-        "split_special_tokens",
-    ),
-    float: ("model_max_length",),
-    (str, dict): ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
-    dict: ("added_tokens_decoder", "sp_model_kwargs", "init_kwargs"),
-    (list, dict): ("additional_special_tokens", "extra_special_tokens"),
-    (str, list, dict): ("chat_template",),
-}
-_PROCESSOR: Kinds = {
-    (int, dict): ("size", "crop_size"),
-    bool: ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
-    (float, list): ("image_mean", "image_std"),
-    float: ("rescale_factor",),
-    int: ("resample", "patch_size"),
-    str: ("image_processor_type", "processor_class", "vision_feature_select_strategy"),
-    dict: ("image_processor",),
+_TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
+_KINDS: dict[str, Kinds] = {
+    file: {tuple(_TYPES[name] for name in kinds.split(" or ")): tuple(keys) for kinds, keys in fields.items()}
+    for file, fields in read_yaml(Path(__file__).with_name("settings_fields.yaml")).items()
 }
 # What transformers and peft raise for a setting that they do not expect.
 _FAULTS = (
@@ -111,75 +60,6 @@ _COUNTS = {
     "num_frames": 1 << 12,
     **dict.fromkeys(("max_position_embeddings", "tokenizer_model_max_length", "max_sequence_length"), 1 << 62),
 }
-_KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    float: (
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "initializer_range",
-        "initializer_factor",
-        "attention_dropout",
-        "rope_theta",
-        "mm_projector_lr",
-    ),
-    bool: (
-        "tie_word_embeddings",
-        "attention_bias",
-        "mlp_bias",
-        "use_cache",
-        "mm_use_im_start_end",
-        "mm_use_im_patch_token",
-        "use_mm_proj",
-        "tune_mm_mlp_adapter",
-        "freeze_mm_mlp_adapter",
-        "unfreeze_mm_vision_tower",
-        "add_time_attn",
-        "multimodal_projector_bias",
-    ),
-    str: (
-        "model_type",
-        "mm_vision_tower",
-        "mm_image_tower",
-        "mm_video_tower",
-        "vision_tower",
-        "mm_projector_type",
-        "mm_vision_select_feature",
-        "mm_patch_merge_type",
-        "image_aspect_ratio",
-        "image_opening",
-        "conversation_template",
-        "tokenizer_padding_side",
-        "hidden_act",
-        "projector_hidden_act",
-        "vision_feature_select_strategy",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-        "transformers_version",
-    ),
-    int: (
-        "mm_vision_select_layer",
-        "bos_token_id",
-        "pad_token_id",
-        "image_token_index",
-        "image_token_id",
-        "image_seq_length",
-        "pretraining_tp",
-    ),
-    (int, list): ("eos_token_id", "vision_feature_layer"),
-    list: ("architectures",),
-    dict: (
-        "mm_vision_config",
-        "mm_image_config",
-        "mm_video_config",
-        "text_config",
-        "vision_config",
-        "compression",
-        "quantization_config",
-        "rope_scaling",
-        "rope_parameters",
-        "auto_map",
-    ),
-}
 _INNER = ("mm_vision_config", "mm_image_config", "mm_video_config", "text_config", "vision_config")
 
 
@@ -214,11 +94,11 @@ def check_settings_files(folder: Path, of_clip: bool = True) -> None:
         ValueError: if one is not a JSON object, or a field that is read holds another type; names file, field, value
             and what is accepted.
     """
-    generation = _checked(folder / "generation_config.json", _GENERATION)
+    generation = _checked(folder / "generation_config.json", _KINDS["generation"])
     if generation is not None:
         with read_by_library(folder / "generation_config.json"):
             GenerationConfig.from_dict(dict(generation))
-    settings = _checked(folder / "tokenizer_config.json", _TOKENIZER) or {}
+    settings = _checked(folder / "tokenizer_config.json", _KINDS["tokenizer"]) or {}
     for index, token in (settings.get("added_tokens_decoder") or {}).items():
         place = f"{str(folder / 'tokenizer_config.json')!r}: added_tokens_decoder"
         if not index.isdecimal():
@@ -231,7 +111,7 @@ def check_settings_files(folder: Path, of_clip: bool = True) -> None:
         need({key: value}, key, (str, dict, list), repr(str(folder / "special_tokens_map.json")))
     for key, value in (_checked(folder / "added_tokens.json", {}) or {}).items():
         need({key: value}, key, int, repr(str(folder / "added_tokens.json")))
-    whole = _checked(folder / "tokenizer.json", {list: ("added_tokens",), dict: ("model",)}, strict=False) or {}
+    whole = _checked(folder / "tokenizer.json", {(list,): ("added_tokens",), (dict,): ("model",)}, strict=False) or {}
     for token in whole.get("added_tokens") or ():
         place = f"{str(folder / 'tokenizer.json')!r}: added_tokens"
         _need_token(token, "an entry", place)
@@ -246,14 +126,14 @@ def check_processor(path: Path) -> None:
     Raises:
         ValueError: as `check_settings_files`.
     """
-    settings = _checked(path, _PROCESSOR) or {}
+    settings = _checked(path, _KINDS["processor"]) or {}
     for place, values in (
         (repr(str(path)), settings),
         (f"{str(path)!r}: image_processor", settings.get("image_processor")),
     ):
         if values is None:
             continue
-        _check_kinds(values, _PROCESSOR, place)
+        _check_kinds(values, _KINDS["processor"], place)
         if values.get("resample") is not None and values["resample"] not in list(Image.Resampling):
             accepted = ", ".join(f"{one.value} ({one.name.lower()})" for one in Image.Resampling)
             raise ValueError(f"resample in {place} is {values['resample']}; accepted are {accepted}.")
@@ -317,9 +197,7 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
         value = need(config, key, int, place, optional=key not in _SIZES or key not in config)
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"{key} in {place} is {shown(value)}; it must be a whole number from 1 to {most:,}.")
-    for kind, keys in _KINDS.items():
-        for key in keys:
-            need(config, key, kind, place, optional=True)
+    _check_kinds(config, _KINDS["config"], place)
     for key in ("eos_token_id", "vision_feature_layer", "architectures"):
         for item in config[key] if isinstance(config.get(key), list) else ():
             need({key: item}, key, str if key == "architectures" else int, f"{place} (in its list)")
