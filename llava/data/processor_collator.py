@@ -60,4 +60,4 @@ class ProcessorCollator:
 
     def _rows(self, rows: Sequence[Tensor], value: int) -> Tensor:
         """Rows [T'] as [B, T]."""
-        return torch.nn.utils.rnn.pad_sequence(rows, True, value, self.side)
+        return torch.nn.utils.rnn.pad_sequence(list(rows), True, value, self.side)

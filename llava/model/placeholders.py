@@ -31,6 +31,24 @@ class VisualSpan:
     slots: Tensor | None = None
     added: tuple[Tensor, ...] = ()
 
+    def hidden(self) -> VisualSpan:
+        """The same image encoded but not shown: no tokens, yet gradients, all zero, that reach the tower."""
+        return VisualSpan(self.features[:0], 0, added=tuple(one[:0] for one in self.added))
+
+
+def hidden_unless_shown(
+    spans: Mapping[int, Sequence[VisualSpan]], input_ids: Tensor
+) -> Mapping[int, Sequence[VisualSpan]]:
+    """Where a batch is text alone, its images are hidden: they came for the tower to run on every rank in every step.
+
+    Args:
+        spans: as in `find_spans`, for every placeholder of the family.
+        input_ids: int64 [B, T].
+    """
+    if any(bool((input_ids == token).any()) for token in spans):
+        return spans
+    return {token: [span.hidden() for span in held] for token, held in spans.items()}
+
 
 def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[VisualSpan]]) -> tuple[Tensor, Tensor]:
     """Find the placeholders of each span.

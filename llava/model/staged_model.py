@@ -30,7 +30,7 @@ from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
 from llava.model.parts import parts_named
-from llava.model.placeholders import VisualSpan
+from llava.model.placeholders import VisualSpan, hidden_unless_shown
 from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
@@ -267,6 +267,8 @@ class StagedModel(StagedGeneration):
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
         spans = self.visual_spans(compression, {name: inputs.get(name) for name in self.visual_inputs})
+        if plan is None and labels_given(inputs) and inputs.get("query_mask") is not None:  # of a collator, see there
+            spans = hidden_unless_shown(spans, ids)
         every = list(chain.from_iterable(spans.values()))
         features = [span.features for span in every]
         if plan is None and padding_side is None and not features and not bool(self.is_placeholder(ids).any()):

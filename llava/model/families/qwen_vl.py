@@ -9,6 +9,7 @@ Shapes: P patches of all images, N = P / 4 groups, n groups of one image or fram
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -99,22 +100,29 @@ class QwenVLFamily(CompressedModel):
         return dataclasses.replace(fitted, t2v=t2v)
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
-        """One span an image, and one a frame (a temporal patch) of a video."""
-        spans: dict[int, list[VisualSpan]] = {self.config.image_token_id: [], self.config.video_token_id: []}
+        """One span an image, and one a frame (a temporal patch) of a video.
+
+        The tower runs once for both: with images on some ranks and videos on others, all make the same calls.
+        """
         kinds = (
-            (self.config.image_token_id, self.model.get_image_features, "pixel_values", "image_grid_thw"),
-            (self.config.video_token_id, self.model.get_video_features, "pixel_values_videos", "video_grid_thw"),
+            (self.config.image_token_id, "pixel_values", "image_grid_thw"),
+            (self.config.video_token_id, "pixel_values_videos", "video_grid_thw"),
         )
-        for token, encode, pixels, grid in kinds:
-            if inputs[pixels] is not None:
-                spans[token] = self._spans(encode, inputs[pixels], inputs[grid], compression.v2v)
+        given = [(token, inputs[pixels], inputs[grid]) for token, pixels, grid in kinds if inputs[pixels] is not None]
+        spans: dict[int, list[VisualSpan]] = {token: [] for token, _, _ in kinds}
+        if not given:
+            return spans
+        pixels, grid = (torch.cat(parts) for parts in list(zip(*given, strict=True))[1:])  # [P, d], [images, 3]
+        made = iter(self._spans(pixels, grid, compression.v2v))
+        for token, _, own in given:
+            spans[token] = list(itertools.islice(made, int(own[:, 0].sum())))
         return spans
 
-    def _spans(self, encode: Any, pixels: Tensor, grid: Tensor, v2v: V2VConfig | None) -> list[VisualSpan]:
+    def _spans(self, pixels: Tensor, grid: Tensor, v2v: V2VConfig | None) -> list[VisualSpan]:
         sizes = [height * width // self._group for time, height, width in grid.tolist() for _ in range(time)]
         block = -1 if v2v is None else self.scoring_block()
         needs = {} if v2v is None else {"output_hidden_states": [block]}
-        outputs = encode(pixels, grid, return_dict=True, **needs)
+        outputs = self.model.get_image_features(pixels, grid, return_dict=True, **needs)
         frames = torch.cat(outputs.pooler_output).split(sizes)
         made = zip(frames, self.added(outputs, sizes), strict=True)
         spans = [VisualSpan(frame, len(frame), added=added) for frame, added in made]
