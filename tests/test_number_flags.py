@@ -29,7 +29,7 @@ REAL = {
     name
     for name in NUMERIC
     if float in typing.get_args(hint := typing.get_type_hints(TrainingArguments).get(name)) or hint is float
-} | {"max_bad_share", "dominant_num", "context_num"}
+} | {"max_bad_share", "dominant_num", "context_num", "video_fps"}
 
 
 def refusal(*words: str) -> str:
@@ -91,6 +91,8 @@ REFUSED = {
     "bits": "0 -1 3 5 32",
     "model_max_length": "0 -1 1",
     "max_bad_share": "-0.1 1.1",
+    "video_fps": "0 -1 1001",
+    "frames_upbound": "-1 1000001",
     "peak_tflops": "0 -1",
     "mm_vision_select_layer": "100000",
     "dominant_num": "0 -1",

@@ -133,11 +133,12 @@ def require_model(name: str) -> None:
         )
 
 
-def read_paths(said: Mapping[str, object], accepted: Mapping[str, Paths]) -> dict[str, str]:
+def read_paths(said: Mapping[str, object], accepted: Mapping[str, Paths]) -> dict[str, Any]:
     """Read the paths of a command line that argparse did not read.
 
     Args:
-        said: values by the names of their flags, as far as they were given; others than text are passed over.
+        said: values by the names of their flags, as far as they were given; others than text and lists of texts are
+            passed over.
         accepted: types of the flags that hold paths.
 
     Returns:
@@ -146,11 +147,13 @@ def read_paths(said: Mapping[str, object], accepted: Mapping[str, Paths]) -> dic
     Raises:
         ValueError: for the first that cannot be one; names the flag, its value and what is accepted.
     """
-    read = {}
+    read: dict[str, Any] = {}
     for name, value in said.items():
-        if name in accepted and isinstance(value, str):
-            try:
-                read[name] = accepted[name].read(value)
-            except ValueError as error:
-                raise ValueError(f"--{name}: {error}.") from None
+        if name not in accepted or not isinstance(value, str | list):
+            continue
+        try:
+            one = isinstance(value, str)
+            read[name] = accepted[name].read(value) if one else [accepted[name].read(path) for path in value]
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}.") from None
     return read

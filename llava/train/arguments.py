@@ -80,9 +80,21 @@ class DataArguments:
 
     given = frozenset[str]()
 
-    data_path: str | None = _flag(None, "LLaVA conversations: JSON, JSON lines, Parquet, or a YAML mixture of them.")
-    eval_data_path: str | None = _flag(None, "Held-out conversations; their loss is logged as eval_loss.")
+    data_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "LLaVA conversations: JSON, JSON lines, Parquet, or YAML mixtures of them; one or several."},
+    )
+    eval_data_path: list[str] | None = field(
+        default=None, metadata={"help": "Held-out conversations; their loss is logged as eval_loss."}
+    )
     image_folder: str = _flag(".", "Where the image names of the data start.")
+    video_folder: str | None = _flag(None, "Where names of videos start; by default the image folder.")
+    video_fps: float | None = _flag(
+        None, "Frames taken of every second of a video; by default as many as the model is made for."
+    )
+    frames_upbound: int | None = _flag(
+        None, "Most frames of a video; of one with more, so many at equal distances. 0 is no bound."
+    )
     image_opening: str | None = _flag(
         None,
         "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",
@@ -91,7 +103,7 @@ class DataArguments:
         "square", f"`pad` to a square in the mean colour, or `square`: resize and crop. {_ELSE}"
     )
     salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
-    on_bad_sample: str = _flag("fail", "An image that cannot be read: `fail` stops the run, `skip` counts it.")
+    on_bad_sample: str = _flag("fail", "An image or video that cannot be read: `fail` stops the run, `skip` counts it.")
     max_bad_share: float = _flag(0.01, "With --on_bad_sample skip: share of skipped samples at which a run stops.")
     data_cache_dir: str | None = _flag(None, "Where tokenised data is kept; by default in the cache of datasets.")
 

@@ -21,6 +21,7 @@ from llava.conversation import get_template
 from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families import family_of
 from llava.data.families.base import Collator
+from llava.data.frames import FrameSampling
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
@@ -166,6 +167,7 @@ def make_data(
         max_length=tokenizer.model_max_length,
         visual_tokens=None if settings is None else settings.fixed,
         image_folder=data_args.image_folder,
+        video_folder=data_args.video_folder,
         find_salient=salient_words(data_args.salient_words),
         salient_name=data_args.salient_words,
         on_bad_sample=data_args.on_bad_sample,
@@ -175,13 +177,14 @@ def make_data(
     assert data_args.data_path is not None
     if processor is None and towers:
         processor = towers[0].image_processor
-    inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version)
+    sampling = FrameSampling(fps=data_args.video_fps, most=data_args.frames_upbound or None)
+    inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version, sampling=sampling)
     dataset = LazySupervisedDataset(data_args.data_path, inputs, config)
     if towers and not dataset.has_image.any():
         logger.warning(
-            "The model has a vision tower, but no record of %s names an image under 'image': it will learn from text "
-            "alone.",
-            data_args.data_path,
+            "The model has a vision tower, but no record of %s names an image under 'image' or a video under 'video': "
+            "it will learn from text alone.",
+            " ".join(map(str, data_args.data_path)),
         )
     size = getattr(towers[0].config, "image_size", 0) if towers else None
     return dataset, inputs.collator(size, settings)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 _PARTS = "choose with --tune_mm_mlp_adapter, --freeze_backbone, --freeze_mm_mlp_adapter and --unfreeze_mm_vision_tower"
 _TILES = "images are one square each, as in LLaVA-1.5; tiles are not supported"
 _VIDEO = "training reads images, not videos"
+_FRAMES = "--video_fps and --frames_upbound choose the frames of a video, and nothing is said about them in words"
 _RESAMPLER = "there is no resampler; --compression says how many visual tokens remain"
 _ROPE = "positions are those of the checkpoint; write rope_parameters into its config.json"
 _BATCHES = "use --group_by_modality_length"
@@ -34,10 +35,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("--vision_tower names the weights as well", "vision_tower_pretrained"),
     (_ROPE, "rope_scaling_factor rope_scaling_type use_pos_skipping pos_skipping_range"),
     (_TILES, "s2 s2_scales mm_newline_position image_grid_pinpoints image_crop_resolution image_split_resolution"),
-    (
-        _VIDEO,
-        "add_faster_video faster_token_stride video_folder video_fps frames_upbound add_time_instruction force_sample",
-    ),
+    (_FRAMES, "add_faster_video faster_token_stride add_time_instruction force_sample"),
     ("text and images share batches as --group_by_modality_length says", "early_mix_text"),
     (_BATCHES, "group_by_varlen group_by_modality_length_auto"),
     # Video-LLaVA

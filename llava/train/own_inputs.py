@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -42,6 +43,7 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
         "--vision_tower": model_args.vision_tower,
         "--lora_weight_path": args.lora_weight_path,
         "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
+        "--video_folder": getattr(data_args, "video_folder", None),
     }
     files = {
         "--data_path": data_args.data_path,
@@ -50,7 +52,8 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
     }
     # A run writes a projector of its own only where it trains nothing else.
     written = _WRITTEN if model_args.tune_mm_mlp_adapter else set(_WRITTEN) - {"mm_projector.bin"}
-    for flag, given in {**folders, **files}.items():
+    named = [(flag, one) for flag, given in {**folders, **files}.items() for one in _each(given)]
+    for flag, given in named:
         if not given or not os.path.exists(given):
             continue
         place, real, target = Path(given), Path(given).resolve(), output.resolve()
@@ -62,3 +65,8 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
                 f"--output_dir is {str(output)!r}, where this run would write over {flag} {str(given)!r} or remove it; "
                 "choose another --output_dir."
             )
+
+
+def _each(given: str | Sequence[str] | None) -> Sequence[str]:
+    """The paths of a flag that takes one or several."""
+    return [given] if isinstance(given, str) else given or []

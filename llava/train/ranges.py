@@ -69,6 +69,8 @@ RANGES: Mapping[str, Numbers] = {
     "dataloader_prefetch_factor": count(),
     "model_max_length": count(16),
     "max_bad_share": share(),
+    "video_fps": positive(1000),
+    "frames_upbound": count(0, 10**6),
     # The model
     "mm_vision_select_layer": count(-1000, 1000),
     "lora_r": count(1, 65536),
@@ -87,6 +89,7 @@ PATHS: Mapping[str, Paths] = {
     "data_path": TO_READ,
     "eval_data_path": TO_READ,
     "image_folder": FOLDER_TO_READ,
+    "video_folder": FOLDER_TO_READ,
     "data_cache_dir": FOLDER_TO_WRITE,
     "cache_dir": FOLDER_TO_WRITE,
     "output_dir": FOLDER_TO_WRITE,

@@ -21,7 +21,7 @@ class Change(enum.Enum):
     BY_CONTENT = "error if what it names or makes is another; another name or place of the same is not"
     APPLIED = "holds from the next step on, and the log says so"
     WARNED = "warning: the result will not be equal bit for bit"
-    UNSEEN = "warning: images are not part of the comparison"
+    UNSEEN = "warning: images and videos are not part of the comparison"
     STEERING = (
         "error where the held-out loss steers the rate or chooses the weights (`--lr_scheduler_type "
         "reduce_lr_on_plateau` or `greedy`, `--load_best_model_at_end`; held-out data is compared by its content); "
@@ -81,7 +81,7 @@ GROUPS: dict[Change, frozenset[str]] = {
             "gradient_checkpointing_kwargs",
         )
     ),
-    Change.UNSEEN: frozenset(("image_folder",)),
+    Change.UNSEEN: frozenset(("image_folder", "video_folder")),
     Change.STEERING: frozenset(("eval_data_path", "eval_strategy", "eval_steps", "eval_delay")),
     Change.CHOOSING: frozenset(("save_strategy", "save_steps")),
     Change.HARMLESS: frozenset(
