@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, Literal, overload
 
@@ -13,12 +14,14 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava.common import anyres
 from llava.common.image_limits import TOWER_SIDE, ImageLimitError, check_prepared, is_lack_of_memory, open_image_file
 from llava.common.image_opening import as_rgb, opening_of
 from llava.common.image_padding import scaled_square
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
 ASPECT_RATIOS = ("square", "pad")
+"""Of images that are not cut; `llava.common.anyres.is_anyres` knows the others."""
 LARGE_SIDE = 5000
 """Pixels; a larger square is not made whole when it is padded, see `llava.common.image_padding`."""
 
@@ -44,39 +47,98 @@ def expand2square(image: Image.Image, background_color: tuple[int, ...]) -> Imag
     return square
 
 
+def select_best_resolution(
+    original_size: Sequence[int], possible_resolutions: Sequence[Sequence[int]]
+) -> tuple[int, int]:
+    """LLaVA's name of `llava.common.anyres.best_canvas`; all sizes are (width, height)."""
+    return anyres.best_canvas(original_size, [(width, height) for width, height in possible_resolutions])
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Sequence[int]) -> Image.Image:
+    """LLaVA's name of `llava.common.anyres.on_canvas`."""
+    width, height = target_resolution
+    return anyres.on_canvas(image, (width, height))
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """LLaVA's name of `llava.common.anyres.cut`."""
+    return anyres.cut(image, patch_size)
+
+
+def get_anyres_image_grid_shape(image_size: Sequence[int], grid_pinpoints: Any, patch_size: int) -> tuple[int, int]:
+    """LLaVA's name of `llava.common.anyres.grid_of`: crops (across, down) of an image of (width, height)."""
+    return anyres.grid_of(image_size, grid_pinpoints, patch_size)
+
+
+def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any) -> torch.Tensor:
+    """Pixels [1 + crops, 3, S, S] of an image: the whole squeezed to one crop, then its crops row by row.
+
+    Args:
+        image: an RGB image.
+        processor: a CLIP image processor.
+        grid_pinpoints: as in `llava.common.anyres.canvases_of`.
+
+    Raises:
+        ValueError: if there is no canvas to choose from.
+        ImageLimitError: as in `preprocess_image`.
+    """
+    side = _side(processor)
+    check_prepared(image.size, "anyres", side)
+    with _within_memory(image.size):
+        crops = anyres.crops_of(image, grid_pinpoints, side)
+        pixels: torch.Tensor = processor.preprocess(crops, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
 def aspect_ratio_of(config: Any) -> str | None:
     """How a model's images are shaped, see `preprocess_image`."""
     ratio: str | None = getattr(config, "image_aspect_ratio", None)
     return ratio
 
 
-def preprocess_image(image: Image.Image, image_processor: Any, aspect_ratio: str | None) -> torch.Tensor:
+def preprocess_image(
+    image: Image.Image, image_processor: Any, aspect_ratio: str | None, grid_pinpoints: Any = None
+) -> torch.Tensor:
     """Pixels of one image as the vision tower wants them.
 
     Args:
         image: an RGB image.
         image_processor: a CLIP image processor.
         aspect_ratio: `pad` makes the image square with the processor's mean colour first; `square` or None
-            leaves shaping to the processor (resize the shorter side, crop the centre).
+            leaves shaping to the processor (resize the shorter side, crop the centre); `anyres` and `anyres_max_N` cut
+            it into crops, see `llava.common.anyres`.
+        grid_pinpoints: canvases for crops.
 
     Returns:
-        Tensor [3, H, W].
+        Tensor [3, H, W]; of crops [1 + crops, 3, S, S].
 
     Raises:
-        ValueError: for another aspect ratio.
+        ValueError: for another aspect ratio, or without canvases for crops.
         ImageLimitError: if that makes more pixels than are accepted, see `llava.common.image_limits`, or takes more
             memory than there is.
     """
+    if anyres.is_anyres(aspect_ratio):
+        return process_anyres_image(image, image_processor, grid_pinpoints)
     if aspect_ratio not in (*ASPECT_RATIOS, None):
-        raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; accepted are {', '.join(ASPECT_RATIOS)}.")
+        raise ValueError(
+            f"image_aspect_ratio is {aspect_ratio!r}; accepted are {', '.join(ASPECT_RATIOS)}, anyres and anyres_max_N "
+            "with a number N."
+        )
     check_prepared(image.size, aspect_ratio, _side(image_processor))
-    try:
+    with _within_memory(image.size):
         if aspect_ratio == "pad":
             image = _padded(image, tuple(int(channel * 255) for channel in image_processor.image_mean), image_processor)
         return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+@contextmanager
+def _within_memory(size: tuple[int, int]) -> Iterator[None]:
+    """Say in words that there is too little memory for an image of a size."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if is_lack_of_memory(error):
-            width, height = image.size
+            width, height = size
             raise ImageLimitError(f"preparing {width} x {height} pixels takes more memory than there is") from error
         raise
 
@@ -108,18 +170,30 @@ def process_images(
         model_cfg: configuration of the model.
 
     Returns:
-        Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list.
+        Tensor [M, 3, H, W] when all shapes agree (they do for `pad` and `square`), otherwise a list. Of images that are
+        cut [M, 1 + crops, 3, S, S], or a list; the model then also needs their `image_sizes`.
 
     Raises:
         ImageLimitError: as in `preprocess_image`.
     """
-    aspect_ratio, opening = aspect_ratio_of(model_cfg), opening_of(model_cfg)
+    shaping = aspect_ratio_of(model_cfg), getattr(model_cfg, "image_grid_pinpoints", None)
+    opening = opening_of(model_cfg)
     try:
-        pixels = [preprocess_image(as_rgb(image, opening), image_processor, aspect_ratio) for image in images]
+        pixels = [preprocess_image(as_rgb(image, opening), image_processor, *shaping) for image in images]
     except ImageLimitError as error:
         raise ImageLimitError(f"An image is too large: {error}.") from error
     same_shape = len({tuple(tensor.shape) for tensor in pixels}) == 1
     return torch.stack(pixels) if same_shape else pixels
+
+
+def image_sizes(images: Sequence[Image.Image], model_cfg: Any) -> list[tuple[int, int]]:
+    """(width, height) of images as `process_images` sees them: turned upright where the model was trained so.
+
+    LLaVA's programs write `[image.size for image in images]`, which is the same for images without a rotation mark.
+    Arguments as in `process_images`.
+    """
+    opening = opening_of(model_cfg)
+    return [as_rgb(image, opening).size for image in images]
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

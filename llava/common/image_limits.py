@@ -6,7 +6,9 @@ bound what an image costs, in training, evaluation, chat, harnesses and the data
 - the bytes of its file: `MOST_FILE_BYTES`;
 - its pixels: `most_pixels()`, Pillow's own limit of 89 million, which a photo of 8 x 11 megapixels reaches;
 - the pixels of what the preparation makes of it: with `pad` a square of at most four times as many, so that a picture
-  1000 pixels wide may be 18,900 high; with `square` as many, so that one side may be 790 times the other.
+  1000 pixels wide may be 18,900 high; with `square` as many, so that one side may be 790 times the other; with `anyres`
+  the canvases are bounded themselves, and Pillow squeezes a picture to the tower's width before it does so to its
+  height, so that one may be 266,000 pixels high.
 
 Only the formats in `FORMATS` are decoded. Pillow knows some forty more, several of which start other programs or decode
 bodies that their headers say nothing about.
@@ -159,12 +161,15 @@ def prepared_pixels(size: tuple[int, int], aspect_ratio: str | None, side: int =
 
     Args:
         size: width and height.
-        aspect_ratio: `pad` fills up to a square; `square` and None scale the shorter side to the tower's.
+        aspect_ratio: `pad` fills up to a square; `anyres` and `anyres_max_N` squeeze the whole image, beside its crops;
+            `square` and None scale the shorter side to the tower's.
         side: side of the tower's input.
     """
     short, long = sorted(size)
     if aspect_ratio == "pad":
         return long * long
+    if (aspect_ratio or "").startswith("anyres"):
+        return side * size[1]
     return side * ceil(side * long / max(short, 1))
 
 
