@@ -71,9 +71,10 @@ class CropMerging:
         side: pixels on a side of a crop.
         patches: p.
         most: N of `anyres_max_N`; None shrinks no map.
+        tokens: features of a crop; p * p, and CLS where the tower gives it too, which only `flat` can do with.
 
     Raises:
-        ValueError: if there is no such way to merge.
+        ValueError: if there is no such way to merge, or features make no map.
     """
 
     merge_type: str
@@ -81,12 +82,26 @@ class CropMerging:
     side: int
     patches: int
     most: int | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         require_merge_type(self.merge_type)
+        if self.merge_type != "flat" and self.of_crop != self.patches**2:
+            raise ValueError(
+                f"mm_patch_merge_type {self.merge_type!r} makes a map of patches, but the tower gives {self.of_crop} "
+                f"features of {self.patches} x {self.patches} patches; set mm_vision_select_feature to 'patch'."
+            )
 
     @classmethod
-    def of(cls, merge_type: str, aspect_ratio: str | None, pinpoints: Any, side: int, patches: int) -> CropMerging:
+    def of(
+        cls,
+        merge_type: str,
+        aspect_ratio: str | None,
+        pinpoints: Any,
+        side: int,
+        patches: int,
+        tokens: int | None = None,
+    ) -> CropMerging:
         """From the fields of a configuration.
 
         Args:
@@ -95,12 +110,27 @@ class CropMerging:
             pinpoints: `image_grid_pinpoints`.
             side: pixels on a side of a crop.
             patches: p.
+            tokens: features of a crop, p * p if None.
 
         Raises:
-            ValueError: if there is no such way to merge, or no canvas to choose from.
+            ValueError: if there is no such way to merge, no canvas to choose from, or features make no map.
         """
         canvases = tuple(canvases_of(pinpoints, side)) if is_anyres(aspect_ratio) else ()
-        return cls(merge_type, canvases, side, patches, most_crops(aspect_ratio))
+        return cls(merge_type, canvases, side, patches, most_crops(aspect_ratio), tokens)
+
+    @property
+    def of_crop(self) -> int:
+        """Features of a crop."""
+        return self.patches**2 if self.tokens is None else self.tokens
+
+    @property
+    def without_base(self) -> bool:
+        """Whether the squeezed whole is left out where there are other crops."""
+        return "nobase" in self.merge_type
+
+    def grid_of_image(self, size: Sequence[Any] | None, crops: int) -> Size:
+        """As `grid`, of an image whose size may not have been said: that is an error, too."""
+        return self.grid(_known(size), crops)
 
     @property
     def newline(self) -> bool:
@@ -139,13 +169,12 @@ class CropMerging:
 
     def count(self, crops: int, size: Sequence[Any] | None = None) -> int:
         """Visual tokens that `merge` gives for an image of `crops` crops; arguments and errors as there."""
-        of_crop = self.patches**2
         if self.merge_type == "flat":
-            return crops * of_crop
+            return crops * self.of_crop
         if crops == 1:
-            return of_crop + self.newline
-        rows, columns = self.map_shape(_known(size), self.grid(_known(size), crops))
-        return rows * (columns + self.newline) + (0 if "nobase" in self.merge_type else of_crop)
+            return self.of_crop + self.newline
+        rows, columns = self.map_shape(_known(size), self.grid_of_image(size, crops))
+        return rows * (columns + self.newline) + (0 if self.without_base else self.of_crop)
 
     def merge(self, features: Tensor, size: Sequence[Any] | None = None, newline: Tensor | None = None) -> Tensor:
         """Visual tokens [n, D] of an image.
@@ -169,7 +198,7 @@ class CropMerging:
         if end:
             rows, _, width = shown_map.shape
             shown_map = torch.cat([shown_map, end[0].expand(rows, 1, width)], dim=1)
-        base = [] if "nobase" in self.merge_type else [features[0]]
+        base = [] if self.without_base else [features[0]]
         return torch.cat([*base, shown_map.flatten(0, 1)])
 
     def _mapped(self, crops: Tensor, size: Sequence[Any], grid: Size) -> Tensor:

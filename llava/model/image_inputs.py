@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llava.common.anyres import Size, checked_size
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.collectives import ranks_must_agree
 from llava.model.splice import SplicePlan
@@ -21,9 +23,31 @@ from llava.model.splice import SplicePlan
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ShownImages:
+    """The images of a batch that are encoded, in the order of their placeholders.
+
+    Attributes:
+        images: [K, 3, height, width] each; K crops, or one image that was not cut.
+        sizes: (width, height) of each before it was cut; None where that was not said.
+        shown: whether a prompt shows them: others are encoded for the collective calls of other ranks alone.
+        stacked: whether they came as one tensor of images that were not cut.
+    """
+
+    images: list[Tensor]
+    sizes: list[Size | None]
+    shown: bool
+    stacked: bool
+
+
 def shown_images(
-    input_ids: Tensor, attention_mask: Tensor | None, images: Any, plan: SplicePlan | None, training: bool
-) -> tuple[list[Tensor], bool]:
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    images: Any,
+    plan: SplicePlan | None,
+    training: bool,
+    image_sizes: Any = None,
+) -> ShownImages:
     """Which images a batch has to encode, in the order of their placeholders.
 
     A training batch without images still runs tower and projector once: data-parallel ranks gather partitioned
@@ -35,15 +59,13 @@ def shown_images(
         images: as `image_tensors` takes them.
         plan: plan of the batch, if its collator made one; images are then one for each placeholder.
         training: whether the model is.
-
-    Returns:
-        images [crops, 3, height, width], and whether a prompt shows them: others are encoded for the collective calls
-        of other ranks alone.
+        image_sizes: (width, height) of all images in the same order, see `sizes_of`; not looked at where none is cut.
 
     Raises:
-        ValueError: if images and placeholders do not fit each other.
+        ValueError: if images, their sizes and placeholders do not fit each other.
     """
     tensors, of_rows = image_tensors(images)
+    stacked = bool(tensors) and _is_stacked(images)
     crops = [image if image.dim() == 4 else image[None] for image in tensors or []]
     if plan is not None:
         used = list(range(len(crops))) if any(plan.counts) else []
@@ -52,11 +74,53 @@ def shown_images(
         if attention_mask is not None:
             is_image &= attention_mask.bool().to(is_image.device)
         used = _used(is_image.sum(dim=1).tolist(), len(crops), of_rows)
+    cut = any(len(image) > 1 for image in crops)
+    sizes: list[Size | None] = [*sizes_of(image_sizes, len(crops))] if cut else [None] * len(crops)
     if used:
-        return [crops[index] for index in used], True
+        return ShownImages([crops[index] for index in used], [sizes[index] for index in used], True, stacked)
     if crops and not training:
         warn_unseen()
-    return [crops[0][:1]] if crops and (training or ranks_must_agree()) else [], False
+    dummy = [crops[0][:1]] if crops and (training or ranks_must_agree()) else []
+    return ShownImages(dummy, [None] * len(dummy), False, True)
+
+
+def _is_stacked(images: Any) -> bool:
+    """Whether images came as one tensor or array [M, 3, height, width] or [3, height, width]."""
+    given = pixel_values_of(images, "images")
+    return isinstance(given, Tensor) and given.dim() in (3, 4)
+
+
+def sizes_of(image_sizes: Any, count: int) -> Sequence[Size | None]:
+    """(width, height) of each image, whatever they came as.
+
+    Args:
+        image_sizes: None, a tensor or array [M, 2], or a sequence of pairs, which may come row by row.
+        count: M.
+
+    Raises:
+        ValueError: if they are not M pairs of whole numbers; says what is needed.
+    """
+    if image_sizes is None:
+        return [None] * count
+    found = list(_pairs(image_sizes))
+    if len(found) != count:
+        raise ValueError(
+            f"image_sizes holds {len(found)} sizes, but {count} images were given; give (width, height) of each "
+            "before it was cut."
+        )
+    return found
+
+
+def _pairs(sizes: Any) -> Iterator[Size]:
+    """Pairs of whole numbers, in order; ValueError for anything else."""
+    given = sizes.tolist() if isinstance(sizes, Tensor | np.ndarray) else sizes
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"image_sizes holds a {type(given).__name__}; give (width, height) of each image.")
+    if given and not any(isinstance(one, list | tuple | Tensor | np.ndarray) for one in given):
+        yield checked_size(given)
+    else:
+        for one in given:
+            yield from _pairs(one)
 
 
 def _used(per_row: list[int], count: int, of_rows: list[int] | None) -> list[int]:

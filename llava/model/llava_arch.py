@@ -5,14 +5,17 @@ Knows nothing of the decoder. Shapes: M images, n visual tokens of an image, D w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 
 from llava.compression.config import V2VConfig
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.crop_merging import has_newline, require_merge_type
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_image_tower, build_video_tower, build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
@@ -50,6 +53,13 @@ class _OpensWithTower(_Base):
             tower.requires_grad_(False)
         return (model, info) if output_loading_info else model
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers; `image_newline` starts as wide as an embedding, as in LLaVA."""
+        super()._init_weights(module)  # type: ignore[misc]
+        newline = getattr(module, "image_newline", None)
+        if isinstance(newline, nn.Parameter):
+            initialization.normal_(newline, std=1 / math.sqrt(len(newline)))
+
 
 class LlavaMetaModel(_OpensWithTower):
     """Adds the tower and the projector to a transformers language model (without head)."""
@@ -60,17 +70,24 @@ class LlavaMetaModel(_OpensWithTower):
     image_tower: Any
     video_tower: Any
     mm_projector: nn.Module | None
+    image_newline: nn.Parameter | None
 
     def build_vision_modules(self) -> None:
-        """Make the towers and the projector that the configuration names, if any; weights are not loaded."""
+        """Make the towers and the projector that the configuration names, if any; weights are not loaded.
+
+        And `image_newline` [D], where crops are merged with it.
+        """
         self.vision_tower = self.image_tower = self.video_tower = None
         self.mm_projector = None
+        self.image_newline = None
         if self.config.mm_vision_tower:
             self.vision_tower = build_vision_tower(self.config)
         self.image_tower = build_image_tower(self.config)
         self.video_tower = build_video_tower(self.config)
         if self.config.sees:
             self.mm_projector = build_vision_projector(self.config)
+            if self.config.mm_vision_tower and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
+                self.image_newline = nn.Parameter(torch.empty(self.config.hidden_size))
 
     def named_towers(self) -> list[tuple[str, VisionTower]]:
         """The towers there are, by the names of their attributes; of a Video-LLaVA that for images comes first."""
@@ -100,9 +117,13 @@ class LlavaMetaModel(_OpensWithTower):
             self.mm_projector = build_vision_projector(self.config)
             self.mm_projector.to(device=self.config_device(), dtype=self.config_dtype())
         self.mm_projector.requires_grad_(True)
+        if self.image_newline is None and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
+            width = self.config.hidden_size
+            start = torch.randn(width, device=self.config_device(), dtype=self.config_dtype()) / math.sqrt(width)
+            self.image_newline = nn.Parameter(start)
         adapter = getattr(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter:
-            load_projector(self.mm_projector, adapter)
+            load_projector(self.mm_projector, adapter, self.image_newline)
 
     def _write_vision_config(self, model_args: Any) -> None:
         self.config.use_mm_proj = True
@@ -175,10 +196,15 @@ class LlavaMetaForCausalLM(_OpensWithTower):
 
     def _projected(self, features: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
         """Features [M, n, D of the tower], or one by one, in the language model's width."""
-        dtype, projector = self.get_model().config_dtype(), self.get_model().mm_projector
         if isinstance(features, Tensor):
-            return projector(features.to(dtype))
-        return projector(torch.cat(list(features)).to(dtype)).split([len(image) for image in features])
+            return self.project(features)
+        return self.project(torch.cat(list(features))).split([len(image) for image in features])
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features of the tower in the language model's width."""
+        model = self.get_model()
+        projected: Tensor = model.mm_projector(features.to(model.config_dtype()))
+        return projected
 
     def require_tower(self) -> VisionTower:
         """The tower; raise ValueError in a model without one."""

@@ -23,15 +23,19 @@ class LlavaLlamaConfig(LlamaConfig):
         mm_projector_type: `linear`, `identity` or `mlpNx_gelu`.
         mm_vision_select_layer: layer of the tower whose features are used; -2 is the last but one.
         mm_vision_select_feature: `patch`, or `cls_patch` with the CLS token.
-        mm_patch_merge_type: `flat`; anything else stands for tiles, as in LLaVA-NeXT.
+        mm_patch_merge_type: how crops of an image are joined, see `llava.model.crop_merging.MERGE_TYPES`.
         mm_use_im_start_end, mm_use_im_patch_token: whether the tokenizer was given LLaVA's tokens for these.
-        image_aspect_ratio: `square` crops the centre out, `pad` pads the shorter side.
+        image_aspect_ratio: `square` crops the centre out, `pad` pads the shorter side, `anyres` and `anyres_max_N` cut
+            the image into crops, see `llava.common.anyres`.
+        image_grid_pinpoints: canvases (width, height) that images are fitted to before they are cut, as a list, the
+            same as text, or `(1x1),...,(6x6)`.
         image_opening: how image files become RGB; None where the checkpoint does not record it.
         conversation_template: that the model was trained with; None where the checkpoint does not record it.
         compression: the budget, as `CompressionConfig.to_dict` writes it; None for none.
         tokenizer_model_max_length, max_sequence_length: context in tokens, as LLaVA's and MPT's checkpoints record it.
         tokenizer_padding_side: side that was padded in training.
-        use_mm_proj, tune_mm_mlp_adapter, freeze_mm_mlp_adapter, mm_projector_lr: what training records of itself.
+        use_mm_proj, tune_mm_mlp_adapter, freeze_mm_mlp_adapter, mm_projector_lr, unfreeze_mm_vision_tower,
+            mm_vision_tower_lr: what training records of itself.
     """
 
     model_type = "llava_llama"
@@ -51,6 +55,7 @@ class LlavaLlamaConfig(LlamaConfig):
     mm_use_im_start_end: bool = False
     mm_use_im_patch_token: bool = False
     image_aspect_ratio: str = "square"
+    image_grid_pinpoints: list[Any] | str | None = None
     image_opening: str | None = None
     conversation_template: str | None = None
     compression: dict[str, Any] | None = None
@@ -61,6 +66,8 @@ class LlavaLlamaConfig(LlamaConfig):
     tune_mm_mlp_adapter: bool | None = None
     freeze_mm_mlp_adapter: bool | None = None
     mm_projector_lr: float | None = None
+    unfreeze_mm_vision_tower: bool | None = None
+    mm_vision_tower_lr: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """A field that is null or empty in a file has its default."""

@@ -30,6 +30,8 @@ from llava.model.parts import paths_of, weights_of
 
 logger = logging.getLogger(__name__)
 
+NEWLINE = "image_newline"
+"""Weight of LLaVA-NeXT that stands behind the rows of its patch maps."""
 PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
 # so that other bytes than were written end in any of Python's errors.
@@ -250,18 +252,30 @@ def write_weights(
             own[name].copy_(tensor)
 
 
-def load_projector(projector: nn.Module, path: str | Path) -> None:
+def load_projector(projector: nn.Module, path: str | Path, newline: nn.Parameter | None = None) -> None:
     """Read `mm_projector.bin` (or a safetensors file) into a projector, all of it.
+
+    Args:
+        projector: of the model.
+        path: path of the file.
+        newline: `image_newline` of the model, which the file may hold too; LLaVA's own programs leave it out.
 
     Raises:
         ValueError: if a weight is missing, unknown or of another shape; names it.
     """
     held = read_state_dict(path)
     weights = {name[name.index("mm_projector.") :]: held[name] for name in held if "mm_projector." in name}
-    if len(weights) < len(held):
-        logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
     own = nn.ModuleDict({"mm_projector": projector})
     needed = [name for name, _ in own.named_parameters()]
+    if newline is not None:
+        own.register_parameter(NEWLINE, newline)
+        name = next((name for name in held if name.rpartition(".")[2] == NEWLINE), None)
+        if name is not None:
+            weights[NEWLINE] = held[name]
+        else:
+            logger.warning("%s holds no %s: it starts with random numbers.", path, NEWLINE)
+    if len(weights) < len(held):
+        logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
     advice = "the file belongs to another tower, language model or --mm_projector_type"
     write_weights(own, weights, path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(weights))

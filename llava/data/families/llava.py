@@ -1,4 +1,7 @@
-"""LLaVA's own format: templates of `llava.conversation`, `<image>` for each image, frames of a video as images."""
+"""LLaVA's own format: templates of `llava.conversation`, `<image>` for each image, frames of a video as images.
+
+An image is pixels [3, S, S], or with `image_aspect_ratio` `anyres` the `Crops` that it is cut into; frames are not cut.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava import conversation, mm_utils
+from llava.common.anyres import is_anyres
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template, recorded_template
@@ -25,6 +29,7 @@ from llava.data.salient import SalientFinder
 from llava.data.store import source_of
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.mm_utils import aspect_ratio_of, preprocess_image
+from llava.model.crops import Crops
 from llava.model.splice import PlanSettings
 
 logger = logging.getLogger(__name__)
@@ -43,9 +48,10 @@ _TEMPLATES_BY_NAME = (
 
 
 class LlavaInputs(ModelInputs):
-    """Inputs of LLaVA; `template` is a key of `conv_templates`, media are pixels [3, height, width]."""
+    """Inputs of LLaVA; `template` is a key of `conv_templates`, media are pixels [3, height, width] or `Crops`."""
 
     model_types = ("llava_llama",)
+    arguments = (*ModelInputs.arguments, "image_sizes")
 
     @classmethod
     def template_for(cls, config: Any, model_name: str, asked: str | None = None, usual: str | None = None) -> str:
@@ -85,16 +91,27 @@ class LlavaInputs(ModelInputs):
         mark = get_template(self.template).end_mark
         return None if mark == self.tokenizer.eos_token else mark
 
-    def image(self, picture: Image.Image, what: str) -> Tensor:
-        """As in `ModelInputs`; returns pixels [3, height, width]."""
+    def image(self, picture: Image.Image, what: str) -> Tensor | Crops:
+        """As in `ModelInputs`; returns pixels [3, height, width], or those of crops."""
+        pixels = self._pixels(picture, what, aspect_ratio_of(self.config))
+        return Crops(pixels, picture.size) if self._cuts else pixels
+
+    def video(self, frames: Frames, what: str) -> list[Tensor]:
+        """As in `ModelInputs`; an image for each frame, which is not cut."""
+        ratio = "square" if self._cuts else aspect_ratio_of(self.config)
+        return [self._pixels(frame, what, ratio) for frame in frames]
+
+    def _pixels(self, picture: Image.Image, what: str, aspect_ratio: str | None) -> Tensor:
         if self.processor is None:
             raise ValueError("The model has no vision tower; give a LLaVA.")
         with within_limits(what):
-            return preprocess_image(picture, self.processor, aspect_ratio_of(self.config))
+            return preprocess_image(
+                picture, self.processor, aspect_ratio, getattr(self.config, "image_grid_pinpoints", None)
+            )
 
-    def video(self, frames: Frames, what: str) -> list[Tensor]:
-        """As in `ModelInputs`; an image for each frame."""
-        return [self.image(frame, what) for frame in frames]
+    @property
+    def _cuts(self) -> bool:
+        return is_anyres(aspect_ratio_of(self.config))
 
     @property
     def trains_on_videos(self) -> bool:
@@ -121,7 +138,10 @@ class LlavaInputs(ModelInputs):
 
     def media_arguments(self, media: Sequence[Any]) -> dict[str, Any]:
         """Arguments of the model for the media of a batch, in reading order; at least one."""
-        return stacked(media)
+        if not self._cuts:
+            return stacked(media)
+        whole = [medium if isinstance(medium, Crops) else Crops(medium[None], medium.shape[:0:-1]) for medium in media]
+        return {"images": [image.pixels for image in whole], "image_sizes": [tuple(image.size) for image in whole]}
 
     @property
     def key(self) -> str:

@@ -6,7 +6,6 @@ Shapes: B rows, T columns of the prompt, L positions after splicing, D width.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
+from llava.common.anyres import is_anyres
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -27,9 +27,10 @@ from llava.model.accepted_inputs import (
 from llava.model.behind_cache import check_behind_cache, check_compression_behind_cache
 from llava.model.cache_name import as_named, takes_either_name
 from llava.model.call_checks import BYPASS, check_new_text, check_prompt
+from llava.model.crops import CropPlanSettings, crop_merging, encode_crops
 from llava.model.embedded_prompts import check_streamer, refuse_placeholders, with_other_side, within_length
 from llava.model.generation_options import REFUSED, REFUSED_ON_EMBEDDINGS
-from llava.model.image_inputs import shown_images
+from llava.model.image_inputs import ShownImages, shown_images
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.mixed_media import MixedPlanSettings, ShownMedia, media_spans, shown_media
@@ -88,12 +89,13 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
 
     `forward` takes, beside what Llama's takes and what `forward_like` adds: `images`, one for each placeholder in
     reading order, or one a row (those of rows without a placeholder are dummies), in any form that
-    `llava.model.image_inputs.image_tensors` knows; and `image_sizes`, for LLaVA's sake.
+    `llava.model.image_inputs.image_tensors` knows; and `image_sizes`, (width, height) of each before it was cut, which
+    images that are cut need.
     """
 
     config_class = LlavaConfig
     stock = LlamaForCausalLM
-    visual_inputs = ("images",)
+    visual_inputs = ("images", "image_sizes")
     decoders = ("LlavaLlamaModel",)
     pixels_are = "give the pixels as images"
     returns_layouts = True
@@ -141,7 +143,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
 
     def pixel_inputs(self) -> tuple[str, ...]:
         """Images, in any form."""
-        return self.visual_inputs
+        return ("images",)
 
     def has_cls(self) -> bool:
         """As the tower says."""
@@ -154,36 +156,34 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         return None if tower is None else tower.num_patches + tower.has_cls
 
     def visual_tokens_per_image(self, compression: CompressionConfig | None = None) -> int:
-        """Visual tokens that one image brings into the language model."""
+        """Visual tokens that one image, or one crop of an image, brings into the language model."""
         return self.require_tower().tokens_per_image((compression or self.compression).v2v)
 
     def plan_settings(self, compression: CompressionConfig | None = None) -> PlanSettings:
-        """As in every family; each image brings as many tokens."""
+        """As in every family; each image brings as many tokens, unless images are cut into crops."""
         chosen = compression or self.compression
-        tokens = 0 if self.get_vision_tower() is None else self.visual_tokens_per_image(chosen)
+        tower, frames = self.get_vision_tower(), self.get_video_tower()
+        tokens = 0 if tower is None else self.visual_tokens_per_image(chosen)
         settings = tokens, queries_of(chosen), self.longest_prompt()
-        frames = self.get_video_tower()
-        return (
-            PlanSettings(*settings)
-            if frames is None
-            else MixedPlanSettings(*settings, frames.tokens_per_image(chosen.v2v))
-        )
+        if frames is not None:
+            return MixedPlanSettings(*settings, frames.tokens_per_image(chosen.v2v))
+        if tower is None or not is_anyres(self.config.image_aspect_ratio):
+            return PlanSettings(*settings)
+        return CropPlanSettings(*settings, crop_merging(self.config, tower), chosen.v2v is not None)
 
     def longest_prompt(self) -> int | None:
         """`model_max_length` of the training that made the model, or that it is in."""
         return self.config.tokenizer_model_max_length
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
-        """One span an image, its crops behind one another; of an image that no prompt shows an empty one."""
-        if isinstance(inputs["images"], ShownMedia):
-            return {IMAGE_TOKEN_INDEX: media_spans(self, inputs["images"], compression.v2v)}
-        images, shown = inputs["images"] or ([], False)
-        if not images:
+        """One span an image, with all its crops; of an image that no prompt shows an empty one."""
+        seen: ShownImages | ShownMedia | None = inputs["images"]
+        if isinstance(seen, ShownMedia):
+            return {IMAGE_TOKEN_INDEX: media_spans(self, seen, compression.v2v)}
+        if seen is None or not seen.images:
             return {IMAGE_TOKEN_INDEX: []}
-        tower = self.require_tower()
-        crops = iter(self.encode_images(torch.cat(images).to(tower.device), compression.v2v))
-        found = [torch.cat(list(itertools.islice(crops, len(image)))) for image in images]
-        return {IMAGE_TOKEN_INDEX: [VisualSpan(one, 1) if shown else VisualSpan(one[:0], 0) for one in found]}
+        found = encode_crops(self, seen.images, seen.sizes, compression.v2v, seen.stacked)
+        return {IMAGE_TOKEN_INDEX: [VisualSpan(one, 1) if seen.shown else VisualSpan(one[:0], 0) for one in found]}
 
     def prefill(
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
@@ -196,7 +196,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
                 towers: dict[str, Any] = {name.removesuffix("_tower"): tower for name, tower in self.named_towers()}
                 shown = shown_media(inputs["input_ids"], mask, images, plan, self.training, towers)
             else:
-                shown = shown_images(inputs["input_ids"], mask, images, plan, self.training)
+                sizes = inputs.get("image_sizes")
+                shown = shown_images(inputs["input_ids"], mask, images, plan, self.training, sizes)
         return super().prefill({**inputs, "images": shown}, compression, padding_side)
 
     def prepare_multimodal_inputs(
@@ -208,6 +209,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         query_mask: Tensor | None = None,
         compression: CompressionConfig | str | Mapping[str, Any] | None = None,
         padding_side: str = "right",
+        image_sizes: Any = None,
     ) -> tuple[Tensor, TokenLayout]:
         """Embed the text, encode the images and splice them in.
 
@@ -219,6 +221,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
             compression: instead of the model's own.
             padding_side: padding side of the result.
+            image_sizes: as in `forward`.
 
         Returns:
             embeddings [B, L, D], zeros on padding, and their layout.
@@ -228,6 +231,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             "attention_mask": attention_mask,
             "labels": labels,
             "images": images,
+            "image_sizes": image_sizes,
             "query_mask": query_mask,
         }
         check_prompt(self, inputs, generating=True)
@@ -255,7 +259,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
         Args:
             inputs: int64 [B, T] (also accepted as `input_ids`), `IMAGE_TOKEN_INDEX` where images go.
             images: as in `forward`; of a whole prompt only.
-            image_sizes: accepted for LLaVA's sake.
+            image_sizes: as in `forward`.
             attention_mask: [B, T], 0 on padding of either side; behind a filled cache on padding in front.
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`; of a whole prompt only.
             compression: instead of the model's own: an object, preset's name, YAML file or mapping. Of a whole prompt
@@ -281,6 +285,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             "attention_mask": attention_mask,
             "position_ids": kwargs.pop("position_ids", None),
             "images": images,
+            "image_sizes": image_sizes,
             "query_mask": query_mask,
         }
         chosen = None if compression is None else self.checked(compression)
