@@ -247,7 +247,15 @@ def test_other_architectures_are_refused_in_a_sentence(folders: Path, tmp_path: 
     assert "model_type 'llava_mpt'; accepted are llava_llama" in with_config("a", model_type="llava_mpt")
     assert "sliding_window" in with_config("b", model_type="llava_mistral", sliding_window=4096)
     assert "sliding_window" in with_config("c", model_type="llava_mistral"), "4096 is Mistral's default"
-    assert "is a LLaVA-NeXT" in with_config("d", mm_patch_merge_type="spatial_unpad", image_aspect_ratio="anyres")
+    assert "image_grid_pinpoints is None" in with_config("d", image_aspect_ratio="anyres")
+    assert "which crops of 16 x 16 pixels do not fill" in with_config(
+        "d2", image_aspect_ratio="anyres", image_grid_pinpoints=[[336, 672], [672, 335]]
+    )
+    assert "mm_patch_merge_type is 'tiles'; accepted are flat" in with_config("d3", mm_patch_merge_type="tiles")
+    assert "lacks 'model.image_newline'" in with_config("d4", mm_patch_merge_type="spatial_unpad")
+    assert "set mm_vision_select_feature to 'patch'" in with_config(
+        "d5", mm_patch_merge_type="spatial", mm_vision_select_feature="cls_patch"
+    )
     siglip = tmp_path / "siglip"
     published.write_json(siglip / "config.json", {"model_type": "siglip_vision_model"})
     assert "only CLIP's is supported" in with_config("e", mm_vision_tower=str(siglip))

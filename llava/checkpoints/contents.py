@@ -29,6 +29,7 @@ from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
 from llava.model.compressed_model import built_in_types, family_of_folder
+from llava.model.crop_merging import CropMerging
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.weights import PROJECTOR_FILE, weight_files
@@ -226,19 +227,32 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
     dimensions = vision_config(config)
     if dimensions is not None:
         config.mm_vision_config = dimensions
+        _check_crops(config, path)
     return config
 
 
 def _refuse_other_llavas(config: LlavaConfig, folder: Path) -> None:
-    merge = config.mm_patch_merge_type
-    if merge != "flat":
-        raise ValueError(
-            f"{str(folder)!r} is a LLaVA-NeXT (mm_patch_merge_type {shown(merge)}), which cuts images into tiles; only "
-            "'flat' is supported, as in LLaVA-1.5."
-        )
     for option in ("mm_resampler_type", "s2"):
         if getattr(config, option, None):
             raise ValueError(f"{option} in {str(folder / 'config.json')!r} is set; it is not supported.")
+
+
+def _check_crops(config: LlavaConfig, path: Path) -> None:
+    """Raise ValueError where a model could not merge the crops of its images; names the file."""
+    tower = CLIPVisionConfig.from_dict(config.mm_vision_config)
+    side, patches = tower.image_size, tower.image_size // tower.patch_size
+    with_cls = config.mm_vision_select_feature == "cls_patch"
+    try:
+        CropMerging.of(
+            config.mm_patch_merge_type,
+            config.image_aspect_ratio,
+            config.image_grid_pinpoints,
+            side,
+            patches,
+            patches**2 + with_cls,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} ({path})") from error
 
 
 def _type_by_name(name: str) -> str:

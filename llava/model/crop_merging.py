@@ -189,9 +189,9 @@ class CropMerging:
         """
         if self.merge_type == "flat":
             return features.flatten(0, 1)
-        end = self._end(newline)
+        end = [self.end(newline, features[0])] if self.newline else []
         if len(features) == 1:
-            return torch.cat([features[0], *(row[None] for row in end)])
+            return torch.cat([features[0], *end])
         size = _known(size)
         grid = self.grid(size, len(features))
         shown_map = self._mapped(features[1:], size, grid)  # [R, C, D]
@@ -227,12 +227,11 @@ class CropMerging:
             return rows, columns
         return max(int(rows // times), 1), max(int(columns // times), 1)
 
-    def _end(self, newline: Tensor | None) -> list[Tensor]:
-        if not self.newline:
-            return []
+    def end(self, newline: Tensor | None, like: Tensor) -> Tensor:
+        """The newline [1, D] in the data type of features; ValueError where there is none."""
         if newline is None:
             raise ValueError(f"mm_patch_merge_type {self.merge_type!r} needs image_newline; the model has none.")
-        return [newline]
+        return newline.to(like)[None]
 
 
 def pooled_frames(features: Tensor, mode: str) -> Tensor:

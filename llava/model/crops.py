@@ -110,9 +110,9 @@ def encode_crops(
     for image, size in zip(images, sizes, strict=True):
         here = slice(first, first + len(image))
         first += len(image)
-        ends = [newline.to(tokens[0])[None]] if newline is not None and len(image) == 1 and not stacked else []
-        if v2v is None and (len(image) > 1 or ends):
-            found.append(merging.merge(tokens[here], size, None if newline is None else newline.to(tokens)))
+        ends = [merging.end(newline, tokens[0])] if merging.newline and len(image) == 1 and not stacked else []
+        if v2v is None and len(image) > 1:
+            found.append(merging.merge(tokens[here], size, newline))
         elif result is not None and len(image) > 1:
             order = raster_order(result, here, merging.grid_of_image(size, len(image)), merging.patches)
             skipped = result.tokens.shape[1] if merging.without_base else 0

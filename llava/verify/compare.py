@@ -20,7 +20,7 @@ DEFAULT_TOLERANCE = 1e-4
 _PROPORTIONS = (
     (r"cls_attention_sum|metric", 0.5),
     (r"(stage\d+_)?scores_\d+", 0.05),
-    (r"loss", 0.1),
+    (r"loss|crops_\d+|merged(_\d+)?", 0.1),
     (r"grad:.*|attention_second_last", 0.2),
     (r"sum|sum_of_squares", 500),
 )

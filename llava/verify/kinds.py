@@ -82,5 +82,16 @@ _OF_VIDEO_LLAVA = {
         ("input_ids",),
     ),
 }
-KINDS = {**_OF_THE_METHOD, **_OF_VIDEO_LLAVA}
+_OF_LLAVA_NEXT = {
+    "anyres_choice": Contents("best|grid|map_after_unpad|tokens_spatial_unpad", "best", ("sizes",), has_model=False),
+    "anyres_pixels": Contents(r"crops_\d+", r"crops_\d+", has_model=False),
+    "next_merge": Contents(r"merged_\d+", r"merged_\d+", ("image_sizes",), has_model=False),
+    "next_video": Contents("merged", "merged", ("features",), has_model=False),
+    "next_prepare": Contents(
+        "attention_mask|inputs_embeds|labels|logits_last|loss|position_ids|projected|tower_features",
+        "inputs_embeds",
+        ("input_ids",),
+    ),
+}
+KINDS = {**_OF_THE_METHOD, **_OF_VIDEO_LLAVA, **_OF_LLAVA_NEXT}
 """By the `kind` of `case.json`."""

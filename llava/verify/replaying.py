@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.model import LlavaLlamaForCausalLM
-from llava.verify import deviations, stage, video_llava, whole
+from llava.verify import deviations, llava_next, stage, video_llava, whole
 from llava.verify import generation_stage as generation
 from llava.verify import v2v_stage as v2v
 from llava.verify.case import Case, UnreadableCaseError, case_name, find_cases, read_case, read_json
@@ -134,6 +134,7 @@ _REPLAYS: dict[str, Callable[[Case, ModelStore], Replayed]] = {
     "full": _replay_prompt,
     "generate": _replay_prompt,
     **video_llava.REPLAYS,
+    **llava_next.REPLAYS,
 }
 """How each of `llava.verify.kinds.KINDS` is replayed: what was measured, what was recorded, and what may differ."""
 
