@@ -201,6 +201,8 @@ def check_fields(config: Mapping[str, Any], place: str) -> None:
     for key in ("eos_token_id", "vision_feature_layer", "architectures"):
         for item in config[key] if isinstance(config.get(key), list) else ():
             need({key: item}, key, str if key == "architectures" else int, f"{place} (in its list)")
+    for pair in config["image_grid_pinpoints"] if isinstance(config.get("image_grid_pinpoints"), list) else ():
+        need({"image_grid_pinpoints": pair}, "image_grid_pinpoints", list, f"{place} (in its list)")
     if "hidden_act" in config and config["hidden_act"] not in ACT2FN:
         raise ValueError(f"hidden_act in {place} is {shown(config['hidden_act'])}, which transformers does not know.")
     projector: str | None = config.get("mm_projector_type")

@@ -17,7 +17,6 @@ from llava.common.shown import shown
 
 V2V_SCORES = ("cls", "received", "random", "uniform")
 V2V_CLUSTERS = ("anchored", "neighbours", "uniform")
-V2V_CROP_ORDERS = ("crops", "raster")
 T2V_SCORES = ("attention", "random", "uniform")
 T2V_QUERIES = ("last", "text", "salient")
 T2V_POSITIONS = ("renumber", "original")
@@ -53,9 +52,8 @@ class V2VConfig:
             `neighbours`: mean of the patches a centroid attends to most (Algorithm 1). `uniform`: anchors evenly
             spaced over all remaining patches, which all join one (VisionZip).
         seed: whole number from which the `random` score draws.
-        crop_order: order of the tokens of an image that is cut into crops (LLaVA-NeXT). `crops`: crop by crop.
-            `raster`: the squeezed whole, the kept patches of all crops row by row across the canvas, the CLS tokens,
-            the contextual tokens (released code). The tokens are the same.
+        crop_order: of an image cut into crops (LLaVA-NeXT), where its tokens stand. `crops`: crop by crop. `raster`:
+            the whole, the patches of all crops row by row, their CLS, their contextual tokens (released code).
     """
 
     dominant: int | float
@@ -75,7 +73,7 @@ class V2VConfig:
         require_score("v2v", self.score, V2V_SCORES)
         require_choice("v2v.clusters", self.clusters, V2V_CLUSTERS)
         _require_count("v2v.seed", self.seed, 0)
-        require_choice("v2v.crop_order", self.crop_order, V2V_CROP_ORDERS)
+        require_choice("v2v.crop_order", self.crop_order, ("crops", "raster"))
 
     @property
     def needs_attention_map(self) -> bool:

@@ -99,7 +99,7 @@ def _replay_prepare(case: Case, models: ModelStore) -> Replayed:
         output = model(inputs_embeds=embeddings, layout=layout, labels=labels, return_logits=True)
         pixels = torch.cat(_whole(case))
         features: Any = model.require_tower()(pixels)
-        projected = model.encode_images(pixels)
+        projected: Any = model.encode_images(pixels)
     last = layout.valid.long().cumsum(dim=1).argmax(dim=1)
     known = []
     if labels is not None and not bool((labels_at(layout, labels)[:, 1:] != IGNORE_INDEX).any()):
@@ -136,7 +136,8 @@ def _images(case: Case, ids: Tensor) -> tuple[Any, Any]:
         raise UnreadableCaseError(
             f"inputs.safetensors holds {len(pictures)} pictures and {len(sizes)} sizes, but the rows use up {needed}."
         )
-    shown, first = [], 0
+    shown: list[int] = []
+    first = 0
     for count in marks:
         shown += range(first, first + count)
         first += max(count, 1)
