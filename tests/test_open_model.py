@@ -151,7 +151,7 @@ def test_without_a_package_of_its_processor_a_model_is_opened_without_one(
     def missing(*_: Any, **__: Any) -> Any:
         raise ImportError("ItsVideoProcessor requires the Torchvision library")
 
-    monkeypatch.setattr("llava.checkpoints.opening.AutoProcessor.from_pretrained", missing)
+    monkeypatch.setattr("llava.checkpoints.processors.AutoProcessor.from_pretrained", missing)
     found = opened(written(vlm("llava_next", dtype=torch.float32), tmp_path / "folder"))
     assert found.preprocessor is None and len(found.tokenizer) > 0
     assert "cannot be made, so images cannot be shown: ItsVideoProcessor requires the Torchvision" in caplog.text

@@ -78,7 +78,7 @@ class Checkpoint:
         config: in LLaVA's terms, a `LlavaConfig`; of another family its own; None only for adapters without a
             `config.json`.
         files: weights of the whole model, or the projector's file; empty for adapters.
-        family: class with both stages of another family.
+        family: class with both stages of another family; also of what a projector or adapters were trained on.
     """
 
     folder: Path
@@ -119,20 +119,27 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
                 f"{str(folder)!r} holds a whole model ({files[0].name}) and LoRA adapters (adapter_config.json); it "
                 "could mean either, so move one of them to a folder of its own."
             )
-        return Checkpoint(folder, Kind.LORA, None if raw is None else _llava_config(raw, folder, name))
+        return Checkpoint(folder, Kind.LORA, _config(raw, family, folder, name), family=family)
     if raw is None:
         raise ValueError(f"{str(folder)!r} has no config.json; give the folder of a model.")
-    if family is not None and files:
-        with read_by_library(path):
-            config = family.stock.config_class.from_dict(_numbers_alone(raw))
-        return Checkpoint(folder, Kind.FAMILY, config, tuple(files), family)
     if files:
-        config = _llava_config(raw, folder, name)
-        return Checkpoint(folder, _kind_of_whole(raw, config), config, tuple(files))
+        config = _config(raw, family, folder, name)
+        kind = _kind_of_whole(raw, config) if family is None else Kind.FAMILY
+        return Checkpoint(folder, kind, config, tuple(files), family)
     projector = _projector_file(folder)
     if projector is None:
         raise ValueError(_nothing_in(folder))
-    return Checkpoint(folder, Kind.PROJECTOR, _llava_config(raw, folder, name), (projector,))
+    return Checkpoint(folder, Kind.PROJECTOR, _config(raw, family, folder, name), (projector,), family)
+
+
+def _config(raw: Mapping[str, Any] | None, family: Any, folder: Path, name: str | None) -> Any:
+    """The content of a `config.json` as a configuration of its family, LLaVA's own if there is no other."""
+    if raw is None:
+        return None
+    if family is None:
+        return _llava_config(raw, folder, name)
+    with read_by_library(folder / "config.json"):
+        return family.stock.config_class.from_dict(_numbers_alone(raw))
 
 
 def _family_of(raw: Mapping[str, Any] | None) -> Any | None:

@@ -6,9 +6,12 @@ is an error that names the weight. Names are matched by transformers' own rules,
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,17 @@ from llava.model.weights import Held, read_header, read_state_dict, require_fit,
 
 DESCRIBED = "the model that config.json describes"
 _ADVICE = "config.json or the base model belongs to other weights, or this kind of model is not supported"
+# What a projector or adapters and the language model under them must have in common, or they mean nothing there.
+_OF_THE_LANGUAGE_MODEL = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_parameters",
+)
 # Computed when a model is made; old versions of transformers saved them.
 _OLD_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|(?:^|\.)position_ids)$")
 
@@ -154,6 +168,41 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
         missing = {name: weight for name, weight in missing.items() if name not in names.values()}
     if missing:
         raise ValueError(f"{str(folder)!r} lacks {next(iter(missing))!r}, which the model has; it is incomplete.")
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Keep transformers from reporting as newly initialised what is read from the tower's or the projector's files."""
+    library = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    library.addFilter(is_other)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_other)
+
+
+def require_same_language_model(config: Any, base: Any, folder: Path) -> None:
+    """Check that a projector or adapters were trained on a language model of these dimensions.
+
+    Args:
+        config: what was recorded beside them.
+        base: of the language model they are to go on top of.
+        folder: of that, for the message.
+
+    Raises:
+        ValueError: if they were not; names the field.
+    """
+    for field in _OF_THE_LANGUAGE_MODEL:
+        here, there = getattr(config, field, None), getattr(base, field, None)
+        if here != there:
+            raise ValueError(
+                f"model_base {str(folder)!r} has {field} {there!r}, but the projector or adapters were trained on a "
+                f"model with {here!r}; give that model."
+            )
 
 
 def _held(model: PreTrainedModel, files: Sequence[Path], key_mapping: Mapping[str, str] | None) -> dict[str, Held]:

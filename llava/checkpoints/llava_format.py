@@ -6,16 +6,22 @@ No weight is ever made up: one that is missing, unknown or of another shape is a
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import Checkpoint, Kind
-from llava.checkpoints.fit import DESCRIBED, on_meta, require_complete, require_padding_row, require_tower
+from llava.checkpoints.fit import (
+    DESCRIBED,
+    on_meta,
+    require_complete,
+    require_padding_row,
+    require_same_language_model,
+    require_tower,
+    without_reports,
+)
 from llava.checkpoints.lora import NON_LORA_FILE, merge_lora
 from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
@@ -24,18 +30,6 @@ from llava.conversation import recorded_template
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
 from llava.model.weights import grow_vocabulary, read_header, read_state_dict, write_weights
-
-# What a projector or adapters and the language model under them must have in common, or they mean nothing there.
-_OF_THE_LANGUAGE_MODEL = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "rope_parameters",
-)
 
 
 def load_whole(
@@ -77,21 +71,6 @@ def load_whole(
     return model
 
 
-@contextmanager
-def without_reports() -> Iterator[None]:
-    """Keep transformers from reporting as newly initialised what is read from the tower's or the projector's files."""
-    library = logging.getLogger("transformers.modeling_utils")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    library.addFilter(is_other)
-    try:
-        yield
-    finally:
-        library.removeFilter(is_other)
-
-
 def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
     """A projector or adapters over the model they were trained with."""
     if checkpoint.kind is Kind.LORA and "quantization_config" in options:
@@ -108,7 +87,7 @@ def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any])
             f"Neither {str(checkpoint.folder)!r} nor its base {str(base.folder)!r} names a vision tower "
             "(mm_vision_tower in config.json); give the folder of the finished training, or a LLaVA as model_base."
         )
-    _require_same_language_model(config, base.config, base.folder)
+    require_same_language_model(config, base.config, base.folder)
     rows, config.vocab_size = config.vocab_size, base.config.vocab_size
     model = load_whole(base, config, options, own if replaces else None, "the base model")
     if rows > base.config.vocab_size:
@@ -132,16 +111,6 @@ def _config_over(base: Checkpoint, checkpoint: Checkpoint) -> LlavaConfig:
     if former is not None and recorded_template(config) is None and (says or checkpoint.kind is Kind.PROJECTOR):
         config.conversation_template = former
     return config
-
-
-def _require_same_language_model(config: LlavaConfig, base: LlavaConfig, folder: Path) -> None:
-    for field in _OF_THE_LANGUAGE_MODEL:
-        here, there = getattr(config, field, None), getattr(base, field, None)
-        if here != there:
-            raise ValueError(
-                f"model_base {str(folder)!r} has {field} {there!r}, but the projector or adapters were trained on a "
-                f"model with {here!r}; give that model."
-            )
 
 
 def tokenizer_of(

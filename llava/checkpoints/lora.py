@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from llava.checkpoints.settings_files import ADVICE, read_by_library
 from llava.common.json_files import need, read_object
 from llava.common.shown import shown
 from llava.model.collectives import gathered
+from llava.model.llava_config import LlavaConfig
+from llava.model.parts import paths_of
 from llava.model.weights import read_state_dict, write_weights
 
 logger = logging.getLogger(__name__)
@@ -27,10 +30,8 @@ logger = logging.getLogger(__name__)
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA_FILE = "non_lora_trainables.bin"
-# Linear maps of the language model's layers and of nothing else: the vision tower has a q_proj as well.
-LORA_TARGETS = r".*\bmodel\.layers\.\d+\.(?:self_attn|mlp)\.(?:q|k|v|o|gate|up|down)_proj"
-_NOT_ADAPTED = r".*\b(?:vision_tower|mm_projector|lm_head)\b.*"
-
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear maps of a layer of the language model, of attention and MLP."""
 
 _LARGEST_RANK = 1 << 16
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
@@ -43,6 +44,30 @@ _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     list: ("modules_to_save",),
     dict: ("rank_pattern", "alpha_pattern"),
 }
+
+
+def lora_targets(model: Any, adapted: Sequence[str] = ADAPTED) -> str:
+    """Linear maps of the language model's layers and of nothing else, as peft's `target_modules`.
+
+    Vision towers have modules of the same names.
+
+    Args:
+        model: of any family.
+        adapted: which maps, of `ADAPTED`.
+    """
+    (decoder,) = paths_of(model, [model.decoder])
+    maps = "|".join(name.removesuffix("_proj") for name in ADAPTED if name in adapted)
+    return rf".*\b{re.escape(decoder)}\.layers\.\d+\.(?:self_attn|mlp)\.(?:{maps})_proj"
+
+
+def adapted_by(targets: Any) -> tuple[str, ...] | None:
+    """The linear maps of the language model that `target_modules` of adapters names; None where it says otherwise."""
+    if isinstance(targets, str):
+        found = re.fullmatch(r"\.\*\\b[\w\\.]+\\\.layers.*\(\?:([a-z|]+)\)_proj", targets)
+        named = {f"{name}_proj" for name in found.group(1).split("|")} if found else set()
+    else:
+        named = {name.rsplit(".", 1)[-1] for name in targets or ()}
+    return tuple(name for name in ADAPTED if name in named) if named and named <= set(ADAPTED) else None
 
 
 def is_lora_folder(folder: str | Path) -> bool:
@@ -136,7 +161,7 @@ def load_non_lora(model: nn.Module, folder: str | Path) -> None:
 
 
 def merge_lora(model: Any, folder: str | Path) -> Any:
-    """A LLaVA with the adapters of a folder worked into its weights.
+    """A model of any family with the adapters of a folder worked into its weights.
 
     Args:
         model: the base model, not quantised (merging into 4 or 8 bits rounds the result).
@@ -160,8 +185,9 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
             f"{str(Path(folder) / ADAPTER_CONFIG_FILE)!r} asks for Megatron's layers (megatron_config) from the "
             f"module {config.megatron_core!r}; adapters of a LLaVA have none. Take them from somewhere else."
         )
-    # LLaVA lists names such as q_proj, which CLIP's layers have as well.
-    config.exclude_modules = _NOT_ADAPTED
+    if isinstance(model.config, LlavaConfig):  # LLaVA lists names such as q_proj, which CLIP's layers have as well
+        apart = paths_of(model, (*model.vision_towers(), *model.projectors()))
+        config.exclude_modules = rf"(?:{'|'.join(map(re.escape, apart))}|lm_head)\b.*"
     config.base_model_name_or_path = None  # peft warns of another path; whether the model fits is checked below
     with read_by_library(path, "peft"):
         wrapped = get_peft_model(model, config)

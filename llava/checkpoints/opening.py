@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import HUB_OPTIONS, Checkpoint, Kind, examine, fetch
-from llava.checkpoints.fit import on_meta, require_complete
-from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of, without_reports
+from llava.checkpoints.family_format import load_family, load_family_over
+from llava.checkpoints.fit import on_meta
+from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of
 from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of
-from llava.checkpoints.processors import parts_of
-from llava.checkpoints.settings_files import in_short, read_by_library
+from llava.checkpoints.processors import processor_of
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
+from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.finite import not_finite, require_finite_model
+from llava.model.parts import paths_of
 from llava.model.weights import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,6 @@ _DTYPES = {
     "fp32": torch.float32,
     "float64": torch.float64,
 }
-# Whole paths from the model's root: transformers does not look for a name in the middle of a path.
-NEVER_QUANTISED = ("model.vision_tower", "model.mm_projector", "lm_head")
 
 
 class Opened(NamedTuple):
@@ -80,7 +80,7 @@ def open_model(
             that the adapters recorded.
         name: LLaVA's name rules are applied to it where `config.json` says no `model_type`; by default to the folder's
             name.
-        bits: 8 or 4 quantise the language model of a LLaVA with bitsandbytes; tower and projector stay as they are.
+        bits: 8 or 4 quantise the language model with bitsandbytes; towers and projectors stay as they are.
         device: "cuda" (also ROCm) or "cpu".
         device_map: as in transformers. Without a GPU the model goes to the CPU, unless this is a mapping.
         compression: instead of the saved one: an object, preset's name, YAML file or mapping.
@@ -89,62 +89,40 @@ def open_model(
 
     Raises:
         ValueError: if there is nothing to open, a weight does not fit or is NaN or infinite, a base is needed and not
-            given or another one, or LoRA adapters or another family are asked for in 4 or 8 bits.
+            given or another one, or LoRA adapters are asked for in 4 or 8 bits.
     """
     hub = {option: options.pop(option) for option in HUB_OPTIONS if option in options}
-    options = _loading_options(device_map, device, bits, options)
+    options = _loading_options(device_map, device, options)
     checkpoint, under = resolve(path, base, name, **hub)
-    if checkpoint.kind is Kind.FAMILY:
-        model = _load_family(checkpoint, options)
-    elif under is None:
-        model = load_whole(checkpoint, checkpoint.config, options)
+    whole = checkpoint if under is None else under
+    if bits != 16:
+        compute = options["dtype"]
+        if compute == "auto":
+            compute = torch.float32 if options["device_map"] == "cpu" else torch.float16
+        options["quantization_config"] = bitsandbytes_config(bits, compute, kept=never_quantised(whole))
+    of_family = whole.kind is Kind.FAMILY
+    if under is None:
+        model = load_family(whole, options) if of_family else load_whole(whole, whole.config, options)
+    elif of_family:
+        model = load_family_over(under, checkpoint, options)
     else:
         model = load_over(under, checkpoint, options)
     try:
         require_finite_model(model, path)
     except ValueError as error:
         raise ValueError(f"{error}{_faulty_file(checkpoint, under)}") from None
-    if checkpoint.kind is Kind.FAMILY:
-        model = checkpoint.family.of(model, compression)
+    if of_family and under is None:
+        model = whole.family.of(model, compression)
     elif compression is not None:
         model.set_compression(compression)
     model.eval()
-    if checkpoint.kind is Kind.FAMILY:
-        processor, tokenizer = _processor_of(checkpoint.folder, model.config)
+    if of_family:
+        processor, tokenizer = processor_of(model.config, checkpoint.folder, whole.folder)
         return Opened(model, processor, tokenizer, model.config.get_text_config().max_position_embeddings)
     tokenizer, config = tokenizer_of(checkpoint, under, model), model.config
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
     context = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return Opened(model, image_processor_of(checkpoint, under, model), tokenizer, context)
-
-
-def _load_family(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of transformers, every weight of it."""
-    folder, config = checkpoint.folder, checkpoint.config
-    if "quantization_config" in options or getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{str(folder)!r} is a {config.model_type}; only LLaVAs are opened in 4 or 8 bits. Open it in 16 or 32."
-        )
-    stock = checkpoint.family.stock
-    require_complete(on_meta(stock, config), checkpoint.files)
-    with without_reports(), read_by_library(folder):
-        return stock.from_pretrained(folder, config=config, **options)
-
-
-def _processor_of(folder: Path, config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Transformers' processor in a folder and its tokenizer; what can be made of it without the packages it needs."""
-    with read_by_library(folder):
-        try:
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            return processor, processor.tokenizer
-        except ImportError as error:
-            missing = in_short(error)
-        parts = parts_of(folder, config)
-        if parts is not None:
-            logger.warning("Videos cannot be shown to the model in %s, images can: %s", folder, missing)
-            return parts, parts.tokenizer
-        logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, missing)
-        return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:
@@ -180,12 +158,26 @@ def resolve(
     under = examine(fetch(base, **{option: value for option, value in hub.items() if option != "revision"}))
     if under.needs_base:
         raise ValueError(f"model_base {base!r} holds only {under.kind}; give a whole model.")
-    if under.kind is Kind.FAMILY:
+    if under.kind is Kind.FAMILY and checkpoint.config is not None and checkpoint.family is not under.family:
         raise ValueError(f"model_base {base!r} is a {under.config.model_type}; give a language model or a LLaVA.")
+    if checkpoint.family is not None and under.family is not checkpoint.family:
+        raise ValueError(
+            f"{str(checkpoint.folder)!r} was trained on a {checkpoint.config.model_type}, but model_base {base!r} is "
+            f"{under.kind} ({under.config.model_type}); give the model it was trained on."
+        )
     return checkpoint, under
 
 
-def _loading_options(device_map: Any, device: str, bits: int, given: dict[str, Any]) -> dict[str, Any]:
+def never_quantised(checkpoint: Checkpoint) -> list[str]:
+    """Modules of a whole model that stay in 16 bits: towers, projectors and the head.
+
+    Their whole paths from the model's root: transformers does not look for a name in the middle of a path.
+    """
+    model: Any = on_meta(checkpoint.family or LlavaLlamaForCausalLM, checkpoint.config)
+    return [*paths_of(model, (*model.vision_towers(), *model.projectors())), "lm_head"]
+
+
+def _loading_options(device_map: Any, device: str, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `from_pretrained`; LLaVA's default of float16 holds on a GPU, float32 on a CPU.
 
     Raises:
@@ -207,9 +199,6 @@ def _loading_options(device_map: Any, device: str, bits: int, given: dict[str, A
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     options["dtype"] = _as_dtype(options["dtype"], default)
-    if bits != 16:
-        compute = default if options["dtype"] == "auto" else options["dtype"]
-        options["quantization_config"] = bitsandbytes_config(bits, compute)
     return options
 
 
@@ -226,7 +215,11 @@ def _as_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dt
 
 
 def bitsandbytes_config(
-    bits: int, compute_dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4"
+    bits: int,
+    compute_dtype: torch.dtype,
+    double_quant: bool = True,
+    quant_type: str = "nf4",
+    kept: Sequence[str] = (),
 ) -> Any | None:
     """What `from_pretrained` takes as `quantization_config`; None for 16 bits.
 
@@ -235,6 +228,7 @@ def bitsandbytes_config(
         compute_dtype: data type of matrix products, for 4 bits.
         double_quant: quantise the quantisation constants too, for 4 bits.
         quant_type: `nf4` or `fp4`, for 4 bits.
+        kept: modules that are not quantised, see `never_quantised`.
 
     Raises:
         ValueError: for another number of bits.
@@ -248,7 +242,7 @@ def bitsandbytes_config(
     return BitsAndBytesConfig(
         load_in_4bit=bits == 4,
         load_in_8bit=bits == 8,
-        llm_int8_skip_modules=list(NEVER_QUANTISED),
+        llm_int8_skip_modules=list(kept),
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_quant_type=quant_type,

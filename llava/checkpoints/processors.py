@@ -6,15 +6,23 @@ of it: their parts are opened one by one then.
 
 from __future__ import annotations
 
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from llava.checkpoints.settings_files import in_short, read_by_library
+from llava.checkpoints.tokenizer import has_tokenizer
 from llava.data.families import family_of
 from llava.data.families.processor import ProcessorInputs
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_REST = ("video_preprocessor_config.json", "chat_template.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,24 @@ class ProcessorParts:
         image_processor: transformers' own, in its form for Pillow.
         tokenizer: of the same folder.
         chat_template: of the processor; None for the tokenizer's.
+        folder: where its files lie.
         video_processor: always None.
     """
 
     image_processor: Any
     tokenizer: PreTrainedTokenizerBase
-    chat_template: Any = None
+    chat_template: Any
+    folder: Path
     video_processor: None = None
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the files of a whole processor: those of its parts, and as they are those that it has not read."""
+        target = Path(save_directory)
+        self.tokenizer.save_pretrained(target)
+        self.image_processor.save_pretrained(target)
+        for path in (self.folder / name for name in _OF_THE_REST):
+            if path.is_file() and not (target / path.name).is_file():
+                shutil.copyfile(path, target / path.name)
 
 
 def parts_of(folder: Path, config: Any) -> ProcessorParts | None:
@@ -52,4 +71,29 @@ def parts_of(folder: Path, config: Any) -> ProcessorParts | None:
         return None
     settings, _ = ProcessorMixin.get_processor_dict(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return ProcessorParts(images, tokenizer, settings.get("chat_template"))
+    return ProcessorParts(images, tokenizer, settings.get("chat_template"), folder)
+
+
+def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Transformers' processor in the first of some folders that has one, and its tokenizer.
+
+    Without the packages that the processor needs, what can be made of it without them: its parts for text and images,
+    or None; a warning says so.
+
+    Args:
+        config: configuration of the model.
+        folders: of its checkpoint, and of what that goes on top of.
+    """
+    folder = next((folder for folder in folders if has_tokenizer(folder)), folders[0])
+    with read_by_library(folder):
+        try:
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            return processor, processor.tokenizer
+        except ImportError as error:
+            missing = in_short(error)
+        parts = parts_of(folder, config)
+        if parts is not None:
+            logger.warning("Videos cannot be shown to the model in %s, images can: %s", folder, missing)
+            return parts, parts.tokenizer
+        logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, missing)
+        return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

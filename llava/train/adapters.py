@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, LORA_TARGETS, load_adapters
+from llava.checkpoints.lora import ADAPTED, ADAPTER_CONFIG_FILE, adapted_by, load_adapters, lora_targets
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 _RECORDED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_bias": "bias", "lora_dropout": "lora_dropout"}
-_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Fields of peft's LoraConfig that change what adapters compute or where they sit; refused when set.
 _OTHER_KINDS = (
     "use_rslora",
@@ -66,25 +65,47 @@ def settle_adapters(args: TrainingArguments, model: str) -> None:
                 f"and mean something else with another. Leave --{flag} out, or merge them "
                 "(scripts/merge_lora_weights.py) and begin new ones on the result."
             )
-    _require_our_kind(held, args.lora_weight_path)
+    adapted = _maps_of_our_kind(held, args.lora_weight_path)
+    if "lora_target_modules" not in args.given:
+        args.lora_target_modules = ",".join(adapted)
+    elif set(adapted_maps(args)) != set(adapted):
+        raise ValueError(
+            f"--lora_target_modules is {args.lora_target_modules!r}, but the adapters in {args.lora_weight_path!r} are "
+            f"those of {','.join(adapted)}; leave the flag out."
+        )
     base = held.base_model_name_or_path
     if base and base != model and not same_folder(base, model):
         logger.warning("The adapters in %s were trained on %r; this run puts them on %r.", path.parent, base, model)
 
 
-def _require_our_kind(held: Any, folder: str) -> None:
+def _maps_of_our_kind(held: Any, folder: str) -> tuple[str, ...]:
+    """The linear maps that adapters sit on."""
     options = [name for name in _OTHER_KINDS if getattr(held, name, None)]
-    targets = held.target_modules
-    if isinstance(targets, str):
-        other = targets != LORA_TARGETS
-    else:
-        other = {name.rsplit(".", 1)[-1] for name in targets or ()} != set(_ADAPTED)
-    if options or other:
-        what = f"{options[0]} {getattr(held, options[0])!r}" if options else f"target_modules {targets!r}"
+    adapted = adapted_by(held.target_modules)
+    if options or adapted is None:
+        what = f"{options[0]} {getattr(held, options[0])!r}" if options else f"target_modules {held.target_modules!r}"
         raise ValueError(
-            f"The adapters in {folder!r} have {what}; only plain LoRA on {', '.join(_ADAPTED)} goes on here. Merge "
+            f"The adapters in {folder!r} have {what}; only plain LoRA on {', '.join(ADAPTED)} goes on here. Merge "
             "them (scripts/merge_lora_weights.py) and begin new ones on the result."
         )
+    return adapted
+
+
+def adapted_maps(args: TrainingArguments) -> tuple[str, ...]:
+    """The linear maps of `--lora_target_modules`.
+
+    Raises:
+        ValueError: if one of them is none of a layer of the language model.
+    """
+    named = [name.strip() for name in args.lora_target_modules.split(",")]
+    named = [name if name.endswith("_proj") else f"{name}_proj" for name in named]
+    other = [name for name in named if name not in ADAPTED]
+    if other:
+        raise ValueError(
+            f"--lora_target_modules holds {other[0].removesuffix('_proj')!r}; accepted are linear maps of the language "
+            f"model's layers: {','.join(ADAPTED)}."
+        )
+    return tuple(name for name in ADAPTED if name in named)
 
 
 def same_folder(one: str, other: str) -> bool:
@@ -99,13 +120,14 @@ def add_lora(model: Any, args: TrainingArguments) -> Any:
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    trained = [weight for weight in model.get_model().parameters() if weight.requires_grad]
+    beside = (*model.vision_towers(), *model.projectors())
+    trained = [weight for part in beside for weight in part.parameters() if weight.requires_grad]
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         bias=args.lora_bias,
-        target_modules=LORA_TARGETS,
+        target_modules=lora_targets(model, adapted_maps(args)),
         task_type=TaskType.CAUSAL_LM,
     )
     # Adapters start from the seed alone, however many random numbers loading the model took on this rank.

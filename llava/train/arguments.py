@@ -131,6 +131,10 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_alpha: int = _flag(16, "The adapters' output is scaled by lora_alpha / lora_r.")
     lora_dropout: float = _flag(0.05, "Dropout in front of the adapters.")
     lora_bias: str = _flag("none", "Biases trained with the adapters: `none`, `lora_only` or `all`.")
+    lora_target_modules: str = _flag(
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        "Linear maps of the language model's layers that get adapters, by name; `q,k,v,o` for those of attention.",
+    )
     lora_weight_path: str = _flag("", "Folder of adapters to go on from: their weights, not their optimizer.")
     bits: int = _flag(16, "Bits of the frozen language model: 16, 8 or 4 (bitsandbytes; needs --lora_enable).")
     double_quant: bool = _flag(True, "With 4 bits: quantise the quantisation constants too.")
@@ -161,7 +165,7 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")
+LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:

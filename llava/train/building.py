@@ -13,7 +13,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from llava.checkpoints.contents import Checkpoint
 from llava.checkpoints.llava_format import add_image_tokens, load_whole
-from llava.checkpoints.opening import bitsandbytes_config
+from llava.checkpoints.opening import bitsandbytes_config, never_quantised
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
@@ -110,7 +110,11 @@ def _open(start: Checkpoint, model_args: ModelArguments, training_args: Training
         "attn_implementation": _attention(model_args, training_args),
         "dtype": _stored_dtype(training_args),
         "quantization_config": bitsandbytes_config(
-            training_args.bits, compute_dtype(training_args), training_args.double_quant, training_args.quant_type
+            training_args.bits,
+            compute_dtype(training_args),
+            training_args.double_quant,
+            training_args.quant_type,
+            never_quantised(start) if training_args.bits != 16 else (),
         ),
     }
     adapter = None
