@@ -18,8 +18,6 @@ from llava.checkpoints.contents import Kind
 from llava.checkpoints.opening import Opened, open_model, resolve
 from llava.model.builder import load_pretrained_model
 from llava.model.plugin import CompressedModel, VisualSpan, forward_like
-from llava.train.arguments import ModelArguments, TrainingArguments
-from llava.train.start import find_start
 
 FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl", "qwen3_vl")
 
@@ -135,11 +133,6 @@ def test_no_weight_of_another_family_is_made_up(family: str, tmp_path: Path) -> 
 def test_what_cannot_be_done_with_another_family_is_said(tmp_path: Path) -> None:
     folder = written(vlm("qwen2_5_vl", dtype=torch.float32), tmp_path / "folder", auto_map={"AutoModel": "evil.Model"})
     assert resolve(str(folder))[0].kind is Kind.FAMILY
-    with pytest.raises(ValueError, match="is a qwen2_5_vl; only LLaVAs are opened in 4 or 8 bits"):
-        opened(folder, bits=4)
-    arguments = TrainingArguments(output_dir=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="is a qwen2_5_vl; this program trains LLaVAs and Llamas"):
-        find_start(ModelArguments(model_name_or_path=str(folder)), arguments)
     (folder / "processor_config.json").unlink()
     with pytest.raises(ValueError, match="is not what transformers reads"):
         opened(folder)

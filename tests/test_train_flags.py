@@ -303,7 +303,7 @@ def test_adapters_with_another_rank_or_scale_are_refused(assets: Path, flag: str
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target_modules": ["q_proj", "v_proj"]}, "have target_modules"),
+        ({"target_modules": ["q_proj", "qkv"]}, "have target_modules"),
         ({"use_rslora": True}, "have use_rslora True"),
         ({"use_dora": True}, "have use_dora True"),
         ({"alpha_pattern": {"q_proj": 3}}, "have alpha_pattern"),
