@@ -15,13 +15,14 @@ from llava.checkpoints.fit import read_weights
 from llava.cost.workload import Workload
 from llava.model.parts import lies_in, paths_of, weights_of
 
-SHOWN = {"video_llava": ("image", "video"), **dict.fromkeys(QWEN, ("image", "video"))}
+SHOWN = dict.fromkeys(("video_llava", *QWEN, "llava_onevision"), ("image", "video"))
 PARTS = {
     "llava": (("model.vision_tower",), ("model.multi_modal_projector",)),
     "llava_next": (("model.vision_tower",), ("model.multi_modal_projector",)),
     "video_llava": (("model.image_tower", "model.video_tower"), ("model.multi_modal_projector",)),
     "qwen2_5_vl": (("model.visual",), ("model.visual.merger",)),
     "qwen3_vl": (("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list")),
+    "llava_onevision": (("model.vision_tower",), ("model.multi_modal_projector",)),
     PEBBLES: ((), ("eye",)),
     OWN: (("model.vision_tower",), ("model.mm_projector",)),
 }

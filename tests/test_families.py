@@ -47,6 +47,7 @@ KINDS = {
     "video_llava": [("video",), ("image", "video"), ()],
     "qwen2_5_vl": [("image", "video"), ("image",), ()],
     "qwen3_vl": [("image", "video"), ("image",), ()],
+    "llava_onevision": [("image", "video"), ("image",), ()],
     PEBBLES: [("image",), ("image", "image"), ()],
     OWN: [("image",), ("image", "image"), ()],
 }
@@ -168,6 +169,12 @@ def _entered(family: str, item: Any, compression: CompressionConfig) -> int:
         return budget * {16 + 8 * 9: 5, 16 + 4 * 9: 3, 16 + 8 * 7: 5}[item.count]
     if family == "video_llava":
         return budget * (FRAMES if item.token == VIDEO else 1)
+    if family == "llava_onevision" and item.token == VIDEO:
+        return FRAMES * min(budget, 16) + 1
+    if family == "llava_onevision" and item.count == 49 + 9 * 10:  # its map is twice as large as allowed
+        return budget + 4 * (compression.v2v.dominant // 2 + compression.v2v.contextual // 2)
+    if family == "llava_onevision":
+        return budget * {49 + 7 * 15: 3, 49 + 7 * 8: 2}[item.count]
     if family in QWEN:
         frames = 2 if item.token == VIDEO else 1
         return frames * min(budget, item.count // frames)

@@ -18,10 +18,14 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SiglipVisionConfig,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
 )
@@ -31,7 +35,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 IMAGE, VIDEO, PAD, VISION_START, VISION_END = 60, 61, 0, 62, 63
 LAYERS, FRAMES = 6, 3
 QWEN = ("qwen2_5_vl", "qwen3_vl")
-FAMILIES = ("llava", "llava_next", "video_llava", *QWEN)
+FAMILIES = ("llava", "llava_next", "video_llava", *QWEN, "llava_onevision")
 """Classes of transformers that `compress` takes."""
 PEBBLES, OWN = "pebbles", "llava_llama"
 EVERY = (*FAMILIES, PEBBLES, OWN)
@@ -79,6 +83,8 @@ def vlm(
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**of_clip, image_grid_pinpoints=pinpoints))
     elif family == "video_llava":
         model = VideoLlavaForConditionalGeneration(VideoLlavaConfig(**of_clip, video_token_index=VIDEO))
+    elif family == "llava_onevision":
+        model = LlavaOnevisionForConditionalGeneration(_onevision_config(layers))
     elif family == "qwen3_vl":
         model = Qwen3VLForConditionalGeneration(_qwen3_config(layers))
     else:
@@ -188,6 +194,28 @@ def _qwen3_config(layers: int) -> Qwen3VLConfig:
     return Qwen3VLConfig(text_config=_qwen_text(layers, head_dim=12), vision_config=vision, **_QWEN_MARKS)
 
 
+def _onevision_config(layers: int) -> LlavaOnevisionConfig:
+    """Crops of 7 x 7 patches, an odd number as in the real tower, and at most twice as many tokens for all of them."""
+    text = {name: value for name, value in _qwen_text(layers).items() if name != "rope_parameters"}
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=8,
+        vision_use_head=False,
+    )
+    return LlavaOnevisionConfig(
+        text_config=Qwen2Config(**text),
+        vision_config=vision,
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[56, 56], [56, 112], [112, 56], [112, 112]],
+        vision_aspect_ratio="anyres_max_2",
+    )
+
+
 @dataclass(frozen=True)
 class Seen:
     """One image or video of a prompt: its placeholders, and the inputs that belong to it."""
@@ -220,6 +248,17 @@ def look(family: str, kind: str, number: int, dtype: torch.dtype = torch.float64
         ]
         padded = torch.cat([pixels(1, crops, 3, 56, 56), torch.zeros(1, 5 - crops, 3, 56, 56, dtype=dtype)], dim=1)
         return Seen(IMAGE, count, {"pixel_values": padded, "image_sizes": torch.tensor([size])})
+    if family == "llava_onevision" and kind == "video":
+        return Seen(VIDEO, 16 * FRAMES + 1, {"pixel_values_videos": pixels(1, FRAMES, 3, 56, 56)})
+    if family == "llava_onevision":
+        # Worked by hand: 7 x 7 tokens of the whole, the grid's map of 7 x 7 a crop, and a newline for each row; the map
+        # of 14 x 14 is twice as large as two crops, so it is shrunk by sqrt(2) to 9 x 9.
+        size, crops, count = [((112, 112), 5, 49 + 9 * 10), ((56, 112), 3, 49 + 7 * 15), ((56, 56), 2, 49 + 7 * 8)][
+            number % 3
+        ]
+        padded = torch.cat([pixels(1, crops, 3, 56, 56), torch.zeros(1, 5 - crops, 3, 56, 56, dtype=dtype)], dim=1)
+        sizes = {"image_sizes": torch.tensor([size]), "batch_num_images": torch.tensor([1])}
+        return Seen(IMAGE, count, {"pixel_values": padded, **sizes})
     height, width = [(8, 8), (8, 12), (12, 8)][number % 3]
     time, token = (2, VIDEO) if kind == "video" else (1, IMAGE)
     names = ("pixel_values_videos", "video_grid_thw") if kind == "video" else ("pixel_values", "image_grid_thw")

@@ -16,6 +16,7 @@ from llava.model.staged_model import StagedModel
 _BUILT_IN = {
     "LlavaForConditionalGeneration": "llava_hf",
     "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "VideoLlavaForConditionalGeneration": "video_llava",
@@ -98,7 +99,7 @@ def family_of_folder(model_type: Any, named: Sequence[str], is_llava: bool) -> t
     if model_type in built_in_types():
         importlib.import_module(f"llava.model.families.{model_type}")
     import_family(model_type)
-    known = families()
+    known: Mapping[Any, type[CompressedModel]] = families()
     own = [stock for stock in known if not (is_llava and stock.__module__.startswith("transformers."))]
     found = [stock for stock in own if stock.__name__ in named]
     found += [stock for stock in own if not is_llava and stock.config_class.model_type == model_type]

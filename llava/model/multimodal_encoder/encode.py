@@ -20,6 +20,8 @@ from llava.compression.config import V2VConfig
 from llava.compression.selection import without_autocast
 from llava.compression.v2v import V2VResult, merge_visual_tokens
 
+_MAX_ATTENTION_ELEMENTS = 2**28
+
 
 @dataclass(frozen=True)
 class TowerOutput:
@@ -38,6 +40,13 @@ class TowerOutput:
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
     attention: Tensor | None = None
+
+    def select(self, images: Sequence[int]) -> TowerOutput:
+        """What belongs to some of the images, by their numbers."""
+        held = (self.features, self.cls_attention, self.keys, self.attention)
+        features, *rest = (None if tensor is None else tensor[list(images)] for tensor in held)
+        assert features is not None
+        return TowerOutput(features, self.has_cls, *rest)
 
     def merged(self, v2v: V2VConfig) -> V2VResult:
         """V2V on these features."""
@@ -104,11 +113,20 @@ def _scored_by(
         return None, keys.mean(dim=1), None
     rows = normed if v2v.needs_attention_map else normed[:, :1]
     queries = _heads(attention.q_proj(rows), attention)
-    with without_autocast(queries.device):
-        logits = queries.float() @ keys.float().transpose(2, 3) * attention.scale
-        weights = logits.softmax(dim=-1)  # [B, H, 1 or N, N]
-    attention_map = weights.mean(dim=1) if v2v.needs_attention_map else None
-    return weights[:, :, 0, 1:].sum(dim=1) if with_cls else None, keys.mean(dim=1), attention_map
+    some = max(
+        1, _MAX_ATTENTION_ELEMENTS // (queries[0].numel() // queries.shape[-1] * keys.shape[2])
+    )  # images at once
+    cls_attention, maps = [], []
+    for asking, asked in zip(queries.split(some), keys.split(some), strict=True):
+        with without_autocast(queries.device):
+            logits = asking.float() @ asked.float().transpose(2, 3) * attention.scale
+            weights = logits.softmax(dim=-1)  # [some, H, 1 or N, N]
+        if with_cls:
+            cls_attention.append(weights[:, :, 0, 1:].sum(dim=1))
+        if v2v.needs_attention_map:
+            maps.append(weights.mean(dim=1))
+    of_cls, of_all = (torch.cat(parts) if parts else None for parts in (cls_attention, maps))
+    return of_cls, keys.mean(dim=1), of_all
 
 
 def _heads(projected: Tensor, attention: Any) -> Tensor:
