@@ -319,7 +319,12 @@ def test_every_preset_fits_or_says_why_not() -> None:
             try:
                 model.set_compression(config)
             except ValueError as error:
-                reasons = ("largest accepted entry is 5", "gives 17 tokens", "gives 49 tokens", f"The compression {preset} is made for")
+                reasons = (
+                    "largest accepted entry is 5",
+                    "gives 17 tokens",
+                    "gives 49 tokens",
+                    f"The compression {preset} is made for",
+                )
                 assert any(reason in str(error) for reason in reasons)
 
 
