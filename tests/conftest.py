@@ -14,6 +14,8 @@ import torch
 
 torch.set_num_threads(1)
 
+collect_ignore = [] if "TORCHVISION_AT" in os.environ else ["with_torchvision"]  # see test_stock_processors.py
+
 # Before the library that reads it is imported, and for processes that tests start as well.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="duet-llava-tables-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)

