@@ -79,75 +79,27 @@ NOTED: dict[str, str] = {
 }
 """What works with a remark."""
 
-WORKS: tuple[str, ...] = (
-    "inputs",
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "synced_gpus",
-    "streamer",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    "kwargs",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "eos_token_id",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_new_tokens",
-    "max_time",
-    "min_length",
-    "min_new_tokens",
-    "min_p",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "pad_token_id",
-    "remove_invalid_values",
-    "renormalize_logits",
-    "repetition_penalty",
-    "return_dict_in_generate",
-    "sequence_bias",
-    "stop_strings",
-    "suppress_tokens",
-    "temperature",
-    "top_h",
-    "top_k",
-    "top_p",
-    "typical_p",
-    "watermarking_config",
-    "self",
-    "input_ids",
-    "pixel_values",
-    "pixel_values_images",
-    "pixel_values_videos",
-    "image_sizes",
-    "image_sizes_videos",
-    "batch_num_images",
-    "vision_aspect_ratio",
-    "image_grid_thw",
-    "video_grid_thw",
-    "mm_token_type_ids",
-    "second_per_grid_ts",
-    "vision_feature_select_strategy",
-    "labels",
-    "logits_to_keep",
-    "num_items_in_batch",
-)
+_WORKS: dict[str, str] = {
+    "arguments of generate": (
+        "inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus streamer "
+        "negative_prompt_ids negative_prompt_attention_mask kwargs"
+    ),
+    "fields of GenerationConfig": (
+        "bad_words_ids begin_suppress_tokens bos_token_id do_sample early_stopping encoder_no_repeat_ngram_size "
+        "encoder_repetition_penalty eos_token_id epsilon_cutoff eta_cutoff exponential_decay_length_penalty "
+        "forced_bos_token_id forced_eos_token_id length_penalty max_new_tokens max_time min_length min_new_tokens "
+        "min_p no_repeat_ngram_size num_beams num_return_sequences output_attentions output_hidden_states "
+        "output_logits output_scores pad_token_id remove_invalid_values renormalize_logits repetition_penalty "
+        "return_dict_in_generate sequence_bias stop_strings suppress_tokens temperature top_h top_k top_p typical_p "
+        "watermarking_config"
+    ),
+    "arguments of forward": (
+        "self input_ids pixel_values pixel_values_images pixel_values_videos image_sizes image_sizes_videos "
+        "batch_num_images vision_aspect_ratio image_grid_thw video_grid_thw mm_token_type_ids second_per_grid_ts "
+        "vision_feature_select_strategy labels logits_to_keep num_items_in_batch"
+    ),
+}
+WORKS = tuple(name for names in _WORKS.values() for name in names.split())
 """What works as in the stock model."""
 
 WITHOUT_EFFECT: tuple[str, ...] = (

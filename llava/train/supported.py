@@ -12,81 +12,32 @@ from typing import Any
 
 import transformers
 
-HONOURED = frozenset(
-    (
-        # Length, rate and size of the steps
-        "output_dir",
-        "per_device_train_batch_size",
-        "num_train_epochs",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_steps",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "gradient_accumulation_steps",
-        "average_tokens_across_devices",
-        "max_grad_norm",
-        "seed",
-        "data_seed",
-        "full_determinism",
-        "optim_args",
-        # Precision, memory and devices
-        "bf16",
-        "fp16",
-        "tf32",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "torch_empty_cache_steps",
-        "use_cpu",
-        "deepspeed",
-        "ddp_find_unused_parameters",
-        "ddp_bucket_cap_mb",
-        "ddp_broadcast_buffers",
-        "ddp_backend",
-        "ddp_timeout",
-        # Logging
-        "logging_strategy",
-        "logging_steps",
-        "logging_first_step",
-        "log_on_each_node",
-        "log_level",
-        "log_level_replica",
-        "disable_tqdm",
-        "report_to",
-        "run_name",
-        "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        # Evaluation and checkpoints
-        "eval_strategy",
-        "eval_steps",
-        "eval_delay",
-        "eval_on_start",
-        "per_device_eval_batch_size",
-        "do_eval",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "load_best_model_at_end",
-        "greater_is_better",
-        "save_only_model",
-        "resume_from_checkpoint",
-        # Data loading
-        "dataloader_drop_last",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-        "dataloader_multiprocessing_context",
-    )
-)
+# What the fields are about -> their names.
+_HONOURED: dict[str, str] = {
+    "length, rate and size of the steps": (
+        "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
+        "lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps "
+        "average_tokens_across_devices max_grad_norm seed data_seed full_determinism optim_args"
+    ),
+    "precision, memory and devices": (
+        "bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing "
+        "gradient_checkpointing_kwargs torch_empty_cache_steps use_cpu deepspeed ddp_find_unused_parameters "
+        "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout"
+    ),
+    "logging": (
+        "logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm "
+        "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
+    "evaluation and checkpoints": (
+        "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size do_eval save_strategy save_steps "
+        "save_total_limit load_best_model_at_end greater_is_better save_only_model resume_from_checkpoint"
+    ),
+    "data loading": (
+        "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+        "dataloader_prefetch_factor dataloader_multiprocessing_context"
+    ),
+}
+HONOURED = frozenset(name for names in _HONOURED.values() for name in names.split())
 
 _OPTIMIZER_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "dampening", "nesterov"),
@@ -98,38 +49,18 @@ _OPTIMIZER_ARGUMENTS |= dict.fromkeys(
     ("ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"), _OPTIMIZER_ARGUMENTS["ademamix"]
 )
 # Fields of which some values are honoured: those, and what is wrong with the others.
-SOME_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
+SOME_VALUES: dict[str, tuple[str, str]] = {
     "optim": (
-        (
-            "adamw_torch",
-            "adamw_torch_fused",
-            "adafactor",
-            "sgd",
-            "adagrad",
-            "rmsprop",
-            "ademamix",
-            "adamw_bnb_8bit",
-            "adamw_8bit",
-            "paged_adamw_32bit",
-            "paged_adamw_8bit",
-            "lion_32bit",
-            "lion_8bit",
-            "paged_lion_32bit",
-            "paged_lion_8bit",
-            "rmsprop_bnb",
-            "rmsprop_bnb_8bit",
-            "rmsprop_bnb_32bit",
-            "ademamix_8bit",
-            "paged_ademamix_32bit",
-            "paged_ademamix_8bit",
-        ),
+        "adamw_torch adamw_torch_fused adafactor sgd adagrad rmsprop ademamix adamw_bnb_8bit adamw_8bit "
+        "paged_adamw_32bit paged_adamw_8bit lion_32bit lion_8bit paged_lion_32bit paged_lion_8bit rmsprop_bnb "
+        "rmsprop_bnb_8bit rmsprop_bnb_32bit ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit",
         "the others need packages that are not among those tested here, or steps of their own",
     ),
     "train_sampling_strategy": (
-        ("random", "sequential", "group_by_length"),
+        "random sequential group_by_length",
         "batches are made by this program's own sampler",
     ),
-    "metric_for_best_model": (("loss", "eval_loss"), "the held-out loss is the only metric that is measured"),
+    "metric_for_best_model": ("loss eval_loss", "the held-out loss is the only metric that is measured"),
 }
 
 # Why a run cannot honour fields -> their names.
@@ -211,8 +142,8 @@ def require_supported(said: Mapping[str, Any]) -> None:
             raise ValueError(f"--{name} {value} cannot be honoured: {REFUSED[name]}. Leave it out.")
         if name in SOME_VALUES:
             accepted, why = SOME_VALUES[name]
-            if str(value) not in accepted:
-                raise ValueError(f"--{name} is {value!r}; accepted are {', '.join(accepted)}: {why}.")
+            if str(value) not in accepted.split():
+                raise ValueError(f"--{name} is {value!r}; accepted are {', '.join(accepted.split())}: {why}.")
     _require_optimizer_arguments(said.get("optim_args"), str(said.get("optim", "adamw_torch_fused")))
 
 
