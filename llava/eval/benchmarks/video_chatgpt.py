@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from llava.common.json_files import write_json
+from llava.common.yaml_files import read_yaml
 from llava.data.video import VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answer, Question
@@ -81,86 +82,11 @@ class Aspect:
         return JudgeRequest(messages, {"question_id": identity, "aspect": self.name})
 
 
-CORRECTNESS = Aspect(
-    "correctness",
-    "factual accuracy",
-    "factual consistency",
-    "factual accuracy of generative outputs for video-based question-answer pairs. Your task is to compare the "
-    "predicted answer with the correct answer and determine if they are factually consistent. ",
-    (
-        "Focus on the factual consistency between the predicted answer and the correct answer. The predicted answer "
-        "should not contain any misinterpretations or misinformation.",
-        "The predicted answer must be factually accurate and align with the video content.",
-        "Consider synonyms or paraphrases as valid matches.",
-        "Evaluate the factual accuracy of the prediction compared to the answer.",
-    ),
-)
-DETAIL = Aspect(
-    "detail_orientation",
-    "detail orientation",
-    "detail orientation",
-    "detail orientation of generative outputs for video-based question-answer pairs. Your task is to compare the "
-    "predicted answer with the correct answer and determine its level of detail, considering both completeness and "
-    "specificity. ",
-    (
-        "Check if the predicted answer covers all major points from the video. The response should not leave out any "
-        "key aspects.",
-        "Evaluate whether the predicted answer includes specific details rather than just generic points. It should "
-        "provide comprehensive information that is tied to specific elements of the video.",
-        "Consider synonyms or paraphrases as valid matches.",
-        "Provide a single evaluation score that reflects the level of detail orientation of the prediction, "
-        "considering both completeness and specificity.",
-    ),
-)
-CONTEXT = Aspect(
-    "contextual_understanding",
-    "contextual understanding",
-    "contextual understanding",
-    "contextual understanding of generative outputs for video-based question-answer pairs. Your task is to compare the "
-    "predicted answer with the correct answer and determine if the generated response aligns with the overall context "
-    "of the video content. ",
-    (
-        "Evaluate whether the predicted answer aligns with the overall context of the video content. It should not "
-        "provide information that is out of context or misaligned.",
-        "The predicted answer must capture the main themes and sentiments of the video.",
-        "Consider synonyms or paraphrases as valid matches.",
-        "Provide your evaluation of the contextual understanding of the prediction compared to the answer.",
-    ),
-    article="",
-)
-TEMPORAL = Aspect(
-    "temporal_understanding",
-    "temporal accuracy",
-    "temporal consistency",
-    "temporal understanding of generative outputs for video-based question-answer pairs. Your task is to compare the "
-    "predicted answer with the correct answer and determine if they correctly reflect the temporal sequence of events "
-    "in the video content. ",
-    (
-        "Focus on the temporal consistency between the predicted answer and the correct answer. The predicted answer "
-        "should correctly reflect the sequence of events or details as they are presented in the video content.",
-        "Consider synonyms or paraphrases as valid matches, but only if the temporal order is maintained.",
-        "Evaluate the temporal accuracy of the prediction compared to the answer.",
-    ),
-)
-CONSISTENCY = Aspect(
-    "consistency",
-    "consistency",
-    "consistency",
-    "consistency of generative outputs for similar video-based question-answer pairs. You will be given two very "
-    "similar questions, a common answer common to both the questions and predicted answers for the two questions ."
-    "Your task is to compare the predicted answers for two very similar question, with a common correct answer and "
-    "determine if they are consistent. ",
-    (
-        "Focus on the consistency between the two predicted answers and the correct answer. Both predicted answers "
-        "should correspond to the correct answer and to each other, and should not contain any contradictions or "
-        "significant differences in the conveyed information.",
-        "Both predicted answers must be consistent with each other and the correct answer, in terms of the information "
-        "they provide about the video content.",
-        "Consider synonyms or paraphrases as valid matches, but only if they maintain the consistency in the conveyed "
-        "information.",
-        "Evaluate the consistency of the two predicted answers compared to the correct answer.",
-    ),
-)
+ASPECTS = {
+    name: Aspect(name, **fields | {"instructions": tuple(fields["instructions"])})
+    for name, fields in read_yaml(Path(__file__).with_suffix(".yaml")).items()
+}
+"""By name, from video_chatgpt.yaml."""
 
 
 class VideoGeneration(JudgedBenchmark):
@@ -262,7 +188,7 @@ class Generic(_OneQuestion):
     name = "vcg_generic"
     title = "VCG generic"
     file = "generic_qa.json"
-    aspects = (CORRECTNESS, DETAIL, CONTEXT)
+    aspects = tuple(ASPECTS[name] for name in ("correctness", "detail_orientation", "contextual_understanding"))
 
 
 class Temporal(_OneQuestion):
@@ -271,7 +197,7 @@ class Temporal(_OneQuestion):
     name = "vcg_temporal"
     title = "VCG temporal"
     file = "temporal_qa.json"
-    aspects = (TEMPORAL,)
+    aspects = (ASPECTS["temporal_understanding"],)
 
 
 class Consistency(VideoGeneration):
@@ -281,7 +207,7 @@ class Consistency(VideoGeneration):
     title = "VCG consistency"
     file = "consistency_qa.json"
     keys = ("Q1", "Q2")
-    aspects = (CONSISTENCY,)
+    aspects = (ASPECTS["consistency"],)
 
     def requests(self, answers: Sequence[Answer]) -> dict[str, list[JudgeRequest]]:
         """See `VideoGeneration`; a record of which one question has no answer is left out."""
@@ -292,8 +218,8 @@ class Consistency(VideoGeneration):
                 answer=pair[0].question.facts["answer"],
                 predictions=[answer.text for answer in pair],
             )
-            requests.append(CONSISTENCY.request(number, words))
-        return {CONSISTENCY.name: requests}
+            requests.append(self.aspects[0].request(number, words))
+        return {self.aspects[0].name: requests}
 
     def notes(self) -> tuple[str, ...]:
         """See `VideoGeneration`."""
