@@ -190,8 +190,8 @@ class ProcessorInputs(ModelInputs):
         if written and written != kinds:
             raise ValueError(
                 f"The question holds the marks {', '.join(written)}, but {', '.join(kinds) or 'nothing'} is shown; "
-                f"write one for each, in their order, or none to have them in front. {WRITTEN_IMAGE_TOKEN} is the word "
-                "itself."
+                f"write one for each, in their order, or none to have them in front. {WRITTEN_IMAGE_TOKEN} and "
+                f"{_WRITTEN_VIDEO} are the words themselves."
             )
         if not written:
             text = DEFAULT_IMAGE_TOKEN * len(kinds) + text
