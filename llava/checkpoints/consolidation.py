@@ -32,7 +32,7 @@ from llava.checkpoints.conversion import appearing_at_once, require_new, require
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
-from llava.checkpoints.transformers_format import TOWER
+from llava.checkpoints.transformers_format import TOWERS
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.model.families.llava import LlavaLlamaForCausalLM
@@ -92,7 +92,7 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
             found = examine(folder)
             if found.kind is Kind.LLAVA and found.config is not None:
                 model = on_meta(LlavaLlamaForCausalLM, found.config)
-                require_complete(model, found.files, apart=TOWER, described=str(checkpoint))
+                require_complete(model, found.files, apart=TOWERS, described=str(checkpoint))
     return target
 
 

@@ -24,6 +24,7 @@ from llava.checkpoints.transformers_format import PROJECTOR, projector_name
 from llava.model.compressed_model import CompressedModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.shared_copy import as_kind
+from llava.model.multimodal_encoder.languagebind_towers import NAMES_IN_LANGUAGEBIND
 from llava.model.weights import Held, read_header, read_state_dict, require_fit, weight_files, write_weights
 
 DESCRIBED = "the model that config.json describes"
@@ -53,22 +54,22 @@ def require_complete(
     model: PreTrainedModel,
     files: Sequence[Path],
     key_mapping: Mapping[str, str] | None = None,
-    apart: str | None = None,
+    apart: Sequence[str] = (),
     projector: Path | None = None,
     described: str = DESCRIBED,
-) -> bool:
+) -> frozenset[str]:
     """Check that weight files hold every weight of a model and nothing else.
 
     Args:
         model: model of `on_meta`.
         files: hold its weights.
         key_mapping: renaming of theirs, as for `from_pretrained`.
-        apart: what the names of a part begin with that may lie elsewhere as a whole, such as the vision tower.
+        apart: what the names of parts begin with that may lie elsewhere as a whole, such as the vision tower.
         projector: file whose projector takes the place of theirs; what else is in it is not looked at.
         described: what the model is called in messages.
 
     Returns:
-        Whether the files hold the part that may lie elsewhere.
+        Those of `apart` that the files hold.
 
     Raises:
         ValueError: if a weight is missing, unknown or of another shape; names it, the shapes and the file.
@@ -78,11 +79,12 @@ def require_complete(
         held = {name: weight for name, weight in held.items() if not name.startswith(PROJECTOR)}
         held |= _projector_in(projector)
     expected = _shapes(model)
-    is_whole = apart is None or any(name.startswith(apart) for name in held)
+    there = frozenset(part for part in apart if any(name.startswith(part) for name in held))
+    elsewhere = tuple(part for part in apart if part not in there)
     tied: dict[str, str] = model.all_tied_weights_keys
-    needed = [name for name in expected if name not in tied and (is_whole or not name.startswith(str(apart)))]
+    needed = [name for name in expected if name not in tied and not name.startswith(elsewhere)]
     require_fit(held, expected, needed, described, _ADVICE, files[0].parent)
-    return is_whole
+    return there
 
 
 def require_padding_row(config: LlavaConfig, folder: Path) -> None:
@@ -101,8 +103,12 @@ def require_padding_row(config: LlavaConfig, folder: Path) -> None:
         )
 
 
-def require_tower(folder: Path) -> None:
+def require_tower(folder: Path, languagebind: PreTrainedModel | None = None) -> None:
     """Check that a folder holds the whole vision tower; it may hold more, such as CLIP's text model.
+
+    Args:
+        folder: folder of the tower.
+        languagebind: model of `on_meta` of a LanguageBind tower; None for CLIP's, whose dimensions the folder gives.
 
     Raises:
         ValueError: if a weight is missing or of another shape, or adapters lie there, which transformers would apply.
@@ -112,15 +118,17 @@ def require_tower(folder: Path) -> None:
             f"The folder of the vision tower, {str(folder)!r}, holds adapters ({ADAPTER_CONFIG_FILE}) that would "
             "change its weights; move that file elsewhere."
         )
-    config = CLIPVisionModel.config_class.from_pretrained(folder)
-    config._attn_implementation = "sdpa"  # the file could name a kernel, which transformers fetches from the hub
-    tower = on_meta(CLIPVisionModel, config)
+    tower, mapping, kind = languagebind, NAMES_IN_LANGUAGEBIND, "a LanguageBind tower"
+    if tower is None:
+        config = CLIPVisionModel.config_class.from_pretrained(folder)
+        config._attn_implementation = "sdpa"  # the file could name a kernel, which transformers fetches from the hub
+        tower, mapping, kind = on_meta(CLIPVisionModel, config), None, "a CLIP tower"
     expected = _shapes(tower)
     files = weight_files(folder)
     if not files:
         raise ValueError(f"The folder of the vision tower, {str(folder)!r}, holds no weights.")
-    held = {name: tensor for name, tensor in _held(tower, files, None).items() if name in expected}
-    require_fit(held, expected, expected, "a CLIP tower of these dimensions", _ADVICE, folder)
+    held = {name: tensor for name, tensor in _held(tower, files, mapping).items() if name in expected}
+    require_fit(held, expected, expected, f"{kind} of these dimensions", _ADVICE, folder)
 
 
 def names_in_model(

@@ -24,8 +24,14 @@ from llava.checkpoints.fit import (
 )
 from llava.checkpoints.lora import NON_LORA_FILE, merge_lora
 from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
-from llava.checkpoints.transformers_format import PROJECTOR, TOWER, projector_name, read_image_processor
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.checkpoints.transformers_format import PROJECTOR, TOWERS, projector_name, read_image_processor
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+)
 from llava.conversation import recorded_template
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
@@ -55,20 +61,25 @@ def load_whole(
     require_padding_row(config, checkpoint.folder)
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         outline = on_meta(LlavaLlamaForCausalLM, config)
-        has_tower = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWER, projector, described)
-        tower = config.mm_vision_tower
-        if tower and not has_tower and Path(tower).is_dir():
-            require_tower(Path(tower))
+        held = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWERS, projector, described)
+        _require_towers(outline, held)
     with without_reports():
         model, info = LlavaLlamaForCausalLM.from_pretrained(
             checkpoint.folder, config=config, key_mapping=checkpoint.key_mapping, output_loading_info=True, **options
         )
-    elsewhere = (TOWER,) if projector is None else (TOWER, PROJECTOR)
+    elsewhere = TOWERS if projector is None else (*TOWERS, PROJECTOR)
     lost = sorted(name for name in info["missing_keys"] if not name.startswith(elsewhere))
     if lost or info["unexpected_keys"] or info["mismatched_keys"]:
         raise ValueError(f"{str(checkpoint.folder)!r} does not fit its config.json: {lost or info}; fetch it anew.")
     model._weight_conversions = []  # the names it was read under: it is saved under LLaVA's
     return model
+
+
+def _require_towers(outline: Any, held: frozenset[str]) -> None:
+    """Check the folders of those towers of a model of `on_meta` that its own files do not hold."""
+    for name, tower in outline.named_towers():
+        if f"model.{name}." not in held and Path(tower.vision_tower_name).is_dir():
+            require_tower(Path(tower.vision_tower_name), None if name == "vision_tower" else tower.model)
 
 
 def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
@@ -82,7 +93,7 @@ def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any])
     config = _config_over(base, checkpoint)
     own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE
     replaces = own.is_file() and any(map(projector_name, read_header(own)))
-    if not config.mm_vision_tower and (replaces or checkpoint.config is None):
+    if not config.sees and (replaces or checkpoint.config is None):
         raise ValueError(
             f"Neither {str(checkpoint.folder)!r} nor its base {str(base.folder)!r} names a vision tower "
             "(mm_vision_tower in config.json); give the folder of the finished training, or a LLaVA as model_base."
@@ -138,6 +149,7 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) ->
     added = [DEFAULT_IMAGE_PATCH_TOKEN] if config.mm_use_im_patch_token else []
     if config.mm_use_im_start_end:
         added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+        added += [DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN] if config.mm_video_tower else []
     tokenizer.add_tokens(added, special_tokens=True)
     beyond = [token for token in added if tokenizer.convert_tokens_to_ids(token) >= config.vocab_size]
     if beyond:
@@ -149,8 +161,13 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) ->
 
 def image_processor_of(
     checkpoint: Checkpoint, base: Checkpoint | None, model: LlavaLlamaForCausalLM
-) -> CLIPImageProcessorPil | None:
-    """Of the checkpoint, its base or its tower, or as the tower's size and CLIP have it; None without a tower."""
+) -> CLIPImageProcessorPil | dict[str, Any] | None:
+    """Of the checkpoint, its base or its tower, or as the tower's size and CLIP have it; None without a tower.
+
+    Of a Video-LLaVA one for `image` and one for `video`, as its towers were trained; None for a tower that is not there.
+    """
+    if model.config.sees_videos:
+        return model.processors()
     tower = model.get_vision_tower()
     if tower is None:
         return None

@@ -23,6 +23,8 @@ from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
 
 TOWER = "model.vision_tower."
+TOWERS = (TOWER, "model.image_tower.", "model.video_tower.")
+"""What names of the weights of towers begin with; those of images and of videos are a Video-LLaVA's."""
 PROJECTOR = "model.mm_projector."
 
 # For `key_mapping` of transformers' `from_pretrained`: patterns of their names, and what stands there in LLaVA's.

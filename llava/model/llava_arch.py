@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from llava.compression.config import V2VConfig
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+)
 from llava.model.crop_merging import has_newline, require_merge_type
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_image_tower, build_video_tower, build_vision_tower
@@ -167,6 +173,11 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         """The tower of a Video-LLaVA for videos, None in a model without one."""
         return self.get_model().video_tower
 
+    def processors(self) -> dict[str, Any]:
+        """What makes the pixels of `image` and `video` for a Video-LLaVA's towers; None for one that is not there."""
+        towers = {"image": self.get_image_tower(), "video": self.get_video_tower()}
+        return {kind: None if tower is None else tower.image_processor for kind, tower in towers.items()}
+
     def named_towers(self) -> list[tuple[str, VisionTower]]:
         """As the model without head has them."""
         found: list[tuple[str, VisionTower]] = self.get_model().named_towers()
@@ -226,6 +237,7 @@ class LlavaMetaForCausalLM(_OpensWithTower):
             added.append(DEFAULT_IMAGE_PATCH_TOKEN)
         if getattr(model_args, "mm_use_im_start_end", False):
             added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+            added += [DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN] if self.config.mm_video_tower else []
         tokenizer.add_tokens(added, special_tokens=True)
         old = self.config.vocab_size
         rows = max([old, *(tokenizer.convert_tokens_to_ids(token) + 1 for token in added)])

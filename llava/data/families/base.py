@@ -75,6 +75,15 @@ class ModelInputs(ABC):
         self.sampling = sampling or FrameSampling()
 
     @classmethod
+    def serves(cls, config: Any) -> bool:
+        """Whether a class without `model_types` takes the place of the family that it derives from, for a model.
+
+        Args:
+            config: configuration of a model of one of that family's types.
+        """
+        return False
+
+    @classmethod
     @abstractmethod
     def template_for(cls, config: Any, model_name: str, asked: str | None = None, usual: str | None = None) -> str:
         """The conversation template to ask a model in.
@@ -356,4 +365,4 @@ def family_of(config: Any) -> type[ModelInputs]:
             f"There is no family for models of type {config.model_type!r}; known are {', '.join(_FAMILIES)}. A class "
             "of llava.data.families.ModelInputs with it among its model_types adds one."
         )
-    return family
+    return next((shape for shape in family.__subclasses__() if shape.serves(config)), family)

@@ -31,8 +31,8 @@ from llava.model.multimodal_encoder.transformers_tower import (
     check_select_layer,
 )
 
-_NAMES_HERE = {r"^vision_model\.": ""}
-"""Of a whole LanguageBind model, which holds a text model too."""
+NAMES_IN_LANGUAGEBIND = {r"^vision_model\.": ""}
+"""Renaming of a tower's weights in a whole LanguageBind model, which holds a text model too."""
 
 
 class _LanguageBindTower(TransformersTower):
@@ -75,7 +75,7 @@ class _LanguageBindTower(TransformersTower):
             self.vision_tower_name,
             config=self.config,
             dtype=self.dtype,
-            key_mapping=_NAMES_HERE,
+            key_mapping=NAMES_IN_LANGUAGEBIND,
             output_loading_info=True,
         )
         if info["missing_keys"]:

@@ -1,0 +1,182 @@
+"""Video-LLaVA's checkpoints: as published (two LanguageBind towers), and as transformers keeps them (`-hf` on the hub).
+
+The published model and that of transformers are not the same: transformers has no attention over time in its video
+tower, so a model that has it cannot be written there, and one that was read from there has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, VideoLlavaConfig
+
+from llava.checkpoints.settings_files import check_fields, read_by_library
+from llava.common.shown import shown
+from llava.model.llava_config import LlavaConfig
+from llava.model.multimodal_encoder.languagebind import languagebind_config
+from llava.model.multimodal_encoder.languagebind_towers import read_tower_config
+
+IMAGE_TOWER_NAME, VIDEO_TOWER_NAME = "LanguageBind/LanguageBind_Image", "LanguageBind/LanguageBind_Video_merge"
+_FRAMES = 8
+# Of a model of transformers: renaming of its towers' weights to the published names, and back.
+TOWER_NAMES_HERE = {
+    r"^(?:model\.)?image_tower\.(?:vision_model\.)?": "model.image_tower.image_tower.",
+    r"^(?:model\.)?video_tower\.(?:vision_model\.)?": "model.video_tower.video_tower.",
+}
+TOWER_NAMES_THERE = {
+    r"^model\.image_tower\.image_tower\.": "image_tower.vision_model.",
+    r"^model\.video_tower\.video_tower\.": "video_tower.vision_model.",
+}
+
+
+def fill_towers(config: LlavaConfig, folder: Path) -> None:
+    """Give a configuration the dimensions of the towers that it names: as saved, else from where they lie.
+
+    A name that is a folder inside the checkpoint's stands for that.
+
+    Raises:
+        ValueError: if they cannot be found, or say what a tower cannot be.
+    """
+    for kind in ("image", "video"):
+        name = getattr(config, f"mm_{kind}_tower")
+        if not name:
+            continue
+        if not Path(name).is_dir() and (folder / name).is_dir():
+            name = str(folder / name)
+            setattr(config, f"mm_{kind}_tower", name)
+        saved = getattr(config, f"mm_{kind}_config")
+        settings = saved or read_tower_config(name)
+        check_fields(settings, f"the tower {name!r} (mm_{kind}_tower in {str(folder / 'config.json')!r})")
+        with read_by_library(name):
+            setattr(config, f"mm_{kind}_config", languagebind_config(settings).to_dict())
+
+
+def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A `config.json` of transformers' Video-LLaVA as (language model's fields, LLaVA's fields).
+
+    The video tower has no attention over time, and pixels are made as the published towers were trained.
+
+    Args:
+        raw: content of the file.
+        folder: where it lies.
+
+    Raises:
+        ValueError: if the model has something that LLaVA's layout cannot say; names it.
+    """
+    with read_by_library(Path(folder) / "config.json"):
+        parsed = VideoLlavaConfig.from_dict(dict(raw))
+    vision, text = parsed.vision_config, parsed.text_config
+    strategy = parsed.vision_feature_select_strategy
+    for said, value, accepted in (
+        ("vision_config of model_type", vision.model_type, "clip_vision_model"),
+        ("projector_hidden_act", parsed.projector_hidden_act, "gelu"),
+        ("multimodal_projector_bias", parsed.multimodal_projector_bias, True),
+        ("vision_feature_select_strategy", strategy, "default"),
+    ):
+        if value != accepted:
+            raise ValueError(f"{said} in {str(folder)!r} is {shown(value)}; only {shown(accepted)} is supported.")
+    if not isinstance(parsed.vision_feature_layer, int):
+        raise ValueError(
+            f"vision_feature_layer in {str(folder)!r} is {shown(parsed.vision_feature_layer)}; only the features of "
+            "one layer are supported, such as -2."
+        )
+    tower = vision.to_dict() | {"lora_r": 0, "add_time_attn": False}
+    fields = {
+        "mm_image_tower": IMAGE_TOWER_NAME,
+        "mm_image_config": tower | {"num_frames": 1},
+        "mm_video_tower": VIDEO_TOWER_NAME,
+        "mm_video_config": tower | {"num_frames": _FRAMES},
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": parsed.vision_feature_layer,
+        "mm_vision_select_feature": "patch",
+        "use_mm_proj": True,
+        "image_aspect_ratio": "pad",
+    }
+    shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
+    return text.to_dict() | shared, fields
+
+
+def require_counterpart(config: LlavaConfig, source: str) -> None:
+    """Check that transformers' Video-LLaVA can say what a configuration says, before any weight is read.
+
+    Raises:
+        ValueError: if it cannot; names what.
+    """
+    timed = (config.mm_video_config or {}).get("add_time_attn")
+    if timed:
+        raise ValueError(
+            f"The video tower of {source!r} attends over time (add_time_attn), which transformers' Video-LLaVA cannot: "
+            "without it this would be another model. Convert it --to llava."
+        )
+    if not (config.mm_image_tower and config.mm_video_tower):
+        raise ValueError(f"{source!r} has one of two towers; transformers' Video-LLaVA needs both. Convert --to llava.")
+    shapes = [
+        {name: (held or {}).get(name) for name in _OF_A_TOWER}
+        for held in (config.mm_image_config, config.mm_video_config)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"The two towers of {source!r} differ in shape, which transformers' Video-LLaVA cannot say.")
+    if config.mm_vision_select_feature != "patch":
+        raise ValueError(
+            f"mm_vision_select_feature of {source!r} is {shown(config.mm_vision_select_feature)}; only 'patch' has a "
+            "counterpart in transformers' Video-LLaVA."
+        )
+
+
+_OF_A_TOWER = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+
+
+def config_there(
+    config: LlavaConfig, text: LlamaConfig, tokens: Mapping[str, int], carried: Mapping[str, Any]
+) -> VideoLlavaConfig:
+    """Transformers' configuration of a Video-LLaVA without attention over time.
+
+    Args:
+        config: of the model, with the dimensions of its towers.
+        text: that of its language model.
+        tokens: ids of `image`, `video` and `pad` in the tokenizer that goes with the result.
+        carried: what transformers' configuration has no field for.
+    """
+    vision: dict[str, Any] = {name: (config.mm_image_config or {}).get(name) for name in _OF_A_TOWER}
+    return VideoLlavaConfig(
+        architectures=["VideoLlavaForConditionalGeneration"],
+        text_config=text,
+        vision_config={"model_type": "clip_vision_model", **vision},
+        image_token_index=tokens["image"],
+        video_token_index=tokens["video"],
+        pad_token_id=tokens["pad"],
+        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
+        video_seq_length=((vision["image_size"] // vision["patch_size"]) ** 2 + 1) * _FRAMES,
+        vision_feature_layer=config.mm_vision_select_layer,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=config.tie_word_embeddings,
+        **carried,
+    )
+
+
+def is_video_llava(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a `config.json` is that of transformers' Video-LLaVA."""
+    return config.get("model_type") == "video_llava"
+
+
+def refuse_adapters(names: Mapping[str, Any], source: str | Path) -> None:
+    """Raise ValueError where a tower's encoder is wrapped in adapters, as `LanguageBindImage` wraps it."""
+    found = next((name for name in names if re.search(r"encoder\.base_model\.model\.", name)), None)
+    if found is not None:
+        raise ValueError(
+            f"{str(source)!r} holds {found!r}: LoRA adapters inside the encoder of a LanguageBind tower (lora_r). Merge "
+            "them into its weights first (merge_and_unload of peft) and save it under plain names."
+        )
