@@ -19,7 +19,7 @@ from llava.checkpoints.opening import Opened, open_model, resolve
 from llava.model.builder import load_pretrained_model
 from llava.model.plugin import CompressedModel, VisualSpan, forward_like
 
-FAMILIES = ("llava_next", "video_llava", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
+FAMILIES = ("llava_next", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
 
 
 class MyConfig(LlavaConfig):

@@ -25,6 +25,7 @@ from llava.checkpoints.settings_files import (
     read_config,
 )
 from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
+from llava.checkpoints.video_llava_format import fill_towers
 from llava.common.path_flags import require_model
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
@@ -37,6 +38,8 @@ from llava.model.weights import PROJECTOR_FILE, weight_files
 logger = logging.getLogger(__name__)
 
 _LLAMA = ("llava_llama", "llava", "llama")
+_THEIRS = ("video_llava",)
+"""`model_type`s under which transformers keeps models that become LLaVA's own here, beside `llava`."""
 _MISTRAL = ("llava_mistral", "mistral")
 # Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
 # that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
@@ -150,7 +153,7 @@ def _family_of(raw: Mapping[str, Any] | None) -> Any | None:
     if raw is None:
         return None
     kind, named = raw.get("model_type"), raw.get("architectures") or ()
-    return family_of_folder(kind, named, is_llava=kind in (None, *_LLAMA, *_MISTRAL))
+    return family_of_folder(kind, named, is_llava=kind in (None, *_LLAMA, *_MISTRAL, *_THEIRS))
 
 
 def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,6 +238,7 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
     if dimensions is not None:
         config.mm_vision_config = dimensions
         _check_crops(config, path)
+    fill_towers(config, folder)
     return config
 
 
@@ -274,7 +278,7 @@ def _type_by_name(name: str) -> str:
 def _kind_of_whole(raw: Mapping[str, Any], config: LlavaConfig) -> Kind:
     if is_hf_config(raw):
         return Kind.HF
-    sees = config.mm_vision_tower or str(raw.get("model_type")).startswith("llava")
+    sees = config.sees or str(raw.get("model_type")).startswith("llava")
     return Kind.LLAVA if sees else Kind.LANGUAGE
 
 

@@ -24,16 +24,17 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AddedToken, CLIPImageProcessorPil, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import AddedToken, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import Kind
 from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
+from llava.checkpoints.video_llava_format import write_processors
 from llava.common.atomic_write import UnwritableError, write_errors
 from llava.common.file_modes import follow_umask
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.weights import weight_files, widest_dtype
 
@@ -88,30 +89,32 @@ def convert(
 def _write_hf(
     model: LlavaLlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    processor: CLIPImageProcessorPil,
+    processor: Any,
     folder: Path,
 ) -> None:
     """Weights, configuration and processor as transformers' LLaVA has them."""
-    image_token, pad_token = _add_tokens(tokenizer)
+    tokens = _add_tokens(tokenizer, [DEFAULT_VIDEO_TOKEN] if model.config.sees_videos else [])
     rows = max(model.config.vocab_size, len(tokenizer))
     if rows > model.config.vocab_size:
         rows = -(-rows // _ROWS) * _ROWS
-    config = config_there(model.config, image_token, pad_token, rows)
+    config = config_there(model.config, tokens, rows)
     config.dtype = model.dtype
-    aspect_ratio = model.config.image_aspect_ratio
-    there = LlavaProcessor(
-        image_processor_there(processor, aspect_ratio),
+    save_torch_state_dict(_state_there(model, rows), folder)
+    config.save_pretrained(folder)
+    generation: Any = model.generation_config
+    generation.pad_token_id = tokens["pad"]
+    generation.save_pretrained(folder)
+    if model.config.sees_videos:
+        write_processors(config, folder)
+        tokenizer.save_pretrained(folder)
+        return
+    LlavaProcessor(
+        image_processor_there(processor, model.config.image_aspect_ratio),
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,  # CLS
-    )
-    save_torch_state_dict(_state_there(model, rows), folder)
-    config.save_pretrained(folder)
-    generation: Any = model.generation_config
-    generation.pad_token_id = pad_token
-    generation.save_pretrained(folder)
-    there.save_pretrained(folder)
+    ).save_pretrained(folder)
 
 
 def _state_there(model: LlavaLlamaForCausalLM, rows: int) -> dict[str, Tensor]:
@@ -131,16 +134,20 @@ def _state_there(model: LlavaLlamaForCausalLM, rows: int) -> dict[str, Tensor]:
     return {name_there(name): tensor for name, tensor in state.items()}
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Ids of `<image>` and of a padding token of its own, added behind the others where they are not there yet."""
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, others: Sequence[str]) -> dict[str, int]:
+    """Ids of `image`, of `video` if it is among `others`, and of a padding token `pad` of its own.
+
+    They are added behind the others where they are not there yet.
+    """
     known = tokenizer.get_vocab()
-    if DEFAULT_IMAGE_TOKEN not in known:
-        image = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
-        tokenizer.add_tokens([image], special_tokens=True)
+    for mark in (DEFAULT_IMAGE_TOKEN, *others):
+        if mark not in known:
+            tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)], special_tokens=True)
     shared = (tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token, None)
     if _PAD_TOKEN in known or tokenizer.pad_token in shared:
         tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
-    return tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN), tokenizer.pad_token_id
+    ids = {mark.strip("<>"): tokenizer.convert_tokens_to_ids(mark) for mark in (DEFAULT_IMAGE_TOKEN, *others)}
+    return ids | {"pad": tokenizer.pad_token_id}
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -23,8 +23,8 @@ from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, is_lora_folder
 from llava.checkpoints.transformers_format import PROJECTOR, projector_name
 from llava.model.compressed_model import CompressedModel
 from llava.model.llava_config import LlavaConfig
-from llava.model.shared_copy import as_kind
 from llava.model.multimodal_encoder.languagebind_towers import NAMES_IN_LANGUAGEBIND
+from llava.model.shared_copy import as_kind
 from llava.model.weights import Held, read_header, read_state_dict, require_fit, weight_files, write_weights
 
 DESCRIBED = "the model that config.json describes"
@@ -118,7 +118,8 @@ def require_tower(folder: Path, languagebind: PreTrainedModel | None = None) -> 
             f"The folder of the vision tower, {str(folder)!r}, holds adapters ({ADAPTER_CONFIG_FILE}) that would "
             "change its weights; move that file elsewhere."
         )
-    tower, mapping, kind = languagebind, NAMES_IN_LANGUAGEBIND, "a LanguageBind tower"
+    tower, kind = languagebind, "a LanguageBind tower"
+    mapping: dict[str, str] | None = NAMES_IN_LANGUAGEBIND
     if tower is None:
         config = CLIPVisionModel.config_class.from_pretrained(folder)
         config._attn_implementation = "sdpa"  # the file could name a kernel, which transformers fetches from the hub

@@ -25,6 +25,7 @@ from llava.checkpoints.fit import (
 from llava.checkpoints.lora import NON_LORA_FILE, merge_lora
 from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 from llava.checkpoints.transformers_format import PROJECTOR, TOWERS, projector_name, read_image_processor
+from llava.checkpoints.video_llava_format import refuse_adapters
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -61,6 +62,7 @@ def load_whole(
     require_padding_row(config, checkpoint.folder)
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         outline = on_meta(LlavaLlamaForCausalLM, config)
+        refuse_adapters(checkpoint.files)
         held = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWERS, projector, described)
         _require_towers(outline, held)
     with without_reports():
@@ -164,7 +166,7 @@ def image_processor_of(
 ) -> CLIPImageProcessorPil | dict[str, Any] | None:
     """Of the checkpoint, its base or its tower, or as the tower's size and CLIP have it; None without a tower.
 
-    Of a Video-LLaVA one for `image` and one for `video`, as its towers were trained; None for a tower that is not there.
+    Of a Video-LLaVA `image` and `video`, as its towers were trained; None for a tower that is not there.
     """
     if model.config.sees_videos:
         return model.processors()

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
 from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava.checkpoints import video_llava_format
 from llava.checkpoints.settings_files import read_by_library
 from llava.common.shown import shown
 from llava.conversation import TEMPLATE_FIELD
@@ -35,10 +36,14 @@ NAMES_HERE = {
     r"^(?:model\.)?multi_modal_projector\.linear_1\.": f"{PROJECTOR}0.",
     r"^(?:model\.)?multi_modal_projector\.linear_2\.": f"{PROJECTOR}2.",
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": f"{TOWER}vision_tower.vision_model.",
+    r"^(?:model\.)?image_tower\.(?:vision_model\.)?": "model.image_tower.image_tower.",
+    r"^(?:model\.)?video_tower\.(?:vision_model\.)?": "model.video_tower.video_tower.",
 }
 # The other way, as published.
 _NAMES_THERE = {
     rf"^{re.escape(TOWER)}vision_tower\.": "vision_tower.",
+    r"^model\.image_tower\.image_tower\.": "image_tower.vision_model.",
+    r"^model\.video_tower\.video_tower\.": "video_tower.vision_model.",
     rf"^{re.escape(PROJECTOR)}0\.": "multi_modal_projector.linear_1.",
     rf"^{re.escape(PROJECTOR)}2\.": "multi_modal_projector.linear_2.",
     r"^model\.": "language_model.model.",
@@ -62,7 +67,7 @@ _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 def is_hf_config(config: Mapping[str, Any]) -> bool:
     """Whether the content of a `config.json` is that of transformers' LLaVA rather than of LLaVA's own format."""
-    return config.get("model_type") == "llava" and "text_config" in config
+    return config.get("model_type") in ("llava", "video_llava") and "text_config" in config
 
 
 def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,6 +80,8 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     Raises:
         ValueError: if the model has something that LLaVA's layout cannot say; names it.
     """
+    if video_llava_format.is_video_llava(raw):
+        return video_llava_format.config_here(raw, folder, {name: raw[name] for name in _CARRIED if name in raw})
     with read_by_library(Path(folder) / "config.json"):
         parsed = HFConfig.from_dict(dict(raw))
     vision, text = parsed.vision_config, parsed.text_config
@@ -118,7 +125,7 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
     Raises:
         ValueError: if it cannot; names what.
     """
-    if config is None or not config.mm_vision_tower:
+    if config is None or not config.sees:
         raise ValueError(f"{source!r} has no vision tower (mm_vision_tower in config.json); it is not a LLaVA.")
     kind = config.mm_projector_type
     if kind != "mlp2x_gelu":
@@ -126,6 +133,8 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
             f"mm_projector_type of {source!r} is {shown(kind)}; transformers' LLaVA has only mlp2x_gelu, so this model "
             "can only be written in LLaVA's format (--to llava)."
         )
+    if config.sees_videos:
+        video_llava_format.require_counterpart(config, source)
     aspect_ratio = config.image_aspect_ratio
     if aspect_ratio not in ("pad", "square"):
         raise ValueError(
@@ -134,26 +143,28 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
         )
 
 
-def config_there(config: LlavaConfig, image_token_id: int, pad_token_id: int, vocabulary: int) -> HFConfig:
+def config_there(config: LlavaConfig, tokens: Mapping[str, int], vocabulary: int) -> HFConfig | VideoLlavaConfig:
     """Transformers' configuration of a LLaVA.
 
     Args:
-        config: configuration of the LLaVA, with `mm_vision_config`.
-        image_token_id, pad_token_id: of the tokenizer that goes with the result.
+        config: configuration of the LLaVA, with the dimensions of its towers.
+        tokens: ids of `image`, `video` (of a Video-LLaVA) and `pad` in the tokenizer that goes with the result.
         vocabulary: rows of the embeddings there.
     """
     known = LlamaConfig().to_dict()
     text = {name: value for name, value in config.to_dict().items() if name in known and name not in _NOT_THE_TEXT}
-    text |= {"vocab_size": vocabulary, "pad_token_id": pad_token_id}
+    text |= {"vocab_size": vocabulary, "pad_token_id": tokens["pad"]}
+    carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name) is not None}
+    if config.sees_videos:
+        return video_llava_format.config_there(config, LlamaConfig(**text), tokens, carried)
     vision = CLIPVisionConfig.from_dict(config.mm_vision_config)
     strategy = {here: there for there, here in _FEATURES.items()}[config.mm_vision_select_feature]
-    carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name) is not None}
     return HFConfig(
         architectures=["LlavaForConditionalGeneration"],
         text_config=LlamaConfig(**text),
         vision_config=vision,
-        image_token_index=image_token_id,
-        pad_token_id=pad_token_id,
+        image_token_index=tokens["image"],
+        pad_token_id=tokens["pad"],
         image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
         vision_feature_layer=config.mm_vision_select_layer,
         vision_feature_select_strategy=strategy,

@@ -6,30 +6,28 @@ tower, so a model that has it cannot be written there, and one that was read fro
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import LlamaConfig, VideoLlavaConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava.checkpoints.settings_files import check_fields, read_by_library
+from llava.common.json_files import write_json
 from llava.common.shown import shown
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.languagebind import languagebind_config
 from llava.model.multimodal_encoder.languagebind_towers import read_tower_config
+from llava.model.weights import read_header
 
 IMAGE_TOWER_NAME, VIDEO_TOWER_NAME = "LanguageBind/LanguageBind_Image", "LanguageBind/LanguageBind_Video_merge"
+FRAMES_FIELD = "num_frames"
 _FRAMES = 8
-# Of a model of transformers: renaming of its towers' weights to the published names, and back.
-TOWER_NAMES_HERE = {
-    r"^(?:model\.)?image_tower\.(?:vision_model\.)?": "model.image_tower.image_tower.",
-    r"^(?:model\.)?video_tower\.(?:vision_model\.)?": "model.video_tower.video_tower.",
-}
-TOWER_NAMES_THERE = {
-    r"^model\.image_tower\.image_tower\.": "image_tower.vision_model.",
-    r"^model\.video_tower\.video_tower\.": "video_tower.vision_model.",
-}
+# What a conversion from here carries over, and transformers' configuration keeps without looking at it.
+_CARRIED = ("mm_image_tower", "mm_video_tower", "image_aspect_ratio")
 
 
 def fill_towers(config: LlavaConfig, folder: Path) -> None:
@@ -54,7 +52,9 @@ def fill_towers(config: LlavaConfig, folder: Path) -> None:
             setattr(config, f"mm_{kind}_config", languagebind_config(settings).to_dict())
 
 
-def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def config_here(
+    raw: Mapping[str, Any], folder: str | Path, carried: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A `config.json` of transformers' Video-LLaVA as (language model's fields, LLaVA's fields).
 
     The video tower has no attention over time, and pixels are made as the published towers were trained.
@@ -62,6 +62,7 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     Args:
         raw: content of the file.
         folder: where it lies.
+        carried: LLaVA's fields among them that every conversion from here carries over.
 
     Raises:
         ValueError: if the model has something that LLaVA's layout cannot say; names it.
@@ -88,7 +89,7 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
         "mm_image_tower": IMAGE_TOWER_NAME,
         "mm_image_config": tower | {"num_frames": 1},
         "mm_video_tower": VIDEO_TOWER_NAME,
-        "mm_video_config": tower | {"num_frames": _FRAMES},
+        "mm_video_config": tower | {"num_frames": raw.get(FRAMES_FIELD, _FRAMES)},
         "mm_hidden_size": vision.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": parsed.vision_feature_layer,
@@ -96,6 +97,9 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
         "use_mm_proj": True,
         "image_aspect_ratio": "pad",
     }
+    fields |= {name: raw[name] for name in _CARRIED if name in raw} | dict(carried)
+    if "quantization_config" in raw:
+        fields["quantization_config"] = raw["quantization_config"]
     shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
     return text.to_dict() | shared, fields
 
@@ -145,12 +149,14 @@ def config_there(
     """Transformers' configuration of a Video-LLaVA without attention over time.
 
     Args:
-        config: of the model, with the dimensions of its towers.
+        config: that of the model, with the dimensions of its towers.
         text: that of its language model.
         tokens: ids of `image`, `video` and `pad` in the tokenizer that goes with the result.
         carried: what transformers' configuration has no field for.
     """
     vision: dict[str, Any] = {name: (config.mm_image_config or {}).get(name) for name in _OF_A_TOWER}
+    frames = (config.mm_video_config or {})[FRAMES_FIELD]
+    own = {FRAMES_FIELD: frames, **{name: getattr(config, name) for name in _CARRIED}}
     return VideoLlavaConfig(
         architectures=["VideoLlavaForConditionalGeneration"],
         text_config=text,
@@ -159,12 +165,43 @@ def config_there(
         video_token_index=tokens["video"],
         pad_token_id=tokens["pad"],
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
-        video_seq_length=((vision["image_size"] // vision["patch_size"]) ** 2 + 1) * _FRAMES,
+        video_seq_length=((vision["image_size"] // vision["patch_size"]) ** 2 + 1) * frames,
         vision_feature_layer=config.mm_vision_select_layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=config.tie_word_embeddings,
-        **carried,
+        **{**own, **carried},
     )
+
+
+def write_processors(config: VideoLlavaConfig, folder: Path) -> None:
+    """Write the settings of transformers' processor for a model; the class itself needs torchvision."""
+    side = config.vision_config.image_size
+    pixels = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "resample": int(Image.Resampling.BICUBIC),
+        "image_mean": list(OPENAI_CLIP_MEAN),
+        "image_std": list(OPENAI_CLIP_STD),
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
+        "processor_class": "VideoLlavaProcessor",
+    }
+    strategy = config.vision_feature_select_strategy
+    for name, settings in (
+        ("preprocessor_config.json", pixels | {"image_processor_type": "VideoLlavaImageProcessor"}),
+        ("video_preprocessor_config.json", pixels | {"video_processor_type": "VideoLlavaVideoProcessor"}),
+        (
+            "processor_config.json",
+            {
+                "processor_class": "VideoLlavaProcessor",
+                "patch_size": config.vision_config.patch_size,
+                "vision_feature_select_strategy": strategy,
+                "image_token": DEFAULT_IMAGE_TOKEN,
+                "video_token": DEFAULT_VIDEO_TOKEN,
+                "num_additional_image_tokens": 1,  # CLS
+            },
+        ),
+    ):
+        write_json(folder / name, settings, indent=2)
 
 
 def is_video_llava(config: Mapping[str, Any]) -> bool:
@@ -172,11 +209,16 @@ def is_video_llava(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "video_llava"
 
 
-def refuse_adapters(names: Mapping[str, Any], source: str | Path) -> None:
-    """Raise ValueError where a tower's encoder is wrapped in adapters, as `LanguageBindImage` wraps it."""
-    found = next((name for name in names if re.search(r"encoder\.base_model\.model\.", name)), None)
-    if found is not None:
-        raise ValueError(
-            f"{str(source)!r} holds {found!r}: LoRA adapters inside the encoder of a LanguageBind tower (lora_r). Merge "
-            "them into its weights first (merge_and_unload of peft) and save it under plain names."
-        )
+def refuse_adapters(files: Iterable[Path]) -> None:
+    """Refuse towers whose encoder is wrapped in adapters, as `LanguageBindImage` wraps it.
+
+    Raises:
+        ValueError: names the first such weight and its file.
+    """
+    for path in files:
+        found = next((name for name in read_header(path) if ".encoder.base_model.model." in f".{name}"), None)
+        if found is not None:
+            raise ValueError(
+                f"{str(path)!r} holds {found!r}: LoRA adapters inside the encoder of a LanguageBind tower. Merge them "
+                "into its weights (merge_and_unload of peft), and save these under plain names."
+            )

@@ -22,6 +22,8 @@ _BUILT_IN = {
     "VideoLlavaForConditionalGeneration": "video_llava",
 }
 """Modules of `llava.model.families` by the class they are for; one is imported when it is asked for."""
+_OPENED_AS_LLAVA = ("llava_hf", "video_llava")
+"""Those whose folders become models of LLaVA's own when they are opened by path."""
 _FAMILIES: dict[type, type[CompressedModel]] = {}  # by the class of transformers that each stands for
 
 
@@ -79,7 +81,7 @@ def register_family(family: type[CompressedModel]) -> type[CompressedModel]:
 
 def built_in_types() -> tuple[str, ...]:
     """The `model_type`s of transformers whose models stay transformers' here, and have a family in this package."""
-    return tuple(module for module in _BUILT_IN.values() if module != "llava_hf")
+    return tuple(module for module in _BUILT_IN.values() if module not in _OPENED_AS_LLAVA)
 
 
 def family_of_folder(model_type: Any, named: Sequence[str], is_llava: bool) -> type[CompressedModel] | None:

@@ -90,7 +90,7 @@ def shown_media(
     Raises:
         ValueError: if media and placeholders do not fit each other.
     """
-    media, of_rows = media_tensors(images)
+    media, of_rows = media_tensors(images, _may_have_three_frames(towers.get("video")))
     if plan is not None:
         used = list(range(len(media))) if any(plan.counts) else []
     else:
@@ -175,13 +175,19 @@ def _of_rows(per_row: list[int], marks: list[int], of_rows: list[int]) -> Iterat
         first += given
 
 
-def media_tensors(images: Any) -> tuple[list[Tensor], list[int] | None]:
+def _may_have_three_frames(tower: Any) -> bool:
+    """Whether a video may look like three images: [3, 3, height, width]."""
+    return tower is not None and (not tower.config.add_time_attn or tower.num_frames == 3)
+
+
+def media_tensors(images: Any, three_frames: bool = False) -> tuple[list[Tensor], list[int] | None]:
     """Images and videos of a batch in reading order, whatever they came as.
 
     Args:
         images: None; a tensor or array: [3, height, width], [M, 3, height, width], a video [3, T, height, width] or
             [M, 3, T, height, width]; a mapping that holds `pixel_values`; or a sequence of images and videos. A
             sequence of sequences holds those of each row.
+        three_frames: whether a video of three frames may come, which looks like three images.
 
     Returns:
         the media, and how many each row has where that was said.
@@ -193,7 +199,7 @@ def media_tensors(images: Any) -> tuple[list[Tensor], list[int] | None]:
         return [], None
     images = pixel_values_of(images, "images")
     if isinstance(images, Tensor):
-        return _taken_apart(images), None
+        return _taken_apart(images, three_frames), None
     if not isinstance(images, list | tuple):
         raise ValueError(f"images is a {type(images).__name__}; {_SHAPES}.")
     if not any(image is None or isinstance(image, list | tuple) for image in images):
@@ -205,9 +211,11 @@ def media_tensors(images: Any) -> tuple[list[Tensor], list[int] | None]:
     return [medium for row in rows for medium in row], [len(row) for row in rows]
 
 
-def _taken_apart(pixels: Tensor) -> list[Tensor]:
+def _taken_apart(pixels: Tensor, three_frames: bool) -> list[Tensor]:
     """Media of one tensor: a single one, or several along the first axis."""
     shape = tuple(pixels.shape)
+    if three_frames and pixels.dim() == 4 and shape[:2] == (3, 3):
+        raise ValueError(f"images of shape {shape} may be three images or a video of three frames; put them in a list.")
     single = pixels.dim() == 3 or (pixels.dim() == 4 and shape[1] != 3)
     if single:
         return [_one(pixels, "images")]

@@ -117,7 +117,7 @@ class VideoLlavaInputs(LlavaInputs):
         return digest_text([super().key, str(self.video_marks), code])
 
     def marked(self, turn: str) -> str:
-        """As in `ModelInputs`; with the model's `mm_use_im_start_end` the frames of a video stand between two tokens."""
+        """As in `ModelInputs`; the model's `mm_use_im_start_end` puts the frames of a video between two tokens."""
         return expand_marks(turn, self.video_marks, self._start_end)
 
     def taught(self, turn: str, kinds: Collection[str]) -> str:
