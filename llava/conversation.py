@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any
 
 TEMPLATE_FIELD = "conversation_template"
-"""Of `config.json`: the template that a model was trained with."""
+"""Key of `config.json` that names the template that a model was trained with."""
 
 _SYSTEM_MARK = re.compile(r"<\|im_start\|>system\n|<\|start_header_id\|>system<\|end_header_id\|>\n\n")
 

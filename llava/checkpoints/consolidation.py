@@ -148,7 +148,7 @@ def _float32(state: Mapping[str, Any], names: Iterable[str]) -> dict[str, Tensor
 
 
 def _write_whole(state: Mapping[str, Any], folder: Path) -> None:
-    """As `model.safetensors`, in shards where it is large; one shard at a time is in memory."""
+    """Write weights as `model.safetensors`, in shards where it is large; one shard at a time is in memory."""
     outlines = {name: torch.empty(held.shape, dtype=torch.float32, device="meta") for name, held in state.items()}
     plan = split_torch_state_dict_into_shards(outlines)
     for file, names in plan.filename_to_tensors.items():

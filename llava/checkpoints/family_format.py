@@ -16,8 +16,8 @@ def load_family(checkpoint: Checkpoint, options: Mapping[str, Any], config: Any 
     """A model of transformers' class, every weight of it.
 
     Args:
-        checkpoint: of a whole model.
-        options: of transformers' `from_pretrained`.
+        checkpoint: checkpoint of a whole model.
+        options: options of transformers' `from_pretrained`.
         config: instead of the checkpoint's, where a projector or adapters bring one.
 
     Raises:

@@ -139,7 +139,7 @@ def names_in_model(
 
     Args:
         model: that they are for; only its names are looked at.
-        names: of the weights in the file.
+        names: names of the weights in the file.
         key_mapping: renaming of theirs, as for `from_pretrained`.
     """
     if isinstance(model, CompressedModel):  # transformers knows its rules by the name of the class
@@ -199,8 +199,8 @@ def require_same_language_model(config: Any, base: Any, folder: Path) -> None:
 
     Args:
         config: what was recorded beside them.
-        base: of the language model they are to go on top of.
-        folder: of that, for the message.
+        base: configuration of the language model they are to go on top of.
+        folder: folder of that model, for the message.
 
     Raises:
         ValueError: if they were not; names the field.

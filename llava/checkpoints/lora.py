@@ -52,7 +52,7 @@ def lora_targets(model: Any, adapted: Sequence[str] = ADAPTED) -> str:
     Vision towers have modules of the same names.
 
     Args:
-        model: of any family.
+        model: model of any family.
         adapted: which maps, of `ADAPTED`.
     """
     (decoder,) = paths_of(model, [model.decoder])

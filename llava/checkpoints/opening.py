@@ -42,7 +42,7 @@ class Opened(NamedTuple):
     """A model that was opened, and what goes with it.
 
     Attributes:
-        model: in eval mode.
+        model: the opened model, in eval mode.
         preprocessor: makes pixels: the image processor of a LLaVA (None without a vision tower), and transformers'
             processor of any other family (after a warning, where a package is not installed that it needs for videos,
             its parts for images alone, see `llava.checkpoints.processors`; None where there are none of these).

@@ -168,7 +168,7 @@ def find_symbols(tokenizer: Tokenizer, proto: Any, symbols: list[str]) -> None:
     """Make a tokenizer of `build_tokenizer` find symbols in a text.
 
     Args:
-        tokenizer: with a BPE model; changed in place.
+        tokenizer: tokenizer with a BPE model; changed in place.
         proto: its SentencePiece model.
         symbols: its user-defined pieces.
 

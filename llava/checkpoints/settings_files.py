@@ -50,7 +50,7 @@ _SIZES = (
     "num_channels",
     "vocab_size",
 )
-"""Of a model; transformers computes with them, so that a file may leave one out, but not say null."""
+"""Sizes of a model; transformers computes with them, so that a file may leave one out, but not say null."""
 _COUNTS = {
     "num_hidden_layers": _MOST_LAYERS,
     "vocab_size": _LARGEST_VOCABULARY,

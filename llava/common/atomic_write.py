@@ -71,7 +71,7 @@ def write_errors(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def library_write_errors(path: str | Path) -> Iterator[None]:
-    """As `write_errors`, for what libraries write, whose errors are often no OSError: torch, safetensors, tokenizers.
+    """Does what `write_errors` does for what libraries write, whose errors are often no OSError: torch, safetensors.
 
     Args:
         path: path of the folder that they write into.
@@ -130,7 +130,7 @@ def whole_file(path: Path, mode: str = "w", sync: bool = False) -> Iterator[IO[A
     """Open a file that appears under its name when the block ends well; until then the former one stays.
 
     Args:
-        path: of the file; its folder is made if need be. A device or a pipe that somebody reads is written directly.
+        path: the file; its folder is made if need be. A device or a pipe that somebody reads is written directly.
         mode: "w" for UTF-8 text, "wb" for bytes.
         sync: whether it is on the disk, not only in the system's memory, when the block ends.
 

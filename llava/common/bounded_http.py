@@ -65,7 +65,7 @@ class Response:
 
     Attributes:
         status: status of the reply, whatever it is.
-        headers: by names in small letters.
+        headers: headers by their names in small letters.
         body: decompressed; of a status that is not 2xx what arrives of the first 64 KiB.
         address: that answered, after redirects, without user and password.
     """
@@ -93,7 +93,7 @@ def fetch(
         data: body of the request.
         headers: headers of the request. `Authorization` and cookies stay with the first host, port and scheme.
         max_bytes: longest body that is taken.
-        seconds: from the call to the end of the body, all redirects included.
+        seconds: time limit from the call to the end of the body, all redirects included.
         redirects: that are followed where no data are sent; with 0 a redirect is a reply like others. They lead to
             public hosts only, or to the host and port of `address` itself.
         public_only: the address itself has to be public, too.
@@ -137,7 +137,7 @@ class _Target:
 
     @property
     def name(self) -> str:
-        """Of the server, for messages."""
+        """Address of the server without password and query, for messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}"

@@ -11,7 +11,7 @@ import re
 import struct
 
 MOST_SCANS = 200
-"""Of a progressive JPEG; encoders write about ten."""
+"""Scans of a progressive JPEG; encoders write about ten."""
 _ROOM = 16 * 2**20  # bytes that tags may take beyond those of the file
 _MOST_TAGS = 10**6
 _JUNK = 2**16  # bytes between segments that are passed over

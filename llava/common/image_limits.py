@@ -31,7 +31,7 @@ from llava.common.image_headers import UnfitFileError, check_header
 from llava.common.outside_files import kind_of_file, why_unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""As Pillow names them: APNG is among PNG, PBM and PGM among PPM, and MPO, which some cameras write, among JPEG."""
+"""Formats as Pillow names them: APNG is among PNG, PBM and PGM among PPM, MPO of some cameras among JPEG."""
 MOST_FILE_BYTES = 256 * 2**20
 USUAL_MOST_PIXELS = 89_478_485
 MOST_PADDED_PIXELS = 4 * USUAL_MOST_PIXELS
@@ -120,7 +120,7 @@ def open_by_header(source: Path | BinaryIO, beginning: bytes, formats: tuple[str
 
     Args:
         source: path or file.
-        beginning: of its content, for the message.
+        beginning: beginning of its content, for the message.
         formats: that are accepted.
 
     Raises:

@@ -89,7 +89,7 @@ def as_rgb(image: Image.Image, opening: str = DEFAULT_OPENING) -> Image.Image:
     """An image as RGB, by the rules of this module. What it returns comes back unchanged when given again.
 
     Args:
-        image: as Pillow opened it, in any mode; of several frames the one it stands at.
+        image: image as Pillow opened it, in any mode; of several frames the one it stands at.
         opening: `upright` or `llava`.
 
     Raises:

@@ -19,7 +19,7 @@ def scaled_square(image: Image.Image, color: tuple[int, ...], side: int, resampl
     down band by band; rows that are all padding stay what they are.
 
     Args:
-        image: in a mode of 8 bits, such as RGB.
+        image: image in a mode of 8 bits, such as RGB.
         color: colour of the padding.
         side: side of the result, in pixels.
         resample: filter, of Pillow's.

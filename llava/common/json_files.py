@@ -260,8 +260,8 @@ def _at(value: Any, is_meant: Callable[[Any], bool], with_value: bool = False) -
     """Where the first value (or key) that is meant stands, such as ", at 'conversations[0].value'"; "" at the top.
 
     Args:
-        value: to look through.
-        is_meant: of a value or key.
+        value: value to look through.
+        is_meant: whether a value or key is meant.
         with_value: whether to say it, too.
     """
     left: list[tuple[str, Any]] = [("", value)]

@@ -51,7 +51,7 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
 
 
 def read_objects(path: Path, advice: str, torn_end: bool = False) -> list[dict[str, Any]]:
-    """As `placed_objects`, without the places."""
+    """The objects of `placed_objects`, without their places."""
     return [value for _, value in placed_objects(path, advice, torn_end)]
 
 

@@ -34,7 +34,7 @@ def require_apart(outputs: Mapping[str, Place], inputs: Iterable[Place]) -> None
     """Refuse files to write that are folders, that are read by the same command, or that are one file twice.
 
     Args:
-        outputs: by flag; None or "" where the flag was not given.
+        outputs: paths by flag; None or "" where the flag was not given.
         inputs: files, and folders of models, of which `MODEL_FILES` count. What is no path here, such as a name on the
             hub or a preset, is passed over.
 

@@ -66,7 +66,7 @@ def files_below(folder: str | Path, ending: str) -> list[Path]:
     """Files in a folder and the folders below it, in the order of their paths; links to folders are not followed.
 
     Args:
-        folder: to look in.
+        folder: folder to look in.
         ending: ending of their names.
 
     Raises:

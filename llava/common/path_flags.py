@@ -27,7 +27,7 @@ class Paths:
     A tilde in front stands for a home folder, for shells leave it as it is behind `--flag=`.
 
     Attributes:
-        accepted: in words, behind "it must name".
+        accepted: what is accepted, in words that stand behind "it must name".
         kind: `file`, `folder` or `either`.
         hub: whether names on the Hugging Face hub are accepted; these, and what is built in, stay as they are.
         empty: whether "" is accepted and stays.

@@ -25,7 +25,7 @@ def as_program(main: Callable[..., int | None], *arguments: Any) -> int:
 
     Args:
         main: main function of the program.
-        arguments: for it.
+        arguments: arguments of the program.
 
     Returns:
         its exit status: 0 where it returns None, `READER_GONE` where nobody reads its output any more, `INTERRUPTED`,
@@ -61,12 +61,12 @@ class _Output:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of a text stream."""
+        """See `io.TextIOBase`."""
         with _ending(self._stream):
             return int(self._stream.write(text))
 
     def flush(self) -> None:
-        """As of a text stream."""
+        """See `io.TextIOBase`."""
         with _ending(self._stream):
             self._stream.flush()
 

@@ -26,7 +26,7 @@ def shown(value: object, longest: int = LONGEST) -> str:
     costs no more than a short one.
 
     Args:
-        value: of any type.
+        value: value of any type.
         longest: characters to show at most, with the three points that stand for the rest.
     """
     text = ""

@@ -52,7 +52,7 @@ def attention_scores(
         queries: [B, H, V, d] of the voting tokens, rotated to their positions.
         keys: [B, G, L, d] of every token, rotated; H is a multiple of G (grouped-query attention).
         layout: describes the L positions.
-        voters, is_voter: as `voting_positions` returns them.
+        voters, is_voter: what `voting_positions` returns.
         scaling: factor of the dot product, usually d ** -0.5.
 
     Returns:

@@ -53,7 +53,7 @@ def what_scaling_gives(made: CompressionConfig, scaled: CompressionConfig, num_l
     """A sentence: the layers before and after, and the visual tokens that a layer sees on average.
 
     Args:
-        made: as its file has it.
+        made: configuration as its file has it.
         scaled: `made.scaled_to(num_layers)`.
         num_layers: number of layers of the decoder.
     """
@@ -74,7 +74,7 @@ def as_it_is(made: CompressionConfig, num_layers: int) -> str:
     """A sentence about a preset of another depth: what it would do unscaled, and what scaled; "" where it fits.
 
     Args:
-        made: as its file has it.
+        made: configuration as its file has it.
         num_layers: number of layers of the decoder.
     """
     depth = made.made_for and made.made_for.layers

@@ -67,10 +67,10 @@ class VisionShape:
     Attributes:
         layers: that are run.
         width, mlp: of the tokens, and inside the MLP of two maps (or what makes as many weights).
-        patches: of one image, without the CLS token; 0 where images differ in size.
+        patches: number of patches of one image, without the CLS token; 0 where images differ in size.
         patch_values: numbers of a patch.
         has_cls: whether a CLS token joins the patches.
-        windowed: of the layers, those that attend within windows only.
+        windowed: number of those layers that attend within windows only.
         window: tokens of a window.
     """
 

@@ -47,7 +47,7 @@ class Diagnosis:
 
 
 def to_text(diagnosis: Diagnosis) -> str:
-    """At most `WIDTH` columns; one screen where little is wrong."""
+    """The findings as text of at most `WIDTH` columns; one screen where little is wrong."""
     parts = [
         *_machine_lines(diagnosis.machine),
         "",

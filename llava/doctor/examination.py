@@ -20,7 +20,7 @@ class Imports:
     """Results of importing packages in a process of its own.
 
     Attributes:
-        errors: by module, why it cannot be imported although it is installed.
+        errors: why a module cannot be imported although it is installed, by its name.
         operations: whether each operation of DeepSpeed can be used or built here, by name.
         problem: why nothing could be tried.
     """

@@ -53,7 +53,7 @@ class FitCell:
 
     Attributes:
         need: None where the recipe cannot run under the stage; `reason` then says why.
-        fits: with checkpointing, on device and host.
+        fits: whether it fits with checkpointing, on device and host.
         fits_without_checkpointing: the same where activations are not computed again.
     """
 

@@ -29,7 +29,7 @@ class Package:
     """A package that the project names.
 
     Attributes:
-        name: on the index.
+        name: name on the package index.
         extra: the project's extra that asks for it; empty for what is always needed.
         installed: version, None where it is not.
         accepted: range, such as `>=5.23,<5.25`.

@@ -135,7 +135,7 @@ def measure_training(
 
     Args:
         model: LLaVA; what it trains stays chosen.
-        budgets: by name.
+        budgets: compressions by name.
         costs: costs of these budgets, in turn.
         load: rows of a batch; the last fifth of each row's text is its answer.
         repeats: rounds, after one to warm up.

@@ -132,7 +132,7 @@ def pictures(question: Question) -> list[Path]:
 
 
 def evenly(items: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the items, the first and then evenly spaced."""
+    """The first item and others evenly spaced behind it, at most `count`."""
     if len(items) <= count:
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]

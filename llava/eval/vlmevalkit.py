@@ -35,7 +35,7 @@ class DuetLlava(_Base):
         model_path, model_base: as in `load_pretrained_model`.
         compression: preset, YAML file or "none"; by default what the checkpoint was trained with.
         conv_mode: key of `conv_templates`; by default that of training, or by the model's name.
-        device: by default a GPU where there is one.
+        device: device of the model; by default a GPU where there is one.
         dtype: data type of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
         temperature, top_p, num_beams, max_new_tokens: of answering.
@@ -129,7 +129,7 @@ def choice_prompt(line: Mapping[str, Any]) -> str:
     """Hint, question, options and the request for a letter, a line each; in Chinese where the question is.
 
     Args:
-        line: with `question` and, where there are, `hint` and options under their letters; NaN stands for nothing.
+        line: row with `question` and, where there are, `hint` and options under their letters; NaN stands for nothing.
 
     Raises:
         ValueError: if there is no question.

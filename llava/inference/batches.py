@@ -102,7 +102,7 @@ class PreparedBatch:
     """A task as tensors, and the prompts of it that cannot be answered.
 
     Attributes:
-        task: as it was dealt out.
+        task: task as it was dealt out.
         rows: the prompts (by place in the task) that can be answered.
         inputs: arguments of the model's `generate`, a row for each of them, with arrays in place of tensors.
         shows: whether each of them shows the model anything.
@@ -122,7 +122,7 @@ class Preparer:
 
     Attributes:
         inputs: the `ModelInputs` of the model.
-        settings: of the model, from its `plan_settings`.
+        settings: `plan_settings` of the model.
     """
 
     inputs: ModelInputs

@@ -68,7 +68,7 @@ class Chat:
         compression: instead of the model's own: an object, preset's name, YAML file or mapping.
         reencode: whether each question computes the whole conversation again, to choose its own visual tokens; else
             later questions see those that the first one left, and later turns take no images.
-        generation: of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
+        generation: options of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
 
     Attributes:
         images: all images of the conversation, in order.

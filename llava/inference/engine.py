@@ -84,9 +84,9 @@ class Outcome:
     """The answers of a task, and why prompts without one have none.
 
     Attributes:
-        task: as it was dealt out.
+        task: task as it was dealt out.
         texts: answers, by place in the task.
-        visual_tokens: for those of them that show an image: visual tokens that a layer saw, mean over layers.
+        visual_tokens: visual tokens that a layer saw, mean over layers, of each that shows an image.
         problems: why there is no answer, by place in the task.
         seconds: since the outcome before, waiting for images included.
     """

@@ -80,7 +80,7 @@ class CountingCache(StagedCache):
         self.tokens: list[Tensor] = []
 
     def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
-        """As in `StagedCache`."""
+        """See `StagedCache`."""
         super().begin_stage(first_layer, layout)
         self.first_layers.append(first_layer)
         self.tokens.append((layout.is_visual & layout.valid).sum(dim=1))

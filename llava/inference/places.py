@@ -48,7 +48,7 @@ def typed_place(text: str) -> str:
     and a shell's quotes within it go where that gives a file that exists.
 
     Args:
-        text: as typed.
+        text: text as typed.
 
     Raises:
         ValueError: if a `file://` address names another machine.

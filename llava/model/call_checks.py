@@ -56,7 +56,7 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
 
     Args:
         model: the compressed model.
-        inputs: of the stock signature, by name.
+        inputs: arguments of the stock signature, by name.
         more: what else was given.
         own: the front's own inputs, see `OWN_INPUTS`.
 

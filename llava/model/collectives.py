@@ -42,7 +42,7 @@ def of_all_ranks(own: Sequence[Any]) -> list[Any]:
     """What all processes have, rank by rank; a collective call that every rank must make.
 
     Args:
-        own: of this process; may be pickled, and of another length elsewhere.
+        own: objects of this process, which can be pickled; there may be more or fewer elsewhere.
     """
     if not ranks_must_agree():
         return list(own)

@@ -22,7 +22,7 @@ from llava.constants import IGNORE_INDEX
 
 
 def survivor_index(layout: TokenLayout, width: int) -> Tensor:
-    """For each column of the input, the position of the last token at or before it.
+    """The position of the last token at or before each column of the input.
 
     Args:
         layout: layout of the L' positions.

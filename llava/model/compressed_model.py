@@ -49,14 +49,14 @@ class CompressedModel(StagedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, compression: Any = None, **kwargs: Any) -> Any:
-        """As the class of transformers, with the compression saved in `config.json` unless another is given."""
+        """Opens a folder as the class of transformers does, with its saved compression unless another is given."""
         loaded = cls.stock.from_pretrained(*args, **kwargs)
         if isinstance(loaded, tuple):
             return cls.of(loaded[0], compression), *loaded[1:]
         return cls.of(loaded, compression)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As the class of transformers, which can open the directory; `config.json` carries the compression."""
+        """Saves as the class of transformers does, which can open the folder; `config.json` carries the compression."""
         as_kind(self, self.stock).save_pretrained(*args, **kwargs)
 
 

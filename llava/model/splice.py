@@ -110,7 +110,7 @@ class PlanSettings:
 
         Args:
             batch: `input_ids`, `attention_mask`, `labels`, `query_mask`, each [B, T] on the host.
-            media: of the batch in reading order.
+            media: media of the batch in reading order.
         """
         counts = [count for medium in media for count in self.counts(medium)]
         return plan_splice(

@@ -88,7 +88,7 @@ class StagedModel(StagedGeneration):
 
         Args:
             compression: what to do.
-            inputs: of `visual_inputs`; any may be None.
+            inputs: arguments named in `visual_inputs`; any may be None.
 
         Returns:
             for each placeholder's token id, its spans in reading order.
@@ -109,7 +109,7 @@ class StagedModel(StagedGeneration):
         """Whether a prompt packs several sequences into a row, or has a 4-D mask.
 
         Args:
-            inputs: of the stock model, by name.
+            inputs: arguments of the stock model, by name.
             caching: whether a cache is asked for; without one, transformers takes any jump for a border.
         """
         return stands_apart(inputs.get("position_ids"), inputs.get("attention_mask"), caching)
@@ -256,9 +256,9 @@ class StagedModel(StagedGeneration):
         """Embed the text, encode what is seen, and bring both into rows.
 
         Args:
-            inputs: of `forward`, by name, checked. With a `plan` nothing is asked of the device.
+            inputs: checked arguments of `forward`, by name. With a `plan` nothing is asked of the device.
             compression: what to do.
-            padding_side: of the result; None pads as the input is padded, and leaves text alone as it stands.
+            padding_side: side of the result's padding; None pads as the input is, and leaves text alone as it stands.
 
         Raises:
             ValueError: if the placeholders do not fit the images, or another tensor has another shape than the ids.

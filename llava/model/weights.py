@@ -256,7 +256,7 @@ def load_projector(projector: nn.Module, path: str | Path, newline: nn.Parameter
     """Read `mm_projector.bin` (or a safetensors file) into a projector, all of it.
 
     Args:
-        projector: of the model.
+        projector: projector of the model.
         path: path of the file.
         newline: `image_newline` of the model, which the file may hold too; LLaVA's own programs leave it out.
 

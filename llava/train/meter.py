@@ -30,7 +30,7 @@ class Tally:
 
     Attributes:
         seconds: seconds of training, those of every process.
-        waited: of them in fetching batches.
+        waited: seconds of them spent fetching batches.
         batches: forward passes.
         samples, shown, images: rows; those among them with visual tokens; images that the tower saw for them.
         flops, recomputed: see `Workload.flops`.

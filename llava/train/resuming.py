@@ -114,7 +114,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], tower_layers: i
     Args:
         then: values of the run that left a checkpoint, as `plain` gives them.
         now: values of the run that is to go on from it.
-        tower_layers: of the vision tower, so that layers counted from its end and from its front can be compared.
+        tower_layers: layers of the tower, so that those counted from its end and from its front can be compared.
     """
     found = []
     for name in sorted(then.keys() & now.keys()):

@@ -88,7 +88,7 @@ def write_summary(
         phase: `pretrain` or `finetune`.
         model, statistics: as trained.
         log_history: log history of the Trainer.
-        totals: of `LlavaTrainer.totals`; under `counts` the samples trained on, cut, without labels, and skipped.
+        totals: what `LlavaTrainer.totals` gave; in `counts` the samples trained on, cut, without labels, and skipped.
         facts: facts of the run, by which it recognises itself once it is finished.
     """
     tokens = visual_tokens(model)

@@ -91,7 +91,7 @@ def run_parts(parts: Sequence[CheckPart], options: argparse.Namespace, record: R
     """Run parts in turn, and say in a line on the screen how each went.
 
     Args:
-        parts: with their limits.
+        parts: parts to run, each with its limit in seconds.
         options: the parsed command line.
         record: takes the results.
 

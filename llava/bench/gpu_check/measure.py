@@ -67,7 +67,7 @@ class Measured:
 
 
 def prefill(task: PartTask) -> bool:
-    """From pixels and ids to the logits of the first answer token."""
+    """The forward pass from pixels and ids to the logits of the first answer token."""
     model = _model(task)
     for size in LOADS[task.shape].batches:
         inputs = random_batch(model, size, LOADS[task.shape].text)

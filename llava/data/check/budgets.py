@@ -49,7 +49,7 @@ class BudgetFigures:
     """Statistics and cost of one budget; means over an epoch of the good records.
 
     Attributes:
-        average_visual_tokens: of one image, over the decoder's layers.
+        average_visual_tokens: visual tokens of one image, mean over the decoder's layers.
         mean_text_tokens, mean_sequence_tokens: of a sample without its images, and as it enters the decoder.
         p95_sequence_tokens, max_sequence_tokens: of the latter.
         truncated, unsupervised: records, faulty ones included, that are cut, and that no label is left of.

@@ -117,7 +117,7 @@ def check(sources: list[DataFile], settings: CheckSettings, workers: int = 0) ->
     """Check data files.
 
     Args:
-        sources: as `read_sources` gives them.
+        sources: files to check, from `read_sources`.
         settings: how to judge.
         workers: processes; 0 works in this one.
 

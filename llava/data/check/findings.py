@@ -92,7 +92,7 @@ class TextOutcome:
     """What was learnt about one record without opening its images.
 
     Attributes:
-        id: as the record gives it; None where it gives none.
+        id: id of the record; None where it gives none.
         images: names of its image files.
         num_words: the trainer's measure of length.
         fits: one for every budget; empty where the record cannot be encoded.

@@ -104,7 +104,7 @@ def _read_header(path: Path, name: str, settings: CheckSettings) -> list[Finding
 
 
 def _opened(path: Path) -> Image.Image:
-    """As training opens it, but only the beginning of the file is read where that is enough."""
+    """Opens an image as training does, but reads only the beginning of the file where that is enough."""
     with path.open("rb") as file:
         beginning = file.read(_BEGINNING)
     if not header_is_whole(beginning):

@@ -117,5 +117,5 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 
 def answers_by_id(path: Path) -> dict[str, dict[str, Any]]:
-    """As `read_answers`, by question id as text; of several with the same id the last one."""
+    """The answers of `read_answers`, by question id as text; of several with the same id the last one."""
     return {str(line["question_id"]): line for line in read_answers(path)}

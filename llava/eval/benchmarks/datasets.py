@@ -78,4 +78,4 @@ def _dataset(fields: Mapping[str, Any]) -> Dataset:
 
 
 DATASETS = {name: _dataset(fields) for name, fields in read_yaml(Path(__file__).with_name("datasets.yaml")).items()}
-"""By name of the benchmark."""
+"""What each benchmark needs, by its name."""

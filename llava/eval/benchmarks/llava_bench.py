@@ -145,9 +145,9 @@ def review_request(
 
     Args:
         number: number of the question, from 1.
-        question: with `question_id`, `image`, `text` and `category`.
+        question: question with `question_id`, `image`, `text` and `category`.
         captions: result of `read_captions`.
-        rules: by category, with its prefix: the answers' `role` and the `prompt`.
+        rules: the answers' `role` and the `prompt`, by category with its prefix.
         first, second: answer lines.
 
     Raises:

@@ -150,7 +150,7 @@ def rotated(question: Question, suffix: str | None) -> list[Question]:
 
     Args:
         question: question of `table_questions`.
-        suffix: as there.
+        suffix: one of `SUFFIXES`.
     """
     options, letters = list(question.fields["options"]), list(question.fields["option_char"])
     return [

@@ -37,7 +37,7 @@ class Truth:
     """A line of MME's files of right answers.
 
     Attributes:
-        question: as it stands there.
+        question: question as it stands there.
         answer: "Yes" or "No".
     """
 

@@ -123,7 +123,7 @@ def grading_prompt(question: str, truth: str, prediction: str) -> str:
 
     Args:
         question: question of MM-Vet.
-        truth: with `<AND>` and `<OR>` between its parts.
+        truth: right answer, with `<AND>` and `<OR>` between its parts.
         prediction: prediction of the model.
     """
     spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")

@@ -90,7 +90,7 @@ def labelled_question(
     """A question with people's answers.
 
     Args:
-        question_id: of the file, or its number there.
+        question_id: id in the file, or the number of the question there.
         text: what the model is asked.
         image: file.
         annotation: has `answers`, each with `answer`, and perhaps `answer_type`.

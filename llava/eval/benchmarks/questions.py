@@ -20,7 +20,7 @@ class Question:
     """One question as a benchmark asks it.
 
     Attributes:
-        question_id: as it stands in the question file; several questions may share one (MME asks twice an image).
+        question_id: id in the question file; several questions may share one (MME asks twice an image).
         text: what the model is asked, without `<image>` and without conversation template.
         images: shown in front of the text, in this order; empty for a question about text alone.
         video: file or folder of frames, for questions about a video; `images` is empty then.

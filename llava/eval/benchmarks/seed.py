@@ -42,9 +42,9 @@ class SeedQuestion:
     """What SEED-Bench.json says of one question.
 
     Attributes:
-        question_id: as it stands in the file.
+        question_id: id in the file.
         answer: the letter of the right option.
-        type_name: in words, e.g. "Instance Counting".
+        type_name: kind of question in words, e.g. "Instance Counting".
         kind: "image" or "video".
     """
 
@@ -170,8 +170,8 @@ def write_predictions(path: Path, questions: Sequence[SeedQuestion], given: Mapp
     """Write what the leaderboard takes: `question_id` and `prediction` a line.
 
     Args:
-        path: to write, in one step.
-        questions: in the order of the file.
+        path: file to write, in one step.
+        questions: questions in the order of the file.
         given: answers by question id as text.
 
     Raises:

@@ -182,7 +182,7 @@ def option_index(letter: str, count: int, options: Sequence[str] = OPTIONS) -> i
     """Number of an option, from 0; -1 if the question has none of that letter.
 
     Args:
-        letter: as `read_letter` gives it.
+        letter: what `read_letter` gives.
         count: options that the question has.
         options: letters.
     """

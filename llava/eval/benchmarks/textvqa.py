@@ -69,7 +69,7 @@ def textvqa_accuracy(annotations: Annotations, lines: Iterable[tuple[Any, str, s
     """TextVQA's accuracy in per cent.
 
     Args:
-        annotations: as `read_annotations` gives them.
+        annotations: what `read_annotations` gives.
         lines: image, prompt and answer; at least one.
         place: file of the annotations, for errors.
 

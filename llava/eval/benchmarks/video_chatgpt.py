@@ -86,7 +86,7 @@ ASPECTS = {
     name: Aspect(name, **fields | {"instructions": tuple(fields["instructions"])})
     for name, fields in read_yaml(Path(__file__).with_suffix(".yaml")).items()
 }
-"""By name, from video_chatgpt.yaml."""
+"""Aspects by their names, from video_chatgpt.yaml."""
 
 
 class VideoGeneration(JudgedBenchmark):

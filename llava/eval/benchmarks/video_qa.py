@@ -247,7 +247,7 @@ def normalised(text: str) -> str:
 
 
 def _word_matches(answers: Sequence[Answer]) -> dict[str, float]:
-    """In per cent: answers that equal the right one, and answers that contain it as whole words."""
+    """Shares in per cent: answers that equal the right one, and answers that contain it as whole words."""
     pairs = [(normalised(answer.text), normalised(str(answer.question.facts["answer"]))) for answer in answers]
     return {
         "exact_match": 100 * fmean(bool(right) and said == right for said, right in pairs),

@@ -32,7 +32,7 @@ def open_engine(spec: ModelSpec, device: str | None) -> Engine:
 
     Args:
         spec: which.
-        device: by default a GPU where there is one.
+        device: device of the model; by default a GPU where there is one.
 
     Raises:
         ValueError: if it cannot be opened, nobody can be asked in the template, or torch cannot use the device.
@@ -50,7 +50,7 @@ def prompt_of(text: str, images: Sequence[Image.Image] = ()) -> Prompt:
     Args:
         text: where it holds as many `<image>` as images, they go there, else in front. Halves of surrogate pairs,
             which no tokenizer reads, become U+FFFD.
-        images: in any mode, in order.
+        images: images in any mode, in order.
 
     Raises:
         ValueError: if it is no text.

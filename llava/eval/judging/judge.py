@@ -123,7 +123,7 @@ class Judge:
         """The verdict on each task, in order; only those of which the file holds no grade are asked for.
 
         Args:
-            requests: to be graded.
+            requests: requests to be graded.
             parse: reads the grade; called by several threads.
             reviews: JSON lines, appended to.
             reminder: sent where the first reply holds no grade.
@@ -218,7 +218,7 @@ class VerdictFile:
         path: created if missing, with its folder.
 
     Attributes:
-        lines: by digest of the request; of several with the same digest the last.
+        lines: lines by digest of the request; of several with the same digest the last.
 
     Raises:
         ValueError: if a line is something else.

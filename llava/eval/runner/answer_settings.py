@@ -99,7 +99,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_described(path: Path) -> dict[str, Any]:
-    """As `read_settings`, with all that a score says about its answers: `run`, and these parts of the others.
+    """What `read_settings` gives, with all that a score says about its answers: `run`, and these parts of the others.
 
     Raises:
         ValueError: if one is missing or of another type; names it.

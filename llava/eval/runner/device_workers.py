@@ -106,7 +106,7 @@ class ThisProcess(DeviceWorkers):
         self._engine: Engine | None = None
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
-        """As in `DeviceWorkers`."""
+        """See `DeviceWorkers`."""
         if self._engine is None:
             self._engine = load(self._spec, self._device)
             self.devices = [device_name(self._engine.device)]
@@ -116,7 +116,7 @@ class ThisProcess(DeviceWorkers):
             raise WorkerError(_reason(error)) from error
 
     def close(self, patience: float = _PATIENCE) -> None:
-        """As in `DeviceWorkers`."""
+        """See `DeviceWorkers`."""
         self._engine, self.devices = None, []
 
 
@@ -139,7 +139,7 @@ class WorkerProcesses(DeviceWorkers):
             self._processes.append(process)
 
     def answer(self, assignment: Assignment, tasks: Iterator[Task]) -> Iterator[Outcome]:
-        """As in `DeviceWorkers`."""
+        """See `DeviceWorkers`."""
         busy = list(self._connections)
         for connection in busy:
             self._send(connection, assignment)
@@ -163,7 +163,7 @@ class WorkerProcesses(DeviceWorkers):
                     yield message
 
     def close(self, patience: float = _PATIENCE) -> None:
-        """As in `DeviceWorkers`."""
+        """See `DeviceWorkers`."""
         for connection in self._connections:
             connection.close()
         deadline = time.monotonic() + patience  # for all of them together
@@ -223,7 +223,7 @@ def carry_out(
     Args:
         engine: the model.
         assignment: where answers go, and how to ask.
-        tasks: to do.
+        tasks: tasks to do.
         rank: number of this process.
         workers: how many processes work at once.
     """

@@ -62,7 +62,7 @@ def budget(options: argparse.Namespace, present: CompressionConfig, num_layers: 
     """The compression that the flags ask for: single values over `--compression` or the model's own.
 
     Args:
-        options: with the names of `COMPRESSION_DEFAULTS`.
+        options: parsed flags with the names of `COMPRESSION_DEFAULTS`.
         present: the model's own.
         num_layers: number of layers of the model's decoder.
 

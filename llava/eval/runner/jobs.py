@@ -51,7 +51,7 @@ class Job:
     """The questions of one benchmark, or of one question file.
 
     Attributes:
-        title: for the progress bar.
+        title: title of the progress bar.
         evaluated: who answers.
         generation: how answers are generated.
         questions: all of them.

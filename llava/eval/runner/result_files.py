@@ -80,7 +80,7 @@ def result_file(place: str | Path, flag: str) -> Path:
     """The path of a file that results are written to; that it is not read as well is for `llava.common.outputs` to say.
 
     Args:
-        place: as it was given.
+        place: file or folder as it was given.
         flag: that it was given with.
 
     Raises:

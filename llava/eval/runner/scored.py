@@ -40,7 +40,7 @@ def score_answers(
 
     Args:
         files: where the answers are.
-        benchmark: of that name.
+        benchmark: the benchmark of that name.
         root: LLaVA's `playground/data/eval`.
         judge: grades the answers that need it; None leaves them ungraded.
         questions: questions of the benchmark, where they are known.
@@ -163,8 +163,8 @@ def choose_judge(asked: bool | None, benchmarks: Iterable[Benchmark]) -> Judge |
     """The judge, if one is asked for or the environment names one, and a benchmark needs it.
 
     Args:
-        asked: for a judge; None leaves it to the environment.
-        benchmarks: to be scored.
+        asked: whether a judge is asked for; None leaves it to the environment.
+        benchmarks: benchmarks to be scored.
 
     Raises:
         ValueError: if the environment does not describe it rightly.

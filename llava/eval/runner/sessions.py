@@ -16,7 +16,7 @@ def counted(sessions: Sequence[Session], answered: int) -> list[Session]:
     """The sessions with the number of answers of the last one filled in; sessions without an answer are left out.
 
     Args:
-        sessions: in order.
+        sessions: sessions in order.
         answered: answers of all of them.
     """
     if not sessions:
@@ -31,7 +31,7 @@ def described(about: Mapping[str, Any], sessions: Sequence[Session]) -> dict[str
 
     Args:
         about: the same for all; its `settings` get `batch_size` and `num_gpus`, a list where sessions differ.
-        sessions: in order.
+        sessions: sessions in order.
     """
     packages = dict.fromkeys(name for session in sessions for name in session["versions"])
     settings = dict(about.get("settings", {}))

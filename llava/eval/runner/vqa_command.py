@@ -73,7 +73,7 @@ def vqa_parser(
 
 
 def choice_parser(prog: str, description: str, question_file: str, conv_mode: str) -> argparse.ArgumentParser:
-    """As `vqa_parser`, for questions with options."""
+    """The parser of `vqa_parser`, for questions with options."""
     parser = vqa_parser(prog, description, question_file, conv_mode, 1024)
     parser.add_argument(
         "--single-pred-prompt", "--single_pred_prompt", action="store_true", help="ask for the option's letter alone"

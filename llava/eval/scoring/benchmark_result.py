@@ -50,17 +50,17 @@ class Result:
         model: path or hub name.
         compression: its name: a preset, the name of a file, `none`, or `own` for what the checkpoint carries and no
             preset equals.
-        compression_config: as `CompressionConfig.to_dict` gives it.
+        compression_config: what `CompressionConfig.to_dict` gives.
         average_tokens: visual tokens that a decoder layer saw, mean over layers and over the questions with images, as
             counted while answering; None where no question had an image.
         num_questions: number of questions of the benchmark.
-        num_answered: of these, those that have an answer.
+        num_answered: number of these that have an answer.
         headline, values, notes: as in `Scores`.
         num_counted: answers that the headline is about, where a judge left some ungraded; else None.
         empty: answers without a visible character; None in files that did not count them.
         unreadable: others that no rule of scoring reads, or that a judge's grade could not be read for.
         versions: versions of Python, torch, transformers and this project.
-        device: in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
+        device: device in words, e.g. `NVIDIA H100` or `x86_64 CPU, 2 cores`.
         seed: seed of sampling and of random choices.
         settings: temperature, conv_mode, batch_size, max_new_tokens and so on.
         judge: model as it was asked for (`model`) and as the server names it (`answered_as`), endpoint, prompt version

@@ -20,7 +20,7 @@ class Unread:
 
     Attributes:
         answers: all of them.
-        empty: without a visible character.
+        empty: number of answers without a visible character.
         unreadable: others that no rule reads.
     """
 

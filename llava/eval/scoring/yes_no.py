@@ -92,8 +92,8 @@ def mme_points(images: Sequence[Sequence[bool]], complete: Sequence[bool]) -> fl
     An image counts for accuracy-plus if all its questions are right.
 
     Args:
-        images: for each image, whether each answer was right; at least one image with one answer.
-        complete: for each image, whether all its questions were answered; only then it is asked for accuracy-plus.
+        images: whether each answer was right, image by image; at least one image with one answer.
+        complete: whether all questions of an image were answered, image by image; only those count for accuracy-plus.
     """
     answers = [right for verdicts in images for right in verdicts]
     whole = [all(verdicts) for verdicts, every in zip(images, complete, strict=True) if every]

@@ -20,7 +20,7 @@ class Line:
 
     Attributes:
         budget: visual tokens a decoder layer sees, as the paper names it; empty for what it does not have.
-        method: as the paper names it, or the name of the compression.
+        method: name of the method in the paper, or of the compression.
         paper: the paper's scores, other columns and average, by column.
         cells: what was measured, by column.
         others: what was measured and is no benchmark, by column.
@@ -56,12 +56,12 @@ class Table:
     """A table to be written.
 
     Attributes:
-        name: for files.
-        title: in words.
+        name: name for files.
+        title: title in words.
         columns: benchmarks, in order.
         others: columns that are no benchmark.
         average: whether it has an average.
-        lines: in order.
+        lines: lines in order.
         notes: sentences below it.
     """
 
@@ -79,7 +79,7 @@ class _Frame:
     """What the lines of one table share.
 
     Attributes:
-        benchmarks: by column.
+        benchmarks: names of benchmarks by column.
         baseline: the paper's scores without compression, by column; empty where it has none.
         rows: among which a measured baseline is looked for.
         notes: added to as lines are made.
@@ -125,7 +125,7 @@ def own_table(family: str, rows: Sequence[MeasuredRow], everything: Sequence[Mea
 
     Args:
         family: its name.
-        rows: to be shown.
+        rows: rows to be shown.
         everything: all rows, to find baselines in.
     """
     benchmarks: dict[str, str | None] = {title: name for row in rows for name, title in row.titles.items()}

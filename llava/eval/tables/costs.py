@@ -55,7 +55,7 @@ class Load:
         require_at_least("new-tokens", self.new_tokens, 2)
 
     def sentence(self) -> str:
-        """In words."""
+        """The budget in words."""
         return (
             f"batch of {self.rows}: {self.text_tokens} text tokens and {self.images} image(s) a row, answers of "
             f"{self.new_tokens} tokens"

@@ -34,12 +34,12 @@ class _Part:
 
     @property
     def benchmark(self) -> str:
-        """Of all runs."""
+        """Name of the benchmark of all runs."""
         return self.runs[0].benchmark
 
     @property
     def judge(self) -> Mapping[str, Any] | None:
-        """Of all runs."""
+        """The judge of all runs, as their results describe it."""
         return self.runs[0].judge
 
 
@@ -134,7 +134,7 @@ def _counting(runs: Sequence[Result]) -> tuple[tuple[Result, ...], tuple[str, ..
 
 
 def _variants(parts: Sequence[_Part]) -> str:
-    """In words; where benchmarks differ, each is named."""
+    """The judges in words; where benchmarks differ, each is named."""
     values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for part in parts:
         for name, text in part.variant.items():
@@ -148,7 +148,7 @@ def _variants(parts: Sequence[_Part]) -> str:
 
 
 def _variant(run: Result, others: Sequence[Result]) -> dict[str, str]:
-    """In what a run differs from others of the same benchmark."""
+    """Names of what a run differs in from others of the same benchmark."""
     limits = _limits(run)
     facts = {name: str(value) for name, value in limits.items() if any(_limits(o).get(name) != value for o in others)}
     other_judges = [other.judge or {} for other in others if other.judge != run.judge]

@@ -24,9 +24,9 @@ class PublishedRow:
 
     Attributes:
         budget: visual tokens a decoder layer sees, as the paper names it.
-        method: as the paper names it.
+        method: name of the method in the paper.
         preset: file of configs/compression that describes the row; None where none does.
-        scores: by column; a cell that the paper leaves empty is missing.
+        scores: scores by column; a cell that the paper leaves empty is missing.
         others: columns that are no benchmark, e.g. a speedup.
         average: mean share of the baseline, in per cent, as printed.
     """
@@ -45,11 +45,11 @@ class PublishedTable:
 
     Attributes:
         name: name of the file, e.g. `table-3` or `visionzip-1`.
-        title: in words.
+        title: title in words.
         model: family that was measured, as `rows.family` names it.
         trained: whether models were trained under the budget that they are used with.
         benchmarks: name of the benchmark by column, in the order of the columns; None for one that is not here.
-        others: for every column that is no benchmark, what of a training run it shows, or None.
+        others: what of a training run a column shows that is no benchmark, or None, by column.
         baseline: the model without compression.
         rows: all others, in order.
         source: where it was printed.
@@ -98,8 +98,8 @@ def relative_average(scores: Mapping[str, float], baseline: Mapping[str, float])
     """Mean share of the baseline's scores, in per cent: the paper's last column.
 
     Args:
-        scores: by benchmark.
-        baseline: by benchmark, of the model without compression.
+        scores: scores by benchmark.
+        baseline: scores of the model without compression, by benchmark.
 
     Returns:
         None unless both hold the same benchmarks, at least one, and no score of the baseline is 0.

@@ -65,7 +65,7 @@ class MeasuredRow:
         model: path or hub name.
         compression: name, as the results give it.
         config: what it is.
-        cells: by name of the benchmark.
+        cells: cells by name of the benchmark.
         titles: column of each benchmark.
         tokens: visual tokens a decoder layer saw, mean over the benchmarks; None where no question had an image.
         presets: that do what the compression does, whatever its name is.
@@ -95,7 +95,7 @@ class MeasuredRow:
 
     @property
     def family(self) -> str:
-        """Of the model, see `family`."""
+        """Family of the model, see `family`."""
         return family(self.model)
 
     @property
@@ -185,11 +185,11 @@ def find_baseline(row: MeasuredRow, rows: Sequence[MeasuredRow], benchmarks: Ite
 
 
 def differences(row: MeasuredRow, other: MeasuredRow, benchmarks: Iterable[str]) -> list[str]:
-    """In what the ways differ in which two rows were measured: `settings`, `judges`, both or nothing.
+    """Names of what two rows were measured differently in: `settings`, `judges`, both or nothing.
 
     Args:
         row, other: any; both have all of the benchmarks.
-        benchmarks: to look at.
+        benchmarks: names of the benchmarks to look at.
     """
     pairs = [(row.cells[name], other.cells[name]) for name in benchmarks]
     settings = row.settings != other.settings or any(one.limits != two.limits for one, two in pairs)
