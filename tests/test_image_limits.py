@@ -452,10 +452,10 @@ def test_a_video_of_huge_frames_is_refused_before_it_is_decoded(
 ) -> None:
     path = movie(tmp_path / "a.mp4", 64, 48)
     assert len(read_frames(path, 2)) == 2
-    monkeypatch.setattr("llava.data.video.MOST_FRAME_PIXELS", 3000)
+    monkeypatch.setattr("llava.data.video_files.MOST_FRAME_PIXELS", 3000)
     with pytest.raises(ValueError, match=r"a.mp4 is too large: its frames are 64 x 48, 3072 pixels; at most 3000 are"):
         read_frames(path, 2)
-    monkeypatch.setattr("llava.data.video._check_frame", lambda *_: None)  # a container that lies about its frames
+    monkeypatch.setattr("llava.data.video_files.check_frame", lambda *_: None)  # a container that lies about its frames
     with pytest.raises(ValueError, match=r"a.mp4 cannot be read"):
         read_frames(path, 2)
 

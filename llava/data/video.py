@@ -18,6 +18,7 @@ from llava.common.outside_files import why_unreadable
 from llava.common.shown import printable
 from llava.data.frames import Frames, frame_numbers
 from llava.data.images import LONGEST_NAME, BadImageError, MissingImageError, explained, open_rgb
+from llava.data.video_files import decode_frames
 
 FrameChoice = Callable[[int, float | None], list[int]]
 """Says which frames to take, in order, from how many there are and how many a second (None where nothing says)."""
@@ -29,10 +30,6 @@ MOST_COMPOSED_PIXELS = 10**10
 """Largest product of pixels and frames of an animation: to decode one frame, all before it are composed."""
 MOST_SHOWN_PIXELS = 10**9
 """Most pixels of the frames of one question, together; a pixel takes four bytes until it is prepared."""
-MOST_FRAME_PIXELS = 8192 * 4352
-"""Most pixels of a frame of a video file (8K); a decoder holds up to seventeen frames in memory."""
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg"
-"""Accepted formats of video files, as FFmpeg names them; playlists, which name other files, are refused."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 # By the signs of a, b, c, d in ISO 14496-12's matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). Angles other
@@ -146,44 +143,16 @@ def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
             "the package av is not installed, which reads video files: `pip install av`, or replace the file by a "
             "folder of its frames"
         ) from error
+
+    def keep(frame: Any, count: int) -> Image.Image:
+        _check_shown(count * frame.width * frame.height)
+        return _picture(frame, opening)
+
     try:
-        return _decode(av, path, choose, opening)
+        taken, wanted, index = decode_frames(path, choose, keep)
     except av.FFmpegError as error:
         raise ValueError(error) from error
-
-
-def _decode(av: Any, path: Path, choose: FrameChoice, opening: str) -> Frames:
-    """Frames of a video file; where it ends before its packets said, the last one stands for those missing."""
-    with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-        if not container.streams.video:
-            raise UnfitFileError("it holds no pictures")
-        stream = container.streams.video[0]
-        _check_frame(stream.width or 0, stream.height or 0)
-        fps = None if stream.average_rate is None else float(stream.average_rate)
-        total = max(sum(packet.size > 0 for packet in container.demux(stream)), 1)
-    wanted = choose(total, fps)
-    taken: dict[int, Image.Image] = {}
-    last = None
-    with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        container.streams.video[0].codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
-        for number, last in enumerate(container.decode(container.streams.video[0])):
-            if number in wanted:
-                _check_shown(len(set(wanted)) * last.width * last.height)
-                taken[number] = _picture(last, opening)
-            if number == wanted[-1]:
-                break
-    if last is None:
-        raise UnfitFileError("it holds no pictures")
-    end = _picture(last, opening)
-    return Frames(tuple(taken.get(number, end) for number in wanted), tuple(wanted), total, fps)
-
-
-def _check_frame(width: int, height: int) -> None:
-    if width * height > MOST_FRAME_PIXELS:
-        raise ImageLimitError(
-            f"its frames are {width} x {height}, {width * height} pixels; at most {MOST_FRAME_PIXELS} are accepted"
-        )
+    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), index.total, index.fps)
 
 
 def _picture(frame: Any, opening: str) -> Image.Image:
