@@ -10,12 +10,16 @@ import torch
 from pebbles import CompressedPebbles, Pebbles
 from tiny import columns_of_stock
 from tiny_vlms import (
+    CUT,
     EVERY,
+    FAMILIES,
     FRAMES,
     IMAGE,
     LAYERS,
     MARKS,
+    NATIVE,
     OWN,
+    OWN_NEXT,
     PEBBLES,
     QWEN,
     VIDEO,
@@ -50,8 +54,15 @@ KINDS = {
     "llava_onevision": [("image", "video"), ("image",), ()],
     PEBBLES: [("image",), ("image", "image"), ()],
     OWN: [("image",), ("image", "image"), ()],
+    OWN_NEXT: [("image",), ("image", "image"), ()],
 }
-PROJECTORS = {"qwen2_5_vl": "merger", "qwen3_vl": "merger", PEBBLES: "eye", OWN: "mm_projector"}
+PROJECTORS = {
+    "qwen2_5_vl": "merger",
+    "qwen3_vl": "merger",
+    PEBBLES: "eye",
+    OWN: "mm_projector",
+    OWN_NEXT: "mm_projector",
+}
 IN_DECODER = [(family, config) for family in EVERY for config in (T2V, BOTH, TO_ZERO)]
 
 
@@ -70,7 +81,7 @@ def answered(model: Any, inputs: dict[str, Tensor], count: int = 4, **options: A
     return ids[:, -count:].tolist()
 
 
-@pytest.mark.parametrize("family", EVERY[:-1])
+@pytest.mark.parametrize("family", (*FAMILIES, PEBBLES))
 def test_none_is_the_stock_model_exactly(stock: dict[str, Any], family: str) -> None:
     model, inputs = stock[family], batch(prompts(family), answers=True)
     same = compress(model, "none")
@@ -160,9 +171,12 @@ def test_realised_tokens_equal_the_schedule(stock: dict[str, Any], family: str, 
 
 def _entered(family: str, item: Any, compression: CompressionConfig) -> int:
     """Worked by hand: what one image or video brings into the language model."""
+    cut = CUT.get((item.inputs["image_sizes"][0][::-1], len(item.inputs["images"][0]))) if family == OWN_NEXT else 0
     if compression.v2v is None:
-        return 16 if family == OWN else item.count
+        return {OWN: 16, OWN_NEXT: cut}.get(family, item.count)
     budget = compression.v2v.dominant + compression.v2v.contextual
+    if family == OWN_NEXT:
+        return budget * len(item.inputs["images"][0])
     if family == PEBBLES:
         return min(budget, item.count)
     if family == "llava_next":
@@ -252,7 +266,7 @@ def test_gradients_are_those_of_a_graph_with_the_kept_tokens_given(stock: dict[s
     model.zero_grad()
     compression = model.compression
     labels = labels_at(output.layouts[-1], inputs["labels"])[0]
-    spans = {} if family == OWN else model.visual_spans(compression, _seen(model, inputs))
+    spans = {} if family in NATIVE else model.visual_spans(compression, _seen(model, inputs))
     prefill = model.prefill(inputs, compression)
     expected = loss_with_given_tokens(model, prefill, spans, output.layouts, compression, labels)
     torch.testing.assert_close(expected, output.loss, atol=1e-6, rtol=0, check_dtype=False)
@@ -360,7 +374,7 @@ def test_a_family_from_outside_the_package_is_found_replaced_and_told_what_it_la
 
 
 @pytest.mark.parametrize("config", ["none", BOTH, TO_ZERO])
-@pytest.mark.parametrize("family", ["llava", "llava_next", PEBBLES, OWN])
+@pytest.mark.parametrize("family", ["llava", "llava_next", PEBBLES, *NATIVE])
 def test_a_plan_made_from_counts_is_the_one_the_model_makes(stock: dict[str, Any], family: str, config: Any) -> None:
     model, texts = compress(stock[family], config), prompts(family)
     inputs = batch(texts, "right", answers=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_families import BOTH, KINDS, T2V
-from tiny_vlms import EVERY, OWN, QWEN, batch, prompt, vlm
+from tiny_vlms import EVERY, NATIVE, QWEN, batch, prompt, vlm
 from transformers import LlamaForCausalLM
 
 from llava import compress
@@ -36,10 +36,10 @@ def test_what_comes_behind_a_cache_stands_where_the_cache_goes_on(family: str) -
         ({"compression": T2V}, "compression cannot be changed behind a filled cache"),
         ({"image": torch.zeros(1, 3, 4, 4)}, "image is not read by this model"),
     ):
-        for call in (model, model.generate) if family == OWN else (model,):
+        for call in (model, model.generate) if family in NATIVE else (model,):
             with pytest.raises(ValueError, match=words):
                 call(NEW, past_key_values=copy.deepcopy(cache), **options)
-    if family == OWN:  # whose inner model continues a cache, too
+    if family in NATIVE:  # whose inner model continues a cache, too
         with pytest.raises(ValueError, match="but behind past_key_values"):
             model.model(NEW, past_key_values=copy.deepcopy(cache), position_ids=far)
     with torch.no_grad():

@@ -37,8 +37,10 @@ LAYERS, FRAMES = 6, 3
 QWEN = ("qwen2_5_vl", "qwen3_vl")
 FAMILIES = ("llava", "llava_next", "video_llava", *QWEN, "llava_onevision")
 """Classes of transformers that `compress` takes."""
-PEBBLES, OWN = "pebbles", "llava_llama"
-EVERY = (*FAMILIES, PEBBLES, OWN)
+PEBBLES, OWN, OWN_NEXT = "pebbles", "llava_llama", "llava_llama cutting images into crops"
+NATIVE = (OWN, OWN_NEXT)
+"""LLaVA's own, in two shapes."""
+EVERY = (*FAMILIES, PEBBLES, *NATIVE)
 """With a family from outside the package, and LLaVA's own."""
 MARKS = (IMAGE, VIDEO, IMAGE_TOKEN_INDEX)
 """Placeholders of all of them."""
@@ -53,8 +55,8 @@ def vlm(
     tower: CLIPVisionConfig | None = None,
 ) -> Any:
     """A model in eval mode with weights large enough that attention is far from uniform."""
-    if family == OWN:
-        return _own(dtype, attention, seed, layers)
+    if family in NATIVE:
+        return _own(dtype, attention, seed, layers, **(CUTTING if family == OWN_NEXT else {}))
     text = LlamaConfig(
         vocab_size=64,
         hidden_size=32,
@@ -96,13 +98,22 @@ def vlm(
     return model.to(dtype).eval()
 
 
-def _own(dtype: torch.dtype, attention: str, seed: int, layers: int) -> Any:
-    model = tiny_llava(layers=layers, dtype=dtype, attention=attention, seed=seed, vocab_size=64)
+CUTTING = {
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
+}
+"""Fields of LLaVA-NeXT."""
+
+
+def _own(dtype: torch.dtype, attention: str, seed: int, layers: int, **config: Any) -> Any:
+    model = tiny_llava(layers=layers, dtype=dtype, attention=attention, seed=seed, vocab_size=64, **config)
     model.generation_config.pad_token_id = PAD
     return model
 
 
 RENAMED = {
+    "model.image_newline": "model.image_newline",
     "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
     "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
     "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
@@ -216,6 +227,13 @@ def _onevision_config(layers: int) -> LlavaOnevisionConfig:
     )
 
 
+CUT = {((112, 112), 5): 16 + 8 * 9, ((56, 112), 3): 16 + 4 * 9, ((112, 84), 5): 16 + 8 * 7}
+"""Tokens of images by (height, width) and crops.
+
+Worked by hand: a base crop of 16, then a grid of 4 x 4 tokens a crop, unpadded, and a newline for each row.
+"""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One image or video of a prompt: its placeholders, and the inputs that belong to it."""
@@ -241,11 +259,10 @@ def look(family: str, kind: str, number: int, dtype: torch.dtype = torch.float64
         return Seen(IMAGE, 16, {"pixel_values": pixels(1, 3, 56, 56)})
     if family == "video_llava":
         return Seen(VIDEO, 17 * FRAMES, {"pixel_values_videos": pixels(1, FRAMES, 3, 56, 56)})
-    if family == "llava_next":
-        # Worked by hand: a base crop of 16, then a grid of 4 x 4 tokens a crop, unpadded, and a newline for each row.
-        size, crops, count = [((112, 112), 5, 16 + 8 * 9), ((56, 112), 3, 16 + 4 * 9), ((112, 84), 5, 16 + 8 * 7)][
-            number % 3
-        ]
+    if family in ("llava_next", OWN_NEXT):
+        (size, crops), count = list(CUT.items())[number % 3]
+        if family == OWN_NEXT:  # whose sizes are (width, height)
+            return Seen(IMAGE_TOKEN_INDEX, 1, {"images": [pixels(crops, 3, 56, 56)], "image_sizes": [size[::-1]]})
         padded = torch.cat([pixels(1, crops, 3, 56, 56), torch.zeros(1, 5 - crops, 3, 56, 56, dtype=dtype)], dim=1)
         return Seen(IMAGE, count, {"pixel_values": padded, "image_sizes": torch.tensor([size])})
     if family == "llava_onevision" and kind == "video":
