@@ -10,10 +10,11 @@ import tiny_text
 import torch
 from tiny import columns_of_stock, tiny_llava, tower_config
 from tiny_next import IMAGE, SIDE, SIZES, next_llava, picture, pixels_of, spelled_out, stock_of
-from tiny_vlms import renamed
+from tiny_vlms import renamed, vlm
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
+from llava import compress
 from llava.compression import CompressionConfig, V2VConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.families import family_of
@@ -352,3 +353,22 @@ def test_cached_decoding_goes_on_as_if_everything_were_computed_anew(model):
         ids = torch.cat([ids, torch.tensor([[anew[-1]]])], dim=1)
     assert words[0].tolist() == anew
     assert all(a >= 0 for a, _ in pairwise(anew))
+
+
+@pytest.mark.parametrize("order", ["crops", "raster"])
+def test_transformers_class_with_both_stages_is_llavas_own_under_either_order(model, stock, order):
+    budget = STAGED | {"v2v": BUDGET["v2v"] | {"crop_order": order}}
+    theirs = compress(stock, budget)
+    for size in ((112, 112), (171, 64), (100, 33)):
+        pictures = [picture(size, 2)]
+        inputs = spelled_out(stock, PROMPT, pictures)
+        with torch.no_grad():
+            own = model(PROMPT, compression=budget, **pixels_of(model, pictures)).logits
+            expected = theirs(**inputs).logits
+        text = inputs["input_ids"][0] != IMAGE
+        torch.testing.assert_close(own[0, 3:], expected[0, text][2:], atol=1e-9, rtol=0)
+
+
+def test_an_order_that_a_family_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="which a CompressedLlavaOnevision does not know"):
+        compress(vlm("llava_onevision"), {"v2v": {"dominant": 5, "contextual": 2, "crop_order": "raster"}})

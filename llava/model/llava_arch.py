@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization
 
 from llava.compression.config import V2VConfig
 from llava.constants import (
@@ -59,13 +58,6 @@ class _OpensWithTower(_Base):
             tower.requires_grad_(False)
         return (model, info) if output_loading_info else model
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """As in transformers; `image_newline` starts as wide as an embedding, as in LLaVA."""
-        super()._init_weights(module)  # type: ignore[misc]
-        newline = getattr(module, "image_newline", None)
-        if isinstance(newline, nn.Parameter):
-            initialization.normal_(newline, std=1 / math.sqrt(len(newline)))
-
 
 class LlavaMetaModel(_OpensWithTower):
     """Adds the tower and the projector to a transformers language model (without head)."""
@@ -93,7 +85,7 @@ class LlavaMetaModel(_OpensWithTower):
         if self.config.sees:
             self.mm_projector = build_vision_projector(self.config)
             if self.config.mm_vision_tower and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
-                self.image_newline = nn.Parameter(torch.empty(self.config.hidden_size))
+                self.image_newline = _new_newline(self.config.hidden_size)
 
     def named_towers(self) -> list[tuple[str, VisionTower]]:
         """The towers there are, by the names of their attributes; of a Video-LLaVA that for images comes first."""
@@ -124,9 +116,8 @@ class LlavaMetaModel(_OpensWithTower):
             self.mm_projector.to(device=self.config_device(), dtype=self.config_dtype())
         self.mm_projector.requires_grad_(True)
         if self.image_newline is None and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
-            width = self.config.hidden_size
-            start = torch.randn(width, device=self.config_device(), dtype=self.config_dtype()) / math.sqrt(width)
-            self.image_newline = nn.Parameter(start)
+            newline = _new_newline(self.config.hidden_size)
+            self.image_newline = nn.Parameter(newline.to(device=self.config_device(), dtype=self.config_dtype()))
         adapter = getattr(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter:
             load_projector(self.mm_projector, adapter, self.image_newline)
@@ -145,6 +136,11 @@ class LlavaMetaModel(_OpensWithTower):
     def config_dtype(self) -> torch.dtype:
         """Data type of the language model."""
         return self.embed_tokens.weight.dtype
+
+
+def _new_newline(width: int) -> nn.Parameter:
+    """A random `image_newline` [D], as long as a unit vector, as in LLaVA."""
+    return nn.Parameter(torch.randn(width) / math.sqrt(width))
 
 
 class LlavaMetaForCausalLM(_OpensWithTower):

@@ -71,6 +71,8 @@ class StagedModel(StagedGeneration):
         "Qwen3VLTextModel",
     )
     """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
+    crop_orders: ClassVar[tuple[str, ...]] = ("crops", "raster")
+    """Values of `v2v.crop_order` that it knows; where no image is cut, all are the same."""
     position_axes: ClassVar[tuple[int, ...]] = ()
     """How many axes positions may have in front of [B, T]."""
     pixels_are: ClassVar[str] = "give what the model's own processor returns, as the processor names it"
@@ -193,6 +195,11 @@ class StagedModel(StagedGeneration):
         if resolved != CompressionConfig():
             self.check_decoder()
         if resolved.v2v is not None:
+            if resolved.v2v.crop_order not in self.crop_orders:
+                raise ValueError(
+                    f"v2v.crop_order is {resolved.v2v.crop_order!r}, which a {type(self).__name__} does not know; "
+                    f"accepted are {', '.join(self.crop_orders)}."
+                )
             self.check_tower()
             tokens = self.tower_tokens()
             if tokens is not None:

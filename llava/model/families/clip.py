@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
+from llava.compression.v2v import V2VResult
 from llava.model.compressed_model import CompressedModel
 from llava.model.multimodal_encoder.encode import behind_selected, encode_images, has_cls
 
@@ -63,6 +64,10 @@ class ClipFamily(CompressedModel):
         """Visual tokens [M, N0, D] of images [M, 3, height, width]."""
         return merged_features(tower, self.model.multi_modal_projector, pixels, self.selected(inputs)[0], v2v)
 
+    def scored(self, tower: Any, pixels: Tensor, inputs: Mapping[str, Any], v2v: V2VConfig) -> V2VResult:
+        """V2V on images [M, 3, height, width], in the tower's width; also says what became of every patch."""
+        return merged_patches(tower, pixels, self.selected(inputs)[0], v2v)
+
 
 def merged_features(
     tower: Any, projector: Any, pixels: Tensor, select_layer: int | list[int], v2v: V2VConfig
@@ -72,8 +77,13 @@ def merged_features(
     Raises:
         ValueError: if features of several layers are asked for, or the tower is of another kind.
     """
+    return projector(merged_patches(tower, pixels, select_layer, v2v).tokens)
+
+
+def merged_patches(tower: Any, pixels: Tensor, select_layer: int | list[int], v2v: V2VConfig) -> V2VResult:
+    """V2V on images [M, 3, height, width]; errors as in `merged_features`."""
     check_tower(tower, select_layer)
-    return projector(encode_images(tower, pixels, single_layer(select_layer), v2v).merged(v2v).tokens)
+    return encode_images(tower, pixels, single_layer(select_layer), v2v).merged(v2v)
 
 
 def single_layer(select_layer: int | list[int]) -> int:

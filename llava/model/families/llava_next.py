@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
 
-from llava.compression.config import CompressionConfig
+from llava.compression.config import CompressionConfig, V2VConfig
+from llava.model.crops import raster_order
 from llava.model.families.clip import ClipFamily
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
@@ -20,7 +24,8 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
     """`LlavaNextForConditionalGeneration` with both stages inside.
 
     V2V shortens every crop to the same number of tokens (paper Table 13: 850 + 175 over five crops). The rows of the
-    whole image end there, and with them the newline embeddings between rows and the cutting away of padding.
+    whole image end there, and with them the newline embeddings between rows and the cutting away of padding; the
+    tokens stand where `v2v.crop_order` says.
     """
 
     stock = LlavaNextForConditionalGeneration
@@ -41,11 +46,27 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
         counts = [self._crops(size) for size in sizes]
         if pixels.dim() == 5:  # images with fewer crops are padded
             pixels = torch.cat([image[:count] for image, count in zip(pixels, counts, strict=True)])
-        merged = self.merged(self.model.vision_tower, pixels, inputs, compression.v2v)
-        images = [image.flatten(0, 1) for image in merged.split(counts)]
+        images = self._merged_images(pixels, counts, sizes, inputs, compression.v2v)
         replaced = self._placeholders(sizes, counts)
         spans = [VisualSpan(image, count) for image, count in zip(images, replaced, strict=True)]
         return {self.config.image_token_id: spans}
+
+    def _merged_images(
+        self, pixels: Tensor, counts: list[int], sizes: Tensor, inputs: Mapping[str, Any], v2v: V2VConfig
+    ) -> list[Tensor]:
+        """Visual tokens [K * N0, D] of each image, in the order that `v2v.crop_order` names."""
+        merged = self.scored(self.model.vision_tower, pixels, inputs, v2v)
+        tokens = self.model.multi_modal_projector(merged.tokens).split(counts)
+        if v2v.crop_order == "crops":
+            return [image.flatten(0, 1) for image in tokens]
+        vision, first, found = self.config.vision_config, 0, []
+        for image, count, size in zip(tokens, counts, sizes, strict=True):
+            down, across = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, vision.image_size)
+            patches = vision.image_size // vision.patch_size
+            order = raster_order(merged, slice(first, first + count), (across, down), patches)
+            found.append(image.flatten(0, 1)[order])
+            first += count
+        return found
 
     def _crops(self, size: Tensor) -> int:
         config = self.config

@@ -45,6 +45,7 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
     """`LlavaOnevisionForConditionalGeneration` with both stages inside."""
 
     stock = LlavaOnevisionForConditionalGeneration
+    crop_orders = ("crops",)
     visual_inputs = (
         "pixel_values",
         "image_sizes",
