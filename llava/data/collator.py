@@ -18,6 +18,10 @@ def stacked(images: Sequence[Any]) -> dict[str, Any]:
     return {"images": torch.stack(list(images))}
 
 
+REPORTED = ("sample_ids", "truncated", "unsupervised", "problems", "tower_tokens")
+"""What collators give beside the arguments of the model, for reports; those of a family need not give all."""
+
+
 @dataclass(frozen=True)
 class SupervisedCollator:
     """Pads samples on the right.

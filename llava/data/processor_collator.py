@@ -12,6 +12,10 @@ from torch import Tensor
 from llava.constants import IGNORE_INDEX
 
 
+def _nothing(medium: Any) -> Sequence[int]:
+    return ()
+
+
 @dataclass(frozen=True)
 class ProcessorCollator:
     """Pads samples to a batch; positions and the places of visual tokens are left to the model.
@@ -20,6 +24,7 @@ class ProcessorCollator:
         pad_token_id: filler of `input_ids`; it is masked.
         placeholder_ids: of a visual token of an image, and of one of a video.
         media_arguments: from the media of a batch, in reading order, to arguments of the model.
+        tower_tokens: tokens that the tower computes of each image, crop or frame of a medium, for what is reported.
         blank: an image that a batch of text alone brings, so that the tower runs on every rank in every step; its
             features go nowhere. None brings nothing.
         side: where padding goes, `right` or `left`.
@@ -28,13 +33,14 @@ class ProcessorCollator:
     pad_token_id: int
     placeholder_ids: tuple[int, int]
     media_arguments: Callable[[Sequence[Any]], dict[str, Any]]
+    tower_tokens: Callable[[Any], Sequence[int]] = _nothing
     blank: Any = None
     side: str = "right"
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask`, `attention_mask`, `mm_token_type_ids` (int64 [B, T]; the
         last is 1 on images and 2 on videos), what the media become, and for reports `sample_ids`, `truncated`,
-        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`).
+        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`) and `tower_tokens` (a list of numbers).
         """
         ids = self._pad(samples, "input_ids", self.pad_token_id)
         mask = self._rows([torch.ones_like(sample["input_ids"]) for sample in samples], 0)
@@ -51,6 +57,7 @@ class ProcessorCollator:
             "problems": [sample.get("problem") for sample in samples],
         }
         media = [medium for sample in samples for medium in sample["images"]]
+        batch["tower_tokens"] = [count for medium in media for count in self.tower_tokens(medium)]
         if not media and self.blank is not None:
             media = [self.blank]
         return batch | self.media_arguments(media)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
-from llava.checkpoints.contents import Checkpoint
+from llava.checkpoints.contents import Checkpoint, Kind
 from llava.checkpoints.llava_format import add_image_tokens, load_whole
 from llava.checkpoints.opening import bitsandbytes_config, never_quantised
 from llava.checkpoints.tokenizer import read_tokenizer
@@ -28,11 +28,38 @@ from llava.model.llava_config import LlavaConfig
 from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+from llava.train.family_start import load_from_family
 from llava.train.non_finite import require_finite_start
 from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
 from llava.train.template import record_template, settle_template
 
 logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        model: with the compression of the flags.
+        tokenizer: of the language model.
+        processor: of a model of transformers, written beside what is trained; a LLaVA's tower has one itself (None).
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    processor: Any
+
+
+def load(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Loaded:
+    """The model of `--model_name_or_path`, whatever its family; errors as in `load_model` and `load_from_family`."""
+    start = find_start(model_args, training_args)
+    if start.kind is Kind.FAMILY:
+        options = _options(start, model_args, training_args)
+        loaded = Loaded(*load_from_family(start, model_args, data_args, training_args, options))
+        _repair_generation_config(loaded.model)
+        return loaded
+    tokenizer = load_tokenizer(model_args, training_args)
+    return Loaded(load_model(model_args, data_args, training_args, tokenizer), tokenizer, None)
 
 
 def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
@@ -106,17 +133,7 @@ def _open(start: Checkpoint, model_args: ModelArguments, training_args: Training
     """
     config = start.config
     assert config is not None
-    options: dict[str, Any] = {
-        "attn_implementation": _attention(model_args, training_args),
-        "dtype": _stored_dtype(training_args),
-        "quantization_config": bitsandbytes_config(
-            training_args.bits,
-            compute_dtype(training_args),
-            training_args.double_quant,
-            training_args.quant_type,
-            never_quantised(start) if training_args.bits != 16 else (),
-        ),
-    }
+    options = _options(start, model_args, training_args)
     adapter = None
     if config.mm_vision_tower:
         if model_args.pretrain_mm_mlp_adapter:
@@ -128,6 +145,19 @@ def _open(start: Checkpoint, model_args: ModelArguments, training_args: Training
     # The name rather than the folder that it was fetched to: adapters record it as their base.
     model.name_or_path = model.config._name_or_path = model_args.model_name_or_path
     return model
+
+
+def _options(start: Checkpoint, model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:
+    """Arguments of transformers' `from_pretrained`."""
+    quantisation = bitsandbytes_config(
+        training_args.bits,
+        compute_dtype(training_args),
+        training_args.double_quant,
+        training_args.quant_type,
+        never_quantised(start) if training_args.bits != 16 else (),
+    )
+    options = {"attn_implementation": _attention(model_args, training_args), "dtype": _stored_dtype(training_args)}
+    return options if quantisation is None else options | {"quantization_config": quantisation}
 
 
 def choose_trained(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:

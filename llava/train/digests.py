@@ -34,6 +34,19 @@ _PIXELS = (
     "image_mean",
     "image_std",
 )
+# What the settings of a processor say about its class.
+_OF_THE_CLASS = (
+    "image_processor_type",
+    "video_processor_type",
+    "processor_class",
+    "auto_map",
+    "backend",
+    "data_format",
+    "device",
+    "disable_grouping",
+    "return_tensors",
+    "input_data_format",
+)
 _PROBES = (
     "A picture of  two dogs\n",
     "    indented: 3.14 €",
@@ -95,8 +108,17 @@ def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def digest_image_processor(processor: Any) -> str | None:
-    """Digest of an image processor's settings, without the path it was read from; None without a processor."""
+    """Digest of the settings of an image processor, or of a processor of transformers with its chat template.
+
+    The path it was read from does not enter, nor which of its classes makes the pixels. None without a processor.
+    """
     if processor is None:
         return None
-    held = processor.to_dict()
-    return digest_text([json.dumps({name: held.get(name) for name in _PIXELS}, sort_keys=True, default=str)])
+    if not hasattr(processor, "image_processor"):
+        held = processor.to_dict()
+        return digest_text([json.dumps({name: held.get(name) for name in _PIXELS}, sort_keys=True, default=str)])
+    parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor"))
+    settings = [None if part is None else part.to_dict() for part in parts]
+    kept = [held and {name: held[name] for name in held if name not in _OF_THE_CLASS} for held in settings]
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    return digest_text([json.dumps(kept, sort_keys=True, default=str), str(template)])

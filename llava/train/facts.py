@@ -260,8 +260,10 @@ def _fault_of(held: Any) -> str | None:
 
 
 def _tower_layers(model: Any) -> int | None:
-    tower = model.get_vision_tower()
-    return None if tower is None else int(tower.config.num_hidden_layers)
+    """Layers of a tower whose selected one is counted from either end; None where nothing selects one."""
+    towers = model.vision_towers()
+    layers = getattr(towers[0].config, "num_hidden_layers", None) if towers else None
+    return None if layers is None else int(layers)
 
 
 def _share(facts: RunFacts) -> Any:

@@ -52,7 +52,7 @@ def find_start(model_args: ModelArguments, training_args: TrainingArguments) -> 
     """The checkpoint that `--model_name_or_path` names.
 
     Raises:
-        ValueError: if it is no whole model in LLaVA's format or a plain Llama; says what it is and what to do.
+        ValueError: if it is no whole model; says what it is and what to do.
     """
     name = model_args.model_name_or_path
     start = examine(fetch(name, cache_dir=training_args.cache_dir))
@@ -71,11 +71,6 @@ def find_start(model_args: ModelArguments, training_args: TrainingArguments) -> 
         raise ValueError(
             f"--model_name_or_path {name!r} is a LLaVA in transformers' format. Write it in LLaVA's and start from "
             f"that: python -m llava.model.convert --to llava {name} TARGET."
-        )
-    if start.kind is Kind.FAMILY:
-        raise ValueError(
-            f"--model_name_or_path {name!r} is a {start.config.model_type}; this program trains LLaVAs and Llamas. "
-            "docs/plug-in.md shows how to train other families."
         )
     if getattr(start.config, "quantization_config", None) is not None:
         raise ValueError(

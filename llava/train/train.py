@@ -17,7 +17,7 @@ from llava.data.statistics import DataStatistics, measure
 from llava.train.adapters import add_lora
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.build_locks import warn_of_build_locks
-from llava.train.building import choose_trained, load_model, load_tokenizer, make_data, make_held_out
+from llava.train.building import choose_trained, load, make_data, make_held_out
 from llava.train.callbacks import CheckSaving
 from llava.train.checkpoint import remove_checkpoints, starting_point
 from llava.train.facts import describe_run, require_optimizer, require_same_run
@@ -59,10 +59,9 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
         )
 
     require_inputs_kept(model_args, data_args, training_args)
-    tokenizer = load_tokenizer(model_args, training_args)
-    model = load_model(model_args, data_args, training_args, tokenizer)
+    model, tokenizer, processor = load(model_args, data_args, training_args)
     choose_trained(model, model_args, training_args)
-    dataset, collator = make_data(model, tokenizer, model_args, data_args)
+    dataset, collator = make_data(model, tokenizer, model_args, data_args, processor)
     held_out = make_held_out(dataset, data_args)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
     facts = describe_run(model, dataset, model_args, data_args, training_args, part, held_out)
@@ -84,7 +83,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
         train_dataset=dataset,
         eval_dataset=held_out,
         data_collator=collator,
-        processing_class=tokenizer,
+        processing_class=tokenizer if processor is None else processor,
         part=part,
         facts=facts,
         skipped=SkippedSamples(

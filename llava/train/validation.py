@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from llava.common.child_processes import leave_signals_to_parent
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import REPORTED
 
 
 class _Repeated(Dataset):
@@ -53,7 +54,7 @@ def held_out_loss(model: nn.Module, loader: DataLoader, prepare: Any, reduce: An
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in loader:
-        for name in ("sample_ids", "truncated", "unsupervised", "problems"):
+        for name in REPORTED:
             batch.pop(name, None)
         targets = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         loss = model(**prepare(batch), return_logits=False, num_items_in_batch=1).loss

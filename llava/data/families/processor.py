@@ -304,6 +304,12 @@ class ProcessorInputs(ModelInputs):
             sample | rows | {"images": sample["images"][:whole], "starts": sample["starts"][:whole], "truncated": True}
         )
 
+    def tower_tokens(self, shown: Shown) -> list[int]:
+        """Tokens that the tower computes of each image, crop or frame of a medium: here the patches of each frame."""
+        grids = (shown.inputs.get(name) for name in ("image_grid_thw", "video_grid_thw"))
+        found = [grid.tolist() for grid in grids if grid is not None]
+        return [height * width for grid in found for time, height, width in grid for _ in range(time)]
+
     def media_arguments(self, media: Sequence[Shown]) -> dict[str, Any]:
         """Arguments of the model for the media of a batch, in reading order."""
         made: dict[str, Any] = {}
@@ -316,7 +322,7 @@ class ProcessorInputs(ModelInputs):
     def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> ProcessorCollator:
         """As in `ModelInputs`; padded on the right. A batch of text alone brings a black image."""
         blank = None if image_size is None else self.blank("image")
-        return ProcessorCollator(self._padding, self.placeholder_ids, self.media_arguments, blank)
+        return ProcessorCollator(self._padding, self.placeholder_ids, self.media_arguments, self.tower_tokens, blank)
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """As in `ModelInputs`; padded on the left, for answers to follow."""
