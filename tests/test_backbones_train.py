@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributed import losses, summary, weights
+from PIL import Image
 from safetensors.torch import save_file
+from tiny_llava import COLOURS, write_assets
+from tiny_qwen import write_qwen
 from tiny_vlms import EVERY, FAMILIES, OWN, PEBBLES, QWEN, batch, prompt, vlm
+from transformers import AutoModelForImageTextToText
 
 from llava import compress
 from llava.checkpoints.fit import read_weights
+from llava.checkpoints.opening import Opened, open_model
 from llava.cost.workload import Workload
+from llava.data.families import family_of
 from llava.model.parts import lies_in, paths_of, weights_of
+from llava.train.train import train
 
 SHOWN = dict.fromkeys(("video_llava", *QWEN, "llava_onevision"), ("image", "video"))
 PARTS = {
@@ -86,3 +98,185 @@ def test_the_work_of_a_tower_is_that_of_its_modules() -> None:
     seen = full * patches + (visual.config.depth - full) * min(patches, shape.window)
     assert attention == 4 * width * patches * seen
     assert work.projector == sum(weight.numel() for weight in visual.merger.parameters() if weight.dim() > 1)
+
+
+# === Whole runs ===
+
+BUDGET = {"v2v": {"dominant": 2, "contextual": 1, "cluster_width": 2}, "t2v": {"layers": [2, 3], "keep": [0.5, 0.0]}}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How tests start from a model that is published in transformers' format.
+
+    Attributes:
+        write: makes its folder.
+        prefix: of the names of the decoder's weights in published files.
+    """
+
+    write: Callable[[Path], Path]
+    tower: str
+
+
+BACKBONES = {"qwen2_5_vl": Backbone(write_qwen, "visual.")}
+ALL = pytest.mark.parametrize("name", BACKBONES)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a budget, and a folder for each backbone; tests add what they trained."""
+    folder = write_assets(tmp_path_factory.mktemp("backbones"))
+    for name, backbone in BACKBONES.items():
+        backbone.write(folder / name)
+    (folder / "budget.yaml").write_text(json.dumps(BUDGET))
+    return folder
+
+
+def flags(place: Path, name: str, output: Path, **changes: object) -> list[str]:
+    """Command line of a run of four steps from a backbone."""
+    options: dict[str, object] = {
+        "model_name_or_path": place / name,
+        "image_folder": place / "images",
+        "data_path": place / "chats.json",
+        "output_dir": output,
+        "compression": place / "budget.yaml",
+        "use_cpu": True,
+        "bf16": False,
+        "model_max_length": 256,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    options |= changes
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def trained(place: Path, name: str, kind: str, **changes: object) -> Path:
+    """The folder of a run, which is made once for all tests that look at it."""
+    output = place / f"{name}-{kind}"
+    return output if output.is_dir() else train(flags(place, name, output, **changes))
+
+
+def opened(*folders: Path) -> Opened:
+    return open_model(*map(str, folders), device="cpu", dtype=torch.float32)
+
+
+def asked(found: Opened, place: Path) -> dict[str, Any]:
+    """A batch of a question about an image and one without."""
+    family = family_of(found.model.config)
+    template = family.template_for(found.model.config, "model")
+    inputs = family(found.model.config, found.tokenizer, found.preprocessor, template)
+    image = inputs.image(Image.open(place / f"images/{next(iter(COLOURS))}.png").convert("RGB"), "An image")
+    rows = [inputs.prompt([inputs.question("Which colour is it?", [image])], [image]), inputs.prompt(["Blue?"], [])]
+    return inputs.batch(rows)
+
+
+def full(place: Path, name: str) -> Path:
+    return trained(place, name, "full", save_strategy="steps", save_steps=2)
+
+
+@ALL
+def test_a_model_that_was_trained_here_opens_in_plain_transformers_and_keeps_its_budget(place: Path, name: str) -> None:
+    folder = full(place, name)
+    found, start = opened(folder), opened(place / name)
+    assert found.model.compression.to_dict()["t2v"]["keep"] == (0.5, 0.0) or found.model.compression.t2v.keep == (
+        0.5,
+        0,
+    )
+    assert start.model.compression.t2v is None
+    stock = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = {key: value for key, value in asked(found, place).items() if key != "query_mask"}
+    with torch.no_grad():
+        found.model.set_compression("none")
+        torch.testing.assert_close(found.model(**inputs).logits, stock(**inputs).logits)
+    before, after = weights(place / name), weights(folder)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    projectors = weights_of(start.model, start.model.projectors()).values()
+    still = [key for key in before if key not in moved]
+    assert still and all(key.startswith(BACKBONES[name].tower) for key in still), "the tower is frozen, nothing else"
+    assert sum(before[key].numel() for key in moved) == sum(before[key].numel() for key in before) - sum(
+        before[key].numel() for key in still
+    )
+    assert len(projectors) > 0 and losses(folder)[-1] < losses(folder)[0]
+    counted = summary(folder)["metrics"]
+    assert counted["images"] == counted["samples_with_image"] == 12
+    assert counted["visual_tokens_after_layer_3"] == 0 < counted["visual_tokens_entered"]
+
+
+@ALL
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(place: Path, name: str, tmp_path: Path) -> None:
+    done = full(place, name)
+    shutil.copytree(done / "checkpoint-2", tmp_path / "out/checkpoint-2")
+    train(flags(place, name, tmp_path / "out", save_strategy="steps", save_steps=2))
+    here, there = weights(tmp_path / "out"), weights(done)
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[key], there[key]) for key in here)
+    assert losses(tmp_path / "out")[-2:] == losses(done)[-2:]
+
+
+@ALL
+def test_a_projector_is_pretrained_alone_and_fine_tuning_begins_with_it(place: Path, name: str, tmp_path: Path) -> None:
+    folder = trained(place, name, "pretrain", tune_mm_mlp_adapter=True)
+    assert not list(folder.glob("*.safetensors"))
+    base, found = opened(place / name), opened(folder, place / name)
+    projector = set(weights_of(base.model, base.model.projectors()))
+    assert set(torch.load(folder / "mm_projector.bin", weights_only=True)) == projector
+    for key, weight in found.model.named_parameters():
+        assert torch.equal(weight, base.model.get_parameter(key)) == (key not in projector), key
+    options = {"pretrain_mm_mlp_adapter": folder / "mm_projector.bin", "freeze_mm_mlp_adapter": True}
+    train(flags(place, name, tmp_path / "out", max_steps=1, **options))
+    tuned = opened(tmp_path / "out").model
+    assert all(torch.equal(found.model.get_parameter(key), tuned.get_parameter(key)) for key in projector)
+
+
+@ALL
+def test_adapters_sit_on_the_language_model_alone_and_open_over_their_base(place: Path, name: str) -> None:
+    options = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "q,k,v,o"}
+    folder = trained(place, name, "lora", save_strategy="steps", save_steps=2, **options)
+    base, found = opened(place / name).model, opened(folder).model
+    changed = {key for key, weight in found.named_parameters() if not torch.equal(weight, base.get_parameter(key))}
+    (decoder,) = paths_of(base, [base.decoder])
+    maps = {f"{decoder}.layers.{layer}.self_attn.{part}_proj.weight" for layer in range(4) for part in "qkvo"}
+    assert changed == maps | set(weights_of(base, base.projectors()))
+    assert found.compression.t2v is not None
+    peft = pytest.importorskip("peft")
+    stock = AutoModelForImageTextToText.from_pretrained(place / name, dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(stock, folder).merge_and_unload()
+    for key in maps:
+        torch.testing.assert_close(merged.get_parameter(key), found.get_parameter(key))
+
+
+@ALL
+def test_adapters_go_on_from_their_checkpoint(place: Path, name: str, tmp_path: Path) -> None:
+    options = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "q,k,v,o"}
+    done = trained(place, name, "lora", save_strategy="steps", save_steps=2, **options)
+    shutil.copytree(done / "checkpoint-2", tmp_path / "out/checkpoint-2")
+    train(flags(place, name, tmp_path / "out", save_strategy="steps", save_steps=2, **options))
+    here, there = weights(tmp_path / "out"), weights(done)
+    assert all(torch.equal(here[key], there[key]) for key in there)
+
+
+@ALL
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_layers_train_adapters(place: Path, name: str, bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    train(flags(place, name, tmp_path / "out", max_steps=2, lora_enable=True, lora_r=4, bits=bits))
+    parameters = summary(tmp_path / "out")["parameters"]
+    assert parameters["vision_tower"]["trained"] == parameters["lm_head"]["trained"] == 0
+    assert parameters["mm_projector"]["trained"] == parameters["mm_projector"]["all"] > 0
+    base, found = opened(place / name).model, opened(tmp_path / "out").model
+    (decoder,) = paths_of(base, [base.decoder])
+    changed = {key for key, weight in found.named_parameters() if not torch.equal(weight, base.get_parameter(key))}
+    assert len([key for key in changed if key.startswith(f"{decoder}.layers.")]) == 4 * 7
+
+
+@ALL
+@pytest.mark.parametrize("flag", ["version v1", "vision_tower somewhere", "image_aspect_ratio pad"])
+def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: str, tmp_path: Path) -> None:
+    key, value = flag.split()
+    with pytest.raises(ValueError, match=rf"--{key} '{value}' is a flag of LLaVA's own models, but .* is a {name}"):
+        train(flags(place, name, tmp_path / "out", **{key: value}))
