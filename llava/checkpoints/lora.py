@@ -186,8 +186,8 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
             f"module {config.megatron_core!r}; adapters of a LLaVA have none. Take them from somewhere else."
         )
     if isinstance(model.config, LlavaConfig):  # LLaVA lists names such as q_proj, which CLIP's layers have as well
-        apart = paths_of(model, (*model.vision_towers(), *model.projectors()))
-        config.exclude_modules = rf"(?:{'|'.join(map(re.escape, apart))}|lm_head)\b.*"
+        apart = (*paths_of(model, (*model.vision_towers(), *model.projectors())), "lm_head")
+        config.exclude_modules = rf"(?:{'|'.join(map(re.escape, apart))})\b.*"
     config.base_model_name_or_path = None  # peft warns of another path; whether the model fits is checked below
     with read_by_library(path, "peft"):
         wrapped = get_peft_model(model, config)
