@@ -17,13 +17,13 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.flops import training_flops, visual_tokens_per_layer
 from llava.cost.shapes import MODELS
 from llava.eval import cost
-from llava.eval.cost import Load, decode_rate, main, measure, table
+from llava.eval.cost import BatchShape, decode_rate, main, measure, table
 from llava.model import LlavaConfig
 from llava.model.measured_work import shapes_of
 from llava.model.random_weights import random_batch, random_model
 
 BUDGETS = {"none": CompressionConfig(), "duet": CompressionConfig.resolve(tiny.DUET)}
-LOAD = Load(rows=3, text_tokens=20, images=2, new_tokens=4)
+LOAD = BatchShape(rows=3, text_tokens=20, images=2, new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def test_a_cache_of_another_size_stops_the_run(monkeypatch: pytest.MonkeyPatch):
 
 def test_text_alone_and_a_tower_that_keeps_cls():
     model = tiny.tiny_llava(dtype=torch.float32, mm_vision_select_feature="cls_patch")
-    dense, duet = measure(model, BUDGETS, Load(2, 10, 1, 2), repeats=1)
+    dense, duet = measure(model, BUDGETS, BatchShape(2, 10, 1, 2), repeats=1)
     assert dense.visual_tokens[0] == 17 and duet.visual_tokens[0] == 10
-    (plain,) = measure(model, {"none": BUDGETS["none"]}, Load(2, 10, 0, 2), repeats=1)
+    (plain,) = measure(model, {"none": BUDGETS["none"]}, BatchShape(2, 10, 0, 2), repeats=1)
     assert plain.visual_tokens == (0,) * 6
 
 

@@ -29,7 +29,7 @@ from llava.cost.activations import (
     stored_layers,
 )
 from llava.cost.flops import visual_tokens_per_layer
-from llava.cost.memory import STAGES, RecipeSetting, checkpoint_bytes, need
+from llava.cost.memory import STAGES, RecipeSetting, checkpoint_bytes, peak_memory
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import DecoderShape, ModelShape, VisionShape
 
@@ -121,7 +121,7 @@ def setting(recipe: str, devices: int = 8, **changes: Any) -> RecipeSetting:
 
 
 def needs(recipe: str, devices: int = 8, **changes: Any) -> dict[str, Any]:
-    return {stage.name: need(setting(recipe, devices, **changes), stage) for stage in STAGES}
+    return {stage.name: peak_memory(setting(recipe, devices, **changes), stage) for stage in STAGES}
 
 
 def test_a_trained_weight_takes_sixteen_bytes_on_one_device() -> None:

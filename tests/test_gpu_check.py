@@ -98,20 +98,20 @@ def test_every_case_and_every_test_is_a_line(whole) -> None:
 def test_budgets_are_measured_in_turn_beside_their_limits(whole, part: str) -> None:
     _, lines, _ = whole
     timed = rows(lines, part, "compression")
-    load = measure.LOADS["tiny"]
-    batches = load.batches if part != "train" else load.steps[-1:]
+    sizes = measure.SIZES["tiny"]
+    batches = sizes.batches if part != "train" else sizes.steps[-1:]
     assert [(row["batch"], row["compression"]) for row in timed] == [
         (size, name) for size in batches for name in measure.BUDGETS
     ]
     rounds = [line for line in lines if line["part"] == part and line["kind"] == "round" and not line.get("warm_up")]
-    assert [list(line["seconds"]) for line in rounds] == [list(measure.BUDGETS)] * load.rounds * len(batches)
+    assert [list(line["seconds"]) for line in rounds] == [list(measure.BUDGETS)] * sizes.rounds * len(batches)
     for row in timed:
         taken = [line["seconds"][row["compression"]] for line in rounds if line["batch"] == row["batch"]]
         assert row["seconds"] == taken and row["median"] > 0 and row["peak_gib"] is None
         dense = next(other for other in timed if (other["batch"], other["compression"]) == (row["batch"], "none"))
         assert row["faster"] == pytest.approx(dense["median"] / row["median"])
         if part == "decode":
-            assert row["tokens_per_second"] == pytest.approx(row["batch"] * load.new_tokens / row["median"])
+            assert row["tokens_per_second"] == pytest.approx(row["batch"] * sizes.new_tokens / row["median"])
         elif row is not dense:
             saved, possible = 1 - row["median"] / dense["median"], 1 - 1 / row["faster_by_flops"]
             assert possible > 0.3 and row["share_of_flop_limit"] == pytest.approx(saved / possible)
@@ -221,7 +221,7 @@ def test_out_of_memory_is_a_rows_result_and_the_others_go_on(tmp_path: Path) -> 
     for name in ("none", "duet-128"):
         assert results[name]["error"] == "out of memory: CUDA out of memory. Tried to allocate 2 GiB."
     for name in ("duet-192", "duet-64"):
-        assert results[name]["seconds"] == [1.0] * measure.LOADS["tiny"].rounds and results[name]["faster"] is None
+        assert results[name]["seconds"] == [1.0] * measure.SIZES["tiny"].rounds and results[name]["faster"] is None
 
 
 def test_where_all_gradients_do_not_fit_a_few_layers_are_trained_and_it_says_so(tmp_path: Path, monkeypatch) -> None:
@@ -232,7 +232,7 @@ def test_where_all_gradients_do_not_fit_a_few_layers_are_trained_and_it_says_so(
         return (None, "out of memory: all of it") if len(given) == 1 else (run(), None)
 
     monkeypatch.setattr(measure, "attempt", attempt)
-    monkeypatch.setitem(measure.LOADS, "tiny", measure.ShapeLoad((1,), (1,), 1, 2, 10))
+    monkeypatch.setitem(measure.SIZES, "tiny", measure.BenchmarkSizes((1,), (1,), 1, 2, 10))
     assert measure.train(task)
     found = read(task.record.path)
     assert [line["error"] for line in found if line["kind"] == "search"] == ["out of memory: all of it", None]

@@ -58,7 +58,7 @@ def test_no_choice_in_float32_differs_from_float64_on_a_cpu(budget: str, device:
         kept.append([layout.visual_index.cpu().tolist() for layout in layouts])
         if model.compression.v2v is not None:
             result = model.get_vision_tower().merge(inputs["images"], model.compression.v2v)
-            merged.append((result.fate.cpu().tolist(), result.target.cpu().tolist()))
+            merged.append((result.roles.cpu().tolist(), result.target.cpu().tolist()))
     assert kept[0] == kept[1]
     assert merged == [] or merged[0] == merged[1]
 

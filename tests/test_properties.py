@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_t2v import layout_of, random_projections, scores_of
 from torch import Tensor
 
-from llava.compression import CompressionConfig, Fate, T2VConfig, V2VConfig, merge_visual_tokens
+from llava.compression import CompressionConfig, PatchRole, T2VConfig, V2VConfig, merge_visual_tokens
 from llava.compression.selection import even_spread, seeded_noise
 from llava.compression.t2v import choose_visual_tokens, control_scores, gather_kept, keep_counts
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
@@ -53,13 +53,13 @@ def test_v2v_counts_and_order(case):
     expected = min(config.dominant + config.contextual, patches + 1)
     assert result.tokens.shape[1] == config.token_count(patches + 1) == expected
     assert result.tokens.isfinite().all()
-    assert ((result.fate == Fate.DOMINANT).sum(dim=1) == config.dominant - 1).all()
-    assert ((result.fate == Fate.ANCHOR).sum(dim=1) == expected - config.dominant).all()
-    assert ((result.target == -1) == (result.fate == Fate.DROPPED)).all()
+    assert ((result.roles == PatchRole.DOMINANT).sum(dim=1) == config.dominant - 1).all()
+    assert ((result.roles == PatchRole.ANCHOR).sum(dim=1) == expected - config.dominant).all()
+    assert ((result.target == -1) == (result.roles == PatchRole.DROPPED)).all()
     assert (result.target != 0).all(), "CLS stands there"
     assert torch.equal(result.tokens[:, 0], features[:, 0])
     for image in range(len(features)):
-        kept = (result.fate[image] == Fate.DOMINANT).nonzero().flatten()
+        kept = (result.roles[image] == PatchRole.DOMINANT).nonzero().flatten()
         assert torch.equal(result.tokens[image, 1 : config.dominant], features[image, 1 + kept])
         assert result.target[image, kept].tolist() == list(range(1, config.dominant))
     disjoint = config.clusters != "neighbours"
@@ -69,9 +69,9 @@ def test_v2v_counts_and_order(case):
         pool = min(
             config.cluster_width * min(config.contextual, patches + 1 - config.dominant), patches + 1 - config.dominant
         )
-        assert ((result.fate != Fate.DROPPED).sum(dim=1) == config.dominant - 1 + pool).all()
+        assert ((result.roles != PatchRole.DROPPED).sum(dim=1) == config.dominant - 1 + pool).all()
     if config.clusters == "uniform" and config.contextual:
-        assert (result.fate != Fate.DROPPED).all()
+        assert (result.roles != PatchRole.DROPPED).all()
 
 
 @steady
@@ -81,7 +81,7 @@ def test_v2v_does_not_know_the_batch(case, draw):
     order = list(range(len(features)))
     draw.shuffle(order)
     whole, shuffled = run(*case), run(features[order], attention[order], keys[order], config)
-    assert torch.equal(whole.fate[order], shuffled.fate) and torch.equal(whole.target[order], shuffled.target)
+    assert torch.equal(whole.roles[order], shuffled.roles) and torch.equal(whole.target[order], shuffled.target)
     torch.testing.assert_close(whole.tokens[order], shuffled.tokens, atol=1e-12, rtol=0)
     alone = run(features[:1], attention[:1], keys[:1], config)
     assert torch.equal(whole.target[:1], alone.target)
@@ -94,7 +94,7 @@ def test_v2v_keeps_the_best_whatever_the_order_of_the_patches(case):
     if config.score not in ("cls", "received"):
         return
     scores = attention[:, 0, 1:] if config.score == "cls" else attention.mean(dim=1)[:, 1:]
-    kept = run(*case).fate == Fate.DOMINANT
+    kept = run(*case).roles == PatchRole.DOMINANT
     for image in range(len(features)):
         inside, outside = scores[image][kept[image]], scores[image][~kept[image]]
         assert not len(inside) or not len(outside) or inside.min() >= outside.max()

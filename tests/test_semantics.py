@@ -265,7 +265,7 @@ def test_identical_images_tie_and_the_first_survive():
     model = tiny_llava(compression={"v2v": {"dominant": 5, "contextual": 0}})
     model.get_vision_tower().model.embeddings.position_embedding.weight.data.zero_()
     result = model.get_vision_tower().merge(flat, model.compression.v2v)
-    assert (result.fate[0] == 1).nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert (result.roles[0] == 1).nonzero().flatten().tolist() == [0, 1, 2, 3]
 
 
 # 8 -------------------------------------------------------------------------------------------- scoring is detached

@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_folder import write_model, write_pictures
 
 from llava.common.program import as_program
-from llava.compression.v2v import Fate
+from llava.compression.v2v import PatchRole
 from llava.inference.chat import Chat
 from llava.inference.typed_images import read_image
 from llava.inference.usage import size
@@ -295,16 +295,16 @@ def test_an_overlay_veils_what_no_living_token_stands_for(folder: Path, pictures
         for column, alive in enumerate(stages, start=1):
             marked = panel(picture, number, column, side)
             for patch in range(16):
-                fate = Fate.DOMINANT if trace.merged is None else trace.merged.fate[number, patch]
+                role = PatchRole.DOMINANT if trace.merged is None else trace.merged.roles[number, patch]
                 token = patch if trace.merged is None else int(trace.merged.target[number, patch])
-                there = fate != Fate.DROPPED and bool(alive[number * each + token])
+                there = role != PatchRole.DROPPED and bool(alive[number * each + token])
                 # A corner of the patch, clear of dots and frames.
                 at = (patch % columns * side // 4 + 8, patch // columns * side // 4 + 8)
                 was, now = plain.getpixel(at), marked.getpixel(at)
                 faded = tuple(round(c + (255 - c) * overlay.VEIL / 255) for c in was)
                 close = all(abs(a - b) <= 1 for a, b in zip(now, faded, strict=True))
                 assert close == (not there) or min(was) > 250
-                if there and fate == Fate.DOMINANT:
+                if there and role == PatchRole.DOMINANT:
                     assert now == was
                 veiled += not there
     assert (veiled > 0) == (settings is not None)

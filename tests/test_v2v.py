@@ -1,4 +1,4 @@
-"""Vision-to-vision merging against plain loops (see reference.py): scores, clusters, tokens, fate, controls."""
+"""Vision-to-vision merging against plain loops (see reference.py): scores, clusters, tokens, roles, controls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import reference
 import torch
 from torch import Tensor
 
-from llava.compression import Fate, V2VConfig, merge_visual_tokens
+from llava.compression import PatchRole, V2VConfig, merge_visual_tokens
 from llava.compression.v2v import score_patches
 
 PATCHES, WIDTH, HEADS = 16, 6, 3
@@ -61,7 +61,7 @@ def test_tokens_and_fates_equal_plain_loops(config: V2VConfig):
         torch.testing.assert_close(result.tokens[image], expected.tokens, atol=1e-12, rtol=0)
         assert result.plan.dominant[image].tolist() == expected.dominant
         assert result.plan.anchors[image].tolist() == [anchor for anchor, _ in expected.clusters]
-        assert fates(result.fate[image]) == expected_fates(expected)
+        assert roles_by_name(result.roles[image]) == expected_roles(expected)
         assert result.target[image].tolist() == expected_targets(expected)
 
 
@@ -84,11 +84,11 @@ def test_shares_of_a_towers_tokens_choose_as_the_counts_that_they_make(shares: A
         assert V2VConfig(*shares).token_count(17) == sum(counts) == by_share.tokens.shape[1]
 
 
-def fates(row: Tensor) -> list[str]:
-    return [Fate(value).name for value in row.tolist()]
+def roles_by_name(row: Tensor) -> list[str]:
+    return [PatchRole(value).name for value in row.tolist()]
 
 
-def expected_fates(merge: reference.Merge) -> list[str]:
+def expected_roles(merge: reference.Merge) -> list[str]:
     names = ["DROPPED"] * PATCHES
     for _, members in merge.clusters:
         for patch in members:
@@ -164,15 +164,15 @@ def test_a_tower_without_cls_keeps_dominant_patches_only():
 @pytest.mark.parametrize("dominant", [1, 2, 7, 17])
 def test_controls_keep_exactly_as_many_and_ignore_content(score: str, dominant: int):
     config = V2VConfig(dominant, 0, score=score)
-    kept = [(run(*tower_output(seed=seed), config).fate == Fate.DOMINANT) for seed in (0, 1)]
+    kept = [(run(*tower_output(seed=seed), config).roles == PatchRole.DOMINANT) for seed in (0, 1)]
     assert kept[0].sum(dim=1).tolist() == [dominant - 1] * 3
     assert torch.equal(*kept)
 
 
 def test_uniform_control_follows_the_golden_ratio():
-    fate = run(*tower_output(), V2VConfig(6, 0, score="uniform")).fate[0]
+    roles = run(*tower_output(), V2VConfig(6, 0, score="uniform")).roles[0]
     fractions = [patch * (5**0.5 - 1) / 2 % 1 for patch in range(16)]
-    assert set((fate == Fate.DOMINANT).nonzero().flatten().tolist()) == set(
+    assert set((roles == PatchRole.DOMINANT).nonzero().flatten().tolist()) == set(
         sorted(range(16), key=fractions.__getitem__)[:5]
     )
 
@@ -183,9 +183,9 @@ def test_random_control_depends_on_the_seed_alone():
     for seed in range(6):
         config = V2VConfig(7, 2, score="random", seed=seed)
         together, alone = run(features, attention, keys, config), run(features[2:3], attention[2:3], keys[2:3], config)
-        assert torch.equal(together.fate[2], alone.fate[0])
+        assert torch.equal(together.roles[2], alone.roles[0])
         assert torch.equal(together.tokens, run(features, attention, keys, config).tokens)
-        choices[seed] = tuple(together.fate[2].tolist())
+        choices[seed] = tuple(together.roles[2].tolist())
     assert len(set(choices.values())) == 6
 
 

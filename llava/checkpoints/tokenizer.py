@@ -286,9 +286,9 @@ def first_difference(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Tokeniz
     for text in (*PROBES, *_from_vocabulary(model)):
         if any(token in text for token in named):
             continue
-        wanted, got = model.encode(text), _ids(tokenizer, text)
-        if wanted != got:
-            return f"{text!r} becomes {_spell(model, got)}, where SentencePiece gives {_spell(model, wanted)}"
+        expected, got = model.encode(text), _ids(tokenizer, text)
+        if expected != got:
+            return f"{text!r} becomes {_spell(model, got)}, where SentencePiece gives {_spell(model, expected)}"
     return None
 
 

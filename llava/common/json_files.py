@@ -208,9 +208,9 @@ def need(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], pla
     taken = (*kinds, int) if float in kinds else kinds
     if isinstance(value, taken) and (bool in kinds or not isinstance(value, bool)):
         return value
-    wanted = " or ".join(_WORDS[one] for one in kinds)
+    expected = " or ".join(_WORDS[one] for one in kinds)
     said = f"is {shown(value)}" if key in values else "is missing"
-    raise ValueError(f"{key} in {place} {said}; it must be {wanted}{' or null' if optional else ''}.")
+    raise ValueError(f"{key} in {place} {said}; it must be {expected}{' or null' if optional else ''}.")
 
 
 class _NotFiniteError(AmbiguousJsonError):

@@ -22,8 +22,8 @@ from llava.compression.selection import even_spread, seeded_noise, without_autoc
 logger = logging.getLogger(__name__)
 
 
-class Fate(IntEnum):
-    """What V2V does with a patch: keep, merge or drop it."""
+class PatchRole(IntEnum):
+    """What becomes of a patch in V2V: it is dropped, kept, the anchor of a contextual token, or merged into one."""
 
     DROPPED = 0
     DOMINANT = 1
@@ -73,9 +73,11 @@ class V2VResult:
         return torch.cat([cls, self.plan.dominant.sort(dim=1).values, self.plan.anchors], dim=1)
 
     @property
-    def fate(self) -> Tensor:
-        """[B, P] a `Fate` for each patch."""
+    def roles(self) -> Tensor:
+        """[B, P] a `PatchRole` for each patch."""
         return self._trace[0]
+
+    fate = roles  # its former name
 
     @property
     def target(self) -> Tensor:
@@ -87,16 +89,16 @@ class V2VResult:
         plan, spatial = self.plan, self.plan.dominant.sort(dim=1).values  # [B, K]
         batch, kept = spatial.shape
         slots = torch.arange(kept + plan.anchors.shape[1], device=spatial.device).expand(batch, -1) + int(self.has_cls)
-        fate = spatial.new_full((batch, self.num_patches), int(Fate.DROPPED))
-        fate.scatter_(1, plan.members, int(Fate.MERGED))
-        fate.scatter_(1, plan.anchors, int(Fate.ANCHOR))
-        fate.scatter_(1, spatial, int(Fate.DOMINANT))
+        roles = spatial.new_full((batch, self.num_patches), int(PatchRole.DROPPED))
+        roles.scatter_(1, plan.members, int(PatchRole.MERGED))
+        roles.scatter_(1, plan.anchors, int(PatchRole.ANCHOR))
+        roles.scatter_(1, spatial, int(PatchRole.DOMINANT))
         target = spatial.new_full((batch, self.num_patches), -1)
         joined = plan.assignment + int(self.has_cls) + kept  # [B, M]
         target.scatter_reduce_(1, plan.members, joined, reduce="amin", include_self=False)
         target.scatter_(1, plan.anchors, slots[:, kept:])
         target.scatter_(1, spatial, slots[:, :kept])
-        return fate, target
+        return roles, target
 
 
 def merge_visual_tokens(
@@ -173,19 +175,18 @@ def plan_merge(
 ) -> MergePlan:
     """Choose dominant patches, anchors and members from the scores [B, P]; ties go to the lower patch number."""
     num_patches = scores.shape[1]
-    asked, wanted = config.counts(num_patches + has_cls)
+    asked, requested = config.counts(num_patches + has_cls)
     kept = asked - has_cls
-    contextual = min(wanted, num_patches - kept)
-    if contextual < wanted:
+    contextual = min(requested, num_patches - kept)
+    if contextual < requested:
         _say_once(
-            f"v2v asks for {wanted} contextual tokens, but {asked} dominant ones leave {contextual} patches; "
+            f"v2v asks for {requested} contextual tokens, but {asked} dominant ones leave {contextual} patches; "
             f"{contextual} contextual tokens are made."
         )
     order = scores.sort(dim=1, descending=True, stable=True).indices  # [B, P], patches by falling score
     dominant, rest = order[:, :kept], order[:, kept:]  # [B, K], [B, P - K]
     if contextual == 0:
-        empty = rest[:, :0]
-        return MergePlan(dominant, empty, empty, empty, empty)
+        return MergePlan(dominant, *[rest[:, :0]] * 4)
     match config.clusters:
         case "neighbours":
             attention = _required(attention, "attention", "v2v.clusters 'neighbours'")
@@ -250,16 +251,14 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
 
 def _check_counts(count: int, has_cls: bool, **given: Tensor | None) -> None:
     """Raise ValueError where what tokens are scored or merged by is not of the `count` tokens that there are."""
-    wanted = {"cls_attention": count - 1, "keys": count, "attention": count, "received": count}
-    for name, values in given.items():
-        if values is None:
-            continue
+    expected = {"cls_attention": count - 1, "keys": count, "attention": count, "received": count}
+    for name, values in ((name, values) for name, values in given.items() if values is not None):
         if name == "cls_attention" and not has_cls:
             raise ValueError("cls_attention is given, but has_cls is False; a tower without a CLS token has none.")
-        if values.shape[1] != wanted[name]:
+        if values.shape[1] != expected[name]:
             raise ValueError(
                 f"{name} has {values.shape[1]} entries an image, but there are {count} tokens"
-                f"{', the CLS token included' if has_cls else ''}; it must have {wanted[name]}."
+                f"{', the CLS token included' if has_cls else ''}; it must have {expected[name]}."
             )
 
 

@@ -124,7 +124,7 @@ class RecipeSetting:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes of one device; see the module's docstring for the states and `llava.cost.activations` for the rest.
 
     Attributes:
@@ -180,7 +180,7 @@ def why_not(recipe: Recipe, stage: ZeroStage) -> str | None:
     return None
 
 
-def need(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | None = None) -> Need:
+def peak_memory(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | None = None) -> MemoryEstimate:
     """What one device and its host need.
 
     Args:
@@ -193,7 +193,7 @@ def need(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | None = N
     trained, plain = setting.trained, stage.zero == 0
     on_device = 0 if stage.offload else 1
     trained_bytes = FLOAT32 if plain else HALF
-    return Need(
+    return MemoryEstimate(
         stage=stage.name,
         weights=on_device * (trained_bytes * trained + setting.frozen_bytes) / divided[3],
         tower=on_device * HALF * setting.shape.tower / divided[3],
@@ -207,7 +207,7 @@ def need(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | None = N
 
 
 def _step(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch) -> dict[str, float]:
-    """Bytes that a forward and backward pass adds, by the names of `Need`."""
+    """Bytes that a forward and backward pass adds, by the names of `MemoryEstimate`."""
     recipe, decoder = setting.recipe, setting.shape.decoder
     precision = Precision(stream=FLOAT32 if stage.zero == 0 and recipe.trained == "all" else HALF)
     adapters = Adapters(recipe.lora_rank, recipe.lora_dropout)

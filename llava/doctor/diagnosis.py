@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llava.cost.flops import describe
-from llava.cost.memory import GIB, STAGES, Need, need
+from llava.cost.memory import GIB, STAGES, MemoryEstimate, peak_memory
 from llava.cost.recipes import RECIPES, Recipe
 from llava.doctor.examination import Machine
 from llava.doctor.faults import Fault
@@ -152,7 +152,8 @@ def _need_lines(diagnosis: Diagnosis) -> list[str]:
     cells = diagnosis.table[recipe.name]
     needs = [cell.need for cell in cells]
     typical = setting.typical_batch()
-    usual = [None if one is None else need(setting, stage, typical) for one, stage in zip(needs, STAGES, strict=True)]
+    staged = zip(needs, STAGES, strict=True)
+    usual = [None if one is None else peak_memory(setting, stage, typical) for one, stage in staged]
     rows: list[tuple[str, list[float | None]]] = [
         (label, [None if one is None else getattr(one, name) for one in needs])
         for label, name in (
@@ -186,7 +187,7 @@ def _need_lines(diagnosis: Diagnosis) -> list[str]:
     ]
 
 
-def _totals(needs: list[Need | None], checkpointing: bool) -> list[float | None]:
+def _totals(needs: list[MemoryEstimate | None], checkpointing: bool) -> list[float | None]:
     return [None if one is None else one.total(checkpointing) for one in needs]
 
 

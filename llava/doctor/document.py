@@ -22,7 +22,7 @@ import transformers
 from llava.common.atomic_write import write_whole
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.cost.memory import STAGES, RecipeSetting, need, why_not
+from llava.cost.memory import STAGES, RecipeSetting, peak_memory, why_not
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
@@ -93,7 +93,7 @@ def memory() -> str:
     for recipe in RECIPES.values():
         setting = RecipeSetting(recipe, shape, compression, batch_size=recipe.batch_size)
         cells = [
-            "no" if why_not(recipe, stage) else f"{need(setting, stage).total(checkpointing=True) / _GIB:.1f}"
+            "no" if why_not(recipe, stage) else f"{peak_memory(setting, stage).total(checkpointing=True) / _GIB:.1f}"
             for stage in STAGES
         ]
         lines.append(f"| `{recipe.name}` | {recipe.batch_size} | " + " | ".join(cells) + " |")

@@ -136,12 +136,12 @@ def _communication_faults(machine: Machine) -> Iterator[Fault]:
 
 def _space_faults(machine: Machine, request: FitRequest, recipe: Recipe, room: Room) -> Iterator[Fault]:
     system = machine.system
-    wanted = checkpoint_bytes(request.setting(recipe, room))
-    if system.disk_free is not None and system.disk_free < wanted:
+    needed = checkpoint_bytes(request.setting(recipe, room))
+    if system.disk_free is not None and system.disk_free < needed:
         yield Fault(
             False,
             f"{system.output_dir} has {system.disk_free / GIB:.0f} GiB free, but two checkpoints and the final weights "
-            f"of {recipe.name} take {wanted / GIB:.0f} GiB: choose another --output-dir (OUTPUT_DIR of the script).",
+            f"of {recipe.name} take {needed / GIB:.0f} GiB: choose another --output-dir (OUTPUT_DIR of the script).",
         )
     if machine.devices and system.shared_memory is not None and system.shared_memory < SMALLEST_SHARED_MEMORY:
         yield Fault(

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from llava.compression.config import CompressionConfig
-from llava.cost.memory import STAGES, Need, RecipeSetting, ZeroStage, need, why_not
+from llava.cost.memory import STAGES, MemoryEstimate, RecipeSetting, ZeroStage, peak_memory, why_not
 from llava.cost.recipes import RECIPES, Recipe
 from llava.cost.shapes import ModelShape
 
@@ -58,7 +58,7 @@ class FitCell:
     """
 
     stage: str
-    need: Need | None
+    need: MemoryEstimate | None
     reason: str | None
     fits: bool
     fits_without_checkpointing: bool
@@ -86,10 +86,10 @@ class Plan:
     command: str
 
 
-def fits(wanted: Need, room: Room, stage: ZeroStage, checkpointing: bool) -> bool:
+def fits(need: MemoryEstimate, room: Room, stage: ZeroStage, checkpointing: bool) -> bool:
     """Whether device and, for offloaded states, host have room; what is not known is taken to be enough."""
-    device = room.device is None or wanted.total(checkpointing) <= room.device
-    host = not stage.offload or room.host is None or wanted.host <= room.host
+    device = room.device is None or need.total(checkpointing) <= room.device
+    host = not stage.offload or room.host is None or need.host <= room.host
     return device and host
 
 
@@ -99,9 +99,9 @@ def cells(request: FitRequest, recipe: Recipe, room: Room) -> tuple[FitCell, ...
     row = []
     for stage in STAGES:
         reason = why_not(recipe, stage)
-        wanted = None if reason else need(setting, stage)
-        judged = [wanted is not None and fits(wanted, room, stage, checkpointing) for checkpointing in (True, False)]
-        row.append(FitCell(stage.name, wanted, reason, *judged))
+        need = None if reason else peak_memory(setting, stage)
+        judged = [need is not None and fits(need, room, stage, checkpointing) for checkpointing in (True, False)]
+        row.append(FitCell(stage.name, need, reason, *judged))
     return tuple(row)
 
 
@@ -123,9 +123,9 @@ def best_plan(request: FitRequest, recipe: Recipe, room: Room) -> Plan | None:
     ways += [(batch, stage, True) for batch in batches for stage in ready if stage.offload]
     for batch, stage, checkpointing in ways:
         setting = request.setting(recipe, room).with_batch(batch)
-        wanted = need(setting, stage)
-        if fits(wanted, room, stage, checkpointing):
-            return _plan(request, setting, stage, checkpointing, wanted, room)
+        need = peak_memory(setting, stage)
+        if fits(need, room, stage, checkpointing):
+            return _plan(request, setting, stage, checkpointing, need, room)
     return None
 
 
@@ -141,7 +141,7 @@ def batch_sizes(recipe: Recipe, devices: int) -> list[int]:
 
 
 def _plan(
-    request: FitRequest, setting: RecipeSetting, stage: ZeroStage, checkpointing: bool, wanted: Need, room: Room
+    request: FitRequest, setting: RecipeSetting, stage: ZeroStage, checkpointing: bool, need: MemoryEstimate, room: Room
 ) -> Plan:
     recipe, batch = setting.recipe, setting.batch_size
     accumulation = max(1, round(recipe.global_batch / (batch * setting.devices)))
@@ -151,7 +151,7 @@ def _plan(
         batch,
         accumulation,
         checkpointing,
-        wanted.total(checkpointing),
+        need.total(checkpointing),
         _command(request, setting, stage, checkpointing, accumulation, room),
     )
 

@@ -43,7 +43,7 @@ from llava.cost.scaling import add_scaling_flag, for_depth
 from llava.cost.shapes import DecoderShape, VisionShape
 from llava.cost.timing import interleaved, timed, wait_for
 from llava.eval.runner.answer_settings import open_checkpoint
-from llava.eval.tables.costs import Cost, Load, decode_rate, further_lines, require_at_least, table
+from llava.eval.tables.costs import BatchShape, Cost, decode_rate, further_lines, require_at_least, table
 from llava.inference.loading_flags import best_device, check_device
 from llava.model.cache_name import cache_of
 from llava.model.measured_work import decode, prefill, row_flops, shapes_of, train_step
@@ -53,7 +53,7 @@ USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repeats: int) -> list[Cost]:
+def measure(model: Any, budgets: dict[str, CompressionConfig], load: BatchShape, repeats: int) -> list[Cost]:
     """Run every budget in turn, `repeats` rounds after one to warm up.
 
     Raises:
@@ -70,7 +70,7 @@ def measure(model: Any, budgets: dict[str, CompressionConfig], load: Load, repea
     return list(costs.values())
 
 
-def _computed(name: str, config: CompressionConfig, model: Any, load: Load) -> Cost:
+def _computed(name: str, config: CompressionConfig, model: Any, load: BatchShape) -> Cost:
     decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
     tokens = _fitted(name, config, model.config, decoder, vision, load.images)
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
@@ -99,7 +99,7 @@ class _Run:
 
     model: Any
     batch: dict[str, Tensor]
-    load: Load
+    load: BatchShape
     config: CompressionConfig
     cost: Cost
 
@@ -129,7 +129,12 @@ class _Run:
 
 
 def measure_training(
-    model: Any, budgets: dict[str, CompressionConfig], costs: Sequence[Cost], load: Load, repeats: int, again: bool
+    model: Any,
+    budgets: dict[str, CompressionConfig],
+    costs: Sequence[Cost],
+    load: BatchShape,
+    repeats: int,
+    again: bool,
 ) -> None:
     """Note seconds and FLOPs of training steps, forward and backward of all but the vision tower, in the costs.
 
@@ -156,7 +161,7 @@ def measure_training(
 
 @torch.no_grad()
 def measure_tower(
-    model: Any, budgets: dict[str, CompressionConfig], costs: Sequence[Cost], load: Load, repeats: int
+    model: Any, budgets: dict[str, CompressionConfig], costs: Sequence[Cost], load: BatchShape, repeats: int
 ) -> None:
     """Note seconds of the vision tower on the images of a batch, with the V2V of each budget, in the costs."""
     tower, images = model.get_vision_tower(), random_batch(model, load.rows, load.text_tokens, load.images)["images"]
@@ -172,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "tower" in options.also and not options.images:
             raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
         require_at_least("repeats", options.repeats, 1)
-        load = Load(options.batch_size, options.text_tokens, options.images, options.new_tokens)
+        load = BatchShape(options.batch_size, options.text_tokens, options.images, options.new_tokens)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
         require_apart({"--json": options.json}, [options.model_path, options.model_base, *(options.compression or [])])
@@ -197,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionConfig]:
+def _budgets(options: argparse.Namespace, load: BatchShape) -> dict[str, CompressionConfig]:
     """What is asked for, or those of `USUAL_BUDGETS` that fit; found out before weights are made or read.
 
     Raises:
@@ -229,7 +234,7 @@ def _budgets(options: argparse.Namespace, load: Load) -> dict[str, CompressionCo
     return budgets
 
 
-def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], load: Load) -> dict[str, Any]:
+def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], load: BatchShape) -> dict[str, Any]:
     """Everything that was computed and measured."""
     rows = [dataclasses.asdict(cost) | {"decode_tokens_per_second": decode_rate(cost, load)} for cost in costs]
     return {

@@ -39,11 +39,11 @@ def check_cache(cache: Any) -> None:
 
 def check_tokens(name: str, tokens: Any) -> None:
     """Raise ValueError unless a prompt is a tensor of rows with tokens: ids [B, T], or embeddings [B, T, D]."""
-    wanted = ("rows", "tokens", "width") if name == "inputs_embeds" else ("rows", "tokens")
-    fits = isinstance(tokens, Tensor) and tokens.dim() == len(wanted) and min(tokens.shape[:2]) > 0
+    expected = ("rows", "tokens", "width") if name == "inputs_embeds" else ("rows", "tokens")
+    fits = isinstance(tokens, Tensor) and tokens.dim() == len(expected) and min(tokens.shape[:2]) > 0
     if not fits:
         shape = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"is a {type(tokens).__name__}"
-        raise ValueError(f"{name} {shape}; give a tensor [{', '.join(wanted)}] with at least one of each.")
+        raise ValueError(f"{name} {shape}; give a tensor [{', '.join(expected)}] with at least one of each.")
 
 
 def check_no_media(given: Mapping[str, Any], advice: str) -> None:
@@ -130,13 +130,15 @@ def check_position_shape(position_ids: Any, rows: int, columns: int, axes: tuple
     if not isinstance(position_ids, Tensor):
         raise ValueError(f"position_ids is a {type(position_ids).__name__}; give a tensor [{rows}, {columns}].")
     shape = tuple(position_ids.shape)
-    wanted = (rows, columns)
+    expected = (rows, columns)
     if shape[-1:] == (columns,) and (
         (len(shape) == 2 and shape[0] in (1, rows)) or (len(shape) == 3 and shape[0] in axes and shape[1] == rows)
     ):
         return
     more = "".join(f" or [{count}, {rows}, {columns}]" for count in axes)
-    raise ValueError(f"position_ids has shape {shape}, but the tokens have shape {wanted}; give {list(wanted)}{more}.")
+    raise ValueError(
+        f"position_ids has shape {shape}, but the tokens have shape {expected}; give {list(expected)}{more}."
+    )
 
 
 def check_counting(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:

@@ -69,16 +69,16 @@ def _check_next_positions(cache: StagedCache, columns: int, new: Tensor | None, 
     """Raise ValueError unless positions are those that the cache gives to new tokens; padding may have any."""
     following = cache.stages[0].next_position.to(position_ids.device)
     new = following.new_ones(len(following), columns).bool() if new is None else new.to(following.device)
-    wanted = following + renumbered(new)
+    expected = following + renumbered(new)
     given = position_ids
     if position_ids.dim() == 3 and len(position_ids) == 4:  # in front of the rotation's axes stands a counting
         check_counting(position_ids[0], new)
         given = position_ids[1:]
-    if bool(((given != wanted) & new).any()):
+    if bool(((given != expected) & new).any()):
         raise ValueError(
             f"position_ids are {position_ids.tolist()}, but behind past_key_values the new tokens stand at "
-            f"{wanted.tolist()}: the cache numbers them itself, behind the visual tokens it holds. Leave position_ids "
-            "out."
+            f"{expected.tolist()}: the cache numbers them itself, behind the visual tokens it holds. Leave "
+            "position_ids out."
         )
 
 

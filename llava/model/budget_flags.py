@@ -94,13 +94,13 @@ def parse_list(flag: str, text: str | None) -> list[float] | None:
     """
     if text is None:
         return None
-    wanted = f"{flag} is {shown(text)}; it must be a list of numbers such as '[16,24]'"
+    problem = f"{flag} is {shown(text)}; it must be a list of numbers such as '[16,24]'"
     try:
         value = parse_yaml(text, "the value")
     except ValueError as error:
-        raise ValueError(f"{wanted} ({error}).".replace(".).", ").")) from error
+        raise ValueError(f"{problem} ({error}).".replace(".).", ").")) from error
     if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
-        raise ValueError(f"{wanted}.")
+        raise ValueError(f"{problem}.")
     return value
 
 

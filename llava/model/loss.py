@@ -91,15 +91,15 @@ def next_token_loss(
     index = survivor_index(layout, shifted.shape[1])  # [B, T]
     last = layout.input_columns().amax(dim=1, keepdim=True)  # columns behind the last token are padding, or cut off
     outside = (index < 0) | (torch.arange(shifted.shape[1], device=index.device) > last)
-    wanted = shifted.masked_fill(outside, IGNORE_INDEX).flatten()  # [B * T]
+    shifted_labels = shifted.masked_fill(outside, IGNORE_INDEX).flatten()  # [B * T]
     flat = torch.arange(layout.valid.numel(), device=index.device).view(layout.valid.shape)
     positions = flat.gather(1, index.clamp(min=0)).flatten()  # [B * T] into the B * L positions
     # Sorting finds the supervised columns without asking the device how many there are.
-    chosen = torch.argsort((wanted == IGNORE_INDEX).int(), stable=True)[: max(1, targets.count)]  # [S]
+    chosen = torch.argsort((shifted_labels == IGNORE_INDEX).int(), stable=True)[: max(1, targets.count)]  # [S]
     states = hidden_states.flatten(0, 1).index_select(0, positions.index_select(0, chosen))  # [S, D]
     total = F.cross_entropy(
-        head(states).float(), wanted.index_select(0, chosen), ignore_index=IGNORE_INDEX, reduction="sum"
+        head(states).float(), shifted_labels.index_select(0, chosen), ignore_index=IGNORE_INDEX, reduction="sum"
     )
     if num_items_in_batch is None:
-        num_items_in_batch = (wanted != IGNORE_INDEX).sum()
+        num_items_in_batch = (shifted_labels != IGNORE_INDEX).sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)

@@ -98,7 +98,7 @@ def _columns_kept(logits_to_keep: Any) -> int | Tensor:
 def with_head(
     head: nn.Module,
     outputs: LlavaModelOutput,
-    wanted: RequestedOutputs,
+    requested: RequestedOutputs,
     targets: Targets | None = None,
     width: int | None = None,
 ) -> LlavaCausalLMOutput:
@@ -107,7 +107,7 @@ def with_head(
     Args:
         head: from D to V.
         outputs: outputs of the decoder; without layouts for new tokens behind a filled cache.
-        wanted: what was asked for.
+        requested: outputs that the call asked for.
         targets: targets of the T columns, where a loss was.
         width: T, to return results at the columns of the input; None leaves them at the decoder's positions.
     """
@@ -116,23 +116,23 @@ def with_head(
     loss, logits, hidden_states = None, None, outputs.hidden_states
     if targets is not None:
         assert outputs.layouts is not None
-        loss = next_token_loss(head, states, outputs.layouts[-1], targets, wanted.num_items_in_batch)
+        loss = next_token_loss(head, states, outputs.layouts[-1], targets, requested.num_items_in_batch)
     if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
-        if wanted.logits:
-            logits = head(slice_logits_to_keep(states, wanted.logits_to_keep))
+        if requested.logits:
+            logits = head(slice_logits_to_keep(states, requested.logits_to_keep))
     else:
-        if wanted.logits:
+        if requested.logits:
             index = survivor_index(outputs.layouts[-1], width).to(states.device)
-            logits = logits_at_columns(head, states, index, wanted.logits_to_keep)
+            logits = logits_at_columns(head, states, index, requested.logits_to_keep)
         if hidden_states is not None:
-            hidden_states = hidden_states_at_columns(hidden_states, outputs.layouts, wanted.cuts, width)
+            hidden_states = hidden_states_at_columns(hidden_states, outputs.layouts, requested.cuts, width)
     return LlavaCausalLMOutput(
         loss=loss,
         logits=logits,
         hidden_states=hidden_states,
         attentions=outputs.attentions,
-        layouts=outputs.layouts if wanted.layouts else None,
-        scores=outputs.scores if wanted.layouts else None,
+        layouts=outputs.layouts if requested.layouts else None,
+        scores=outputs.scores if requested.layouts else None,
         **named(cache_of(outputs)),
     )
 

@@ -18,7 +18,7 @@ class CompressionTrace:
     """Where the visual tokens of a batch went.
 
     Attributes:
-        merged: fate and target of every patch of every image, in reading order; None without V2V.
+        merged: role and target of every patch of every image, in reading order; None without V2V.
         alive: after so many layers, bool [B, N] which of the N visual tokens that entered are still there.
         scores: after so many layers, float32 [B, N] what the tokens present were ranked by; absent if not ranked.
         entered: visual tokens of each row that entered the decoder.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from llava.compression.v2v import Fate
+from llava.compression.v2v import PatchRole
 from llava.model.trace import CompressionTrace
 
 SIDE = 336
@@ -32,21 +32,21 @@ class Patches:
     """The patches of one image.
 
     Attributes:
-        fate: what V2V made of each.
+        roles: role of each patch, a `PatchRole`.
         token: for each, the visual token of its row that stands for it; -1 where none does.
     """
 
-    fate: list[int]
+    roles: list[int]
     token: list[int]
 
     @property
     def columns(self) -> int:
         """Patches along a side."""
-        return math.isqrt(len(self.fate))
+        return math.isqrt(len(self.roles))
 
     def colour(self, token: int) -> str:
         """One for each merged token, in turn."""
-        merged = sorted({self.token[n] for n, fate in enumerate(self.fate) if fate == Fate.ANCHOR})
+        merged = sorted({self.token[n] for n, role in enumerate(self.roles) if role == PatchRole.ANCHOR})
         return COLOURS[merged.index(token) % len(COLOURS)]
 
 
@@ -74,13 +74,13 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
     """
     stages = _stages(trace, layers)
     each = trace.entered[0] // len(pixels)
-    unseen = " (one is CLS)" if each > len(_patches(trace, 0, each).fate) or _has_cls(trace) else ""
+    unseen = " (one is CLS)" if each > len(_patches(trace, 0, each).roles) or _has_cls(trace) else ""
     rows = []
     for number, image in enumerate(pixels):
         patches = _patches(trace, number, each)
         plain = _as_seen(image, image_processor, patches.columns)
         mine = slice(number * each, (number + 1) * each)
-        panels = [_titled(plain, f"image {number + 1} of {len(pixels)}", f"{len(patches.fate)} patches")]
+        panels = [_titled(plain, f"image {number + 1} of {len(pixels)}", f"{len(patches.roles)} patches")]
         for stage in stages:
             there = int(stage.alive[mine].sum())
             marked = _marked(plain, patches, stage.alive)
@@ -109,9 +109,9 @@ def _patches(trace: CompressionTrace, number: int, each: int) -> Patches:
     start = number * each
     if trace.merged is not None:
         target = trace.merged.target[number].tolist()
-        return Patches(trace.merged.fate[number].tolist(), [start + token if token >= 0 else -1 for token in target])
+        return Patches(trace.merged.roles[number].tolist(), [start + token if token >= 0 else -1 for token in target])
     count = math.isqrt(each) ** 2  # one token more is CLS, in front
-    return Patches([int(Fate.DOMINANT)] * count, list(range(start + each - count, start + each)))
+    return Patches([int(PatchRole.DOMINANT)] * count, list(range(start + each - count, start + each)))
 
 
 def _as_seen(pixels: Tensor, image_processor: Any, columns: int) -> Image.Image:
@@ -130,15 +130,15 @@ def _marked(plain: Image.Image, patches: Patches, alive: Tensor) -> Image.Image:
     marks = Image.new("RGBA", plain.size)
     draw = ImageDraw.Draw(marks)
     side = plain.width // patches.columns
-    for patch, (fate, token) in enumerate(zip(patches.fate, patches.token, strict=True)):
+    for patch, (role, token) in enumerate(zip(patches.roles, patches.token, strict=True)):
         row, column = divmod(patch, patches.columns)
         x, y = column * side, row * side
         box = (x, y, x + side - 1, y + side - 1)
         if token < 0 or not alive[token]:
             draw.rectangle(box, fill=(255, 255, 255, VEIL))
-        elif fate in (Fate.ANCHOR, Fate.MERGED):
+        elif role in (PatchRole.ANCHOR, PatchRole.MERGED):
             draw.rectangle(box, fill=(*_rgb(patches.colour(token)), SHADE))
-            if fate == Fate.ANCHOR:
+            if role == PatchRole.ANCHOR:
                 inset = side // 4
                 draw.ellipse((x + inset, y + inset, x + side - 1 - inset, y + side - 1 - inset), fill=PAPER)
     return Image.alpha_composite(plain.convert("RGBA"), marks).convert("RGB")

@@ -161,8 +161,8 @@ def _check_shapes(inputs: dict[str, Tensor], pixel_axes: int) -> None:
     """Pixels are uint8 [M, 3, height, width] (clips with frames too); all beside the prompt has its shape [B, T]."""
     pixels = inputs.get("pixels_u8")
     if pixels is not None and (pixels.dim() != pixel_axes or pixels.dtype != torch.uint8):
-        wanted = "[images, 3, height, width]" if pixel_axes == 4 else "[clips, 3, frames, height, width]"
-        raise UnreadableCaseError(f"'pixels_u8' is {pixels.dtype} {list(pixels.shape)}; it must be uint8 {wanted}.")
+        expected = "[images, 3, height, width]" if pixel_axes == 4 else "[clips, 3, frames, height, width]"
+        raise UnreadableCaseError(f"'pixels_u8' is {pixels.dtype} {list(pixels.shape)}; it must be uint8 {expected}.")
     prompt = inputs.get("input_ids", inputs.get("attention_mask"))
     if prompt is None:
         return

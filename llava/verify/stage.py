@@ -49,8 +49,8 @@ def read_stage(case: Case) -> StageInput:
     is_visual = (first >= 0) & (column >= first) & (column < first + present)
     behind = valid & (first >= 0) & (column >= first + present)
     salient = case.settings.get("use_salient_idxs")
-    wanted = salient_positions(case, valid.shape, present[:, 0] - 1) if salient else None
-    voters = choose_voters(behind, labels, case.training, wanted)
+    salient_voters = salient_positions(case, valid.shape, present[:, 0] - 1) if salient else None
+    voters = choose_voters(behind, labels, case.training, salient_voters)
     pruned = (first[:, 0] >= 0) & ~left_alone(valid, labels, case.training)
     visual = is_visual & pruned[:, None]
     counts = torch.where(pruned, given["visual_tokens_next"], 0).tolist()

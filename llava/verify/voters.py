@@ -54,8 +54,8 @@ def read_prompt(case: Case, salient: bool) -> CasePrompt:
     labels = None if "labels" not in case.inputs else case.inputs["labels"].long()
     is_image = (ids == IMAGE_TOKEN_INDEX) & valid
     behind = (is_image.long().cumsum(dim=1) > 0) & ~is_image & valid
-    wanted = salient_positions(case, ids.shape) if salient else None
-    voters = choose_voters(behind, labels, case.training, wanted)
+    salient_voters = salient_positions(case, ids.shape) if salient else None
+    voters = choose_voters(behind, labels, case.training, salient_voters)
     return CasePrompt(ids, valid, is_image, labels, voters, left_alone(valid, labels, case.training))
 
 

@@ -88,11 +88,11 @@ def _labels(layout: TokenLayout, labels: Tensor | None) -> Tensor:
     return torch.full_like(layout.positions, IGNORE_INDEX) if labels is None else labels_at(layout, labels)
 
 
-def _gradients(model: LlavaLlamaForCausalLM, wanted: dict[str, Tensor]) -> Measured:
+def _gradients(model: LlavaLlamaForCausalLM, recorded: dict[str, Tensor]) -> Measured:
     """Gradients, and their norms in float64, of the parameters that the case recorded them for."""
     parameters = dict(model.named_parameters())
     measured: Measured = {}
-    for name in wanted:
+    for name in recorded:
         kind = next((prefix for prefix in (_GRADIENT, _NORM) if name.startswith(prefix)), None)
         if kind is None:
             continue

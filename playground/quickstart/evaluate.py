@@ -217,7 +217,7 @@ def traces(engine: Engine, results: Results, numbers: Sequence[int], image_folde
         if followed.merged is None:
             continue
         for row, number in enumerate(numbers):
-            fate, target = followed.merged.fate[row].tolist(), followed.merged.target[row].tolist()
+            fate, target = followed.merged.roles[row].tolist(), followed.merged.target[row].tolist()
             yield Trace(setting.name, number, fate, target, drop_layers(followed, row))
 
 

@@ -6,7 +6,7 @@ import base64
 import math
 from pathlib import Path
 
-from llava.compression.v2v import Fate
+from llava.compression.v2v import PatchRole
 from playground.quickstart.results import Trace
 from playground.quickstart.svg import number, shown_html
 
@@ -34,12 +34,12 @@ def marked_picture(name: str, trace: Trace) -> str:
     for patch, (fate, target) in enumerate(zip(trace.fate, trace.target, strict=True)):
         row, column = divmod(patch, columns)
         x, y = column * side, row * side
-        if fate == Fate.DROPPED:
+        if fate == PatchRole.DROPPED:
             marks.append(_square(x, y, side, 'fill="#fff" fill-opacity=".82"'))
             continue
         dropped = trace.dropped_after[target]
-        if fate in (Fate.ANCHOR, Fate.MERGED):
-            marks.append(_cluster_mark(x, y, side, trace, target, fate == Fate.ANCHOR))
+        if fate in (PatchRole.ANCHOR, PatchRole.MERGED):
+            marks.append(_cluster_mark(x, y, side, trace, target, fate == PatchRole.ANCHOR))
         if dropped is not None and dropped != last:
             marks.append(_square(x, y, side, 'fill="url(#stripes)"'))
         else:
@@ -69,7 +69,7 @@ def legend(trace: Trace) -> str:
 
 
 def _cluster_mark(x: float, y: float, side: float, trace: Trace, target: int, is_anchor: bool) -> str:
-    merged = sorted({token for token, fate in zip(trace.target, trace.fate, strict=True) if fate == Fate.ANCHOR})
+    merged = sorted({token for token, fate in zip(trace.target, trace.fate, strict=True) if fate == PatchRole.ANCHOR})
     shade = CLUSTERS[merged.index(target) % len(CLUSTERS)]
     mark = _square(x, y, side, f'fill="{shade}" fill-opacity=".55"')
     if is_anchor:

@@ -65,7 +65,7 @@ class Trace:
     Attributes:
         setting: name of the setting.
         question: number of the question in the results.
-        fate: for each patch the value of `llava.compression.v2v.Fate`; empty if nothing was merged.
+        fate: for each patch the value of `llava.compression.v2v.PatchRole`; empty if nothing was merged.
         target: for each patch the visual token it became or joined, -1 where it was dropped.
         dropped_after: for each visual token the number of layers after which it was dropped, None if never.
     """

@@ -34,7 +34,7 @@ LAST_LAYERS = 4
 
 
 @dataclass(frozen=True)
-class ShapeLoad:
+class BenchmarkSizes:
     """How much is asked of a shape.
 
     Attributes:
@@ -52,9 +52,9 @@ class ShapeLoad:
     text: int
 
 
-LOADS = {
-    "llava-1.5-7b": ShapeLoad((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
-    "tiny": ShapeLoad((1, 2), (1, 2), 2, 3, 20),
+SIZES = {
+    "llava-1.5-7b": BenchmarkSizes((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
+    "tiny": BenchmarkSizes((1, 2), (1, 2), 2, 3, 20),
 }
 
 
@@ -69,10 +69,10 @@ class Measured:
 def prefill(task: PartTask) -> bool:
     """The forward pass from pixels and ids to the logits of the first answer token."""
     model = _model(task)
-    for size in LOADS[task.shape].batches:
-        inputs = random_batch(model, size, LOADS[task.shape].text)
+    for size in SIZES[task.shape].batches:
+        inputs = random_batch(model, size, SIZES[task.shape].text)
         calls = {name: partial(measured_work.prefill, model, inputs, _config(name)) for name in BUDGETS}
-        flops = {name: row_flops(model, _config(name), LOADS[task.shape].text) for name in BUDGETS}
+        flops = {name: row_flops(model, _config(name), SIZES[task.shape].text) for name in BUDGETS}
         _compare(task, model, {name: partial(timed, call, model.device) for name, call in calls.items()}, size, flops)
     return True
 
@@ -86,7 +86,7 @@ def train(task: PartTask) -> bool:
         trained, size = f"the last {LAST_LAYERS} layers", _freeze_all_but_last(task, model)
     if size is None:
         raise NotHereError("Not even one row fits with the gradients of a few layers.")
-    text = LOADS[task.shape].text
+    text = SIZES[task.shape].text
     inputs = random_batch(model, size, text, labels=True)
     calls = {name: partial(train_step, model, inputs, _config(name)) for name in BUDGETS}
     whole = trained.startswith("all")
@@ -109,11 +109,11 @@ def train(task: PartTask) -> bool:
 def decode(task: PartTask) -> bool:
     """New tokens behind a filled cache, one at a time; the prefill is not in the time."""
     model = _model(task)
-    load = LOADS[task.shape]
-    for size in load.batches:
-        inputs = random_batch(model, size, load.text)
-        variants = {name: partial(_decode_seconds, model, inputs, _config(name), load.new_tokens) for name in BUDGETS}
-        _compare(task, model, variants, size, new_tokens=load.new_tokens)
+    sizes = SIZES[task.shape]
+    for size in sizes.batches:
+        inputs = random_batch(model, size, sizes.text)
+        variants = {name: partial(_decode_seconds, model, inputs, _config(name), sizes.new_tokens) for name in BUDGETS}
+        _compare(task, model, variants, size, new_tokens=sizes.new_tokens)
     return True
 
 
@@ -170,7 +170,7 @@ def _compare(
         model_flops: the same without recomputation, if that differs.
         about: what else belongs in each line.
     """
-    about = {"batch": size, "text_tokens": LOADS[task.shape].text, **about}
+    about = {"batch": size, "text_tokens": SIZES[task.shape].text, **about}
     measured: dict[str, Measured] = {}
     for name, run in variants.items():
         seconds, error = attempt(run)
@@ -180,7 +180,7 @@ def _compare(
         else:
             task.found("row", compression=name, error=error, **about)
     last = 0.0
-    for number in range(1, LOADS[task.shape].rounds + 1):
+    for number in range(1, SIZES[task.shape].rounds + 1):
         if number > 1 and task.left() < 1.5 * last + 2:
             break
         last = _round(task, model, variants, measured, number, about)
@@ -268,9 +268,9 @@ def _row(
 
 def _largest_batch(task: PartTask, model: Any) -> int | None:
     """The largest batch of an uncompressed step that fits and leaves time to measure; None if one row does not fit."""
-    load, best = LOADS[task.shape], None
-    for size in load.steps:
-        call = partial(train_step, model, random_batch(model, size, load.text, labels=True), _config(BASELINE))
+    sizes, best = SIZES[task.shape], None
+    for size in sizes.steps:
+        call = partial(train_step, model, random_batch(model, size, sizes.text, labels=True), _config(BASELINE))
         seconds, error = attempt(partial(timed, call, model.device))
         del call
         model.zero_grad(set_to_none=True)

@@ -74,8 +74,8 @@ def read_json_as(shape: type[Shape], path: Path, benchmark: str) -> Shape:
     """
     value = read_json(path, benchmark)
     if not isinstance(value, shape):
-        wanted = "list" if shape is list else "object"
-        raise ValueError(f"{path} is not a JSON {wanted}; download it again.")
+        expected = "list" if shape is list else "object"
+        raise ValueError(f"{path} is not a JSON {expected}; download it again.")
     return value
 
 

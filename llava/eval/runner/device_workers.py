@@ -111,7 +111,7 @@ class ThisProcess(DeviceWorkers):
             self._engine = load(self._spec, self._device)
             self.devices = [device_name(self._engine.device)]
         try:
-            yield from carry_out(self._engine, assignment, tasks, rank=0, workers=1)
+            yield from run_assignment(self._engine, assignment, tasks, rank=0, workers=1)
         except torch.OutOfMemoryError as error:
             raise WorkerError(_reason(error)) from error
 
@@ -215,7 +215,7 @@ def load(spec: ModelSpec, device: str) -> Engine:
         ) from error
 
 
-def carry_out(
+def run_assignment(
     engine: Engine, assignment: Assignment, tasks: Iterable[Task], rank: int, workers: int
 ) -> Iterator[Outcome]:
     """Answer tasks, and write each answer to the disk before its outcome is yielded.
@@ -252,7 +252,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
         engine = load(spec, device)
         connection.send(device_name(engine.device))
         while (assignment := connection.recv()) is not None:
-            for outcome in carry_out(engine, assignment, _dealt(connection), rank, workers):
+            for outcome in run_assignment(engine, assignment, _dealt(connection), rank, workers):
                 connection.send(outcome)
             connection.send(WorkerMessage.DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):

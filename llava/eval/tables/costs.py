@@ -40,7 +40,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Load:
+class BatchShape:
     """What is asked of the model: `rows` prompts of `text_tokens` and `images` each, answers of `new_tokens`."""
 
     rows: int
@@ -55,7 +55,7 @@ class Load:
         require_at_least("new-tokens", self.new_tokens, 2)
 
     def sentence(self) -> str:
-        """The budget in words."""
+        """The batch in words."""
         return (
             f"batch of {self.rows}: {self.text_tokens} text tokens and {self.images} image(s) a row, answers of "
             f"{self.new_tokens} tokens"
@@ -83,7 +83,7 @@ def further_lines(costs: Sequence[Cost]) -> list[str]:
     return lines
 
 
-def table(costs: Sequence[Cost], load: Load) -> str:
+def table(costs: Sequence[Cost], load: BatchShape) -> str:
     """A line for each budget; speed-ups are against the first one."""
     width = max(len(cost.budget) for cost in costs)
     dense = costs[0]
@@ -106,10 +106,10 @@ def table(costs: Sequence[Cost], load: Load) -> str:
     return "\n".join(lines)
 
 
-def _rows_flops(cost: Cost, load: Load) -> float:
+def _rows_flops(cost: Cost, load: BatchShape) -> float:
     return cost.flops * load.rows / 1e12
 
 
-def decode_rate(cost: Cost, load: Load) -> float:
+def decode_rate(cost: Cost, load: BatchShape) -> float:
     """Tokens a second of the whole batch."""
     return load.rows * (load.new_tokens - 1) / median(cost.decode_seconds)
