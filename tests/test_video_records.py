@@ -124,6 +124,9 @@ class Films(LlavaInputs):
     def image(self, picture: Image.Image, what: str) -> Tensor:
         return torch.full((3, 2, 2), float(np.asarray(picture)[..., 0].mean()))
 
+    def video(self, frames: Frames, what: str) -> list[Any]:
+        return [self.image(frame, what) for frame in frames]
+
 
 class Clips(Films):
     """One whose video is a medium of its own, of any number of frames."""
@@ -199,11 +202,13 @@ def test_images_and_videos_of_a_sample_stand_in_the_order_of_their_marks(folder:
 def test_a_single_mark_goes_to_the_front_and_the_word_video_stays_a_word(folder: Path) -> None:
     made = inputs()
     assert made.taught("What is in <video>?", {"video"}) == "<image>" * 4 + "\nWhat is in ?"
-    assert made.taught("<image> a `<video>`?", {"image"}) == "<image>\na `<video>`?"
+    assert made.taught("<image> a `<video>`?", {"image"}).replace("\ufdd0", "<") == "<image>\na `<video>`?"
     both = made.taught("`<image>` in <video>", {"video"})
     assert both.count("<image>") == 4, "the other one is a word"
-    ids = data_of(folder, shown("<video> or `<image>`?", video="film")).encode(0).input_ids
-    assert "or `<image>`?" in byte_level().decode([token for token in ids if token >= 0])
+    for record in (shown("<video> or `<image>`?", video="film"), shown("<image> or `<video>`?", image="a.png")):
+        ids = data_of(folder, record).encode(0).input_ids
+        word = "<image>" if record.get("video") else "<video>"
+        assert f"or `{word}`?" in byte_level().decode([token for token in ids if token >= 0])
 
 
 @pytest.mark.parametrize("kind", [Films, Clips])

@@ -152,8 +152,10 @@ def read_paths(said: Mapping[str, object], accepted: Mapping[str, Paths]) -> dic
         if name not in accepted or not isinstance(value, str | list):
             continue
         try:
-            one = isinstance(value, str)
-            read[name] = accepted[name].read(value) if one else [accepted[name].read(path) for path in value]
+            if isinstance(value, str):
+                read[name] = accepted[name].read(value)
+            else:
+                read[name] = [accepted[name].read(path) for path in value]
         except ValueError as error:
             raise ValueError(f"--{name}: {error}.") from None
     return read

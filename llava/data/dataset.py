@@ -76,6 +76,13 @@ class DataConfig:
         if self.on_bad_sample not in BAD_SAMPLE_POLICIES:
             raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; accepted are {', '.join(BAD_SAMPLE_POLICIES)}.")
 
+    @property
+    def plan_settings(self) -> PlanSettings | None:
+        """The settings; where all images are alike they may be left out."""
+        if self.settings is None and self.visual_tokens is not None:
+            return PlanSettings(self.visual_tokens, "last")
+        return self.settings
+
 
 class LazySupervisedDataset(Dataset):
     """LLaVA records as training samples.
@@ -116,14 +123,15 @@ class LazySupervisedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        encoded = self.encode(index)
+        cut_later = self.config.visual_tokens is None or bool(record.videos)  # the frames of a video stay together
+        encoded = self._text(index) if cut_later else self.encode(index)
         media, problem = self._media(record, encoded.num_images)
         if problem is not None:
             encoded = replace(encoded, labels=[IGNORE_INDEX] * len(encoded.labels))
         sample = self.inputs.sample(encoded, media)
-        if self.config.visual_tokens is None:
+        if cut_later:
             try:
-                sample = self.inputs.cut(sample, self.config.max_length, self.config.settings)
+                sample = self.inputs.cut(sample, self.config.max_length, self.config.plan_settings)
             except ValueError as error:
                 raise ValueError(f"record {record.id!r}: {error}") from error
         return sample | {"sample_id": record.id, "problem": problem}

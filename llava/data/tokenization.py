@@ -19,9 +19,11 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
     LITERAL_IMAGE_TOKEN,
+    LITERAL_VIDEO_TOKEN,
 )
 from llava.conversation import Segment, SegmentKind, SeparatorStyle, fill_template, get_template
 from llava.data.plain_text import Span, tokenize_plain_text
@@ -248,6 +250,7 @@ def _tokenize(
     for mark in [*(mark for _, mark in framed), None]:
         end = len(text) if mark is None else mark[0]
         words = text[position:end].replace(LITERAL_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN)
+        words = words.replace(LITERAL_VIDEO_TOKEN, DEFAULT_VIDEO_TOKEN)
         here = [(first - position, last - position) for first, last in said if first < end and last > position]
         pieces, places = tokenize_plain_text(words, here, tokenizer)
         ids += pieces

@@ -18,7 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
 from llava.compression.salience import QueryRole, salient_spans
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
+    IMAGE_TOKEN_INDEX,
+    LITERAL_IMAGE_TOKEN,
+    LITERAL_VIDEO_TOKEN,
+)
 from llava.data.frames import Frames, FrameSampling
 from llava.data.salient import SalientFinder
 from llava.data.tokenization import EncodedText, kept_tokens, one_question
@@ -225,6 +231,8 @@ class ModelInputs(ABC):
     def taught(self, turn: str, kinds: Collection[str]) -> str:
         """A human turn of a training record, its marks where the family's training has them, written for the model.
 
+        Here they stay where they are.
+
         Args:
             turn: as written in a record with media, `<image>` and `<video>` where they go.
             kinds: kinds of the record's media, `image` and `video`; marks of another are words.
@@ -232,7 +240,7 @@ class ModelInputs(ABC):
         Raises:
             ValueError: if the family does not train on such a turn.
         """
-        return self.marked(turn)
+        return self.marked(words_of_others(turn, kinds))
 
     @abstractmethod
     def encode(
@@ -331,6 +339,18 @@ class ModelInputs(ABC):
         return {name: collated[name] for name in self.arguments if name in collated}
 
 
+def words_of_others(turn: str, kinds: Collection[str]) -> str:
+    """A turn in which marks of other kinds than those of its record are words, which `encode` takes for no medium."""
+    for kind, mark, word in _WORDS:
+        if kind not in kinds:
+            turn = turn.replace(mark, word)
+    return turn
+
+
+_WORDS = (
+    ("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN),
+    ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN),
+)
 _FAMILIES: dict[str, type[ModelInputs]] = {}
 """By `model_type`."""
 

@@ -21,7 +21,7 @@ from llava.conversation import SeparatorStyle, get_template, recorded_template
 from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator, stacked
-from llava.data.families.base import ModelInputs
+from llava.data.families.base import ModelInputs, words_of_others
 from llava.data.frames import Frames
 from llava.data.images import within_limits
 from llava.data.records import wrap_image_marks
@@ -147,7 +147,7 @@ class LlavaInputs(ModelInputs):
     def key(self) -> str:
         """As in `ModelInputs`."""
         code = source_of(sys.modules[__name__], tokenization, plain_text, records, conversation, mm_utils)
-        return digest_text([repr(get_template(self.template)), str(self._start_end), code])
+        return digest_text([repr(get_template(self.template)), str(self._start_end), str(self.video_marks), code])
 
     def marked(self, turn: str) -> str:
         """As in `ModelInputs`; the model's `mm_use_im_start_end` surrounds marks, and so do some templates."""
@@ -159,15 +159,11 @@ class LlavaInputs(ModelInputs):
 
     def taught(self, turn: str, kinds: Collection[str]) -> str:
         """As in `ModelInputs`; a mark that is the only one of its turn stands in front, as LLaVA puts it."""
-        if "image" not in kinds:
-            turn = turn.replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
+        turn = words_of_others(turn, kinds)
         marks = [mark for mark in (DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN) if mark in turn]
-        marks = [mark for mark in marks if mark == DEFAULT_IMAGE_TOKEN or "video" in kinds]
         if len(marks) == 1 and turn.count(marks[0]) == 1:
             turn = f"{marks[0]}\n{turn.replace(marks[0], '').strip()}".strip()
-        if "video" in kinds:
-            turn = turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN * self.video_marks)
-        return self.marked(turn)
+        return self.marked(turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN * self.video_marks))
 
     def encode(
         self,

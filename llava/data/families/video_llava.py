@@ -19,6 +19,7 @@ from llava.constants import (
 )
 from llava.data import video_marks
 from llava.data.cache import digest_text
+from llava.data.families.base import words_of_others
 from llava.data.families.llava import LlavaInputs
 from llava.data.frames import Frames
 from llava.data.images import within_limits
@@ -122,11 +123,7 @@ class VideoLlavaInputs(LlavaInputs):
 
     def taught(self, turn: str, kinds: Collection[str]) -> str:
         """As in `ModelInputs`; nothing is moved to the front."""
-        if "image" not in kinds:
-            turn = turn.replace(DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN)
-        if "video" not in kinds:
-            return expand_marks_of_images(turn, self._start_end)
-        return self.marked(turn)
+        return self.marked(words_of_others(turn, kinds))
 
 
 def expand_marks_of_images(turn: str, use_im_start_end: bool) -> str:
