@@ -83,8 +83,8 @@ def record_of(number: str, problem: Mapping[str, Any], prompt_format: str, task:
     """One problem as the file of a task holds it.
 
     Args:
-        number: of the problem.
-        problem: from problems.json.
+        number: number of the problem.
+        problem: entry of problems.json.
         prompt_format: such as "QCM-LEA".
         task: key of `TASKS`.
         place: file and problem, for errors.
@@ -108,7 +108,7 @@ def texts_of(problem: Mapping[str, Any], prompt_format: str, place: str) -> tupl
     """What is asked and what is answered, character by character as LLaVA's script writes them.
 
     Args:
-        problem: from problems.json.
+        problem: entry of problems.json.
         prompt_format: such as "QCM-LEA".
         place: file and problem, for errors.
 

@@ -55,9 +55,9 @@ def report(
 
     Args:
         preset: name of a row of the paper; one that it lacks leaves the row empty.
-        folder: of the run.
-        uncompressed: of a run without compression on the same machine, for the share of time saved.
-        table_name: of the table with the paper's row.
+        folder: folder of the run.
+        uncompressed: folder of a run without compression on the same machine, for the share of time saved.
+        table_name: name of the table with the paper's row.
         phases: phases that were trained.
     """
     table = read_table(table_name)

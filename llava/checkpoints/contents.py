@@ -78,7 +78,7 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         kind: what it holds.
-        config: in LLaVA's terms, a `LlavaConfig`; of another family its own; None only for adapters without a
+        config: `LlavaConfig` in LLaVA's terms; another family's own class; None only for adapters without a
             `config.json`.
         files: weights of the whole model, or the projector's file; empty for adapters.
         family: class with both stages of another family; also of what a projector or adapters were trained on.

@@ -66,7 +66,7 @@ class VisionShape:
 
     Attributes:
         layers: that are run.
-        width, mlp: of the tokens, and inside the MLP of two maps (or what makes as many weights).
+        width, mlp: width of the tokens and inside the MLP of two maps (or what makes as many weights).
         patches: number of patches of one image, without the CLS token; 0 where images differ in size.
         patch_values: numbers of a patch.
         has_cls: whether a CLS token joins the patches.

@@ -125,7 +125,7 @@ def _private_copy(
     """A tokenizer whose special tokens have names of private-use characters, as long as their own.
 
     Args:
-        tokenizer: to copy.
+        tokenizer: tokenizer to copy.
         tokens: ids and contents of its special tokens, perhaps with the pieces for bytes.
         block: the first private-use character.
 

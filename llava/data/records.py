@@ -24,7 +24,7 @@ class Record:
     """One conversation: alternating `turns`, the human first, and the files that it shows, in the order of their marks.
 
     Attributes:
-        id: as the file gives it, or its number there.
+        id: id in the file, or the record's number there.
         turns: texts, their marks where they were written.
         images: file names.
         image_folder: where they start, if its source in a mixture has a folder of its own.

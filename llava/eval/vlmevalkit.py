@@ -38,7 +38,7 @@ class DuetLlava(_Base):
         device: device of the model; by default a GPU where there is one.
         dtype: data type of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
-        temperature, top_p, num_beams, max_new_tokens: of answering.
+        temperature, top_p, num_beams, max_new_tokens: settings of answering.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.
 
     Raises:

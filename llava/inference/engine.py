@@ -186,7 +186,7 @@ class Engine:
         """Answers to a batch of prompts, in order.
 
         Args:
-            prompts: at least one.
+            prompts: prompts; at least one.
             settings: settings of generation.
 
         Raises:

@@ -82,7 +82,7 @@ def check_padding_mask(attention_mask: Any, rows: int, columns: int, behind_cach
 
     Args:
         attention_mask: what was given.
-        rows, columns: of the tokens it is for.
+        rows, columns: shape of the tokens it is for.
         behind_cache: tokens are new ones behind a filled cache, and the mask may also cover what came before.
     """
     if attention_mask is None:

@@ -24,7 +24,7 @@ def as_named(arguments: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
     """The same arguments, with a cache that goes by either name under one.
 
     Args:
-        arguments: by name.
+        arguments: arguments of the call by name.
         name: `past_key_values` or `cache`.
 
     Raises:

@@ -58,7 +58,7 @@ def logits_at_columns(
     """Logits of the columns that are asked for, as transformers' `logits_to_keep` counts them.
 
     Args:
-        head: from D to V.
+        head: maps states of width D to logits [..., V].
         hidden_states: [B, L', D].
         index: `survivor_index` of all T columns.
         logits_to_keep: a number of last columns (0 for all), columns [K] or [B, K], or a bool mask [B, T].
@@ -109,7 +109,7 @@ def given_answer(
         input_ids: int64 [B, T].
         attention_mask: [B, T] or None.
         is_visual: bool [B, T], placeholders of images and videos.
-        logits_to_keep: as `forward` got it: an int, or the last columns [K + 1] in order.
+        logits_to_keep: argument of `forward`: an int, or the last columns [K + 1] in order.
 
     Returns:
         bool [B, T], or None where nothing says what the answer is.

@@ -91,7 +91,7 @@ def family_of_folder(model_type: Any, named: Sequence[str], is_llava: bool) -> t
     (`llava.common.own_families`).
 
     Args:
-        model_type: as the file has it.
+        model_type: `model_type` of the file.
         named: its `architectures`; a class that is named there decides.
         is_llava: whether LLaVA's own model opens this type, if no class of another package is named.
 

@@ -49,7 +49,7 @@ def require_finite_model(model: nn.Module, name: str) -> None:
     purpose, as masks do. Takes 0.2 s a GiB on two CPU cores.
 
     Args:
-        model: as it was opened.
+        model: model as it was opened.
         name: name of what it was opened from.
 
     Raises:

@@ -56,7 +56,7 @@ def shown_images(
     Args:
         input_ids: int64 [B, T] with `IMAGE_TOKEN_INDEX` where images go; not looked at where there is a plan.
         attention_mask: [B, T] or None.
-        images: as `image_tensors` takes them.
+        images: images in a form that `image_tensors` takes.
         plan: plan of the batch, if its collator made one; images are then one for each placeholder.
         training: whether the model is.
         image_sizes: (width, height) of all images in the same order, see `sizes_of`; not looked at where none is cut.

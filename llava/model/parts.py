@@ -12,7 +12,7 @@ def parts_named(model: Any, names: Iterable[str], what: str) -> tuple[nn.Module,
     """Those of some attributes of `model.model` that are modules, in order.
 
     Args:
-        model: with its decoder and its tower inside `model.model`, as in transformers.
+        model: model with its decoder and its tower inside `model.model`, as in transformers.
         names: attributes; one that is absent or None is passed over.
         what: method of the family that should have said it, for the message.
 

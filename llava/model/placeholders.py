@@ -56,7 +56,7 @@ def find_spans(input_ids: Tensor, valid: Tensor, spans: Mapping[int, Sequence[Vi
     Args:
         input_ids: int64 [B, T] on the host.
         valid: bool [B, T], False on padding.
-        spans: for each placeholder's token id, what it stands for, in reading order.
+        spans: what each placeholder stands for, in reading order, by its token id.
 
     Returns:
         int64 [B, T], at the first placeholder of each span its number (counted through `spans` as they are given),

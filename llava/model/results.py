@@ -105,7 +105,7 @@ def with_head(
     """Loss and logits of what the decoder returned.
 
     Args:
-        head: from D to V.
+        head: maps states of width D to logits [..., V].
         outputs: outputs of the decoder; without layouts for new tokens behind a filled cache.
         requested: outputs that the call asked for.
         targets: targets of the T columns, where a loss was.

@@ -101,7 +101,7 @@ class PlanSettings:
         """Visual tokens that each placeholder of a medium becomes, in order.
 
         Args:
-            medium: as the family of the model prepares it, see `llava.data.families.base`.
+            medium: medium that the model's family prepares, see `llava.data.families.base`.
         """
         return [self.tokens_per_image]
 
@@ -142,7 +142,7 @@ def plan_splice(
     Args:
         input_ids: int64 [B, T] on the host.
         attention_mask: [B, T], 0 on padding (either side), or None.
-        spans: for each placeholder's token id, what it stands for, in reading order.
+        spans: what each placeholder stands for, in reading order, by its token id.
         labels: int64 [B, T], target ids; `IGNORE_INDEX` where there is none. Those on placeholders do not count.
         shift_labels: int64 [B, T], what each column is to predict; taken instead of `labels`.
         answers: bool [B, T], tokens of given answers, which do not vote; None takes those that have a label.

@@ -236,7 +236,7 @@ def write_weights(
 
     Args:
         model: whole, or partitioned by ZeRO-3.
-        held: under the names that the parameters have in `model`.
+        held: weights under the names of the parameters of `model`.
         source: where they come from, for messages.
         needed, described, advice: see `require_fit`.
 
@@ -306,7 +306,7 @@ def grow_vocabulary(model: Any, rows: int) -> None:
 
     Args:
         model: whole, or partitioned by ZeRO-3.
-        rows: at least as many as there are.
+        rows: number of rows; at least as many as there are.
     """
     old = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows, mean_resizing=False)

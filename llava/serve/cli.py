@@ -72,7 +72,7 @@ class Session:
     Args:
         chat: the conversation.
         options: options of the command line.
-        images: to be shown with the first question.
+        images: images to be shown with the first question.
     """
 
     def __init__(self, chat: Chat, options: argparse.Namespace, images: list[Image.Image]) -> None:
@@ -198,7 +198,7 @@ def as_command(line: str) -> tuple[str, str]:
     word; `//` begins a question.
 
     Args:
-        line: as it was read.
+        line: line as it was read.
     """
     line = line.strip().removeprefix("\ufeff").strip()  # some shells begin what they pipe with a byte order mark
     command, *rest = line.split(None, 1) or [""]

@@ -33,7 +33,7 @@ class Patches:
 
     Attributes:
         roles: role of each patch, a `PatchRole`.
-        token: for each, the visual token of its row that stands for it; -1 where none does.
+        token: number of the visual token of its row that stands for each patch; -1 where none does.
     """
 
     roles: list[int]

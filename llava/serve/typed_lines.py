@@ -21,7 +21,7 @@ def typed_lines(source: TextIO, prompt: str) -> Iterator[str]:
 
     Args:
         source: standard input.
-        prompt: for a terminal.
+        prompt: prompt shown in a terminal.
     """
     if isinstance(source, io.TextIOWrapper):
         with suppress(io.UnsupportedOperation):  # where somebody has read from it already

@@ -29,7 +29,7 @@ def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes that a checkpoint must hold.
 
     Args:
-        model: as it is trained, wrapped by peft for `lora`.
+        model: model in training, wrapped by peft for `lora`.
         part: `model`, `adapter_only` or `lora`.
     """
     named = {name: (whole_shape(weight), weight.requires_grad) for name, weight in model.named_parameters()}

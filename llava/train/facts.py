@@ -50,7 +50,7 @@ class RunFacts:
     """What must be the same when a run is resumed.
 
     Attributes:
-        compression: as in `config.json`.
+        compression: entry `compression` of `config.json`.
         data: fingerprint of the training data's content and order.
         samples: how many there are.
         world_size: processes.
@@ -121,10 +121,10 @@ def describe_run(
 
     Args:
         model: LLaVA, before adapters are put around it.
-        dataset: with a `fingerprint` of its content.
-        model_args, data_args, args: of the run, with what a checkpoint settled.
+        dataset: data set with a `fingerprint` of its content.
+        model_args, data_args, args: arguments of the run, with what a checkpoint settled.
         part: what is trained, as in `LlavaTrainer`.
-        held_out: as `dataset`; None without any.
+        held_out: held-out data set, with a `fingerprint`, too; None without any.
     """
     engine = "torch"
     if args.deepspeed:

@@ -35,7 +35,7 @@ class Tally:
         samples, shown, images: rows; those among them with visual tokens; images that the tower saw for them.
         flops, recomputed: see `Workload.flops`.
         peak_memory: bytes, the most of any process.
-        positions, tokens, visual: for each stage, padded positions, tokens, and visual tokens among these.
+        positions, tokens, visual: padded positions, tokens, and visual tokens among these, stage by stage.
     """
 
     seconds: float = 0.0

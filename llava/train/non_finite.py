@@ -117,7 +117,7 @@ def require_finite_start(model: nn.Module, name: str) -> None:
     One pass over the weights: 0.2 s a GiB on two CPU cores, in float32 and bfloat16; 5 s for 7B parameters in float32.
 
     Args:
-        model: as it was opened.
+        model: model as it was opened.
         name: name of what it was opened from.
 
     Raises:

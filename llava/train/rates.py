@@ -22,8 +22,8 @@ def parameter_groups(model: Any, args: TrainingArguments, decayed: Collection[st
     a run goes on with other values.
 
     Args:
-        model: as it is trained.
-        args: with the rates.
+        model: model in training.
+        args: arguments with the rates.
         decayed: names of the weights that decay.
     """
     rates = {"projector": args.mm_projector_lr, "tower": args.mm_vision_tower_lr}
@@ -56,8 +56,8 @@ def apply_rates(optimizer: Any, scheduler: Any, asked: list[tuple[float, float]]
     A checkpoint's optimizer and schedule bring their own rates along. Where nothing changed, all stays bit for bit.
 
     Args:
-        optimizer: with the state of a checkpoint.
-        scheduler: with the state of the same.
+        optimizer: optimizer with the state of a checkpoint.
+        scheduler: scheduler with the state of the same.
         asked: result of `asked_rates`, in the order of the groups; empty leaves all as it is.
     """
     if not asked:

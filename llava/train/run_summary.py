@@ -86,7 +86,7 @@ def write_summary(
     Args:
         output_dir: where it goes.
         phase: `pretrain` or `finetune`.
-        model, statistics: as trained.
+        model, statistics: trained model, and statistics of its data.
         log_history: log history of the Trainer.
         totals: what `LlavaTrainer.totals` gave; in `counts` the samples trained on, cut, without labels, and skipped.
         facts: facts of the run, by which it recognises itself once it is finished.

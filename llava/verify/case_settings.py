@@ -26,7 +26,7 @@ class Deviation:
     """A difference from the published program that a case's settings bring about.
 
     Attributes:
-        reason: in words.
+        reason: reason in words.
         excuses: regular expression of the quantities that may differ; empty where an equivalent setting is
             replayed, so that everything must agree.
     """

@@ -36,7 +36,7 @@ class Measurement:
     """One quantity of a case.
 
     Attributes:
-        name: as the case calls it.
+        name: name in the case.
         exact: whether it must be equal.
         error: largest absolute (of norms: relative) difference; of exact ones, how many elements differ; infinite
             where the two cannot be compared.
@@ -80,7 +80,7 @@ def compare(
 
     Args:
         measured: None where a quantity was not needed and so not computed (scores of a drop that keeps nothing).
-        recorded: by the same names.
+        recorded: recorded tensors by the same names.
         tolerance: tolerance of hidden states and logits; that of other quantities is in proportion.
         deviations: quantities that may differ, and why.
 

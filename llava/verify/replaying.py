@@ -57,7 +57,7 @@ def verify_folder(
     Args:
         root: where to look; models are in `models/` there or in a folder above.
         tolerance: accepted error of hidden states and logits; that of other quantities is in proportion.
-        device: to run on, the CPU if None.
+        device: device to run on; the CPU if None.
     """
     models = ModelStore(device or torch.device("cpu"))
     for folder in find_cases(root):

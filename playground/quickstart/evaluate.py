@@ -222,7 +222,7 @@ def traces(engine: Engine, results: Results, numbers: Sequence[int], image_folde
 
 
 def drop_layers(trace: CompressionTrace, row: int) -> list[int | None]:
-    """For each visual token of a row the number of layers after which it was dropped, None if never."""
+    """Number of layers after which each visual token of a row was dropped, None if never."""
     dropped: list[int | None] = [None] * trace.entered[row]
     for layer, alive in sorted(trace.alive.items(), reverse=True):
         for token in (~alive[row, : trace.entered[row]]).nonzero().flatten().tolist():
@@ -260,7 +260,7 @@ def evaluate(options: argparse.Namespace) -> Results:
     """Answer, measure and store; goes on with what `options.out` holds of the same evaluation.
 
     Args:
-        options: as `parse` gives them.
+        options: what `parse` gives.
 
     Raises:
         ValueError: if a file is missing or does not fit.

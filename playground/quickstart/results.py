@@ -33,7 +33,7 @@ class Setting:
 
     Attributes:
         name: name of the row; `BLANK` is the uncompressed model that is shown empty images.
-        compression: as `CompressionConfig.to_dict` gives it.
+        compression: what `CompressionConfig.to_dict` gives.
         tokens_per_layer: visual tokens that each decoder layer was seen to work on, mean over the images looked at.
         flops: FLOPs of one prefill, images included, at the mean prompt length.
         answers: what the model said, question by question.
@@ -65,9 +65,9 @@ class Trace:
     Attributes:
         setting: name of the setting.
         question: number of the question in the results.
-        fate: for each patch the value of `llava.compression.v2v.PatchRole`; empty if nothing was merged.
-        target: for each patch the visual token it became or joined, -1 where it was dropped.
-        dropped_after: for each visual token the number of layers after which it was dropped, None if never.
+        fate: value of `llava.compression.v2v.PatchRole` of each patch; empty if nothing was merged.
+        target: number of the visual token that each patch became or joined, -1 where it was dropped.
+        dropped_after: number of layers after which each visual token was dropped, None if never.
     """
 
     setting: str
@@ -113,7 +113,7 @@ class Results:
         raise ValueError(f"There is no setting {name!r}; these were evaluated: {known}.")
 
     def correct(self, setting: Setting) -> list[bool]:
-        """For each answered question whether the answer is right."""
+        """Whether the answer to each answered question is right."""
         pairs = zip(setting.answers, self.questions, strict=False)
         return [plain(answer) == plain(question.answer) for answer, question in pairs]
 

@@ -35,7 +35,7 @@ class Chart:
     Attributes:
         x_range, y_range: what the axes span.
         x_name, y_name: written along them.
-        width, height: in pixels, margins included.
+        width, height: size in pixels, margins included.
     """
 
     x_range: Point

@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For files, e.g. `duet-c-67`."""
+        """Name for files, e.g. `duet-c-67`."""
         words = self.method.lower().replace("+", "-").replace(" ", "-")
         return words if self.budget is None else f"{words}-{self.budget}"
 

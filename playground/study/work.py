@@ -52,7 +52,7 @@ PHASES = {
 """What the phases do not share."""
 
 PROJECTOR_RATE = ("--mm_projector_lr", "2e-3")
-"""Of the second phase."""
+"""Settings of the second phase."""
 
 
 def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = ()) -> list[str]:

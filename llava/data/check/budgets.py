@@ -50,7 +50,7 @@ class BudgetFigures:
 
     Attributes:
         average_visual_tokens: visual tokens of one image, mean over the decoder's layers.
-        mean_text_tokens, mean_sequence_tokens: of a sample without its images, and as it enters the decoder.
+        mean_text_tokens, mean_sequence_tokens: tokens of a sample without its images, and as it enters the decoder.
         p95_sequence_tokens, max_sequence_tokens: of the latter.
         truncated, unsupervised: records, faulty ones included, that are cut, and that no label is left of.
         padding_shuffled, padding_grouped: share of the positions of padded batches that is filler, in random

@@ -31,7 +31,7 @@ class DataFile:
     """One data file.
 
     Attributes:
-        path: in a format of `llava.data.json_stream`.
+        path: file in a format of `llava.data.json_stream`.
         image_folder: where the image names of its records start.
         weight, seed: how often an epoch sees a record of it, and the seed of the draw that a fraction needs.
         objects: its records as parsed, and `Unreadable` for lines that are not JSON.

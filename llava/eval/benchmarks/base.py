@@ -91,7 +91,7 @@ class JudgedBenchmark(Benchmark):
 
         Args:
             root: LLaVA's `playground/data/eval`.
-            answers: at least one question with its answer.
+            answers: answers with their questions; at least one.
             judge: grades texts.
             reviews: JSON-lines file of the judge's verdicts, appended to as they come.
 

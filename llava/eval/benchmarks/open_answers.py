@@ -108,7 +108,7 @@ def open_scores(answers: Sequence[Answer], server: str) -> Scores:
     """Soft accuracy in per cent, in all and by type of answer; no headline where the questions have no labels.
 
     Args:
-        answers: at least one.
+        answers: people's answers; at least one.
         server: who scores answers without labels, as a noun.
 
     Raises:

@@ -83,7 +83,7 @@ def losses(engine: Engine, prompts: Sequence[Prompt], answers: Sequence[str]) ->
 
     Args:
         engine: the model.
-        prompts: at least one.
+        prompts: prompts; at least one.
         answers: one for each.
 
     Returns:

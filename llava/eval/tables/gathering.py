@@ -23,7 +23,7 @@ class _Part:
     """Runs of one row and benchmark that may be averaged.
 
     Attributes:
-        runs: at least one, of different seeds.
+        runs: results of different seeds; at least one.
         left_out: sentences on runs that do not count.
         variant: what tells them from other runs of the row and benchmark.
     """
