@@ -330,7 +330,7 @@ def test_frames_stand_between_tokens_of_their_own_where_the_model_was_trained_so
 def test_nothing_is_moved_in_what_is_taught() -> None:
     made, _ = inputs()
     assert made.taught("What is this?\n<image>", {"image"}) == "What is this?\n<image>"
-    assert made.taught("A <video> word", {"image"}) == "A <video> word"
+    assert made.taught("A <video> word", {"image"}) == "A \ufdd0video> word"
 
 
 def test_another_number_of_frames_than_the_tower_attends_over_is_refused() -> None:
