@@ -52,7 +52,7 @@ PHASES = {
 """What the phases do not share."""
 
 PROJECTOR_RATE = ("--mm_projector_lr", "2e-3")
-"""Settings of the second phase."""
+"""Flag of the projector's learning rate in the second phase."""
 
 
 def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = ()) -> list[str]:
