@@ -92,10 +92,10 @@ def with_other_side(
         raise ValueError(f"guidance_scale is {scale}, which does not work with num_beams; leave one of them out.")
     other = given.get("negative_prompt_ids")
     if other is None:
-        last = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
+        last = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)  # [B]
         if attention_mask is not None:
-            last = attention_mask.to(input_ids.device).long().cumsum(dim=1).argmax(dim=1)
-        other = input_ids.gather(1, last[:, None])
+            last = attention_mask.to(input_ids.device).long().cumsum(dim=1).argmax(dim=1)  # [B]
+        other = input_ids.gather(1, last[:, None])  # [B, T] -> [B, 1]
     if bool((other == IMAGE_TOKEN_INDEX).any()):
         raise ValueError("guidance_scale compares with a prompt without images; give negative_prompt_ids of text.")
     repeats = asked("num_return_sequences", given, config, default) or 1

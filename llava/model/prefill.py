@@ -39,7 +39,7 @@ class Prefill:
     def repeat_interleave(self, repeats: int) -> Prefill:
         """Each row `repeats` times, for beams."""
         embeddings, *added = (rows.repeat_interleave(repeats, dim=0) for rows in (self.embeddings, *self.added))
-        layout = self.layout.repeat_interleave(repeats)
+        layout = self.layout.repeat_interleave(repeats)  # [B, L] -> [B * repeats, L]
         return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added))
 
 

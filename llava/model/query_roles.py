@@ -43,14 +43,14 @@ def last_flagged(query_mask: Tensor, valid: Tensor, otherwise: Tensor) -> Tensor
     So a mask that lacks the flag which is asked for has the same voter with and without a given answer behind it.
     """
     flagged = (query_mask != 0) & valid
-    last = flagged & (flagged.flip(1).long().cumsum(dim=1).flip(1) == 1)
+    last = flagged & (flagged.flip(1).long().cumsum(dim=1).flip(1) == 1)  # [B, T]
     return torch.where(last.any(dim=1, keepdim=True), last * int(QueryRole.LAST), otherwise)
 
 
 def _following_token(valid: Tensor) -> Tensor:
     """int64 [B, T]: column of the next valid token behind each column, -1 where there is none."""
     width = valid.shape[1]
-    column = torch.where(valid, torch.arange(width), width)
+    column = torch.where(valid, torch.arange(width), width)  # [B, T]
     nearest = column.flip(1).cummin(dim=1).values.flip(1)  # at or behind each column
     following = torch.cat([nearest[:, 1:], torch.full_like(nearest[:, :1], width)], dim=1)
     return torch.where(following < width, following, -1)
@@ -64,7 +64,7 @@ def who_votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Te
     """
     if queries not in ROLES_OF_QUERIES:
         raise unknown_choice("t2v.queries", queries, tuple(ROLES_OF_QUERIES))
-    behind_image = is_visual.long().cumsum(dim=1) > 0
+    behind_image = is_visual.long().cumsum(dim=1) > 0  # [B, L]
     vote = (roles & int(ROLES_OF_QUERIES[queries]) > 0) & behind_image
     last = (roles & int(QueryRole.LAST) > 0) & behind_image
     end = valid & ~_next(valid, False)

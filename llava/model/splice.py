@@ -265,11 +265,11 @@ class _Stream:
     @classmethod
     def of(cls, width: Tensor) -> _Stream:
         """From how many positions each column becomes, int64 [B, T]."""
-        flat = width.flatten()
-        token = torch.repeat_interleave(torch.arange(flat.numel()), flat)
-        start = flat.cumsum(0) - flat
+        flat = width.flatten()  # [B * T]
+        token = torch.repeat_interleave(torch.arange(flat.numel()), flat)  # [S], S the sum of all widths
+        start = flat.cumsum(0) - flat  # [B * T]
         row = token // width.shape[1]
-        row_start = width.sum(dim=1).cumsum(0) - width.sum(dim=1)
+        row_start = width.sum(dim=1).cumsum(0) - width.sum(dim=1)  # [B]
         place = torch.arange(token.numel())
         return cls(token, place - start[token], row, place - row_start[row])
 
@@ -329,8 +329,8 @@ def _pad(
     padding_side: str,
 ) -> tuple[TokenLayout, Callable[[Tensor, int], Tensor]]:
     """Bring the stream into rows of equal length and describe every position; also how values come into such rows."""
-    visual = is_image.flatten()[stream.token]
-    lengths = torch.bincount(stream.row, minlength=len(width))
+    visual = is_image.flatten()[stream.token]  # [B, T] -> [S]
+    lengths = torch.bincount(stream.row, minlength=len(width))  # [B]
     longest = int(lengths.max())
     match padding_side:
         case "right":
@@ -345,11 +345,11 @@ def _pad(
         empty = torch.full((len(width), longest), fill, dtype=values.dtype)
         return empty.index_put_((stream.row, column), values)
 
-    number = (is_image.long().cumsum(dim=1) - 1).flatten()[stream.token]
-    valid = rows(torch.ones_like(visual), 0)
+    number = (is_image.long().cumsum(dim=1) - 1).flatten()[stream.token]  # [S], numbers of images in their rows
+    valid = rows(torch.ones_like(visual), 0)  # [B, L], as all that follow
     image = rows(torch.where(visual, number, -1), -1)
     is_visual = image >= 0
-    ends_token = stream.offset + 1 == width.flatten()[stream.token]
+    ends_token = stream.offset + 1 == width.flatten()[stream.token]  # [S]
     roles, ends = (rows(flags.flatten()[stream.token] * ends_token, 0) for flags in (query_mask, before_answer))
     vote = who_votes(roles, ends > 0, valid, is_visual, queries)
     counts = tuple(is_visual.sum(dim=1).tolist())

@@ -69,17 +69,17 @@ class StagedCache(DynamicCache):
         """Make room for `count` new tokens in every row of a stage; returns their positions, int64 [B, count]."""
         device = stage.next_position.device
         if self._expected is None:
-            positions = stage.next_position + torch.arange(count, device=device)
+            positions = stage.next_position + torch.arange(count, device=device)  # [B, 1] -> [B, count]
             stage.next_position = stage.next_position + count
             if stage.key_mask is not None:
                 stage.key_mask = torch.cat([stage.key_mask, torch.ones_like(positions, dtype=torch.bool)], dim=1)
             return positions
-        valid = self._expected.to(device)
+        valid = self._expected.to(device)  # [B, count]
         length = self.layers[stage.first_layer].get_seq_length()
         positions = stage.next_position + renumbered(valid)
         stage.next_position = stage.next_position + valid.sum(dim=1, keepdim=True)
-        held = valid.new_ones(len(valid), length) if stage.key_mask is None else stage.key_mask
-        stage.key_mask = torch.cat([held, valid], dim=1)
+        held = valid.new_ones(len(valid), length) if stage.key_mask is None else stage.key_mask  # [B, length]
+        stage.key_mask = torch.cat([held, valid], dim=1)  # [B, length + count]
         if stage is self.stages[-1]:
             self._expected = None
         return positions
@@ -150,7 +150,7 @@ class StagedCache(DynamicCache):
     def _select_rows(self, rows: Tensor) -> None:
         for stage in self.stages:
             rows = rows.to(stage.next_position.device)
-            stage.next_position = stage.next_position.index_select(0, rows)
+            stage.next_position = stage.next_position.index_select(0, rows)  # [B, 1] -> [rows, 1]
             if stage.key_mask is not None:
                 stage.key_mask = stage.key_mask.index_select(0, rows)
 

@@ -195,9 +195,9 @@ def _queries_and_keys(
     attention: Any = layer.self_attn
     voters, is_voter = voting_positions(layout)
     normed = layer.input_layernorm(hidden_states)
-    normed_voters = normed.gather(1, voters[..., None].expand(-1, -1, normed.shape[-1]))
+    normed_voters = normed.gather(1, voters[..., None].expand(-1, -1, normed.shape[-1]))  # [B, L, D] -> [B, V, D]
     cos, sin = (part.to(normed) for part in decoder.rotary_emb(hidden_states, position_ids=layout.positions))
-    at = voters[..., None].expand(-1, -1, cos.shape[-1])
+    at = voters[..., None].expand(-1, -1, cos.shape[-1])  # [B, V] -> [B, V, d]
     queries = _heads(attention.q_proj(normed_voters), attention, "q_norm")
     keys = _heads(attention.k_proj(normed), attention, "k_norm")
     return _rotate(queries, cos.gather(1, at), sin.gather(1, at)), _rotate(keys, cos, sin), voters, is_voter
@@ -205,7 +205,7 @@ def _queries_and_keys(
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:
     """[B, L, heads * d] to [B, heads, L, d], with the per-head norm that some decoders have."""
-    split = projected.unflatten(-1, (-1, attention.head_dim))
+    split = projected.unflatten(-1, (-1, attention.head_dim))  # [B, L, heads, d]
     if hasattr(attention, norm):
         split = getattr(attention, norm)(split)
     return split.transpose(1, 2)

@@ -119,7 +119,7 @@ def _as_seen(pixels: Tensor, image_processor: Any, columns: int) -> Image.Image:
     mean, std = (
         torch.tensor(values).view(3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
     )
-    colours = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255
+    colours = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255  # [3, height, width]
     image = Image.fromarray(colours.round().byte().permute(1, 2, 0).contiguous().numpy())
     side = columns * max(4, round(SIDE / columns))
     return image.resize((side, side), Image.Resampling.BICUBIC)

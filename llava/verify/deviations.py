@@ -61,9 +61,9 @@ def _of_voters(case: Case, pruned: Tensor, voters: Tensor, salient: bool, is_vis
         yield Deviation(reason, _ranking(str(row)))
     if not salient or case.training:
         return
-    idxs = read_idxs(case, len(pruned))
+    idxs = read_idxs(case, len(pruned))  # [B, M], -1 where a row has fewer
     length = case.inputs["input_ids" if "input_ids" in case.inputs else "attention_mask"].shape[1]
-    first = torch.where(is_visual.any(dim=1), is_visual.int().argmax(dim=1), length)
+    first = torch.where(is_visual.any(dim=1), is_visual.int().argmax(dim=1), length)  # [B]
     separately = bool(case.settings.get("rows_run_separately"))
     stray = ((idxs >= 0) | (not separately)) & ((idxs <= first[:, None]) | (idxs >= length))
     for row in torch.nonzero(pruned & stray.any(dim=1)).flatten().tolist():

@@ -65,9 +65,9 @@ def _step_by_step(
         positions.append(_newest_positions(cache, depth))
         tokens.append(logits[-1].argmax())
     measured["kv_lengths_at_end"] = _cache_lengths(cache, depth)
-    measured["last_position_per_layer"] = torch.stack(positions)
-    measured["step_logits"] = torch.stack(logits)
-    measured["new_tokens"] = torch.stack(tokens)[None]
+    measured["last_position_per_layer"] = torch.stack(positions)  # [count, depth]
+    measured["step_logits"] = torch.stack(logits)  # [count, V]
+    measured["new_tokens"] = torch.stack(tokens)[None]  # [1, count]
     return measured
 
 

@@ -43,15 +43,15 @@ class StageInput:
 def read_stage(case: Case) -> StageInput:
     """The layout that the inputs of a case describe."""
     given = case.inputs
-    valid, labels = given["attention_mask"].bool(), given["labels"]
-    first, present = given["image_position"][:, None], given["visual_tokens_now"][:, None]
-    column = torch.arange(valid.shape[1])[None]
+    valid, labels = given["attention_mask"].bool(), given["labels"]  # [B, L] each
+    first, present = given["image_position"][:, None], given["visual_tokens_now"][:, None]  # [B, 1] each
+    column = torch.arange(valid.shape[1])[None]  # [1, L]
     is_visual = (first >= 0) & (column >= first) & (column < first + present)
     behind = valid & (first >= 0) & (column >= first + present)
     salient = case.settings.get("use_salient_idxs")
     salient_voters = salient_positions(case, valid.shape, present[:, 0] - 1) if salient else None
     voters = choose_voters(behind, labels, case.training, salient_voters)
-    pruned = (first[:, 0] >= 0) & ~left_alone(valid, labels, case.training)
+    pruned = (first[:, 0] >= 0) & ~left_alone(valid, labels, case.training)  # [B]
     visual = is_visual & pruned[:, None]
     counts = torch.where(pruned, given["visual_tokens_next"], 0).tolist()
     return StageInput(_layout(case, visual, voters & pruned[:, None]), pruned, voters, is_visual, tuple(counts))
@@ -59,8 +59,8 @@ def read_stage(case: Case) -> StageInput:
 
 def _layout(case: Case, visual: Tensor, vote: Tensor) -> TokenLayout:
     valid = case.inputs["attention_mask"].bool()
-    nobody = visual.any(dim=1, keepdim=True) & ~vote.any(dim=1, keepdim=True)
-    last = valid & (valid.long().cumsum(dim=1) == valid.sum(dim=1, keepdim=True))
+    nobody = visual.any(dim=1, keepdim=True) & ~vote.any(dim=1, keepdim=True)  # [B, 1]
+    last = valid & (valid.long().cumsum(dim=1) == valid.sum(dim=1, keepdim=True))  # [B, L]
     vote = vote | (nobody & last)
     present = tuple(visual.sum(dim=1).tolist())
     text = TokenLayout.of_text(valid)
