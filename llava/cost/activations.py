@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from llava.cost.recipes import Trained
+from llava.cost.seen_media import seen
 from llava.cost.shapes import DecoderShape, ModelShape, linear_maps
 
 FLOAT32 = 4
@@ -119,10 +120,14 @@ def outside_bytes(shape: ModelShape, batch: DeviceBatch, precision: Precision) -
     - the residual stream in front of each drop, s D a token, for the gradient of what was gathered from it
     - rotary angles, see `rotary_bytes`
     """
-    width = shape.decoder.width
-    deeper = max(0, shape.projector_layers - 1)
-    widths = shape.vision.width * bool(shape.projector_layers) + 2 * width * deeper
-    projector = batch.rows * batch.visual[0] * precision.compute * widths
+    width, medium = shape.decoder.width, seen(shape.vision)
+    tokens, inputs = batch.visual[0], [medium.tower.width, *[width] * (shape.projector_layers - 1)]
+    if medium.projector is not None:
+        inputs = [values for values, _ in medium.projector]
+    if medium.projects_all and tokens:
+        tokens = medium.units * medium.found
+    widths = sum(inputs[:1]) + 2 * sum(inputs[1:]) if shape.projector_layers else 0
+    projector = batch.rows * tokens * precision.compute * widths
     drops = precision.stream * width * sum(_stages(batch)[:-1])
     return projector + drops + rotary_bytes(shape.decoder, batch, precision)
 
@@ -191,5 +196,6 @@ def tower_pass(shape: ModelShape, images: int, compute: int) -> int:
     Residual stream, normed input, the map to the MLP and QuickGELU's two temporaries: c (2 D + 3 F) a token of the
     tower's own width. They are gone before the decoder begins.
     """
-    vision = shape.vision
-    return images * vision.tokens * compute * (2 * vision.width + 3 * vision.mlp)
+    medium = seen(shape.vision)
+    tower = medium.tower
+    return images * medium.units * medium.positions * compute * (2 * tower.width + 3 * tower.mlp)

@@ -11,19 +11,25 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from llava.compression.config import CompressionConfig, T2VConfig
-from llava.cost.shapes import CLIP_L_336, DecoderShape, VisionShape
+from llava.cost.dimensions import CLIP_L_336, DecoderShape
+from llava.cost.seen_media import Vision, seen
 
 
 def visual_tokens_per_layer(
-    config: CompressionConfig, num_layers: int, vision: VisionShape = CLIP_L_336, images: int = 1
+    config: CompressionConfig, num_layers: int, vision: Vision = CLIP_L_336, images: int = 1
 ) -> tuple[int, ...]:
     """Visual tokens of one sample that each decoder layer sees.
+
+    Args:
+        config: the budget.
+        num_layers: number of decoder layers.
+        vision: what it shows.
+        images: how many of them.
 
     Raises:
         ValueError: if the configuration does not fit the tower or the number of layers.
     """
-    per_image = config.v2v.token_count(vision.tokens) if config.v2v else vision.patches
-    return tokens_per_layer(config.t2v, images * per_image, num_layers)
+    return tokens_per_layer(config.t2v, images * seen(vision).visual_tokens(config.v2v), num_layers)
 
 
 def tokens_per_layer(t2v: T2VConfig | None, entered: int, num_layers: int) -> tuple[int, ...]:
@@ -49,18 +55,19 @@ def average_visual_tokens(tokens: Sequence[int]) -> float:
 
 
 def prefill_flops(
-    tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, vision: VisionShape = CLIP_L_336, images: int = 1
+    tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, vision: Vision = CLIP_L_336, images: int = 1
 ) -> int:
     """FLOPs from pixels to the logits of the first answer token.
 
     Args:
         tokens: visual tokens per layer, as `visual_tokens_per_layer` gives them.
         text_tokens: length of the prompt without its images.
-        decoder, vision: dimensions; the projector is LLaVA's two-layer MLP.
-        images: images of the sample.
+        decoder, vision: dimensions; of a `VisionShape` the projector is LLaVA's two-layer MLP.
+        images: media of the sample, of the kind of `vision`.
     """
     layers = sum(decoder.layer_flops(text_tokens + count) for count in tokens)
-    return layers + 2 * decoder.width * decoder.vocab + _projector(tokens[0], decoder, vision) + images * vision.flops()
+    projector, tower = _outside(tokens[0], decoder, vision, images)
+    return layers + 2 * decoder.width * decoder.vocab + projector + tower
 
 
 def training_passes(trains_language_model: bool, activation_checkpointing: bool) -> int:
@@ -77,7 +84,7 @@ def training_flops(
     tokens: Sequence[int],
     text_tokens: int,
     decoder: DecoderShape,
-    vision: VisionShape = CLIP_L_336,
+    vision: Vision = CLIP_L_336,
     images: int = 1,
     passes: int = 4,
 ) -> int:
@@ -89,7 +96,8 @@ def training_flops(
     """
     layers = passes * sum(decoder.layer_flops(text_tokens + count) for count in tokens)
     head = 3 * 2 * decoder.width * decoder.vocab * (text_tokens + tokens[-1])
-    return layers + head + 3 * _projector(tokens[0], decoder, vision) + images * vision.flops()
+    projector, tower = _outside(tokens[0], decoder, vision, images)
+    return layers + head + 3 * projector + tower
 
 
 def kv_bytes(tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, bytes_per_value: int = 2) -> int:
@@ -98,8 +106,12 @@ def kv_bytes(tokens: Sequence[int], text_tokens: int, decoder: DecoderShape, byt
     return per_token * sum(text_tokens + count for count in tokens)
 
 
-def _projector(visual_tokens: int, decoder: DecoderShape, vision: VisionShape) -> int:
-    return 2 * (vision.width * decoder.width + decoder.width**2) * visual_tokens
+def _outside(entered: int, decoder: DecoderShape, vision: Vision, images: int) -> tuple[int, int]:
+    """Forward FLOPs of projector and tower for `images` media, of which `entered` tokens reach the decoder."""
+    if images == 0:
+        return 0, 0
+    medium = seen(vision)
+    return images * medium.projector_flops(entered // images, decoder.width), images * medium.flops()
 
 
 def describe(tokens: Sequence[int]) -> str:

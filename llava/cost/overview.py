@@ -2,6 +2,7 @@
 
 python -m llava.compression.schedule --preset duet-192 --model llava-1.5-7b
 python -m llava.compression.schedule --preset mine.yaml --model path/of/a/checkpoint
+python -m llava.compression.schedule --model path/of/a/llava-next --image-size 1008x336
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from llava.common.number_flags import count
 from llava.common.path_flags import MODEL
 from llava.common.presets import presets
 from llava.compression.config import CompressionConfig
+from llava.cost.dimensions import DecoderShape, VisionShape
 from llava.cost.flops import (
     average_visual_tokens,
     describe,
@@ -23,11 +25,13 @@ from llava.cost.flops import (
     training_flops,
     visual_tokens_per_layer,
 )
+from llava.cost.medium_flags import add_medium_flags, asked_medium
 from llava.cost.scaling import add_scaling_flag, as_it_is, for_depth
-from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_kind, model_shape
+from llava.cost.seen_media import Vision, usual_medium
+from llava.cost.shapes import MODELS, model_kind, model_shape
 
 
-def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: VisionShape, text_tokens: int) -> str:
+def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: Vision, text_tokens: int) -> str:
     """A text table of tokens, FLOPs and KV bytes, one line for each named configuration."""
     dense = visual_tokens_per_layer(CompressionConfig(), decoder.layers, vision)
     dense_prefill = prefill_flops(dense, text_tokens, decoder, vision)
@@ -50,7 +54,7 @@ def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: 
 
 
 def fitting(
-    kind: str, decoder: DecoderShape, vision: VisionShape, among: Sequence[str] | None = None, scale: bool = False
+    kind: str, decoder: DecoderShape, vision: Vision, among: Sequence[str] | None = None, scale: bool = False
 ) -> list[str]:
     """Presets that fit a model: some are made for other families, towers and depths.
 
@@ -84,17 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--text-tokens", type=count(0), default=200, help="prompt and answer tokens beside the image")
     add_scaling_flag(parser, "--preset")
+    add_medium_flags(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="schedule: %(message)s")
     try:
-        decoder, vision = model_shape(options.model)
         kind = model_kind(options.model)
+        medium = asked_medium(options, usual_medium(kind))
+        decoder, vision = model_shape(options.model, medium)
         named = options.preset or fitting(kind, decoder, vision, scale=options.scale_to_depth)
         configs = {name: for_depth(name, decoder.layers, options.scale_to_depth) for name in named}
         text = table(configs, decoder, vision, options.text_tokens)
         for config in configs.values():
             _check_made_for(config, kind, decoder.layers)
-        print(text)
+        print(text if isinstance(vision, VisionShape) else f"For one {medium or usual_medium(kind)}:\n{text}")
     except ValueError as error:
         sys.exit(f"schedule: {error}")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from llava.cost.shapes import VisionShape
+from llava.cost.dimensions import VisionShape
 
 
 def tower_shape(config: Any, select_layer: int = -1) -> VisionShape:
-    """Dimensions of a tower like CLIP's, or like Qwen-VL's, whose images have any size.
+    """Dimensions of a tower like CLIP's, LanguageBind's, SigLIP's, or like Qwen-VL's, whose images have any size.
 
     Args:
         config: transformers' configuration of the tower.
@@ -19,17 +20,15 @@ def tower_shape(config: Any, select_layer: int = -1) -> VisionShape:
     """
     if hasattr(config, "image_size") and hasattr(config, "num_hidden_layers"):
         shape = VisionShape.of(config, select_layer)
-        return shape if "clip" in config.model_type else _without_cls(shape)
+        if getattr(config, "add_time_attn", False):
+            return dataclasses.replace(shape, clip=config.num_frames)
+        return shape if "clip" in config.model_type else dataclasses.replace(shape, has_cls=False)
     if hasattr(config, "depth") and hasattr(config, "spatial_merge_size"):
         return _of_qwen(config)
     raise ValueError(
         f"A vision tower with the configuration {type(config).__name__} has dimensions that cost does not know; add "
         "them to llava/cost/towers.py."
     )
-
-
-def _without_cls(shape: VisionShape) -> VisionShape:
-    return VisionShape(shape.layers, shape.width, shape.mlp, shape.patches, shape.patch_values, has_cls=False)
 
 
 def _of_qwen(config: Any) -> VisionShape:

@@ -1,0 +1,111 @@
+"""Dimensions of language models and vision towers, and the FLOPs that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Dimensions of a Llama-like language model."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """Read the dimensions from a transformers configuration of a Llama-like model."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            mlp=config.intermediate_size,
+            vocab=config.vocab_size,
+        )
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's linear maps."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.width * self.mlp
+
+    def layer_flops(self, tokens: int) -> int:
+        """Forward FLOPs of one layer over a sequence."""
+        return 2 * self.layer_parameters * tokens + 2 * self.heads * self.head_dim * tokens**2
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Dimensions of a vision tower run to its selected layer.
+
+    Attributes:
+        layers: that are run.
+        width, mlp: width of the tokens and inside the MLP of two maps (or what makes as many weights).
+        patches: number of patches of one image, without the CLS token; 0 where images differ in size.
+        patch_values: numbers of a patch.
+        has_cls: whether a CLS token joins the patches.
+        windowed: number of those layers that attend within windows only.
+        window: tokens of a window.
+        clip: frames that every layer also attends over, at each place by itself, with maps of its own; 0 without.
+    """
+
+    layers: int
+    width: int
+    mlp: int
+    patches: int
+    patch_values: int
+    has_cls: bool = True
+    windowed: int = 0
+    window: int = 0
+    clip: int = 0
+
+    @classmethod
+    def of(cls, config: Any, select_layer: int = -2) -> VisionShape:
+        """Read the dimensions from a CLIP vision configuration; `select_layer` indexes its hidden states."""
+        return cls(
+            layers=select_layer % (config.num_hidden_layers + 1),
+            width=config.hidden_size,
+            mlp=config.intermediate_size,
+            patches=(config.image_size // config.patch_size) ** 2,
+            patch_values=3 * config.patch_size**2,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the tower computes, CLS included."""
+        return self.patches + self.has_cls
+
+    def flops(self, tokens: int | None = None, windows: Sequence[int] | None = None) -> int:
+        """Forward FLOPs for one image (or crop, or frame).
+
+        Args:
+            tokens: that the tower computes for it, CLS included; None where all images have as many.
+            windows: tokens of each of its windows; None takes all for whole ones.
+        """
+        tokens = self.tokens if tokens is None else tokens
+        weights = (8 if self.clip else 4) * self.width**2 + 2 * self.width * self.mlp
+        inside = tokens * min(tokens, self.window) if windows is None else sum(window**2 for window in windows)
+        seen = (self.layers - self.windowed) * tokens**2 + self.windowed * inside + self.layers * tokens * self.clip
+        attention = 4 * self.width * seen
+        patches = tokens - self.has_cls
+        return self.layers * 2 * weights * tokens + attention + 2 * self.patch_values * self.width * patches
+
+
+CLIP_L_336 = VisionShape(layers=23, width=1024, mlp=4096, patches=576, patch_values=588)
+
+
+def linear_maps(decoder: DecoderShape) -> tuple[tuple[int, int], ...]:
+    """Inputs and outputs of one layer's maps, in the order q, k, v, o, gate, up, down."""
+    queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    width, mlp = decoder.width, decoder.mlp
+    return (width, queries), (width, keys), (width, keys), (queries, width), (width, mlp), (width, mlp), (mlp, width)

@@ -1,0 +1,302 @@
+"""What an image or a video of a certain size is to a model, told from its `config.json` alone.
+
+A *unit* is what the tower encodes by itself and what V2V shortens by itself: an image, a crop, a frame, or (in Qwen's
+towers) two frames. Rules of LLaVA-NeXT's crops stand in `llava.common.anyres`; Qwen's image processor makes each side a
+multiple of 28 (or 32) pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, is_anyres, most_crops, unpadded
+from llava.common.presets import family_of
+from llava.compression.config import V2VConfig
+from llava.cost.dimensions import CLIP_L_336, VisionShape
+from llava.cost.towers import tower_shape
+
+_LANGUAGE_BIND = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 224}
+_LANGUAGE_BIND |= {"patch_size": 14, "num_frames": 8, "add_time_attn": True, "model_type": "clip_vision_model"}
+_POOLED = 2  # LLaVA-OneVision halves both sides of a frame's patches
+_LEAST_SHRINKING = 1.1  # of `anyres_max_N`: smaller maps stay as they are
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image or a video that a model is shown.
+
+    Attributes:
+        width, height: in pixels, before it is prepared.
+        frames: that are shown of a video; 0 is an image.
+    """
+
+    width: int
+    height: int
+    frames: int = 0
+
+    def __str__(self) -> str:
+        size = f"{self.width}x{self.height}"
+        return f"video of {self.frames} frames of {size}" if self.frames else f"image of {size}"
+
+
+USUAL = {
+    "llava-next": Medium(672, 672),
+    "video-llava": Medium(224, 224, 8),
+    "qwen2.5-vl": Medium(896, 896),
+    "qwen3-vl": Medium(896, 896),
+    "llava-onevision": Medium(768, 768),
+}
+"""What costs are told of where nothing else is asked for; LLaVA-NeXT's has five crops."""
+
+
+@dataclass(frozen=True)
+class SeenMedium:
+    """A medium as a model sees it.
+
+    Attributes:
+        tower: that encodes it.
+        units: of it.
+        positions: tokens that the tower computes for a unit, CLS included.
+        found: tokens among which V2V chooses in a unit, CLS included.
+        plain: visual tokens of the whole medium without V2V.
+        beside: visual tokens of it that are not V2V's, with V2V: a newline.
+        caps: whether a unit with fewer tokens than the budget keeps all; others refuse such a budget.
+        projector: inputs and outputs of each linear map of the projector; None for LLaVA's MLP of two.
+        projects_all: whether the projector runs in front of V2V, on every token.
+        windows: positions of each window of a unit, in towers whose layers attend within windows.
+    """
+
+    tower: VisionShape
+    units: int
+    positions: int
+    found: int
+    plain: int
+    beside: int = 0
+    caps: bool = False
+    projector: tuple[tuple[int, int], ...] | None = None
+    projects_all: bool = False
+    windows: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, tower: VisionShape) -> SeenMedium:
+        """One image of a tower whose images all have one size."""
+        return cls(tower, 1, tower.tokens, tower.tokens, tower.patches)
+
+    def several(self, frames: int) -> SeenMedium:
+        """The same for each frame of a video, for models that take frames for images; 0 leaves an image one."""
+        return dataclasses.replace(self, units=frames or 1, plain=(frames or 1) * self.plain)
+
+    def visual_tokens(self, v2v: V2VConfig | None) -> int:
+        """Visual tokens in the first decoder layer.
+
+        Raises:
+            ValueError: if the budget keeps more tokens than a unit has, and is no cap.
+        """
+        if v2v is None:
+            return self.plain
+        kept = min(sum(v2v.counts(self.found)), self.found) if self.caps else v2v.token_count(self.found)
+        return self.units * kept + self.beside
+
+    def flops(self) -> int:
+        """Forward FLOPs of the tower, without the projector."""
+        return self.units * self.tower.flops(self.positions, self.windows)
+
+    def projector_flops(self, entered: int, width: int) -> int:
+        """Forward FLOPs of the projector.
+
+        Args:
+            entered: visual tokens of the medium in the first decoder layer.
+            width: width of the decoder.
+        """
+        maps = ((self.tower.width, width), (width, width)) if self.projector is None else self.projector
+        tokens = self.units * self.found if self.projects_all else entered - self.beside
+        return 2 * tokens * sum(inputs * outputs for inputs, outputs in maps)
+
+
+Vision = VisionShape | SeenMedium
+"""What a sample shows several times: an image of a tower whose images all have one size, or a medium of any family."""
+
+
+def tower_of(vision: Vision) -> VisionShape:
+    """The tower that sees it."""
+    return vision if isinstance(vision, VisionShape) else vision.tower
+
+
+def seen(vision: Vision) -> SeenMedium:
+    """Either of them as a medium."""
+    return SeenMedium.of(vision) if isinstance(vision, VisionShape) else vision
+
+
+def usual_medium(family: str) -> Medium:
+    """What costs of a family's models are told of where nothing else is asked for."""
+    return USUAL.get(family, Medium(336, 336))
+
+
+def seen_by(config: Mapping[str, Any], medium: Medium | None = None) -> SeenMedium:
+    """A medium as a model sees it.
+
+    Args:
+        config: what the model's `config.json` holds; towers that it only names are taken for CLIP-L at 336 (or
+            LanguageBind's, of a Video-LLaVA).
+        medium: None for the usual one of the family.
+
+    Raises:
+        ValueError: if the model cannot be shown it.
+    """
+    family = family_of(config)
+    medium = medium or usual_medium(family)
+    match family:
+        case "llava-next":
+            return _crops(_clip(config), medium, _Merging.of(config))
+        case "video-llava":
+            return _of_video_llava(config, medium)
+        case "qwen2.5-vl" | "qwen3-vl":
+            return _of_qwen(config, medium)
+        case "llava-onevision":
+            return _of_onevision(config, medium)
+    return SeenMedium.of(_clip(config)).several(medium.frames)
+
+
+def _clip(config: Mapping[str, Any]) -> VisionShape:
+    """A tower like CLIP's, as far as it runs; `cls_patch` makes the CLS token a patch like others."""
+    settings = config.get("mm_vision_config") or config.get("vision_config")
+    if not settings:
+        tower = CLIP_L_336
+    else:
+        select = config.get("mm_vision_select_layer", config.get("vision_feature_layer", -2))
+        tower = tower_shape(SimpleNamespace(**{"model_type": "clip_vision_model", **settings}), select)
+    if (
+        "cls_patch" in str(config.get("mm_vision_select_feature"))
+        or config.get("vision_feature_select_strategy") == "full"
+    ):
+        tower = dataclasses.replace(tower, patches=tower.tokens, has_cls=False)
+    return tower
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """How the patches of crops become one sequence.
+
+    Attributes:
+        pinpoints: canvases, [width, height] each, in any form that `canvases_of` reads; None for LLaVA-1.6's.
+        kind: `mm_patch_merge_type`.
+        most: crops of whose patches a larger map is shrunk; None shrinks none.
+    """
+
+    pinpoints: Any
+    kind: str
+    most: int | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> _Merging:
+        own = "vision_config" not in config
+        kind = config.get("mm_patch_merge_type") or ("flat" if own else "spatial_unpad")
+        pinpoints = config.get("image_grid_pinpoints")
+        if pinpoints and not own:  # transformers writes the height first
+            pinpoints = [[width, height] for height, width in pinpoints]
+        return cls(pinpoints, kind, most_crops(config.get("image_aspect_ratio")))
+
+
+def _crops(tower: VisionShape, medium: Medium, merging: _Merging, side: int | None = None) -> SeenMedium:
+    """The crops of an image, the squeezed whole first; frames of a video are crops that are not merged.
+
+    Args:
+        side: pixels on a side of a crop; None where its patches fill it.
+    """
+    one = SeenMedium.of(tower)
+    if medium.frames:
+        return one.several(medium.frames)
+    across = math.isqrt(tower.patches)
+    side = side or across * math.isqrt(tower.patch_values // 3)
+    canvases = canvases_of(merging.pinpoints or default_pinpoints(side), side)
+    width, height = best_canvas((medium.width, medium.height), canvases)
+    crops = 1 + (width // side) * (height // side)
+    columns, rows = width // side * across, height // side * across
+    base = 0 if "nobase" in merging.kind else tower.patches
+    if "maxpool2x2" in merging.kind:
+        plain = base + (rows // 2) * (columns // 2)
+    elif "unpad" in merging.kind:
+        in_rows, in_columns = unpadded(columns, rows, (medium.width, medium.height))
+        rows, columns = max(in_rows.stop - in_rows.start, 0), max(in_columns.stop - in_columns.start, 0)
+        times = 0.0 if merging.most is None else math.sqrt(rows * columns / (merging.most * across**2))
+        if times > _LEAST_SHRINKING:
+            rows, columns = max(int(rows // times), 1), max(int(columns // times), 1)
+        plain = base + rows * (columns + 1)
+    else:
+        plain = base + rows * columns
+    return dataclasses.replace(one, units=crops, plain=plain)
+
+
+def _of_video_llava(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
+    """Frames with the tower of videos, whose CLS tokens are shown too; images with the other.
+
+    In LLaVA's own format the former is LanguageBind's, which attends over time; transformers' is CLIP's.
+    """
+    own = "vision_config" not in config
+    settings = config.get("vision_config") or config.get("mm_video_config" if medium.frames else "mm_image_config")
+    settings = {**_LANGUAGE_BIND, "add_time_attn": own and bool(medium.frames), **(settings or {})}
+    select = config.get("mm_vision_select_layer", config.get("vision_feature_layer", -2))
+    tower = tower_shape(SimpleNamespace(**settings), select)
+    if not medium.frames:
+        return SeenMedium.of(tower)
+    clip = int(settings["num_frames"])
+    if own and medium.frames % clip:
+        raise ValueError(f"The video tower takes clips of {clip} frames, not {medium.frames}; ask for {clip}.")
+    return dataclasses.replace(SeenMedium.of(tower), units=medium.frames, plain=medium.frames * tower.tokens)
+
+
+def of_video_llava(config: Mapping[str, Any]) -> list[tuple[Medium, int]]:
+    """A medium for each tower of a Video-LLaVA in LLaVA's own format, and how many layers the tower holds."""
+    found = []
+    for key, frames in (("mm_image_config", 0), ("mm_video_config", 1)):
+        settings = {**_LANGUAGE_BIND, **(config.get(key) or {})}
+        found.append((Medium(224, 224, frames * settings["num_frames"]), settings["num_hidden_layers"]))
+    return found
+
+
+def _of_qwen(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
+    """Images at their own size, frames in pairs, patches merged two by two by a projector inside the tower."""
+    settings = {"in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2, **config["vision_config"]}
+    tower, merge = tower_shape(SimpleNamespace(**settings)), settings["spatial_merge_size"]
+    step = settings["patch_size"] * merge
+    rows, columns = (max(round(length / step), 1) * merge for length in (medium.height, medium.width))
+    inside, outside = tower.width * merge**2, settings.get("out_hidden_size", tower.width)
+    mergers = 1 + len(settings.get("deepstack_visual_indexes") or ())
+    units, windows = max(math.ceil(medium.frames / settings["temporal_patch_size"]), 1), None
+    if tower.windowed:
+        side = settings["window_size"] // step * merge
+        parts = [[min(side, length - first) for first in range(0, length, side)] for length in (rows, columns)]
+        windows = tuple(high * wide for high in parts[0] for wide in parts[1])
+    groups = rows * columns // merge**2
+    return SeenMedium(
+        tower,
+        units,
+        positions=rows * columns,
+        found=groups,
+        plain=units * groups,
+        caps=True,
+        projector=((inside, inside), (inside, outside)) * mergers,
+        projects_all=True,
+        windows=windows,
+    )
+
+
+def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
+    """SigLIP on crops, without CLS tokens; patches of frames are pooled, and one newline ends the video."""
+    settings = {"model_type": "siglip_vision_model", **config["vision_config"]}
+    tower = tower_shape(SimpleNamespace(**settings), config.get("vision_feature_layer", -1))
+    if medium.frames:
+        pooled = math.ceil(math.isqrt(tower.patches) / _POOLED) ** 2
+        one = SeenMedium.of(tower)
+        return dataclasses.replace(one, units=medium.frames, plain=medium.frames * pooled + 1, projects_all=True)
+    aspect = config.get("vision_aspect_ratio", "anyres_max_9")
+    if not is_anyres(aspect):
+        return SeenMedium.of(tower)
+    pinpoints = [[width, height] for height, width in config["image_grid_pinpoints"]]
+    merging = _Merging(pinpoints, "spatial_unpad", most_crops(aspect))
+    return _crops(tower, medium, merging, settings["image_size"])

@@ -1,0 +1,94 @@
+"""What costs say of every family, from its `config.json` alone, beside what its models do and hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_vlms import FAMILIES, FRAMES, OWN, batch, prompt, vlm
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava import compress
+from llava.compression import schedule
+from llava.compression.config import CompressionConfig
+from llava.cost.flops import prefill_flops, visual_tokens_per_layer
+from llava.cost.seen_media import Medium, seen
+from llava.cost.shapes import DecoderShape, ModelShape, model_shape
+
+DUET = {"v2v": {"dominant": 5, "contextual": 2}, "t2v": {"layers": [2, 4], "keep": [0.5, 0.2]}}
+# What `tiny_vlms.look` shows by family, kind and number.
+SHOWN = [
+    (OWN, "image", 0, Medium(56, 56)),
+    ("llava", "image", 0, Medium(80, 30)),
+    ("llava_next", "image", 0, Medium(112, 112)),
+    ("llava_next", "image", 1, Medium(112, 56)),
+    ("llava_next", "image", 2, Medium(84, 112)),
+    ("video_llava", "image", 0, Medium(56, 56)),
+    ("video_llava", "video", 0, Medium(56, 56, FRAMES)),
+    ("qwen2_5_vl", "image", 0, Medium(32, 32)),
+    ("qwen2_5_vl", "image", 1, Medium(48, 32)),
+    ("qwen2_5_vl", "video", 2, Medium(32, 48, 4)),
+    ("qwen3_vl", "image", 2, Medium(32, 48)),
+    ("qwen3_vl", "video", 0, Medium(32, 32, 4)),
+]
+
+
+def folder_of(model: Any, folder: Path) -> str:
+    """A checkpoint folder with nothing but what says the model's dimensions."""
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), default=str))
+    return str(folder)
+
+
+def row(family: str, kind: str, number: int) -> tuple[dict[str, Any], int]:
+    """A batch of one row that shows one medium, and its text tokens."""
+    ids, (seen,) = prompt(family, number, (kind,), torch.float32)
+    return batch([(ids, [seen])]), len(ids) - ids.count(seen.token)
+
+
+@pytest.mark.parametrize(("family", "kind", "number", "medium"), SHOWN, ids=str)
+def test_tokens_and_flops_are_those_of_the_model(
+    family: str, kind: str, number: int, medium: Medium, tmp_path: Path
+) -> None:
+    """Multiplications counted by torch while the model runs; causal attention is counted there in full."""
+    model = vlm(family, torch.float32, attention="eager")
+    model = model if family == OWN else compress(model, "none")
+    decoder, vision = model_shape(folder_of(model, tmp_path), medium)
+    whole = seen(vision)
+    if family == OWN:
+        model.get_vision_tower().config._attn_implementation = "eager"  # torch counts no fused kernel of CPUs
+    elif "llava" in family:  # without V2V transformers' models run layers of the tower that they do not use
+        depth = model.config.vision_config.num_hidden_layers
+        whole = replace(whole, tower=replace(whole.tower, layers=depth))
+    for asked in ({}, DUET):
+        config = model.fitted(CompressionConfig.resolve(asked))
+        call, text = row(family, kind, number)
+        tokens = visual_tokens_per_layer(config, decoder.layers, vision)
+        with torch.no_grad():
+            output = model(**call, compression=config, logits_to_keep=1, output_layouts=True, use_cache=False)
+        realised = [layout.visual[0] for layout in output.layouts]
+        assert realised == ([tokens[0]] if config.t2v is None else [tokens[0], tokens[2], tokens[4]])
+    call, text = row(family, kind, number)
+    plain = visual_tokens_per_layer(CompressionConfig(), decoder.layers, vision)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**call, compression="none", logits_to_keep=1, use_cache=False)
+    twice = sum(2 * decoder.heads * decoder.head_dim * (text + count) ** 2 for count in plain)
+    computed = prefill_flops(plain, text, decoder, whole) + twice
+    assert counter.get_total_flops() == pytest.approx(computed, rel=2e-3)
+    assert DecoderShape.of(model.config.get_text_config()) == decoder
+
+
+@pytest.mark.parametrize("family", [OWN, *FAMILIES])
+def test_weights_are_those_of_the_model(family: str, tmp_path: Path) -> None:
+    model = vlm(family, torch.float32)
+    shape = ModelShape.of(folder_of(model, tmp_path))
+    assert shape.total == sum(weight.numel() for weight in model.parameters())
+    one = compress(model, "none") if family != OWN else model
+    projectors = {id(weight): weight for part in one.projectors() for weight in part.parameters()}
+    assert shape.projector - sum(weight.numel() for weight in projectors.values()) in (
+        0,
+        one.config.get_text_config().hidden_size,
+    )
