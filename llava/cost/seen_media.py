@@ -14,14 +14,21 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, is_anyres, most_crops, unpadded
 from llava.common.presets import family_of
 from llava.compression.config import V2VConfig
 from llava.cost.dimensions import CLIP_L_336, VisionShape
 from llava.cost.towers import tower_shape
 
-_LANGUAGE_BIND = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 224}
-_LANGUAGE_BIND |= {"patch_size": 14, "num_frames": 8, "add_time_attn": True, "model_type": "clip_vision_model"}
+_LANGUAGE_BIND: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "image_size": 224,
+    "patch_size": 14,
+    "num_frames": 8,
+    "add_time_attn": True,
+}
 _POOLED = 2  # LLaVA-OneVision halves both sides of a frame's patches
 _LEAST_SHRINKING = 1.1  # of `anyres_max_N`: smaller maps stay as they are
 
@@ -199,6 +206,8 @@ class _Merging:
         pinpoints = config.get("image_grid_pinpoints")
         if pinpoints and not own:  # transformers writes the height first
             pinpoints = [[width, height] for height, width in pinpoints]
+        from llava.common.anyres import most_crops
+
         return cls(pinpoints, kind, most_crops(config.get("image_aspect_ratio")))
 
 
@@ -213,6 +222,8 @@ def _crops(tower: VisionShape, medium: Medium, merging: _Merging, side: int | No
         return one.several(medium.frames)
     across = math.isqrt(tower.patches)
     side = side or across * math.isqrt(tower.patch_values // 3)
+    from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, unpadded
+
     canvases = canvases_of(merging.pinpoints or default_pinpoints(side), side)
     width, height = best_canvas((medium.width, medium.height), canvases)
     crops = 1 + (width // side) * (height // side)
@@ -294,6 +305,8 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
         pooled = math.ceil(math.isqrt(tower.patches) / _POOLED) ** 2
         one = SeenMedium.of(tower)
         return dataclasses.replace(one, units=medium.frames, plain=medium.frames * pooled + 1, projects_all=True)
+    from llava.common.anyres import is_anyres, most_crops
+
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not is_anyres(aspect):
         return SeenMedium.of(tower)

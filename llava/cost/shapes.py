@@ -16,7 +16,8 @@ from typing import Any
 from llava.common.json_files import need, read_object
 from llava.common.presets import family_of
 from llava.common.shown import shown
-from llava.cost.dimensions import CLIP_L_336, DecoderShape, linear_maps
+from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
+from llava.cost.dimensions import DecoderShape, linear_maps
 from llava.cost.dimensions import VisionShape as VisionShape
 from llava.cost.seen_media import Medium, SeenMedium, Vision, of_video_llava, seen_by, tower_of
 from llava.cost.weights_of import weights_of

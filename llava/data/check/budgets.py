@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
 from llava.cost.flops import average_visual_tokens, training_flops, training_passes, visual_tokens_per_layer
-from llava.cost.shapes import DecoderShape, VisionShape
+from llava.cost.seen_media import Vision
+from llava.cost.shapes import DecoderShape
 from llava.data.check.checking import CheckResult
 from llava.data.mixture import draw_rows
 from llava.data.sampler import EpochSampler
@@ -78,7 +79,7 @@ def default_passes(template: str) -> int:
     return training_passes(trains_language_model=not describes, activation_checkpointing=True)
 
 
-def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision: VisionShape) -> tuple[int, ...]:
+def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision: Vision) -> tuple[int, ...]:
     """Tokens that one image becomes on its way into the decoder.
 
     Raises:
@@ -92,7 +93,7 @@ def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision:
 
 
 def figures(
-    result: CheckResult, assumed: CostAssumptions, decoder: DecoderShape, vision: VisionShape
+    result: CheckResult, assumed: CostAssumptions, decoder: DecoderShape, vision: Vision
 ) -> dict[str, BudgetFigures]:
     """Statistics and cost at every budget of the check."""
     epoch = epoch_of(result)
@@ -139,7 +140,7 @@ def _figures(
     epoch: NDArray[np.int64],
     assumed: CostAssumptions,
     decoder: DecoderShape,
-    vision: VisionShape,
+    vision: Vision,
 ) -> BudgetFigures:
     config = CompressionConfig.resolve(result.settings.budgets[number])
     visual = result.settings.visual_tokens[number]
@@ -173,7 +174,7 @@ def _epoch_flops(
     config: CompressionConfig,
     passes: int,
     decoder: DecoderShape,
-    vision: VisionShape,
+    vision: Vision,
 ) -> int:
     """FLOPs of an epoch, summed over samples; equal lengths are computed once."""
     if not len(text):

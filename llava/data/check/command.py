@@ -21,7 +21,8 @@ from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_REA
 from llava.common.shown import say
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
-from llava.cost.shapes import MODELS, DecoderShape, VisionShape, model_shape
+from llava.cost.seen_media import Vision
+from llava.cost.shapes import MODELS, DecoderShape, model_shape
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
 from llava.data.check.check_report import Report, write_all
 from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(share > options.max_bad_share)
 
 
-def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> None:
+def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderShape, vision: Vision) -> None:
     passes = options.passes or default_passes(options.version)
     assumed = CostAssumptions(
         options.model, options.batch_size, options.devices, options.peak_tflops, options.mfu, passes
@@ -84,7 +85,7 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
         say(f"\nNo record is good; {options.write_clean} was not written.", file=sys.stderr)
 
 
-def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: VisionShape) -> CheckSettings:
+def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: Vision) -> CheckSettings:
     recorded = _recorded(options.tokenizer)
     options.version = options.version or recorded_template(recorded) or "v1"
     get_template(options.version)
