@@ -92,3 +92,55 @@ def test_weights_are_those_of_the_model(family: str, tmp_path: Path) -> None:
         0,
         one.config.get_text_config().hidden_size,
     )
+
+
+LLAMA = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008}
+QWEN_TEXT = {"num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+# Published dimensions, what is asked, and the paper's tokens a layer (Tables 13 and 14), or the caps of Table 15.
+PUBLISHED: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
+    "next-640": (
+        {**LLAMA, "model_type": "llava_llama", "vocab_size": 32000, "image_aspect_ratio": "anyres"},
+        ["none", "next-640", "next-160"],
+        "0-31: 2880 0-15: 1025, 16-23: 512, 24-31: 0 0-15: 255, 16-23: 127, 24-31: 0",
+        "640.50 159.25",
+    ),
+    "video-960": (
+        {**LLAMA, "model_type": "llava_llama", "vocab_size": 32000, "mm_video_tower": "x", "mm_image_tower": "y"},
+        ["none", "video-960", "video-136"],
+        "0-31: 2056 0-15: 1536, 16-23: 768, 24-31: 0 0-15: 216, 16-23: 108, 24-31: 0",
+        "960.00 135.00",
+    ),
+    "qwen-640": (
+        {
+            "model_type": "qwen2_5_vl",
+            "text_config": {**QWEN_TEXT, "intermediate_size": 18944, "vocab_size": 152064},
+            "vision_config": {**QWEN_VISION, "patch_size": 14, "window_size": 112},
+        },
+        ["none", "qwen-640", "qwen-160"],
+        "0-27: 1024 0-13: 1023, 14-20: 511, 21-27: 255 0-13: 243, 14-20: 121, 21-27: 60",
+        "703.00 166.75",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_schedule_of_a_published_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, asked, layers, averages = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    schedule.main(["--model", str(tmp_path), "--preset", *asked])
+    first, _, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("For one image of" if "video" not in name else "For one video of 8 frames")
+    assert " ".join(line.split("  ")[-1] for line in lines) == layers
+    assert all(average in line for average, line in zip(averages.split(), lines[1:], strict=True))
+    schedule.main(["--model", str(tmp_path)])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]}
+    assert name in listed and "duet-128" not in listed
+    with pytest.raises(SystemExit, match=r"duet-64 is made for llava-1.5 with 32 decoder layers, but this is a"):
+        schedule.main(["--model", str(tmp_path), "--preset", "duet-64"])
+    if "video" in name:
+        with pytest.raises(SystemExit, match=r"takes clips of 8 frames, not 5"):
+            schedule.main(["--model", str(tmp_path), "--frames", "5"])
+    else:
+        schedule.main(["--model", str(tmp_path), "--preset", "none", "--image-size", "1344x336"])
+        assert "image of 1344x336" in capsys.readouterr().out
