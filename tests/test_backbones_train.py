@@ -25,6 +25,9 @@ from llava.checkpoints.opening import Opened, open_model
 from llava.cost.workload import Workload
 from llava.data.families import family_of
 from llava.model.parts import lies_in, paths_of, weights_of
+from llava.train.arguments import parse_arguments
+from llava.train.building import choose_trained, load
+from llava.train.run_summary import count_parameters
 from llava.train.train import train
 
 SHOWN = dict.fromkeys(("video_llava", *QWEN, "llava_onevision"), ("image", "video"))
@@ -280,3 +283,105 @@ def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: st
     key, value = flag.split()
     with pytest.raises(ValueError, match=rf"--{key} '{value}' is a flag of LLaVA's own models, but .* is a {name}"):
         train(flags(place, name, tmp_path / "out", **{key: value}))
+
+
+# === LLaVA-NeXT, and the flags of the other programs that say what is trained ===
+
+CROPS = {
+    "model_name_or_path": "lm",
+    "vision_tower": "tower",
+    "mm_projector_type": "mlp2x_gelu",
+    "version": "v1",
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+}
+
+
+def next_flags(place: Path, output: Path, **changes: object) -> list[str]:
+    """Command line of a LLaVA-NeXT from a language model and a tower of 16 pixels."""
+    options = {name: place / value if value in ("lm", "tower") else value for name, value in CROPS.items()}
+    return flags(place, "lm", output, **options | {"compression": "none", "max_steps": 2} | changes)
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> set[bool]:
+    return {bool((before[name] != after[name]).any()) for name in before if part in name}
+
+
+def test_a_llava_next_is_pretrained_fine_tuned_and_given_adapters(place: Path) -> None:
+    first = train(next_flags(place, place / "next-1", tune_mm_mlp_adapter=True))
+    held = torch.load(first / "mm_projector.bin", weights_only=True)
+    assert "model.image_newline" in held and len(held) == 5
+    rates = {"mm_projector_lr": 1e-3, "mm_vision_tower_lr": 1e-3, "mm_tunable_parts": ",".join(PARTS_OF_NEXT)}
+    file = first / "mm_projector.bin"
+    second = train(next_flags(place, place / "next-2", pretrain_mm_mlp_adapter=file, **rates))
+    config = json.loads((second / "config.json").read_text())
+    assert config["image_grid_pinpoints"] == [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
+    assert (config["image_aspect_ratio"], config["mm_patch_merge_type"]) == ("anyres", "spatial_unpad")
+    tuned, projector = weights(second), {name: held[name] for name in held}
+    assert moved(projector, tuned, "") == {True}, "projector and newline went on from the file, and were trained"
+    assert summary(second)["parameters"]["vision_tower"]["trained"] > 0
+    count = summary(second)["metrics"]
+    assert count["visual_tokens_entered"] > 16, "more than one crop of 4 x 4 patches"
+    third = train(next_flags(place, place / "next-3", pretrain_mm_mlp_adapter=file, lora_enable=True, lora_r=2))
+    found = opened(third, place / "lm").model
+    assert found.model.image_newline is not None
+    beside = torch.load(third / "non_lora_trainables.bin", weights_only=True)
+    (newline,) = (weight for name, weight in beside.items() if name.endswith("image_newline"))
+    assert torch.equal(found.model.image_newline, newline)
+
+
+PARTS_OF_NEXT = ("mm_vision_tower", "mm_mlp_adapter", "mm_language_model")
+
+
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        ("--mm_tunable_parts mm_mlp_adapter", {"mm_projector"}),
+        ("--mm_tunable_parts mm_language_model", {"layers", "norm", "embed_tokens", "lm_head"}),
+        ("--mm_tunable_parts mm_vision_tower,mm_mlp_adapter --freeze_backbone False", {"vision_tower", "mm_projector"}),
+        ("--tune_mm_llm True --tune_mm_mlp True", {"mm_projector", "layers", "norm", "embed_tokens", "lm_head"}),
+        ("--tune_mm_vision True --tune_mm_mlp False", {"vision_tower"}),
+        ("--tune_mm_mlp True --tune_mm_llm False", {"mm_projector"}),
+    ],
+)
+def test_the_parts_that_other_programs_name_are_trained(
+    place: Path, tmp_path: Path, given: str, trained: set[str]
+) -> None:
+    arguments = parse_arguments([*flags(place, "qwen2_5_vl", tmp_path / "out"), *given.split()])
+    model = load(*arguments).model
+    choose_trained(model, arguments[0], arguments[2])
+    counts = count_parameters(model)
+    assert {part for part, count in counts.items() if count["trained"]} == trained
+    alone = given == "--mm_tunable_parts mm_mlp_adapter"
+    assert arguments[0].tune_mm_mlp_adapter == alone, "LLaVA-NeXT saves the projector alone then, Qwen all of it"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--mm_tunable_parts mm_vision_resampler", "accepted are mm_vision_tower.*no resampler"),
+        ("--mm_tunable_parts mm_mlp_adapter --tune_mm_llm True", "both say what is trained"),
+        ("--tune_mm_llm True --freeze_backbone True", "both say what is trained; choose one set"),
+        ("--tune_mm_llm False", "leaves nothing to train"),
+        ("--mm_tunable_parts mm_mlp_adapter --lora_enable True", "leaves it out; add mm_language_model"),
+        ("--tune_mm_llm True --vision_tower_lr 1e-6", "not among the parts that are trained"),
+        ("--dataset_use a,b%50", "names of data sets stand in Qwen's Python code"),
+        ("--data_flatten True", "each sample is a row of its batch"),
+        ("--image_aspect_ratio anyres_max_0", "must be one of square, pad, anyres, or anyres_max_N"),
+        ("--mm_patch_merge_type tiles", "must be one of flat, spatial"),
+        ("--lora_enable True --lora_target_modules q,qkv", "holds 'qkv'; accepted are linear maps"),
+    ],
+)
+def test_flags_of_other_programs_that_cannot_be_honoured_are_refused(
+    place: Path, tmp_path: Path, given: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        train([*flags(place, "qwen2_5_vl", tmp_path / "out"), *given.split()])
+
+
+def test_canvases_without_crops_are_refused(place: Path, tmp_path: Path) -> None:
+    pinpoints = {"image_grid_pinpoints": "[[16,32]]"}
+    with pytest.raises(ValueError, match="add --image_aspect_ratio anyres"):
+        train(next_flags(place, tmp_path / "out", image_aspect_ratio="square", **pinpoints))
+    with pytest.raises(ValueError, match="crops of 16 x 16 pixels do not fill"):
+        train(next_flags(place, tmp_path / "out", image_grid_pinpoints="[[24,32]]"))

@@ -36,6 +36,7 @@ from llava.constants import (
 from llava.conversation import recorded_template
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
+from llava.model.parts import NEWLINE
 from llava.model.weights import grow_vocabulary, read_header, read_state_dict, write_weights
 
 
@@ -69,7 +70,7 @@ def load_whole(
         model, info = LlavaLlamaForCausalLM.from_pretrained(
             checkpoint.folder, config=config, key_mapping=checkpoint.key_mapping, output_loading_info=True, **options
         )
-    elsewhere = TOWERS if projector is None else (*TOWERS, PROJECTOR)
+    elsewhere = TOWERS if projector is None else (*TOWERS, PROJECTOR, f"model.{NEWLINE}")
     lost = sorted(name for name in info["missing_keys"] if not name.startswith(elsewhere))
     if lost or info["unexpected_keys"] or info["mismatched_keys"]:
         raise ValueError(f"{str(checkpoint.folder)!r} does not fit its config.json: {lost or info}; fetch it anew.")

@@ -22,6 +22,7 @@ from llava.common.shown import shown
 from llava.conversation import TEMPLATE_FIELD
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import name_of_tower
+from llava.model.parts import NEWLINE
 
 TOWER = "model.vision_tower."
 TOWERS = (TOWER, "model.image_tower.", "model.video_tower.")
@@ -183,7 +184,12 @@ def name_there(name: str) -> str:
 
 
 def projector_name(name: str) -> str | None:
-    """LLaVA's name of a projector's weight, whatever format it is in and whatever stands in front; None of others."""
+    """LLaVA's name of a projector's weight, whatever format it is in and whatever stands in front; None of others.
+
+    LLaVA-NeXT's `image_newline` is one of them.
+    """
+    if name.rpartition(".")[2] == NEWLINE:
+        return f"model.{NEWLINE}"
     part = PROJECTOR.removeprefix("model.")
     if part in name:
         return PROJECTOR + name.split(part, 1)[1]

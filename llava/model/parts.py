@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+NEWLINE = "image_newline"
+
 
 def parts_named(model: Any, names: Iterable[str], what: str) -> tuple[nn.Module, ...]:
     """Those of some attributes of `model.model` that are modules, in order.
@@ -51,3 +53,15 @@ def weights_of(model: nn.Module, modules: Iterable[nn.Module]) -> Mapping[str, n
     """The weights inside some modules by their names in the model."""
     paths = paths_of(model, modules)
     return {name: weight for name, weight in model.named_parameters() if lies_in(name, paths)}
+
+
+def projector_weights(model: Any) -> dict[str, nn.Parameter]:
+    """What takes features of towers to the language model, by name: the projectors, and LLaVA-NeXT's `image_newline`.
+
+    Args:
+        model: of any family; peft's model may stand around it.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    newline: Any = getattr(inner.model, NEWLINE, None)
+    own: dict[str, nn.Parameter] = {name: weight for name, weight in model.named_parameters() if weight is newline}
+    return {**weights_of(model, model.projectors()), **own}

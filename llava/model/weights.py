@@ -26,11 +26,10 @@ from llava.common.json_files import need, read_object
 from llava.common.outside_files import in_words
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
-from llava.model.parts import paths_of, weights_of
+from llava.model.parts import NEWLINE, paths_of, projector_weights
 
 logger = logging.getLogger(__name__)
 
-NEWLINE = "image_newline"
 """Weight of LLaVA-NeXT that stands behind the rows of its patch maps."""
 PROJECTOR_FILE = "mm_projector.bin"
 # What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
@@ -293,9 +292,9 @@ def load_projectors(model: Any, path: str | Path) -> None:
     """
     projectors = model.projectors()
     if paths_of(model, projectors)[0].endswith("mm_projector"):
-        load_projector(projectors[0], path)
+        load_projector(projectors[0], path, model.get_model().image_newline)
         return
-    needed = weights_of(model, projectors)
+    needed = projector_weights(model)
     advice = "the file was trained with another model"
     write_weights(model, read_state_dict(path), path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(needed))

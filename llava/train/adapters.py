@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llava.checkpoints.lora import ADAPTED, ADAPTER_CONFIG_FILE, adapted_by, load_adapters, lora_targets
+from llava.model.parts import projector_weights
 from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -120,8 +122,8 @@ def add_lora(model: Any, args: TrainingArguments) -> Any:
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    beside = (*model.vision_towers(), *model.projectors())
-    trained = [weight for part in beside for weight in part.parameters() if weight.requires_grad]
+    beside = chain(projector_weights(model).values(), *(tower.parameters() for tower in model.vision_towers()))
+    trained = [weight for weight in beside if weight.requires_grad]
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,

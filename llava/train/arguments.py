@@ -15,16 +15,16 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.common.path_flags import read_paths
 from llava.compression.config import CompressionConfig
-from llava.mm_utils import ASPECT_RATIOS
 from llava.model.budget_flags import BudgetFlags
+from llava.model.crop_merging import MERGE_TYPES
 from llava.train.deepspeed_file import check_deepspeed_file
 from llava.train.foreign_flags import FOREIGN, is_switched_off
-from llava.train.manifest import VERIFY
+from llava.train.part_flags import settle_parts
 from llava.train.ranges import PATHS, require_in_range
 from llava.train.supported import is_left_out, require_supported
+from llava.train.together import check_together
 from llava.train.warmup import one_warmup
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,15 @@ class ModelArguments:
     mm_projector_type: str = _flag("linear", f"`linear`, `mlpNx_gelu` or `identity`. {_ELSE}")
     mm_use_im_start_end: bool = _flag(False, f"Surround images with <im_start> and <im_end>. {_ELSE}")
     mm_use_im_patch_token: bool = _flag(False, f"Add the token <im_patch> to the vocabulary. {_ELSE}")
-    mm_patch_merge_type: str = _flag("flat", "How tiles of an image are joined; only `flat`.")
+    mm_patch_merge_type: str = _flag("flat", f"How crops of an image are joined: {', '.join(MERGE_TYPES)}. {_ELSE}")
+    mm_tunable_parts: str | None = _flag(
+        None,
+        "As in LLaVA-NeXT: what is trained, of `mm_vision_tower,mm_mlp_adapter,mm_language_model`; takes the place of "
+        "the flags that freeze and tune.",
+    )
+    tune_mm_llm: bool | None = _flag(None, "As in Qwen's training: train the language model. The three go together.")
+    tune_mm_mlp: bool | None = _flag(None, "As in Qwen's training: train the projector (Qwen's merger).")
+    tune_mm_vision: bool | None = _flag(None, "As in Qwen's training: train the vision tower.")
     attn_implementation: str | None = _flag(
         None, "`sdpa`, `eager` or `flash_attention_2`; by default FlashAttention where it is installed, else SDPA."
     )
@@ -100,7 +108,14 @@ class DataArguments:
         "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",
     )
     image_aspect_ratio: str = _flag(
-        "square", f"`pad` to a square in the mean colour, or `square`: resize and crop. {_ELSE}"
+        "square",
+        "`pad` to a square in the mean colour; `square`: resize and crop; `anyres` and `anyres_max_N`: cut into crops, "
+        f"as in LLaVA-NeXT. {_ELSE}",
+    )
+    image_grid_pinpoints: str | None = _flag(
+        None,
+        "With anyres: canvases [[width, height], ...] or `(1x1),...,(6x6)`; by default LLaVA-1.6's for the tower. "
+        f"{_ELSE}",
     )
     salient_words: str = _flag("rules", "Who finds salient words: `rules`, `spacy` or `spacy:PIPELINE`.")
     on_bad_sample: str = _flag("fail", "An image or video that cannot be read: `fail` stops the run, `skip` counts it.")
@@ -151,6 +166,7 @@ RENAMED = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "warmup_ratio": "warmup_steps",
     "no_cuda": "use_cpu",
+    "vision_tower_lr": "mm_vision_tower_lr",
 }
 # Flags in LLaVA users' scripts that have no effect: data is always read lazily, weights are safetensors.
 WITHOUT_EFFECT = frozenset(
@@ -165,9 +181,6 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules")
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Read the command line.
 
@@ -180,7 +193,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     model_args, data_args, training_args = _parse(arguments)
     if data_args.data_path is None:
         raise ValueError("--data_path is missing; give a JSON file of LLaVA conversations.")
-    _check_together(model_args, data_args, training_args)
+    settle_parts(model_args, training_args)
+    check_together(model_args, data_args, training_args)
     return model_args, data_args, training_args
 
 
@@ -211,91 +225,6 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
         for name in paths.keys() & vars(args).keys():
             setattr(args, name, paths[name])
     return model_args, data_args, training_args
-
-
-def _check_together(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
-    if model_args.tune_mm_mlp_adapter and args.freeze_mm_mlp_adapter:
-        raise ValueError("--tune_mm_mlp_adapter trains the projector, --freeze_mm_mlp_adapter forbids it; choose one.")
-    if args.lora_enable and model_args.tune_mm_mlp_adapter:
-        raise ValueError("--tune_mm_mlp_adapter trains the projector alone, --lora_enable adapters too; choose one.")
-    accepted: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "quant_type": (args.quant_type, ("nf4", "fp4")),
-        "lora_bias": (args.lora_bias, ("none", "lora_only", "all")),
-        "image_opening": (data_args.image_opening or DEFAULT_OPENING, OPENINGS),
-        "mm_patch_merge_type": (model_args.mm_patch_merge_type, ("flat",)),
-        "mm_vision_select_feature": (model_args.mm_vision_select_feature, ("patch", "cls_patch")),
-        "image_aspect_ratio": (data_args.image_aspect_ratio, ASPECT_RATIOS),
-        "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
-        "verify_checkpoint": (args.verify_checkpoint, VERIFY),
-    }
-    for name, (value, values) in accepted.items():
-        if value not in values:
-            raise ValueError(f"--{name} is {value!r}; it must be one of {', '.join(map(str, values))}.")
-    if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", model_args.mm_projector_type):
-        kind = model_args.mm_projector_type
-        raise ValueError(f"--mm_projector_type is {kind!r}; it must be linear, identity or mlpNx_gelu.")
-    _check_parts(model_args, args)
-    if args.bits != 16 and not args.lora_enable:
-        raise ValueError(f"--bits {args.bits} stores weights that cannot be trained; add --lora_enable True.")
-    idle = [name for name in LORA_FLAGS if name in args.given]
-    if idle and not args.lora_enable:
-        logger.warning("--%s does nothing without --lora_enable True.", ", --".join(idle))
-    if args.lora_weight_path and not args.lora_enable:
-        raise ValueError("--lora_weight_path names adapters to go on from; add --lora_enable True.")
-    if data_args.eval_data_path is None:
-        if args.eval_strategy != "no":
-            raise ValueError(f"--eval_strategy is {args.eval_strategy.value}, but there is no --eval_data_path to use.")
-        if args.eval_on_start or args.do_eval:
-            flag = "eval_on_start" if args.eval_on_start else "do_eval"
-            raise ValueError(f"--{flag} asks for a measurement, but there is no --eval_data_path to use.")
-    if args.save_only_model:
-        logger.warning("--save_only_model: checkpoints hold weights alone, and no run can go on from them.")
-    _check_engine(args)
-
-
-def _check_engine(args: TrainingArguments) -> None:
-    """Flags that DeepSpeed's settings or the order of the data would pass over.
-
-    Raises:
-        ValueError: names them.
-    """
-    if args.train_sampling_strategy == "sequential" and args.group_by_modality_length:
-        raise ValueError(
-            "--group_by_modality_length orders the data, --train_sampling_strategy sequential forbids it; choose one."
-        )
-    if not args.deepspeed:
-        return
-    settings = args.hf_deepspeed_config
-    rates = [name for name in ("mm_projector_lr", "mm_vision_tower_lr") if getattr(args, name) is not None]
-    if rates and settings.get_value("optimizer") is not None:
-        raise ValueError(
-            f"The optimizer in --deepspeed {args.deepspeed} has one learning rate, so --{rates[0]} would do nothing; "
-            "take the optimizer out of that file."
-        )
-    if args.bits != 16 and settings.is_zero3():
-        raise ValueError(
-            f"--bits {args.bits} cannot be cut into ZeRO-3's pieces; give --deepspeed ./scripts/zero2.json."
-        )
-
-
-def _check_parts(model_args: ModelArguments, args: TrainingArguments) -> None:
-    """Flags of the projector and the tower that would do nothing, or that contradict each other.
-
-    Raises:
-        ValueError: names them.
-    """
-    tower_rate = args.mm_vision_tower_lr is not None
-    if model_args.tune_mm_mlp_adapter and (model_args.unfreeze_mm_vision_tower or tower_rate):
-        flag = "--mm_vision_tower_lr" if tower_rate else "--unfreeze_mm_vision_tower"
-        raise ValueError(
-            f"--tune_mm_mlp_adapter trains and saves the projector alone, so {flag} cannot be honoured; choose one."
-        )
-    if tower_rate and "unfreeze_mm_vision_tower" in model_args.given and not model_args.unfreeze_mm_vision_tower:
-        raise ValueError("--mm_vision_tower_lr trains the tower, --unfreeze_mm_vision_tower False forbids it; choose.")
-    if args.mm_projector_lr is not None and args.freeze_mm_mlp_adapter:
-        raise ValueError("--mm_projector_lr is a rate for what --freeze_mm_mlp_adapter does not train; choose one.")
-    if tower_rate:
-        model_args.unfreeze_mm_vision_tower = True
 
 
 def modern_spelling(argv: Sequence[str]) -> list[str]:

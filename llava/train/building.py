@@ -25,12 +25,13 @@ from llava.data.frames import FrameSampling
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
+from llava.model.parts import projector_weights
 from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.family_start import load_from_family
 from llava.train.non_finite import require_finite_start
-from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags
+from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def load_model(
     config.tokenizer_model_max_length = tokenizer.model_max_length
     if model_args.vision_tower:
         model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
+        settle_pinpoints(config, data_args)
         config.mm_projector_lr = training_args.mm_projector_lr
         config.mm_use_im_start_end = model_args.mm_use_im_start_end
         config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
@@ -175,6 +177,9 @@ def choose_trained(model: Any, model_args: ModelArguments, training_args: Traini
         tower.requires_grad_(model_args.unfreeze_mm_vision_tower and not alone)
     for projector in model.projectors():  # behind the towers: it may lie inside one
         projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    if not training_args.freeze_mm_mlp_adapter:
+        for weight in projector_weights(model).values():
+            weight.requires_grad_(True)
     for unused in model.unused_modules():
         unused.requires_grad_(False)
     if not training_args.lora_enable and not any(weight.requires_grad for weight in model.parameters()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from llava.model.collectives import gathered, of_all_ranks, ranks_must_agree
-from llava.model.parts import weights_of
+from llava.model.parts import projector_weights
 from llava.model.weights import PROJECTOR_FILE
 from llava.train.manifest import MANIFEST_FILE
 from llava.train.run_summary import SUMMARY_FILE
@@ -164,7 +164,7 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
 
     Every rank must call it: under ZeRO-3 the weights are gathered from all of them.
     """
-    named = weights_of(model, model.projectors())
+    named = projector_weights(model)
     with gathered(named.values()):
         weights = {name: weight.detach().cpu().clone() for name, weight in named.items()}
     empty = [name for name, weight in weights.items() if weight.numel() == 0]

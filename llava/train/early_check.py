@@ -16,7 +16,7 @@ from llava.checkpoints.lora import NON_LORA_FILE
 from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
 from llava.model.collectives import whole_shape
-from llava.model.parts import weights_of
+from llava.model.parts import projector_weights
 from llava.model.weights import PROJECTOR_FILE, read_shapes
 from llava.train.arguments import TrainingArguments
 
@@ -34,7 +34,7 @@ def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
     """
     named = {name: (whole_shape(weight), weight.requires_grad) for name, weight in model.named_parameters()}
     if part == "adapter_only":
-        return {name: whole_shape(weight) for name, weight in weights_of(model, model.projectors()).items()}
+        return {name: whole_shape(weight) for name, weight in projector_weights(model).items()}
     if part == "lora":
         trained = {name: shape for name, (shape, is_trained) in named.items() if is_trained}
         return {name.replace(".default.", "."): shape for name, shape in trained.items()}

@@ -32,6 +32,7 @@ OF_LLAVA = (
     "mm_use_im_patch_token",
     "mm_patch_merge_type",
     "image_aspect_ratio",
+    "image_grid_pinpoints",
 )
 """Flags of LLaVA's own models, whose towers, crops and templates are chosen when they are made."""
 

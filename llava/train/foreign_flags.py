@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_PARTS = "choose with --tune_mm_mlp_adapter, --freeze_backbone, --freeze_mm_mlp_adapter and --unfreeze_mm_vision_tower"
-_TILES = "images are one square each, as in LLaVA-1.5; tiles are not supported"
+_PARTS = (
+    "choose with --mm_tunable_parts, or with --tune_mm_mlp_adapter, --freeze_backbone, --freeze_mm_mlp_adapter and "
+    "--unfreeze_mm_vision_tower"
+)
+_CROPS = "images are one square each, or cut into crops as --image_aspect_ratio anyres does"
 _VIDEO = "training reads images, not videos"
 _FRAMES = "--video_fps and --frames_upbound choose the frames of a video, and nothing is said about them in words"
 _RESAMPLER = "there is no resampler; --compression says how many visual tokens remain"
@@ -23,7 +26,7 @@ _DEVICE = "the device is found by itself; --use_cpu chooses the CPU"
 _REASONS: tuple[tuple[str, str], ...] = (
     # LLaVA-NeXT, LLaVA-OneVision
     ("config.json says what the model is", "model_class_name"),
-    (_PARTS, "mm_tunable_parts unfreeze_language_model"),
+    (_PARTS, "unfreeze_language_model"),
     (
         _RESAMPLER,
         "tune_mm_vision_resampler freeze_mm_vision_resampler mm_resampler_type mm_mask_drop_mode "
@@ -34,7 +37,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ),
     ("--vision_tower names the weights as well", "vision_tower_pretrained"),
     (_ROPE, "rope_scaling_factor rope_scaling_type use_pos_skipping pos_skipping_range"),
-    (_TILES, "s2 s2_scales mm_newline_position image_grid_pinpoints image_crop_resolution image_split_resolution"),
+    (_CROPS, "s2 s2_scales image_crop_resolution image_split_resolution"),
+    ("it is of videos, which a LLaVA-NeXT is not shown here; --video_tower makes a Video-LLaVA", "mm_newline_position"),
     (_FRAMES, "add_faster_video faster_token_stride add_time_instruction force_sample"),
     ("text and images share batches as --group_by_modality_length says", "early_mix_text"),
     (_BATCHES, "group_by_varlen group_by_modality_length_auto"),
@@ -42,8 +46,15 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("the tower is --vision_tower", "image_tower"),
     (_VIDEO, "video_tower num_frames X"),
     ("the longest sequence is --model_max_length", "tokenizer_model_max_length"),
+    # Qwen2.5-VL, Qwen3-VL
+    (
+        "names of data sets stand in Qwen's Python code; give the files with --data_path, shares of them in a YAML "
+        "mixture",
+        "dataset_use",
+    ),
+    ("each sample is a row of its batch", "data_flatten data_packing"),
+    ("--video_fps chooses frames by the second", "base_interval"),
     # Early LLaVA
-    (_PARTS, "tune_mm_mlp"),
     ("the tower and --compression say how many tokens an image has", "image_token_len"),
     ("the image stands in front of its turn, as in LLaVA-1.5", "sep_image_conv_front"),
     (_NO_FSDP, "force_fsdp"),
@@ -64,8 +75,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     (_HUB, "push_to_hub_model_id push_to_hub_organization push_to_hub_token"),
 )
 FOREIGN: dict[str, str] = {name: reason for reason, names in _REASONS for name in names.split()}
-# What older transformers releases had by default, beside the values that switch anything off.
-_FORMER_DEFAULTS = {"past_index": "-1", "ray_scope": "last", "fp16_opt_level": "o1"}
+# Defaults of other programs and of older transformers releases, beside the values that switch anything off.
+_FORMER_DEFAULTS = {"past_index": "-1", "ray_scope": "last", "fp16_opt_level": "o1", "mm_newline_position": "grid"}
 _OFF = ("", "0", "0.0", "false", "no", "none", "null", "auto")
 
 

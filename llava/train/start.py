@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import Checkpoint, Kind, examine, fetch, vision_config
 from llava.checkpoints.settings_files import read_config
-from llava.mm_utils import ASPECT_RATIOS
+from llava.common.anyres import canvases_of, default_pinpoints, is_anyres
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.train.adapters import same_folder, settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.together import check_aspect_ratio
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,31 @@ def settle_flags(
         training_args.model_max_length = recorded
     _require_supported(model_args, data_args, training_args)
     return config
+
+
+def settle_pinpoints(config: LlavaConfig, data_args: DataArguments) -> None:
+    """Write the canvases of anyres into the configuration: as recorded, else as the flag says, else LLaVA-1.6's.
+
+    Args:
+        config: of the model, with its tower's dimensions; changed.
+        data_args: of the run; changed.
+
+    Raises:
+        ValueError: if they cannot be read, or the flag says others than the weights were trained with.
+    """
+    if not is_anyres(data_args.image_aspect_ratio):
+        return
+    side, asked = (config.mm_vision_config or {})["image_size"], data_args.image_grid_pinpoints
+    recorded = config.image_grid_pinpoints
+    found = canvases_of(asked or recorded or default_pinpoints(side), side)
+    if asked and recorded and found != canvases_of(recorded, side):
+        raise ValueError(
+            f"image_grid_pinpoints is {asked!r} on the command line, but {recorded!r} in the checkpoint's config.json, "
+            "which the weights were trained with. Leave --image_grid_pinpoints out; to change them on purpose, write "
+            "the new value there."
+        )
+    config.image_grid_pinpoints = [list(canvas) for canvas in found]
+    data_args.image_grid_pinpoints = str(config.image_grid_pinpoints)
 
 
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
@@ -266,10 +292,11 @@ def _require_supported(model_args: ModelArguments, data_args: DataArguments, arg
     Raises:
         ValueError: if it is not supported, or if a flag needs a vision tower and there is none.
     """
-    if data_args.image_aspect_ratio not in ASPECT_RATIOS:
+    check_aspect_ratio(data_args.image_aspect_ratio, "The checkpoint records image_aspect_ratio")
+    if data_args.image_grid_pinpoints and not is_anyres(data_args.image_aspect_ratio):
         raise ValueError(
-            f"The checkpoint records image_aspect_ratio {data_args.image_aspect_ratio!r}; supported are "
-            f"{', '.join(ASPECT_RATIOS)}."
+            f"--image_grid_pinpoints says how images are cut into crops, but image_aspect_ratio is "
+            f"{data_args.image_aspect_ratio!r}; add --image_aspect_ratio anyres, or leave it out."
         )
     if model_args.vision_tower is not None:
         return
