@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from tiny_qwen import TEMPLATE, qwen_config, qwen_tokenizer, write_processors
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
 from llava.compression import QueryRole
 from llava.data.chat_template import template_segments
 from llava.data.families import Qwen2_5_VLInputs
 from llava.data.families.processor import ProcessorInputs
 from llava.data.frames import Frames
+from llava.data.media_limits import MediaLimits
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +222,44 @@ def test_an_end_mark_that_is_no_eos_of_the_tokenizer_ends_answers(inputs: Qwen2_
 def test_the_key_of_encoded_texts_follows_the_template(inputs: Qwen2_5_VLInputs, tmp_path: Path) -> None:
     changed = SimpleNamespace(chat_template=TEMPLATE.replace("helpful", "polite"))
     assert Qwen2_5_VLInputs(inputs.config, inputs.tokenizer, changed, "chat_template").key != inputs.key
+
+
+def test_limits_of_pixels_change_a_copy_of_the_processor_and_are_saved_with_it(
+    inputs: Qwen2_5_VLInputs, tmp_path: Path
+) -> None:
+    limited = MediaLimits(min_pixels=512, max_pixels=1024).applied_to(inputs.processor)
+    assert dict(inputs.processor.image_processor.size) == {"shortest_edge": 256, "longest_edge": 2048}
+    small = Qwen2_5_VLInputs(inputs.config, inputs.tokenizer, limited, "chat_template")
+    for size in ((8, 8), (400, 300)):
+        (medium,) = shown(small, size)
+        tokens = (len(medium.ids) - 2) * 64  # pixels: 8 x 8 become a token
+        assert 512 <= tokens <= 1024
+    limited.image_processor.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert dict(again.size) == {"shortest_edge": 512, "longest_edge": 1024}
+    assert MediaLimits().applied_to(inputs.processor) is inputs.processor
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (
+            {"min_pixels": 5000},
+            "--min_pixels: the smallest number of pixels, 5000, is above the largest, 2048",
+        ),
+        ({"video_fps": 2.0}, "--video_fps was given, but the model has no processor of videos here"),
+        ({"max_pixels": 0}, "--max_pixels is 0; it must be above 0."),
+        ({"video_fps": float("nan")}, "--video_fps is nan; it must be above 0."),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(inputs: Qwen2_5_VLInputs, limits: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        MediaLimits(**limits).applied_to(inputs.processor)
+
+
+def test_a_processor_of_one_size_has_no_limits() -> None:
+    clip = SimpleNamespace(image_processor=CLIPImageProcessorPil())
+    with pytest.raises(ValueError, match="--max_pixels was given, but the model's processor of images has no limits"):
+        MediaLimits(max_pixels=784).applied_to(clip)
+    with pytest.raises(ValueError, match="--max_pixels was given, but the model has no processor of images"):
+        MediaLimits(max_pixels=784).applied_to(CLIPImageProcessorPil())

@@ -72,6 +72,7 @@ def benchmark_run(
         "num_frames": spec.num_frames,
         "image_opening": spec.image_opening,
         "limit": options.limit,
+        **spec.limits.given(),
     }
     about = {"compression": evaluated.compression_name, "settings": settings, "eval_folder": str(root)}
     job = Job(
@@ -226,7 +227,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
     add_generation_flags(parser, temperature=0.0, max_new_tokens=None)
-    parser.add_argument("--num-frames", "--num_frames", type=int, default=8, help="shown of a video (default: 8)")
+    parser.add_argument(
+        "--num-frames", "--num_frames", type=int, help="shown of a video (default: as the model's family)"
+    )
     parser.add_argument("--limit", type=int, help="ask only so many questions of each benchmark")
     parser.add_argument("--fresh", action="store_true", help="remove former answers of these benchmarks and start anew")
     add_judge_flags(parser)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from llava.compression.config import CompressionConfig
 from llava.constants import LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
@@ -250,10 +250,10 @@ class Chat:
         self.images = self.images + images
         held = request.ids + generated.sequences[0].tolist()[:-1]  # the last token has been chosen, but not computed
         self.usage = None if self._beams > 1 else self._usage(request, generated.cache, len(held) - len(request.ids))
-        if not self.reencode:
+        if not self.reencode and self.model.takes_filled_cache:  # else all is computed anew, by the same voters
             self._cache, self._held = generated.cache, held
 
-    def _usage(self, request: ChatRequest, cache: StagedCache, said: int) -> Usage:
+    def _usage(self, request: ChatRequest, cache: DynamicCache, said: int) -> Usage:
         """What an answer took, of which `said` tokens stand in the cache behind the prompt."""
         inputs, sample = self.engine.inputs, request.sample
         settings = self.model.plan_settings(CompressionConfig())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
 from llava.data.families.base import Sample
 from llava.data.frames import FrameSampling
+from llava.data.media_limits import MediaLimits
 from llava.inference.batches import PreparedBatch, Preparer, PromptLike, Task, media_of, read_ahead, to_device
 from llava.inference.ending import answer_text, end_tokens, stopping_at
 from llava.inference.generation import CountingCache, GenerationSettings
@@ -40,6 +41,7 @@ class ModelSpec:
         usual_template: where the model records none; None goes by its name.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
         num_frames: frames of a video that are shown; None for as many as the family usually takes.
+        limits: of the size of images and videos, where the model's processor keeps it.
     """
 
     path: str
@@ -51,6 +53,7 @@ class ModelSpec:
     usual_template: str | None = None
     image_opening: str | None = None
     num_frames: int | None = None
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Engine:
             compression=spec.compression,
             **more,
         )
+        processor = spec.limits.applied_to(processor)
         form = (spec.template, spec.usual_template, spec.image_opening, spec.num_frames)
         return cls(model, tokenizer, processor, *form, name)
 

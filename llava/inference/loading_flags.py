@@ -7,8 +7,9 @@ import argparse
 import torch
 
 from llava.common.image_opening import OPENINGS
-from llava.common.number_flags import checked_later, count, not_negative, share
+from llava.common.number_flags import checked_later, count, not_negative, positive, share
 from llava.common.path_flags import MODEL
+from llava.data.media_limits import MediaLimits
 from llava.inference.engine import Engine, ModelSpec
 
 
@@ -40,6 +41,31 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--load-8bit", "--load_8bit", action="store_true", help="language model in 8 bits")
     parser.add_argument("--load-4bit", "--load_4bit", action="store_true", help="language model in 4 bits")
+    for name, help_text in MEDIA_FLAGS.items():
+        words = (f"--{name.replace('_', '-')}", f"--{name}")
+        accepted = positive(1000) if name == "video_fps" else count()
+        parser.add_argument(*words, type=accepted, help=f"Qwen's models: {help_text}; by default the processor's")
+
+
+MEDIA_FLAGS = {
+    "min_pixels": "smaller images are enlarged to so many pixels",
+    "max_pixels": "larger images are shrunk to so many pixels",
+    "video_min_pixels": "smaller frames are enlarged to so many pixels",
+    "video_max_pixels": "larger frames are shrunk to so many pixels",
+    "video_min_frames": "fewest frames of a video",
+    "video_max_frames": "most frames of a video",
+    "video_fps": "frames taken of a second of video",
+}
+"""Flags of `MediaLimits` by its fields."""
+
+
+def limits_of(options: argparse.Namespace) -> MediaLimits:
+    """What the flags of `add_loading_flags` say about the size of images and videos; missing ones ask nothing.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    return MediaLimits(**{name: getattr(options, name, None) for name in MEDIA_FLAGS})
 
 
 def add_asking_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +105,7 @@ def open_engine(options: argparse.Namespace) -> Engine:
         bits=bits,
         template=options.conv_mode,
         image_opening=options.image_opening,
+        limits=limits_of(options),
     )
     return Engine.open(spec, best_device(options.device))
 

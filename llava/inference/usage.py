@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import DynamicCache
+
 from llava.cost.flops import average_visual_tokens, describe
-from llava.model.staged_cache import StagedCache
+from llava.model.staged_cache import key_value_bytes
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class Usage:
     kv_bytes: int
 
     @classmethod
-    def of(cls, cache: StagedCache, text_tokens: int, patches: int) -> Usage:
+    def of(cls, cache: DynamicCache, text_tokens: int, patches: int) -> Usage:
         """Read a cache of one row, filled by one request; numbers as in the attributes."""
         visual = tuple(layer.get_seq_length() - text_tokens for layer in cache.layers)
-        return cls(visual, patches, text_tokens, cache.key_value_bytes())
+        return cls(visual, patches, text_tokens, key_value_bytes(cache))
 
     @property
     def average(self) -> float:

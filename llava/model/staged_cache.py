@@ -109,8 +109,7 @@ class StagedCache(DynamicCache):
 
     def key_value_bytes(self) -> int:
         """Bytes held by the cached keys and values."""
-        held = (tensor for layer in self.layers if layer.is_initialized for tensor in (layer.keys, layer.values))
-        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+        return key_value_bytes(self)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -158,3 +157,9 @@ class StagedCache(DynamicCache):
 def is_filled(cache: Any) -> bool:
     """Whether a cache already holds tokens."""
     return cache is not None and cache.get_seq_length() > 0
+
+
+def key_value_bytes(cache: DynamicCache) -> int:
+    """Bytes held by the keys and values of a cache, of this kind or transformers' own."""
+    held = (tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values))
+    return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)

@@ -50,6 +50,8 @@ class StagedGeneration(_Base):
     refused_options: ClassVar[Mapping[str, str]] = REFUSED
     returns_prompt: ClassVar[bool] = True
     """Whether `generate` returns the ids of the prompt in front of the new ones, as transformers does."""
+    takes_filled_cache: ClassVar[bool] = False
+    """Whether `generate` goes on behind a filled cache, which `forward` of every family does."""
 
     def is_staged(self, compression: Any = None) -> bool:
         """Whether a call, with this compression instead of the model's own, compresses anything."""

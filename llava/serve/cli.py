@@ -103,8 +103,7 @@ class Session:
 
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
-        speaker = get_template(self.chat.conv_mode).roles[0].strip() or "USER"
-        for line in typed_lines(source, f"{speaker}: "):
+        for line in typed_lines(source, f"{self.chat.engine.inputs.speaker}: "):
             command, rest = as_command(line)
             if command == "/exit":
                 return

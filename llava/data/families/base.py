@@ -50,6 +50,7 @@ class ModelInputs(ABC):
         model_types: `model_type`s of the models it is for, as their `config.json` has them.
         arguments: arguments of the model, among what the collator gives.
         usual_frames: frames of a video where no number is asked for.
+        counted_frames: whether that number is the same for every video; else it follows from the video's length.
 
     Raises:
         ValueError: if there is no such opening, or the model cannot be shown videos as asked for.
@@ -58,6 +59,7 @@ class ModelInputs(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "query_mask", "labels", "images")
     usual_frames: ClassVar[int] = 8
+    counted_frames: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -122,6 +124,11 @@ class ModelInputs(ABC):
     @abstractmethod
     def stop(self) -> str | None:
         """The words that end an answer; None where a token of the tokenizer does."""
+
+    @property
+    def speaker(self) -> str:
+        """What a terminal calls the one who asks."""
+        return "USER"
 
     @property
     def limit(self) -> int:

@@ -70,6 +70,7 @@ class ProcessorInputs(ModelInputs):
         image_inputs, video_inputs: arguments of the model that describe images, and videos.
     """
 
+    counted_frames = False
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
 

@@ -21,7 +21,7 @@ from llava.eval.runner.flags import budget, compression_name
 from llava.eval.runner.jobs import EvaluatedModel
 from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import best_device, bits_of
+from llava.inference.loading_flags import best_device, bits_of, limits_of
 from llava.mm_utils import model_name_of
 
 
@@ -48,9 +48,16 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
         bits=bits_of(options.load_8bit, options.load_4bit),
         template=template,
         image_opening=opening_of(config, options.image_opening),
-        num_frames=getattr(options, "num_frames", 8),
+        num_frames=_frames_of(options, family),
+        limits=limits_of(options),
     )
     return EvaluatedModel(spec, name, files, chosen, compression_name(options, chosen, config))
+
+
+def _frames_of(options: argparse.Namespace, family: type[ModelInputs]) -> int | None:
+    """Frames of a video: as asked for, else what the family takes of every video; None where that differs."""
+    asked: int | None = getattr(options, "num_frames", None)
+    return family.usual_frames if asked is None and family.counted_frames else asked
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:

@@ -103,6 +103,7 @@ class Job:
             identity["num_frames"] = spec.num_frames
         if any(question.images or question.video for question in self.questions):
             identity["image_opening"] = spec.image_opening
+            identity |= spec.limits.given()
         return identity
 
     def open(self, fresh: bool = False) -> None:

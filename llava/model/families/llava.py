@@ -100,6 +100,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     pixels_are = "give the pixels as images"
     returns_layouts = True
     returns_prompt = False
+    takes_filled_cache = True
     refused_options: ClassVar[Mapping[str, str]] = {**REFUSED, **REFUSED_ON_EMBEDDINGS}
     model: Any
     lm_head: Any
