@@ -24,7 +24,7 @@ from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
 from llava.common.shown import say
 from llava.compression.config import CompressionConfig
-from llava.conversation import fill_template, get_template
+from llava.conversation import conv_templates, fill_template, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
 from llava.cost.scaling import add_scaling_flag
 from llava.cost.shapes import VisionShape
@@ -103,7 +103,8 @@ class Session:
 
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
-        for line in typed_lines(source, f"{self.chat.engine.inputs.speaker}: "):
+        roles = get_template(self.chat.conv_mode).roles if self.chat.conv_mode in conv_templates else ("",)
+        for line in typed_lines(source, f"{roles[0].strip() or 'USER'}: "):
             command, rest = as_command(line)
             if command == "/exit":
                 return

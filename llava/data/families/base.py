@@ -126,11 +126,6 @@ class ModelInputs(ABC):
         """The words that end an answer; None where a token of the tokenizer does."""
 
     @property
-    def speaker(self) -> str:
-        """What a terminal calls the one who asks."""
-        return "USER"
-
-    @property
     def limit(self) -> int:
         """Tokens that the model can number."""
         return int(self.config.max_position_embeddings)

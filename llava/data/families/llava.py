@@ -86,11 +86,6 @@ class LlavaInputs(ModelInputs):
         return template
 
     @property
-    def speaker(self) -> str:
-        """As in `ModelInputs`: as the template does."""
-        return get_template(self.template).roles[0].strip() or super().speaker
-
-    @property
     def stop(self) -> str | None:
         """As in `ModelInputs`."""
         mark = get_template(self.template).end_mark
