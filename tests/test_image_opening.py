@@ -371,4 +371,4 @@ def test_answers_belong_to_the_opening_they_were_given_under(odd, tmp_path: Path
 
 def test_the_opening_survives_the_way_to_transformers_format() -> None:
     config = LlavaConfig(image_opening="llava", mm_vision_config=CLIPVisionConfig().to_dict())
-    assert config_there(config, 1, 2, 10).image_opening == "llava"
+    assert config_there(config, {"image": 1, "pad": 2}, 10).image_opening == "llava"

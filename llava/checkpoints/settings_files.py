@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil, GenerationConfig
 from transformers.activations import ACT2FN
 
 from llava.common.json_files import need, read_object
+from llava.common.outside_files import DAMAGED
 from llava.common.shown import shown
 from llava.common.yaml_files import read_yaml
 from llava.compression.config import CompressionConfig
@@ -26,17 +27,7 @@ _KINDS: dict[str, Kinds] = {
     file: {tuple(_TYPES[name] for name in kinds.split(" or ")): tuple(keys) for kinds, keys in fields.items()}
     for file, fields in read_yaml(Path(__file__).with_name("settings_fields.yaml")).items()
 }
-# What transformers and peft raise for a setting that they do not expect.
-_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    StrictDataclassError,
-)
+_FAULTS = (*DAMAGED, StrictDataclassError)  # of transformers and peft, for a setting that they do not expect
 _LARGEST_IMAGE = 1 << 14  # pixels along a side
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1_000, 1 << 20, 1 << 24
 # Whole numbers from 1 to a bound that no model comes near: beyond it building the model would take all memory.

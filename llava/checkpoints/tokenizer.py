@@ -33,16 +33,9 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SPACES = (
-    "a  b",
-    "a   b",
-    " a",
-    "  a",
-    "   a",
-    "a ",
-    "a  ",
-    " ",
-    "  ",
-    *("a" + " " * run + "b" for run in range(4, 41)),
+    *(" " * run + "a" for run in range(1, 4)),
+    *("a" * letters + " " * run for letters in (1, 0) for run in (1, 2)),
+    *("a" + " " * run + "b" for run in range(2, 41)),
     "a\n    b\n        c",
     "def f(x):\n    return  x\n",
     "    - a list\n    - of  two",

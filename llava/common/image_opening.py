@@ -31,6 +31,7 @@ from PIL import ExifTags, Image
 
 from llava.common.image_headers import check_directory
 from llava.common.image_limits import check_pixels
+from llava.common.outside_files import DAMAGED
 
 OPENINGS = ("upright", "llava")
 DEFAULT_OPENING = "upright"
@@ -44,19 +45,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    struct.error,
-)
+_DAMAGED = (*DAMAGED, MemoryError, SyntaxError, struct.error)
 _BAND = 2**20  # pixels
 _RANGES = {"I": (2**8 - 1, 2**16 - 1, 2**31 - 1), "F": (1, 2**8 - 1, 2**16 - 1)}
 

@@ -12,6 +12,9 @@ from llava.common.shown import LONGEST, printable, shown
 LARGEST_CONFIGURATION = 1 << 20
 """Bytes of the largest file that is read as a configuration; those of this project have at most a few thousand."""
 
+DAMAGED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What libraries raise for a file that holds other bytes than its format has, or that a disk does not give."""
+
 _WHY = {
     errno.ENOENT: "there is no such file; check the path",
     errno.ENOTDIR: "a part of its path is a file, not a folder; check the path",

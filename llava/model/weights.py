@@ -23,7 +23,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from llava.common.json_files import need, read_object
-from llava.common.outside_files import in_words
+from llava.common.outside_files import DAMAGED, in_words
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
 from llava.model.parts import NEWLINE, paths_of, projector_weights
@@ -32,22 +32,8 @@ logger = logging.getLogger(__name__)
 
 """Weight of LLaVA-NeXT that stands behind the rows of its patch maps."""
 PROJECTOR_FILE = "mm_projector.bin"
-# What a damaged file raises, a pickle that asks for more than tensors, or a disk. Pickles are small programs,
-# so that other bytes than were written end in any of Python's errors.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    zipfile.BadZipFile,
-)
+# Pickles are small programs, so that other bytes than were written end in any of Python's errors.
+_UNREADABLE = (*DAMAGED, AssertionError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile)
 
 
 class Held(NamedTuple):

@@ -9,18 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from llava.common.outside_files import DAMAGED
+
 _PICKLES = (".bin", ".pt", ".pth")
-# What readers of these formats raise on other bytes than they expect; NotImplementedError is a RuntimeError.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    SafetensorError,
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-)
+# NotImplementedError, of a zip of another kind, is a RuntimeError.
+_DAMAGED = (*DAMAGED, SafetensorError, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 
 def require_readable(path: Path) -> None:

@@ -26,16 +26,9 @@ from llava.inference.loading_flags import check_device
 from llava.model.budget_flags import BudgetFlags
 
 DTYPES = ("float32", "bfloat16", "float16")
-COMPRESSION_DEFAULTS: dict[str, Any] = {
-    "compression": None,
-    "scale_to_depth": False,
-    "dominant": None,
-    "contextual": None,
-    "cluster_width": None,
-    "layer_list": None,
-    "image_token_ratio_list": None,
-    "compute_salient_tokens": False,
-}
+_NAMES = ("compression", "dominant", "contextual", "cluster_width", "layer_list", "image_token_ratio_list")
+_SWITCHES = ("scale_to_depth", "compute_salient_tokens")
+COMPRESSION_DEFAULTS: dict[str, Any] = dict.fromkeys(_NAMES) | dict.fromkeys(_SWITCHES, False)
 """What the flags of `add_compression_flags` stand for where they are not given."""
 
 

@@ -6,38 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from llava.common.json_files import LARGEST_SETTINGS, need, parse_json, write_json
 from llava.common.outside_files import files_below, read_bytes
 from llava.common.shown import shown
 
 RESULT_SUFFIX = ".result.json"
-# What each field holds, and whether null may stand there.
-_FIELDS: dict[str, tuple[type | tuple[type, ...], bool]] = {
-    "benchmark": (str, False),
-    "title": (str, False),
-    "model": (str, False),
-    "compression": (str, False),
-    "compression_config": (dict, False),
-    "average_tokens": (float, True),
-    "num_questions": (int, False),
-    "num_answered": (int, False),
-    "headline": (float, True),
-    "values": (dict, False),
-    "notes": (list, False),
-    "num_counted": (int, True),
-    "versions": (dict, False),
-    "device": (str, False),
-    "seed": (int, False),
-    "settings": (dict, False),
-    "judge": (dict, True),
-    "seconds": (float, True),
-    "date": (str, False),
-    "answers": (str, False),
-    "empty": (int, True),
-    "unreadable": (int, True),
-}
 
 
 @dataclass(frozen=True)
@@ -122,17 +98,25 @@ class Result:
             ) from error
 
 
+def _json_type(hint: Any) -> tuple[type, bool]:
+    """The type that a field has in JSON, and whether null may stand there."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kind = get_origin(kinds[0]) or kinds[0]
+    return {Mapping: dict, tuple: list}.get(kind, kind), type(None) in kinds
+
+
 def _checked(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a result file.
 
     Raises:
         ValueError: if one is missing, unknown or of another type.
     """
-    unknown = [key for key in data if key not in _FIELDS]
+    kinds = {name: _json_type(hint) for name, hint in get_type_hints(Result).items()}
+    unknown = [key for key in data if key not in kinds]
     if unknown:
         raise ValueError(f"it has the unknown field {shown(unknown[0])}.")
     needed = {entry.name for entry in fields(Result) if entry.default is MISSING and entry.default_factory is MISSING}
-    for key, (kind, optional) in _FIELDS.items():
+    for key, (kind, optional) in kinds.items():
         if key in data or key in needed:
             need(data, key, kind, "it", optional and key in data)
     for key in data.get("values", {}):

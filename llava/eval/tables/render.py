@@ -13,23 +13,8 @@ from llava.eval.tables.published import AVERAGE
 from llava.eval.tables.rows import ScoreCell
 
 MISSING = "-"
-CSV_FIELDS = (
-    "table",
-    "budget",
-    "method",
-    "model",
-    "tokens",
-    "column",
-    "paper",
-    "measured",
-    "runs",
-    "low",
-    "high",
-    "counted",
-    "answered",
-    "questions",
-    "notes",
-)
+_PLACE_FIELDS = ("table", "budget", "method", "model", "tokens", "column")
+_VALUE_FIELDS = ("paper", "measured", "runs", "low", "high", "counted", "answered", "questions", "notes")
 
 
 def written(value: float | None) -> str:
@@ -80,7 +65,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     """One line for each cell, with everything that the marks of the other formats stand for."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
+    writer.writerow([*_PLACE_FIELDS, *_VALUE_FIELDS])
     for table in tables:
         for line in table.lines:
             tokens = "" if line.tokens is None else f"{line.tokens:.2f}"
@@ -138,7 +123,7 @@ def _marks(cells: Sequence[ScoreCell]) -> str:
 
 def _csv_values(table: Table, column: str, line: Line) -> list[object]:
     """What a line of the CSV file holds behind the name of the column; empty for what there is none of."""
-    paper, nothing = line.paper.get(column, ""), [""] * (len(CSV_FIELDS) - 8)
+    paper, nothing = line.paper.get(column, ""), [""] * (len(_VALUE_FIELDS) - 2)
     if column in table.others:
         return [paper, line.others.get(column, ""), *nothing]
     cells = list(line.cells.values()) if column == AVERAGE else [line.cells[column]] if column in line.cells else []
