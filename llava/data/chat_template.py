@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llava.common.shown import shown
@@ -52,6 +53,9 @@ def template_segments(render: Render, turns: Sequence[str], system: str | None, 
     for role, text, behind in zip(roles, texts, [*around[1:], *([] if ask else [end])], strict=True):
         segments += _pieces(role, text, behind, end)
     written = _rendered(render, roles, texts, ask)
+    if ask:  # some templates write more or less in front of an answer that is to come than of one that is there
+        before = "".join(segment.text for segment in segments[:-1])
+        segments[-1] = replace(segments[-1], text=written.removeprefix(before))
     if "".join(segment.text for segment in segments) != written:
         raise ValueError(f"The chat template changes the texts of the conversation; it writes {shown(written, 300)}.")
     return [segment for segment in segments if segment.text]

@@ -28,6 +28,7 @@ class ProcessorCollator:
         blank: an image that a batch of text alone brings, so that the tower runs on every rank in every step; its
             features go nowhere. None brings nothing.
         side: where padding goes, `right` or `left`.
+        with_kinds: whether the model takes `mm_token_type_ids`.
     """
 
     pad_token_id: int
@@ -36,6 +37,7 @@ class ProcessorCollator:
     tower_tokens: Callable[[Any], Sequence[int]] = _nothing
     blank: Any = None
     side: str = "right"
+    with_kinds: bool = True
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask`, `attention_mask`, `mm_token_type_ids` (int64 [B, T]; the
@@ -50,12 +52,13 @@ class ProcessorCollator:
             "labels": self._pad(samples, "labels", IGNORE_INDEX),
             "query_mask": self._pad(samples, "query_mask", 0),
             "attention_mask": mask,
-            "mm_token_type_ids": ((ids == image).long() + 2 * (ids == video).long()) * mask,
             "sample_ids": [sample["sample_id"] for sample in samples],
             "truncated": [sample["truncated"] for sample in samples],
             "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
             "problems": [sample.get("problem") for sample in samples],
         }
+        if self.with_kinds:
+            batch["mm_token_type_ids"] = ((ids == image).long() + 2 * (ids == video).long()) * mask
         media = [medium for sample in samples for medium in sample["images"]]
         batch["tower_tokens"] = [count for medium in media for count in self.tower_tokens(medium)]
         if not media and self.blank is not None:

@@ -6,7 +6,18 @@ any package, registers it; every program that asks or trains such a model then d
 
 from llava.data.families.base import ModelInputs, family_of, register_inputs
 from llava.data.families.llava import LlavaInputs
+from llava.data.families.llava_onevision import LlavaOnevisionInputs
 from llava.data.families.qwen2_5_vl import Qwen2_5_VLInputs
+from llava.data.families.qwen3_vl import Qwen3VLInputs
 from llava.data.families.video_llava import VideoLlavaInputs
 
-__all__ = ["LlavaInputs", "ModelInputs", "Qwen2_5_VLInputs", "VideoLlavaInputs", "family_of", "register_inputs"]
+__all__ = [
+    "LlavaInputs",
+    "LlavaOnevisionInputs",
+    "ModelInputs",
+    "Qwen2_5_VLInputs",
+    "Qwen3VLInputs",
+    "VideoLlavaInputs",
+    "family_of",
+    "register_inputs",
+]

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
+from llava.common.own_families import import_family
 from llava.compression.salience import QueryRole, salient_spans
 from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
@@ -381,6 +382,8 @@ def family_of(config: Any) -> type[ModelInputs]:
     Raises:
         ValueError: if its type has none.
     """
+    if config.model_type not in _FAMILIES:
+        import_family(config.model_type)
     family = _FAMILIES.get(config.model_type)
     if family is None:
         raise ValueError(

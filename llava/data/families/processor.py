@@ -27,6 +27,7 @@ from llava.constants import (
     LITERAL_IMAGE_TOKEN,
     WRITTEN_IMAGE_TOKEN,
 )
+from llava.conversation import Segment
 from llava.data import chat_template, plain_text, tokenization
 from llava.data.cache import digest_text
 from llava.data.chat_template import Message, template_segments
@@ -205,7 +206,8 @@ class ProcessorInputs(ModelInputs):
     @property
     def key(self) -> str:
         """As in `ModelInputs`."""
-        code = source_of(sys.modules[__name__], tokenization, plain_text, chat_template)
+        modules = (sys.modules[name] for name in (type(self).__module__, __name__))
+        code = source_of(*modules, tokenization, plain_text, chat_template)
         return digest_text([type(self).__name__, self._template(), code])
 
     def encode(
@@ -223,6 +225,8 @@ class ProcessorInputs(ModelInputs):
         if with_media:
             turns = [turn if number % 2 else self.around_marks(turn) for number, turn in enumerate(turns)]
         segments = self.segments(turns, system, ask)
+        if with_media:
+            segments = self.placed(segments)
         bos = self.tokenizer.bos_token
         with_bos = not (bos and segments[0].text.startswith(bos))
         return encode_segments(segments, self.tokenizer, with_media, find_salient, ask, with_bos)
@@ -231,7 +235,11 @@ class ProcessorInputs(ModelInputs):
         """A human turn without the blanks around its marks."""
         return _AROUND_MARK.sub(DEFAULT_IMAGE_TOKEN, turn)
 
-    def segments(self, turns: Sequence[str], system: str | None, ask: bool) -> list[Any]:
+    def placed(self, segments: list[Segment]) -> list[Segment]:
+        """Segments of a conversation with media, marks where the model's template has them; here as they are."""
+        return segments
+
+    def segments(self, turns: Sequence[str], system: str | None, ask: bool) -> list[Segment]:
         """A conversation cut into segments by the chat template; see `llava.data.chat_template`."""
         return template_segments(self._render, turns, system, ask)
 
@@ -323,13 +331,20 @@ class ProcessorInputs(ModelInputs):
     def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> ProcessorCollator:
         """As in `ModelInputs`; padded on the right. A batch of text alone brings a black image."""
         blank = None if image_size is None else self.blank("image")
-        return ProcessorCollator(self._padding, self.placeholder_ids, self.media_arguments, self.tower_tokens, blank)
+        return self._collator(blank, "right")
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """As in `ModelInputs`; padded on the left, for answers to follow."""
-        collated = ProcessorCollator(self._padding, self.placeholder_ids, self.media_arguments, side="left")(samples)
+        collated = self._collator(None, "left")(samples)
         return {name: collated[name] for name in self.arguments if name in collated}
 
-    @property
-    def _padding(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+    def _collator(self, blank: Shown | None, side: str) -> ProcessorCollator:
+        return ProcessorCollator(
+            self.tokenizer.pad_token_id or 0,
+            self.placeholder_ids,
+            self.media_arguments,
+            self.tower_tokens,
+            blank,
+            side,
+            "mm_token_type_ids" in self.arguments,
+        )

@@ -95,8 +95,9 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         spans = []
         for count, replaced in zip(crops, self._placeholders(sizes, crops, ratio), strict=True):
             parts = [next(merged) for _ in range(count)]
-            newline = [] if count > 1 else [self.model.image_newline[None].to(parts[0])]
-            spans.append(VisualSpan(torch.cat([*parts, *newline]), replaced))
+            # None behind several crops; yet it has a gradient then, too, on every rank of a training.
+            newline = self.model.image_newline[None][: int(count == 1)].to(parts[0])
+            spans.append(VisualSpan(torch.cat([*parts, newline]), replaced))
         return spans
 
     def budgets(self, size: Tensor, crops: int, v2v: V2VConfig, ratio: str) -> list[V2VConfig]:
