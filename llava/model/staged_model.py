@@ -273,7 +273,8 @@ class StagedModel(StagedGeneration):
         ids, plan = inputs.get("input_ids"), inputs.get("plan")
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
-        spans = self.visual_spans(compression, {name: inputs.get(name) for name in self.visual_inputs})
+        given = {name: inputs.get(name) for name in self.visual_inputs}
+        spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)
         if plan is None and labels_given(inputs) and inputs.get("query_mask") is not None:  # of a collator, see there
             spans = hidden_unless_shown(spans, ids)
         every = list(chain.from_iterable(spans.values()))

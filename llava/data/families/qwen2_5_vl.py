@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,8 +19,8 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
 
     model_types = ("qwen2_5_vl",)
     image_inputs = ("pixel_values", "image_grid_thw")
-    video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
-    arguments = (*TEXT_ARGUMENTS, *image_inputs, *video_inputs)
+    video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+    arguments: ClassVar[tuple[str, ...]] = (*TEXT_ARGUMENTS, *image_inputs, *video_inputs)
 
     @property
     def placeholder_ids(self) -> tuple[int, int]:
