@@ -292,6 +292,18 @@ def test_ctrl_c_ends_the_program_that_a_script_waits_for(tmp_path: Path) -> None
     assert out == "status 130\n"
 
 
+def test_a_signal_to_the_whole_job_leaves_the_status_of_a_program_that_ends_at_once() -> None:
+    """Bash loses the status of most of these: they end while its `wait` is interrupted."""
+    program = "trap 'exit 75' TERM; echo ready; while :; do sleep 0.01; done"
+    script = f'source scripts/lib/supervise.sh; supervise 0 bash -c {shlex.quote(program)}; echo "status $?"'
+    options = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    jobs = [subprocess.Popen(["bash", "-c", script], start_new_session=True, **options) for _ in range(8)]
+    for job in jobs:
+        assert job.stdout is not None and job.stdout.readline() == "ready\n"
+        os.killpg(job.pid, signal.SIGTERM)
+    assert [job.communicate(timeout=300)[0] for job in jobs] == ["status 75\n"] * len(jobs)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_the_ranks_of_a_slurm_job(number: signal.Signals, tmp_path: Path) -> None:
     """By scancel: srun kills all that it started when SIGTERM is sent to itself."""

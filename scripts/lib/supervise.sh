@@ -9,34 +9,48 @@ PREEMPTED=75 # exit status of a trainer that was told to stop and saved before i
 # SIGTERM at the processes DEPTH generations below it (0: COMMAND itself; slurm: all steps of the SLURM job), and the wait
 # goes on until COMMAND ends. Ctrl-C reaches COMMAND from the terminal. COMMAND is a program, not a function.
 supervise() {
-    local depth=$1 child status interrupted=1
+    local depth=$1 child status told early='' interrupted=1 ended
     shift
-    # The terminal sends Ctrl-C to COMMAND as well. It must not interrupt the wait: bash can lose the status of a child
-    # that ends at the moment in which a trapped signal arrives, and `wait` then gives 255.
+    # Bash can lose the status of a child that ends while `wait` is interrupted by a trap, and gives 255 then: Ctrl-C must
+    # not interrupt it, and behind the others the shell that COMMAND runs in says by a pipe how it ended.
     trap '' INT
-    # A command in the background would ignore Ctrl-C, and without <&0 it could not ask for anything, such as a login.
-    (trap - INT && exec "$@") <&0 &
+    trap 'early=1' TERM USR1
+    exec {ended}<> <(:)
+    (
+        trap - INT # a command in the background would ignore Ctrl-C, and without <&0 it could not ask for a login
+        trap : TERM USR1
+        status=0
+        "$@" {ended}>&- || status=$?
+        echo "$status" >&"$ended"
+    ) <&0 &
     child=$!
-    # shellcheck disable=SC2064 # the values of now
-    trap "interrupted=1; stop_gently $child $depth" TERM USR1
+    trap 'interrupted=1; stop_gently "$child" "$depth"' TERM USR1
+    if [ -n "$early" ]; then stop_gently "$child" "$depth"; fi
     while [ "$interrupted" = 1 ]; do
         interrupted=0 status=0
         wait "$child" || status=$? # a signal ends the wait early; waiting again gives the status
     done
+    if read -r -t 0.1 -u "$ended" told; then status=$told; fi
+    exec {ended}>&-
     trap - TERM USR1 INT
     return "$status"
 }
 
-# stop_gently PID DEPTH: SIGTERM to the processes DEPTH generations below PID, or to PID where none are found.
+# stop_gently PID DEPTH: SIGTERM to the processes DEPTH generations below the command that the shell PID runs, or to the
+# command where there are none.
 stop_gently() {
-    local found
+    local command='' found try
     if [ "$2" = slurm ]; then
         scancel --signal=TERM "$SLURM_JOB_ID" || true
         return 0
     fi
-    found=$(descendants "$1" "$2")
+    for ((try = 0; try < 1000; try++)); do # until it has begun
+        command=$(descendants "$1" 1)
+        if [ -n "$command" ] || ! kill -0 "$1" 2>/dev/null; then break; fi
+    done
+    if [ -n "$command" ]; then found=$(descendants "$command" "$2"); fi
     # shellcheck disable=SC2086 # a list of numbers
-    kill -TERM ${found:-$1} 2>/dev/null || true
+    kill -TERM ${found:-$command} 2>/dev/null || true
 }
 
 # descendants PID DEPTH: prints the processes so many generations below PID.
@@ -46,7 +60,7 @@ descendants() {
         echo "$1"
         return 0 # a bare return in a trap gives what came before the trap
     fi
-    children=$(cat /proc/"$1"/task/*/children 2>/dev/null || true)
+    children=$(cat /proc/"$1"/task/*/children 2>/dev/null || pgrep -P "$1" 2>/dev/null || true)
     for child in $children; do descendants "$child" "$(($2 - 1))"; done
 }
 
