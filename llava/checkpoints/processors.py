@@ -6,6 +6,7 @@ of it: their parts are opened one by one then.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -48,9 +49,19 @@ class ProcessorParts:
         target = Path(save_directory)
         self.tokenizer.save_pretrained(target)
         self.image_processor.save_pretrained(target)
+        self._write_settings_of_all(target)
         for path in (self.folder / name for name in _OF_THE_REST):
             if path.is_file() and not (target / path.name).is_file():
                 shutil.copyfile(path, target / path.name)
+
+    def _write_settings_of_all(self, target: Path) -> None:
+        """`processor_config.json`, where transformers 5 keeps the settings of all parts, if there is one."""
+        path = self.folder / "processor_config.json"
+        if path.is_file():
+            settings = json.loads(path.read_text("utf-8"))
+            if "image_processor" in settings:
+                settings["image_processor"] |= json.loads(self.image_processor.to_json_string())
+            (target / path.name).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def parts_of(folder: Path, config: Any) -> ProcessorParts | None:

@@ -35,6 +35,7 @@ def _flag(default: Any, text: str, **more: Any) -> Any:
 
 
 _ELSE = "What a checkpoint records takes the default's place."
+_QWEN = "Of models that keep the size of an image, as Qwen's; by default the processor's."
 
 
 @dataclass
@@ -103,6 +104,12 @@ class DataArguments:
     frames_upbound: int | None = _flag(
         None, "Most frames of a video; of one with more, so many at equal distances. 0 is no bound."
     )
+    min_pixels: int | None = _flag(None, f"Smaller images are enlarged to so many pixels. {_QWEN}")
+    max_pixels: int | None = _flag(None, f"Larger images are shrunk to so many pixels. {_QWEN}")
+    video_min_pixels: int | None = _flag(None, f"Smaller frames are enlarged to so many pixels. {_QWEN}")
+    video_max_pixels: int | None = _flag(None, f"Larger frames are shrunk to so many pixels. {_QWEN}")
+    video_min_frames: int | None = _flag(None, f"Fewest frames of a video. {_QWEN}")
+    video_max_frames: int | None = _flag(None, f"Most frames of a video. {_QWEN}")
     image_opening: str | None = _flag(
         None,
         "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",

@@ -30,6 +30,7 @@ from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.family_start import load_from_family
+from llava.train.media_flags import refuse_limits
 from llava.train.non_finite import require_finite_start
 from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
@@ -59,6 +60,7 @@ def load(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         loaded = Loaded(*load_from_family(start, model_args, data_args, training_args, options))
         _repair_generation_config(loaded.model)
         return loaded
+    refuse_limits(data_args, model_args.model_name_or_path, start.config.model_type)
     tokenizer = load_tokenizer(model_args, training_args)
     return Loaded(load_model(model_args, data_args, training_args, tokenizer), tokenizer, None)
 

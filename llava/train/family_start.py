@@ -18,6 +18,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.weights import load_projectors
 from llava.train.adapters import settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+from llava.train.media_flags import warn_of_idle_budget, with_limits
 from llava.train.non_finite import require_finite_start
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def load_from_family(
             f"The processor of {name!r} cannot be made (see the warning above), so nothing can be shown to the model; "
             "install what it needs."
         )
+    processor = with_limits(processor, data_args)
+    warn_of_idle_budget(processor, compression)
     tokenizer.model_max_length = training_args.model_max_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

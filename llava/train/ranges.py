@@ -71,6 +71,12 @@ RANGES: Mapping[str, Numbers] = {
     "max_bad_share": share(),
     "video_fps": positive(1000),
     "frames_upbound": count(0, 10**6),
+    "min_pixels": count(),
+    "max_pixels": count(),
+    "video_min_pixels": count(),
+    "video_max_pixels": count(),
+    "video_min_frames": count(1, 10**6),
+    "video_max_frames": count(1, 10**6),
     # The model
     "mm_vision_select_layer": count(-1000, 1000),
     "lora_r": count(1, 65536),

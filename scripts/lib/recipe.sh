@@ -62,15 +62,23 @@ begin_recipe() {
     set_common_flags
 }
 
-# set_common_flags: sets common_flags, what every recipe passes to the trainer.
-set_common_flags() {
-    common_flags=(
-        --model_name_or_path "${MODEL:-$usual_model}"
+# set_tower_flags: sets tower_flags, what makes a LLaVA of a language model. A family whose models are whole says none.
+set_tower_flags() {
+    tower_flags=(
         --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}"
         --mm_projector_type "${PROJECTOR:-mlp2x_gelu}"
         --mm_vision_select_layer -2
         --mm_use_im_start_end False
         --mm_use_im_patch_token False
+    )
+}
+
+# set_common_flags: sets common_flags, what every recipe passes to the trainer.
+set_common_flags() {
+    set_tower_flags
+    common_flags=(
+        --model_name_or_path "${MODEL:-$usual_model}"
+        "${tower_flags[@]}"
         ${COMPRESSION:+--compression "$COMPRESSION"}
         ${SCALE_TO_DEPTH:+--scale_to_depth "$SCALE_TO_DEPTH"}
         --output_dir "$OUTPUT_DIR"
