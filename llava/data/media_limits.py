@@ -92,9 +92,9 @@ def limited(part: Any, given: dict[str, Any], start: str) -> Any:
     for name, value in given.items():
         if name not in edges:
             setattr(changed, name, value)
-    frames = [getattr(changed, name, None) for name in ("min_frames", "max_frames")]
-    if None not in frames and frames[0] > frames[1]:
+    fewest, greatest = (getattr(changed, name, None) for name in ("min_frames", "max_frames"))
+    if fewest is not None and greatest is not None and fewest > greatest:
         raise ValueError(
-            f"{flags}: the smallest number of frames, {frames[0]}, is above the largest, {frames[1]}; give both."
+            f"{flags}: the smallest number of frames, {fewest}, is above the largest, {greatest}; give both."
         )
     return changed
