@@ -38,12 +38,7 @@ OF_DEEPSPEED = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 # Of `rng_state*.pth`; transformers opens these files with the same four.
-OF_RANDOM_STATES = (
-    "numpy._core.multiarray._reconstruct",
-    "numpy.dtype",
-    "numpy.dtypes.UInt32DType",
-    "numpy.ndarray",
-)
+OF_RANDOM_STATES = ("numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.dtypes.UInt32DType", "numpy.ndarray")
 # Of the arguments of a Trainer: classes of these packages, which change with their versions. Neither this project nor
 # transformers' Trainer opens that file; what else it names tells that somebody changed the checkpoint.
 _OF_TRAINING_ARGUMENTS = re.compile(

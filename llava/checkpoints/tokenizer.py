@@ -289,14 +289,8 @@ def different_graphemes(pieces: bytes, tokenizer: PreTrainedTokenizerBase | Toke
     """Kinds of combined characters to which a tokenizer gives other ids than a SentencePiece model, in words.
 
     The `tokenizers` library applies a model's normalisation map to whole combined characters, and drops what follows
-    the part that the map knows; SentencePiece goes through it character by character.
-
-    Args:
-        pieces: content of `tokenizer.model`.
-        tokenizer: what should give the same ids, without special tokens.
-
-    Raises:
-        ImportError: without sentencepiece.
+    the part that the map knows; SentencePiece goes through it character by character. Arguments and errors as
+    `first_difference`.
     """
     from sentencepiece import SentencePieceProcessor
 

@@ -75,14 +75,7 @@ RECIPES = {
         Recipe("finetune", "all", batch_size=16, global_batch=128, zero=3),
         Recipe("finetune_lora", "lora", batch_size=16, global_batch=128, zero=3, lora_rank=128, lora_dropout=0.05),
         Recipe(
-            "finetune_qlora",
-            "lora",
-            batch_size=16,
-            global_batch=128,
-            zero=2,
-            bits=4,
-            lora_rank=128,
-            lora_dropout=0.05,
+            "finetune_qlora", "lora", batch_size=16, global_batch=128, zero=2, bits=4, lora_rank=128, lora_dropout=0.05
         ),
     )
 }

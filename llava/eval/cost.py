@@ -31,12 +31,7 @@ from llava.common.path_flags import FILE_TO_WRITE, MODEL
 from llava.common.presets import family_of
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.cost.flops import (
-    kv_bytes,
-    prefill_flops,
-    training_passes,
-    visual_tokens_per_layer,
-)
+from llava.cost.flops import kv_bytes, prefill_flops, training_passes, visual_tokens_per_layer
 from llava.cost.machine import measured_on
 from llava.cost.overview import fitting
 from llava.cost.scaling import add_scaling_flag, for_depth

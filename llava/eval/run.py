@@ -25,12 +25,7 @@ from llava.common.program import as_program
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
 from llava.eval.runner.exit_status import exit_status, printed, tell
-from llava.eval.runner.flags import (
-    add_batch_flags,
-    add_compression_flags,
-    add_generation_flags,
-    check_options,
-)
+from llava.eval.runner.flags import add_batch_flags, add_compression_flags, add_generation_flags, check_options
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file

@@ -18,11 +18,7 @@ from llava.model.staged_cache import StagedCache
 
 
 def check_behind_cache(
-    cache: StagedCache,
-    shape: Sequence[int],
-    attention_mask: Any,
-    position_ids: Any,
-    axes: tuple[int, ...] = (),
+    cache: StagedCache, shape: Sequence[int], attention_mask: Any, position_ids: Any, axes: tuple[int, ...] = ()
 ) -> None:
     """Look at what was given beside new tokens behind a filled cache; costs nothing where nothing was.
 

@@ -11,13 +11,7 @@ from typing import Any
 from llava.common.json_files import write_json
 from llava.compression.config import CompressionConfig
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.digests import (
-    digest_adapters,
-    digest_image_processor,
-    digest_model,
-    digest_tokenizer,
-    digest_weights,
-)
+from llava.train.digests import digest_adapters, digest_image_processor, digest_model, digest_tokenizer, digest_weights
 from llava.train.resuming import Change, depends_on_held_out_data, differences, plain
 
 logger = logging.getLogger(__name__)

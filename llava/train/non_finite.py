@@ -55,12 +55,7 @@ def require_finite_loss(loss: Tensor, step: int, ids: Sequence[str], model: nn.M
 
 
 def require_finite_gradient(
-    norm: Any,
-    step: int,
-    ids: Sequence[str],
-    scaled: bool = False,
-    scale: float | None = None,
-    resumable: bool = True,
+    norm: Any, step: int, ids: Sequence[str], scaled: bool = False, scale: float | None = None, resumable: bool = True
 ) -> None:
     """Stop on a gradient whose norm is not finite. All ranks must call it, with the same norm.
 

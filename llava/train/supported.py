@@ -56,10 +56,7 @@ SOME_VALUES: dict[str, tuple[str, str]] = {
         "rmsprop_bnb_8bit rmsprop_bnb_32bit ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit",
         "the others need packages that are not among those tested here, or steps of their own",
     ),
-    "train_sampling_strategy": (
-        "random sequential group_by_length",
-        "batches are made by this program's own sampler",
-    ),
+    "train_sampling_strategy": ("random sequential group_by_length", "batches are made by this program's own sampler"),
     "metric_for_best_model": ("loss eval_loss", "the held-out loss is the only metric that is measured"),
 }
 

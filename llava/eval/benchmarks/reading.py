@@ -119,12 +119,7 @@ def need_list(record: Mapping[str, Any], name: str, place: str) -> list[Any]:
 
 
 def need_text(record: Mapping[str, Any], name: str, place: str) -> str:
-    """A field of a record that is text, or a number, which stands for its digits.
-
-    Args:
-        record: read from a file.
-        name: name of the field.
-        place: file and line, for the error.
+    """A field of a record that is text, or a number, which stands for its digits. Arguments as `need_field`.
 
     Raises:
         ValueError: if the record lacks it, or it is something else.

@@ -18,14 +18,7 @@ from typing import Any
 from llava.common.json_files import need
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER, OpenAnswers, labelled_question
 from llava.eval.benchmarks.questions import Question
-from llava.eval.benchmarks.reading import (
-    need_id,
-    need_list,
-    need_question,
-    read_json_as,
-    read_json_lines,
-    require_some,
-)
+from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_json_as, read_json_lines, require_some
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
 

@@ -55,12 +55,7 @@ def vqa_parser(
         default=question_file,
         help=f"(default: {question_file})",
     )
-    parser.add_argument(
-        "--answers-file",
-        "--answers_file",
-        default="answer.jsonl",
-        help="(default: answer.jsonl)",
-    )
+    parser.add_argument("--answers-file", "--answers_file", default="answer.jsonl", help="(default: answer.jsonl)")
     parser.add_argument("--conv-mode", "--conv_mode", help=f"(default: that of training, or {conv_mode})")
     parser.set_defaults(usual_conv_mode=conv_mode)
     parser.add_argument("--num-chunks", "--num_chunks", type=int, default=1, help="parts of the questions (default: 1)")

@@ -45,14 +45,8 @@ def vqa_accuracy(text: str, given: Sequence[str]) -> float:
     """VQA's accuracy of one answer as LLaVA submits it, from 0 to 1.
 
     The answer goes through `evalai_answer`, as in a submission; then it is compared as the official evaluation does,
-    which normalises both sides where people disagree and neither where all ten said the same.
-
-    Args:
-        text: what the model said.
-        given: ten people's answers.
-
-    Raises:
-        ValueError: if they are not ten.
+    which normalises both sides where people disagree and neither where all ten said the same. Arguments and errors as
+    `m4c_accuracy`.
     """
     _check(given)
     answer, others = evalai_answer(text), [strip_spaces(other) for other in given]

@@ -21,12 +21,7 @@ _MARKERS = "osD^vPX*"
 
 
 def accuracy_over_budget(
-    series: Series,
-    path: Path,
-    *,
-    title: str = "",
-    ylabel: str = "accuracy (%)",
-    baseline: float | None = None,
+    series: Series, path: Path, *, title: str = "", ylabel: str = "accuracy (%)", baseline: float | None = None
 ) -> Path:
     """Draw one line with error bars for each method and write the file.
 
