@@ -17,10 +17,11 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import image_sizes, process_images
 
 SIDE, PATCH, IMAGE = 56, 14, VOCABULARY - 1
-SIZES = [
-    (1, 1), (1, 2), (2, 1), (56, 56), (57, 56), (56, 57), (112, 112), (100, 33), (33, 100), (120, 61), (61, 120),
-    (300, 260), (192, 108), (108, 192), (50, 37), (7, 300), (300, 7), (171, 64), (37, 1999), (1999, 37),
-]  # fmt: skip
+_SIZES = (
+    "1x1 1x2 2x1 56x56 57x56 56x57 112x112 100x33 33x100 120x61 61x120 300x260 192x108 108x192 50x37 7x300 300x7 "
+    "171x64 37x1999 1999x37"
+)
+SIZES = [tuple(map(int, size.split("x"))) for size in _SIZES.split()]
 """(width, height) of twenty images."""
 
 
