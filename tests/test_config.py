@@ -193,6 +193,7 @@ VOTED = [
 """Presets that there are three of: for the last token, all instruction tokens, and the salient ones."""
 STAIRS |= {f"{name}-{voters}": STAIRS[name] for name in VOTED for voters in ("all", "salient")}
 QWEN_SHARES = ("qwen-share-70", "visionzip-qwen-share-70")
+OTHER_SHARES = [f"{family}-share-{share}" for family in ("onevision", "qwen3") for share in (35, 70)]
 QWEN = {"qwen-640": (1023, 255), "qwen-320": (608, 152), "qwen-160": (243, 60)}  # first and last layer, large image
 
 
@@ -203,7 +204,15 @@ def test_presets_meet_their_budgets(name: str):
 
 
 def test_every_preset_is_tested():
-    assert sorted([*STAIRS, *QWEN, "visionzip-qwen-640", *QWEN_SHARES]) == presets()
+    assert sorted([*STAIRS, *QWEN, "visionzip-qwen-640", *QWEN_SHARES, *OTHER_SHARES]) == presets()
+
+
+@pytest.mark.parametrize("name", OTHER_SHARES)
+def test_presets_of_shares_are_what_their_names_say(name: str):
+    config = CompressionConfig.from_preset(name)
+    share, layers = int(name[-2:]), config.made_for.layers
+    assert sum(config.v2v.counts(1000)) == 10 * share
+    assert config.t2v.layers == (layers // 2, layers * 3 // 4) and config.t2v.keep == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("name", QWEN_SHARES)
@@ -241,7 +250,7 @@ def test_presets_of_other_voters_differ_in_nothing_else(name: str):
 
 def test_presets_of_other_backbones_are_left_out_where_they_do_not_fit():
     listed = [line.split()[0] for line in schedule().stdout.splitlines()[1:]]
-    others = ("next-", "visionzip-next-", "visionzip-qwen-", "video-", "qwen-")
+    others = ("next-", "visionzip-next-", "visionzip-qwen-", "video-", "qwen-", "qwen3-", "onevision-")
     assert set(listed) == {name for name in presets() if not name.startswith(others)}
     assert "duet-192" in listed and "pyramiddrop" in listed and "fastv" in listed and "visionzip-64" in listed
 
