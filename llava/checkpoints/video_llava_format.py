@@ -46,7 +46,7 @@ def fill_towers(config: LlavaConfig, folder: Path) -> None:
             name = str(folder / name)
             setattr(config, f"mm_{kind}_tower", name)
         saved = getattr(config, f"mm_{kind}_config")
-        settings = saved or read_tower_config(name)
+        settings = saved or read_tower_config(name, f"LanguageBind{kind.capitalize()}")
         check_fields(settings, f"the tower {name!r} (mm_{kind}_tower in {str(folder / 'config.json')!r})")
         with read_by_library(name):
             setattr(config, f"mm_{kind}_config", languagebind_config(settings).to_dict())

@@ -53,6 +53,8 @@ class DataConfig:
         cache_dir: where tables of files are kept; None for a folder in the cache of the `datasets` library.
         num_proc: processes that encode; None for as many as the size is worth.
         settings: settings of the model's plans, where images differ; None where the model plans itself.
+        encoded_length: most ids of a text before its marks become visual tokens, where `visual_tokens` is None; None
+            limits them as `max_length` does.
     """
 
     max_length: int
@@ -66,6 +68,7 @@ class DataConfig:
     num_proc: int | None = None
     settings: PlanSettings | None = None
     video_folder: str | Path | None = None
+    encoded_length: int | None = None
 
     def __post_init__(self) -> None:
         """Check the policy.
@@ -131,7 +134,8 @@ class LazySupervisedDataset(Dataset):
         sample = self.inputs.sample(encoded, media)
         if cut_later:
             try:
-                sample = self.inputs.cut(sample, self.config.max_length, self.config.plan_settings)
+                limits = self.config.max_length, self.config.plan_settings, self.config.encoded_length
+                sample = self.inputs.cut(sample, *limits)
             except ValueError as error:
                 raise ValueError(f"record {record.id!r}: {error}") from error
         return sample | {"sample_id": record.id, "problem": problem}

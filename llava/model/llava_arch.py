@@ -102,15 +102,19 @@ class LlavaMetaModel(_OpensWithTower):
         Loads the tower's weights; makes the projector, or reads it from `pretrain_mm_mlp_adapter`.
 
         Raises:
-            ValueError: if the projector file lacks a weight or holds one of another shape; names it.
+            ValueError: if the projector file lacks a weight or holds one of another shape; names it. Or if the two
+                towers of a Video-LLaVA differ in width.
         """
         self._write_vision_config(model_args)
-        if self.vision_tower is None:
-            self.vision_tower = build_vision_tower(self.config)
-        self.vision_tower.load_model()
-        self.vision_tower.to(device=self.config_device(), dtype=self.config_dtype())
-        self.config.mm_hidden_size = self.vision_tower.hidden_size
-        self.config.mm_vision_config = self.vision_tower.config.to_dict()
+        self._build_missing_towers()
+        widths = {tower.vision_tower_name: tower.hidden_size for _, tower in self.named_towers()}
+        if len(set(widths.values())) != 1:
+            raise ValueError(f"The towers have the widths {widths}; one projector serves both, so they must be equal.")
+        for name, tower in self.named_towers():
+            tower.load_model()
+            tower.to(device=self.config_device(), dtype=self.config_dtype())
+            self.config.mm_hidden_size = tower.hidden_size
+            setattr(self.config, f"mm_{name.removesuffix('_tower')}_config", tower.config.to_dict())
         if self.mm_projector is None:
             self.mm_projector = build_vision_projector(self.config)
             self.mm_projector.to(device=self.config_device(), dtype=self.config_dtype())
@@ -122,9 +126,18 @@ class LlavaMetaModel(_OpensWithTower):
         if adapter:
             load_projector(self.mm_projector, adapter, self.image_newline)
 
+    def _build_missing_towers(self) -> None:
+        if self.vision_tower is None and self.config.mm_vision_tower:
+            self.vision_tower = build_vision_tower(self.config)
+        if self.image_tower is None:
+            self.image_tower = build_image_tower(self.config)
+        if self.video_tower is None:
+            self.video_tower = build_video_tower(self.config)
+
     def _write_vision_config(self, model_args: Any) -> None:
         self.config.use_mm_proj = True
-        self.config.mm_vision_tower = model_args.vision_tower
+        for kind in ("vision", "image", "video"):
+            setattr(self.config, f"mm_{kind}_tower", getattr(model_args, f"{kind}_tower", None) or None)
         for field in _OF_MODEL_ARGUMENTS:
             value = getattr(model_args, field, None)
             setattr(self.config, field, getattr(LlavaConfig, field) if value is None else value)

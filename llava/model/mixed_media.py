@@ -52,8 +52,8 @@ class MixedPlanSettings(PlanSettings):
 
     @property
     def fixed(self) -> int | None:
-        """As in `PlanSettings`."""
-        return self.tokens_per_image if self.tokens_per_image == self.tokens_per_frame else None
+        """As in `PlanSettings`; None, since a video is kept whole or not at all."""
+        return None
 
     def counts(self, medium: Any) -> list[int]:
         """As in `PlanSettings`; one for an image, and one for each frame of a video."""

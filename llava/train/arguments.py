@@ -38,6 +38,10 @@ _ELSE = "What a checkpoint records takes the default's place."
 _QWEN = "Of models that keep the size of an image, as Qwen's; by default the processor's."
 
 
+TOWER_KINDS = ("vision", "image", "video")
+"""The tower of a LLaVA, and the two of a Video-LLaVA; flags are `--KIND_tower`, fields `mm_KIND_tower`."""
+
+
 @dataclass
 class ModelArguments:
     """Flags about the model: checkpoint, tower, projector and compression."""
@@ -50,7 +54,13 @@ class ModelArguments:
     freeze_backbone: bool = _flag(False, "Leave the language model as it is.")
     tune_mm_mlp_adapter: bool = _flag(False, "Train the projector alone (pre-training).")
     vision_tower: str | None = _flag(None, "CLIP vision model: a folder or hub name. By default the checkpoint's.")
-    unfreeze_mm_vision_tower: bool = _flag(False, "Train the vision tower as well.")
+    image_tower: str | None = _flag(
+        None, "LanguageBind model for images, in a Video-LLaVA: a folder or hub name. By default the checkpoint's."
+    )
+    video_tower: str | None = _flag(
+        None, "LanguageBind model for videos, which makes a Video-LLaVA: a folder or hub name. By default likewise."
+    )
+    unfreeze_mm_vision_tower: bool = _flag(False, "Train the vision tower (or both towers) as well.")
     mm_vision_select_layer: int = _flag(-2, f"Hidden state of the tower that is used. {_ELSE}")
     mm_vision_select_feature: str = _flag("patch", f"`patch`, or `cls_patch` to keep the CLS token. {_ELSE}")
     pretrain_mm_mlp_adapter: str | None = _flag(None, "`mm_projector.bin` of the pre-training.")
@@ -82,6 +92,12 @@ class ModelArguments:
     image_token_ratio_list: str | None = _flag(None, "T2V: '[0.5,0.0]', kept shares; overrides --compression.")
     use_salient_tokens: bool | None = _flag(None, "T2V: salient words vote too; overrides --compression.")
 
+    @property
+    def towers(self) -> dict[str, str]:
+        """Names of the towers that are to be, by `vision`, or `image` and `video`."""
+        named = {kind: getattr(self, f"{kind}_tower") for kind in TOWER_KINDS}
+        return {kind: name for kind, name in named.items() if name}
+
 
 @dataclass
 class DataArguments:
@@ -110,6 +126,14 @@ class DataArguments:
     video_max_pixels: int | None = _flag(None, f"Larger frames are shrunk to so many pixels. {_QWEN}")
     video_min_frames: int | None = _flag(None, f"Fewest frames of a video. {_QWEN}")
     video_max_frames: int | None = _flag(None, f"Most frames of a video. {_QWEN}")
+    video_flip: float = _flag(
+        0.0, "Share of the videos of a Video-LLaVA that are mirrored left to right, by their names; published: 0.5."
+    )
+    tokenizer_model_max_length: int | None = _flag(
+        None,
+        "Longest sequence of a Video-LLaVA, images and frames expanded; --model_max_length then limits the ids before, "
+        "in which each image and each frame is one. By default --model_max_length is the limit of both.",
+    )
     image_opening: str | None = _flag(
         None,
         "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",

@@ -28,7 +28,7 @@ from llava.model.llava_config import LlavaConfig
 from llava.model.parts import projector_weights
 from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
+from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.family_start import load_from_family
 from llava.train.media_flags import refuse_limits
 from llava.train.non_finite import require_finite_start
@@ -97,16 +97,16 @@ def load_model(
     layers = config.get_text_config().num_hidden_layers
     compression = resolve_compression(model_args, CompressionConfig.resolve(config.compression), layers)
     compression.check_made_for(_trained_as(config, model_args, data_args), layers)  # before minutes of reading weights
-    if config.mm_vision_tower:
+    if config.sees:
         add_image_tokens(tokenizer, config)
     model = _open(start, model_args, training_args)
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
     config.image_opening = _image_opening(config, data_args)
-    tokenizer.model_max_length = training_args.model_max_length
+    tokenizer.model_max_length = data_args.tokenizer_model_max_length or training_args.model_max_length
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
-    if model_args.vision_tower:
+    if model_args.towers:
         model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
         settle_pinpoints(config, data_args)
         config.mm_projector_lr = training_args.mm_projector_lr
@@ -139,10 +139,11 @@ def _open(start: Checkpoint, model_args: ModelArguments, training_args: Training
     assert config is not None
     options = _options(start, model_args, training_args)
     adapter = None
-    if config.mm_vision_tower:
+    if config.sees:
         if model_args.pretrain_mm_mlp_adapter:
             adapter = Path(model_args.pretrain_mm_mlp_adapter)
-        config.mm_vision_tower = model_args.vision_tower
+        for kind in TOWER_KINDS:
+            setattr(config, f"mm_{kind}_tower", model_args.towers.get(kind))
         for field in OF_THE_PROJECTOR:
             setattr(config, field, getattr(model_args, field))
     model = load_whole(start, config, options, adapter)
@@ -200,8 +201,16 @@ def make_data(
     model_args: ModelArguments,
     data_args: DataArguments,
     processor: Any = None,
+    encoded_length: int | None = None,
 ) -> tuple[LazySupervisedDataset, Collator]:
-    """Training data and the collator that belongs to it; a LLaVA's tower has its processor itself."""
+    """Training data and the collator that belongs to it; a LLaVA's tower has its processor itself.
+
+    Args:
+        model, tokenizer: as they are trained.
+        model_args, data_args: flags.
+        processor: transformers' processor of another family.
+        encoded_length: as in `DataConfig`.
+    """
     towers = model.vision_towers()
     settings = model.plan_settings()
     config = DataConfig(
@@ -214,10 +223,13 @@ def make_data(
         on_bad_sample=data_args.on_bad_sample,
         cache_dir=data_args.data_cache_dir,
         settings=settings,
+        encoded_length=encoded_length,
     )
     assert data_args.data_path is not None
     if processor is None and towers:
-        processor = towers[0].image_processor
+        processor = (
+            _processors(model, data_args) if getattr(model.config, "sees_videos", False) else towers[0].image_processor
+        )
     sampling = FrameSampling(fps=data_args.video_fps, most=data_args.frames_upbound or None)
     inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version, sampling=sampling)
     dataset = LazySupervisedDataset(data_args.data_path, inputs, config)
@@ -231,11 +243,21 @@ def make_data(
     return dataset, inputs.collator(size, settings)
 
 
+def _processors(model: Any, data_args: DataArguments) -> dict[str, Any]:
+    """Those of a Video-LLaVA; that of videos mirrors as many as the flag says."""
+    found: dict[str, Any] = model.processors()
+    if found["video"] is not None:
+        found["video"] = found["video"].flipping(data_args.video_flip)
+    elif data_args.video_flip:
+        raise ValueError("--video_flip mirrors videos, but the model has no tower for such; give --video_tower.")
+    return found
+
+
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:
     """Held-out data, read as the training data is; None without any."""
     if data_args.eval_data_path is None:
         return None
-    return LazySupervisedDataset(data_args.eval_data_path, dataset.inputs, dataset.config)
+    return LazySupervisedDataset(data_args.eval_data_path, dataset.inputs.for_evaluation(), dataset.config)
 
 
 def _image_opening(config: Any, data_args: DataArguments) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava.common.json_files import write_json
 from llava.compression.config import CompressionConfig
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, TrainingArguments
 from llava.train.digests import digest_adapters, digest_image_processor, digest_model, digest_tokenizer, digest_weights
 from llava.train.resuming import Change, depends_on_held_out_data, differences, plain
 
@@ -20,7 +20,7 @@ FACTS_FILE = "run_facts.json"
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_*", "rank*-of-*-optimizer.pt")
 _FLAGS = {  # of the entries of `RunFacts.start`
     "base model": "--model_name_or_path",
-    "vision tower": "--vision_tower",
+    **{f"{kind} tower": f"--{kind}_tower" for kind in TOWER_KINDS},
     "image processor": "preprocessor_config.json of --vision_tower",
     "held-out data": "--eval_data_path",
     "projector": "--pretrain_mm_mlp_adapter",
@@ -28,6 +28,7 @@ _FLAGS = {  # of the entries of `RunFacts.start`
     "tokenizer": "the tokenizer's files beside --model_name_or_path",
     "DeepSpeed's optimizer and schedule": "--deepspeed",
 }
+_OF_WEIGHTS = ("base model", *(f"{kind} tower" for kind in TOWER_KINDS))
 _KINDS: dict[tuple[type, str], tuple[str, ...]] = {
     (dict, "object"): ("compression", "arguments", "start"),
     (str, "text"): ("data", "trained", "engine"),
@@ -275,8 +276,8 @@ def _start(tokenizer: Any, model_args: ModelArguments, args: TrainingArguments) 
         "adapters": None,
         "DeepSpeed's optimizer and schedule": None,
     }
-    if model_args.vision_tower:
-        found["vision tower"] = digest_model(model_args.vision_tower, args.cache_dir)
+    for kind, name in model_args.towers.items():
+        found[f"{kind} tower"] = digest_model(name, args.cache_dir)
     if model_args.pretrain_mm_mlp_adapter:
         found["projector"] = digest_weights(model_args.pretrain_mm_mlp_adapter)
     if args.lora_weight_path:
@@ -346,7 +347,7 @@ def _other_start(then: RunFacts, now: RunFacts) -> list[str]:
         after = now.start.get(name, before)
         if name == "held-out data" and not depends_on_held_out_data(then.arguments, now.arguments):
             continue
-        if before != after and (name not in ("base model", "vision tower") or None not in (before, after)):
+        if before != after and (name not in _OF_WEIGHTS or None not in (before, after)):
             found.append(
                 f"{_with_article(name)} is another than at its beginning ({_FLAGS.get(name, name)}); give the old one "
                 "again, or begin a run with another --output_dir."

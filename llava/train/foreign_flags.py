@@ -12,7 +12,6 @@ _PARTS = (
     "--unfreeze_mm_vision_tower"
 )
 _CROPS = "images are one square each, or cut into crops as --image_aspect_ratio anyres does"
-_VIDEO = "training reads images, not videos"
 _FRAMES = "--video_fps and --frames_upbound choose the frames of a video, and nothing is said about them in words"
 _RESAMPLER = "there is no resampler; --compression says how many visual tokens remain"
 _ROPE = "positions are those of the checkpoint; write rope_parameters into its config.json"
@@ -43,9 +42,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("text and images share batches as --group_by_modality_length says", "early_mix_text"),
     (_BATCHES, "group_by_varlen group_by_modality_length_auto"),
     # Video-LLaVA
-    ("the tower is --vision_tower", "image_tower"),
-    (_VIDEO, "video_tower num_frames X"),
-    ("the longest sequence is --model_max_length", "tokenizer_model_max_length"),
+    ("the video tower says how many frames a video has", "num_frames"),
+    ("images and videos are told apart by the records", "X"),
     # Qwen2.5-VL, Qwen3-VL
     (
         "names of data sets stand in Qwen's Python code; give the files with --data_path, shares of them in a YAML "

@@ -40,7 +40,7 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
         )
     folders = {
         "--model_name_or_path": model_args.model_name_or_path,
-        "--vision_tower": model_args.vision_tower,
+        **{f"--{kind}_tower": name for kind, name in model_args.towers.items()},
         "--lora_weight_path": args.lora_weight_path,
         "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
         "--video_folder": getattr(data_args, "video_folder", None),

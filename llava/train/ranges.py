@@ -77,6 +77,8 @@ RANGES: Mapping[str, Numbers] = {
     "video_max_pixels": count(),
     "video_min_frames": count(1, 10**6),
     "video_max_frames": count(1, 10**6),
+    "video_flip": share(),
+    "tokenizer_model_max_length": count(16),
     # The model
     "mm_vision_select_layer": count(-1000, 1000),
     "lora_r": count(1, 65536),
@@ -90,7 +92,7 @@ RANGES: Mapping[str, Numbers] = {
 
 PATHS: Mapping[str, Paths] = {
     "model_name_or_path": MODEL,
-    "vision_tower": replace(MODEL, empty=True),
+    **dict.fromkeys(("vision_tower", "image_tower", "video_tower"), replace(MODEL, empty=True)),
     "pretrain_mm_mlp_adapter": replace(TO_READ, empty=True),
     "data_path": TO_READ,
     "eval_data_path": TO_READ,

@@ -33,7 +33,8 @@ class Change(enum.Enum):
 
 _GROUPS: dict[Change, str] = {
     Change.BY_CONTENT: (
-        "model_name_or_path vision_tower pretrain_mm_mlp_adapter lora_weight_path data_path compression dominant_num "
+        "model_name_or_path vision_tower image_tower video_tower pretrain_mm_mlp_adapter lora_weight_path data_path "
+        "compression dominant_num "
         "context_num cluster_width layer_list image_token_ratio_list use_salient_tokens deepspeed seed data_seed "
         "per_device_train_batch_size gradient_accumulation_steps mm_tunable_parts tune_mm_llm tune_mm_mlp "
         "tune_mm_vision"

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import Checkpoint, Kind, examine, fetch, vision_config
 from llava.checkpoints.settings_files import read_config
+from llava.checkpoints.video_llava_format import fill_towers
 from llava.common.anyres import canvases_of, default_pinpoints, is_anyres
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.train.adapters import same_folder, settle_adapters
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, TrainingArguments
 from llava.train.together import check_aspect_ratio
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ OF_THE_LLAVA: dict[str, Any] = OF_THE_PROJECTOR | {
     field: getattr(LlavaConfig, field)
     for field in ("mm_patch_merge_type", "mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")
 }
+_TOWERS = tuple(f"mm_{kind}_tower" for kind in TOWER_KINDS)
+_ARTICLES = {"image": "an", "video": "a"}
 # These may be changed on purpose, after a look at what they change.
 _CHOICES = ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")
 
@@ -100,18 +103,18 @@ def settle_flags(
     settle_adapters(training_args, model_args.model_name_or_path)
     assert start.config is not None
     config = start.config
-    is_llava = bool(config.mm_vision_tower)
+    is_llava = config.sees
     sources = [_Source("on the command line", _given(model_args, data_args))]
     if training_args.lora_weight_path:
         sources += _recorded_beside(Path(training_args.lora_weight_path) / "config.json", OF_THE_LLAVA)
     if is_llava:
         sources += _recorded_beside(start.folder / "config.json", OF_THE_LLAVA)
-    model_args.vision_tower = _settle_tower(sources)
+    _settle_towers(model_args, sources)
     if not is_llava and model_args.pretrain_mm_mlp_adapter:
         beside = _recorded_beside(Path(model_args.pretrain_mm_mlp_adapter).parent / "config.json", OF_THE_PROJECTOR)
-        _compare_towers(model_args.vision_tower, beside)
+        _compare_towers(model_args, beside)
         sources += beside
-    depth = _depth(model_args.vision_tower, config if is_llava else None)
+    depth = _depth(model_args.towers, config if is_llava else None)
     for field, default in OF_THE_LLAVA.items():
         value = _settle(field, sources, depth)
         setattr(data_args if hasattr(data_args, field) else model_args, field, default if value is None else value)
@@ -174,7 +177,7 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> No
 
 def _given(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
     """What the flags say: those of the command line, and those that a caller set to something else than the default."""
-    said: dict[str, Any] = {"mm_vision_tower": model_args.vision_tower}
+    said: dict[str, Any] = {f"mm_{kind}_tower": model_args.towers.get(kind) for kind in TOWER_KINDS}
     for field, default in OF_THE_LLAVA.items():
         holder = data_args if hasattr(data_args, field) else model_args
         value = getattr(holder, field)
@@ -188,7 +191,7 @@ def _recorded_beside(path: Path, fields: Mapping[str, Any]) -> list[_Source]:
     if not path.is_file():
         return []
     held = read_config(path)
-    if not held.get("mm_vision_tower"):
+    if not any(held.get(f"mm_{kind}_tower") for kind in TOWER_KINDS):
         return []
     return [_recorded(path, held, fields)]
 
@@ -197,7 +200,7 @@ def _recorded(path: Path, held: Mapping[str, Any], fields: Mapping[str, Any]) ->
     """What a `config.json` says of these fields; one that it leaves out, or that is null, has LLaVA's default."""
     silent = [field for field in fields if held.get(field) is None]
     says = {field: fields[field] if field in silent else held[field] for field in fields}
-    return _Source(f"in {str(path)!r}", says | {"mm_vision_tower": held["mm_vision_tower"]}, silent)
+    return _Source(f"in {str(path)!r}", says | {name: held.get(name) for name in _TOWERS}, silent)
 
 
 def _settle(field: str, sources: Sequence[_Source], depth: int | None) -> Any:
@@ -224,10 +227,10 @@ def _place(source: _Source, field: str) -> str:
 
 
 def _advice(field: str, source: _Source) -> str:
-    flag = "--vision_tower" if field == "mm_vision_tower" else f"--{field}"
+    flag = f"--{field.removeprefix('mm_')}" if field in _TOWERS else f"--{field}"
     if field in _CHOICES:
         return f"Leave {flag} out; to change it on purpose, write the new value {source.name}."
-    if field == "mm_vision_tower":
+    if field in _TOWERS:
         return f"Leave {flag} out; if it is the same tower in another place, write its new path {source.name}."
     return f"Leave {flag} out, or start from another model."
 
@@ -239,17 +242,28 @@ def _plain(field: str, value: Any, depth: int | None) -> Any:
     return value
 
 
-def _settle_tower(sources: Sequence[_Source]) -> str | None:
-    """The tower's name as it was given last, if all names that are given are those of one tower.
+def _settle_towers(model_args: ModelArguments, sources: Sequence[_Source]) -> None:
+    """Set the towers' names as they were given last, if all names of one that are given are those of one tower.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if they are not, or a LLaVA's tower is named beside those of a Video-LLaVA.
     """
-    found = [(source, str(source.says["mm_vision_tower"])) for source in sources if source.says.get("mm_vision_tower")]
-    for source, name in found[1:]:
-        if not _same_tower(found[0][1], name):
-            _settle("mm_vision_tower", [found[0][0], source], None)
-    return found[0][1] if found else None
+    said: dict[str, _Source] = {}
+    for kind, field in zip(TOWER_KINDS, _TOWERS, strict=True):
+        found = [(source, str(source.says[field])) for source in sources if source.says.get(field)]
+        for source, name in found[1:]:
+            if not _same_tower(found[0][1], name):
+                _settle(field, [found[0][0], source], None)
+        setattr(model_args, f"{kind}_tower", found[0][1] if found else None)
+        if found:
+            said[kind] = found[0][0]
+    if "vision" in said and len(said) > 1:
+        other = "video" if "video" in said else "image"
+        raise ValueError(
+            f"There is a vision_tower {said['vision'].name} and {_ARTICLES[other]} {other}_tower {said[other].name}; a "
+            "LLaVA has the first alone, a Video-LLaVA the towers for images and for videos. Leave one out, or start "
+            "from another model."
+        )
 
 
 def _same_tower(one: str, other: str) -> bool:
@@ -259,27 +273,36 @@ def _same_tower(one: str, other: str) -> bool:
     return known_tower(one) is not None and PurePath(one).name == PurePath(other).name
 
 
-def _compare_towers(name: str | None, beside: Sequence[_Source]) -> None:
-    for source in beside:
-        recorded = source.says["mm_vision_tower"]
-        if name is not None and not _same_tower(name, recorded):
+def _compare_towers(model_args: ModelArguments, beside: Sequence[_Source]) -> None:
+    pairs = ((source, kind) for source in beside for kind in model_args.towers)
+    for source, kind in pairs:
+        name, recorded = model_args.towers[kind], source.says[f"mm_{kind}_tower"]
+        if recorded is None or not _same_tower(name, recorded):
             logger.warning(
-                "The projector was trained with the vision tower %r (%s); this run uses %r. It means something only "
+                "The projector was trained with the %s tower %r (%s); this run uses %r. It means something only "
                 "if that is the same tower in another place.",
+                kind,
                 recorded,
                 source.name,
                 name,
             )
 
 
-def _depth(tower: str | None, config: LlavaConfig | None) -> int | None:
+def _depth(towers: Mapping[str, str], config: LlavaConfig | None) -> int | None:
     """Layers of the tower: as the checkpoint has it, or as its own folder says.
 
     Raises:
-        ValueError: if it is no CLIP tower, or cannot be found.
+        ValueError: if it is of another kind than it must be, or cannot be found.
     """
-    if tower is None:
+    if not towers:
         return None
+    tower = towers.get("vision")
+    if tower is None:
+        kind, name = next(iter(towers.items()))
+        own = None if config is None else getattr(config, f"mm_{kind}_config")
+        described = LlavaConfig(**{f"mm_{kind}_tower": name, f"mm_{kind}_config": own})
+        fill_towers(described, Path(name))
+        return int(getattr(described, f"mm_{kind}_config")["num_hidden_layers"])
     if config is None or not config.mm_vision_config:
         config = LlavaConfig(mm_vision_tower=tower)
     dimensions = vision_config(config)
@@ -298,7 +321,12 @@ def _require_supported(model_args: ModelArguments, data_args: DataArguments, arg
             f"--image_grid_pinpoints says how images are cut into crops, but image_aspect_ratio is "
             f"{data_args.image_aspect_ratio!r}; add --image_aspect_ratio anyres, or leave it out."
         )
-    if model_args.vision_tower is not None:
+    if data_args.tokenizer_model_max_length and not {"image", "video"} & set(model_args.towers):
+        raise ValueError(
+            "--tokenizer_model_max_length is for a Video-LLaVA (--video_tower); the longest sequence of this model is "
+            "--model_max_length."
+        )
+    if model_args.towers:
         return
     asked = {
         "pretrain_mm_mlp_adapter": model_args.pretrain_mm_mlp_adapter,

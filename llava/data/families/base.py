@@ -313,28 +313,44 @@ class ModelInputs(ABC):
             return len(ids)
         return int((ids != IMAGE_TOKEN_INDEX).sum()) + self.visual_tokens(sample, settings)
 
-    def cut(self, sample: Sample, max_length: int, settings: PlanSettings | None) -> Sample:
+    def for_evaluation(self) -> ModelInputs:
+        """The same without what is changed at random for training alone."""
+        return self
+
+    def cut(
+        self, sample: Sample, max_length: int, settings: PlanSettings | None, encoded_length: int | None = None
+    ) -> Sample:
         """A training sample, its end cut off where it has more than `max_length` tokens in the language model.
 
         A medium is kept whole or not at all, and a question that loses its answer does not vote.
+
+        Args:
+            sample: of `sample`.
+            max_length: tokens, media included.
+            settings: as in `visual_tokens`.
+            encoded_length: most ids of the encoded text, in which a medium counts as many as it has marks; None does
+                not limit them.
 
         Raises:
             ValueError: if the family cannot shorten it.
         """
         length = self.length(sample, settings)
-        if length <= max_length:
+        ids, media = sample["input_ids"].tolist(), list(sample["images"])
+        if length <= max_length and (encoded_length is None or len(ids) <= encoded_length):
             return sample
-        media: Sequence[Any] = sample["images"]
         if media and settings is None:
             raise ValueError(
                 f"The conversation takes {length} tokens with its images and videos, but {max_length} are asked for; "
                 "raise --model_max_length, or make them smaller."
             )
         counts = [self.tokens(medium, settings) for medium in media] if settings is not None else []
-        kept, shown = kept_tokens(sample["input_ids"].tolist(), counts, max_length)
+        kept, shown = kept_tokens(ids, counts, max_length)
+        if encoded_length is not None:
+            marks = [[1] * self.marks(medium) for medium in media]
+            kept, shown = min((kept, shown), kept_tokens(ids, marks, encoded_length))
         rows = {name: sample[name][:kept].clone() for name in ("input_ids", "labels", "query_mask")}
         rows["query_mask"][-1:] &= ~int(QueryRole.LAST)
-        return sample | rows | {"images": list(media[:shown]), "truncated": True}
+        return sample | rows | {"images": media[:shown], "truncated": True}
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""

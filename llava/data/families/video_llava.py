@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -71,10 +73,23 @@ class VideoLlavaInputs(LlavaInputs):
             return preprocess_image(picture, processor, aspect_ratio_of(self.config))
 
     def video(self, frames: Frames, what: str) -> list[Tensor]:
-        """As in `ModelInputs`; returns one clip [3, T, height, width]."""
+        """As in `ModelInputs`; returns one clip [3, T, height, width].
+
+        Whether it is mirrored, where the processor does so (`flip`), depends on its name alone, so that a run that is
+        gone on with sees the same.
+        """
         processor = self._required("video")
+        mirrored = random.Random(what).random() < processor.flip
         with within_limits(what):
-            return [processor.pixels(list(frames))]
+            return [processor.pixels(list(frames), mirrored)]
+
+    def for_evaluation(self) -> VideoLlavaInputs:
+        """As in `ModelInputs`; nothing is mirrored."""
+        if self._processor("video") is None:
+            return self
+        same = copy.copy(self)
+        same.processor = {**self.processor, "video": self.processor["video"].flipping(0.0)}
+        return same
 
     @property
     def trains_on_videos(self) -> bool:

@@ -58,8 +58,7 @@ def build_image_tower(config: LlavaConfig) -> LanguageBindImageTower | None:
     name = config.mm_image_tower
     if not name:
         return None
-    settings = config.mm_image_config or read_tower_config(name)
-    _check_languagebind(name, settings, "LanguageBindImage")
+    settings = config.mm_image_config or read_tower_config(name, "LanguageBindImage")
     return LanguageBindImageTower(name, config.mm_vision_select_layer, config.mm_vision_select_feature, settings)
 
 
@@ -72,19 +71,8 @@ def build_video_tower(config: LlavaConfig) -> LanguageBindVideoTower | None:
     name = config.mm_video_tower
     if not name:
         return None
-    settings = config.mm_video_config or read_tower_config(name)
-    _check_languagebind(name, settings, "LanguageBindVideo")
+    settings = config.mm_video_config or read_tower_config(name, "LanguageBindVideo")
     return LanguageBindVideoTower(name, config.mm_vision_select_layer, settings)
-
-
-def _check_languagebind(name: str, settings: Mapping[str, Any], wanted: str) -> None:
-    """Raise ValueError for a tower whose pixels are not made as LanguageBind's are; the inner settings say no kind."""
-    kind = str(settings.get("model_type", wanted))
-    if kind not in (wanted, "clip_vision_model"):
-        raise ValueError(
-            f"The tower {name!r} is of model_type {kind!r}, where a Video-LLaVA needs a {wanted}. A LLaVA with one "
-            "CLIP tower is made with --vision_tower."
-        )
 
 
 def _kind(settings: Mapping[str, Any]) -> str:

@@ -123,6 +123,11 @@ class LanguageBindVideoProcessor(_Pixels):
         self.num_frames = num_frames
         self.flip = flip
 
+    def flipping(self, share: float) -> LanguageBindVideoProcessor:
+        """The same with another `flip`."""
+        own = {"image_mean": self.image_mean, "image_std": self.image_std}
+        return LanguageBindVideoProcessor(self.num_frames, share, side=self.side, **own)
+
     def to_dict(self) -> dict[str, Any]:
         """Settings as JSON values; mirroring is no setting of a model."""
         return super().to_dict() | {"num_frames": self.num_frames}

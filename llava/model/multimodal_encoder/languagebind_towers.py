@@ -45,13 +45,14 @@ class _LanguageBindTower(TransformersTower):
     """
 
     model_class: ClassVar[type[LanguageBindVisionModel]]
+    model_type: ClassVar[str]
     attribute: ClassVar[str]
 
     def __init__(self, name: str, select_layer: int, config: Mapping[str, Any] | None) -> None:
         super().__init__()
         self.vision_tower_name = name
         self.select_layer = select_layer
-        made = languagebind_config(read_tower_config(name) if config is None else config)
+        made = languagebind_config(read_tower_config(name, self.model_type) if config is None else config)
         made._attn_implementation = "sdpa"
         check_select_layer(select_layer, made.num_hidden_layers)
         setattr(self, self.attribute, self.model_class(made))
@@ -97,6 +98,7 @@ class LanguageBindImageTower(_LanguageBindTower):
     """The tower of Video-LLaVA for images."""
 
     model_class = LanguageBindVisionModel
+    model_type = "LanguageBindImage"
     attribute = "image_tower"
 
     def __init__(
@@ -115,6 +117,7 @@ class LanguageBindVideoTower(_LanguageBindTower):
     """The tower of Video-LLaVA for videos; all tokens of a frame stay, CLS too, whatever the select feature says."""
 
     model_class = LanguageBindVideoModel
+    model_type = "LanguageBindVideo"
     attribute = "video_tower"
     select_feature = "cls_patch"
 
@@ -172,11 +175,15 @@ class LanguageBindVideoTower(_LanguageBindTower):
             )
 
 
-def read_tower_config(name: str) -> dict[str, Any]:
-    """The content of `config.json` in a folder or on the hub.
+def read_tower_config(name: str, wanted: str) -> dict[str, Any]:
+    """The content of `config.json` of a LanguageBind model in a folder or on the hub.
+
+    Args:
+        name: folder or hub name.
+        wanted: its `model_type`: `LanguageBindImage` or `LanguageBindVideo`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is another model's, whose pixels would be made otherwise.
     """
     path = Path(name) / "config.json"
     if not Path(name).is_dir():
@@ -187,4 +194,10 @@ def read_tower_config(name: str) -> dict[str, Any]:
                 f"The tower {name!r} is no folder here and its config.json cannot be fetched from the hub; give the "
                 "tower's folder."
             ) from error
-    return read_object(path, "fetch or copy it anew", mark=False)
+    held = read_object(path, "fetch or copy it anew", mark=False)
+    if held.get("model_type") != wanted:
+        raise ValueError(
+            f"The tower {name!r} is of model_type {held.get('model_type')!r}, where a Video-LLaVA needs a {wanted}. A "
+            "LLaVA with one CLIP tower is made with --vision_tower."
+        )
+    return held
