@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 OF_LLAVA = (
     "version",
     "vision_tower",
+    "image_tower",
+    "video_tower",
     "mm_vision_select_layer",
     "mm_vision_select_feature",
     "mm_projector_type",

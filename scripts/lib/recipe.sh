@@ -131,6 +131,14 @@ value_of() {
     printf '%s\n' "$value"
 }
 
+# set_data_flags: sets data_flags, the data of the second phase. A family with other data has a function of its own.
+set_data_flags() {
+    data_flags=(
+        --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}"
+        --image_folder "${IMAGE_FOLDER:-./playground/data}"
+    )
+}
+
 # set_finetune_flags: sets finetune_flags, what the recipes of the second phase share. Without VERSION, training goes on
 # in the template that MODEL or the adapters record: a --version on the command line would take its place.
 set_finetune_flags() {
@@ -141,11 +149,11 @@ set_finetune_flags() {
             if records_template "$start"; then version=""; fi
         done
     fi
+    set_data_flags
     finetune_flags=(
         "${common_flags[@]}"
         ${version:+--version "$version"}
-        --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}"
-        --image_folder "${IMAGE_FOLDER:-./playground/data}"
+        "${data_flags[@]}"
         --image_aspect_ratio "${IMAGE_ASPECT:-pad}"
         --group_by_modality_length True
         --save_steps "${SAVE_STEPS:-500}"
