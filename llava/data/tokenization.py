@@ -8,8 +8,9 @@ tokenised a second time, so labels cannot slip against ids, whatever the tokeniz
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -216,6 +217,13 @@ def kept_tokens(ids: Sequence[int], counts: Sequence[Sequence[int]], max_length:
         if ends:
             begun, shown = None, shown + 1
     return len(ids), shown
+
+
+def shortened(sample: Mapping[str, Any], kept: int, shown: int) -> dict[str, Any]:
+    """A training sample of its first `kept` ids and `shown` media; a question that loses its answer does not vote."""
+    rows = {name: sample[name][:kept].clone() for name in ("input_ids", "labels", "query_mask")}
+    rows["query_mask"][-1:] &= ~int(QueryRole.LAST)
+    return {**sample, **rows, "images": list(sample["images"][:shown]), "truncated": True}
 
 
 def _segments(turns: Sequence[str | None], template: str, system: str | None) -> list[Segment]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
 from llava.common.own_families import import_family
-from llava.compression.salience import QueryRole, salient_spans
+from llava.compression.salience import salient_spans
 from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     DEFAULT_VIDEO_TOKEN,
@@ -28,7 +28,7 @@ from llava.constants import (
 )
 from llava.data.frames import Frames, FrameSampling
 from llava.data.salient import SalientFinder
-from llava.data.tokenization import EncodedText, kept_tokens, one_question
+from llava.data.tokenization import EncodedText, kept_tokens, one_question, shortened
 from llava.model.splice import PlanSettings
 
 Sample = dict[str, Any]
@@ -85,11 +85,7 @@ class ModelInputs(ABC):
 
     @classmethod
     def serves(cls, config: Any) -> bool:
-        """Whether a class without `model_types` takes the place of the family that it derives from, for a model.
-
-        Args:
-            config: configuration of a model of one of that family's types.
-        """
+        """Whether a class without `model_types` stands for the family that it derives from, with this model."""
         return False
 
     @classmethod
@@ -324,12 +320,7 @@ class ModelInputs(ABC):
 
         A medium is kept whole or not at all, and a question that loses its answer does not vote.
 
-        Args:
-            sample: of `sample`.
-            max_length: tokens, media included.
-            settings: as in `visual_tokens`.
-            encoded_length: most ids of the encoded text, in which a medium counts as many as it has marks; None does
-                not limit them.
+        `encoded_length` limits the ids, in which a medium counts as many as it has marks; None does not.
 
         Raises:
             ValueError: if the family cannot shorten it.
@@ -344,13 +335,10 @@ class ModelInputs(ABC):
                 "raise --model_max_length, or make them smaller."
             )
         counts = [self.tokens(medium, settings) for medium in media] if settings is not None else []
-        kept, shown = kept_tokens(ids, counts, max_length)
+        fits = kept_tokens(ids, counts, max_length)
         if encoded_length is not None:
-            marks = [[1] * self.marks(medium) for medium in media]
-            kept, shown = min((kept, shown), kept_tokens(ids, marks, encoded_length))
-        rows = {name: sample[name][:kept].clone() for name in ("input_ids", "labels", "query_mask")}
-        rows["query_mask"][-1:] &= ~int(QueryRole.LAST)
-        return sample | rows | {"images": media[:shown], "truncated": True}
+            fits = min(fits, kept_tokens(ids, [[1] * self.marks(medium) for medium in media], encoded_length))
+        return shortened(sample, *fits)
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""
