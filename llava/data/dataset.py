@@ -134,8 +134,9 @@ class LazySupervisedDataset(Dataset):
         sample = self.inputs.sample(encoded, media)
         if cut_later:
             try:
-                limits = self.config.max_length, self.config.plan_settings, self.config.encoded_length
-                sample = self.inputs.cut(sample, *limits)
+                if self.config.encoded_length is not None:
+                    sample = self.inputs.cut_encoded(sample, self.config.encoded_length)
+                sample = self.inputs.cut(sample, self.config.max_length, self.config.plan_settings)
             except ValueError as error:
                 raise ValueError(f"record {record.id!r}: {error}") from error
         return sample | {"sample_id": record.id, "problem": problem}

@@ -114,8 +114,8 @@ def digest_image_processor(processor: Any) -> str | None:
     The path it was read from does not enter, nor which of its classes makes the pixels. None without a processor.
     """
     if isinstance(processor, Mapping):  # of a Video-LLaVA, by kind
-        parts = {kind: digest_image_processor(one) for kind, one in processor.items()}
-        return digest_text([f"{kind} {digest}" for kind, digest in sorted(parts.items())])
+        digests = {kind: digest_image_processor(one) for kind, one in processor.items()}
+        return digest_text([f"{kind} {digest}" for kind, digest in sorted(digests.items())])
     if processor is None:
         return None
     if not hasattr(processor, "image_processor"):

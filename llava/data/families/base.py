@@ -313,32 +313,33 @@ class ModelInputs(ABC):
         """The same without what is changed at random for training alone."""
         return self
 
-    def cut(
-        self, sample: Sample, max_length: int, settings: PlanSettings | None, encoded_length: int | None = None
-    ) -> Sample:
+    def cut_encoded(self, sample: Sample, max_length: int) -> Sample:
+        """As `cut`, by the ids of the encoded text, in which a medium counts as many as it has marks."""
+        ids: Tensor = sample["input_ids"]
+        if len(ids) <= max_length:
+            return sample
+        marks = [[1] * self.marks(medium) for medium in sample["images"]]
+        return shortened(sample, *kept_tokens(ids.tolist(), marks, max_length))
+
+    def cut(self, sample: Sample, max_length: int, settings: PlanSettings | None) -> Sample:
         """A training sample, its end cut off where it has more than `max_length` tokens in the language model.
 
         A medium is kept whole or not at all, and a question that loses its answer does not vote.
-
-        `encoded_length` limits the ids, in which a medium counts as many as it has marks; None does not.
 
         Raises:
             ValueError: if the family cannot shorten it.
         """
         length = self.length(sample, settings)
-        ids, media = sample["input_ids"].tolist(), list(sample["images"])
-        if length <= max_length and (encoded_length is None or len(ids) <= encoded_length):
+        if length <= max_length:
             return sample
+        media: Sequence[Any] = sample["images"]
         if media and settings is None:
             raise ValueError(
                 f"The conversation takes {length} tokens with its images and videos, but {max_length} are asked for; "
                 "raise --model_max_length, or make them smaller."
             )
         counts = [self.tokens(medium, settings) for medium in media] if settings is not None else []
-        fits = kept_tokens(ids, counts, max_length)
-        if encoded_length is not None:
-            fits = min(fits, kept_tokens(ids, [[1] * self.marks(medium) for medium in media], encoded_length))
-        return shortened(sample, *fits)
+        return shortened(sample, *kept_tokens(sample["input_ids"].tolist(), counts, max_length))
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""
