@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.integrations import deepspeed
 
 from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, is_lora_folder
 from llava.checkpoints.transformers_format import PROJECTOR, projector_name
@@ -45,9 +46,24 @@ _OLD_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|(?:^|\.)position_ids)$")
 
 
 def on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with names and shapes of weights, and no numbers."""
-    with torch.device("meta"):
+    """A model with names and shapes of weights, and no numbers; whole, in a run that partitions its weights too."""
+    with _without_partitions(), torch.device("meta"):
         return model_class(config)
+
+
+@contextmanager
+def _without_partitions() -> Iterator[None]:
+    """Keep transformers from making parts of a model under ZeRO-3, which would gather weights that have no numbers."""
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    settings = None if held is None else held()
+    if settings is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(settings)
 
 
 def require_complete(

@@ -88,6 +88,9 @@ class LlavaTrainer(CheckedLoading):
     ) -> None:
         require_own_loss(kwargs, kwargs["args"])
         super().__init__(**kwargs)
+        # Some classes of transformers say no, as their own losses are means of a batch; here every family's is a sum
+        # over the labels of the step, divided by how many they are on all ranks.
+        self.model_accepts_loss_kwargs = True
         self.part = part
         self.facts = facts
         self.skipped = skipped
