@@ -18,7 +18,7 @@ from tiny_llava import COLOURS, write_assets
 from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
 from tiny_qwen3 import write_qwen3
-from tiny_vlms import EVERY, FAMILIES, OWN, PEBBLES, QWEN, batch, prompt, vlm
+from tiny_vlms import EVERY, FAMILIES, NATIVE, PEBBLES, QWEN, batch, prompt, vlm
 from transformers import AutoModelForImageTextToText
 
 from llava import compress
@@ -41,7 +41,7 @@ PARTS = {
     "qwen3_vl": (("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list")),
     "llava_onevision": (("model.vision_tower",), ("model.multi_modal_projector",)),
     PEBBLES: ((), ("eye",)),
-    OWN: (("model.vision_tower",), ("model.mm_projector",)),
+    **dict.fromkeys(NATIVE, (("model.vision_tower",), ("model.mm_projector",))),
 }
 
 
