@@ -34,6 +34,10 @@ SHOWN = [
     ("qwen2_5_vl", "video", 2, Medium(32, 48, 4)),
     ("qwen3_vl", "image", 2, Medium(32, 48)),
     ("qwen3_vl", "video", 0, Medium(32, 32, 4)),
+    ("llava_onevision", "image", 0, Medium(112, 112)),
+    ("llava_onevision", "image", 1, Medium(112, 56)),
+    ("llava_onevision", "image", 2, Medium(56, 56)),
+    ("llava_onevision", "video", 0, Medium(56, 56, FRAMES)),
 ]
 
 

@@ -125,7 +125,7 @@ def outside_bytes(shape: ModelShape, batch: DeviceBatch, precision: Precision) -
     if medium.projector is not None:
         inputs = [values for values, _ in medium.projector]
     if medium.projects_all and tokens:
-        tokens = medium.units * medium.found
+        tokens = round(medium.units * medium.found * medium.pooled)
     widths = sum(inputs[:1]) + 2 * sum(inputs[1:]) if shape.projector_layers else 0
     projector = batch.rows * tokens * precision.compute * widths
     drops = precision.stream * width * sum(_stages(batch)[:-1])

@@ -73,8 +73,10 @@ class SeenMedium:
         plain: visual tokens of the whole medium without V2V.
         beside: visual tokens of it that are not V2V's, with V2V: a newline.
         caps: whether a unit with fewer tokens than the budget keeps all; others refuse such a budget.
+        shrunk: by how much the budget of each unit but the first is divided.
         projector: inputs and outputs of each linear map of the projector; None for LLaVA's MLP of two.
         projects_all: whether the projector runs in front of V2V, on every token.
+        pooled: positions that become one token between projector and V2V, on average.
         windows: positions of each window of a unit, in towers whose layers attend within windows.
     """
 
@@ -85,8 +87,10 @@ class SeenMedium:
     plain: int
     beside: int = 0
     caps: bool = False
+    shrunk: float = 1.0
     projector: tuple[tuple[int, int], ...] | None = None
     projects_all: bool = False
+    pooled: float = 1.0
     windows: tuple[int, ...] | None = None
 
     @classmethod
@@ -107,7 +111,11 @@ class SeenMedium:
         if v2v is None:
             return self.plain
         kept = min(sum(v2v.counts(self.found)), self.found) if self.caps else v2v.token_count(self.found)
-        return self.units * kept + self.beside
+        if self.shrunk == 1:
+            return self.units * kept + self.beside
+        dominant, contextual = v2v.counts(self.found)
+        fewer = max(1, int(dominant / self.shrunk)) + int(contextual / self.shrunk)
+        return kept + (self.units - 1) * fewer + self.beside
 
     def flops(self) -> int:
         """Forward FLOPs of the tower, without the projector."""
@@ -121,8 +129,9 @@ class SeenMedium:
             width: width of the decoder.
         """
         maps = ((self.tower.width, width), (width, width)) if self.projector is None else self.projector
-        tokens = self.units * self.found if self.projects_all else entered - self.beside
-        return 2 * tokens * sum(inputs * outputs for inputs, outputs in maps)
+        shrinks = self.shrunk > 1 and entered == self.plain  # a map is shrunk behind the projector
+        tokens = self.units * self.found * self.pooled if self.projects_all or shrinks else entered - self.beside
+        return 2 * round(tokens) * sum(inputs * outputs for inputs, outputs in maps)
 
 
 Vision = VisionShape | SeenMedium
@@ -211,11 +220,14 @@ class _Merging:
         return cls(pinpoints, kind, most_crops(config.get("image_aspect_ratio")))
 
 
-def _crops(tower: VisionShape, medium: Medium, merging: _Merging, side: int | None = None) -> SeenMedium:
+def _crops(
+    tower: VisionShape, medium: Medium, merging: _Merging, side: int | None = None, shrinks: bool = False
+) -> SeenMedium:
     """The crops of an image, the squeezed whole first; frames of a video are crops that are not merged.
 
     Args:
         side: pixels on a side of a crop; None where its patches fill it.
+        shrinks: whether budgets of crops shrink with a map that is too large.
     """
     one = SeenMedium.of(tower)
     if medium.frames:
@@ -236,6 +248,7 @@ def _crops(tower: VisionShape, medium: Medium, merging: _Merging, side: int | No
         rows, columns = max(in_rows.stop - in_rows.start, 0), max(in_columns.stop - in_columns.start, 0)
         times = 0.0 if merging.most is None else math.sqrt(rows * columns / (merging.most * across**2))
         if times > _LEAST_SHRINKING:
+            one = dataclasses.replace(one, shrunk=rows * columns / (merging.most * across**2) if shrinks else 1.0)
             rows, columns = max(int(rows // times), 1), max(int(columns // times), 1)
         plain = base + rows * (columns + 1)
     else:
@@ -302,9 +315,18 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
     settings = {"model_type": "siglip_vision_model", **config["vision_config"]}
     tower = tower_shape(SimpleNamespace(**settings), config.get("vision_feature_layer", -1))
     if medium.frames:
-        pooled = math.ceil(math.isqrt(tower.patches) / _POOLED) ** 2
-        one = SeenMedium.of(tower)
-        return dataclasses.replace(one, units=medium.frames, plain=medium.frames * pooled + 1, projects_all=True)
+        pooled, frames = math.ceil(math.isqrt(tower.patches) / _POOLED) ** 2, medium.frames
+        return SeenMedium(
+            tower,
+            frames,
+            tower.tokens,
+            pooled,
+            frames * pooled + 1,
+            beside=1,
+            caps=True,
+            projects_all=True,
+            pooled=tower.patches / pooled,
+        )
     from llava.common.anyres import is_anyres, most_crops
 
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
@@ -312,4 +334,4 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
         return SeenMedium.of(tower)
     pinpoints = [[width, height] for height, width in config["image_grid_pinpoints"]]
     merging = _Merging(pinpoints, "spatial_unpad", most_crops(aspect))
-    return _crops(tower, medium, merging, settings["image_size"])
+    return _crops(tower, medium, merging, settings["image_size"], shrinks=True)
