@@ -18,7 +18,7 @@ from llava.common.outside_files import why_unreadable
 from llava.common.shown import printable
 from llava.data.frames import Frames, frame_numbers
 from llava.data.images import LONGEST_NAME, BadImageError, MissingImageError, explained, open_rgb
-from llava.data.video_files import decode_frames
+from llava.data.video_files import decode_frames, frames_by_header
 
 FrameChoice = Callable[[int, float | None], list[int]]
 """Says which frames to take, in order, from how many there are and how many a second (None where nothing says)."""
@@ -93,10 +93,34 @@ def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) 
         return _from_video(path, choose, opening)
 
 
-def _from_folder(path: Path, choose: FrameChoice, opening: str) -> Frames:
+def count_frames(path: Path) -> int | None:
+    """Frames of a video by its headers, nothing decoded; None where they do not say.
+
+    Raises:
+        BadImageError: if the video cannot be opened, or its frames are larger than images may be.
+    """
+    with explained(f"Video {printable(str(path), LONGEST_NAME)}"):
+        if path.is_dir():
+            return len(_frame_files(path))
+        if path.suffix.lower() in ANIMATION_SUFFIXES:
+            with open_image_file(path, ANIMATION_FORMATS) as image:
+                return int(getattr(image, "n_frames", 1))
+        try:
+            return frames_by_header(path)
+        except _av().FFmpegError as error:
+            raise ValueError(error) from error
+
+
+def _frame_files(path: Path) -> list[Path]:
+    """The images of a folder, in the order of their names."""
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise UnfitFileError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def _from_folder(path: Path, choose: FrameChoice, opening: str) -> Frames:
+    files = _frame_files(path)
     wanted = choose(len(files), None)
     taken: dict[int, Image.Image] = {}
     for number in sorted(set(wanted)):
@@ -135,7 +159,8 @@ def _from_animation(path: Path, choose: FrameChoice, opening: str) -> Frames:
     return Frames(tuple(taken[number] for number in wanted), tuple(wanted), frames)
 
 
-def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
+def _av() -> Any:
+    """The package `av`."""
     try:
         import av
     except ImportError as error:
@@ -143,6 +168,11 @@ def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
             "the package av is not installed, which reads video files: `pip install av`, or replace the file by a "
             "folder of its frames"
         ) from error
+    return av
+
+
+def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
+    av = _av()
 
     def keep(frame: Any, count: int) -> Image.Image:
         _check_shown(count * frame.width * frame.height)

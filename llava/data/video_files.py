@@ -84,6 +84,18 @@ def decode_frames(
     return (_read_on(av, path, numbers, keep) if taken is None else taken), wanted, index
 
 
+def frames_by_header(path: Path) -> int | None:
+    """Frames of a video file as its header has them; None where it says nothing.
+
+    Raises:
+        UnfitFileError, ImageLimitError, av.FFmpegError: as in `decode_frames`.
+    """
+    import av
+
+    with _open(av, path) as container:
+        return _stream(container).frames or None
+
+
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames from where a container stands, each decoded when it is asked for."""
     yield from container.decode(stream)
@@ -91,6 +103,15 @@ def decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def _open(av: Any, path: Path) -> Any:
     return av.open(str(path), options={"format_whitelist": CONTAINERS})
+
+
+def _stream(container: Any) -> Any:
+    """The first video stream of a container."""
+    if not container.streams.video:
+        raise UnfitFileError("it holds no pictures")
+    stream = container.streams.video[0]
+    check_frame(stream.width or 0, stream.height or 0)
+    return stream
 
 
 def _prepared(container: Any) -> Any:
@@ -103,10 +124,7 @@ def _prepared(container: Any) -> Any:
 
 def _read_index(av: Any, path: Path) -> VideoIndex:
     with _open(av, path) as container:
-        if not container.streams.video:
-            raise UnfitFileError("it holds no pictures")
-        stream = container.streams.video[0]
-        check_frame(stream.width or 0, stream.height or 0)
+        stream = _stream(container)
         fps = None if not stream.average_rate else float(stream.average_rate)
         exact = not _SEEKABLE.isdisjoint(container.format.name.split(","))
         exact = exact and stream.codec_context.codec.canonical_name in _ONE_EACH

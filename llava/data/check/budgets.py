@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 
 from llava.compression.config import CompressionConfig
 from llava.conversation import SeparatorStyle, get_template
-from llava.cost.flops import average_visual_tokens, training_flops, training_passes, visual_tokens_per_layer
-from llava.cost.seen_media import Vision
-from llava.cost.shapes import DecoderShape
+from llava.cost.dimensions import DecoderShape
+from llava.cost.flops import (
+    average_visual_tokens,
+    tokens_per_layer,
+    training_flops,
+    training_passes,
+    visual_tokens_per_layer,
+)
+from llava.cost.seen_media import SeenMedium, Vision, seen
 from llava.data.check.checking import CheckResult
-from llava.data.mixture import draw_rows
+from llava.data.mixture import rows_of
+from llava.data.mixture_files import Source
 from llava.data.sampler import EpochSampler
 
 SEED = 42  # transformers' default
@@ -79,8 +86,10 @@ def default_passes(template: str) -> int:
     return training_passes(trains_language_model=not describes, activation_checkpointing=True)
 
 
-def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision: Vision) -> tuple[int, ...]:
-    """Tokens that one image becomes on its way into the decoder.
+def visual_tokens_of(
+    compressions: Sequence[str], decoder: DecoderShape, vision: Vision, family: str = "llava_llama"
+) -> tuple[int, ...]:
+    """Tokens that one image, or whatever is seen, becomes on its way into the decoder.
 
     Raises:
         ValueError: if a compression does not exist or does not fit the model.
@@ -88,17 +97,28 @@ def visual_tokens_of(compressions: Sequence[str], decoder: DecoderShape, vision:
     configs = list(map(CompressionConfig.resolve, compressions))
     tokens = tuple(visual_tokens_per_layer(config, decoder.layers, vision)[0] for config in configs)
     for config in configs:
-        config.check_made_for("llava_llama", decoder.layers)
+        config.check_made_for(family, decoder.layers)
     return tokens
 
 
 def figures(
-    result: CheckResult, assumed: CostAssumptions, decoder: DecoderShape, vision: Vision
+    result: CheckResult,
+    assumed: CostAssumptions,
+    decoder: DecoderShape,
+    image: Vision,
+    video: SeenMedium | None = None,
 ) -> dict[str, BudgetFigures]:
-    """Statistics and cost at every budget of the check."""
-    epoch = epoch_of(result)
+    """Statistics and cost at every budget of the check.
+
+    Args:
+        result: of the check.
+        assumed: what costs depend on.
+        decoder: dimensions of the language model.
+        image, video: as the model sees them; None for a model that is trained on no videos.
+    """
+    epoch, media = epoch_of(result), (seen(image), video)
     return {
-        name: _figures(result, number, epoch, assumed, decoder, vision)
+        name: _figures(result, number, epoch, assumed, decoder, media)
         for number, name in enumerate(result.settings.budgets)
     }
 
@@ -112,7 +132,8 @@ def epoch_of(result: CheckResult) -> NDArray[np.int64]:
     for source in result.sources:
         own = good[(good >= offset) & (good < offset + len(source.objects))]
         if len(own):
-            parts.append(own[draw_rows(len(own), source.weight, source.seed)])
+            as_source = Source(source.path, weight=source.weight, part=source.part)
+            parts.append(own[rows_of(len(own), as_source, source.seed)])
         offset += len(source.objects)
     return np.concatenate(parts) if parts else good
 
@@ -140,21 +161,23 @@ def _figures(
     epoch: NDArray[np.int64],
     assumed: CostAssumptions,
     decoder: DecoderShape,
-    vision: Vision,
+    media: tuple[SeenMedium, SeenMedium | None],
 ) -> BudgetFigures:
-    config = CompressionConfig.resolve(result.settings.budgets[number])
-    visual = result.settings.visual_tokens[number]
-    text, images = result.text[epoch, number], result.images[epoch, number]
-    lengths = text + visual * images
-    flops = _epoch_flops(text, images, config, assumed.passes, decoder, vision)
-    guesses = result.num_words[epoch] + visual * result.num_images[epoch]  # what the trainer groups by
+    config, settings = CompressionConfig.resolve(result.settings.budgets[number]), result.settings
+    columns = (result.text, result.visual, result.images, result.videos)
+    samples = np.stack([column[epoch, number] for column in columns], axis=1)
+    text, lengths = samples[:, 0], samples[:, 0] + samples[:, 1]
+    flops = _epoch_flops(samples, config, assumed.passes, decoder, media)
+    images, videos = result.num_images[epoch], result.num_videos[epoch]
+    each = [sum(settings.counts(kind, number)) if some.any() else 0 for kind, some in _named(images, videos)]
+    guesses = result.num_words[epoch] + each[0] * images + each[1] * videos  # what the trainer groups by
+    kinds = (images > 0) | (videos > 0)
     shuffled = EpochSampler(len(epoch), SEED, assumed.batch_size, assumed.devices)
-    grouped = EpochSampler(
-        len(epoch), SEED, assumed.batch_size, assumed.devices, lengths=guesses, kinds=result.num_images[epoch] > 0
-    )
+    grouped = EpochSampler(len(epoch), SEED, assumed.batch_size, assumed.devices, lengths=guesses, kinds=kinds)
     some = len(epoch) > 0
+    of_image = tokens_per_layer(config.t2v, settings.visual_tokens[number], decoder.layers)
     return BudgetFigures(
-        average_visual_tokens=average_visual_tokens(visual_tokens_per_layer(config, decoder.layers, vision)),
+        average_visual_tokens=average_visual_tokens(of_image),
         mean_text_tokens=float(text.mean()) if some else 0.0,
         mean_sequence_tokens=float(lengths.mean()) if some else 0.0,
         p95_sequence_tokens=float(np.percentile(lengths, 95)) if some else 0.0,
@@ -168,20 +191,30 @@ def _figures(
     )
 
 
+def _named(images: NDArray[np.int64], videos: NDArray[np.int64]) -> tuple[tuple[str, NDArray[np.int64]], ...]:
+    return ("image", images), ("video", videos)
+
+
 def _epoch_flops(
-    text: NDArray[np.int64],
-    images: NDArray[np.int64],
+    samples: NDArray[np.int64],
     config: CompressionConfig,
     passes: int,
     decoder: DecoderShape,
-    vision: Vision,
+    media: tuple[SeenMedium, SeenMedium | None],
 ) -> int:
-    """FLOPs of an epoch, summed over samples; equal lengths are computed once."""
-    if not len(text):
+    """FLOPs of an epoch, summed over samples (text tokens, visual tokens, images, videos); equal ones once."""
+    if not len(samples):
         return 0
-    shapes, counts = np.unique(np.stack([text, images], axis=1), axis=0, return_counts=True)
+    outside = [0 if one is None else _outside(one, config, decoder) for one in media]
+    shapes, counts = np.unique(samples, axis=0, return_counts=True)
     total = 0
-    for (tokens, shown), count in zip(shapes.tolist(), counts.tolist(), strict=True):
-        layers = visual_tokens_per_layer(config, decoder.layers, vision, shown)
-        total += count * training_flops(layers, tokens, decoder, vision, shown, passes)
+    for (text, visual, *shown), count in zip(shapes.tolist(), counts.tolist(), strict=True):
+        layers = tokens_per_layer(config.t2v, visual, decoder.layers)
+        language = training_flops(layers, text, decoder, images=0, passes=passes)
+        total += count * (language + sum(one * number for one, number in zip(outside, shown, strict=True)))
     return total
+
+
+def _outside(medium: SeenMedium, config: CompressionConfig, decoder: DecoderShape) -> int:
+    """FLOPs of the frozen tower and the trained projector for one medium, as `training_flops` counts them."""
+    return medium.flops() + 3 * medium.projector_flops(medium.visual_tokens(config.v2v), decoder.width)

@@ -21,7 +21,7 @@ _HEADINGS = {
     Severity.ERROR: "Errors: training would stop at these records, or learn nothing from them",
     Severity.WARNING: "Warnings: these work, but look at them",
 }
-_IMAGES = {"full": "decoded in full", "header": "of which the header was read", "skip": "none of them opened"}
+_IMAGES = {"full": "decoded", "header": "of which the header was read", "skip": "none of them opened"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Report:
             "with_errors": with_errors,
             "with_warnings_only": len(result.findings) - with_errors,
             "distinct_images": result.distinct_images,
+            "distinct_videos": result.distinct_videos,
+            "records_by_kind": self._by_media,
             "findings": {name: self._kind(name) for name in KINDS},
             "tokens_are_estimates": result.settings.tokenizer is None,
             "budgets": {name: asdict(figures) for name, figures in self.figures.items()},
@@ -83,9 +85,24 @@ class Report:
         return (
             f"{records:,} records of {where}\n"
             f"  {records - faulty:,} good, {faulty:,} with errors, {suspect:,} with warnings only\n"
-            f"  {result.distinct_images:,} image files, {_IMAGES[result.settings.images]}; "
-            f"{result.seconds:.1f} s, {rate:,.0f} records a second"
+            f"  {self._files()}; {result.seconds:.1f} s, {rate:,.0f} records a second"
         )
+
+    @property
+    def _by_media(self) -> dict[str, int]:
+        """Records by what they show."""
+        images, videos = self.result.num_images > 0, self.result.num_videos > 0
+        masks = {"text": ~(images | videos), "image": images & ~videos, "video": videos & ~images}
+        return {name: int(mask.sum()) for name, mask in (masks | {"both": images & videos}).items()}
+
+    def _files(self) -> str:
+        result = self.result
+        files = f"{result.distinct_images:,} image files"
+        if result.distinct_videos:
+            counts = self._by_media
+            files += f" and {result.distinct_videos:,} videos"
+            shown = f"; {counts['image']:,} records show images, {counts['video']:,} videos, {counts['both']:,} both"
+        return f"{files}, {_IMAGES[result.settings.images]}{shown if result.distinct_videos else ''}"
 
     def _findings(self) -> Iterator[str]:
         for severity, heading in _HEADINGS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava.common.image_opening import DEFAULT_OPENING
+from llava.data.check.model_media import LLAVA
 
 IMAGE_MODES = ("full", "header", "skip")
 
@@ -18,10 +19,14 @@ class CheckSettings:
         tokenizer: folder or hub name; None estimates the number of tokens.
         max_length: tokens the model takes, images expanded.
         budgets: names of the compressions looked at.
-        visual_tokens: tokens that one image becomes under each of them.
-        images: `full` decodes every image, `header` reads its first bytes, `skip` opens none.
+        visual_tokens: tokens that one image becomes under each of them; where images differ, a usual one.
+        images: `full` decodes every image and the frames of every video that are shown, `header` reads their first
+            bytes, `skip` opens none.
         image_opening: `upright` or `llava`, as in training.
-        aspect_ratio: `pad` or `square`, as in training: decides how much memory a thin image takes.
+        aspect_ratio: as in training: decides how much memory a thin image takes.
+        family: `llava-1.5`, `llava-next` or `video-llava`.
+        frames: frames of a video that are shown; 0 where the model is trained on none.
+        frame_tokens: tokens of each of them under each budget.
     """
 
     template: str = "v1"
@@ -32,3 +37,12 @@ class CheckSettings:
     images: str = "full"
     aspect_ratio: str = "pad"
     image_opening: str = DEFAULT_OPENING
+    family: str = LLAVA
+    frames: int = 0
+    frame_tokens: tuple[int, ...] = ()
+
+    def counts(self, kind: str, budget: int) -> list[int]:
+        """Visual tokens of each mark of an image, or of the frames of a video, under a budget by its number."""
+        if kind == "image":
+            return [self.visual_tokens[budget]]
+        return [self.frame_tokens[budget]] * self.frames

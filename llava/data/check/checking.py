@@ -1,4 +1,4 @@
-"""Runs a data check: conversations first, then every image file once, then the findings of each record."""
+"""Runs a data check: conversations first, then every image and video once, then the findings of each record."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from llava.data.check.conversations import check_conversations, identity
 from llava.data.check.findings import Finding, TextOutcome
 from llava.data.check.image_files import check_images
 from llava.data.check.sources import DataFile
+from llava.data.check.videos import check_videos
 from llava.data.check.worker_pool import WorkerPool, chunks_of
+from llava.data.mixture_files import part_of
 
 RECORDS_PER_CHUNK = 128
 IMAGES_PER_CHUNK = 16
+VIDEOS_PER_CHUNK = 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ImageKey = tuple[str, str]  # image folder and name
+FileKey = tuple[str, str, str]  # kind of medium, its folder, and name
 
 
 @dataclass
@@ -38,12 +41,12 @@ class CheckResult:
         settings: how records were judged.
         ids: ids of the records; None where a record has none.
         num_words: int [n], the trainer's measure of length.
-        num_images: int [n], images that a record names.
-        text, images: int [n, b], text tokens and images left after cutting.
+        num_images, num_videos: int [n], images and videos that a record names.
+        text, images, videos, visual: int [n, b], left after cutting: text tokens, media, and their tokens.
         truncated, supervised: bool [n, b], whether something was cut off, and whether a label is left.
         encoded: bool [n], whether the record could be encoded at all.
         findings: findings of the records that have any, by index.
-        distinct_images: image files that were looked at; each once, however many records name it.
+        distinct_images, distinct_videos: files that were looked at; each once, however many records name it.
         seconds: that checking took, reading the data files not included.
     """
 
@@ -52,13 +55,17 @@ class CheckResult:
     ids: list[str | None]
     num_words: NDArray[np.int64]
     num_images: NDArray[np.int64]
+    num_videos: NDArray[np.int64]
     text: NDArray[np.int64]
     images: NDArray[np.int64]
+    videos: NDArray[np.int64]
+    visual: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     supervised: NDArray[np.bool_]
     encoded: NDArray[np.bool_]
     findings: dict[int, list[Finding]] = field(default_factory=dict)
     distinct_images: int = 0
+    distinct_videos: int = 0
     seconds: float = 0.0
 
     @classmethod
@@ -72,8 +79,8 @@ class CheckResult:
             [None] * count,
             np.zeros(count, np.int64),
             np.zeros(count, np.int64),
-            np.zeros(shape, np.int64),
-            np.zeros(shape, np.int64),
+            np.zeros(count, np.int64),
+            *(np.zeros(shape, np.int64) for _ in range(4)),
             np.zeros(shape, bool),
             np.zeros(shape, bool),
             np.zeros(count, bool),
@@ -128,7 +135,8 @@ def check(sources: list[DataFile], settings: CheckSettings, workers: int = 0) ->
     start = time.monotonic()
     result = CheckResult.empty(sources, settings)
     users = _check_text(result, workers)
-    result.distinct_images = len(users)
+    result.distinct_videos = sum(kind == "video" for kind, _, _ in users)
+    result.distinct_images = len(users) - result.distinct_videos
     if settings.images != "skip":
         _check_files(result, users, workers)
     _find_duplicates(result)
@@ -136,40 +144,60 @@ def check(sources: list[DataFile], settings: CheckSettings, workers: int = 0) ->
     return result
 
 
-def _check_text(result: CheckResult, workers: int) -> dict[ImageKey, list[int]]:
-    """Check every conversation; returns which records name each image file."""
+def _check_text(result: CheckResult, workers: int) -> dict[FileKey, list[int]]:
+    """Check every conversation; returns which records name each image file and each video.
+
+    Files of records that no epoch sees, because their source uses a part of its records, are left out.
+    """
     objects = [data for source in result.sources for data in source.objects]
-    folders = [source.image_folder for source in result.sources for _ in source.objects]
+    folders = [(source.image_folder, source.video_folder) for source in result.sources for _ in source.objects]
+    seen = _seen(result.sources)
     pool = WorkerPool(partial(check_conversations, settings=result.settings), _text_died, workers)
     outcomes = _in_order(pool, list(enumerate(objects)), RECORDS_PER_CHUNK, "conversations")
-    users: dict[ImageKey, list[int]] = {}
+    users: dict[FileKey, list[int]] = {}
     for index, outcome in enumerate(outcomes):
         _store(result, index, outcome)
-        for name in dict.fromkeys(outcome.images):
-            users.setdefault((folders[index], name), []).append(index)
+        images, videos = folders[index]
+        named = [("image", images, name) for name in outcome.images]
+        named += [("video", videos, name) for name in outcome.videos]
+        for key in dict.fromkeys(named) if seen[index] else ():
+            users.setdefault(key, []).append(index)
     return users
+
+
+def _seen(sources: Sequence[DataFile]) -> NDArray[np.bool_]:
+    """Which records belong to the part of their file that is used."""
+    parts = []
+    for source in sources:
+        used = np.zeros(len(source.objects), bool)
+        used[part_of(len(source.objects), source.part, source.seed)] = True
+        parts.append(used)
+    return np.concatenate(parts)
 
 
 def _store(result: CheckResult, index: int, outcome: TextOutcome) -> None:
     result.ids[index] = outcome.id
     result.num_words[index] = outcome.num_words
     result.num_images[index] = len(outcome.images)
+    result.num_videos[index] = len(outcome.videos)
     for finding in outcome.findings:
         result.add(index, finding)
     if outcome.fits:
         result.encoded[index] = True
-        columns = (result.text, result.images, result.truncated, result.supervised)
+        columns = (result.text, result.images, result.videos, result.visual, result.truncated, result.supervised)
         for column, values in zip(columns, zip(*outcome.fits, strict=True), strict=True):
             column[index] = values
 
 
-def _check_files(result: CheckResult, users: dict[ImageKey, list[int]], workers: int) -> None:
-    pool = WorkerPool(partial(check_images, settings=result.settings), _image_died, workers)
-    keys = list(users)
-    for key, findings in zip(keys, _in_order(pool, keys, IMAGES_PER_CHUNK, "images"), strict=True):
-        for index in users[key]:
-            for finding in findings:
-                result.add(index, finding)
+def _check_files(result: CheckResult, users: dict[FileKey, list[int]], workers: int) -> None:
+    for kind, look, size in (("image", check_images, IMAGES_PER_CHUNK), ("video", check_videos, VIDEOS_PER_CHUNK)):
+        keys = [key for key in users if key[0] == kind]
+        files = [(folder, name) for _, folder, name in keys]
+        pool = WorkerPool(partial(look, settings=result.settings), _file_died, workers)
+        for key, findings in zip(keys, _in_order(pool, files, size, f"{kind}s"), strict=True):
+            for index in users[key]:
+                for finding in findings:
+                    result.add(index, finding)
 
 
 def _find_duplicates(result: CheckResult) -> None:
@@ -204,7 +232,7 @@ def _text_died(item: tuple[int, Any], tried: bool) -> TextOutcome:
     return TextOutcome(identity(item[1]), findings=(_death("the conversation", tried),))
 
 
-def _image_died(item: ImageKey, tried: bool) -> tuple[Finding, ...]:
+def _file_died(item: tuple[str, str], tried: bool) -> tuple[Finding, ...]:
     return (_death(item[1], tried),)
 
 

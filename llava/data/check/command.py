@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.common.anyres import is_anyres
 from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.common.json_files import read_object, write_json
@@ -21,20 +22,26 @@ from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_REA
 from llava.common.shown import say
 from llava.conversation import get_template, recorded_template
 from llava.cost.overview import fitting
-from llava.cost.seen_media import Vision
-from llava.cost.shapes import MODELS, DecoderShape, model_shape
 from llava.data.check.budgets import CostAssumptions, default_passes, figures, visual_tokens_of
 from llava.data.check.check_report import Report, write_all
 from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
 from llava.data.check.checking import CheckResult, check
 from llava.data.check.conversations import load_tokenizer
+from llava.data.check.model_media import KNOWN, ModelMedia
 from llava.data.check.sources import DataFile, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.mixture_files import is_mixture
 from llava.mm_utils import ASPECT_RATIOS
 
-USUAL_BUDGETS = ("none", "duet-192", "duet-128", "duet-64")
+USUAL_BUDGETS = {
+    "llava-1.5": ("none", "duet-192", "duet-128", "duet-64"),
+    "llava-next": ("none", "next-640", "next-320", "next-160"),
+    "video-llava": ("none", "video-960", "video-136"),
+}
 """What a data set is checked for where no budget is named, as far as they fit the model."""
+
+USUAL_LENGTHS = {"llava-1.5": 2048, "llava-next": 4096, "video-llava": 3072}
+"""`--model_max_length` of the families' recipes; Video-LLaVA's after the expansion of its videos."""
 
 _OUTPUTS = ("report", "text", "write_clean", "list_all")
 
@@ -45,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(_with_hyphens(sys.argv[1:] if arguments is None else arguments))
     try:
         _check_options(options)
-        decoder, vision = model_shape(options.model)
-        settings = _settings(options, decoder, vision)
+        media = ModelMedia.of(options.model, options.image_aspect_ratio)
+        settings = _settings(options, media)
         tokenizer = load_tokenizer(settings.tokenizer)
         if settings.tokenizer is not None and (warning := end_mark_warning(settings.template, tokenizer)):
             logging.getLogger(__name__).warning("%s", warning)
-        sources = read_sources(options.data_path, options.image_folder, options.limit)
+        sources = read_sources(options.data_path, options.image_folder, options.limit, options.video_folder)
         _check_outputs(options, sources)
         result = check(sources, settings, options.workers)
     except (ValueError, RuntimeError) as error:
@@ -59,17 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"check: {in_words(error)}", file=sys.stderr)
         return 2
-    _write(result, options, decoder, vision)
+    _write(result, options, media)
     share = len(result.faulty) / len(result)
     return int(share > options.max_bad_share)
 
 
-def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderShape, vision: Vision) -> None:
+def _write(result: CheckResult, options: argparse.Namespace, media: ModelMedia) -> None:
     passes = options.passes or default_passes(options.version)
     assumed = CostAssumptions(
         options.model, options.batch_size, options.devices, options.peak_tflops, options.mfu, passes
     )
-    report = Report(result, figures(result, assumed, decoder, vision), assumed)
+    report = Report(result, figures(result, assumed, media.decoder, media.image, media.video), assumed)
     text = report.to_text()
     say(text)
     if options.text:
@@ -85,20 +92,29 @@ def _write(result: CheckResult, options: argparse.Namespace, decoder: DecoderSha
         say(f"\nNo record is good; {options.write_clean} was not written.", file=sys.stderr)
 
 
-def _settings(options: argparse.Namespace, decoder: DecoderShape, vision: Vision) -> CheckSettings:
+def _settings(options: argparse.Namespace, media: ModelMedia) -> CheckSettings:
     recorded = _recorded(options.tokenizer)
     options.version = options.version or recorded_template(recorded) or "v1"
     get_template(options.version)
-    options.compression = options.compression or fitting("llava_llama", decoder, vision, USUAL_BUDGETS)
+    usual = USUAL_BUDGETS[media.family]
+    options.compression = options.compression or fitting(media.family, media.decoder, media.image, usual)
+    of_model = (media.decoder, media.image, media.family)
+    visual_tokens = visual_tokens_of(options.compression, *of_model)
+    of_videos = (
+        () if media.video is None else visual_tokens_of(options.compression, media.decoder, media.video, media.family)
+    )
     return CheckSettings(
         template=options.version,
         tokenizer=options.tokenizer,
-        max_length=options.model_max_length,
+        max_length=options.model_max_length or USUAL_LENGTHS[media.family],
         budgets=tuple(options.compression),
-        visual_tokens=visual_tokens_of(options.compression, decoder, vision),
+        visual_tokens=of_images,
         images=options.images,
         aspect_ratio=options.image_aspect_ratio,
         image_opening=check_opening(options.image_opening or recorded.get("image_opening") or DEFAULT_OPENING),
+        family=media.family,
+        frames=media.frames,
+        frame_tokens=tuple(tokens // media.frames for tokens in of_videos),
     )
 
 
@@ -139,14 +155,23 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="where image names start; default: %(default)s",
     )
     data.add_argument(
+        "--video-folder", type=as_text(FOLDER_TO_READ), help="where names of videos start; default: the image folder"
+    )
+    data.add_argument(
         "--version", help="template, `plain` for pre-training; default: that of the checkpoint --tokenizer, or v1"
     )
     data.add_argument("--tokenizer", type=MODEL, help="folder or hub name; without it, token counts are estimates")
     data.add_argument(
-        "--model-max-length", type=count(), default=2048, help="tokens, expanded images included; default: %(default)s"
+        "--model-max-length",
+        type=count(),
+        help="tokens, expanded images included; default: that of the family's recipe, "
+        + ", ".join(f"{length} ({family})" for family, length in USUAL_LENGTHS.items()),
     )
     data.add_argument(
-        "--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help="as in training; default: %(default)s"
+        "--image-aspect-ratio",
+        type=_aspect_ratio,
+        default="pad",
+        help=f"as in training: {', '.join(ASPECT_RATIOS)}, anyres or anyres_max_N; default: %(default)s",
     )
     data.add_argument(
         "--image-opening", choices=OPENINGS, help=f"default: that of the checkpoint --tokenizer, or {DEFAULT_OPENING}"
@@ -155,7 +180,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--images",
         choices=IMAGE_MODES,
         default="full",
-        help="decode every image (the default), read only headers (misses files that are cut off), or open none",
+        help="decode every image and the frames of videos that are shown (the default), read only headers (misses "
+        "files that are cut off), or open none",
     )
     data.add_argument("--limit", type=count(), help="look only at so many records, from the front")
     data.add_argument(
@@ -172,19 +198,27 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _aspect_ratio(text: str) -> str:
+    """One of LLaVA's and LLaVA-NeXT's `image_aspect_ratio`s."""
+    if text not in ASPECT_RATIOS and not is_anyres(text):
+        accepted = ", ".join(ASPECT_RATIOS)
+        raise argparse.ArgumentTypeError(f"{text!r} is none; accepted are {accepted}, anyres and anyres_max_N")
+    return text
+
+
 def _add_cost(parser: argparse.ArgumentParser) -> None:
     cost = parser.add_argument_group("cost estimates")
     cost.add_argument(
         "--compression",
         nargs="+",
-        help=f"presets or YAML files (default: those of {' '.join(USUAL_BUDGETS)} that fit the model); a record must "
+        help="presets or YAML files (default: `none` and the family's DUET presets that fit the model); a record must "
         "keep a label under each of them, so name only those you will use",
     )
     cost.add_argument(
         "--model",
         type=MODEL,
         default="llava-1.5-7b",
-        help=f"{', '.join(MODELS)} or a checkpoint folder; default: %(default)s",
+        help=f"{', '.join(KNOWN)} or a checkpoint folder; default: %(default)s",
     )
     cost.add_argument(
         "--batch-size", type=count(), default=16, help="samples of a device in a forward pass; default: %(default)s"
@@ -232,8 +266,9 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError("--write-clean would lose the records beyond --limit; leave one of them out.")
     if options.write_clean and any(is_mixture(path) for path in options.data_path):
         raise ValueError("--write-clean cannot keep a mixture's weights and image folders; clean its files one by one.")
-    if options.images != "skip" and not Path(options.image_folder).is_dir():
-        raise ValueError(f"There is no folder {options.image_folder!r}; check --image-folder, or give --images skip.")
+    for flag, folder in (("--image-folder", options.image_folder), ("--video-folder", options.video_folder)):
+        if options.images != "skip" and folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"There is no folder {folder!r}; check {flag}, or give --images skip.")
     chosen: dict[str, Path] = {}
     for name in _OUTPUTS:
         path = getattr(options, name)

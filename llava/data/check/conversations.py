@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,12 +12,15 @@ from llava.conversation import SeparatorStyle, get_template
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding, Fit, TextOutcome
+from llava.data.check.model_media import VIDEO
 from llava.data.check.sources import Unreadable
 from llava.data.families.llava import LlavaInputs
+from llava.data.families.video_llava import VideoLlavaInputs
+from llava.data.frames import FrameSampling
 from llava.data.json_stream import Ambiguous
 from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
-from llava.data.tokenization import truncate
+from llava.data.tokenization import EncodedText, kept_tokens, truncate
 from llava.data.tokens import RecordEncoder
 
 
@@ -72,24 +75,54 @@ def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> Te
         return TextOutcome(name, findings=(Finding("unexpected", first_line(error)),))
     fits, findings = _encode(record, tokenizer, settings)
     findings += _look_at_words(record, settings.template)
-    return TextOutcome(name, record.images, record.num_words, fits, tuple(findings))
+    return TextOutcome(name, record.images, record.videos, record.num_words, fits, tuple(findings))
 
 
 def _encode(record: Record, tokenizer: Any, settings: CheckSettings) -> tuple[tuple[Fit, ...], list[Finding]]:
     """Encode as the training data set does, cut at every budget, and judge what is left."""
-    encoder = RecordEncoder(LlavaInputs(None, tokenizer, None, settings.template), _nothing_salient)
+    if record.videos and not settings.frames:
+        return (), [Finding("video_unshown", ", ".join(record.videos))]
+    encoder = RecordEncoder(_inputs(tokenizer, settings), _nothing_salient)
+    counts = [[settings.counts(kind, n) for kind, _ in record.media] for n in range(len(settings.budgets))]
     try:
         encoded = encoder.encode(record)
-        cuts = [truncate(encoded, settings.max_length, visual) for visual in settings.visual_tokens]
+        cuts = [_cut(encoded, of_budget, record, settings) for of_budget in counts]
     except ValueError as error:
         return (), [Finding("not_encodable", str(error))]
     except Exception as error:
         return (), [Finding("unexpected", first_line(error))]
-    fits = tuple(
-        Fit(len(cut.input_ids) - cut.num_images, cut.num_images, cut.truncated, cut.is_supervised) for cut in cuts
-    )
-    lengths = [encoded.expanded_length(visual) for visual in settings.visual_tokens]
+    text = len(encoded.input_ids) - encoded.num_images
+    lengths = [text + sum(map(sum, of_budget)) for of_budget in counts]
+    fits = tuple(_fit(cut, of_budget, record) for cut, of_budget in zip(cuts, counts, strict=True))
     return fits, _judge(record, encoded.is_supervised, fits, lengths, settings)
+
+
+def _inputs(tokenizer: Any, settings: CheckSettings) -> LlavaInputs:
+    """What encodes conversations as the model's own does; no medium is prepared with it."""
+    if settings.family == VIDEO:
+        return VideoLlavaInputs(None, tokenizer, None, settings.template, sampling=FrameSampling(settings.frames))
+    return LlavaInputs(None, tokenizer, None, settings.template)
+
+
+def _cut(encoded: EncodedText, counts: Sequence[Sequence[int]], record: Record, settings: CheckSettings) -> EncodedText:
+    """As the training data set cuts, given what each medium becomes."""
+    if not record.videos:
+        return truncate(encoded, settings.max_length, counts[0][0] if counts else 0)
+    kept, _ = kept_tokens(encoded.input_ids, counts, settings.max_length)
+    rows = encoded.input_ids[:kept], encoded.labels[:kept], encoded.query_mask[:kept]
+    return EncodedText(*rows, truncated=kept < len(encoded.input_ids))
+
+
+def _fit(cut: EncodedText, counts: Sequence[Sequence[int]], record: Record) -> Fit:
+    """What a cut leaves of a record."""
+    left, visual, shown = cut.num_images, 0, {"image": 0, "video": 0}
+    for (kind, _), each in zip(record.media, counts, strict=True):
+        if left < len(each):
+            break
+        left, visual = left - len(each), visual + sum(each)
+        shown[kind] += 1
+    text = len(cut.input_ids) - cut.num_images
+    return Fit(text, shown["image"], shown["video"], visual, cut.truncated, cut.is_supervised)
 
 
 def _judge(
@@ -123,7 +156,7 @@ def _look_at_words(record: Record, template: str) -> list[Finding]:
     marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
     if marked:
         findings.append(Finding("mark_in_answer", f"turn {', '.join(map(str, marked))}"))
-    prose = [] if record.images else marks_in([*filter(None, [record.system]), *record.turns[::2]])
+    prose = [] if record.media else marks_in([*filter(None, [record.system]), *record.turns[::2]])
     if prose:
         findings.append(Finding("mark_in_prose", ", ".join(dict.fromkeys(prose))))
     return findings

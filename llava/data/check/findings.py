@@ -57,6 +57,13 @@ KINDS = {
     "not_an_image": _error("the file is no image, for instance a web page saved as one"),
     "image_broken": _error("the image cannot be decoded: cut off or damaged"),
     "image_bomb": _error("decoding or padding the image would take unreasonable memory"),
+    "video_unshown": _error("the record shows a video, but the model is trained on images alone; see --model"),
+    "video_outside_folder": _error("the video's name leads out of --video-folder"),
+    "video_missing": _error("there is no such video"),
+    "video_unreadable": _error("the video cannot be opened: its rights, its name, the disk or the network drive"),
+    "video_empty": _error("the video has no bytes, or its folder no frames"),
+    "video_broken": _error("the frames that are shown cannot be decoded: cut off, damaged, or no video"),
+    "video_bomb": _error("decoding the video's frames would take unreasonable memory"),
     "unexpected": _error("checking the record raised an error that nobody foresaw; training would too"),
     "worker_died": _error("the process that checked the record died, probably for lack of memory"),
     "duplicate_id": _warning("an earlier record has the same id"),
@@ -74,15 +81,21 @@ KINDS = {
     "image_rotated": _warning("its rotation mark turns the image upright; --image-opening llava leaves it lying"),
     "image_thin": _warning("very long and thin: almost everything is padding, or is cropped away"),
     "image_large": _warning("so many pixels that opening it slows training down"),
+    "video_short": _warning("fewer frames than are shown; some are shown several times"),
     "image_tiny": _warning("smaller than one patch of the tower; often a placeholder for a lost picture"),
 }
 
 
 class Fit(NamedTuple):
-    """A record as one budget leaves it: `text` tokens and `images` after cutting, and what the cut did."""
+    """A record as one budget leaves it, after cutting, and what the cut did.
+
+    `text` and `visual` are tokens.
+    """
 
     text: int
     images: int
+    videos: int
+    visual: int
     truncated: bool
     supervised: bool
 
@@ -94,6 +107,7 @@ class TextOutcome:
     Attributes:
         id: id of the record; None where it gives none.
         images: names of its image files.
+        videos: names of its videos.
         num_words: the trainer's measure of length.
         fits: one for every budget; empty where the record cannot be encoded.
         findings: what is wrong with it.
@@ -101,6 +115,7 @@ class TextOutcome:
 
     id: str | None = None
     images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
     num_words: int = 0
     fits: tuple[Fit, ...] = ()
     findings: tuple[Finding, ...] = ()
