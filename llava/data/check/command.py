@@ -98,10 +98,9 @@ def _settings(options: argparse.Namespace, media: ModelMedia) -> CheckSettings:
     get_template(options.version)
     usual = USUAL_BUDGETS[media.family]
     options.compression = options.compression or fitting(media.family, media.decoder, media.image, usual)
-    of_model = (media.decoder, media.image, media.family)
-    visual_tokens = visual_tokens_of(options.compression, *of_model)
-    of_videos = (
-        () if media.video is None else visual_tokens_of(options.compression, media.decoder, media.video, media.family)
+    of_images, of_videos = (
+        () if medium is None else visual_tokens_of(options.compression, media.decoder, medium, media.family)
+        for medium in (media.image, media.video)
     )
     return CheckSettings(
         template=options.version,
@@ -139,24 +138,14 @@ def _parser() -> argparse.ArgumentParser:
         "cannot be made. Warnings do not count. Flags may be written with - or _.",
     )
     _add_data(parser)
+    _add_form(parser)
     _add_cost(parser)
     _add_outputs(parser)
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    formats = "JSON, JSON lines, Parquet or YAML mixtures"
-    data.add_argument("--data-path", nargs="+", type=TO_READ, required=True, help=formats)
-    data.add_argument(
-        "--image-folder",
-        type=as_text(FOLDER_TO_READ),
-        default=".",
-        help="where image names start; default: %(default)s",
-    )
-    data.add_argument(
-        "--video-folder", type=as_text(FOLDER_TO_READ), help="where names of videos start; default: the image folder"
-    )
+def _add_form(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("how the data is read")
     data.add_argument(
         "--version", help="template, `plain` for pre-training; default: that of the checkpoint --tokenizer, or v1"
     )
@@ -182,6 +171,21 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         default="full",
         help="decode every image and the frames of videos that are shown (the default), read only headers (misses "
         "files that are cut off), or open none",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    formats = "JSON, JSON lines, Parquet or YAML mixtures"
+    data.add_argument("--data-path", nargs="+", type=TO_READ, required=True, help=formats)
+    data.add_argument(
+        "--image-folder",
+        type=as_text(FOLDER_TO_READ),
+        default=".",
+        help="where image names start; default: %(default)s",
+    )
+    data.add_argument(
+        "--video-folder", type=as_text(FOLDER_TO_READ), help="where names of videos start; default: the image folder"
     )
     data.add_argument("--limit", type=count(), help="look only at so many records, from the front")
     data.add_argument(
