@@ -143,7 +143,9 @@ def test_what_has_no_counterpart_is_refused_before_any_work(folders: Path, tmp_p
         return str(caught.value)
 
     assert "is 'linear'; transformers' LLaVA has only mlp2x_gelu" in refusal("linear", mm_projector_type="linear")
-    assert "image_aspect_ratio of" in refusal("tiles", image_aspect_ratio="anyres")
+    assert "image_aspect_ratio of" in refusal("shape", image_aspect_ratio="crop_split")
+    crops = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[16, 32]]}
+    assert "transformers' LLaVA-NeXT has only 'spatial_unpad'" in refusal("crops", **crops)
     with pytest.raises(ValueError, match="has no vision tower"):
         convert(str(folders / "vicuna"), tmp_path / "out", "hf")
 

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 from transformers import CLIPVisionConfig, MistralConfig
 
+from llava.checkpoints.llava_next_format import is_on_llama
 from llava.checkpoints.lora import is_lora_folder
 from llava.checkpoints.settings_files import (
     check_fields,
@@ -153,7 +154,8 @@ def _family_of(raw: Mapping[str, Any] | None) -> Any | None:
     if raw is None:
         return None
     kind, named = raw.get("model_type"), raw.get("architectures") or ()
-    return family_of_folder(kind, named, is_llava=kind in (None, *_LLAMA, *_MISTRAL, *_THEIRS))
+    is_llava = kind in (None, *_LLAMA, *_MISTRAL, *_THEIRS) or is_on_llama(raw)
+    return family_of_folder(kind, named, is_llava)
 
 
 def _numbers_alone(raw: Mapping[str, Any]) -> dict[str, Any]:

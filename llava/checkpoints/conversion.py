@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AddedToken, GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import AddedToken, GenerationConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerBase
 
 from llava.checkpoints.contents import Kind
 from llava.checkpoints.opening import open_model, resolve
@@ -108,8 +108,9 @@ def _write_hf(
         write_processors(config, folder)
         tokenizer.save_pretrained(folder)
         return
-    LlavaProcessor(
-        image_processor_there(processor, model.config.image_aspect_ratio),
+    processor_class = LlavaNextProcessor if config.model_type == "llava_next" else LlavaProcessor
+    processor_class(
+        image_processor_there(processor, model.config),
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaNextConfig, VideoLlavaConfig
 from transformers import LlavaConfig as HFConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llava.checkpoints import video_llava_format
+from llava.checkpoints import llava_next_format, video_llava_format
 from llava.checkpoints.settings_files import read_by_library
 from llava.common.shown import shown
 from llava.conversation import TEMPLATE_FIELD
@@ -39,6 +39,7 @@ NAMES_HERE = {
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": f"{TOWER}vision_tower.vision_model.",
     r"^(?:model\.)?image_tower\.(?:vision_model\.)?": "model.image_tower.image_tower.",
     r"^(?:model\.)?video_tower\.(?:vision_model\.)?": "model.video_tower.video_tower.",
+    r"^(?:model\.)?image_newline": "model.image_newline",
 }
 # The other way, as published.
 _NAMES_THERE = {
@@ -47,6 +48,7 @@ _NAMES_THERE = {
     r"^model\.video_tower\.video_tower\.": "video_tower.vision_model.",
     rf"^{re.escape(PROJECTOR)}0\.": "multi_modal_projector.linear_1.",
     rf"^{re.escape(PROJECTOR)}2\.": "multi_modal_projector.linear_2.",
+    r"^model\.image_newline": "image_newline",
     r"^model\.": "language_model.model.",
     r"^lm_head\.": "language_model.lm_head.",
 }
@@ -63,12 +65,14 @@ _CARRIED = (
 )
 # Fields of a Llama's configuration that belong to the whole model there, or to the class.
 _NOT_THE_TEXT = ("architectures", "dtype", "model_type", "transformers_version", "_name_or_path")
+# What image processors of transformers' LLaVAs have beside CLIP's.
+_NOT_CLIPS = ("do_pad", "image_processor_type", "image_grid_pinpoints")
 _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
 def is_hf_config(config: Mapping[str, Any]) -> bool:
     """Whether the content of a `config.json` is that of transformers' LLaVA rather than of LLaVA's own format."""
-    return config.get("model_type") in ("llava", "video_llava") and "text_config" in config
+    return config.get("model_type") in ("llava", "llava_next", "video_llava") and "text_config" in config
 
 
 def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,8 +87,9 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     """
     if video_llava_format.is_video_llava(raw):
         return video_llava_format.config_here(raw, folder, {name: raw[name] for name in _CARRIED if name in raw})
+    cuts = llava_next_format.is_llava_next(raw)
     with read_by_library(Path(folder) / "config.json"):
-        parsed = HFConfig.from_dict(dict(raw))
+        parsed: Any = (LlavaNextConfig if cuts else HFConfig).from_dict(dict(raw))
     vision, text = parsed.vision_config, parsed.text_config
     if vision.model_type != "clip_vision_model":
         raise ValueError(
@@ -113,6 +118,7 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
         "use_mm_proj": True,
         "image_aspect_ratio": "pad" if _pads(folder) else "square",
     }
+    fields |= llava_next_format.fields_here(parsed) if cuts else {}
     fields |= {name: raw[name] for name in _CARRIED if name in raw}
     if "quantization_config" in raw:
         fields["quantization_config"] = raw["quantization_config"]
@@ -136,6 +142,16 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
         )
     if config.sees_videos:
         video_llava_format.require_counterpart(config, source)
+    if llava_next_format.cuts_images(config):
+        llava_next_format.require_counterpart(config, source)
+        return
+    merge_type = config.mm_patch_merge_type
+    if merge_type != "flat" and not config.sees_videos:
+        raise ValueError(
+            f"mm_patch_merge_type of {source!r} is {shown(merge_type)}, but its images are not cut "
+            f"(image_aspect_ratio {shown(config.image_aspect_ratio)}); transformers' LLaVA has nothing of that, so "
+            "this model can only be written in LLaVA's format (--to llava)."
+        )
     aspect_ratio = config.image_aspect_ratio
     if aspect_ratio not in ("pad", "square"):
         raise ValueError(
@@ -144,7 +160,9 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
         )
 
 
-def config_there(config: LlavaConfig, tokens: Mapping[str, int], vocabulary: int) -> HFConfig | VideoLlavaConfig:
+def config_there(
+    config: LlavaConfig, tokens: Mapping[str, int], vocabulary: int
+) -> HFConfig | LlavaNextConfig | VideoLlavaConfig:
     """Transformers' configuration of a LLaVA.
 
     Args:
@@ -160,17 +178,20 @@ def config_there(config: LlavaConfig, tokens: Mapping[str, int], vocabulary: int
         return video_llava_format.config_there(config, LlamaConfig(**text), tokens, carried)
     vision = CLIPVisionConfig.from_dict(config.mm_vision_config)
     strategy = {here: there for there, here in _FEATURES.items()}[config.mm_vision_select_feature]
-    return HFConfig(
-        architectures=["LlavaForConditionalGeneration"],
-        text_config=LlamaConfig(**text),
-        vision_config=vision,
-        image_token_index=tokens["image"],
-        pad_token_id=tokens["pad"],
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
-        vision_feature_layer=config.mm_vision_select_layer,
-        vision_feature_select_strategy=strategy,
-        tie_word_embeddings=config.tie_word_embeddings,
+    common = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": LlamaConfig(**text),
+        "vision_config": vision,
+        "image_token_index": tokens["image"],
+        "pad_token_id": tokens["pad"],
+        "image_seq_length": (vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
+        "vision_feature_layer": config.mm_vision_select_layer,
+        "vision_feature_select_strategy": strategy,
+        "tie_word_embeddings": config.tie_word_embeddings,
         **carried,
+    }
+    return (
+        llava_next_format.config_there(config, common) if llava_next_format.cuts_images(config) else HFConfig(**common)
     )
 
 
@@ -207,14 +228,16 @@ def read_image_processor(folder: str | Path) -> CLIPImageProcessorPil | None:
     settings = _processor_settings(folder)
     if settings is None:
         return None
-    settings = {name: value for name, value in settings.items() if name not in ("do_pad", "image_processor_type")}
+    settings = {name: value for name, value in settings.items() if name not in _NOT_CLIPS}
     with read_by_library(f"{folder}/preprocessor_config.json"):
         return CLIPImageProcessorPil.from_dict(settings)
 
 
-def image_processor_there(processor: CLIPImageProcessorPil, aspect_ratio: str | None) -> Any:
+def image_processor_there(processor: CLIPImageProcessorPil, config: LlavaConfig) -> Any:
     """Transformers' image processor that does what `process_images` does here."""
-    if aspect_ratio != "pad":
+    if llava_next_format.cuts_images(config):
+        return llava_next_format.image_processor_there(processor, config)
+    if config.image_aspect_ratio != "pad":
         return processor
     settings = {name: value for name, value in processor.to_dict().items() if name != "image_processor_type"}
     return LlavaImageProcessorPil.from_dict(settings | {"do_pad": True})
