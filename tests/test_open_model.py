@@ -19,7 +19,7 @@ from llava.checkpoints.opening import Opened, open_model, resolve
 from llava.model.builder import load_pretrained_model
 from llava.model.plugin import CompressedModel, VisualSpan, forward_like
 
-FAMILIES = ("llava_next", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision")
 
 
 class MyConfig(LlavaConfig):
@@ -96,7 +96,7 @@ def test_the_budget_in_config_json_is_the_models_and_another_may_be_given(tmp_pa
 
 
 def test_llavas_function_opens_other_families_too(tmp_path: Path) -> None:
-    folder = written(vlm("llava_next", dtype=torch.float32), tmp_path / "folder")
+    folder = written(vlm("llava_onevision", dtype=torch.float32), tmp_path / "folder")
     tokenizer, model, processor, context = load_pretrained_model(str(folder), device="cpu")
     assert isinstance(model, CompressedModel) and processor.tokenizer is tokenizer and context == 512
 
@@ -145,6 +145,6 @@ def test_without_a_package_of_its_processor_a_model_is_opened_without_one(
         raise ImportError("ItsVideoProcessor requires the Torchvision library")
 
     monkeypatch.setattr("llava.checkpoints.processors.AutoProcessor.from_pretrained", missing)
-    found = opened(written(vlm("llava_next", dtype=torch.float32), tmp_path / "folder"))
+    found = opened(written(vlm("llava_onevision", dtype=torch.float32), tmp_path / "folder"))
     assert found.preprocessor is None and len(found.tokenizer) > 0
     assert "cannot be made, so images cannot be shown: ItsVideoProcessor requires the Torchvision" in caplog.text
