@@ -76,7 +76,7 @@ def config_there(config: LlavaConfig, common: Mapping[str, Any]) -> LlavaNextCon
         config: configuration of the LLaVA, with `mm_vision_config`.
         common: arguments that transformers' configuration of every LLaVA takes.
     """
-    return LlavaNextConfig(**common | {"architectures": [CLASS], "image_grid_pinpoints": pinpoints_there(config)})
+    return LlavaNextConfig(**{**common, "architectures": [CLASS], "image_grid_pinpoints": pinpoints_there(config)})
 
 
 def pinpoints_there(config: LlavaConfig) -> list[list[int]]:

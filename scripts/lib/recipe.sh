@@ -35,13 +35,14 @@ recipes=scripts/v1_5               # folder of the recipe
 usual_compression=duet-192         # where COMPRESSION is not set
 usual_model=lmsys/vicuna-7b-v1.5   # where MODEL is not set
 run=llava-v1.5-7b                  # begins the names of folders and runs
+family_help=()                     # files that say what the recipes of the family share beside this one
 
 # begin_recipe SUFFIX [WORD...]: with --help prints the documentation and ends; else settles COMPRESSION, RUN (the name
 # of the model with this budget), OUTPUT_DIR (its folder, with the suffix) and RUN_NAME.
 begin_recipe() {
     local name misfit usual='' model=${MODEL:-$usual_model}
     if asks_for_help "${@:2}"; then
-        show_help "$recipes/$(basename "$0")" scripts/lib/recipe.sh scripts/lib/launch.sh
+        show_help "$recipes/$(basename "$0")" "${family_help[@]}" scripts/lib/recipe.sh scripts/lib/launch.sh
         exit 0
     fi
     if [ -z "${COMPRESSION+given}" ]; then usual=' (its default)'; fi
