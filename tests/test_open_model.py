@@ -145,6 +145,8 @@ def test_without_a_package_of_its_processor_a_model_is_opened_without_one(
         raise ImportError("ItsVideoProcessor requires the Torchvision library")
 
     monkeypatch.setattr("llava.checkpoints.processors.AutoProcessor.from_pretrained", missing)
-    found = opened(written(vlm("llava_onevision", dtype=torch.float32), tmp_path / "folder"))
+    stock = vlm("llava_next", dtype=torch.float32)
+    windowed = stock.config.text_config.to_dict() | {"model_type": "mistral", "sliding_window": 99}
+    found = opened(written(stock, tmp_path / "folder", text_config=windowed))
     assert found.preprocessor is None and len(found.tokenizer) > 0
     assert "cannot be made, so images cannot be shown: ItsVideoProcessor requires the Torchvision" in caplog.text
