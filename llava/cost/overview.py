@@ -28,7 +28,7 @@ from llava.cost.flops import (
 from llava.cost.medium_flags import add_medium_flags, asked_medium
 from llava.cost.scaling import add_scaling_flag, as_it_is, for_depth
 from llava.cost.seen_media import Vision, usual_medium
-from llava.cost.shapes import MODELS, model_kind, model_shape
+from llava.cost.shapes import MODELS, config_of, model_kind, model_shape
 
 
 def table(configs: dict[str, CompressionConfig], decoder: DecoderShape, vision: Vision, text_tokens: int) -> str:
@@ -93,14 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="schedule: %(message)s")
     try:
         kind = model_kind(options.model)
-        medium = asked_medium(options, usual_medium(kind))
+        usual = usual_medium(config_of(options.model) or kind)
+        medium = asked_medium(options, usual)
         decoder, vision = model_shape(options.model, medium)
         named = options.preset or fitting(kind, decoder, vision, scale=options.scale_to_depth)
         configs = {name: for_depth(name, decoder.layers, options.scale_to_depth) for name in named}
         text = table(configs, decoder, vision, options.text_tokens)
         for config in configs.values():
             _check_made_for(config, kind, decoder.layers)
-        print(text if isinstance(vision, VisionShape) else f"For one {medium or usual_medium(kind)}:\n{text}")
+        print(text if isinstance(vision, VisionShape) else f"For one {medium or usual}:\n{text}")
     except ValueError as error:
         sys.exit(f"schedule: {error}")
 

@@ -148,9 +148,15 @@ def seen(vision: Vision) -> SeenMedium:
     return SeenMedium.of(vision) if isinstance(vision, VisionShape) else vision
 
 
-def usual_medium(family: str) -> Medium:
-    """What costs of a family's models are told of where nothing else is asked for."""
-    return USUAL.get(family, Medium(336, 336))
+def usual_medium(config: Mapping[str, Any] | str) -> Medium:
+    """What costs of a model are told of where nothing else is asked for.
+
+    Args:
+        config: what its `config.json` holds, or its family.
+    """
+    usual = USUAL.get(family_of(config), Medium(336, 336))
+    settings = {} if isinstance(config, str) else config.get("mm_video_config") or {}
+    return dataclasses.replace(usual, frames=settings.get("num_frames", usual.frames)) if usual.frames else usual
 
 
 def seen_by(config: Mapping[str, Any], medium: Medium | None = None) -> SeenMedium:
@@ -165,7 +171,7 @@ def seen_by(config: Mapping[str, Any], medium: Medium | None = None) -> SeenMedi
         ValueError: if the model cannot be shown it.
     """
     family = family_of(config)
-    medium = medium or usual_medium(family)
+    medium = medium or usual_medium(config)
     match family:
         case "llava-next":
             return _crops(_clip(config), medium, _Merging.of(config))

@@ -83,6 +83,7 @@ def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) 
         raise MissingImageError(f"There is no video {name}.") from error
     except (OSError, ValueError) as error:
         raise BadImageError(f"Video {name} cannot be read: {why_unreadable(error)}.") from error
+    choose = _refusing_in_words(choose)
     with explained(f"Video {name}"):
         if stat.S_ISDIR(kind):
             return _from_folder(path, choose, opening)
@@ -91,6 +92,18 @@ def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) 
         if path.suffix.lower() in ANIMATION_SUFFIXES:
             return _from_animation(path, choose, opening)
         return _from_video(path, choose, opening)
+
+
+def _refusing_in_words(choose: FrameChoice) -> FrameChoice:
+    """The same choice, whose refusals are no sign of a damaged file."""
+
+    def chosen(total: int, fps: float | None) -> list[int]:
+        try:
+            return choose(total, fps)
+        except ValueError as error:
+            raise UnfitFileError(str(error).rstrip(".")) from error
+
+    return chosen
 
 
 def count_frames(path: Path) -> int | None:

@@ -27,6 +27,7 @@ from llava.inference.loading_flags import add_asking_flags, add_loading_flags, c
 from llava.inference.places import image_files
 from llava.inference.question_text import check_question
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image
+from llava.inference.typed_videos import checked_video, read_video
 from llava.mm_utils import aspect_ratio_of, model_name_of
 
 DEFAULTS: dict[str, Any] = {
@@ -42,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "num_beams": 1,
     "max_new_tokens": 512,
     "addresses": ANY_ADDRESSES,
+    "video_file": None,
     **COMPRESSION_DEFAULTS,
 }
 """What attributes that `args` of `eval_model` lacks stand for."""
@@ -52,8 +54,9 @@ def eval_model(args: Any) -> str:
 
     Args:
         args: anything with the attributes `model_path`, `image_file` (names joined by `sep`, or a list; empty for a
-            question about text) and `query`, and, where they should differ from `DEFAULTS`, those named there. In the
-            query `<image-placeholder>` (or `<image>`) says where an image goes; without it images come first.
+            question about text) and `query`, and, where they should differ from `DEFAULTS`, those named there;
+            `video_file` is a list of paths of videos, shown behind the images. In the query `<image-placeholder>` (or
+            `<image>`) says where an image goes; without it images come first.
 
     Raises:
         ValueError: if a value does not fit, an image cannot be read, or the folder holds no model.
@@ -70,14 +73,17 @@ def eval_model(args: Any) -> str:
     check_question(query, f"--query {shown(args.query, 60)}")
     places = image_files(args.image_file, options.sep)
     pictures = [open_image(place, options.addresses) for place in places]
+    films = [options.video_file] if isinstance(options.video_file, str) else list(options.video_file or ())
+    for film in films:
+        checked_video(film)
     settings = GenerationSettings(options.temperature, options.top_p, options.num_beams, options.max_new_tokens)
     engine = open_engine(options)
     config, opening = engine.model.config, engine.inputs.image_opening
     _warn_of_name(engine, model_name_of(args.model_path), options.conv_mode)
     chat = Chat.over(engine, settings, budget(options, engine.model.compression, len(engine.model.decoder.layers)))
     ratio = aspect_ratio_of(config)
-    images = [as_seen(picture, place, opening, ratio) for picture, place in zip(pictures, places, strict=True)]
-    answer = chat.answer(query, images)
+    seen: list[Any] = [as_seen(one, place, opening, ratio) for one, place in zip(pictures, places, strict=True)]
+    answer = chat.answer(query, seen + [read_video(film, engine.inputs) for film in films])
     say(answer)
     return answer
 
@@ -93,7 +99,11 @@ def _warn_of_name(engine: Engine, name: str, asked: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.image_file is None and not options.video_file:
+        parser.error("the following arguments are required: --image-file/--image_file, or --video-file")
+    options.image_file = options.image_file or []
 
     def program() -> int:
         eval_model(options)
@@ -110,10 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-file",
         "--image_file",
-        required=True,
         nargs="+",
         action="extend",
         help="paths or addresses, joined by --sep, or one after the other; may be given several times",
+    )
+    parser.add_argument(
+        "--video-file",
+        "--video_file",
+        nargs="+",
+        action="extend",
+        help="videos, behind the images: files, animations or folders of frames",
     )
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
     parser.add_argument("--sep", help="between image files (default: a comma)")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from llava.common.child_processes import end_with_parent
 from llava.common.outside_files import why_unreadable
 from llava.data.families.base import ModelInputs, Sample
+from llava.data.frames import Frames
 from llava.data.images import Picture, name_of, open_picture
 from llava.data.video import open_video
 from llava.model.splice import PlanSettings
@@ -31,8 +32,8 @@ class PromptLike(Protocol):
         """The question, without conversation template; it may say where its images go."""
 
     @property
-    def images(self) -> Sequence[Picture]:
-        """Shown with it, in this order."""
+    def images(self) -> Sequence[Picture | Frames]:
+        """Images, and decoded videos, that are shown with it, in the order of their marks."""
 
     @property
     def video(self) -> Path | None:
@@ -44,7 +45,7 @@ class Prompt:
     """A question to a model; attributes as in `PromptLike`."""
 
     text: str
-    images: tuple[Picture, ...] = ()
+    images: tuple[Picture | Frames, ...] = ()
     video: Path | None = None
 
 
@@ -94,7 +95,13 @@ def media_of(prompt: PromptLike, inputs: ModelInputs) -> list[Any]:
     if prompt.video is not None:
         frames = open_video(prompt.video, inputs.frame_numbers, inputs.image_opening)
         return inputs.video(frames, name_of(prompt.video))
-    return [inputs.image(open_picture(one, inputs.image_opening), name_of(one)) for one in prompt.images]
+    media: list[Any] = []
+    for one in prompt.images:
+        if isinstance(one, Frames):
+            media += inputs.video(one, "The video")
+        else:
+            media.append(inputs.image(open_picture(one, inputs.image_opening), name_of(one)))
+    return media
 
 
 @dataclass(frozen=True)

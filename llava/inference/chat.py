@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from llava.compression.config import CompressionConfig
 from llava.constants import LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.data.families.base import Sample
+from llava.data.frames import Frames
 from llava.inference.batches import Prompt
 from llava.inference.engine import Budget, Engine, Generated
 from llava.inference.generation import GenerationSettings
@@ -31,9 +32,11 @@ from llava.inference.question_text import check_question
 from llava.inference.streaming import Answering
 from llava.inference.usage import Usage
 from llava.model.staged_cache import StagedCache
-from llava.model.trace import CompressionTrace, trace_compression
+from llava.model.trace import CompressionTrace, trace_batch, units_of
 
 DEFAULT_NEW_TOKENS = 512
+Shown = Image.Image | Frames
+"""What a question shows: an image, or the frames of a video."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,13 @@ class ChatRequest:
     Attributes:
         turns: the whole conversation, ending with the question.
         sample: the same, encoded; its `query_mask` holds the voters of one question only.
-        pixels: all images so far.
+        pixels: all images and videos so far, as the family prepared them.
         compression: the budget.
     """
 
     turns: list[str]
     sample: Sample
-    pixels: list[Tensor]
+    pixels: list[Any]
     compression: CompressionConfig
 
     @property
@@ -71,7 +74,7 @@ class Chat:
         generation: options of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
 
     Attributes:
-        images: all images of the conversation, in order.
+        images: all images and videos of the conversation, in order.
         usage: what the last answer took; None before the first and after beam search.
 
     Raises:
@@ -120,10 +123,10 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self.images: list[Image.Image] = []
+        self.images: list[Shown] = []
         self.usage: Usage | None = None
         self._turns: list[str] = []
-        self._pixels: list[Tensor] = []
+        self._pixels: list[Any] = []
         self._prefilled: ChatRequest | None = None
         self._forget_cache()
 
@@ -147,15 +150,17 @@ class Chat:
         self._compression = None if compression is None else self.model.checked(compression)
         self._forget_cache()
 
-    def ask(self, question: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
+    def ask(self, question: str, images: Sequence[Shown] = ()) -> Iterator[str]:
         """Ask, and read the answer piece by piece; the conversation grows when the last piece was read.
 
         Leaving the iteration early ends the answer there, and what was read so far stands in the conversation. An
         error leaves the conversation as it was.
 
         Args:
-            question: text, with as many `<image>` as `images` or none to have them in front; `\\<image>` is the word.
-            images: RGB images of this turn.
+            question: text, with as many `<image>` as `images` or none to have them in front; `\\<image>` is the word. A
+                video's mark is `<video>`, where the model's family knows it, else an `<image>` for each of its frames.
+            images: RGB images of this turn, and `Frames` of videos (`llava.inference.typed_videos.read_video`), in the
+                order of their marks.
 
         Raises:
             ValueError: if the question is blank or no text, marks and images do not agree, the conversation is too long
@@ -173,7 +178,7 @@ class Chat:
         marked = self.engine.inputs.question(question, new)
         return self._stream(self._request([*self._turns, marked], [*self._pixels, *new]), list(images))
 
-    def answer(self, question: str, images: Sequence[Image.Image] = ()) -> str:
+    def answer(self, question: str, images: Sequence[Shown] = ()) -> str:
         """Ask, and wait for the whole answer; arguments and errors as in `ask`."""
         for _ in self.ask(question, images):
             continue
@@ -185,19 +190,20 @@ class Chat:
         Computes that prefill once more.
 
         Returns:
-            the trace, and the images [3, height, width] as they went into the tower.
+            the trace, and the images, crops and frames [3, height, width] as they went into the tower.
 
         Raises:
-            ValueError: if no image has been shown.
+            ValueError: if no image has been shown, or what the tower sees are no squares of one size.
         """
         request = self._prefilled
         if request is None or not request.pixels:
             raise ValueError("No question with an image has been answered yet; ask one first.")
-        ids, votes = (request.sample[name][None] for name in ("input_ids", "query_mask"))
-        trace = trace_compression(self.model, ids, request.pixels, query_mask=votes, compression=request.compression)
-        return trace, request.pixels
+        inputs = self.engine.batch([request.sample])
+        del inputs["labels"]
+        units = [unit for medium in request.pixels for unit in units_of(medium)]
+        return trace_batch(self.model, inputs, request.pixels, request.compression), units
 
-    def _stream(self, request: ChatRequest, images: list[Image.Image]) -> Iterator[str]:
+    def _stream(self, request: ChatRequest, images: list[Shown]) -> Iterator[str]:
         self._check_idle()
         if request.turns[:-1] != self._turns:
             raise ValueError("The conversation has gone on since this was asked; ask again.")
@@ -241,7 +247,7 @@ class Chat:
         generated.require_finite()
         return generated
 
-    def _remember(self, request: ChatRequest, images: list[Image.Image], generated: Generated | None) -> None:
+    def _remember(self, request: ChatRequest, images: list[Shown], generated: Generated | None) -> None:
         """Append a question and its answer to the conversation; without an answer it stays as it was."""
         if generated is None:
             return
@@ -261,7 +267,7 @@ class Chat:
         text = inputs.length(sample, settings) - patches
         return Usage.of(cache, text + said, patches)
 
-    def _request(self, turns: list[str], pixels: list[Tensor]) -> ChatRequest:
+    def _request(self, turns: list[str], pixels: list[Any]) -> ChatRequest:
         sample = self.engine.inputs.prompt(turns, pixels, -1 if self.reencode else 0)
         settings = self.model.plan_settings(self.compression)
         length, limit = self.engine.inputs.length(sample, settings), self.engine.inputs.limit

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llava.compression.config import CompressionConfig
+from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.v2v import V2VResult
+from llava.model.crops import Crops
+
+_NOT_TRACED = (
+    "What became of every patch (--save-overlay) is told of models in LLaVA's own format (LLaVA-1.5, LLaVA-NeXT, "
+    "Video-LLaVA), whose towers see squares of one size;"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,105 @@ class CompressionTrace:
     alive: dict[int, Tensor]
     scores: dict[int, Tensor]
     entered: tuple[int, ...]
+
+
+def check_traced(model: Any) -> None:
+    """Say that a model's patches cannot be traced.
+
+    Raises:
+        ValueError: if it is not in LLaVA's own format.
+    """
+    if not hasattr(model, "named_towers"):
+        raise ValueError(f"{_NOT_TRACED} this {model.config.model_type}'s tower does not.")
+
+
+def units_of(medium: Any) -> list[Tensor]:
+    """The squares [3, side, side] of a medium that the tower encodes by themselves: an image, crops, or frames.
+
+    Args:
+        medium: as a family of LLaVA's own format prepares it.
+
+    Raises:
+        ValueError: if it is another family's, whose tower sees images at their own size.
+    """
+    if isinstance(medium, Crops):
+        return list(medium.pixels)
+    if isinstance(medium, Tensor):
+        return [medium] if medium.dim() == 3 else list(medium.transpose(0, 1))
+    raise ValueError(f"{_NOT_TRACED} this model's tower does not.")
+
+
+@torch.no_grad()
+def trace_batch(
+    model: Any, inputs: Mapping[str, Any], media: Sequence[Any], compression: CompressionConfig
+) -> CompressionTrace:
+    """Run one prefill of a model in LLaVA's own format and say what became of every patch and visual token.
+
+    Args:
+        model: LLaVA-1.5, LLaVA-NeXT or Video-LLaVA.
+        inputs: arguments of its forward for one prompt, without labels.
+        media: what it shows, in reading order, as the family prepared it.
+        compression: the budget.
+
+    Raises:
+        ValueError: if tokens do not stand for the patches of one image, crop or frame after the other.
+    """
+    v2v = compression.v2v
+    if v2v is not None and v2v.crop_order != "crops" and any(isinstance(one, Crops) for one in media):
+        raise ValueError("Only with v2v.crop_order 'crops' can tokens be traced to the patches of their crops.")
+    units = [units_of(medium) for medium in media]
+    own = _tokens_of_units(model, media, units, compression)
+    merged = None if v2v is None else _merged(model, media, units, v2v)
+    trace = _traced(model, inputs, merged, compression)
+    return dataclasses.replace(
+        trace,
+        alive={layer: flags[:, own] for layer, flags in trace.alive.items()},
+        scores={layer: ranks[:, own] for layer, ranks in trace.scores.items()},
+        entered=(len(own),),
+    )
+
+
+def _tokens_of_units(
+    model: Any, media: Sequence[Any], units: Sequence[list[Tensor]], compression: CompressionConfig
+) -> list[int]:
+    """Which visual tokens of a row are those of images, crops and frames, as many of each, and no newline behind one.
+
+    Raises:
+        ValueError: if some stand for several, or there are more of one than of another.
+    """
+    settings, start, own, sizes = model.plan_settings(compression), 0, [], set()
+    for medium, squares in zip(media, units, strict=True):
+        each, total = _tower_of(model, medium).tokens_per_image(compression.v2v), sum(settings.counts(medium))
+        sizes.add(each)
+        if total < each * len(squares) or (total > each * len(squares) and len(squares) > 1):
+            sizes.add(0)
+        own += range(start, start + each * len(squares))
+        start += total
+    if len(sizes) > 1:
+        raise ValueError(
+            "Without v2v some visual tokens are no patch of one image, crop or frame (mm_patch_merge_type), or images "
+            "and frames have different numbers of them, so they cannot be traced. Use a budget with v2v."
+        )
+    return own
+
+
+def _tower_of(model: Any, medium: Any) -> Any:
+    """The tower that sees a medium."""
+    towers = dict(model.named_towers())
+    video = isinstance(medium, Tensor) and medium.dim() == 4
+    return towers.get("vision_tower") or towers["video_tower" if video else "image_tower"]
+
+
+def _merged(model: Any, media: Sequence[Any], units: Sequence[list[Tensor]], v2v: V2VConfig) -> V2VResult:
+    """V2V of every image, crop and frame, in reading order."""
+    results = []
+    for medium, squares in zip(media, units, strict=True):
+        tower = _tower_of(model, medium)
+        results.append(tower.merge(torch.stack(squares).to(tower.device), v2v))
+    plans = [result.plan for result in results]
+    fields = {field.name: [getattr(plan, field.name) for plan in plans] for field in dataclasses.fields(plans[0])}
+    plan = dataclasses.replace(plans[0], **{name: torch.cat(values) for name, values in fields.items()})
+    return dataclasses.replace(results[0], tokens=torch.cat([result.tokens for result in results]), plan=plan)
 
 
 @torch.no_grad()
@@ -51,15 +157,14 @@ def trace_compression(
     if compression.v2v is not None:
         pixels = torch.cat([image if image.dim() == 4 else image[None] for image in images])
         merged = model.get_vision_tower().merge(pixels, compression.v2v)
-    output = model(
-        input_ids.to(model.device),
-        attention_mask=attention_mask,
-        images=images,
-        query_mask=query_mask,
-        compression=compression,
-        use_cache=False,
-        logits_to_keep=1,
-    )
+    inputs = {"attention_mask": attention_mask, "images": images, "query_mask": query_mask}
+    return _traced(model, {"input_ids": input_ids.to(model.device), **inputs}, merged, compression)
+
+
+def _traced(
+    model: Any, inputs: Mapping[str, Any], merged: V2VResult | None, compression: CompressionConfig
+) -> CompressionTrace:
+    output = model(**inputs, compression=compression, use_cache=False, logits_to_keep=1)
     layers = compression.t2v.layers if compression.t2v else ()
     before, after = output.layouts[:-1], output.layouts[1:]
     return CompressionTrace(

@@ -24,32 +24,37 @@ from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
 from llava.common.shown import say
 from llava.compression.config import CompressionConfig
-from llava.conversation import conv_templates, fill_template, get_template
+from llava.conversation import conv_templates, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
 from llava.cost.scaling import add_scaling_flag
-from llava.cost.shapes import VisionShape
-from llava.inference.chat import Chat
+from llava.cost.seen_media import SeenMedium, seen_by, usual_medium
+from llava.data.families.processor import OWN_TEMPLATE
+from llava.data.frames import Frames
+from llava.inference.chat import Chat, Shown
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
 from llava.inference.places import typed_place
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
+from llava.inference.typed_videos import checked_video, read_video
 from llava.mm_utils import aspect_ratio_of
 from llava.model.budget_flags import BudgetFlags
+from llava.model.trace import check_traced
 from llava.serve.overlay import draw_overlay
 from llava.serve.typed_lines import check_line, typed_lines
 
 COMMANDS = """commands in the chat:
   /image PATH          show an image (path or http(s) address) with the next question
+  /video PATH          show a video (a file, an animation, or a folder of frames) with the next question
   /reset               start a new conversation, without images
   /compression NAME    another budget from the next question on: a preset or a YAML file
   /tokens              what the last answer took: visual tokens by layer, and the KV cache
   /exit                leave; so does the end of the input
 Paths may be in quotes, begin with ~ or be file:// addresses. A question that begins with the name of a command is asked
 with a second slash in front: //tokens are what?
-Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes, else images come first;
-\\<image> is the word itself. Marks such as </s> are text like any other. In answers, characters that act on a terminal
-are shown as escapes, such as \\x1b."""
-KNOWN = ("/image", "/reset", "/compression", "/tokens", "/exit")
+Ctrl-C ends an answer early. A question is one line; <image> in it says where an image goes (<video>, where a video
+does, of models made for videos), else they come first; \\<image> is the word itself. Marks such as </s> are text like
+any other. In answers, characters that act on a terminal are shown as escapes, such as \\x1b."""
+KNOWN = ("/image", "/video", "/reset", "/compression", "/tokens", "/exit")
 _MISTYPED = 0.7
 
 
@@ -72,10 +77,10 @@ class Session:
     Args:
         chat: the conversation.
         options: options of the command line.
-        images: images to be shown with the first question.
+        images: images and videos to be shown with the first question.
     """
 
-    def __init__(self, chat: Chat, options: argparse.Namespace, images: list[Image.Image]) -> None:
+    def __init__(self, chat: Chat, options: argparse.Namespace, images: list[Shown]) -> None:
         self.chat = chat
         self.options = options
         self.pending = images
@@ -90,6 +95,8 @@ class Session:
         """
         _check(options)
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
+        for place in options.video_file:
+            checked_video(place)
         settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
         engine = open_engine(options)
         budget = options.compression
@@ -97,9 +104,11 @@ class Session:
             flags = BudgetFlags(compression=budget, scale_to_depth=True)
             budget = flags.over(engine.model.compression, len(engine.model.decoder.layers))
         chat = Chat.over(engine, settings, budget, options.reencode)
-        ratio = aspect_ratio_of(engine.model.config)
-        shown = [as_seen(pictures[place], place, engine.inputs.image_opening, ratio) for place in options.image_file]
-        return cls(chat, options, shown)
+        if options.save_overlay:
+            check_traced(engine.model)
+        ratio, opening = aspect_ratio_of(engine.model.config), engine.inputs.image_opening
+        shown: list[Shown] = [as_seen(pictures[place], place, opening, ratio) for place in options.image_file]
+        return cls(chat, options, shown + [read_video(place, engine.inputs) for place in options.video_file])
 
     def run(self, source: TextIO) -> None:
         """Answer line by line until the input ends or `/exit`."""
@@ -132,8 +141,7 @@ class Session:
         print(flush=True)
         if self.options.debug:
             turns = [text for turn in self.chat.turns for text in turn]
-            prompt = fill_template(self.chat.conv_mode, [*turns[:-1], None]).get_prompt()
-            say({"prompt": prompt, "outputs": turns[-1]}, file=sys.stderr)
+            say({"prompt": self.chat.engine.inputs.written(turns[:-1]), "outputs": turns[-1]}, file=sys.stderr)
         if self.options.show_tokens:
             print(self.chat.usage, flush=True)
         if self.options.save_overlay and self.chat.images:
@@ -148,8 +156,8 @@ class Session:
         if command == "/reset":
             self.chat.reset()
             self.pending = []
-        elif command == "/image":
-            self._add_image(rest)
+        elif command in ("/image", "/video"):
+            self._add(command, rest)
         elif command == "/compression":
             self._choose(rest)
         elif command == "/tokens":
@@ -159,32 +167,44 @@ class Session:
                 f"There is no command {command!r}; a second slash in front makes it a question.\n{COMMANDS}"
             )
 
-    def _add_image(self, place: str) -> None:
+    def _add(self, command: str, place: str) -> None:
         if not place:
-            raise ValueError("Name an image: /image PATH, or an http(s) address.")
+            accepted = "image: /image PATH, or an http(s) address" if command == "/image" else "video: /video PATH"
+            raise ValueError(f"Name {'an' if command == '/image' else 'a'} {accepted}.")
         if self.chat.turns and not self.chat.reencode:
             raise ValueError(
                 "With --cached, images can be shown with the first question only; /reset starts a new conversation."
             )
         require_apart({"--save-overlay": self.options.save_overlay}, [typed_place(place)])
-        ratio = aspect_ratio_of(self.chat.model.config)
-        self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
-        print(f"{len(self.pending)} image(s) will be shown with the next question.", flush=True)
+        if command == "/video":
+            self.pending = [*self.pending, read_video(place, self.chat.engine.inputs)]
+        else:
+            ratio = aspect_ratio_of(self.chat.model.config)
+            self.pending = [*self.pending, read_image(place, self.opening, ANY_ADDRESSES, ratio)]
+        videos = sum(isinstance(one, Frames) for one in self.pending)
+        images = len(self.pending) - videos
+        said = [f"{images} image(s)"] * bool(images) + [f"{videos} video(s)"] * bool(videos)
+        print(f"{' and '.join(said)} will be shown with the next question.", flush=True)
 
     def _choose(self, name: str) -> None:
         if not name:
             raise ValueError("Name a budget: /compression NAME, a preset or a YAML file; none switches it off.")
         self.chat.set_compression(typed_place(name))
-        print(f"visual tokens of an image by layer: {self._staircase(self.chat.compression)}", flush=True)
+        print(f"visual tokens of {self._staircase(self.chat.compression)}", flush=True)
 
     def _staircase(self, compression: CompressionConfig) -> str:
-        config, tower = self.chat.model.config, self.chat.model.get_vision_tower()
-        vision = VisionShape.of(tower.config, config.mm_vision_select_layer)
-        return describe(visual_tokens_per_layer(compression, config.num_hidden_layers, vision))
+        """Visual tokens by layer of an image, or of what costs are told of in the model's family."""
+        model = self.chat.model
+        config = model.config.to_dict()
+        vision = seen_by(config)
+        tokens = visual_tokens_per_layer(compression, len(model.decoder.layers), vision)
+        alike = vision == SeenMedium.of(vision.tower)  # all images are of one size to the model
+        what = "an image" if alike else f"one {usual_medium(config)}"
+        return f"{what} by layer: {describe(tokens)}"
 
     def _save_overlay(self, path: Path) -> None:
         trace, pixels = self.chat.trace()
-        layers = self.chat.model.config.num_hidden_layers
+        layers = len(self.chat.model.decoder.layers)
         picture = draw_overlay(trace, pixels, self.chat.image_processor, layers)
         with whole_file(path, "wb") as file:
             picture.save(file, format=Image.registered_extensions()[path.suffix.lower()])
@@ -220,7 +240,7 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.device:
         check_device(options.device)
-    if options.conv_mode:
+    if options.conv_mode and options.conv_mode != OWN_TEMPLATE:
         get_template(options.conv_mode)
     if options.compression:
         CompressionConfig.resolve(options.compression)
@@ -229,7 +249,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--save-overlay names a file in {str(path.parent)!r}, which is not a folder.")
     if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--save-overlay is {str(path)!r}; it must end in .png, .jpg or .webp.")
-    require_apart({"--save-overlay": path}, [options.model_path, options.model_base, *options.image_file])
+    shown = [*options.image_file, *options.video_file]
+    require_apart({"--save-overlay": path}, [options.model_path, options.model_base, *shown])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -249,9 +270,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE_OR_URL",
         help="images of the first question: paths or http(s) addresses; may be given several times",
     )
+    parser.add_argument(
+        "--video-file",
+        "--video_file",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE_OR_FOLDER",
+        help="videos of the first question, behind its images: files, animations or folders of frames",
+    )
     add_asking_flags(parser)
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
     add_scaling_flag(parser)
+    _add_ways_to_go_on(parser)
+    parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
+    parser.add_argument(
+        "--save-overlay",
+        "--save_overlay",
+        type=FILE_TO_WRITE,
+        metavar="FILE.png",
+        help="after each answer, draw which patches were kept, merged and dropped, and until which layer",
+    )
+    parser.add_argument("--debug", action="store_true", help="log everything, and each prompt with its answer")
+    return parser
+
+
+def _add_ways_to_go_on(parser: argparse.ArgumentParser) -> None:
+    """`--reencode` and `--cached`."""
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--reencode",
@@ -265,16 +310,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="keep the KV cache: faster, but later questions see the visual tokens that the first one left",
     )
-    parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
-    parser.add_argument(
-        "--save-overlay",
-        "--save_overlay",
-        type=FILE_TO_WRITE,
-        metavar="FILE.png",
-        help="after each answer, draw which patches were kept, merged and dropped, and until which layer",
-    )
-    parser.add_argument("--debug", action="store_true", help="log everything, and each prompt with its answer")
-    return parser
 
 
 if __name__ == "__main__":

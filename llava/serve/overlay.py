@@ -6,7 +6,7 @@ One row for each image: the image as the tower sees it, then a panel for each ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,8 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
 
     Args:
         trace: trace of one row.
-        pixels: its images [3, height, width] as they went into the tower, square.
-        image_processor: that made them.
+        pixels: its images, crops and frames [3, height, width] as they went into the tower, square.
+        image_processor: that made them; of a Video-LLaVA one for `image` and one for `video`.
         layers: number of layers of the decoder.
     """
     stages = _stages(trace, layers)
@@ -116,9 +116,9 @@ def _patches(trace: CompressionTrace, number: int, each: int) -> Patches:
 
 def _as_seen(pixels: Tensor, image_processor: Any, columns: int) -> Image.Image:
     """The image behind normalised pixels, enlarged so that patches are whole pixels."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
-    )
+    made = image_processor.get("image") or image_processor["video"] if isinstance(image_processor, Mapping) else None
+    processor = made or image_processor
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     colours = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255  # [3, height, width]
     image = Image.fromarray(colours.round().byte().permute(1, 2, 0).contiguous().numpy())
     side = columns * max(4, round(SIDE / columns))

@@ -285,6 +285,11 @@ class ModelInputs(ABC):
         """
         return self.sample(one_question(self.encode(turns, bool(media), ask=True), voting), media)
 
+    def written(self, turns: Sequence[str]) -> str:
+        """The text of a prompt as the template writes it; turns as in `encode`, the last one a question."""
+        ids = self.encode(turns, True, ask=True).input_ids
+        return str(self.tokenizer.decode([token for token in ids if token >= 0]))
+
     def conversation(self, turns: Sequence[str], media: Sequence[Any]) -> Sample:
         """A conversation that ends in an answer, all answers labelled; arguments as in `prompt`."""
         return self.sample(self.encode(turns, bool(media)), media)

@@ -17,7 +17,7 @@ from llava import conversation, mm_utils
 from llava.common.anyres import is_anyres
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
-from llava.conversation import SeparatorStyle, get_template, recorded_template
+from llava.conversation import SeparatorStyle, fill_template, get_template, recorded_template
 from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator, stacked
@@ -164,6 +164,10 @@ class LlavaInputs(ModelInputs):
         if len(marks) == 1 and turn.count(marks[0]) == 1:
             turn = f"{marks[0]}\n{turn.replace(marks[0], '').strip()}".strip()
         return self.marked(turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN * self.video_marks))
+
+    def written(self, turns: Sequence[str]) -> str:
+        """As in `ModelInputs`."""
+        return fill_template(self.template, [*turns, None]).get_prompt()
 
     def encode(
         self,

@@ -231,6 +231,10 @@ class ProcessorInputs(ModelInputs):
         with_bos = not (bos and segments[0].text.startswith(bos))
         return encode_segments(segments, self.tokenizer, with_media, find_salient, ask, with_bos)
 
+    def written(self, turns: Sequence[str]) -> str:
+        """As in `ModelInputs`."""
+        return "".join(segment.text for segment in self.segments(turns, None, True))
+
     def around_marks(self, turn: str) -> str:
         """A human turn without the blanks around its marks."""
         return _AROUND_MARK.sub(DEFAULT_IMAGE_TOKEN, turn)

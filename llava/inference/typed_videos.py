@@ -1,0 +1,40 @@
+"""Videos by path: a file, an animation, or a folder of frames, decoded as a model's family shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava.data.families.base import ModelInputs
+from llava.data.frames import Frames
+from llava.data.images import shown_name
+from llava.data.video import open_video
+from llava.inference.places import is_address, is_missing, typed_place
+
+
+def read_video(place: str, inputs: ModelInputs) -> Frames:
+    """The frames of a video that a model is shown.
+
+    Args:
+        place: path, also as `typed_place` takes it: a video file, an animation, or a folder of frames.
+        inputs: of the model; says which frames it takes.
+
+    Raises:
+        ValueError: if there is none or it cannot be read; names it.
+    """
+    return open_video(checked_video(place), inputs.frame_numbers, inputs.image_opening)
+
+
+def checked_video(place: str) -> Path:
+    """The path of a video that is there.
+
+    Raises:
+        ValueError: if there is none; names it.
+    """
+    place = typed_place(place)
+    if is_address(place):
+        raise ValueError(
+            f"Video {shown_name(place)} cannot be read: addresses are fetched of images alone; give a path."
+        )
+    if is_missing(place):
+        raise ValueError(f"There is no video {shown_name(place)}; give a file or a folder of frames.")
+    return Path(place)

@@ -1,0 +1,145 @@
+"""Programs that are not training, on a tiny model of every family: chat, single questions, cost, harnesses, tables."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_backbones import BUDGET, WRITERS, write_media
+
+from llava.checkpoints.opening import open_model
+from llava.eval import run_llava
+from llava.inference.chat import Chat
+from llava.inference.typed_videos import read_video
+from llava.serve import cli
+
+FAMILIES = tuple(WRITERS)
+SEES_VIDEOS = ("llava-1.5", "llava-next", "video-llava")
+"""Those whose videos need no torchvision."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {name: write(tmp_path_factory.mktemp(name.replace(".", "-"))) for name, write in WRITERS.items()}
+    return made
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+def chat_with(folder: Path, compression: Any = BUDGET, **options: Any) -> Chat:
+    model, processor, tokenizer, _ = open_model(str(folder), device="cpu")
+    return Chat(model, tokenizer, processor, compression=compression, max_new_tokens=4, do_sample=False, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_over_images_and_videos_is_what_a_single_prompt_gives(
+    family: str, folders: dict[str, Path], media: tuple[list[Path], Path]
+) -> None:
+    """The second question sees the whole conversation: the answer is that of one call of generate on all of it."""
+    images, clip = media
+    chat = chat_with(folders[family])
+    assert "".join(chat.ask("What is this?", [Image.open(images[0]).convert("RGB")])) == chat.turns[0][1]
+    more: list[Any] = [Image.open(images[1]).convert("RGB")]
+    if family in SEES_VIDEOS:
+        more.append(read_video(str(clip), chat.engine.inputs))
+    chat.answer("And these?", more)
+    assert len(chat.images) == 1 + len(more) and chat.usage is not None
+    inputs = chat.engine.inputs
+    batch = chat.engine.batch([inputs.prompt(chat._turns[:3], chat._pixels)])
+    del batch["labels"]
+    alone = chat.model.generate(**batch, compression=chat.compression, max_new_tokens=4, do_sample=False)
+    new = alone[0, batch["input_ids"].shape[1] :] if chat.model.returns_prompt else alone[0]
+    assert chat.tokenizer.decode(new, skip_special_tokens=True).strip() == chat.turns[1][1]
+    plain = inputs.visual_tokens(chat._prefilled.sample, chat.model.plan_settings(chat.model.checked("none")))
+    assert chat.usage.patches == plain and chat.usage.visual_tokens[0] < plain
+    assert chat.usage.visual_tokens[3] == int(chat.usage.visual_tokens[0] * 0.2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_chat_program_knows_every_family(
+    family: str,
+    folders: dict[str, Path],
+    media: tuple[list[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, clip = media
+    budget = tmp_path / "mine.yaml"
+    budget.write_text("v2v: {dominant: 5, contextual: 2}\nt2v: {layers: [2, 3], keep: [0.5, 0.2]}\n")
+    lines = [
+        f"/image {images[1]}",
+        "Why?",
+        f"/video {clip}",
+        "And now?",
+        "/compression none",
+        "/video nowhere",
+        "/tokens",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    words = ["--model-path", str(folders[family]), "--device", "cpu", "--temperature", "0", "--max-new-tokens", "2"]
+    assert cli.main([*words, "--image-file", str(images[0]), "--compression", str(budget), "--debug"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 image(s) will be shown" in out and "There is no video 'nowhere'" in err and "visual tokens of" in out
+    assert "'prompt': " in err and err.count("'outputs': ") == 2
+    if family in SEES_VIDEOS:
+        assert "1 video(s) will be shown with the next question." in out
+    else:
+        assert "Videos cannot be shown to this" in err and "damaged" not in err
+    drawn = tmp_path / "drawn.png"
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?"))
+    shown = ["--image-file", str(images[0]), *(["--video-file", str(clip)] if family in SEES_VIDEOS else [])]
+    status = cli.main([*words, *shown, "--compression", str(budget), "--save-overlay", str(drawn)])
+    if family in SEES_VIDEOS:
+        assert status == 0 and Image.open(drawn).size[0] > 100
+    else:
+        assert status == 2 and "(--save-overlay) is told of models in LLaVA's own format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_question_is_asked_about_images_and_videos(
+    family: str, folders: dict[str, Path], media: tuple[list[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, clip = media
+    asked = {"model_path": str(folders[family]), "query": "What is it?", "image_file": str(images[0]), "device": "cpu"}
+    asked |= {"temperature": 0, "max_new_tokens": 3}
+    alone = run_llava.eval_model(argparse.Namespace(**asked))
+    assert alone == run_llava.eval_model(argparse.Namespace(**asked, video_file=None))
+    if family in SEES_VIDEOS:
+        assert isinstance(run_llava.eval_model(argparse.Namespace(**asked, video_file=[str(clip)])), str)
+    with pytest.raises(ValueError, match=r"There is no video 'nowhere\.mp4'"):
+        run_llava.eval_model(argparse.Namespace(**asked, video_file="nowhere.mp4"))
+    with pytest.raises(SystemExit):
+        run_llava.main(["--model-path", str(folders[family]), "--query", "What is it?"])
+    assert "--image-file/--image_file, or --video-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", SEES_VIDEOS)
+def test_a_trace_follows_every_patch_of_crops_and_frames(
+    family: str, folders: dict[str, Path], media: tuple[list[Path], Path]
+) -> None:
+    images, clip = media
+    chat = chat_with(folders[family])
+    chat.answer("What?", [Image.open(images[0]).convert("RGB"), read_video(str(clip), chat.engine.inputs)])
+    trace, units = chat.trace()
+    assert trace.merged is not None and trace.entered == (7 * len(units),)
+    assert trace.merged.roles.shape == (len(units), 16) and all(unit.shape[0] == 3 for unit in units)
+    crops = {"llava-1.5": 1, "llava-next": 1 + 4, "video-llava": 1}[family]
+    assert len(units) == crops + (4 if family == "video-llava" else 8)
+    assert chat.usage is not None and 0 < int(trace.alive[3].sum()) <= int(chat.usage.visual_tokens[0] * 0.2)
+    chat.set_compression({"v2v": None, "t2v": BUDGET["t2v"]})
+    chat.answer("And?")
+    if family == "llava-1.5":
+        assert chat.trace()[0].entered == (16 * len(units),)
+    else:
+        with pytest.raises(ValueError, match="Without v2v some visual tokens are no patch"):
+            chat.trace()
+    assert torch.is_tensor(units[0])
