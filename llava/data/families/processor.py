@@ -160,8 +160,12 @@ class ProcessorInputs(ModelInputs):
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in frames])).permute(0, 3, 1, 2)
         try:
             made = processor(
-                videos=[pixels], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
-            )  # [T, 3, height, width] in
+                videos=[pixels],  # [T, 3, height, width]
+                video_metadata=[metadata],
+                do_sample_frames=False,
+                input_data_format="channels_first",
+                return_tensors="pt",
+            )
         except ValueError as error:
             raise BadImageError(f"{what} is {width}x{height}, which the model's processor refuses: {error}.") from error
         return {**made, "video_metadata": metadata}
