@@ -143,6 +143,11 @@ class ModelInputs(ABC):
     def video(self, frames: Frames, what: str) -> list[Any]:
         """Prepare the frames of a video, those of `frame_numbers`: one medium or several. Errors as in `image`."""
 
+    @classmethod
+    def frames_of(cls, config: Any) -> int:
+        """Frames of a video where no number is asked for."""
+        return cls.usual_frames
+
     def frame_numbers(self, total: int, fps: float | None) -> list[int]:
         """Which frames of a video are shown, in order; those of a short one may come several times.
 
@@ -384,14 +389,7 @@ def register_inputs(family: type[ModelInputs]) -> type[ModelInputs]:
 
 
 def family_of(config: Any) -> type[ModelInputs]:
-    """The family of a model.
-
-    Args:
-        config: configuration of the model.
-
-    Raises:
-        ValueError: if its type has none.
-    """
+    """The family of a model with this configuration; ValueError if its type has none."""
     if config.model_type not in _FAMILIES:
         import_family(config.model_type)
     family = _FAMILIES.get(config.model_type)

@@ -43,6 +43,11 @@ class VideoLlavaInputs(LlavaInputs):
         """A LLaVA with towers of their own for images and for videos."""
         return bool(getattr(config, "sees_videos", False))
 
+    @classmethod
+    def frames_of(cls, config: Any) -> int:
+        """As in `ModelInputs`: those that the video tower was trained with."""
+        return int((config.mm_video_config or {}).get("num_frames", cls.usual_frames))
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         video = self._processor("video")
@@ -55,7 +60,7 @@ class VideoLlavaInputs(LlavaInputs):
                 f"The model attends over {video.num_frames} frames of a video, at equal distances; leave out the "
                 f"number of frames, or ask for {video.num_frames}."
             )
-        self.usual_frames = video.num_frames  # type: ignore[misc]
+        self.usual_frames = self.frames_of(self.config)  # type: ignore[misc]
 
     def _processor(self, kind: str) -> Any:
         return self.processor.get(kind) if isinstance(self.processor, Mapping) else None

@@ -50,7 +50,7 @@ class DuetLlava(_Base):
         device: by default a GPU where there is one; under `accelerate launch` each process takes its own.
         dtype: data type of the weights; by default float16 on a GPU, float32 on a CPU.
         load_8bit, load_4bit: quantise the language model.
-        num_frames: taken of a video.
+        num_frames: taken of a video; None for as many as the model is usually shown.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; by default as the model was trained.
         max_batch_size: accepted, for lmms-eval passes it; not used.
 
@@ -71,14 +71,15 @@ class DuetLlava(_Base):
         dtype: str | None = None,
         load_8bit: bool = False,
         load_4bit: bool = False,
-        num_frames: int | str = 8,
+        num_frames: int | str | None = None,
         image_opening: str | None = None,
         max_batch_size: int | str | None = None,
     ) -> None:
         super().__init__()
         if not pretrained:
             raise ValueError("--model_args has no pretrained=...; give the folder or hub name of a model.")
-        batch_size, num_frames = _count("batch_size", batch_size), _count("num_frames", num_frames)
+        batch_size = _count("batch_size", batch_size)
+        frames = None if num_frames is None else _count("num_frames", num_frames)
         for name, value in {"load_8bit": load_8bit, "load_4bit": load_4bit}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r} in --model_args; give True or False.")
@@ -90,7 +91,7 @@ class DuetLlava(_Base):
         self.batch_size = batch_size
         bits = bits_of(load_8bit, load_4bit)
         spec = ModelSpec(
-            str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening, num_frames
+            str(pretrained), model_base, compression, dtype, bits, conv_template, "vicuna_v1", image_opening, frames
         )
         self._engine = open_engine(spec, device)
 

@@ -48,16 +48,16 @@ def evaluated_model(options: argparse.Namespace) -> EvaluatedModel:
         bits=bits_of(options.load_8bit, options.load_4bit),
         template=template,
         image_opening=opening_of(config, options.image_opening),
-        num_frames=_frames_of(options, family),
+        num_frames=_frames_of(options, family, config),
         limits=limits_of(options),
     )
     return EvaluatedModel(spec, name, files, chosen, compression_name(options, chosen, config))
 
 
-def _frames_of(options: argparse.Namespace, family: type[ModelInputs]) -> int | None:
+def _frames_of(options: argparse.Namespace, family: type[ModelInputs], config: Any) -> int | None:
     """Frames of a video: as asked for, else what the family takes of every video; None where that differs."""
     asked: int | None = getattr(options, "num_frames", None)
-    return family.usual_frames if asked is None and family.counted_frames else asked
+    return family.frames_of(config) if asked is None and family.counted_frames else asked
 
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
