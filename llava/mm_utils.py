@@ -210,11 +210,7 @@ def tokenizer_image_token(
 
 @overload
 def tokenizer_image_token(
-    prompt: str,
-    tokenizer: PreTrainedTokenizerBase,
-    image_token_index: int = ...,
-    *,
-    return_tensors: Literal["pt"],
+    prompt: str, tokenizer: PreTrainedTokenizerBase, image_token_index: int = ..., *, return_tensors: Literal["pt"]
 ) -> torch.Tensor: ...
 
 

@@ -86,12 +86,7 @@ def convert(
     return target
 
 
-def _write_hf(
-    model: LlavaLlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    processor: Any,
-    folder: Path,
-) -> None:
+def _write_hf(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, processor: Any, folder: Path) -> None:
     """Weights, configuration and processor as transformers' LLaVA has them."""
     tokens = _add_tokens(tokenizer, [DEFAULT_VIDEO_TOKEN] if model.config.sees_videos else [])
     rows = max(model.config.vocab_size, len(tokenizer))

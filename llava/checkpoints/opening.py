@@ -215,11 +215,7 @@ def _as_dtype(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dt
 
 
 def bitsandbytes_config(
-    bits: int,
-    compute_dtype: torch.dtype,
-    double_quant: bool = True,
-    quant_type: str = "nf4",
-    kept: Sequence[str] = (),
+    bits: int, compute_dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4", kept: Sequence[str] = ()
 ) -> Any | None:
     """What `from_pretrained` takes as `quantization_config`; None for 16 bits.
 

@@ -107,10 +107,7 @@ class LazySupervisedDataset(Dataset):
     records: Sequence[Record]
 
     def __init__(
-        self,
-        records: Sequence[Record] | str | Path | Sequence[str | Path],
-        inputs: ModelInputs,
-        config: DataConfig,
+        self, records: Sequence[Record] | str | Path | Sequence[str | Path], inputs: ModelInputs, config: DataConfig
     ) -> None:
         self.records = _opened(records, config)
         self.inputs = inputs

@@ -79,10 +79,7 @@ def row_of(record: Record) -> dict[str, Any]:
 
 
 def record_of(
-    row: dict[str, Any],
-    image_folder: str | None = None,
-    source: str | None = None,
-    video_folder: str | None = None,
+    row: dict[str, Any], image_folder: str | None = None, source: str | None = None, video_folder: str | None = None
 ) -> Record:
     """The record that a row was made of; folders and source are not in the table, mixtures that share it differ."""
     own = {"system": row["system"], "left_out": row["left_out"]}

@@ -107,10 +107,7 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def token_table(
-    table: RecordTable,
-    encoder: RecordEncoder,
-    cache_dir: str | Path | None = None,
-    num_proc: int | None = None,
+    table: RecordTable, encoder: RecordEncoder, cache_dir: str | Path | None = None, num_proc: int | None = None
 ) -> Dataset | None:
     """Ids, labels and query masks of all records of a file, each encoded once and for all.
 

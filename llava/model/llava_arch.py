@@ -33,12 +33,7 @@ else:
     _Base = object
 
 
-_OF_MODEL_ARGUMENTS = (
-    "mm_projector_type",
-    "mm_vision_select_layer",
-    "mm_vision_select_feature",
-    "mm_patch_merge_type",
-)
+_OF_MODEL_ARGUMENTS = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type")
 
 
 class _OpensWithTower(_Base):

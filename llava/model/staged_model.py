@@ -18,12 +18,7 @@ from torch import Tensor, nn
 
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
-from llava.model.accepted_inputs import (
-    is_attention_matrix,
-    separated,
-    stands_apart,
-    without_packing,
-)
+from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, without_packing
 from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone

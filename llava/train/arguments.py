@@ -135,8 +135,7 @@ class DataArguments:
         "in which each image and each frame is one. By default --model_max_length is the limit of both.",
     )
     image_opening: str | None = _flag(
-        None,
-        "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright.",
+        None, "`upright` applies a photo's rotation mark, `llava` does not; by default the checkpoint's, or upright."
     )
     image_aspect_ratio: str = _flag(
         "square",

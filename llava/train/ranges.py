@@ -20,14 +20,7 @@ from llava.common.number_flags import (
     require_number,
     share,
 )
-from llava.common.path_flags import (
-    FOLDER_OR_NONE,
-    FOLDER_TO_READ,
-    FOLDER_TO_WRITE,
-    MODEL,
-    TO_READ,
-    Paths,
-)
+from llava.common.path_flags import FOLDER_OR_NONE, FOLDER_TO_READ, FOLDER_TO_WRITE, MODEL, TO_READ, Paths
 
 _LARGEST_RATE = 3.4e38  # of what float32 holds; a run whose weights grow without bound stops by itself
 _INTERVAL = Numbers(1, 2**31 - 1, shares=True)  # of transformers: steps, or a share of all steps

@@ -102,11 +102,7 @@ def visual_tokens_of(
 
 
 def figures(
-    result: CheckResult,
-    assumed: CostAssumptions,
-    decoder: DecoderShape,
-    image: Vision,
-    video: SeenMedium | None = None,
+    result: CheckResult, assumed: CostAssumptions, decoder: DecoderShape, image: Vision, video: SeenMedium | None = None
 ) -> dict[str, BudgetFigures]:
     """Statistics and cost at every budget of the check.
 

@@ -24,7 +24,7 @@ _LATEX = {
 _FORMULA = "=+-@＝＋－＠"
 _MARKDOWN = re.compile(
     r"(?P<escape>\\(?=[!-/:-@\[-`{-~])|[`|$]|\](?=[(\[:]))"  # an escape, code, a cell's end, a formula, a link
-    r"|(?P<tag><(?=[A-Za-z/!?]))|(?P<entity>&(?=#?\w+;))",
+    r"|(?P<tag><(?=[A-Za-z/!?]))|(?P<entity>&(?=#?\w+;))"
 )
 _NAMED = {"tag": "&lt;", "entity": "&amp;"}
 

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-)
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.model.crops import raster_order

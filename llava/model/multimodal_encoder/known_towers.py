@@ -19,10 +19,7 @@ _CLIP_LARGE = {
     "hidden_act": "quick_gelu",
 }
 CLIP_LARGE_336 = _CLIP_LARGE | {"image_size": 336}  # of LLaVA-1.5
-_KNOWN = {
-    "clip-vit-large-patch14": _CLIP_LARGE | {"image_size": 224},
-    "clip-vit-large-patch14-336": CLIP_LARGE_336,
-}
+_KNOWN = {"clip-vit-large-patch14": _CLIP_LARGE | {"image_size": 224}, "clip-vit-large-patch14-336": CLIP_LARGE_336}
 
 
 def known_tower(name: str) -> dict[str, Any] | None:

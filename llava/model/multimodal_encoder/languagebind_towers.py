@@ -102,11 +102,7 @@ class LanguageBindImageTower(_LanguageBindTower):
     attribute = "image_tower"
 
     def __init__(
-        self,
-        name: str,
-        select_layer: int = -2,
-        select_feature: str = "patch",
-        config: Mapping[str, Any] | None = None,
+        self, name: str, select_layer: int = -2, select_feature: str = "patch", config: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(name, select_layer, config)
         self.select_feature = check_select_feature(select_feature)
