@@ -337,7 +337,7 @@ def fill_template(name: str, turns: Sequence[str | None], system: str | None = N
     Args:
         name: key of `conv_templates`.
         turns: texts.
-        system: instead of the template's system prompt.
+        system: system prompt used instead of the template's.
     """
     conversation = get_template(name)
     if system is not None:

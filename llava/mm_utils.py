@@ -21,7 +21,7 @@ from llava.common.image_padding import scaled_square
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
 ASPECT_RATIOS = ("square", "pad")
-"""Of images that are not cut; `llava.common.anyres.is_anyres` knows the others."""
+"""Aspect ratios of images that are not cut; `llava.common.anyres.is_anyres` knows the others."""
 LARGE_SIDE = 5000
 """Pixels; a larger square is not made whole when it is padded, see `llava.common.image_padding`."""
 

@@ -18,7 +18,7 @@ def load_family(checkpoint: Checkpoint, options: Mapping[str, Any], config: Any 
     Args:
         checkpoint: checkpoint of a whole model.
         options: options of transformers' `from_pretrained`.
-        config: instead of the checkpoint's, where a projector or adapters bring one.
+        config: configuration used instead of the checkpoint's, where a projector or adapters bring one.
 
     Raises:
         ValueError: if a weight is missing, unknown or of another shape; names it. Or if the files are quantised.

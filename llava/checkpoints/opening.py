@@ -83,7 +83,7 @@ def open_model(
         bits: 8 or 4 quantise the language model with bitsandbytes; towers and projectors stay as they are.
         device: "cuda" (also ROCm) or "cpu".
         device_map: as in transformers. Without a GPU the model goes to the CPU, unless this is a mapping.
-        compression: instead of the saved one: an object, preset's name, YAML file or mapping.
+        compression: compression used instead of the saved one: an object, preset's name, YAML file or mapping.
         options: to transformers' `from_pretrained`, such as `dtype` (also as `torch_dtype`, or as text) and
             `attn_implementation`, and where to fetch from: `cache_dir`, `revision`, `token`, `local_files_only`.
 

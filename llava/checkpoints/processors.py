@@ -32,8 +32,8 @@ class ProcessorParts:
 
     Attributes:
         image_processor: transformers' own, in its form for Pillow.
-        tokenizer: of the same folder.
-        chat_template: of the processor; None for the tokenizer's.
+        tokenizer: tokenizer of the same folder.
+        chat_template: chat template of the processor; None for the tokenizer's.
         folder: where its files lie.
         video_processor: always None.
     """
@@ -68,7 +68,7 @@ def parts_of(folder: Path, config: Any) -> ProcessorParts | None:
     """The parts of the processor in a folder that take no further package; None where nothing can be done with them.
 
     Args:
-        folder: of a model of transformers.
+        folder: folder of a model of transformers.
         config: its configuration.
     """
     try:
@@ -93,7 +93,7 @@ def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerB
 
     Args:
         config: configuration of the model.
-        folders: of its checkpoint, and of what that goes on top of.
+        folders: folder of its checkpoint, and of what that goes on top of.
     """
     folder = next((folder for folder in folders if has_tokenizer(folder)), folders[0])
     with read_by_library(folder):

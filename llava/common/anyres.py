@@ -118,8 +118,8 @@ def best_canvas(size: Sequence[Any], canvases: Sequence[Size]) -> Size:
     Of canvases that are alike the first is taken.
 
     Args:
-        size: of the image; numbers or one-element tensors.
-        canvases: to choose from.
+        size: size of the image; numbers or one-element tensors.
+        canvases: canvases to choose from.
 
     Raises:
         ValueError: if the image has no pixels, or there is no canvas.
@@ -156,7 +156,7 @@ def grid_of(size: Sequence[Any], pinpoints: Any, side: int) -> Size:
     """Crops (across, down) that an image is cut into, the squeezed whole in front of them not counted.
 
     Args:
-        size: of the image.
+        size: size of the image.
         pinpoints: as in `canvases_of`.
         side: S.
 
@@ -195,7 +195,7 @@ def crops_of(image: Image.Image, pinpoints: Any, side: int) -> list[Image.Image]
     """The whole image squeezed to S x S, and behind it the crops of its canvas, row by row.
 
     Args:
-        image: in RGB.
+        image: image in RGB.
         pinpoints: as in `canvases_of`.
         side: S.
 
@@ -212,8 +212,8 @@ def unpadded(columns: int, rows: int, size: Sequence[Any]) -> tuple[slice, slice
     Of an odd number of lines around it one is left in. Of a very thin image none may be left.
 
     Args:
-        columns, rows: of the map.
-        size: of the image.
+        columns, rows: size of the map.
+        size: size of the image.
     """
     width, height = checked_size(size)
     if width / height > columns / rows:

@@ -38,8 +38,8 @@ def asked_medium(options: argparse.Namespace, usual: Medium) -> Medium | None:
     """What the flags of `add_medium_flags` name; None where none is given.
 
     Args:
-        options: with `image_size` and `frames`.
-        usual: of the model's family, for what is not given.
+        options: options with `image_size` and `frames`.
+        usual: sizes of the model's family, for what is not given.
     """
     if options.image_size is None and options.frames is None:
         return None

@@ -38,7 +38,7 @@ class Medium:
     """An image or a video that a model is shown.
 
     Attributes:
-        width, height: in pixels, before it is prepared.
+        width, height: size in pixels, before it is prepared.
         frames: that are shown of a video; 0 is an image.
     """
 
@@ -67,13 +67,13 @@ class SeenMedium:
 
     Attributes:
         tower: that encodes it.
-        units: of it.
+        units: number of its units.
         positions: tokens that the tower computes for a unit, CLS included.
         found: tokens among which V2V chooses in a unit, CLS included.
         plain: visual tokens of the whole medium without V2V.
         beside: visual tokens of it that are not V2V's, with V2V: a newline.
         caps: whether a unit with fewer tokens than the budget keeps all; others refuse such a budget.
-        shrunk: by how much the budget of each unit but the first is divided.
+        shrunk: number by which the budget of each unit but the first is divided.
         projector: inputs and outputs of each linear map of the projector; None for LLaVA's MLP of two.
         projects_all: whether the projector runs in front of V2V, on every token.
         pooled: positions that become one token between projector and V2V, on average.

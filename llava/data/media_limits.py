@@ -12,10 +12,10 @@ class MediaLimits:
     """What was asked for; each None where the processor's own setting stays.
 
     Attributes:
-        min_pixels, max_pixels: of an image: smaller ones are enlarged, larger ones shrunk (28 x 28 pixels of Qwen2.5-VL
+        min_pixels, max_pixels: sizes of an image: smaller ones are enlarged, larger ones shrunk (28 x 28 of Qwen2.5-VL
             become a token).
-        video_min_pixels, video_max_pixels: of each frame of a video.
-        video_min_frames, video_max_frames: of a video whose frames are taken by the second.
+        video_min_pixels, video_max_pixels: bounds of the pixels of each frame of a video.
+        video_min_frames, video_max_frames: numbers of frames of a video whose frames are taken by the second.
         video_fps: frames taken of every second.
 
     Raises:
@@ -44,7 +44,7 @@ class MediaLimits:
         """The same processor with these limits; it is copied where one is asked for.
 
         Args:
-            processor: of transformers, or `llava.checkpoints.processors.ProcessorParts`.
+            processor: processor of transformers, or `llava.checkpoints.processors.ProcessorParts`.
 
         Raises:
             ValueError: if it has no such limits, or the smaller of two is above the larger; names the flag.

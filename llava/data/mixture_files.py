@@ -52,8 +52,8 @@ class Source:
         weight: how often an epoch sees a record of it.
         name: for reports; None for a file that stands alone.
         video_folder: where names of its videos start; None for the folder of the command line.
-        part: of its records, as a `sampling_strategy`.
-        seed: of its draws; None for that of the mix.
+        part: share of its records, as a `sampling_strategy`.
+        seed: seed of its draws; None for that of the mix.
     """
 
     path: Path
@@ -117,7 +117,7 @@ def part_of(count: int, part: str, seed: int) -> NDArray[np.int64]:
     Args:
         count: records of the file.
         part: checked by `read_mixture`.
-        seed: of the draw of `random`.
+        seed: seed of the draw of `random`.
     """
     rows = np.arange(count)
     match = _PART.fullmatch(part)

@@ -91,7 +91,7 @@ def encode_conversation(
             and teaches the second, a caption.
         with_images: without images, `<image>` is text like any other.
         find_salient: says which words of a question are salient.
-        system: instead of the template's system prompt.
+        system: system prompt used instead of the template's.
 
     Raises:
         ValueError: if the template is unknown or has no system prompt to replace, the tokenizer is not a fast one, or
@@ -200,7 +200,7 @@ def kept_tokens(ids: Sequence[int], counts: Sequence[Sequence[int]], max_length:
     """How many of the first ids fit `max_length` tokens, and how many media are among them; each whole or not at all.
 
     Args:
-        ids: of the text, `IMAGE_TOKEN_INDEX` where media go.
+        ids: ids of the text, `IMAGE_TOKEN_INDEX` where media go.
         counts: for each medium what each of its `IMAGE_TOKEN_INDEX` becomes.
         max_length: what the model takes.
     """

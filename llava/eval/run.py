@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
 
     Args:
         arguments: words; None takes those of the process.
-        benchmarks: instead of those that `--benchmarks` names.
+        benchmarks: benchmarks used instead of those that `--benchmarks` names.
 
     Returns:
         0; 1 if questions have no answer, something could not be scored or a process died; 2 for wrong input.

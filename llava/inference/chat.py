@@ -66,9 +66,9 @@ class Chat:
     """One conversation with a loaded model. Several may share a model, in threads too.
 
     Args:
-        model, tokenizer, image_processor: of `load_pretrained_model`.
+        model, tokenizer, image_processor: results of `load_pretrained_model`.
         conv_mode: key of `conv_templates`; None is that of training, or goes by the model's name.
-        compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+        compression: compression used instead of the model's own: an object, preset's name, YAML file or mapping.
         reencode: whether each question computes the whole conversation again, to choose its own visual tokens; else
             later questions see those that the first one left, and later turns take no images.
         generation: options of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`.

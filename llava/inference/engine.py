@@ -41,7 +41,7 @@ class ModelSpec:
         usual_template: where the model records none; None goes by its name.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
         num_frames: frames of a video that are shown; None for as many as the family usually takes.
-        limits: of the size of images and videos, where the model's processor keeps it.
+        limits: limits of the size of images and videos, where the model's processor keeps it.
     """
 
     path: str
@@ -105,7 +105,7 @@ class Engine:
     """A model on its device, with what makes its inputs. Several callers may share one, in threads too.
 
     Args:
-        model, tokenizer, processor: of `open_model`; without a tower there is no processor.
+        model, tokenizer, processor: results of `open_model`; without a tower there is no processor.
         template, usual_template, image_opening, num_frames: as in `ModelSpec`.
         name: name of the model; None for what it was loaded from.
 

@@ -16,7 +16,7 @@ def read_video(place: str, inputs: ModelInputs) -> Frames:
 
     Args:
         place: path, also as `typed_place` takes it: a video file, an animation, or a folder of frames.
-        inputs: of the model; says which frames it takes.
+        inputs: `ModelInputs` of the model, which says what frames it takes.
 
     Raises:
         ValueError: if there is none or it cannot be read; names it.

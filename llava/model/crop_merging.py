@@ -238,7 +238,7 @@ def pooled_frames(features: Tensor, mode: str) -> Tensor:
     """Features [F, p * p, D] of frames with a quarter of the patches: [F, q * q, D].
 
     Args:
-        features: of square frames.
+        features: features of square frames.
         mode: one of `POOL_MODES`. `average` and `max` leave out an odd last line, `bilinear` rounds up.
 
     Raises:

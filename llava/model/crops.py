@@ -90,7 +90,7 @@ def encode_crops(
     Args:
         model: a LLaVA with a tower.
         images: [K, 3, S, S] each.
-        sizes: of the images before they were cut; None where that was not said.
+        sizes: sizes of the images before they were cut; None where that was not said.
         v2v: None merges nothing.
         stacked: whether the images came as one tensor of images that were not cut: they get no newline then.
 
@@ -133,7 +133,7 @@ def raster_order(result: V2VResult, crops: slice, grid: Size, patches: int) -> T
     then the CLS token of each crop, then their contextual tokens, crop by crop.
 
     Args:
-        result: of the crops of several images.
+        result: tokens of the crops of several images.
         crops: those of this image, the squeezed whole first.
         grid: its crops (across, down).
         patches: p.

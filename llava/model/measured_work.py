@@ -16,7 +16,7 @@ from llava.model.cache_name import cache_of
 
 @torch.no_grad()
 def prefill(model: Any, batch: dict[str, Tensor], compression: CompressionConfig) -> Any:
-    """From pixels and ids to the logits of the first answer token and a filled cache."""
+    """The forward pass from pixels and ids to the first answer token's logits and a filled cache."""
     return model(**batch, compression=compression, use_cache=True, logits_to_keep=1)
 
 

@@ -248,7 +248,7 @@ def media_spans(model: Any, shown: ShownMedia, v2v: V2VConfig | None) -> list[Vi
 
     Args:
         model: LLaVA with `encode_images` and `encode_videos`.
-        shown: of `shown_media`.
+        shown: what `shown_media` gives.
         v2v: what shortens each image and frame by itself.
     """
     images = [medium for medium in shown.media if medium.dim() == 3]

@@ -59,7 +59,7 @@ def projector_weights(model: Any) -> dict[str, nn.Parameter]:
     """What takes features of towers to the language model, by name: the projectors, and LLaVA-NeXT's `image_newline`.
 
     Args:
-        model: of any family; peft's model may stand around it.
+        model: model of any family; peft's model may stand around it.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     newline: Any = getattr(inner.model, NEWLINE, None)

@@ -264,7 +264,7 @@ class _Stream:
 
     @classmethod
     def of(cls, width: Tensor) -> _Stream:
-        """From how many positions each column becomes, int64 [B, T]."""
+        """The stream in which each column becomes so many positions, int64 [B, T]."""
         flat = width.flatten()  # [B * T]
         token = torch.repeat_interleave(torch.arange(flat.numel()), flat)  # [S], S the sum of all widths
         start = flat.cumsum(0) - flat  # [B * T]
@@ -301,7 +301,7 @@ def _truncate(
 def _features(
     stream: _Stream, number: Tensor, is_text: Tensor, counts: Tensor, spans: Sequence[VisualSpan]
 ) -> tuple[Tensor, Tensor]:
-    """For each position of the stream the row of text and visual tokens it takes, and how far from its first column."""
+    """The row of text and visual tokens that each position of the stream takes, and how far from its first column."""
     text_row = (is_text.flatten().long().cumsum(0) - 1)[stream.token]
     if not spans:
         return text_row, torch.zeros_like(text_row)

@@ -138,7 +138,7 @@ class StagedModel(StagedGeneration):
         """What data workers need to plan the model's batches; None where it has to plan them itself.
 
         Args:
-            compression: instead of the model's own.
+            compression: compression used instead of the model's own.
         """
         return None
 

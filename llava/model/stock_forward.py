@@ -22,7 +22,7 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     """A forward that takes what the class of transformers takes, and `OWN_INPUTS` by name.
 
     query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
-    compression: instead of the model's own: an object, preset's name, YAML file or mapping.
+    compression: compression used instead of the model's own: an object, preset's name, YAML file or mapping.
     plan: `SplicePlan` of the batch, made on the host; None makes it here, and waits for the device.
     layout: layout of `inputs_embeds`, if those hold visual tokens; `prefill`: of a prompt that `generate` has prepared.
     return_logits: None leaves them out where labels are given in training.

@@ -150,7 +150,7 @@ def trace_compression(
     Args:
         model: LLaVA.
         input_ids, images, attention_mask, query_mask: as in the model's forward, one image for each placeholder.
-        compression: instead of the model's own.
+        compression: compression used instead of the model's own.
     """
     compression = compression or model.compression
     merged = None

@@ -42,9 +42,9 @@ class Loaded(NamedTuple):
     """What a run starts from.
 
     Attributes:
-        model: with the compression of the flags.
-        tokenizer: of the language model.
-        processor: of a model of transformers, written beside what is trained; a LLaVA's tower has one itself (None).
+        model: model with the compression of the flags.
+        tokenizer: tokenizer of the language model.
+        processor: that of a model of transformers, saved with what is trained; None where a LLaVA's tower has one.
     """
 
     model: Any

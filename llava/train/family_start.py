@@ -50,9 +50,9 @@ def load_from_family(
     """A model of another family, its tokenizer and its processor.
 
     Args:
-        start: of `Kind.FAMILY`.
-        model_args, data_args, training_args: of the run; what adapters record is filled in.
-        options: of transformers' `from_pretrained`.
+        start: checkpoint of `Kind.FAMILY`.
+        model_args, data_args, training_args: arguments of the run; what adapters record is filled in.
+        options: options of transformers' `from_pretrained`.
 
     Raises:
         ValueError: if no inputs can be made for such a model, a flag of LLaVA's own models is given, the compression

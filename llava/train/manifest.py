@@ -19,7 +19,7 @@ MANIFEST_FILE = "manifest.json"
 PIECE = 64 * 2**20
 """Bytes that have a digest of their own; the largest file that is read under `--verify_checkpoint quick`."""
 VERIFY = ("full", "quick")
-"""Of `--verify_checkpoint`: all bytes of all files, or sizes and the bytes of files of at most one piece."""
+"""Values of `--verify_checkpoint`: all bytes of all files, or sizes and the bytes of files of at most one piece."""
 _DIGEST = "xxh3_128"
 _OF_EARLIER_VERSIONS = {"files"}
 _FIELDS = _OF_EARLIER_VERSIONS | {"digest", "piece", "digests"}

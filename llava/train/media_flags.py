@@ -19,8 +19,8 @@ def with_limits(processor: Any, data_args: DataArguments) -> Any:
     """The processor with the limits of the flags; with `--video_fps` too, so that the saved model is asked by it.
 
     Args:
-        processor: of transformers, or its parts.
-        data_args: of the run.
+        processor: processor of transformers, or its parts.
+        data_args: arguments of the run.
 
     Raises:
         ValueError: if it has no such limits, or the smaller of two is above the larger; names the flag.
@@ -35,8 +35,8 @@ def warn_of_idle_budget(processor: Any, compression: CompressionConfig) -> None:
     """Say where no image can have more tokens than V2V leaves it, so that nothing is merged.
 
     Args:
-        processor: with its limits.
-        compression: of the run.
+        processor: processor with its limits.
+        compression: compression of the run.
     """
     images, v2v = processor.image_processor, compression.v2v
     largest = (getattr(images, "size", None) or {}).get("longest_edge")
@@ -58,7 +58,7 @@ def refuse_limits(data_args: DataArguments, name: str, kind: str) -> None:
     """Raise ValueError where a limit is given for a model whose images all have one size.
 
     Args:
-        data_args: of the run.
+        data_args: arguments of the run.
         name: `--model_name_or_path`.
         kind: its `model_type`.
     """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOWER, PROJECTOR, LANGUAGE = PARTS = ("mm_vision_tower", "mm_mlp_adapter", "mm_language_model")
-"""Of `--mm_tunable_parts`."""
+"""Values of `--mm_tunable_parts`."""
 _OF_QWEN = {"tune_mm_vision": TOWER, "tune_mm_mlp": PROJECTOR, "tune_mm_llm": LANGUAGE}
 _OF_LLAVA = ("tune_mm_mlp_adapter", "freeze_backbone", "unfreeze_mm_vision_tower", "freeze_mm_mlp_adapter")
 

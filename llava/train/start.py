@@ -129,8 +129,8 @@ def settle_pinpoints(config: LlavaConfig, data_args: DataArguments) -> None:
     """Write the canvases of anyres into the configuration: as recorded, else as the flag says, else LLaVA-1.6's.
 
     Args:
-        config: of the model, with its tower's dimensions; changed.
-        data_args: of the run; changed.
+        config: configuration of the model, with its tower's dimensions; changed.
+        data_args: arguments of the run; changed.
 
     Raises:
         ValueError: if they cannot be read, or the flag says others than the weights were trained with.

@@ -94,4 +94,4 @@ _OF_LLAVA_NEXT = {
     ),
 }
 KINDS = {**_OF_THE_METHOD, **_OF_VIDEO_LLAVA, **_OF_LLAVA_NEXT}
-"""By the `kind` of `case.json`."""
+"""What a case holds, by the `kind` of its `case.json`."""

@@ -29,7 +29,7 @@ class ModelStore:
 
         Args:
             folder: holds `config.json`, `model.safetensors` and the tower's folder.
-            select_layer: instead of the configuration's `mm_vision_select_layer`.
+            select_layer: layer used instead of the configuration's `mm_vision_select_layer`.
 
         Raises:
             UnreadableCaseError: if a file or weight is missing or does not fit.

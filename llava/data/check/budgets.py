@@ -107,7 +107,7 @@ def figures(
     """Statistics and cost at every budget of the check.
 
     Args:
-        result: of the check.
+        result: result of the check.
         assumed: what costs depend on.
         decoder: dimensions of the language model.
         image, video: as the model sees them; None for a model that is trained on no videos.

@@ -46,7 +46,7 @@ class ModelMedia:
         """Of a model in `KNOWN`, or of a checkpoint folder in LLaVA's format.
 
         Args:
-            name: of the model.
+            name: name of the model.
             aspect_ratio: `image_aspect_ratio` of training; `anyres` makes a LLaVA a LLaVA-NeXT.
 
         Raises:

@@ -36,7 +36,7 @@ class DataFile:
         weight, seed: how often an epoch sees a record of it, and the seed of the draw that a fraction needs.
         objects: its records as parsed, and `Unreadable` for lines that are not JSON.
         video_folder: where names of their videos start.
-        part: of the records that an epoch sees, see `llava.data.mixture_files`.
+        part: share of the records that an epoch sees, see `llava.data.mixture_files`.
     """
 
     path: Path

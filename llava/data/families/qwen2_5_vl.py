@@ -11,7 +11,7 @@ from llava.data.families.processor import TEXT_ARGUMENTS, ProcessorInputs
 from llava.data.frames import Frames
 
 FRAMES_A_SECOND = 2.0
-"""Of Qwen's own code, for a processor that says no other."""
+"""Default of Qwen's own code, for a processor that says no other."""
 
 
 class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)

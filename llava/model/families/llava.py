@@ -220,7 +220,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
             labels: int64 [B, T], -100 where there is no target; what has one does not vote.
             images: as in `forward`.
             query_mask: int64 [B, T], see `llava.compression.salience.QueryRole`.
-            compression: instead of the model's own.
+            compression: compression used instead of the model's own.
             padding_side: padding side of the result.
             image_sizes: as in `forward`.
 

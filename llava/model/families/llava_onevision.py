@@ -170,7 +170,7 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         return merged
 
     def _frame_spans(self, videos: Tensor, v2v: V2VConfig | None, inputs: Mapping[str, Any]) -> list[VisualSpan]:
-        """Of videos [videos, frames, 3, height, width]."""
+        """Visual tokens of videos [videos, frames, 3, height, width]."""
         newline = self.model.image_newline[None]
         if v2v is None:
             names = ("vision_feature_layer", "vision_feature_select_strategy")

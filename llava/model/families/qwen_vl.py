@@ -74,7 +74,7 @@ class QwenVLFamily(CompressedModel):
         return patches
 
     def added(self, outputs: Any, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
-        """For each frame what the tower gives beside its tokens: features [n, D] for decoder layers 0, 1, ..."""
+        """What the tower gives beside the tokens of each frame: features [n, D] for decoder layers 0, 1, ..."""
         return [()] * len(sizes)
 
     def vision_towers(self) -> tuple[nn.Module, ...]:
@@ -140,7 +140,7 @@ class QwenVLFamily(CompressedModel):
     def _evidence(
         self, block_index: int, hidden_states: Tensor, grid: Tensor, sizes: list[int], v2v: V2VConfig
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """For each frame: attention received float32 [n], keys [n, d], and the map float32 [n, n] where it is needed.
+        """Attention received float32 [n] of each frame, keys [n, d], and the map float32 [n, n] where it is needed.
 
         Args:
             block_index: index of the block whose attention counts.

@@ -19,7 +19,7 @@ from llava.model.multimodal_encoder.languagebind_towers import (
 from llava.model.multimodal_encoder.tower import VisionTower
 
 TOWERS: dict[str, Callable[..., VisionTower]] = {"clip_vision_model": CLIPVisionTower}
-"""By `model_type` of their configuration; each takes what `CLIPVisionTower` takes."""
+"""Towers by the `model_type` of their configuration; each takes what `CLIPVisionTower` takes."""
 
 
 def build_vision_tower(config: LlavaConfig) -> VisionTower:

@@ -136,7 +136,7 @@ class LanguageBindVideoProcessor(_Pixels):
         """float32 [3, T, side, side] of T frames in RGB.
 
         Args:
-            frames: of one size.
+            frames: frames of one size.
             mirrored: whether left and right change places; None draws lots, by `flip`.
 
         Raises:
