@@ -365,10 +365,7 @@ def words_of_others(turn: str, kinds: Collection[str]) -> str:
     return turn
 
 
-_WORDS = (
-    ("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN),
-    ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN),
-)
+_WORDS = (("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN), ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN))
 _FAMILIES: dict[str, type[ModelInputs]] = {}
 """By `model_type`."""
 
