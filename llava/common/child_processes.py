@@ -66,7 +66,7 @@ def forks_end_with_parent() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             end_with_parent()
 
-    os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is wanted
+    os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is open
     try:
         yield
     finally:

@@ -39,8 +39,8 @@ def template_segments(render: Render, turns: Sequence[str], system: str | None, 
         ValueError: if the template refuses the conversation, leaves a text out or changes one.
     """
     if len(turns) % 2 != int(ask):
-        wanted = "a human turn to be answered" if ask else "an answer"
-        raise ValueError(f"The conversation has {len(turns)} turns; it must end with {wanted}.")
+        expected = "a human turn to be answered" if ask else "an answer"
+        raise ValueError(f"The conversation has {len(turns)} turns; it must end with {expected}.")
     texts = [*turns] if system is None else [system, *turns]
     roles = ["system"] * (system is not None) + [_ROLES[number % 2] for number in range(len(turns))]
     answered = [*roles, "assistant"] if ask else roles

@@ -134,12 +134,12 @@ def _frame_files(path: Path) -> list[Path]:
 
 def _from_folder(path: Path, choose: FrameChoice, opening: str) -> Frames:
     files = _frame_files(path)
-    wanted = choose(len(files), None)
+    numbers = choose(len(files), None)
     taken: dict[int, Image.Image] = {}
-    for number in sorted(set(wanted)):
+    for number in sorted(set(numbers)):
         taken[number] = open_rgb(files[number], opening)
         _check_shown(sum(picture.width * picture.height for picture in taken.values()))
-    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), len(files))
+    return Frames(tuple(taken[number] for number in numbers), tuple(numbers), len(files))
 
 
 def _check_shown(pixels: int) -> None:
@@ -163,13 +163,13 @@ def _from_animation(path: Path, choose: FrameChoice, opening: str) -> Frames:
                 f"{frames} frames of {image.width} x {image.height} are more than {MOST_COMPOSED_PIXELS} pixels to "
                 "draw; make it a video file or a folder of images"
             )
-        wanted = choose(frames, None)
-        _check_shown(len(set(wanted)) * image.width * image.height)
+        numbers = choose(frames, None)
+        _check_shown(len(set(numbers)) * image.width * image.height)
         taken = {}
-        for number in sorted(set(wanted)):
+        for number in sorted(set(numbers)):
             image.seek(number)
             taken[number] = as_rgb(image, opening)
-    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), frames)
+    return Frames(tuple(taken[number] for number in numbers), tuple(numbers), frames)
 
 
 def _av() -> Any:
@@ -192,10 +192,10 @@ def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
         return _picture(frame, opening)
 
     try:
-        taken, wanted, index = decode_frames(path, choose, keep)
+        taken, numbers, index = decode_frames(path, choose, keep)
     except av.FFmpegError as error:
         raise ValueError(error) from error
-    return Frames(tuple(taken[number] for number in wanted), tuple(wanted), index.total, index.fps)
+    return Frames(tuple(taken[number] for number in numbers), tuple(numbers), index.total, index.fps)
 
 
 def _picture(frame: Any, opening: str) -> Image.Image:

@@ -73,15 +73,15 @@ def decode_frames(
     import av
 
     index = _read_index(av, path)
-    wanted = choose(index.total, index.fps)
-    numbers = sorted(set(wanted))
+    chosen = choose(index.total, index.fps)
+    numbers = sorted(set(chosen))
     taken: dict[int, Kept] | None = None
     if index.times is not None:
         try:
             taken = _jump(av, path, index, numbers, keep)
         except _InexactError:
             taken = None
-    return (_read_on(av, path, numbers, keep) if taken is None else taken), wanted, index
+    return (_read_on(av, path, numbers, keep) if taken is None else taken), chosen, index
 
 
 def frames_by_header(path: Path) -> int | None:

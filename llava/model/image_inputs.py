@@ -151,13 +151,13 @@ def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
         )
     used: list[int] = []
     first = 0
-    for row, (wanted, given) in enumerate(zip(per_row, of_rows, strict=True)):
-        if wanted != given and not (wanted == 0 and given == 1):
+    for row, (marked, given) in enumerate(zip(per_row, of_rows, strict=True)):
+        if marked != given and not (marked == 0 and given == 1):
             raise ValueError(
-                f"The prompt of row {row} holds {wanted} image placeholders, but images[{row}] holds {given} images; "
+                f"The prompt of row {row} holds {marked} image placeholders, but images[{row}] holds {given} images; "
                 "give one image for each placeholder, in reading order."
             )
-        used += range(first, first + wanted)
+        used += range(first, first + marked)
         first += given
     return used
 

@@ -147,30 +147,30 @@ def _in_order(per_row: list[int], marks: list[int], with_dummies: bool) -> list[
     """Media in order, so that those of a row need as many placeholders as it has; None where they do not."""
     used: list[int] = []
     at = 0
-    for wanted in per_row:
-        if wanted == 0:
+    for marked in per_row:
+        if marked == 0:
             at += with_dummies
             continue
         found = 0
-        while found < wanted and at < len(marks):
+        while found < marked and at < len(marks):
             found += marks[at]
             used.append(at)
             at += 1
-        if found != wanted:
+        if found != marked:
             return None
     return used if at == len(marks) else None
 
 
 def _of_rows(per_row: list[int], marks: list[int], of_rows: list[int]) -> Iterator[int]:
     first = 0
-    for row, (wanted, given) in enumerate(zip(per_row, of_rows, strict=True)):
+    for row, (marked, given) in enumerate(zip(per_row, of_rows, strict=True)):
         needs = sum(marks[first : first + given])
-        if wanted != needs and not (wanted == 0 and given == 1):
+        if marked != needs and not (marked == 0 and given == 1):
             raise ValueError(
-                f"The prompt of row {row} holds {wanted} image placeholders, but images[{row}] needs {needs}; an image "
+                f"The prompt of row {row} holds {marked} image placeholders, but images[{row}] needs {needs}; an image "
                 "needs one, a video one for each of its frames."
             )
-        if wanted:
+        if marked:
             yield from range(first, first + given)
         first += given
 

@@ -222,7 +222,7 @@ class StagedModel(StagedGeneration):
         if asked is not None:
             chosen = self.checked(asked) if filled is None else self.fitted(CompressionConfig.resolve(asked))
         compression = self.compression if chosen is None else chosen
-        wanted = RequestedOutputs.of(
+        requested = RequestedOutputs.of(
             given,
             self.training,
             compression.t2v.layers if compression.t2v else (),
@@ -230,18 +230,18 @@ class StagedModel(StagedGeneration):
         )
         if check_call(self, inputs, more, own):
             output = self.stock.forward(self, **text_alone(self, inputs, more))
-            return output if wanted.logits else dataclasses.replace(output, logits=None)
+            return output if requested.logits else dataclasses.replace(output, logits=None)
         of_layers = _of_layers(more)
         if filled is not None:
             check_compression_behind_cache(filled, chosen, self.compression)
             embeds = inputs.get("inputs_embeds")
             new = self.get_input_embeddings()(inputs["input_ids"]) if embeds is None else embeds
             outputs = continue_stages(self.decoder, new, filled, inputs.get("attention_mask"), **of_layers)
-            return with_head(self.lm_head, outputs, wanted)
+            return with_head(self.lm_head, outputs, requested)
         prefill = own["prefill"] or self.prefill(given, compression)
         caching = given.get("use_cache")
         if caching is None:
-            caching = self.decoder.config.use_cache and not wanted.loss and not self.training
+            caching = self.decoder.config.use_cache and not requested.loss and not self.training
         if caching and cache is None:
             cache = StagedCache(self.decoder.config)
         cache = cache if caching else None
@@ -250,7 +250,7 @@ class StagedModel(StagedGeneration):
         outputs = run_stages(
             self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, prefill.added, **of_layers
         )
-        return with_head(self.lm_head, outputs, wanted, prefill.targets, prefill.width)
+        return with_head(self.lm_head, outputs, requested, prefill.targets, prefill.width)
 
     def prefill(
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None

@@ -43,7 +43,7 @@ families_of() {
 # FAMILY, of whose presets USUAL is one, or for another depth than the model's where that is known and SCALES is not
 # true; nothing if it is not. What has no line `for`, and a name that no preset has, is left to the program.
 fits_family() {
-    local family=$1 usual=$2 compression=$3 model=${4:-} file families wanted layers
+    local family=$1 usual=$2 compression=$3 model=${4:-} file families depth layers
     families=$(families_of "$compression")
     if [ -z "$families" ]; then return; fi
     if [[ ", $families," != *", $family,"* ]]; then
@@ -53,10 +53,10 @@ fits_family() {
     fi
     file="configs/compression/$compression.yaml"
     if [[ $compression == *.yaml || $compression == *.yml ]]; then file=$compression; fi
-    wanted=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' <"$file")
+    depth=$(sed -n 's/^for: {.*layers: \([0-9]*\).*/\1/p' <"$file")
     layers=$(depth_of "$model")
-    if ! is_true "${5:-False}" && [ -n "$wanted" ] && [ -n "$layers" ] && [ "$wanted" != "$layers" ]; then
-        echo "the compression $compression is made for $wanted decoder layers, but $model has $layers; give" \
+    if ! is_true "${5:-False}" && [ -n "$depth" ] && [ -n "$layers" ] && [ "$depth" != "$layers" ]; then
+        echo "the compression $compression is made for $depth decoder layers, but $model has $layers; give" \
             "SCALE_TO_DEPTH=True to scale its layers, COMPRESSION=none, a preset of the family for any depth, or a YAML" \
             "file of your own (a copy of $file without the line for) with layers that suit this model."
     fi

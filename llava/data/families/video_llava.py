@@ -119,8 +119,8 @@ class VideoLlavaInputs(LlavaInputs):
         written = text.count(DEFAULT_VIDEO_TOKEN)
         if videos and written == len(videos) and text.count(DEFAULT_IMAGE_TOKEN) == len(media) - len(videos):
             return self.marked(text)
-        marks, wanted = text.count(DEFAULT_IMAGE_TOKEN), sum(map(self.marks, media))
-        if marks not in (0, wanted):
+        marks, expected = text.count(DEFAULT_IMAGE_TOKEN), sum(map(self.marks, media))
+        if marks not in (0, expected):
             raise ValueError(
                 f"The question holds {marks} {DEFAULT_IMAGE_TOKEN} and {written} {DEFAULT_VIDEO_TOKEN}, but "
                 f"{len(media) - len(videos)} images and {len(videos)} videos were given; write a mark for each, or "

@@ -171,12 +171,12 @@ class LanguageBindVideoTower(_LanguageBindTower):
             )
 
 
-def read_tower_config(name: str, wanted: str) -> dict[str, Any]:
+def read_tower_config(name: str, kind: str) -> dict[str, Any]:
     """The content of `config.json` of a LanguageBind model in a folder or on the hub.
 
     Args:
         name: folder or hub name.
-        wanted: its `model_type`: `LanguageBindImage` or `LanguageBindVideo`.
+        kind: its `model_type`: `LanguageBindImage` or `LanguageBindVideo`.
 
     Raises:
         ValueError: if there is none, or it is another model's, whose pixels would be made otherwise.
@@ -191,9 +191,9 @@ def read_tower_config(name: str, wanted: str) -> dict[str, Any]:
                 "tower's folder."
             ) from error
     held = read_object(path, "fetch or copy it anew", mark=False)
-    if held.get("model_type") != wanted:
+    if held.get("model_type") != kind:
         raise ValueError(
-            f"The tower {name!r} is of model_type {held.get('model_type')!r}, where a Video-LLaVA needs a {wanted}. A "
+            f"The tower {name!r} is of model_type {held.get('model_type')!r}, where a Video-LLaVA needs a {kind}. A "
             "LLaVA with one CLIP tower is made with --vision_tower."
         )
     return held
