@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_llava import COLOURS, write_assets
 from tiny_onevision import write_onevision
+from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
+from tiny_qwen3 import write_qwen3
 from tiny_qwen3 import write_qwen3
 from tiny_vlms import EVERY, FAMILIES, NATIVE, PEBBLES, QWEN, batch, prompt, vlm
 from transformers import AutoModelForImageTextToText
