@@ -16,9 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_llava import COLOURS, write_assets
 from tiny_onevision import write_onevision
-from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
-from tiny_qwen3 import write_qwen3
 from tiny_qwen3 import write_qwen3
 from tiny_vlms import EVERY, FAMILIES, NATIVE, PEBBLES, QWEN, batch, prompt, vlm
 from transformers import AutoModelForImageTextToText
@@ -330,6 +328,7 @@ def test_a_llava_next_is_pretrained_fine_tuned_and_given_adapters(place: Path) -
     assert summary(second)["parameters"]["vision_tower"]["trained"] > 0
     count = summary(second)["metrics"]
     assert count["visual_tokens_entered"] > 16, "more than one crop of 4 x 4 patches"
+    assert count["images"] > count["samples_with_image"], "each crop is an image for the tower"
     third = train(next_flags(place, place / "next-3", pretrain_mm_mlp_adapter=file, lora_enable=True, lora_r=2))
     found = opened(third, place / "lm").model
     assert found.model.image_newline is not None

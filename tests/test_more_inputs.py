@@ -14,6 +14,7 @@ from tiny_qwen3 import write_qwen3
 
 from llava.checkpoints.opening import Opened, open_model
 from llava.compression import QueryRole
+from llava.data.collator import REPORTED
 from llava.data.families import family_of
 from llava.data.frames import Frames, FrameSampling
 
@@ -132,8 +133,8 @@ def test_a_training_batch_gives_the_losses_of_its_rows(family: Family, compressi
         counted = batch.pop("tower_tokens")
         pixels = [len(one.inputs["pixel_values"]) for row in some for one in row["images"]]
         assert sum(counted) == sum(pixels) * (1 if family.name == "qwen3_vl" else 49), "patches, or crops of 49"
-        for name in ("sample_ids", "truncated", "unsupervised", "problems"):
-            batch.pop(name)
+        for name in REPORTED:
+            batch.pop(name, None)
         with torch.no_grad():
             loss = family.own.model(**batch, compression=compression).loss
         return float(loss), sum(int((one["labels"] >= 0).sum()) for one in some)

@@ -14,7 +14,7 @@ from distributed import summary, weights
 from tiny_llava import flags, write_assets
 from torch.nn import functional as F
 
-from llava.data.collator import SupervisedCollator
+from llava.data.collator import REPORTED, SupervisedCollator
 from llava.model import LlavaLlamaForCausalLM
 from llava.train import checkpoint, trainer
 from llava.train.arguments import parse_arguments
@@ -264,8 +264,8 @@ def test_fault_9_a_skipped_sample_changes_nothing_for_the_others(assets: Path, t
 
     def gradient(indices: list[int]) -> torch.Tensor:
         batch = collator([dataset[index] for index in indices])
-        for name in ("sample_ids", "truncated", "unsupervised", "problems"):
-            batch.pop(name)
+        for name in REPORTED:
+            batch.pop(name, None)
         model.zero_grad()
         model.train()(**batch).loss.backward()
         return model.get_model().mm_projector[0].weight.grad.clone()

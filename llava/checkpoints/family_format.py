@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava.checkpoints.contents import Checkpoint, Kind
-from llava.checkpoints.fit import on_meta, require_complete, require_same_language_model, without_reports
+from llava.checkpoints.fit import (
+    conversions_of,
+    on_meta,
+    require_complete,
+    require_same_language_model,
+    without_reports,
+)
 from llava.checkpoints.lora import merge_lora
 from llava.checkpoints.settings_files import read_by_library
 from llava.model.weights import load_projectors
@@ -30,9 +36,12 @@ def load_family(checkpoint: Checkpoint, options: Mapping[str, Any], config: Any 
             f"{str(folder)!r} is a {config.model_type} whose files are quantised (quantization_config in its "
             "config.json); open the model it was made from, where --load-4bit and --load-8bit quantise while loading."
         )
-    require_complete(on_meta(stock, config), checkpoint.files)
+    outline = on_meta(stock, config)
+    require_complete(outline, checkpoint.files)
     with without_reports(), read_by_library(folder):
-        return stock.from_pretrained(folder, config=config, **options)
+        model = stock.from_pretrained(folder, config=config, **options)
+    model._weight_conversions = conversions_of(outline, checkpoint.files)
+    return model
 
 
 def load_family_over(base: Checkpoint, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Any:

@@ -158,6 +158,21 @@ def names_in_model(
         names: names of the weights in the file.
         key_mapping: renaming of theirs, as for `from_pretrained`.
     """
+    return _renamed(model, names, key_mapping)[0]
+
+
+def conversions_of(model: PreTrainedModel, files: Sequence[Path]) -> list[Any]:
+    """The rules of renaming that weight files need, to save the model under the same names again.
+
+    transformers notes all rules there are where it loads under ZeRO-3, and saves under names of no model then.
+    """
+    _, rules = _renamed(model, [name for path in files for name in read_header(path)], None)
+    return [rule for rule in rules if rule.was_used()]
+
+
+def _renamed(
+    model: PreTrainedModel, names: Iterable[str], key_mapping: Mapping[str, str] | None
+) -> tuple[dict[str, str], list[Any]]:
     if isinstance(model, CompressedModel):  # transformers knows its rules by the name of the class
         model = as_kind(model, model.stock)
     rules = get_model_conversion_mapping(model, None if key_mapping is None else dict(key_mapping))
@@ -169,7 +184,7 @@ def names_in_model(
         renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if not _OLD_BUFFERS.search(renamed):
             found[name] = renamed
-    return found
+    return found, rules
 
 
 def read_weights(model: PreTrainedModel, folder: Path) -> None:

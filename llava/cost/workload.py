@@ -72,14 +72,15 @@ class Workload:
         return tuple(last - first for first, last in pairwise((0, *self.drops, self.decoder.layers)))
 
     def flops(
-        self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int] | None = None
+        self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int | None] | None = None
     ) -> tuple[int, int]:
         """FLOPs of a step on a batch: all of them, and those among them that compute activations again.
 
         Args:
             layouts: layouts of the model's output, one for each stage.
             images: images (or crops, or frames) that the tower saw.
-            tower_tokens: tokens that it computed for each of them; None where all have as many.
+            tower_tokens: tokens that it computed for each of them, None among them for as many as of every image; None
+                where all have as many.
         """
         forward = sum(
             layers * self.decoder.layer_flops(length)
@@ -91,7 +92,8 @@ class Workload:
         head = 3 * 2 * self.decoder.width * self.decoder.vocab * (sum(layouts[0].lengths) - first + last)
         seen = [None] * images if tower_tokens is None else tower_tokens
         tower = 0 if self.vision is None else sum(map(self.vision.flops, seen))
-        projected = first if not self.group or tower_tokens is None else sum(tower_tokens) // self.group
+        inside = sum(count for count in tower_tokens or () if count)
+        projected = inside // self.group if self.group and inside else first
         outside = head + 3 * 2 * self._projector * projected + tower
         trained = tower if self.trains_vision_tower else 0
         recomputed = (forward + trained) * self.activation_checkpointing
@@ -111,7 +113,7 @@ class Workload:
             "A multiply-add counts as two, causal attention once (half of the square). Passes of a step: "
             f"{self.passes} through a decoder layer, 3 through head and projector, {tower} through the vision tower. "
             "The head counts at every position that is left, though it runs at supervised ones only. Padding, "
-            "scoring, adapters and the optimizer are not counted."
+            "scoring, attention over time in a video tower, adapters and the optimizer are not counted."
         )
         if peak_flops is None:
             return f"{counted} The peak of this device is not known, so there is no MFU; give it with --peak_tflops."

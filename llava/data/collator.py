@@ -22,6 +22,10 @@ REPORTED = ("sample_ids", "truncated", "unsupervised", "problems", "tower_tokens
 """What collators give beside the arguments of the model, for reports; those of a family need not give all."""
 
 
+def _one_image(medium: Any) -> Sequence[int | None]:
+    return [None]
+
+
 @dataclass(frozen=True)
 class SupervisedCollator:
     """Pads samples on the right.
@@ -33,18 +37,20 @@ class SupervisedCollator:
             every step.
         settings: settings of the model's plans; None leaves planning to the model, which waits for its device then.
         media_arguments: from the media of a batch, in reading order, to arguments of the model.
+        tower_tokens: of a medium, see `ModelInputs.tower_tokens`.
     """
 
     pad_token_id: int
     image_size: int | None = None
     settings: PlanSettings | None = None
     media_arguments: Callable[[Sequence[Any]], dict[str, Any]] = stacked
+    tower_tokens: Callable[[Any], Sequence[int | None]] = _one_image
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
         what the media become (`images` [M, 3, H, W] for M images in reading order), with settings `plan` (a
         `SplicePlan`), and for reports `sample_ids`, `truncated`, `unsupervised` and `problems` (lists [B]; a problem is
-        None, or why an image of the sample was left out).
+        None, or why an image of the sample was left out) and `tower_tokens` (of each image, crop and frame).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -58,6 +64,7 @@ class SupervisedCollator:
             "problems": [sample.get("problem") for sample in samples],
         }
         media = [medium for sample in samples for medium in sample["images"]]
+        batch["tower_tokens"] = [count for medium in media for count in self.tower_tokens(medium)]
         if media:
             batch |= self.media_arguments(media)
         elif self.image_size is not None:

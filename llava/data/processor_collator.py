@@ -12,7 +12,7 @@ from torch import Tensor
 from llava.constants import IGNORE_INDEX
 
 
-def _nothing(medium: Any) -> Sequence[int]:
+def _nothing(medium: Any) -> Sequence[int | None]:
     return ()
 
 
@@ -24,7 +24,7 @@ class ProcessorCollator:
         pad_token_id: filler of `input_ids`; it is masked.
         placeholder_ids: of a visual token of an image, and of one of a video.
         media_arguments: from the media of a batch, in reading order, to arguments of the model.
-        tower_tokens: tokens that the tower computes of each image, crop or frame of a medium, for what is reported.
+        tower_tokens: of a medium, see `ModelInputs.tower_tokens`.
         blank: an image that a batch of text alone brings, so that the tower runs on every rank in every step; its
             features go nowhere. None brings nothing.
         side: where padding goes, `right` or `left`.
@@ -34,7 +34,7 @@ class ProcessorCollator:
     pad_token_id: int
     placeholder_ids: tuple[int, int]
     media_arguments: Callable[[Sequence[Any]], dict[str, Any]]
-    tower_tokens: Callable[[Any], Sequence[int]] = _nothing
+    tower_tokens: Callable[[Any], Sequence[int | None]] = _nothing
     blank: Any = None
     side: str = "right"
     with_kinds: bool = True

@@ -167,7 +167,9 @@ class TrainingMeter:
         self._advance()
         self._since = None
 
-    def add(self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int] | None = None) -> None:
+    def add(
+        self, layouts: Sequence[TokenLayout], images: int, tower_tokens: Sequence[int | None] | None = None
+    ) -> None:
         """Count a forward pass in training.
 
         Args:

@@ -174,6 +174,13 @@ class ModelInputs(ABC):
         """How many `IMAGE_TOKEN_INDEX` a medium takes in what `encode` returns."""
         return 1
 
+    def tower_tokens(self, medium: Any) -> Sequence[int | None]:
+        """Tokens that the tower computes of each image, crop or frame of a medium, for what training reports.
+
+        None for as many as the tower computes of every image.
+        """
+        return [None]
+
     def tokens(self, medium: Any, settings: PlanSettings) -> list[int]:
         """The visual tokens that each `IMAGE_TOKEN_INDEX` of a medium becomes."""
         return settings.counts(medium)

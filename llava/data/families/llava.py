@@ -143,6 +143,10 @@ class LlavaInputs(ModelInputs):
         whole = [medium if isinstance(medium, Crops) else Crops(medium[None], medium.shape[:0:-1]) for medium in media]
         return {"images": [image.pixels for image in whole], "image_sizes": [tuple(image.size) for image in whole]}
 
+    def tower_tokens(self, medium: Any) -> list[int | None]:
+        """As in `ModelInputs`."""
+        return [None] * (len(medium.pixels) if isinstance(medium, Crops) else self.marks(medium))
+
     @property
     def key(self) -> str:
         """As in `ModelInputs`."""
@@ -184,4 +188,6 @@ class LlavaInputs(ModelInputs):
 
     def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> SupervisedCollator:
         """As in `ModelInputs`."""
-        return SupervisedCollator(self.tokenizer.pad_token_id or 0, image_size, settings, self.media_arguments)
+        return SupervisedCollator(
+            self.tokenizer.pad_token_id or 0, image_size, settings, self.media_arguments, self.tower_tokens
+        )

@@ -89,9 +89,9 @@ class LlavaOnevisionInputs(ProcessorInputs):
         ratio = math.sqrt(rows * columns / allowed)
         return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
 
-    def tower_tokens(self, shown: Shown) -> list[int]:
+    def tower_tokens(self, medium: Shown) -> list[int]:
         """As in `ProcessorInputs`, of each crop and frame."""
-        pixels = shown.inputs["pixel_values" if shown.kind == "image" else "pixel_values_videos"]
+        pixels = medium.inputs["pixel_values" if medium.kind == "image" else "pixel_values_videos"]
         return [self._side**2] * len(pixels.flatten(end_dim=-4))
 
     def image(self, picture: Image.Image, what: str) -> ShownImage:

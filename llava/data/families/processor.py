@@ -321,9 +321,9 @@ class ProcessorInputs(ModelInputs):
             sample | rows | {"images": sample["images"][:whole], "starts": sample["starts"][:whole], "truncated": True}
         )
 
-    def tower_tokens(self, shown: Shown) -> list[int]:
-        """Tokens that the tower computes of each image, crop or frame of a medium: here the patches of each frame."""
-        grids = (shown.inputs.get(name) for name in ("image_grid_thw", "video_grid_thw"))
+    def tower_tokens(self, medium: Shown) -> list[int]:
+        """As in `ModelInputs`: the patches of each frame."""
+        grids = (medium.inputs.get(name) for name in ("image_grid_thw", "video_grid_thw"))
         found = [grid.tolist() for grid in grids if grid is not None]
         return [height * width for grid in found for time, height, width in grid for _ in range(time)]
 
