@@ -4,11 +4,12 @@ A family is a class of `ModelInputs` that names the `model_types` it is for, as 
 any package, registers it; every program that asks or trains such a model then does it as the family says.
 """
 
-from llava.data.families.base import ModelInputs, family_of, register_inputs
+from llava.data.families.base import ModelInputs
 from llava.data.families.llava import LlavaInputs
 from llava.data.families.llava_onevision import LlavaOnevisionInputs
 from llava.data.families.qwen2_5_vl import Qwen2_5_VLInputs
 from llava.data.families.qwen3_vl import Qwen3VLInputs
+from llava.data.families.registry import family_of, register_inputs
 from llava.data.families.video_llava import VideoLlavaInputs
 
 __all__ = [

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
-from llava.common.own_families import import_family
 from llava.compression.salience import salient_spans
 from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
@@ -26,6 +25,7 @@ from llava.constants import (
     LITERAL_IMAGE_TOKEN,
     LITERAL_VIDEO_TOKEN,
 )
+from llava.data.families.registry import register_inputs
 from llava.data.frames import Frames, FrameSampling
 from llava.data.salient import SalientFinder
 from llava.data.tokenization import EncodedText, kept_tokens, one_question, shortened
@@ -373,33 +373,3 @@ def words_of_others(turn: str, kinds: Collection[str]) -> str:
 
 
 _WORDS = (("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN), ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN))
-_FAMILIES: dict[str, type[ModelInputs]] = {}
-"""By `model_type`."""
-
-
-def register_inputs(family: type[ModelInputs]) -> type[ModelInputs]:
-    """Let models of its `model_types` be asked and trained through a family, instead of any that was before.
-
-    Args:
-        family: works as a decorator, in any package.
-
-    Raises:
-        TypeError: if it names no type.
-    """
-    if not family.model_types:
-        raise TypeError(f"{family.__name__} does not say model_types, which a family must; see docs/plug-in.md.")
-    _FAMILIES.update(dict.fromkeys(family.model_types, family))
-    return family
-
-
-def family_of(config: Any) -> type[ModelInputs]:
-    """The family of a model with this configuration; ValueError if its type has none."""
-    if config.model_type not in _FAMILIES:
-        import_family(config.model_type)
-    family = _FAMILIES.get(config.model_type)
-    if family is None:
-        raise ValueError(
-            f"There is no family for models of type {config.model_type!r}; known are {', '.join(_FAMILIES)}. A class "
-            "of llava.data.families.ModelInputs with it among its model_types adds one."
-        )
-    return next((shape for shape in family.__subclasses__() if shape.serves(config)), family)
