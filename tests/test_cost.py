@@ -20,7 +20,7 @@ from llava.eval import cost
 from llava.eval.cost import BatchShape, decode_rate, main, measure, table
 from llava.model import LlavaConfig
 from llava.model.measured_work import shapes_of
-from llava.model.random_weights import random_batch, random_model
+from llava.model.random_weights import random_batch, random_config, random_model
 
 BUDGETS = {"none": CompressionConfig(), "duet": CompressionConfig.resolve(tiny.DUET)}
 LOAD = BatchShape(rows=3, text_tokens=20, images=2, new_tokens=4)
@@ -92,6 +92,9 @@ def test_the_command_line_prints_and_writes_everything(
     assert [row["budget"] for row in document["budgets"]] == ["none", str(budget)]
     assert all(len(row["prefill_seconds"]) == 2 and row["peak_bytes"] is None for row in document["budgets"])
     assert main([*words[:2], "--random-weights", *words[2:]]) == 0, "the shape of a folder, without its weights"
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl", "text_config": {}}')
+    with pytest.raises(ValueError, match=r"a qwen3_vl in transformers' format; only models in LLaVA's terms"):
+        random_config(str(tmp_path))
     capsys.readouterr()
     assert main([*words, "--also", "train", "tower", "--activation-checkpointing"]) == 0
     printed = capsys.readouterr().out

@@ -16,6 +16,7 @@ from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 TINY = "tiny"
+_OF_LLAVA = (None, "llava", "llava_llama", "llava_mistral", "llama", "mistral")
 SHAPES = {
     **{name: (shape, CLIP_LARGE_336) for name, shape in MODELS.items()},
     TINY: (
@@ -52,6 +53,12 @@ def random_config(name: str) -> LlavaConfig:
         return _config_of(*SHAPES[name])
     if not (Path(name) / "config.json").is_file():
         raise ValueError(f"There is no shape {name!r}; give {', '.join(SHAPES)}, or a folder with a config.json.")
+    content, _ = LlavaConfig.get_config_dict(name)
+    if content.get("model_type") not in _OF_LLAVA or "text_config" in content:
+        raise ValueError(
+            f"{name!r} holds a {content.get('model_type')} in transformers' format; only models in LLaVA's terms are "
+            "made with random weights. python -m llava.compression.schedule --model says what budgets cost any model."
+        )
     config = LlavaConfig.from_pretrained(name)
     config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
     if config.mm_vision_config is None:
