@@ -101,7 +101,8 @@ def _tokens_of_units(
     Raises:
         ValueError: if some stand for several, or there are more of one than of another.
     """
-    settings, start, own, sizes = model.plan_settings(compression), 0, [], set()
+    settings, start, sizes = model.plan_settings(compression), 0, set()
+    own: list[int] = []
     for medium, squares in zip(media, units, strict=True):
         each, total = _tower_of(model, medium).tokens_per_image(compression.v2v), sum(settings.counts(medium))
         sizes.add(each)
