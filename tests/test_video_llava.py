@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_text import llama
-from tiny_video import FRAMES, SIDE, TOWER, pictures, pixels, video_llava, write_video_llava
+from tiny_video import FRAMES, SIDE, TOWER, pictures, pixels, video_llava, write_video, write_video_llava
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 
@@ -220,6 +220,10 @@ def test_the_published_layout_opens_with_both_towers_and_a_processor_for_each(tm
     frames = pictures(FRAMES)
     clip = processor["video"](frames, return_tensors="pt")["pixel_values"]
     assert clip.shape == (1, 3, FRAMES, *VIDEO)
+    video = write_video(tmp_path / "video", 7, seed=5)
+    (read,) = processor["video"](str(video), return_tensors="pt")["pixel_values"]
+    assert torch.equal(read, processor["video"].pixels([pictures(7, seed=5)[number] for number in (0, 2, 4, 6)]))
+    assert processor["video"].preprocess([video, str(video)])["pixel_values"].shape == (2, 3, FRAMES, *VIDEO)
     assert processor["image"].preprocess(frames[0], return_tensors="pt")["pixel_values"].shape == (1, 3, *VIDEO)
 
 

@@ -34,6 +34,7 @@ from llava.constants import (
     DEFAULT_VID_START_TOKEN,
 )
 from llava.conversation import recorded_template
+from llava.data.video_paths import VideoFileProcessor
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
 from llava.model.parts import NEWLINE
@@ -170,7 +171,8 @@ def image_processor_of(
     Of a Video-LLaVA `image` and `video`, as its towers were trained; None for a tower that is not there.
     """
     if model.config.sees_videos:
-        return model.processors()
+        found = model.processors()
+        return found | {"video": found["video"] and VideoFileProcessor.of(found["video"])}
     tower = model.get_vision_tower()
     if tower is None:
         return None
