@@ -94,6 +94,7 @@ def write_towers(folder: Path, frames: int = FRAMES) -> None:
 
 def write_training(folder: Path) -> Path:
     """Towers, a language model, pictures, videos, and conversations about one, the other, both and neither."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_assets(folder)
     write_towers(folder)
     for number in range(3):
