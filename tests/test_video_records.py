@@ -267,7 +267,7 @@ def test_lengths_and_kinds_count_videos_as_what_is_seen(folder: Path) -> None:
     records = [shown("one two"), shown("<image> one", image="a.png"), shown("<video> one", video="film")]
     data = data_of(folder, *records)
     assert data.lengths.tolist() == [3, 2 + 2, 2 + 4 * 2] and data.has_image.tolist() == [False, True, True]
-    assert data_of(folder, *records, kind=Clips).lengths.tolist() == [3, 2 + 2, 2 + 3]
+    assert data_of(folder, *records, kind=Clips).lengths.tolist() == [3, 2 + 2, 2 + 3 * 6]
 
 
 # === Files ===

@@ -113,7 +113,9 @@ def parse_record(data: Any, index: int) -> Record:
     if isinstance(data, Ambiguous):
         raise ValueError(f"record {index} ({data.place}): {data.reason}.")
     if not isinstance(data, Mapping):
-        raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'.")
+        packed = isinstance(data, list) and bool(data) and all(isinstance(one, Mapping) for one in data)
+        advice = "; records that are packed into lists, as for Qwen, have to stand one by one" if packed else ""
+        raise ValueError(f"record {index} is {type(data).__name__}, not a mapping with 'conversations'{advice}.")
     identity = _identity(data.get("id"), index)
     name = identity if len(identity) <= LONGEST_ID else f"{identity[:LONGEST_ID]}..."
     media = read_media(data, name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava.common.image_opening import DEFAULT_OPENING
-from llava.data.check.model_media import LLAVA
 
+LLAVA, NEXT, VIDEO = "llava-1.5", "llava-next", "video-llava"
+"""Families whose data is checked, as `llava.common.presets.FAMILIES` has them."""
 IMAGE_MODES = ("full", "header", "skip")
 
 

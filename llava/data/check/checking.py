@@ -184,7 +184,7 @@ def _store(result: CheckResult, index: int, outcome: TextOutcome) -> None:
         result.add(index, finding)
     if outcome.fits:
         result.encoded[index] = True
-        columns = (result.text, result.images, result.videos, result.visual, result.truncated, result.supervised)
+        columns = (result.text, result.images, result.truncated, result.supervised, result.videos, result.visual)
         for column, values in zip(columns, zip(*outcome.fits, strict=True), strict=True):
             column[index] = values
 

@@ -9,10 +9,9 @@ from typing import Any
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, get_template
-from llava.data.check.check_settings import CheckSettings
+from llava.data.check.check_settings import VIDEO, CheckSettings
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding, Fit, TextOutcome
-from llava.data.check.model_media import VIDEO
 from llava.data.check.sources import Unreadable
 from llava.data.families.llava import LlavaInputs
 from llava.data.families.video_llava import VideoLlavaInputs
@@ -122,7 +121,7 @@ def _fit(cut: EncodedText, counts: Sequence[Sequence[int]], record: Record) -> F
         left, visual = left - len(each), visual + sum(each)
         shown[kind] += 1
     text = len(cut.input_ids) - cut.num_images
-    return Fit(text, shown["image"], shown["video"], visual, cut.truncated, cut.is_supervised)
+    return Fit(text, shown["image"], cut.truncated, cut.is_supervised, shown["video"], visual)
 
 
 def _judge(

@@ -94,10 +94,10 @@ class Fit(NamedTuple):
 
     text: int
     images: int
-    videos: int
-    visual: int
     truncated: bool
     supervised: bool
+    videos: int = 0
+    visual: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from llava.common.presets import family_of
 from llava.cost.dimensions import DecoderShape
 from llava.cost.seen_media import Medium, SeenMedium, seen_by, usual_medium
 from llava.cost.shapes import MODELS, config_of, model_shape
+from llava.data.check.check_settings import LLAVA, NEXT, VIDEO
 
-LLAVA, NEXT, VIDEO = "llava-1.5", "llava-next", "video-llava"
 _USUAL_IMAGES = {NEXT: Medium(640, 480), VIDEO: Medium(224, 224)}
 """Where images differ: the size that is usual in LLaVA's data."""
 _NEXT: dict[str, Any] = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}

@@ -208,7 +208,7 @@ class ModelInputs(ABC):
         return media
 
     def usual_tokens(self, kind: str, settings: PlanSettings | None) -> int:
-        """Visual tokens of an image or a video before it is looked at, to order samples by; here of a blank one.
+        """Visual tokens of an image or a video before it is looked at, to order samples by: of pictures of 640 x 480.
 
         Args:
             kind: `image` or `video`.
@@ -216,7 +216,13 @@ class ModelInputs(ABC):
         """
         if settings is None:
             return 0
-        return sum(sum(self.tokens(medium, settings)) for medium in self.blanks(kind))
+        picture = Image.new("RGB", _USUAL_SIZE)
+        if kind == "image":
+            media = [self.image(picture, "An image")]
+        else:
+            numbers = self.frame_numbers(_USUAL_FRAMES, _USUAL_FPS)
+            media = self.video(Frames((picture,) * len(numbers), tuple(numbers), _USUAL_FRAMES, _USUAL_FPS), "A video")
+        return sum(sum(self.tokens(medium, settings)) for medium in media)
 
     @abstractmethod
     def question(self, text: str, media: Sequence[Any]) -> str:
@@ -373,3 +379,5 @@ def words_of_others(turn: str, kinds: Collection[str]) -> str:
 
 
 _WORDS = (("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN), ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN))
+_USUAL_SIZE = (640, 480)
+_USUAL_FRAMES, _USUAL_FPS = 300, 30.0
