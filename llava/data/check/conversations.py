@@ -74,7 +74,7 @@ def _check(data: Any, index: int, tokenizer: Any, settings: CheckSettings) -> Te
         return TextOutcome(name, findings=(Finding("unexpected", first_line(error)),))
     fits, findings = _encode(record, tokenizer, settings)
     findings += _look_at_words(record, settings.template)
-    return TextOutcome(name, record.images, record.videos, record.num_words, fits, tuple(findings))
+    return TextOutcome(name, record.images, record.num_words, fits, tuple(findings), record.videos)
 
 
 def _encode(record: Record, tokenizer: Any, settings: CheckSettings) -> tuple[tuple[Fit, ...], list[Finding]]:

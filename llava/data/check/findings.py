@@ -107,15 +107,15 @@ class TextOutcome:
     Attributes:
         id: id of the record; None where it gives none.
         images: names of its image files.
-        videos: names of its videos.
         num_words: the trainer's measure of length.
         fits: one for every budget; empty where the record cannot be encoded.
         findings: what is wrong with it.
+        videos: names of its videos.
     """
 
     id: str | None = None
     images: tuple[str, ...] = ()
-    videos: tuple[str, ...] = ()
     num_words: int = 0
     fits: tuple[Fit, ...] = ()
     findings: tuple[Finding, ...] = ()
+    videos: tuple[str, ...] = ()

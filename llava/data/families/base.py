@@ -18,19 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
 from llava.compression.salience import salient_spans
-from llava.constants import (
-    DEFAULT_IMAGE_TOKEN,
-    DEFAULT_VIDEO_TOKEN,
-    IMAGE_TOKEN_INDEX,
-    LITERAL_IMAGE_TOKEN,
-    LITERAL_VIDEO_TOKEN,
-)
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.families.registry import register_inputs
 from llava.data.frames import Frames, FrameSampling
+from llava.data.mark_words import words_of_others
 from llava.data.salient import SalientFinder
 from llava.data.tokenization import EncodedText, kept_tokens, one_question, shortened
 from llava.model.splice import PlanSettings
 
+_USUAL_SIZE = (640, 480)
+_USUAL_FRAMES, _USUAL_FPS = 300, 30.0
 Sample = dict[str, Any]
 Collator = Callable[[Sequence[Sample]], dict[str, Any]]
 
@@ -368,16 +365,3 @@ class ModelInputs(ABC):
         """Samples as arguments of the model's `forward`, `labels` among them; without these, of its `generate`."""
         collated = self.collator()(samples)
         return {name: collated[name] for name in self.arguments if name in collated}
-
-
-def words_of_others(turn: str, kinds: Collection[str]) -> str:
-    """A turn in which marks of other kinds than those of its record are words, which `encode` takes for no medium."""
-    for kind, mark, word in _WORDS:
-        if kind not in kinds:
-            turn = turn.replace(mark, word)
-    return turn
-
-
-_WORDS = (("image", DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN), ("video", DEFAULT_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN))
-_USUAL_SIZE = (640, 480)
-_USUAL_FRAMES, _USUAL_FPS = 300, 30.0

@@ -21,9 +21,10 @@ from llava.conversation import SeparatorStyle, fill_template, get_template, reco
 from llava.data import plain_text, records, tokenization
 from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator, stacked
-from llava.data.families.base import ModelInputs, words_of_others
+from llava.data.families.base import ModelInputs
 from llava.data.frames import Frames
 from llava.data.images import within_limits
+from llava.data.mark_words import words_of_others
 from llava.data.records import wrap_image_marks
 from llava.data.salient import SalientFinder
 from llava.data.store import source_of

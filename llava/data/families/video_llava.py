@@ -21,10 +21,10 @@ from llava.constants import (
 )
 from llava.data import video_marks
 from llava.data.cache import digest_text
-from llava.data.families.base import words_of_others
 from llava.data.families.llava import LlavaInputs
 from llava.data.frames import Frames
 from llava.data.images import within_limits
+from llava.data.mark_words import words_of_others
 from llava.data.store import source_of
 from llava.data.video_marks import expand_marks
 from llava.mm_utils import aspect_ratio_of, preprocess_image
