@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
+from llava.data.frames import Frames
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine, ModelSpec
 from llava.inference.loading_flags import best_device, check_device
@@ -44,13 +45,13 @@ def open_engine(spec: ModelSpec, device: str | None) -> Engine:
     return engine
 
 
-def prompt_of(text: str, images: Sequence[Image.Image] = ()) -> Prompt:
+def prompt_of(text: str, images: Sequence[Image.Image | Frames] = ()) -> Prompt:
     """A question of a harness.
 
     Args:
         text: where it holds as many `<image>` as images, they go there, else in front. Halves of surrogate pairs,
             which no tokenizer reads, become U+FFFD.
-        images: images in any mode, in order.
+        images: images in any mode, and decoded videos, in order.
 
     Raises:
         ValueError: if it is no text.
@@ -99,7 +100,7 @@ def losses(engine: Engine, prompts: Sequence[Prompt], answers: Sequence[str]) ->
         question = engine.inputs.question(prompt.text, media)
         samples.append(engine.inputs.conversation([question, _HALVES.sub("\ufffd", answer.strip())], media))
     inputs = engine.batch(samples)
-    output = engine.model(**inputs, use_cache=False, return_logits=True)
+    output = engine.model(**inputs, use_cache=False, return_logits=True, output_layouts=True)
     labels = inputs["labels"].to(output.logits.device)
     kept = own_columns(output.layouts[-1], labels.shape[1]).to(labels.device)
     labels = labels.masked_fill(~kept, IGNORE_INDEX)  # what was cut off for its length is not there to be scored

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from llava.common.number_flags import count
 from llava.constants import DEFAULT_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN
+from llava.data.frames import Frames
 from llava.data.video import open_video
 from llava.eval.harnesses.harness import class_or_object, losses, open_engine, prompt_of
 from llava.inference.batches import Prompt
@@ -187,17 +188,18 @@ class DuetLlava(_Base):
 
     def _prompt(self, context: str | Sequence[str], visuals: Any) -> Prompt:
         text: Any = context[0] if isinstance(context, list | tuple) and context else context
-        images: list[Image.Image] = []
+        images: list[Image.Image | Frames] = []
         for visual in [visuals] if isinstance(visuals, str | Image.Image) else visuals or ():
             images += self._images(visual)
         return prompt_of(text, images)
 
-    def _images(self, visual: Any) -> list[Image.Image]:
+    def _images(self, visual: Any) -> list[Image.Image | Frames]:
         if isinstance(visual, Image.Image):
             return [visual]
         if isinstance(visual, str):
             inputs = self._engine.inputs
-            return list(open_video(Path(visual), inputs.frame_numbers, inputs.image_opening))
+            frames = open_video(Path(visual), inputs.frame_numbers, inputs.image_opening)
+            return list(frames) if inputs.counted_frames else [frames]
         raise ValueError(
             f"A task shows a {type(visual).__name__}; this model takes images and paths of videos. Leave the task out."
         )

@@ -1,0 +1,146 @@
+"""Qwen2.5-VL in programs that ask: batches, conversations with and without a cache, benchmarks' figures, harnesses."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lmms_stand_in
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_qwen import write_qwen
+
+from llava.data.media_limits import MediaLimits
+from llava.eval.harnesses.harness import losses
+from llava.inference.batches import Prompt, Task
+from llava.inference.chat import Chat
+from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+
+SHARES = {
+    "v2v": {"dominant": 0.5, "contextual": 0.25, "cluster_width": 2, "score": "received"},
+    "t2v": {"layers": [2, 3], "keep": [0.5, 0.25]},
+}
+GREEDY = GenerationSettings(max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine.open(ModelSpec(str(folder), compression=SHARES), "cpu")
+
+
+def picture(width: int, height: int) -> Image.Image:
+    draw = np.random.default_rng(width)
+    return Image.fromarray(draw.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+PROMPTS = [
+    Prompt("What digit is red?", (picture(40, 30),)),
+    Prompt("Is there a blue two?"),
+    Prompt("Is <image> like <image>?", (picture(32, 32), picture(90, 31))),
+]
+
+
+@pytest.mark.parametrize("budget", ["none", SHARES], ids=["none", "shares"])
+def test_tasks_are_answered_as_single_questions_and_visual_tokens_are_counted(engine: Engine, budget: Any) -> None:
+    settings = GenerationSettings(max_new_tokens=5, more={"compression": budget})
+    (outcome,) = engine.answer_tasks([Task((0, 1, 2), tuple(PROMPTS))], settings)
+    assert list(outcome.texts.values()) == [engine.answer([prompt], settings)[0] for prompt in PROMPTS]
+    assert not outcome.problems and outcome.visual_tokens.keys() == {0, 2}
+    # counted where they were prepared; shares of each image by hand
+    sizes = [[len(medium.ids) - 2 for medium in engine.sample(prompt)["images"]] for prompt in PROMPTS]
+    for number, counted in outcome.visual_tokens.items():
+        entered = sum(sizes[number])
+        if budget != "none":
+            entered = sum(max(int(size * 0.5), 1) + max(int(size * 0.25), 1) for size in sizes[number])
+            entered = (2 * entered + int(entered * 0.5) + int(entered * 0.25)) / 4
+        assert counted == entered
+
+
+@pytest.mark.parametrize("budget", ["none", SHARES], ids=["none", "shares"])
+def test_a_conversation_streams_and_its_questions_choose_by_the_rule(engine: Engine, budget: Any) -> None:
+    inputs = engine.inputs
+    anew, kept = (Chat.over(engine, GREEDY, compression=budget, reencode=reencode) for reencode in (True, False))
+    first = [Image.fromarray(np.asarray(picture(40, 30)))]
+    for chat in (anew, kept):
+        pieces = list(chat.ask("What digit is red?", first))
+        assert len(pieces) > 0 and "".join(pieces).strip() == chat.turns[0][1]
+        chat.answer("And <|im_end|> where?")
+    media = [inputs.image(first[0], "It")]
+    for chat, voting in ((anew, -1), (kept, 0)):
+        turns = [*chat._turns[:3]]
+        batch = engine.batch([inputs.prompt(turns, media, voting)])
+        del batch["labels"]
+        said = engine.generate(batch, GREEDY, compression=chat.compression).texts[0]
+        assert said == chat.turns[1][1]
+        assert chat.usage is not None and chat.usage.patches == len(media[0].ids) - 2
+    with pytest.raises(ValueError, match="Images cannot be added to a conversation with reencode=False"):
+        kept.ask("And this?", first)
+
+
+def test_the_loss_of_a_given_answer_is_that_of_its_tokens(engine: Engine) -> None:
+    answers = ["red three", "no", "seven"]
+    together = losses(engine, PROMPTS, answers)
+    alone = [losses(engine, [prompt], [answer])[0] for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        assert one[0] == pytest.approx(other[0], rel=1e-4) and one[1] == other[1]
+    engine.model.set_compression("none")
+    try:
+        media = engine.media(PROMPTS[0])
+        sample = engine.inputs.conversation([engine.inputs.question(PROMPTS[0].text, media), answers[0]], media)
+        batch = engine.batch([sample])
+        labels = batch.pop("labels")[0]
+        del batch["query_mask"]
+        with torch.no_grad():
+            shares = engine.model(**batch).logits[0].log_softmax(dim=-1)
+        picked = [-float(shares[place - 1, label]) for place, label in enumerate(labels.tolist()) if label >= 0]
+        assert losses(engine, PROMPTS[:1], answers[:1])[0][0] == pytest.approx(sum(picked) / len(picked), rel=1e-4)
+    finally:
+        engine.model.set_compression(SHARES)
+
+
+def test_lmms_eval_asks_it(folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, module in lmms_stand_in.modules("lmms_eval").items():
+        monkeypatch.setitem(sys.modules, place, module)
+    monkeypatch.delitem(sys.modules, "llava.eval.harnesses.lmms_eval_model", raising=False)
+    found = importlib.import_module("llava.eval.harnesses.lmms_eval_model")
+    model = found.DuetLlava(pretrained=str(folder), device="cpu", batch_size=3)
+    model._engine.model.set_compression(SHARES)
+    model.task_dict = {"local": {"test": PROMPTS}}
+    places = [(lambda doc: list(doc.images), number, "local", "test") for number in range(3)]
+    requests = [
+        SimpleNamespace(args=(prompt.text, {"max_new_tokens": 5}, *place))
+        for prompt, place in zip(PROMPTS, places, strict=True)
+    ]
+    assert model.generate_until(requests) == engine.answer(PROMPTS, GREEDY)
+    scored = [SimpleNamespace(args=(prompt.text, " no", *place)) for prompt, place in zip(PROMPTS, places, strict=True)]
+    found_losses = [float(result.text[0]) for result in model.loglikelihood(scored)]
+    assert found_losses == pytest.approx([loss for loss, _ in losses(engine, PROMPTS, ["no"] * 3)], rel=1e-4)
+    assert all(map(math.isfinite, found_losses))
+    sys.modules.pop("llava.eval.harnesses.lmms_eval_model", None)
+
+
+def test_limits_hold_for_what_is_asked(folder: Path) -> None:
+    limited = Engine.open(ModelSpec(str(folder), limits=MediaLimits(max_pixels=1024)), "cpu")
+    (medium,) = limited.sample(Prompt("What?", (picture(90, 80),)))["images"]
+    assert len(medium.ids) - 2 <= 16
+    with pytest.raises(ValueError, match="--video_fps was given, but the model has no processor of videos here"):
+        Engine.open(ModelSpec(str(folder), limits=MediaLimits(video_fps=1.0)), "cpu")
+
+
+def test_a_question_about_a_video_is_a_problem_in_words_without_torchvision(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    picture(40, 30).save(tmp_path / "clip/0.png")
+    (outcome,) = engine.answer_tasks([Task((0, 1), (Prompt("Where?", video=tmp_path / "clip"), PROMPTS[1]))], GREEDY)
+    assert "needs torchvision, which is not installed" in outcome.problems[0] and 1 in outcome.texts
