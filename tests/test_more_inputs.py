@@ -173,6 +173,9 @@ def test_videos_without_torchvision_are_refused_in_words(family: Family) -> None
         family.inputs.video(frames, "A video")
     if family.name == "qwen3_vl":
         return
+    assert family.inputs.usual_tokens("video", None) == 32 * 16 + 1
+    assert inputs_of(family.own, most=8).usual_tokens("video", None) == 8 * 16 + 1
+    assert family.inputs.usual_tokens("image", None) == len(family.inputs.image(picture(640, 480), "It").ids)
     assert family.inputs.frame_numbers(4, 2.0) == [number * 3 // 31 for number in range(32)]
     assert inputs_of(family.own, most=8).frame_numbers(100, 25.0) == [number * 99 // 7 for number in range(8)]
     with pytest.raises(ValueError, match="leave --video_fps out, and say how many with --frames_upbound"):

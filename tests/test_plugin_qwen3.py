@@ -117,3 +117,14 @@ def test_a_tower_without_deepstack_is_a_model_like_the_others() -> None:
         whole = compress(model, {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}})
         torch.testing.assert_close(whole(**inputs).logits, expected, atol=3e-5, rtol=0)
         assert compress(model, V2V)(**inputs).logits.isfinite().all()
+
+
+def test_visual_tokens_that_come_as_embeddings_are_refused_without_what_they_add(stock: Any) -> None:
+    model, inputs = compress(stock, V2V | EARLY), batch([prompt("qwen3_vl", 1, ("image",))])
+    with torch.no_grad():
+        made = model.prefill(inputs, model.compression)
+        with pytest.raises(ValueError, match="without their DeepStack features; give ids and pixels, or all that"):
+            model(inputs_embeds=made.embeddings, layout=made.layout)
+        expected = model(**inputs, output_layouts=True).logits
+        got = model(inputs_embeds=None, prefill=made, output_layouts=True).logits
+    assert torch.equal(got, expected)

@@ -252,9 +252,10 @@ def _crops(
     elif "unpad" in merging.kind:
         in_rows, in_columns = unpadded(columns, rows, (medium.width, medium.height))
         rows, columns = max(in_rows.stop - in_rows.start, 0), max(in_columns.stop - in_columns.start, 0)
-        times = 0.0 if merging.most is None else math.sqrt(rows * columns / (merging.most * across**2))
+        excess = 0.0 if merging.most is None else rows * columns / (merging.most * across**2)
+        times = math.sqrt(excess)
         if times > _LEAST_SHRINKING:
-            one = dataclasses.replace(one, shrunk=rows * columns / (merging.most * across**2) if shrinks else 1.0)
+            one = dataclasses.replace(one, shrunk=excess if shrinks else 1.0)
             rows, columns = max(int(rows // times), 1), max(int(columns // times), 1)
         plain = base + rows * (columns + 1)
     else:

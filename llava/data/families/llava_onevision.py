@@ -103,6 +103,12 @@ class LlavaOnevisionInputs(ProcessorInputs):
         one = Shown("image", _flat(made), tuple(self.placeholders("image", made, None)))
         return ShownImage("image", _flat(alone.inputs), alone.ids, one)
 
+    def usual_tokens(self, kind: str, settings: PlanSettings | None) -> int:
+        """As in `ModelInputs`; every video has as many."""
+        if kind == "image":
+            return super().usual_tokens(kind, settings)
+        return len(self.frame_numbers(self.usual_frames, None)) * math.ceil(self._side / 2) ** 2 + 1
+
     def placed(self, segments: list[Segment]) -> list[Segment]:
         """As in `ProcessorInputs`: marks in front of a question stand where the template has a message's images."""
         placed = list(segments)

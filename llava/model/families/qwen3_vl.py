@@ -8,14 +8,16 @@ with those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
+from llava.compression.config import CompressionConfig
 from llava.model.families.qwen_vl import QwenVLFamily
+from llava.model.prefill import Prefill
 from llava.model.stock_forward import forward_like
 
 
@@ -39,6 +41,22 @@ class CompressedQwen3VL(QwenVLFamily, Qwen3VLForConditionalGeneration):
                 "use a compression with t2v alone."
             )
         return blocks - 1
+
+    def prefill(
+        self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
+    ) -> Prefill:
+        """As in every family.
+
+        Raises:
+            ValueError: for visual tokens that came as embeddings, which are not all that the decoder needs of them.
+        """
+        layout = inputs.get("layout")
+        if layout is not None and any(layout.visual) and len(self.model.visual.deepstack_merger_list):
+            raise ValueError(
+                "inputs_embeds with a layout hold visual tokens without their DeepStack features; give ids and pixels, "
+                "or all that model.prefill returns as prefill."
+            )
+        return super().prefill(inputs, compression, padding_side)
 
     def added(self, outputs: Any, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
         """DeepStack features."""
