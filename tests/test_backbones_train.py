@@ -22,6 +22,7 @@ from tiny_vlms import EVERY, FAMILIES, NATIVE, PEBBLES, QWEN, batch, prompt, vlm
 from transformers import AutoModelForImageTextToText
 
 from llava import compress
+from llava.checkpoints.conversion import convert
 from llava.checkpoints.fit import read_weights
 from llava.checkpoints.opening import Opened, open_model
 from llava.cost.workload import Workload
@@ -257,6 +258,12 @@ def test_adapters_sit_on_the_language_model_alone_and_open_over_their_base(place
     merged = peft.PeftModel.from_pretrained(stock, folder).merge_and_unload()
     for key in maps:
         torch.testing.assert_close(merged.get_parameter(key), found.get_parameter(key))
+    whole = convert(str(folder), place / f"{name}-merged", "llava", dtype=torch.float32)
+    again = opened(whole)
+    assert again.preprocessor is not None and again.model.compression == found.compression
+    assert all(torch.equal(weight, again.model.get_parameter(key)) for key, weight in found.named_parameters())
+    files = {"preprocessor_config.json", "tokenizer.json", "chat_template.jinja"}
+    assert {path.name for path in whole.iterdir()} >= files | ({path.name for path in (place / name).glob("video_*")})
 
 
 @ALL

@@ -70,14 +70,18 @@ def convert(
     checkpoint, base = resolve(source, model_base)
     if checkpoint.kind is Kind.FAMILY:
         raise ValueError(f"{source!r} is a {checkpoint.config.model_type}; only LLaVAs are converted.")
-    if to == "hf":
+    of_family = base is not None and base.kind is Kind.FAMILY  # a merged model of transformers has one format
+    if to == "hf" and not of_family:
         require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
     # Adapters do not count: they are rounded when they are merged.
     dtype = dtype or widest_dtype([*checkpoint.files, *(base.files if base else ())])
     model, processor, tokenizer, _ = open_model(source, model_base, device="cpu", dtype=dtype)
     _make_savable(model.generation_config)
     with appearing_at_once(target) as folder:
-        if to == "llava":
+        if of_family:
+            model.save_pretrained(folder)
+            (tokenizer if processor is None else processor).save_pretrained(folder)
+        elif to == "llava":
             model.save_pretrained(folder)
             _save_tokenizer(tokenizer, folder)
         else:

@@ -1,0 +1,99 @@
+"""Two processes that hold one model together, each with a batch of another kind: text, a picture, a video."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import ROOT, assert_equal, losses, run, weights
+from tiny_llava import write_assets
+from tiny_qwen import write_qwen
+from tiny_video import video_flags, write_training
+
+from llava.checkpoints.consolidation import consolidate
+from llava.checkpoints.opening import open_model
+from llava.train.train import train
+
+pytestmark = pytest.mark.slow
+ZERO = ROOT / "configs/deepspeed/zero3.json"
+BUDGET = "v2v: {dominant: 2, contextual: 1, cluster_width: 2}\nt2v: {layers: [2, 3], keep: [0.5, 0.0]}\n"
+ONE_EACH: dict[str, object] = {"per_device_train_batch_size": 1, "deepspeed": ZERO}
+STEPS = 4
+
+
+def assert_like_one_process(alone: Path, together: Path) -> None:
+    assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
+    expected, found = weights(alone), weights(together)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def qwen_flags(folder: Path, output: Path, **changes: object) -> list[str]:
+    """Samples in the order of the file, a picture and text by turns; all parts are trained."""
+    options: dict[str, object] = {
+        "model_name_or_path": folder / "qwen",
+        "image_folder": folder / "images",
+        "data_path": folder / "turns.json",
+        "output_dir": output,
+        "compression": folder / "budget.yaml",
+        "use_cpu": True,
+        "bf16": False,
+        "model_max_length": 256,
+        "per_device_train_batch_size": 2,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 1e-3,
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": STEPS // 2,
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    options |= changes
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def test_a_picture_on_one_rank_and_text_on_the_other_train_qwen_as_one_process_does(tmp_path: Path) -> None:
+    folder = write_assets(tmp_path)
+    write_qwen(folder / "qwen")
+    (folder / "budget.yaml").write_text(BUDGET)
+    records = json.loads((folder / "chats.json").read_text())
+    pictures, texts = ([one for one in records if ("image" in one) == shows] for shows in (True, False))
+    turns = [one for pair in zip(pictures, texts, strict=False) for one in pair]
+    (folder / "turns.json").write_text(json.dumps(turns))
+    alone = train(qwen_flags(folder, folder / "alone"))
+    run("forked", qwen_flags(folder, folder / "ranks", **ONE_EACH), folder / "log")
+    assert_like_one_process(alone, folder / "ranks")
+    shutil.copytree(folder / "ranks/checkpoint-2", folder / "again/checkpoint-2")
+    run("forked", qwen_flags(folder, folder / "again", **ONE_EACH), folder / "log2")
+    assert_equal(folder / "ranks", folder / "again")
+    consolidate(folder / "ranks/checkpoint-2", folder / "whole")
+    whole = open_model(str(folder / "whole"), device="cpu", dtype=torch.float32).model
+    saved = open_model(str(folder / "ranks/checkpoint-2"), device="cpu", dtype=torch.float32).model
+    assert whole.compression == saved.compression and whole.compression.t2v is not None
+    assert all(torch.equal(weight, saved.get_parameter(name)) for name, weight in whole.named_parameters())
+
+
+def test_a_video_on_one_rank_and_a_picture_or_text_on_the_other_train_as_one_process_does(tmp_path: Path) -> None:
+    folder = write_training(tmp_path)
+    records = {record["id"]: record for record in json.loads((folder / "mixed.json").read_text())}
+    order = ("video-0", "picture", "text", "video-1", "video-2", "text", "picture", "text")
+    (folder / "turns.json").write_text(json.dumps([records[name] for name in order]))
+    common: dict[str, object] = {
+        "data_path": folder / "turns.json",
+        "compression": "none",
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 1e-3,
+        "unfreeze_mm_vision_tower": True,
+        "max_steps": STEPS,
+    }
+    first = train(video_flags(folder, folder / "pretrain", "pretrain", data_path=folder / "mixed.json"))
+    common["pretrain_mm_mlp_adapter"] = first / "mm_projector.bin"
+    alone = train(video_flags(folder, folder / "alone", "finetune", **common, per_device_train_batch_size=2))
+    run("forked", video_flags(folder, folder / "ranks", "finetune", **common | ONE_EACH), folder / "log")
+    assert_like_one_process(alone, folder / "ranks")
