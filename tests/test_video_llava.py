@@ -238,14 +238,24 @@ def test_missing_temporal_weights_are_an_error_and_not_made_up(tmp_path: Path) -
             open_model(str(folder), device="cpu")
 
 
-def test_towers_wrapped_in_adapters_are_refused_by_name(tmp_path: Path) -> None:
-    folder = write_video_llava(tmp_path / "model")
+def test_adapters_inside_the_image_tower_of_a_checkpoint_are_merged(tmp_path: Path) -> None:
+    folder = write_video_llava(tmp_path / "model", mm_image_config={**TOWER, "lora_r": 2, "lora_alpha": 4})
     held = load_file(folder / "model.safetensors")
     wrapped = {
         name.replace("image_tower.encoder.", "image_tower.encoder.base_model.model."): one for name, one in held.items()
     }
+    layer = "model.image_tower.image_tower.encoder.{}layers.1.self_attn.v_proj."
+    low, high = torch.randn(2, 16), torch.randn(16, 2)
+    wrapped |= {layer.format("base_model.model.") + "lora_A.default.weight": low}
+    wrapped |= {layer.format("base_model.model.") + "lora_B.default.weight": high}
     save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"LoRA adapters inside the encoder of a LanguageBind tower"):
+    model = open_model(str(folder), device="cpu").model
+    for name, weight in model.state_dict().items():
+        added = 2 * high @ low if name == layer.format("") + "weight" else 0
+        torch.testing.assert_close(weight, held[name] + added)
+    del wrapped["model.video_tower.video_tower.encoder.layers.0.temporal_embedding"]
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 'model.video_tower.video_tower.encoder.layers.0.temporal_emb"):
         open_model(str(folder), device="cpu")
 
 

@@ -202,6 +202,42 @@ def test_a_tower_without_its_temporal_weights_is_refused(tmp_path: Path) -> None
         LanguageBindVideoTower(str(folder)).load_model()
 
 
+@pytest.mark.parametrize("layer_name", ["", "base_layer."])
+def test_adapters_inside_the_image_tower_are_merged_as_peft_applies_them(tmp_path: Path, layer_name: str) -> None:
+    """`LanguageBindImage` wraps its encoder in LoRA: W becomes W + alpha / r * B A under plain names."""
+    folder = shutil.copytree(GOLDEN / "models/it_gelu", tmp_path / "tower")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= {"lora_r": 2, "lora_alpha": 6}
+    (folder / "config.json").write_text(json.dumps(config))
+    held = load_file(folder / "model.safetensors")
+    wrapped: dict[str, Tensor] = {}
+    added = {}
+    for name, tensor in held.items():
+        inside = name.replace("vision_model.encoder.", "vision_model.encoder.base_model.model.")
+        if inside != name and name.endswith("q_proj.weight"):
+            draw = torch.Generator().manual_seed(len(added))
+            low, high = torch.randn(2, 32, generator=draw), torch.randn(32, 2, generator=draw)
+            wrapped |= {inside.replace("weight", "lora_A.default.weight"): low}
+            wrapped |= {inside.replace("weight", "lora_B.default.weight"): high}
+            added[name.removeprefix("vision_model.")] = 3 * high @ low
+        if name.endswith(("q_proj.weight", "q_proj.bias")) and inside != name:
+            inside = inside.replace("q_proj.", f"q_proj.{layer_name}")
+        wrapped[inside] = tensor
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    tower = LanguageBindImageTower(str(folder))
+    tower.load_model()
+    state = tower.model.state_dict()
+    for name, tensor in held.items():
+        own = name.removeprefix("vision_model.")
+        if own in state:
+            torch.testing.assert_close(state[own], tensor + added.get(own, 0))
+    assert len(added) == 4
+    del wrapped[next(name for name in wrapped if "lora_B" in name)]
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="is incomplete or of another rank than lora_r, which is 2"):
+        LanguageBindImageTower(str(folder)).load_model()
+
+
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 

@@ -103,6 +103,23 @@ def require_complete(
     return there
 
 
+def require_complete_state(model: PreTrainedModel, state: Mapping[str, Tensor], source: Path) -> None:
+    """As `require_complete`, of weights under the model's own names that were read already; none may lie elsewhere.
+
+    Args:
+        model: model of `on_meta`.
+        state: its weights.
+        source: folder that they were read from.
+
+    Raises:
+        ValueError: as there.
+    """
+    held = {name: Held(tuple(one.shape), source) for name, one in state.items() if not _OLD_BUFFERS.search(name)}
+    expected = _shapes(model)
+    needed = [name for name in expected if name not in model.all_tied_weights_keys]
+    require_fit(held, expected, needed, DESCRIBED, _ADVICE, source)
+
+
 def require_padding_row(config: LlavaConfig, folder: Path) -> None:
     """Check the padding token of a configuration; PyTorch would fail on it while the embeddings are made.
 

@@ -17,6 +17,7 @@ from llava.checkpoints.fit import (
     DESCRIBED,
     on_meta,
     require_complete,
+    require_complete_state,
     require_padding_row,
     require_same_language_model,
     require_tower,
@@ -25,7 +26,7 @@ from llava.checkpoints.fit import (
 from llava.checkpoints.lora import NON_LORA_FILE, merge_lora
 from llava.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 from llava.checkpoints.transformers_format import PROJECTOR, TOWERS, projector_name, read_image_processor
-from llava.checkpoints.video_llava_format import refuse_adapters
+from llava.checkpoints.video_llava_format import with_merged_towers
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -62,14 +63,21 @@ def load_whole(
             padding token has no row among the embeddings.
     """
     require_padding_row(config, checkpoint.folder)
+    state = None
     if getattr(config, "quantization_config", None) is None:  # else its names and shapes are bitsandbytes'
         outline = on_meta(LlavaLlamaForCausalLM, config)
-        refuse_adapters(checkpoint.files)
-        held = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWERS, projector, described)
-        _require_towers(outline, held)
+        state = with_merged_towers(checkpoint.files, config)
+        if state is not None:
+            require_complete_state(outline, state, checkpoint.folder)
+        else:
+            held = require_complete(outline, checkpoint.files, checkpoint.key_mapping, TOWERS, projector, described)
+            _require_towers(outline, held)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.folder}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
     with without_reports():
         model, info = LlavaLlamaForCausalLM.from_pretrained(
-            checkpoint.folder, config=config, key_mapping=checkpoint.key_mapping, output_loading_info=True, **options
+            **source, config=config, key_mapping=checkpoint.key_mapping, output_loading_info=True, **options
         )
     elsewhere = TOWERS if projector is None else (*TOWERS, PROJECTOR, f"model.{NEWLINE}")
     lost = sorted(name for name in info["missing_keys"] if not name.startswith(elsewhere))

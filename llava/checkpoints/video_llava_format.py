@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 from transformers import LlamaConfig, VideoLlavaConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -20,8 +21,9 @@ from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.languagebind import languagebind_config
+from llava.model.multimodal_encoder.languagebind_adapters import is_wrapped, merged
 from llava.model.multimodal_encoder.languagebind_towers import read_tower_config
-from llava.model.weights import read_header
+from llava.model.weights import read_header, read_state_dict
 
 IMAGE_TOWER_NAME, VIDEO_TOWER_NAME = "LanguageBind/LanguageBind_Image", "LanguageBind/LanguageBind_Video_merge"
 FRAMES_FIELD = "num_frames"
@@ -209,16 +211,16 @@ def is_video_llava(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "video_llava"
 
 
-def refuse_adapters(files: Iterable[Path]) -> None:
-    """Refuse towers whose encoder is wrapped in adapters, as `LanguageBindImage` wraps it.
+def with_merged_towers(files: Iterable[Path], config: LlavaConfig) -> dict[str, Tensor] | None:
+    """All weights of some files, adapters inside the image tower's encoder merged into it; None where there are none.
+
+    `LanguageBindImage` wraps its encoder in LoRA where `lora_r` of its configuration is not 0.
 
     Raises:
-        ValueError: names the first such weight and its file.
+        ValueError: if an adapter is incomplete or of another rank.
     """
-    for path in files:
-        found = next((name for name in read_header(path) if ".encoder.base_model.model." in f".{name}"), None)
-        if found is not None:
-            raise ValueError(
-                f"{str(path)!r} holds {found!r}: LoRA adapters inside the encoder of a LanguageBind tower. Merge them "
-                "into its weights (merge_and_unload of peft), and save these under plain names."
-            )
+    paths = list(files)
+    if not config.mm_image_config or not is_wrapped(name for path in paths for name in read_header(path)):
+        return None
+    state = {name: tensor for path in paths for name, tensor in read_state_dict(path).items()}
+    return merged(state, config.mm_image_config["lora_r"], config.mm_image_config["lora_alpha"])

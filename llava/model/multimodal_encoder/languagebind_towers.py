@@ -24,12 +24,14 @@ from llava.model.multimodal_encoder.languagebind import (
     LanguageBindVisionModel,
     languagebind_config,
 )
+from llava.model.multimodal_encoder.languagebind_adapters import is_wrapped, merged
 from llava.model.multimodal_encoder.languagebind_pixels import LanguageBindImageProcessor, LanguageBindVideoProcessor
 from llava.model.multimodal_encoder.transformers_tower import (
     TransformersTower,
     check_select_feature,
     check_select_layer,
 )
+from llava.model.weights import read_header, read_state_dict, weight_files
 
 NAMES_IN_LANGUAGEBIND = {r"^vision_model\.": ""}
 """Renaming of a tower's weights in a whole LanguageBind model, which holds a text model too."""
@@ -72,8 +74,12 @@ class _LanguageBindTower(TransformersTower):
         """
         if self.is_loaded:
             return
+        source: dict[str, Any] = {"pretrained_model_name_or_path": self.vision_tower_name}
+        held = self._with_adapters()
+        if held is not None:
+            source = {"pretrained_model_name_or_path": None, "state_dict": held}
         loaded, info = self.model_class.from_pretrained(
-            self.vision_tower_name,
+            **source,
             config=self.config,
             dtype=self.dtype,
             key_mapping=NAMES_IN_LANGUAGEBIND,
@@ -88,6 +94,14 @@ class _LanguageBindTower(TransformersTower):
         # Taken over as a whole: with ZeRO-3 its weights are partitioned already and cannot be copied one by one.
         setattr(self, self.attribute, loaded.to(self.device).requires_grad_(False))
         self.is_loaded = True
+
+    def _with_adapters(self) -> dict[str, Tensor] | None:
+        """The weights of a folder whose encoder is wrapped in adapters, merged; None of any other."""
+        files = weight_files(self.vision_tower_name)
+        if not is_wrapped(name for path in files for name in read_header(path)):
+            return None
+        state = {name: tensor for path in files for name, tensor in read_state_dict(path).items()}
+        return merged(state, self.config.lora_r, self.config.lora_alpha)
 
     def read_image_processor(self, source: str) -> bool:
         """False: how pixels are made is fixed by the kind of the tower."""
