@@ -159,7 +159,11 @@ class ModelInputs(ABC):
 
     @property
     def trains_on_videos(self) -> bool:
-        """Whether records with videos can be trained on."""
+        """Whether records with videos can be trained on.
+
+        Raises:
+            ValueError: if they could, but something is missing that prepares videos.
+        """
         return True
 
     @property

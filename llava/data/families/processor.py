@@ -184,6 +184,11 @@ class ProcessorInputs(ModelInputs):
             )
         return processor
 
+    @property
+    def trains_on_videos(self) -> bool:
+        """As in `ModelInputs`."""
+        return self.video_processor() is not None
+
     def blank(self, kind: str) -> Shown:
         """As in `ModelInputs`; black."""
         shown: Shown = super().blank(kind)
