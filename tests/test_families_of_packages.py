@@ -16,7 +16,7 @@ from tiny_vlms import vlm
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
 from llava.checkpoints.opening import open_model
-from llava.data import families as inputs
+from llava.data.families import family_of, registry
 from llava.model import compressed_model
 
 MODULE = """
@@ -63,7 +63,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.syspath_prepend(site)
     importlib.invalidate_caches()
     monkeypatch.setattr(compressed_model, "_FAMILIES", dict(compressed_model._FAMILIES))
-    monkeypatch.setattr(inputs.base, "_FAMILIES", dict(inputs.base._FAMILIES))
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     yield facts / "entry_points.txt"
 
 
@@ -82,7 +82,7 @@ def folder_of(place: Path) -> Path:
 def test_a_model_of_a_package_that_nobody_imported_is_opened_and_has_inputs(installed: Path, tmp_path: Path) -> None:
     found = open_model(str(folder_of(tmp_path / "model")), device="cpu", dtype=torch.float32)
     assert type(found.model).__name__ == "CompressedPackagedVLM"
-    assert inputs.family_of(found.model.config).__name__ == "PackagedInputs"
+    assert family_of(found.model.config).__name__ == "PackagedInputs"
 
 
 def test_a_package_that_cannot_be_imported_is_named(installed: Path, tmp_path: Path) -> None:
