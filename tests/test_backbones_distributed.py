@@ -1,4 +1,4 @@
-"""Two processes that hold one model together, each with a batch of another kind: text, a picture, a video."""
+"""Two processes that hold one model together, one with a picture, the other with text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from distributed import ROOT, assert_equal, losses, run, weights
 from tiny_llava import write_assets
 from tiny_qwen import write_qwen
-from tiny_video import video_flags, write_training
 
 from llava.checkpoints.consolidation import consolidate
 from llava.checkpoints.opening import open_model
@@ -77,24 +76,3 @@ def test_a_picture_on_one_rank_and_text_on_the_other_train_qwen_as_one_process_d
     saved = open_model(str(folder / "ranks/checkpoint-2"), device="cpu", dtype=torch.float32).model
     assert whole.compression == saved.compression and whole.compression.t2v is not None
     assert all(torch.equal(weight, saved.get_parameter(name)) for name, weight in whole.named_parameters())
-
-
-def test_a_video_on_one_rank_and_a_picture_or_text_on_the_other_train_as_one_process_does(tmp_path: Path) -> None:
-    folder = write_training(tmp_path)
-    records = {record["id"]: record for record in json.loads((folder / "mixed.json").read_text())}
-    order = ("video-0", "picture", "text", "video-1", "video-2", "text", "picture", "text")
-    (folder / "turns.json").write_text(json.dumps([records[name] for name in order]))
-    common: dict[str, object] = {
-        "data_path": folder / "turns.json",
-        "compression": "none",
-        "train_sampling_strategy": "sequential",
-        "optim": "sgd",  # Adam makes whole steps of gradients that differ in their last digit alone
-        "learning_rate": 1e-2,
-        "unfreeze_mm_vision_tower": True,
-        "max_steps": STEPS,
-    }
-    first = train(video_flags(folder, folder / "pretrain", "pretrain", data_path=folder / "mixed.json"))
-    common["pretrain_mm_mlp_adapter"] = first / "mm_projector.bin"
-    alone = train(video_flags(folder, folder / "alone", "finetune", **common, per_device_train_batch_size=2))
-    run("forked", video_flags(folder, folder / "ranks", "finetune", **common | ONE_EACH), folder / "log")
-    assert_like_one_process(alone, folder / "ranks")
