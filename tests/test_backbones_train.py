@@ -30,6 +30,7 @@ from llava.data.families import family_of
 from llava.model.parts import lies_in, paths_of, weights_of
 from llava.train.arguments import parse_arguments
 from llava.train.building import choose_trained, load
+from llava.train.rates import parameter_groups
 from llava.train.run_summary import count_parameters
 from llava.train.train import train
 
@@ -291,10 +292,10 @@ def test_quantised_layers_train_adapters(place: Path, name: str, bits: int, tmp_
 
 
 @ALL
-@pytest.mark.parametrize("flag", ["version v1", "vision_tower somewhere", "image_aspect_ratio pad"])
+@pytest.mark.parametrize("flag", ["version v1", "image_aspect_ratio pad", "video_flip 0.5", "video_tower somewhere"])
 def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: str, tmp_path: Path) -> None:
     key, value = flag.split()
-    with pytest.raises(ValueError, match=rf"--{key} '{value}' is a flag of LLaVA's own models, but .* is a {name}"):
+    with pytest.raises(ValueError, match=rf"--{key} '?{value}'? is a flag of LLaVA's own models, but .* is a {name}"):
         train(flags(place, name, tmp_path / "out", **{key: value}))
 
 
@@ -399,3 +400,23 @@ def test_canvases_without_crops_are_refused(place: Path, tmp_path: Path) -> None
         train(next_flags(place, tmp_path / "out", image_aspect_ratio="square", **pinpoints))
     with pytest.raises(ValueError, match="crops of 16 x 16 pixels do not fill"):
         train(next_flags(place, tmp_path / "out", image_grid_pinpoints="[[24,32]]"))
+
+
+def test_projector_and_tower_have_rates_of_their_own_where_one_lies_in_the_other(place: Path, tmp_path: Path) -> None:
+    rates = {"mm_projector_lr": 1e-3, "vision_tower_lr": 1e-4, "learning_rate": 1e-2, "weight_decay": 0.1}
+    arguments = parse_arguments(flags(place, "qwen2_5_vl", tmp_path / "out", **rates))
+    model = load(*arguments).model
+    choose_trained(model, arguments[0], arguments[2])
+    decayed = {name for name, weight in model.named_parameters() if weight.dim() > 1}
+    groups = parameter_groups(model, arguments[2], decayed)
+    found = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    merger, visual = model.model.visual.merger, model.model.visual
+    assert {found[id(weight)] for weight in merger.parameters()} == {1e-3}
+    assert {found[id(weight)] for weight in visual.blocks.parameters()} == {1e-4}
+    assert {found[id(weight)] for weight in model.model.language_model.parameters()} == {1e-2}
+    assert len(found) == len(list(model.parameters())), "each weight is in one group"
+
+
+def test_mirrored_videos_need_a_tower_for_videos(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--video_flip mirrors videos, but the model has no tower"):
+        train(next_flags(place, tmp_path / "out", video_flip=0.5))

@@ -15,7 +15,6 @@ from llava.checkpoints.contents import Checkpoint, Kind
 from llava.checkpoints.llava_format import add_image_tokens, load_whole
 from llava.checkpoints.opening import bitsandbytes_config, never_quantised
 from llava.checkpoints.tokenizer import read_tokenizer
-from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.conversation import get_template
 from llava.data.dataset import DataConfig, LazySupervisedDataset
@@ -32,7 +31,7 @@ from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, Tr
 from llava.train.family_start import load_from_family
 from llava.train.media_flags import refuse_limits
 from llava.train.non_finite import require_finite_start
-from llava.train.start import OF_THE_PROJECTOR, find_start, require_rows, settle_flags, settle_pinpoints
+from llava.train.start import OF_THE_PROJECTOR, find_start, image_opening, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def load_model(
     model = _open(start, model_args, training_args)
     config = model.config
     config.image_aspect_ratio = data_args.image_aspect_ratio
-    config.image_opening = _image_opening(config, data_args)
+    config.image_opening = image_opening(config, data_args)
     tokenizer.model_max_length = data_args.tokenizer_model_max_length or training_args.model_max_length
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = tokenizer.model_max_length
@@ -227,9 +226,7 @@ def make_data(
     )
     assert data_args.data_path is not None
     if processor is None and towers:
-        processor = (
-            _processors(model, data_args) if getattr(model.config, "sees_videos", False) else towers[0].image_processor
-        )
+        processor = _processors(model, data_args)
     sampling = FrameSampling(fps=data_args.video_fps, most=data_args.frames_upbound or None)
     inputs = family_of(model.config)(model.config, tokenizer, processor, model_args.version, sampling=sampling)
     dataset = LazySupervisedDataset(data_args.data_path, inputs, config)
@@ -243,14 +240,14 @@ def make_data(
     return dataset, inputs.collator(size, settings)
 
 
-def _processors(model: Any, data_args: DataArguments) -> dict[str, Any]:
-    """Those of a Video-LLaVA; that of videos mirrors as many as the flag says."""
-    found: dict[str, Any] = model.processors()
+def _processors(model: Any, data_args: DataArguments) -> Any:
+    """The image processor of a LLaVA; those of a Video-LLaVA, of which that of videos mirrors what the flag says."""
+    found: dict[str, Any] = model.processors() if model.config.sees_videos else {"video": None}
     if found["video"] is not None:
         found["video"] = found["video"].flipping(data_args.video_flip)
     elif data_args.video_flip:
         raise ValueError("--video_flip mirrors videos, but the model has no tower for such; give --video_tower.")
-    return found
+    return found if model.config.sees_videos else model.vision_towers()[0].image_processor
 
 
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:
@@ -258,15 +255,6 @@ def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> L
     if data_args.eval_data_path is None:
         return None
     return LazySupervisedDataset(data_args.eval_data_path, dataset.inputs.for_evaluation(), dataset.config)
-
-
-def _image_opening(config: Any, data_args: DataArguments) -> str:
-    """How images are opened: as the flag says, else as the checkpoint was trained; a change is said in the log."""
-    opening = opening_of(config, data_args.image_opening)
-    former = config.image_opening
-    if former not in (None, opening):
-        logger.warning("The checkpoint was trained with --image_opening %s; from now on it is %s.", former, opening)
-    return opening
 
 
 def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> str:

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from llava.checkpoints.contents import Checkpoint
 from llava.checkpoints.family_format import load_family
 from llava.checkpoints.processors import processor_of
-from llava.common.image_opening import opening_of
 from llava.common.shown import shown
 from llava.compression.config import CompressionConfig
 from llava.data.families import family_of
@@ -20,6 +19,7 @@ from llava.train.adapters import settle_adapters
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, resolve_compression
 from llava.train.media_flags import warn_of_idle_budget, with_limits
 from llava.train.non_finite import require_finite_start
+from llava.train.start import image_opening
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ OF_LLAVA = (
     "vision_tower",
     "image_tower",
     "video_tower",
+    "video_flip",
+    "tokenizer_model_max_length",
     "mm_vision_select_layer",
     "mm_vision_select_feature",
     "mm_projector_type",
@@ -79,7 +81,7 @@ def load_from_family(
     model = start.family.of(load_family(start, options), compression)
     # The name rather than the folder that it was fetched to: adapters record it as their base.
     model.name_or_path = model.config._name_or_path = name
-    model.config.image_opening = opening_of(model.config, data_args.image_opening)
+    model.config.image_opening = image_opening(model.config, data_args)
     if model_args.pretrain_mm_mlp_adapter:
         load_projectors(model, model_args.pretrain_mm_mlp_adapter)
     require_finite_start(model, name)

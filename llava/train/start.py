@@ -19,6 +19,7 @@ from llava.checkpoints.contents import Checkpoint, Kind, examine, fetch, vision_
 from llava.checkpoints.settings_files import read_config
 from llava.checkpoints.video_llava_format import fill_towers
 from llava.common.anyres import canvases_of, default_pinpoints, is_anyres
+from llava.common.image_opening import opening_of
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.train.adapters import same_folder, settle_adapters
@@ -148,6 +149,15 @@ def settle_pinpoints(config: LlavaConfig, data_args: DataArguments) -> None:
         )
     config.image_grid_pinpoints = [list(canvas) for canvas in found]
     data_args.image_grid_pinpoints = str(config.image_grid_pinpoints)
+
+
+def image_opening(config: Any, data_args: DataArguments) -> str:
+    """How images are opened: as the flag says, else as the checkpoint was trained; a change is said in the log."""
+    opening = opening_of(config, data_args.image_opening)
+    former = getattr(config, "image_opening", None)
+    if former not in (None, opening):
+        logger.warning("The checkpoint was trained with --image_opening %s; from now on it is %s.", former, opening)
+    return opening
 
 
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
