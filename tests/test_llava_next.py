@@ -20,6 +20,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.families import family_of
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.crops import Crops, raster_order
+from llava.model.trace import trace_batch
 
 PROMPT = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, 8, 9]])
 BUDGET = {"v2v": {"dominant": 5, "contextual": 3, "cluster_width": 2}}
@@ -162,10 +163,8 @@ def test_sizes_of_images_that_are_not_cut_are_not_looked_at():
         assert torch.equal(plain(PROMPT, images=pixels, image_sizes=[(640, 480)] * 3).logits, expected)
 
 
-def merged_by_hand(model: Any, crops: Tensor, grid: tuple[int, int], order: str) -> Tensor:
-    """V2V's tokens of one image in the order that is asked for, token by token."""
-    result = model.get_vision_tower().merge(crops, V2VConfig(5, 3, 2))
-    tokens, source = model.project(result.tokens), result.source.tolist()
+def places_by_hand(source: list[list[int]], grid: tuple[int, int], order: str) -> list[tuple[int, int]]:
+    """Crop and slot of each token of an image in the order that is asked for, from the patches that they stand for."""
     places = []
     for crop, patches in enumerate(source):
         for slot, patch in enumerate(patches):
@@ -181,7 +180,35 @@ def merged_by_hand(model: Any, crops: Tensor, grid: tuple[int, int], order: str)
                 else (later[place[2]], *(place[3:] if place[2] == "kept" else place[:2]))
             )
         )
-    return torch.stack([tokens[crop, slot] for crop, slot, *_ in places])
+    return [place[:2] for place in places]
+
+
+def merged_by_hand(model: Any, crops: Tensor, grid: tuple[int, int], order: str) -> Tensor:
+    """V2V's tokens of one image in the order that is asked for, token by token."""
+    result = model.get_vision_tower().merge(crops, V2VConfig(5, 3, 2))
+    tokens = model.project(result.tokens)
+    return torch.stack([tokens[crop, slot] for crop, slot in places_by_hand(result.source.tolist(), grid, order)])
+
+
+@pytest.mark.parametrize("order", ["crops", "raster"])
+def test_tokens_are_traced_to_their_crops_in_either_order(model, order):
+    budget = CompressionConfig.from_dict(STAGED | {"v2v": BUDGET["v2v"] | {"crop_order": order}})
+    pictures = [picture((112, 112), 3), picture((300, 20), 4)]
+    given = pixels_of(model, pictures)
+    media = [Crops(pixels, size) for pixels, size in zip(given["images"], given["image_sizes"], strict=True)]
+    ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, IMAGE_TOKEN_INDEX, 8, 9]])
+    trace = trace_batch(model, {"input_ids": ids, **given}, media, budget)
+    with torch.no_grad():
+        layouts = model(ids, compression=budget, output_layouts=True, **given).layouts
+    start, crop, expected = 0, 0, torch.zeros(9 * 8, dtype=torch.bool)
+    alive = layouts[1].alive()[0]
+    for medium, grid in zip(media, ((2, 2), (3, 1)), strict=True):
+        count = len(medium.pixels)
+        source = trace.merged.source[crop : crop + count].tolist()
+        for place, (number, slot) in enumerate(places_by_hand(source, grid, order)):
+            expected[(crop + number) * 8 + slot] = alive[start + place]
+        start, crop = start + 8 * count, crop + count
+    assert torch.equal(trace.alive[2][0], expected) and trace.entered == (72,)
 
 
 @pytest.mark.parametrize("order", ["crops", "raster"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.v2v import V2VResult
-from llava.model.crops import Crops
+from llava.model.crops import Crops, crop_merging, raster_order
 
 _NOT_TRACED = (
     "What became of every patch (--save-overlay) is told of models in LLaVA's own format (LLaVA-1.5, LLaVA-NeXT, "
@@ -79,11 +79,9 @@ def trace_batch(
         ValueError: if tokens do not stand for the patches of one image, crop or frame after the other.
     """
     v2v = compression.v2v
-    if v2v is not None and v2v.crop_order != "crops" and any(isinstance(one, Crops) for one in media):
-        raise ValueError("Only with v2v.crop_order 'crops' can tokens be traced to the patches of their crops.")
     units = [units_of(medium) for medium in media]
-    own = _tokens_of_units(model, media, units, compression)
     merged = None if v2v is None else _merged(model, media, units, v2v)
+    own = _tokens_of_units(model, media, units, compression, merged)
     trace = _traced(model, inputs, merged, compression)
     return dataclasses.replace(
         trace,
@@ -94,28 +92,50 @@ def trace_batch(
 
 
 def _tokens_of_units(
-    model: Any, media: Sequence[Any], units: Sequence[list[Tensor]], compression: CompressionConfig
+    model: Any,
+    media: Sequence[Any],
+    units: Sequence[list[Tensor]],
+    compression: CompressionConfig,
+    merged: V2VResult | None,
 ) -> list[int]:
     """Which visual tokens of a row are those of images, crops and frames, as many of each, and no newline behind one.
+
+    Unit by unit, wherever `v2v.crop_order` puts them in the row.
 
     Raises:
         ValueError: if some stand for several, or there are more of one than of another.
     """
-    settings, start, sizes = model.plan_settings(compression), 0, set()
+    settings, start, seen, sizes = model.plan_settings(compression), 0, 0, set()
     own: list[int] = []
+    places: Iterable[int]
     for medium, squares in zip(media, units, strict=True):
         each, total = _tower_of(model, medium).tokens_per_image(compression.v2v), sum(settings.counts(medium))
         sizes.add(each)
         if total < each * len(squares) or (total > each * len(squares) and len(squares) > 1):
             sizes.add(0)
-        own += range(start, start + each * len(squares))
+        places = range(each * len(squares))
+        if merged is not None and compression.v2v and compression.v2v.crop_order == "raster" and len(squares) > 1:
+            places = _places_in_raster(model, medium, merged, slice(seen, seen + len(squares)))
+        own += [start + place for place in places]
         start += total
+        seen += len(squares)
     if len(sizes) > 1:
         raise ValueError(
             "Without v2v some visual tokens are no patch of one image, crop or frame (mm_patch_merge_type), or images "
             "and frames have different numbers of them, so they cannot be traced. Use a budget with v2v."
         )
     return own
+
+
+def _places_in_raster(model: Any, medium: Any, merged: V2VResult, crops: slice) -> list[int]:
+    """Where the tokens of an image's crops, crop by crop, stand among the image's; as they come for other media."""
+    count = merged.tokens[crops].shape[0] * merged.tokens.shape[1]
+    if not isinstance(medium, Crops):
+        return list(range(count))
+    merging = crop_merging(model.config, _tower_of(model, medium))
+    order = raster_order(merged, crops, merging.grid(medium.size, len(medium.pixels)), merging.patches)
+    places: list[int] = order.argsort().tolist()
+    return places
 
 
 def _tower_of(model: Any, medium: Any) -> Any:
