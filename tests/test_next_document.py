@@ -116,7 +116,7 @@ def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     Path("script.py").write_text(script.replace('"cuda"', '"cpu"').replace("max_new_tokens=32", "max_new_tokens=2"))
     runpy.run_path("script.py")
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out
 
 
 def test_the_figures_are_those_of_the_presets_and_of_the_choice() -> None:

@@ -190,11 +190,6 @@ class StagedModel(StagedGeneration):
         if resolved != CompressionConfig():
             self.check_decoder()
         if resolved.v2v is not None:
-            if resolved.v2v.crop_order not in self.crop_orders:
-                raise ValueError(
-                    f"v2v.crop_order is {resolved.v2v.crop_order!r}, which a {type(self).__name__} does not know; "
-                    f"accepted are {', '.join(self.crop_orders)}."
-                )
             self.check_tower()
             tokens = self.tower_tokens()
             if tokens is not None:
@@ -202,6 +197,11 @@ class StagedModel(StagedGeneration):
         if resolved.t2v is not None:
             resolved.t2v.check_depth(len(self.decoder.layers))
         asked.check_made_for(self.config, len(self.decoder.layers))
+        if resolved.v2v is not None and resolved.v2v.crop_order not in self.crop_orders:
+            raise ValueError(
+                f"v2v.crop_order is {resolved.v2v.crop_order!r}, which a {type(self).__name__} does not know; accepted "
+                f"are {', '.join(self.crop_orders)}."
+            )
         return resolved
 
     def check_decoder(self) -> None:
