@@ -29,7 +29,7 @@ REAL = {
     name
     for name in NUMERIC
     if float in typing.get_args(hint := typing.get_type_hints(TrainingArguments).get(name)) or hint is float
-} | {"max_bad_share", "dominant_num", "context_num", "video_fps"}
+} | {"max_bad_share", "dominant_num", "context_num", "video_fps", "video_flip"}
 
 
 def refusal(*words: str) -> str:
@@ -92,6 +92,8 @@ REFUSED = {
     "model_max_length": "0 -1 1",
     "max_bad_share": "-0.1 1.1",
     "video_fps": "0 -1 1001",
+    "video_flip": "-0.1 1.1",
+    "tokenizer_model_max_length": "0 -1 1",
     "frames_upbound": "-1 1000001",
     "min_pixels": "0 -1",
     "max_pixels": "0 -1",

@@ -140,7 +140,7 @@ def test_the_photo_that_a_chat_shows_is_not_drawn_over(tmp_path: Path, capsys: p
         [],
     )
     with pytest.raises(ValueError, match=r"--save-overlay is .*photo\.png.*which this command reads"):
-        session._add_image(str(photo))
+        session._add("/image", str(photo))
     assert photo.read_bytes() == before
 
 

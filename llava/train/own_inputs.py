@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, TrainingArguments
 
 _WRITTEN = (
     "config.json",
@@ -40,7 +40,7 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
         )
     folders = {
         "--model_name_or_path": model_args.model_name_or_path,
-        **{f"--{kind}_tower": name for kind, name in model_args.towers.items()},
+        **{f"--{kind}_tower": getattr(model_args, f"{kind}_tower", None) for kind in TOWER_KINDS},
         "--lora_weight_path": args.lora_weight_path,
         "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
         "--video_folder": getattr(data_args, "video_folder", None),
