@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lmms_stand_in
 import pytest
 import torch
 import yaml
@@ -21,6 +26,7 @@ from tiny_video import write_video_llava
 
 from llava.common.shown import printable
 from llava.eval import model_vqa_loader, run_llava, vlmevalkit
+from llava.eval.harnesses.harness import losses
 from llava.eval.run import main as evaluate
 from llava.inference.batches import Prompt
 from llava.inference.chat import Chat
@@ -171,3 +177,30 @@ def test_the_model_is_saved_with_its_budget_and_opens_again(engine: Engine, fold
     assert type(again.model) is type(engine.model)
     for name, weight in engine.model.named_parameters():
         assert torch.equal(weight, again.model.get_parameter(name)), name
+
+
+def test_lmms_eval_asks_and_scores(
+    folder: Path, engine: Engine, budget: str, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, module in lmms_stand_in.modules("lmms_eval").items():
+        monkeypatch.setitem(sys.modules, place, module)
+    monkeypatch.delitem(sys.modules, "llava.eval.harnesses.lmms_eval_model", raising=False)
+    adapter = importlib.import_module("llava.eval.harnesses.lmms_eval_model")
+    model = adapter.DuetLlava(pretrained=str(folder), device="cpu", batch_size=3, compression=budget)
+    shown = [[Image.open(name).convert("RGB") for name in names] for names in (pictures[:1], [], pictures[:2])]
+    prompts = [
+        Prompt(text, tuple(images))
+        for text, images in zip(("Which?", "Hello", "Is <image> like <image>?"), shown, strict=True)
+    ]
+    model.task_dict = {"local": {"test": shown}}
+    places = [(lambda images: images, number, "local", "test") for number in range(3)]
+    asked = [
+        SimpleNamespace(args=(one.text, {"max_new_tokens": NEW}, *place))
+        for one, place in zip(prompts, places, strict=True)
+    ]
+    assert model.generate_until(asked) == engine.answer(prompts, GenerationSettings(0, max_new_tokens=NEW))
+    scored = [SimpleNamespace(args=(one.text, " no", *place)) for one, place in zip(prompts, places, strict=True)]
+    together = [float(result.text[0]) for result in model.loglikelihood(scored)]
+    alone = [loss for prompt in prompts for loss, _ in losses(engine, [prompt], ["no"])]
+    assert together == pytest.approx(alone, rel=1e-4) and all(map(math.isfinite, together))
+    sys.modules.pop("llava.eval.harnesses.lmms_eval_model", None)
