@@ -309,6 +309,11 @@ def get_template(name: str) -> Conversation:
     return conv_templates[name].copy()
 
 
+def is_for_captions(name: str) -> bool:
+    """Whether a template has no roles; False for the chat template of a model's own, which has no name here."""
+    return name in conv_templates and conv_templates[name].sep_style is SeparatorStyle.PLAIN
+
+
 def recorded_template(config: Any) -> str | None:
     """The template that a model was trained with, as its `config.json` says in `conversation_template`.
 

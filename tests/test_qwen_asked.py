@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ import torch
 from PIL import Image
 from tiny_qwen import write_qwen
 
+from llava.data.check import command as check
 from llava.data.media_limits import MediaLimits
+from llava.data.records import parse_record
+from llava.data.tokens import RecordEncoder
 from llava.eval.harnesses.harness import losses
 from llava.inference.batches import Prompt, Task
 from llava.inference.chat import Chat
@@ -144,3 +148,33 @@ def test_a_question_about_a_video_is_a_problem_in_words_without_torchvision(engi
     picture(40, 30).save(tmp_path / "clip/0.png")
     (outcome,) = engine.answer_tasks([Task((0, 1), (Prompt("Where?", video=tmp_path / "clip"), PROMPTS[1]))], GREEDY)
     assert "needs torchvision, which is not installed" in outcome.problems[0] and 1 in outcome.texts
+
+
+def test_the_data_check_counts_text_as_training_does(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    for name in ("a.png", "clip/0.png", "clip/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(40, 30).save(tmp_path / name)
+    said = [("What digit is red?", "red three"), ("<image>\nWhich?", "no"), ("Is <video> or <image> blue?", "seven")]
+    files: list[dict[str, str]] = [{}, {"image": "a.png"}, {"video": "clip", "image": "a.png"}]
+    records = [
+        {
+            "id": str(number),
+            **shown,
+            "conversations": [{"from": "human", "value": turn}, {"from": "gpt", "value": answer}],
+        }
+        for number, ((turn, answer), shown) in enumerate(zip(said, files, strict=True))
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    words = ["--data-path", str(tmp_path / "data.json"), "--image-folder", str(tmp_path), "--model", str(folder)]
+    words += ["--compression", "none", "--workers", "0", "--report", str(tmp_path / "report.json")]
+    words += ["--model-max-length", "100000"]  # of the tiny patches a usual picture has thousands
+    assert check.main(words) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    texts = []
+    for record in map(parse_record, records, range(3)):
+        encoded = RecordEncoder(engine.inputs).encode(record)
+        texts.append(len(encoded.input_ids) - encoded.num_images)
+    assert json.dumps(found).count(f'"mean_text_tokens": {sum(texts) / 3}') == 1
+    assert check.main([*words, "--version", "v1"]) == 2
+    (tmp_path / "bad.json").write_text(json.dumps([records[1] | {"image": "gone.png"}]))
+    assert check.main([*words, "--data-path", str(tmp_path / "bad.json")]) == 1

@@ -19,6 +19,7 @@ from tiny_qwen import write_qwen
 
 from llava.compression.config import CompressionConfig
 from llava.cost import overview
+from llava.data.check import command as check
 from llava.data.records import read_records
 from llava.eval import run as evaluate
 from llava.eval import run_llava
@@ -35,6 +36,7 @@ def blocks(language: str) -> list[str]:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], int | None]] = {
+    "llava.data.check": check.main,
     "llava.compression.schedule": overview.main,
     "llava.eval.run_llava": run_llava.main,
     "llava.serve.cli": cli.main,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava.compression.config import CompressionConfig
-from llava.conversation import SeparatorStyle, get_template
+from llava.conversation import is_for_captions
 from llava.cost.dimensions import DecoderShape
 from llava.cost.flops import (
     average_visual_tokens,
@@ -82,7 +82,7 @@ class BudgetFigures:
 
 def default_passes(template: str) -> int:
     """Where only the projector learns (`plain`), or of full fine-tuning; both with activation checkpointing."""
-    describes = get_template(template).sep_style is SeparatorStyle.PLAIN
+    describes = is_for_captions(template)
     return training_passes(trains_language_model=not describes, activation_checkpointing=True)
 
 

@@ -28,6 +28,8 @@ class CheckSettings:
         family: `llava-1.5`, `llava-next` or `video-llava`.
         frames: frames of a video that are shown; 0 where the model is trained on none.
         frame_tokens: tokens of each of them under each budget.
+        counted_frames: whether every video shows so many; else it is as long as its seconds, and has one mark.
+        uncut: tokens of a usual image, and of a usual video, before any is merged, where samples are cut by these.
     """
 
     template: str = "v1"
@@ -41,9 +43,12 @@ class CheckSettings:
     family: str = LLAVA
     frames: int = 0
     frame_tokens: tuple[int, ...] = ()
+    counted_frames: bool = True
+    uncut: tuple[int, ...] = ()
 
     def counts(self, kind: str, budget: int) -> list[int]:
         """Visual tokens of each mark of an image, or of the frames of a video, under a budget by its number."""
         if kind == "image":
             return [self.visual_tokens[budget]]
-        return [self.frame_tokens[budget]] * self.frames
+        each = [self.frame_tokens[budget]] * self.frames
+        return each if self.counted_frames else [sum(each)]

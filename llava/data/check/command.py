@@ -26,10 +26,11 @@ from llava.data.check.budgets import CostAssumptions, default_passes, figures, v
 from llava.data.check.check_report import Report, write_all
 from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
 from llava.data.check.checking import CheckResult, check
-from llava.data.check.conversations import load_tokenizer
-from llava.data.check.model_media import KNOWN, ModelMedia
+from llava.data.check.conversations import load_inputs, load_tokenizer
+from llava.data.check.model_media import BY_PROCESSOR, KNOWN, ModelMedia
 from llava.data.check.sources import DataFile, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
+from llava.data.families.processor import OWN_TEMPLATE
 from llava.data.mixture_files import is_mixture
 from llava.mm_utils import ASPECT_RATIOS
 
@@ -37,10 +38,13 @@ USUAL_BUDGETS = {
     "llava-1.5": ("none", "duet-192", "duet-128", "duet-64"),
     "llava-next": ("none", "next-640", "next-320", "next-160"),
     "video-llava": ("none", "video-960", "video-136"),
+    "qwen2.5-vl": ("none", "qwen-share-70"),
+    "qwen3-vl": ("none", "qwen3-share-70"),
+    "llava-onevision": ("none", "onevision-share-70"),
 }
 """What a data set is checked for where no budget is named, as far as they fit the model."""
 
-USUAL_LENGTHS = {"llava-1.5": 2048, "llava-next": 4096, "video-llava": 3072}
+USUAL_LENGTHS = {"llava-1.5": 2048, "llava-next": 4096, "video-llava": 3072, **dict.fromkeys(BY_PROCESSOR, 8192)}
 """`--model_max_length` of the families' recipes; Video-LLaVA's after the expansion of its videos."""
 
 _OUTPUTS = ("report", "text", "write_clean", "list_all")
@@ -54,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_options(options)
         media = ModelMedia.of(options.model, options.image_aspect_ratio)
         settings = _settings(options, media)
-        tokenizer = load_tokenizer(settings.tokenizer)
-        if settings.tokenizer is not None and (warning := end_mark_warning(settings.template, tokenizer)):
+        if media.by_processor and settings.tokenizer is not None:
+            load_inputs(settings.tokenizer)
+        elif settings.tokenizer is not None and (
+            warning := end_mark_warning(settings.template, load_tokenizer(settings.tokenizer))
+        ):
             logging.getLogger(__name__).warning("%s", warning)
         sources = read_sources(options.data_path, options.image_folder, options.limit, options.video_folder)
         _check_outputs(options, sources)
@@ -93,9 +100,16 @@ def _write(result: CheckResult, options: argparse.Namespace, media: ModelMedia) 
 
 
 def _settings(options: argparse.Namespace, media: ModelMedia) -> CheckSettings:
+    if media.by_processor:
+        if options.version is not None:
+            raise ValueError(
+                f"--version is a template of LLaVA's own models; a {media.family} has its own: leave it out."
+            )
+        options.version, options.tokenizer = OWN_TEMPLATE, options.tokenizer or options.model
     recorded = _recorded(options.tokenizer)
     options.version = options.version or recorded_template(recorded) or "v1"
-    get_template(options.version)
+    if not media.by_processor:
+        get_template(options.version)
     usual = USUAL_BUDGETS[media.family]
     options.compression = options.compression or fitting(media.family, media.decoder, media.image, usual)
     of_images, of_videos = (
@@ -114,6 +128,8 @@ def _settings(options: argparse.Namespace, media: ModelMedia) -> CheckSettings:
         family=media.family,
         frames=media.frames,
         frame_tokens=tuple(tokens // media.frames for tokens in of_videos),
+        counted_frames=not media.by_processor,
+        uncut=() if media.video is None or not media.by_processor else (media.image.plain, media.video.plain),
     )
 
 

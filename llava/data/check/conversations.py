@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from llava.checkpoints.tokenizer import read_tokenizer
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import SeparatorStyle, get_template
+from llava.conversation import is_for_captions
 from llava.data.check.check_settings import VIDEO, CheckSettings
 from llava.data.check.estimate import TokenEstimator
 from llava.data.check.findings import Finding, Fit, TextOutcome
 from llava.data.check.sources import Unreadable
+from llava.data.families import family_of
+from llava.data.families.base import ModelInputs
 from llava.data.families.llava import LlavaInputs
+from llava.data.families.processor import OWN_TEMPLATE
 from llava.data.families.video_llava import VideoLlavaInputs
 from llava.data.frames import FrameSampling
 from llava.data.json_stream import Ambiguous
@@ -85,19 +89,43 @@ def _encode(record: Record, tokenizer: Any, settings: CheckSettings) -> tuple[tu
     counts = [[settings.counts(kind, n) for kind, _ in record.media] for n in range(len(settings.budgets))]
     try:
         encoded = encoder.encode(record)
-        cuts = [_cut(encoded, of_budget, record, settings) for of_budget in counts]
+        deciding = counts
+        if settings.uncut:
+            deciding = [[[settings.uncut[kind == "video"]] for kind, _ in record.media]] * len(counts)
+        cuts = [_cut(encoded, of_budget, record, settings) for of_budget in deciding]
     except ValueError as error:
         return (), [Finding("not_encodable", str(error))]
     except Exception as error:
         return (), [Finding("unexpected", first_line(error))]
     text = len(encoded.input_ids) - encoded.num_images
-    lengths = [text + sum(map(sum, of_budget)) for of_budget in counts]
+    lengths = [text + sum(map(sum, of_budget)) for of_budget in deciding]
     fits = tuple(_fit(cut, of_budget, record) for cut, of_budget in zip(cuts, counts, strict=True))
     return fits, _judge(record, encoded.is_supervised, fits, lengths, settings)
 
 
-def _inputs(tokenizer: Any, settings: CheckSettings) -> LlavaInputs:
+@lru_cache(maxsize=1)
+def load_inputs(folder: str) -> ModelInputs:
+    """What makes the inputs of a model of transformers, by its own processor and chat template.
+
+    Raises:
+        ValueError: if there is none, or it cannot be made.
+    """
+    from transformers import AutoConfig
+
+    from llava.checkpoints.processors import processor_of
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        processor, tokenizer = processor_of(config, Path(folder))
+    except Exception as error:  # depending on what is wrong, OSError, ValueError, KeyError or one of the hub's own
+        raise ValueError(f"The processor in {folder!r} cannot be loaded: {first_line(error)}") from error
+    return family_of(config)(config, tokenizer, processor, OWN_TEMPLATE)
+
+
+def _inputs(tokenizer: Any, settings: CheckSettings) -> ModelInputs:
     """What encodes conversations as the model's own does; no medium is prepared with it."""
+    if settings.template == OWN_TEMPLATE and settings.tokenizer is not None:
+        return load_inputs(settings.tokenizer)
     if settings.family == VIDEO:
         return VideoLlavaInputs(None, tokenizer, None, settings.template, sampling=FrameSampling(settings.frames))
     return LlavaInputs(None, tokenizer, None, settings.template)
@@ -105,7 +133,7 @@ def _inputs(tokenizer: Any, settings: CheckSettings) -> LlavaInputs:
 
 def _cut(encoded: EncodedText, counts: Sequence[Sequence[int]], record: Record, settings: CheckSettings) -> EncodedText:
     """As the training data set cuts, given what each medium becomes."""
-    if not record.videos:
+    if not record.videos and not settings.uncut:
         return truncate(encoded, settings.max_length, counts[0][0] if counts else 0)
     kept, _ = kept_tokens(encoded.input_ids, counts, settings.max_length)
     rows = encoded.input_ids[:kept], encoded.labels[:kept], encoded.query_mask[:kept]
@@ -127,7 +155,7 @@ def _fit(cut: EncodedText, counts: Sequence[Sequence[int]], record: Record) -> F
 def _judge(
     record: Record, supervised: bool, fits: tuple[Fit, ...], lengths: list[int], settings: CheckSettings
 ) -> list[Finding]:
-    plain = get_template(settings.template).sep_style is SeparatorStyle.PLAIN
+    plain = is_for_captions(settings.template)
     answers = record.turns[1:2] if plain else record.turns[1::2]
     if not supervised or not any(answer.strip() for answer in answers):
         why = "every answer is blank" if answers else "there is no answer"
@@ -150,7 +178,7 @@ def _look_at_words(record: Record, template: str) -> list[Finding]:
         findings.append(Finding("blank_answer", f"turn {', '.join(map(str, blank))}"))
     if record.left_out:
         findings.append(Finding("leading_answer", "the first turn is the assistant's"))
-    if len(record.turns) > 2 and get_template(template).sep_style is SeparatorStyle.PLAIN:
+    if len(record.turns) > 2 and is_for_captions(template):
         findings.append(Finding("turns_unread", f"{len(record.turns)} turns"))
     marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
     if marked:

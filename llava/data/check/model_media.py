@@ -19,6 +19,9 @@ _OF_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-next-13b": ("llava-1.5-13b", _NEXT),
     "video-llava-7b": ("llava-1.5-7b", {"mm_video_tower": "LanguageBind/LanguageBind_Video_merge"}),
 }
+BY_PROCESSOR = ("qwen2.5-vl", "qwen3-vl", "llava-onevision")
+"""Families whose inputs their own processor makes, image by image and second by second."""
+_USUAL_VIDEO = Medium(640, 480, 8)
 KNOWN = (*MODELS, *_OF_FAMILIES)
 """Models that need no checkpoint."""
 
@@ -33,6 +36,7 @@ class ModelMedia:
         image: a usual image, as the model sees it.
         video: a video likewise; None for a model that is trained on none.
         frames: frames of it that are shown; 0 without.
+        by_processor: whether the family's own processor and chat template make the inputs.
     """
 
     family: str
@@ -40,10 +44,11 @@ class ModelMedia:
     image: SeenMedium
     video: SeenMedium | None = None
     frames: int = 0
+    by_processor: bool = False
 
     @classmethod
     def of(cls, name: str, aspect_ratio: str | None = None) -> ModelMedia:
-        """Of a model in `KNOWN`, or of a checkpoint folder in LLaVA's format.
+        """Of a model in `KNOWN`, or of a checkpoint folder: LLaVA's format, or a family with a processor of its own.
 
         Args:
             name: name of the model.
@@ -57,10 +62,14 @@ class ModelMedia:
         if str(aspect_ratio).startswith("anyres") and family_of(config) in (LLAVA, NEXT):
             config = {"mm_patch_merge_type": "spatial_unpad", **config, "image_aspect_ratio": aspect_ratio}
         family, (decoder, _) = family_of(config), model_shape(base)
+        if family in BY_PROCESSOR:
+            usual = _USUAL_VIDEO
+            image = seen_by(config, Medium(usual.width, usual.height))
+            return cls(family, decoder, image, seen_by(config, usual), usual.frames, by_processor=True)
         if family not in (LLAVA, NEXT, VIDEO) or "vision_config" in config:
             raise ValueError(
-                f"{name!r} is a {family} that is asked through its own processor; the check reads data for {LLAVA}, "
-                f"{NEXT} and {VIDEO} in LLaVA's format. Other trainers check a record when they read it."
+                f"{name!r} is a {family} in transformers' format, whose data the check does not read; it reads that of "
+                f"{LLAVA}, {NEXT} and {VIDEO} in LLaVA's format, and of {', '.join(BY_PROCESSOR)}."
             )
         image = seen_by(config, _USUAL_IMAGES.get(family))
         if family != VIDEO:

@@ -37,7 +37,7 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
             total = _count(path, settings)
     except Exception as error:  # decoders raise many kinds on damaged files, as they would in training
         return [_broken(name, error)]
-    if total is not None and total < settings.frames:
+    if settings.counted_frames and total is not None and total < settings.frames:
         return [Finding("video_short", f"{name}: {total} of {settings.frames} frames")]
     return []
 
