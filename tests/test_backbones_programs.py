@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from tiny_backbones import BUDGET, WRITERS, write_media
 
 from llava.checkpoints.opening import open_model
-from llava.eval import run_llava
+from llava.eval import cost, run_llava
 from llava.inference.chat import Chat
 from llava.inference.typed_videos import read_video
 from llava.serve import cli
@@ -143,3 +144,31 @@ def test_a_trace_follows_every_patch_of_crops_and_frames(
         with pytest.raises(ValueError, match="Without v2v some visual tokens are no patch"):
             chat.trace()
     assert torch.is_tensor(units[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_costs_are_measured_on_every_family_and_caches_hold_what_was_computed(
+    family: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache of other bytes than were computed ends the program, so crops, frames and sizes are counted right."""
+    budget, report = tmp_path / "mine.yaml", tmp_path / "cost.json"
+    budget.write_text("v2v: {dominant: 5, contextual: 2}\nt2v: {layers: [2, 3], keep: [0.5, 0.2]}\n")
+    words = ["--model-path", str(folders[family]), "--device", "cpu", "--repeats", "1", "--new-tokens", "2"]
+    words += ["--images", "2", "--image-size", "120x61", "--compression", f"none,{budget}"]
+    assert cost.main([*words, "--also", "train", "tower", "--json", str(report)]) == 0
+    first, second = json.loads(report.read_text())["budgets"]
+    each = {"llava-1.5": 7, "llava-next": 7 * 5, "video-llava": 7 * 4, "qwen2.5-vl": 7}[family]
+    assert second["visual_tokens"][:4] == [2 * each, 2 * each, each, int(2 * each * 0.2)]
+    assert first["visual_tokens"][0] > 2 * each and first["train_flops"] > second["train_flops"] > first["flops"]
+    assert all(len(row[f"{what}_seconds"]) == 1 for row in (first, second) for what in ("prefill", "train", "tower"))
+    assert cost.main([*words, "--random-weights", "--json", str(report)]) == 0
+    assert [row["visual_tokens"] for row in json.loads(report.read_text())["budgets"]] == [
+        first["visual_tokens"],
+        second["visual_tokens"],
+    ]
+    capsys.readouterr()
+    own = {"llava-1.5": "duet-64", "llava-next": "next-640", "video-llava": "video-136", "qwen2.5-vl": "qwen-160"}
+    other = own["video-llava" if family != "video-llava" else "qwen2.5-vl"]
+    assert cost.main([*words[:-1], other]) == 2
+    err = capsys.readouterr().err
+    assert f"but this is a {family}" in err or "v2v.dominant is" in err

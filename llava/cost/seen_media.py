@@ -51,6 +51,8 @@ class Medium:
         return f"video of {self.frames} frames of {size}" if self.frames else f"image of {size}"
 
 
+PIXEL_LIMITS = "image pixels"
+"""Beside what a `config.json` holds: fewest and most pixels of an image, as its processor's file has them."""
 USUAL = {
     "llava-next": Medium(672, 672),
     "video-llava": Medium(224, 224, 8),
@@ -295,7 +297,8 @@ def _of_qwen(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
     settings = {"in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2, **config["vision_config"]}
     tower, merge = tower_shape(SimpleNamespace(**settings)), settings["spatial_merge_size"]
     step = settings["patch_size"] * merge
-    rows, columns = (max(round(length / step), 1) * merge for length in (medium.height, medium.width))
+    limits = None if medium.frames else config.get(PIXEL_LIMITS)
+    rows, columns = (groups * merge for groups in _groups(medium.height, medium.width, step, limits))
     inside, outside = tower.width * merge**2, settings.get("out_hidden_size", tower.width)
     mergers = 1 + len(settings.get("deepstack_visual_indexes") or ())
     units, windows = max(math.ceil(medium.frames / settings["temporal_patch_size"]), 1), None
@@ -315,6 +318,27 @@ def _of_qwen(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
         projects_all=True,
         windows=windows,
     )
+
+
+def _groups(height: int, width: int, step: int, limits: tuple[int, int] | None) -> tuple[int, int]:
+    """Groups of patches, down and across, of an image that Qwen's processor brings within limits.
+
+    Args:
+        height, width: in pixels.
+        step: pixels on a side of a group.
+        limits: fewest and most pixels; None where they are not known.
+    """
+    down, across = max(round(height / step), 1), max(round(width / step), 1)
+    if limits is None:
+        return down, across
+    fewest, most = limits
+    if down * across * step**2 > most:
+        shrink = math.sqrt(height * width / most)
+        return max(int(height / shrink // step), 1), max(int(width / shrink // step), 1)
+    if down * across * step**2 < fewest:
+        grow = math.sqrt(fewest / (height * width))
+        return math.ceil(height * grow / step), math.ceil(width * grow / step)
+    return down, across
 
 
 def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:

@@ -19,7 +19,7 @@ from llava.common.shown import shown
 from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
 from llava.cost.dimensions import DecoderShape, linear_maps
 from llava.cost.dimensions import VisionShape as VisionShape
-from llava.cost.seen_media import Medium, SeenMedium, Vision, of_video_llava, seen_by, tower_of
+from llava.cost.seen_media import PIXEL_LIMITS, Medium, SeenMedium, Vision, of_video_llava, seen_by, tower_of
 from llava.cost.weights_of import weights_of
 
 _OF_A_DECODER = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -75,7 +75,16 @@ def config_of(name: str) -> dict[str, Any] | None:
         _need_counts(found.get("text_config") or found, _OF_A_DECODER, f"{path}: text_config")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{str(path)!r} describes no model that is known: {str(error).splitlines()[0]}") from error
-    return found
+    return found | _limits_beside(path)
+
+
+def _limits_beside(path: Path) -> dict[str, Any]:
+    """Fewest and most pixels of an image by the image processor's file beside a `config.json`, if it says them."""
+    beside = path.with_name("preprocessor_config.json")
+    settings = read_object(beside, "fetch or copy it anew") if beside.is_file() else {}
+    size = settings.get("size") if isinstance(settings.get("size"), dict) else {}
+    limits = settings.get("min_pixels", size.get("shortest_edge")), settings.get("max_pixels", size.get("longest_edge"))
+    return {PIXEL_LIMITS: limits} if all(isinstance(limit, int) and limit > 0 for limit in limits) else {}
 
 
 def _own_config(config: dict[str, Any], path: Path) -> dict[str, Any]:

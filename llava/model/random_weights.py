@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
 
+from llava.common.json_files import read_object
+from llava.common.presets import family_of
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.cost.seen_media import Medium, seen_by, usual_medium
 from llava.cost.shapes import MODELS, DecoderShape
+from llava.model.compressed_model import compress
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
@@ -28,7 +32,7 @@ SHAPES = {
 
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A LLaVA of a named shape, or of the shape that a folder's config.json describes, made on the device.
+    """A model of a named shape, or of the shape that a folder's config.json describes, made on the device.
 
     Raises:
         ValueError: if it is neither.
@@ -38,12 +42,14 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return LlavaLlamaForCausalLM(config).eval()
+            if isinstance(config, LlavaConfig):
+                return LlavaLlamaForCausalLM(config).eval()
+            return compress(AutoModelForImageTextToText.from_config(config).eval(), "none")
     finally:
         torch.set_default_dtype(previous)
 
 
-def random_config(name: str) -> LlavaConfig:
+def random_config(name: str) -> Any:
     """The configuration of `random_model`.
 
     Raises:
@@ -54,14 +60,13 @@ def random_config(name: str) -> LlavaConfig:
     if not (Path(name) / "config.json").is_file():
         raise ValueError(f"There is no shape {name!r}; give {', '.join(SHAPES)}, or a folder with a config.json.")
     content, _ = LlavaConfig.get_config_dict(name)
-    if content.get("model_type") not in _OF_LLAVA or "text_config" in content:
-        raise ValueError(
-            f"{name!r} holds a {content.get('model_type')} in transformers' format; only models in LLaVA's terms are "
-            "made with random weights. python -m llava.compression.schedule --model says what budgets cost any model."
-        )
+    if "vision_config" in content:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+    if content.get("model_type") not in _OF_LLAVA:
+        raise ValueError(f"{name!r} holds a {content.get('model_type')}, which is no model that is shown images.")
     config = LlavaConfig.from_pretrained(name)
     config._attn_implementation = None  # the file could name a kernel, which transformers fetches from the hub
-    if config.mm_vision_config is None:
+    if config.mm_vision_config is None and not config.sees_videos:
         config.mm_vision_config = CLIPVisionConfig(**CLIP_LARGE_336).to_dict()
     return config
 
@@ -84,28 +89,52 @@ def _config_of(shape: DecoderShape, tower: dict[str, Any]) -> LlavaConfig:
     )
 
 
-def random_batch(model: Any, rows: int, text_tokens: int, images: int = 1, labels: bool = False) -> dict[str, Tensor]:
+def random_batch(
+    model: Any,
+    rows: int,
+    text_tokens: int,
+    images: int = 1,
+    labels: bool = False,
+    medium: Medium | None = None,
+) -> dict[str, Any]:
     """Rows of equal shape, so that nothing is padded; the same numbers every time.
 
     Args:
-        model: LLaVA.
+        model: a model in LLaVA's own format.
         rows: number of rows.
         text_tokens: number of text tokens of a row, beside its images.
-        images: number of images of a row, which stand where LLaVA-1.5's system prompt ends.
+        images: number of images (or videos) of a row, which stand where LLaVA-1.5's system prompt ends.
         labels: whether the last fifth of the text of a row is its answer.
+        medium: size of images before they are prepared, and frames of a video; None for the usual ones.
 
     Returns:
-        `input_ids` [rows, text_tokens + images], with images `images` [rows * images, 3, S, S], and `labels` if asked.
+        `input_ids` [rows, text_tokens + placeholders], with images `images`: [rows * images, 3, S, S], of a LLaVA-NeXT
+        a list of their crops [K, 3, S, S] beside `image_sizes`, of a Video-LLaVA a list of images [3, S, S] or videos
+        [3, T, S, S]; and `labels` if asked.
     """
-    noise = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, model.config.vocab_size, (rows, text_tokens + images), generator=noise)
+    noise, config = torch.Generator().manual_seed(0), model.config.to_dict()
+    medium = medium or usual_medium(config)
+    family, frames = family_of(config), medium.frames or 1
+    marks = images * frames
+    ids = torch.randint(3, model.config.vocab_size, (rows, text_tokens + marks), generator=noise)
     first = min(35, text_tokens // 2)
-    ids[:, first : first + images] = IMAGE_TOKEN_INDEX
-    batch = {"input_ids": ids.to(model.device)}
+    ids[:, first : first + marks] = IMAGE_TOKEN_INDEX
+    batch: dict[str, Any] = {"input_ids": ids.to(model.device)}
     if images:
         size = model.get_vision_tower().config.image_size
-        pixels = torch.randn(rows * images, 3, size, size, generator=noise)
-        batch["images"] = pixels.to(model.device, model.dtype)
+
+        def pixels(*shape: int) -> Tensor:
+            return torch.randn(*shape, size, size, generator=noise).to(model.device, model.dtype)
+
+        if family == "llava-next" and not medium.frames:
+            crops = seen_by(config, medium).units
+            batch["images"] = [pixels(crops, 3) for _ in range(rows * images)]
+            batch["image_sizes"] = [(medium.width, medium.height)] * (rows * images)
+        elif family == "video-llava":
+            shape = (3, medium.frames) if medium.frames else (3,)
+            batch["images"] = [pixels(*shape) for _ in range(rows * images)]
+        else:
+            batch["images"] = pixels(rows * marks, 3)
     if labels:
         targets = ids.clone()
         targets[:, : -max(1, text_tokens // 5)] = IGNORE_INDEX

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from llava.cost.flops import average_visual_tokens, describe
+from llava.cost.seen_media import Medium
 from llava.cost.timing import spread
 
 
@@ -41,12 +42,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What is asked of the model: `rows` prompts of `text_tokens` and `images` each, answers of `new_tokens`."""
+    """What is asked of the model: `rows` prompts of `text_tokens` and `images` each, answers of `new_tokens`.
+
+    Each image is a `medium`; None is what is usual of the model's family.
+    """
 
     rows: int
     text_tokens: int
     images: int
     new_tokens: int
+    medium: Medium | None = None
 
     def __post_init__(self) -> None:
         require_at_least("batch-size", self.rows, 1)
@@ -56,8 +61,9 @@ class BatchShape:
 
     def sentence(self) -> str:
         """The batch in words."""
+        shown = "image(s)" if self.medium is None else f"x {self.medium}"
         return (
-            f"batch of {self.rows}: {self.text_tokens} text tokens and {self.images} image(s) a row, answers of "
+            f"batch of {self.rows}: {self.text_tokens} text tokens and {self.images} {shown} a row, answers of "
             f"{self.new_tokens} tokens"
         )
 
