@@ -8,7 +8,9 @@ from typing import Any
 
 from tiny_folder import write_model
 from tiny_next import SIDE
+from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
+from tiny_qwen3 import write_qwen3
 from tiny_video import pictures, write_video, write_video_llava
 
 from llava.common.anyres import default_pinpoints
@@ -34,6 +36,8 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "llava-next": _write_next,
     "video-llava": write_video_llava,
     "qwen2.5-vl": write_qwen,
+    "qwen3-vl": write_qwen3,
+    "llava-onevision": write_onevision,
 }
 """By family; each takes a folder and a number of decoder `layers`."""
 BUDGET = {"v2v": {"dominant": 5, "contextual": 2}, "t2v": {"layers": [2, 3], "keep": [0.5, 0.2]}}

@@ -292,7 +292,7 @@ def _document(options: argparse.Namespace, model: Any, costs: Sequence[Cost], lo
         "model": options.model_path,
         "random_weights": options.random_weights,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "load": dataclasses.asdict(load),
+        "load": {name: value for name, value in dataclasses.asdict(load).items() if value is not None},
         "budgets": rows,
     }
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
 
-from llava.common.json_files import read_object
 from llava.common.presets import family_of
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.seen_media import Medium, seen_by, usual_medium
