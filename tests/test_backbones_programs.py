@@ -90,11 +90,11 @@ def test_the_chat_program_knows_every_family(
     assert cli.main([*words, "--image-file", str(images[0]), "--compression", str(budget), "--debug"]) == 0
     out, err = capsys.readouterr()
     assert "2 image(s) will be shown" in out and "There is no video 'nowhere'" in err and "visual tokens of" in out
-    assert "'prompt': " in err and err.count("'outputs': ") == 2
+    assert "prompt" in err and err.count("outputs") == 2
     if family in SEES_VIDEOS:
         assert "1 video(s) will be shown with the next question." in out
     else:
-        assert "Videos cannot be shown to this" in err and "damaged" not in err
+        assert "Videos cannot be shown to this" in err and "damaged" not in err and "video(s) will be" not in out
     drawn = tmp_path / "drawn.png"
     monkeypatch.setattr("sys.stdin", io.StringIO("Why?"))
     shown = ["--image-file", str(images[0]), *(["--video-file", str(clip)] if family in SEES_VIDEOS else [])]
@@ -157,7 +157,8 @@ def test_costs_are_measured_on_every_family_and_caches_hold_what_was_computed(
     words += ["--images", "2", "--image-size", "120x61", "--compression", f"none,{budget}"]
     assert cost.main([*words, "--also", "train", "tower", "--json", str(report)]) == 0
     first, second = json.loads(report.read_text())["budgets"]
-    each = {"llava-1.5": 7, "llava-next": 7 * 5, "video-llava": 7 * 4, "qwen2.5-vl": 7}[family]
+    # Of LLaVA-OneVision two images in a prompt are not cut, and a newline stands behind each.
+    each = {"llava-next": 7 * 5, "video-llava": 7 * 4, "llava-onevision": 7 + 1}.get(family, 7)
     assert second["visual_tokens"][:4] == [2 * each, 2 * each, each, int(2 * each * 0.2)]
     assert first["visual_tokens"][0] > 2 * each and first["train_flops"] > second["train_flops"] > first["flops"]
     assert all(len(row[f"{what}_seconds"]) == 1 for row in (first, second) for what in ("prefill", "train", "tower"))
@@ -167,8 +168,7 @@ def test_costs_are_measured_on_every_family_and_caches_hold_what_was_computed(
         second["visual_tokens"],
     ]
     capsys.readouterr()
-    own = {"llava-1.5": "duet-64", "llava-next": "next-640", "video-llava": "video-136", "qwen2.5-vl": "qwen-160"}
-    other = own["video-llava" if family != "video-llava" else "qwen2.5-vl"]
+    other = "qwen-160" if family == "video-llava" else "video-136"
     assert cost.main([*words[:-1], other]) == 2
     err = capsys.readouterr().err
     assert f"but this is a {family}" in err or "v2v.dominant is" in err

@@ -161,13 +161,14 @@ def usual_medium(config: Mapping[str, Any] | str) -> Medium:
     return dataclasses.replace(usual, frames=settings.get("num_frames", usual.frames)) if usual.frames else usual
 
 
-def seen_by(config: Mapping[str, Any], medium: Medium | None = None) -> SeenMedium:
+def seen_by(config: Mapping[str, Any], medium: Medium | None = None, together: int = 1) -> SeenMedium:
     """A medium as a model sees it.
 
     Args:
         config: what the model's `config.json` holds; towers that it only names are taken for CLIP-L at 336 (or
             LanguageBind's, of a Video-LLaVA).
         medium: None for the usual one of the family.
+        together: how many of them a prompt shows; LLaVA-OneVision cuts an image only where it is alone.
 
     Raises:
         ValueError: if the model cannot be shown it.
@@ -182,7 +183,7 @@ def seen_by(config: Mapping[str, Any], medium: Medium | None = None) -> SeenMedi
         case "qwen2.5-vl" | "qwen3-vl":
             return _of_qwen(config, medium)
         case "llava-onevision":
-            return _of_onevision(config, medium)
+            return _of_onevision(config, medium, together)
     return SeenMedium.of(_clip(config)).several(medium.frames)
 
 
@@ -341,7 +342,7 @@ def _groups(height: int, width: int, step: int, limits: tuple[int, int] | None) 
     return down, across
 
 
-def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
+def _of_onevision(config: Mapping[str, Any], medium: Medium, together: int) -> SeenMedium:
     """SigLIP on crops, without CLS tokens; patches of frames are pooled, and one newline ends the video."""
     settings = {"model_type": "siglip_vision_model", **config["vision_config"]}
     tower = tower_shape(SimpleNamespace(**settings), config.get("vision_feature_layer", -1))
@@ -363,6 +364,8 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not is_anyres(aspect):
         return SeenMedium.of(tower)
+    if together > 1:
+        return dataclasses.replace(SeenMedium.of(tower), plain=tower.patches + 1, beside=1)
     pinpoints = [[width, height] for height, width in config["image_grid_pinpoints"]]
     merging = _Merging(pinpoints, "spatial_unpad", most_crops(aspect))
     return _crops(tower, medium, merging, settings["image_size"], shrinks=True)

@@ -89,7 +89,7 @@ def measure(
 
 
 def _computed(name: str, config: CompressionConfig, model: Any, load: BatchShape) -> Cost:
-    decoder, vision = shapes_of_model(model.config, load.medium)
+    decoder, vision = shapes_of_model(model.config, load.medium, load.images)
     tokens = _fitted(name, config, model.config, decoder, vision, load.images)
     flops = prefill_flops(tokens, load.text_tokens, decoder, vision, load.images)
     return Cost(name, tokens, flops, load.rows * kv_bytes(tokens, load.text_tokens, decoder, model.dtype.itemsize))
@@ -270,7 +270,7 @@ def _budgets(options: argparse.Namespace, load: BatchShape) -> dict[str, Compres
         ValueError: if a budget that is asked for does not fit the model, or there is no such model.
     """
     config = _config(options)
-    decoder, vision = shapes_of_model(config, load.medium)
+    decoder, vision = shapes_of_model(config, load.medium, load.images)
     if options.compression is None:
         scale, family = options.scale_to_depth, family_of(config)
         usual = fitting(family, decoder, vision, USUAL_OF_FAMILIES.get(family, USUAL_BUDGETS), scale)

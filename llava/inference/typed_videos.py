@@ -19,9 +19,12 @@ def read_video(place: str, inputs: ModelInputs) -> Frames:
         inputs: `ModelInputs` of the model, which says what frames it takes.
 
     Raises:
-        ValueError: if there is none or it cannot be read; names it.
+        ValueError: if there is none, it cannot be read, or the model cannot be shown it; names it.
     """
-    return open_video(checked_video(place), inputs.frame_numbers, inputs.image_opening)
+    path = checked_video(place)
+    frames = open_video(path, inputs.frame_numbers, inputs.image_opening)
+    inputs.video(frames, f"Video {shown_name(str(path))}")  # to say now what would be said when it is asked about
+    return frames
 
 
 def checked_video(place: str) -> Path:

@@ -45,17 +45,18 @@ def train_step(model: Any, batch: dict[str, Tensor], compression: CompressionCon
     model(**batch, compression=compression, use_cache=False).loss.backward()
 
 
-def shapes_of_model(config: Any, medium: Medium | None = None) -> tuple[DecoderShape, Vision]:
+def shapes_of_model(config: Any, medium: Medium | None = None, together: int = 1) -> tuple[DecoderShape, Vision]:
     """Dimensions of a model of any family by its configuration, and of what it is shown.
 
     Args:
         config: of the model.
         medium: None for what is usual of its family.
+        together: how many of them a prompt shows.
 
     Raises:
         ValueError: if it cannot be shown that.
     """
-    return DecoderShape.of(config.get_text_config()), seen_by(config.to_dict(), medium)
+    return DecoderShape.of(config.get_text_config()), seen_by(config.to_dict(), medium, together)
 
 
 def shapes_of(config: Any, tower: Any) -> tuple[DecoderShape, VisionShape]:
@@ -83,7 +84,7 @@ def row_flops(
         passes: passes of a training step, see `training_passes`; None counts a prefill.
         medium: what an image is, see `shapes_of_model`.
     """
-    decoder, vision = shapes_of_model(model.config, medium)
+    decoder, vision = shapes_of_model(model.config, medium, images)
     tokens = visual_tokens_per_layer(compression, decoder.layers, vision, images)
     if passes is None:
         return prefill_flops(tokens, text_tokens, decoder, vision, images)
