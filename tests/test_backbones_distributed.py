@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,7 @@ def assert_like_one_process(alone: Path, together: Path) -> None:
         torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-3, msg=name)
 
 
-WRITERS = {"qwen2_5_vl": write_qwen, "qwen3_vl": write_qwen3, "llava_onevision": write_onevision}
-
-
-def turn_flags(folder: Path, output: Path, **changes: object) -> list[str]:
+def flags(folder: Path, output: Path, **changes: object) -> list[str]:
     """Samples in the order of the file, a picture and text by turns; all parts are trained."""
     options: dict[str, object] = {
         "model_name_or_path": folder / "model",
@@ -62,22 +60,37 @@ def turn_flags(folder: Path, output: Path, **changes: object) -> list[str]:
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_picture_on_one_rank_and_text_on_the_other_train_as_one_process_does(name: str, tmp_path: Path) -> None:
-    folder = write_assets(tmp_path)
-    WRITERS[name](folder / "model")
-    (folder / "budget.yaml").write_text(BUDGET)
-    records = json.loads((folder / "chats.json").read_text())
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A budget, and records of which every other one shows a picture; tests add a model."""
+    write_assets(tmp_path)
+    (tmp_path / "budget.yaml").write_text(BUDGET)
+    records = json.loads((tmp_path / "chats.json").read_text())
     pictures, texts = ([one for one in records if ("image" in one) == shows] for shows in (True, False))
     turns = [one for pair in zip(pictures, texts, strict=False) for one in pair]
-    (folder / "turns.json").write_text(json.dumps(turns))
-    alone = train(turn_flags(folder, folder / "alone"))
-    run("forked", turn_flags(folder, folder / "ranks", **ONE_EACH), folder / "log")
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("write", "stage"), [(write_qwen3, 3), (write_onevision, 2)])
+def test_a_picture_on_one_rank_and_text_on_the_other_train_as_one_process_does(
+    folder: Path, write: Callable[[Path], Path], stage: int
+) -> None:
+    write(folder / "model")
+    short: dict[str, object] = {"max_steps": 2, "save_strategy": "no"}
+    alone = train(flags(folder, folder / "alone", **short))
+    ranks = ONE_EACH | {"deepspeed": ROOT / f"configs/deepspeed/zero{stage}.json"}
+    run("forked", flags(folder, folder / "ranks", **short | ranks), folder / "log")
     assert_like_one_process(alone, folder / "ranks")
-    if name != "qwen2_5_vl":
-        return  # how a checkpoint goes on and is put together is no family's affair
+
+
+def test_qwen_under_zero_3_goes_on_from_its_checkpoint_and_its_pieces_are_put_together(folder: Path) -> None:
+    write_qwen(folder / "model")
+    alone = train(flags(folder, folder / "alone"))
+    run("forked", flags(folder, folder / "ranks", **ONE_EACH), folder / "log")
+    assert_like_one_process(alone, folder / "ranks")
     shutil.copytree(folder / "ranks/checkpoint-2", folder / "again/checkpoint-2")
-    run("forked", turn_flags(folder, folder / "again", **ONE_EACH), folder / "log2")
+    run("forked", flags(folder, folder / "again", **ONE_EACH), folder / "log2")
     assert_equal(folder / "ranks", folder / "again")
     consolidate(folder / "ranks/checkpoint-2", folder / "whole")
     whole = open_model(str(folder / "whole"), device="cpu", dtype=torch.float32).model

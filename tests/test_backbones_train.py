@@ -299,6 +299,38 @@ def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: st
         train(flags(place, name, tmp_path / "out", **{key: value}))
 
 
+@ALL
+def test_held_out_loss_is_that_of_transformers_and_the_best_weights_come_back(
+    place: Path, name: str, tmp_path: Path
+) -> None:
+    """Rates that grow past all reason: the first checkpoint is the best, and the run ends with it."""
+    held_out = json.loads((place / "chats.json").read_text())[:3] + json.loads((place / "chats.json").read_text())[-1:]
+    (tmp_path / "held.json").write_text(json.dumps(held_out))
+    steps: dict[str, object] = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    more: dict[str, object] = {"eval_data_path": tmp_path / "held.json", "load_best_model_at_end": True}
+    growing: dict[str, object] = {"max_steps": 2, "warmup_steps": 2, "learning_rate": 20.0, "compression": "none"}
+    out = train(flags(place, name, tmp_path / "out", **steps | more | growing))
+    found = [entry["eval_loss"] for entry in summary(out)["evaluations"]]
+    first, last = weights(out / "checkpoint-1"), weights(out / "checkpoint-2")
+    assert found[0] < found[1] and any(not torch.equal(first[key], last[key]) for key in first)
+    assert all(torch.equal(weight, first[key]) for key, weight in weights(out).items())
+    opened_best = opened(out)
+    stock = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    family = family_of(opened_best.model.config)
+    inputs = family(opened_best.model.config, opened_best.tokenizer, opened_best.preprocessor, "chat_template")
+    total = count = 0.0
+    for record in held_out:
+        turns = [inputs.marked(turn["value"]) for turn in record["conversations"]]
+        media = [inputs.image(Image.open(place / "images" / record["image"]), "")] if "image" in record else []
+        batch = inputs.batch([inputs.conversation(turns, media)])
+        labels, known = batch["labels"], {key: batch[key] for key in batch if key not in ("labels", "query_mask")}
+        with torch.no_grad():
+            logits = stock(**known).logits
+        total += float(torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum"))
+        count += int((labels[:, 1:] != -100).sum())
+    assert found[-1] == pytest.approx(total / count, rel=1e-4)
+
+
 # === LLaVA-NeXT, and the flags of the other programs that say what is trained ===
 
 CROPS = {

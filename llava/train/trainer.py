@@ -384,7 +384,8 @@ class LlavaTrainer(CheckedLoading):
 
     def _load_best_model(self) -> None:
         best = self.whole_best_checkpoint()
-        if self.part == "model" or self.is_deepspeed_enabled:
+        of_transformers = self.part == "model" and not isinstance(self.model, CompressedModel)
+        if of_transformers or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(best)

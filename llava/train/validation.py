@@ -57,7 +57,7 @@ def held_out_loss(model: nn.Module, loader: DataLoader, prepare: Any, reduce: An
         for name in REPORTED:
             batch.pop(name, None)
         targets = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        loss = model(**prepare(batch), return_logits=False, num_items_in_batch=1).loss
+        loss = model(**prepare(batch), return_logits=False, output_layouts=True, num_items_in_batch=1).loss
         sums += torch.tensor([float(loss), targets], dtype=torch.float64)
     model.train(was_training)
     total, tokens = reduce(sums).tolist()
