@@ -398,6 +398,39 @@ def test_a_damaged_mixed_sequence_is_seen(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("order", [(3, 0, 2, 1), (1, 3, 0, 2), (2, 1, 0, 3)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_in_any_order_are_what_was_recorded_of_them(order: tuple[int, ...], side: str, tmp_path: Path) -> None:
+    """The text-only row uses up its zero picture wherever it stands."""
+    (tmp_path / "models").symlink_to(GOLDEN / "models")
+    folder = shutil.copytree(GOLDEN / "video_llava_prepare/a_four_kinds", tmp_path / "video_llava_prepare/a")
+    case = json.loads((folder / "case.json").read_text())
+    entries_of = {0: (0,), 1: (1,), 2: (2, 3), 3: (4,)}  # rows -> entries
+    entries = [entry for row in order for entry in entries_of[row]]
+    case["entries"] = [case["entries"][entry] for entry in entries]
+    case["row_lengths"] = lengths = [case["row_lengths"][row] for row in order]
+    case |= {"tokenizer_padding_side": side, "inputs": {}, "outputs": {}}
+    given = load_file(folder / "inputs.safetensors")
+    pixels = {
+        f"pixels_u8_{place}": given[f"pixels_u8_{entry}"]
+        for place, entry in enumerate(entries)
+        if f"pixels_u8_{entry}" in given
+    }
+    rows = {name: given[name][list(order)] for name in ("input_ids", "attention_mask", "labels")}
+    save_file({name: one.contiguous() for name, one in {**rows, **pixels}.items()}, folder / "inputs.safetensors")
+    held, moved = load_file(folder / "outputs.safetensors"), {}
+    for name in ("inputs_embeds", "attention_mask", "labels", "position_ids"):
+        moved[name] = held[name][list(order)]
+        for row, length in enumerate(lengths):
+            shift = held[name].shape[1] - length if side == "left" else 0
+            moved[name][row] = moved[name][row].roll(shift, 0)
+    moved |= {"loss": held["loss"], "logits_last": held["logits_last"][list(order)]}
+    save_file({name: one.contiguous() for name, one in moved.items()}, folder / "outputs.safetensors")
+    (folder / "case.json").write_text(json.dumps(case))
+    (outcome,) = verify_folder(folder)
+    assert (outcome.status, outcome.reasons) == ("ok", ())
+
+
 def test_the_golden_model_opens_as_a_checkpoint(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "models/vl8", tmp_path / "vl8")
     llama().save_pretrained(folder)

@@ -179,8 +179,9 @@ def image_processor_of(
     Of a Video-LLaVA `image` and `video`, as its towers were trained; None for a tower that is not there.
     """
     if model.config.sees_videos:
-        found = model.processors()
-        return found | {"video": found["video"] and VideoFileProcessor.of(found["video"])}
+        processors = model.processors()
+        video = processors["video"]
+        return processors | {"video": None if video is None else VideoFileProcessor.of(video)}
     tower = model.get_vision_tower()
     if tower is None:
         return None

@@ -141,7 +141,9 @@ def _replay_frame_ids(case: Case, models: ModelStore) -> Replayed:
     for name in case.outputs:
         _, total, _, count = name.split("_")
         measured[name] = torch.tensor(frame_numbers(int(total), int(count)))
-    asked = [(total, count) for total in _listed(case, "totals") for count in _listed(case, "num_frames")]
+    counts = case.settings.get("num_frames")
+    counts = _listed(case, "num_frames") if isinstance(counts, list) else [_number(case, "num_frames")]
+    asked = [(total, count) for total in _listed(case, "totals") for count in counts]
     for total, count in asked:
         if f"total_{total}_frames_{count}" not in case.outputs:
             raise UnreadableCaseError(f"outputs.safetensors has no 'total_{total}_frames_{count}', which is listed.")
