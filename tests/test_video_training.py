@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,25 @@ def test_a_trained_model_opens_with_its_towers_and_answers(assets: Path) -> None
     )
 
 
-def test_adapters_are_trained_over_it_and_are_merged(assets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [16, 4])
+def test_adapters_are_trained_over_it_and_are_merged(bits: int, assets: Path, tmp_path: Path) -> None:
     start = {"model_name_or_path": assets / "model", "image_tower": None, "video_tower": None}
-    train(video_flags(assets, tmp_path / "lora", "finetune", **start, **LORA))
+    train(video_flags(assets, tmp_path / "lora", "finetune", bits=bits, **start, **LORA))
+    adapted = load_file(tmp_path / "lora/adapter_model.safetensors")
+    assert adapted and not any("tower" in name for name in adapted)
     opened = open_model(str(tmp_path / "lora"), device="cpu").model
     assert opened.get_video_tower().num_frames == FRAMES
     own = load_file(assets / "model/model.safetensors")["model.video_tower.video_tower.pre_layrnorm.weight"]
     assert torch.equal(opened.get_video_tower().model.pre_layrnorm.weight, own)
+
+
+def test_a_run_that_is_gone_on_with_ends_with_the_same_weights(assets: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3, "video_flip": 0.5}
+    train(video_flags(assets, tmp_path / "once", "finetune", **changes))
+    shutil.copytree(tmp_path / "once/checkpoint-1", tmp_path / "again/checkpoint-1")
+    train(video_flags(assets, tmp_path / "again", "finetune", **changes))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "again"))
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
 def test_videos_images_and_text_are_batched_in_the_order_of_their_marks(assets: Path) -> None:
@@ -129,3 +142,5 @@ def test_a_llava_is_not_given_a_second_kind_of_tower(assets: Path, tmp_path: Pat
         train(video_flags(assets, tmp_path / "out", "finetune", model_name_or_path=tmp_path / "llava"))
     with pytest.raises(ValueError, match="--tokenizer_model_max_length is for a Video-LLaVA"):
         train(flags(assets, tmp_path / "out", "finetune", tokenizer_model_max_length=100))
+    with pytest.raises(ValueError, match="--video_flip mirrors the videos of a Video-LLaVA"):
+        train(flags(assets, tmp_path / "out", "finetune", video_flip=0.5))

@@ -245,8 +245,6 @@ def _processors(model: Any, data_args: DataArguments) -> Any:
     found: dict[str, Any] = model.processors() if model.config.sees_videos else {"video": None}
     if found["video"] is not None:
         found["video"] = found["video"].flipping(data_args.video_flip)
-    elif data_args.video_flip:
-        raise ValueError("--video_flip mirrors videos, but the model has no tower for such; give --video_tower.")
     return found if model.config.sees_videos else model.vision_towers()[0].image_processor
 
 

@@ -331,6 +331,8 @@ def _require_supported(model_args: ModelArguments, data_args: DataArguments, arg
             f"--image_grid_pinpoints says how images are cut into crops, but image_aspect_ratio is "
             f"{data_args.image_aspect_ratio!r}; add --image_aspect_ratio anyres, or leave it out."
         )
+    if data_args.video_flip and "video" not in model_args.towers:
+        raise ValueError("--video_flip mirrors the videos of a Video-LLaVA; add --video_tower, or leave it out.")
     if data_args.tokenizer_model_max_length and not {"image", "video"} & set(model_args.towers):
         raise ValueError(
             "--tokenizer_model_max_length is for a Video-LLaVA (--video_tower); the longest sequence of this model is "
