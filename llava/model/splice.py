@@ -210,10 +210,12 @@ def splice_added(spans: Sequence[VisualSpan], plan: SplicePlan) -> tuple[Tensor,
         raise ValueError(
             f"Visual spans of one batch add to {sorted(depths)} decoder layers; they must all add to as many."
         )
-    index = (plan.source - len(plan.ids)).clamp(min=-1) + 1  # [B, L]; 0 is text
+    index = (plan.source - len(plan.ids)).clamp(min=-1) + 1  # [B, L]
+    index = index.masked_fill(~plan.layout.valid, 0)  # 0 is text and padding
     made = []
     for layers in zip(*(span.added for span in spans), strict=True):
-        rows = torch.cat([layers[0].new_zeros(1, layers[0].shape[-1]), *layers])  # [1 + N, D]
+        nothing = layers[0].new_zeros(1, layers[0].shape[-1])
+        rows = torch.cat([nothing, *layers]).to(index.device)  # [1 + N, D]
         made.append(rows.index_select(0, index.flatten()).view(*index.shape, -1))
     return tuple(made)
 
