@@ -181,6 +181,30 @@ def test_no_process_of_a_data_check_outlives_it(tmp_path: Path, by: signal.Signa
         end(process)
 
 
+def test_a_worker_that_loads_its_modules_leaves_ctrl_c_to_its_parent(tmp_path: Path) -> None:
+    text = """
+        import time
+        if __name__ != "__main__":
+            open("loading", "w").close()
+            time.sleep(1)
+        from dying_worker import slow
+        from llava.data.check.worker_pool import WorkerPool
+        if __name__ == "__main__":
+            list(WorkerPool(slow, None, 2).run([[0.0]]))
+    """
+    with (tmp_path / "said").open("wb") as said:
+        process = script(tmp_path, text, said)
+    try:
+        wait_for_file(tmp_path / "loading", process)
+        workers = descendants(process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(SECONDS) == -signal.SIGINT
+        assert "time.sleep" not in (tmp_path / "said").read_text(), "a worker's traceback"
+        wait_until_gone(workers)
+    finally:
+        end(process)
+
+
 # === Whole runs ===
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,20 @@ def end_with(leash: Connection | int) -> None:
 def end_with_parent() -> None:
     """Let this process end within seconds of the one that started it, also where it waits for a queue for ever."""
     threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+
+
+@contextmanager
+def ctrl_c_left_to_parent() -> Iterator[None]:
+    """Let processes that are spawned here not hear Ctrl-C, from their first moment on; the parent hears it afterwards.
+
+    While Python loads their modules they would end in a traceback of their own.
+    """
+    resource_tracker.ensure_running()  # its start would let the signal through again
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
-from llava.common.child_processes import end_with
+from llava.common.child_processes import ctrl_c_left_to_parent, end_with
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +88,19 @@ class WorkerPool(Generic[Item, Result]):
         """Hand out a chunk, to new processes if one of the old ones has died; None if they cannot be started."""
         try:
             if self._pool is not None:
-                return self._pool.submit(self.work, chunk)
+                return self._handed(self._pool, chunk)
         except BrokenProcessPool:
             self._pool = None
         try:
             self._pool = self._start(self.workers)
-            return self._pool.submit(self.work, chunk)
+            return self._handed(self._pool, chunk)
         except (RuntimeError, OSError):  # a broken pool is a RuntimeError
             return None
+
+    def _handed(self, pool: ProcessPoolExecutor, chunk: list[Item]) -> Future[list[Result]]:
+        """A chunk handed out, which starts a process if none is idle and there may be more."""
+        with ctrl_c_left_to_parent():
+            return pool.submit(self.work, chunk)
 
     def _finish(self, chunk: list[Item], future: Future[list[Result]] | None) -> list[Result]:
         """The results of a chunk; if it failed, its items are tried one by one.
@@ -115,7 +120,7 @@ class WorkerPool(Generic[Item, Result]):
             return self.died(item, False)
         try:
             self._lone = self._lone or self._start(1)
-            return self._lone.submit(self.work, [item]).result()[0]
+            return self._handed(self._lone, [item]).result()[0]
         except Exception as error:
             logger.warning("An item ended the process that worked on it: %s", error)
         self.deaths += 1
@@ -126,7 +131,7 @@ class WorkerPool(Generic[Item, Result]):
         assert self._leash is not None
         pool = ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=end_with, initargs=(self._leash[0],))
         try:
-            pool.submit(self.work, []).result()
+            self._handed(pool, []).result()
         except BrokenProcessPool as error:
             raise RuntimeError("The worker processes end as soon as they start; try --workers 0.") from error
         return pool

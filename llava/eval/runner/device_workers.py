@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import torch
 
-from llava.common.child_processes import end_with
+from llava.common.child_processes import ctrl_c_left_to_parent, end_with
 from llava.cost.machine import device_name
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.questions import Question
@@ -133,7 +133,8 @@ class WorkerProcesses(DeviceWorkers):
             ours, theirs = context.Pipe()
             work = (theirs, spec, device, rank, len(devices))
             process = context.Process(target=_work, args=work, name=self._names[rank])
-            process.start()
+            with ctrl_c_left_to_parent():
+                process.start()
             theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
