@@ -56,7 +56,8 @@ source scripts/lib/plans.sh
 SETTINGS=(
     MODEL VISION_TOWER PROJECTOR VERSION IMAGE_ASPECT IMAGE_OPENING LEARNING_RATE WARMUP_RATIO SCHEDULER WEIGHT_DECAY
     EPOCHS MAX_STEPS MAX_LENGTH GLOBAL_BATCH_SIZE ACCUMULATION BF16 FP16 SEED SCALE_TO_DEPTH
-    IMAGE_TOWER VIDEO_TOWER PROJECTOR_LR TOWER_LR MERGE_TYPE PINPOINTS
+    IMAGE_TOWER VIDEO_TOWER PROJECTOR_LR TOWER_LR MERGE_TYPE DATA_ROOT MAX_EXPANDED_LENGTH
+    MIN_PIXELS MAX_PIXELS TUNE_LLM TUNE_MLP TUNE_VISION
 )
 
 # The published numbers come from models that saw images as LLaVA opens them, rotation marks left aside.
@@ -131,7 +132,7 @@ check_data() {
     local chain=${chain:-} report="$output/check-$2.json"
     if [ "${CHECK:-1}" = 0 ]; then return; fi
     run_step "$1" "$report" "$python" -m llava.data.check --data-path "${@:6}" --image-folder "$4" \
-        ${5:+--video-folder "$5"} ${3:+--version "$3"} --image-opening "$IMAGE_OPENING" \
+        "${check_flags[@]}" ${5:+--video-folder "$5"} ${3:+--version "$3"} --image-opening "$IMAGE_OPENING" \
         --max-bad-share "${MAX_BAD_SHARE:-0}" --report "$report"
 }
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from saved_results import save, shown, table_of
 from tiny_backbones import BUDGET, WRITERS, write_media
 
 from llava.checkpoints.opening import open_model
 from llava.eval import cost, run_llava
+from llava.eval.tables.published import read_table
 from llava.inference.chat import Chat
 from llava.inference.typed_videos import read_video
 from llava.serve import cli
@@ -172,3 +174,28 @@ def test_costs_are_measured_on_every_family_and_caches_hold_what_was_computed(
     assert cost.main([*words[:-1], other]) == 2
     err = capsys.readouterr().err
     assert f"but this is a {family}" in err or "v2v.dominant is" in err
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "preset"),
+    [
+        ("table-2", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-160"),
+        ("table-4", "LanguageBind/Video-LLaVA-7B", "video-136"),
+        ("table-9-10", "liuhaotian/llava-v1.6-vicuna-7b", "next-640"),
+    ],
+)
+def test_the_papers_tables_of_other_families_are_filled(
+    table: str, model: str, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The family's own uncompressed row is 100 %: half of one benchmark costs half of one of so many."""
+    published = read_table(table)
+    names = [name for name in published.benchmarks.values() if name is not None]
+    whole: dict[str, float | None] = dict.fromkeys(names, 80.0)
+    save(tmp_path / "none", whole, model=model)
+    save(tmp_path / "own", {**whole, names[0]: 40.0}, model=model, compression=preset)
+    save(tmp_path / "llava", dict.fromkeys(names, 10.0), compression="duet-64")  # another family's, in no row of these
+    text = shown(capsys, tmp_path, "--paper")
+    rows, _ = table_of(text, published.title)
+    (row,) = [row for row in rows if "DUET (C)" in row.values() and any("40.0" in cell for cell in row.values())]
+    assert any(f"{100 - 50 / len(names):.1f}" in cell for cell in row.values()), row
+    assert not any(" 10.0" in cell for row in rows for cell in row.values())

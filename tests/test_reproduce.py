@@ -131,6 +131,57 @@ def test_a_released_model_is_asked_under_the_presets_of_its_family(
     assert lines[0].split() == [preset, *published.benchmarks, "Avg"] and len(lines) == 3
 
 
+# Flags of both phases by preset, and what the data is checked for.
+TRAINED: dict[str, tuple[list[dict[str, str]], str]] = {
+    "next-640": (
+        [
+            {"--image_aspect_ratio": "anyres", "--tune_mm_mlp_adapter": "True", "--version": "plain"},
+            {"--mm_patch_merge_type": "spatial_unpad", "--mm_vision_tower_lr": "2e-6", "--version": "v1"},
+        ],
+        "--model llava-next-7b",
+    ),
+    "video-960": (
+        [
+            {"--video_tower": "LanguageBind/LanguageBind_Video_merge", "--version": "v1"},
+            {"--image_tower": "LanguageBind/LanguageBind_Image", "--tokenizer_model_max_length": "3072"},
+        ],
+        "--model video-llava-7b",
+    ),
+    "qwen-640": (
+        [{"--model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct", "--tune_mm_llm": "True"}],
+        "--tokenizer Qwen/Qwen2.5-VL-7B-Instruct",
+    ),
+}
+
+
+def values_of(line: str) -> dict[str, str]:
+    """The values of each flag of a command, joined by blanks."""
+    found: dict[str, list[str]] = {}
+    for word in shlex.split(line.partition("train_mem.py ")[2]):
+        if word.startswith("--"):
+            name = word
+        found.setdefault(name, []).extend([] if word == name else [word])
+    return {name: " ".join(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("preset", TRAINED)
+def test_a_preset_decides_which_models_are_trained(preset: str, reproduction: tuple[Shell, dict[str, str]]) -> None:
+    """video-960 trained a LLaVA-1.5 once, on its data, and was asked LLaVA-1.5's benchmarks."""
+    shell, variables = reproduction
+    phases, checked_for = TRAINED[preset]
+    status, out, err = shell.run("scripts/reproduce.sh", preset, DRY_RUN="1", **variables)
+    assert status == 0, err
+    lines = [line for line in out.splitlines() if not line.startswith("#")]
+    trained = [values_of(line) for line in lines if "train_mem.py" in line]
+    checks = [line for line in lines if "llava.data.check" in line]
+    assert len(trained) == len(checks) == len(phases) and all(checked_for in line for line in checks)
+    for flags, expected, check in zip(trained, phases, checks, strict=True):
+        assert flags["--compression"] == preset and expected.items() <= flags.items()
+        assert f"--data-path {flags['--data_path']}" in check, "what is checked is what is trained on"
+    if len(trained) == 2:
+        assert trained[1]["--pretrain_mm_mlp_adapter"] == f"{trained[0]['--output_dir']}/mm_projector.bin"
+
+
 def test_what_a_plan_cannot_be_made_of_is_refused(reproduction: tuple[Shell, dict[str, str]]) -> None:
     shell, variables = reproduction
     deep = {"MODEL": "liuhaotian/llava-v1.6-vicuna-13b", "TRAIN": "0", "DRY_RUN": "1"}

@@ -33,8 +33,10 @@ family_of_preset() {
 #   pretrain_data, pretrain_images, finetune_data, finetune_images   files of data (a list) and folder of their images,
 #                  where the recipes look, too
 #   pretrain_videos, finetune_videos   folder of their videos, empty without videos
+#   check_flags    of the data check: for which model records are counted
 plan_of() {
-    local data=./playground/data
+    local data=./playground/data root=${DATA_ROOT:-./playground/data/videollava}
+    check_flags=()
     phases=(pretrain finetune)
     benchmarks=pope,sqa,textvqa,mme,gqa
     pretrain_version=plain finetune_version=v1
@@ -50,6 +52,7 @@ plan_of() {
             model_name=llava-v1.6-vicuna-7b recipes=scripts/v1_6 released=liuhaotian/llava-v1.6-vicuna-7b
             usual_preset=next-640 trained_table=table-9-10 released_table=table-9-10
             benchmarks=$benchmarks,seed
+            check_flags=(--model llava-next-7b --image-aspect-ratio anyres)
             finetune_data=("$data/open-llava-next_instruct_mix1M.json")
             ;;
         video-llava)
@@ -57,19 +60,21 @@ plan_of() {
             usual_preset=video-960 trained_table=table-4 released_table=table-4
             benchmarks=tgif,msvd,msrvtt
             pretrain_version=v1
-            pretrain_data=("$data/videollava/llava_image_.json" "$data/videollava/valley_.json")
-            pretrain_images=$data/videollava pretrain_videos=$data/videollava
+            check_flags=(--model video-llava-7b)
+            pretrain_data=("$root/llava_image_.json" "$root/valley_.json")
+            pretrain_images=$root pretrain_videos=$root
             finetune_data=(
-                "$data/videollava/llava_image_tune_.json"
-                "$data/videollava/videochatgpt_tune_.json"
-                "$data/videollava/nlp_tune.json"
+                "$root/llava_image_tune_.json"
+                "$root/videochatgpt_tune_.json"
+                "$root/nlp_tune.json"
             )
-            finetune_images=$data/videollava finetune_videos=$data/videollava
+            finetune_images=$root finetune_videos=$root
             ;;
         qwen2.5-vl)
             model_name=qwen2.5-vl-7b recipes=scripts/qwen2_5_vl released=Qwen/Qwen2.5-VL-7B-Instruct
             usual_preset=qwen-640 trained_table=table-2 released_table=table-2
             phases=(finetune)
+            check_flags=(--tokenizer "${MODEL:-$released}")
             finetune_version='' # its own chat template
             finetune_data=("$data/llava_v1_5_mix665k.json")
             ;;

@@ -136,9 +136,18 @@ def family(model: str) -> str:
     return _telling_part(model).removesuffix(f"-{_named_preset(model)}")
 
 
-def preset_of(config: Mapping[str, Any] | None) -> str | None:
-    """The first preset that equals a configuration; None if none does."""
-    return next(iter(presets_of(config, preset_configs())), None)
+def preset_of(config: Mapping[str, Any] | None, models: str = "") -> str | None:
+    """The first preset that equals a configuration; None if none does.
+
+    Args:
+        config: any; defaults may be left out.
+        models: family of the model, as `family` names it. Presets made for it go first, for `next-640` has the numbers
+            of `duet-128`.
+    """
+    equal = presets_of(config, preset_configs())
+    made_for = {name: CompressionConfig.from_preset(name).made_for for name in equal}
+    own = [name for name, made in made_for.items() if made and any(models.startswith(one) for one in made.families)]
+    return next(iter([*own, *equal]), None)
 
 
 def preset_configs() -> dict[str, dict[str, Any]]:

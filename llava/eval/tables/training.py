@@ -113,6 +113,7 @@ def _run(folder: Path, phases: list[Path]) -> TrainingRun:
     last = list(summaries.values())[-1]
     seconds = {name: training_seconds(phase) for name, phase in zip(summaries, phases, strict=True)}
     place = str(phases[-1] / SUMMARY_FILE)
-    compression = preset_of(need(last, "compression", dict, place, optional=True)) or "own"
+    models = family(str(folder))
+    compression = preset_of(need(last, "compression", dict, place, optional=True), models) or "own"
     tokens = float(need(last, "average_visual_tokens", float, place, optional=True) or 0.0)
-    return TrainingRun(folder, family(str(folder)), compression, tokens, seconds)
+    return TrainingRun(folder, models, compression, tokens, seconds)
