@@ -37,6 +37,8 @@ from llava.model.weights import weight_files
 
 PINPOINTS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
 SIZES = [(1, 1), (16, 16), (31, 17), (17, 31), (64, 64), (100, 9), (9, 100), (37, 1999)]
+ROUNDED = [(47, 188), (343, 392)]
+"""Sizes of which transformers keeps a line more of the map, because it rounds to seven digits."""
 OF_1_6 = {
     "image_aspect_ratio": "anyres",
     "image_crop_resolution": 224,
@@ -162,8 +164,10 @@ def test_either_layout_is_opened_as_llavas_own_and_computes_what_transformers_do
     assert (config.image_aspect_ratio, config.mm_patch_merge_type) == ("anyres", "spatial_unpad")
     assert config.image_grid_pinpoints == PINPOINTS
     assert torch.equal(found.model.model.image_newline, newline().double())
-    for size in SIZES:
+    of_transformers = layout.endswith("-hf")
+    for size in [*SIZES, *(ROUNDED if of_transformers else ())]:
         torch.testing.assert_close(ours(found, size), spelled(stock, found, size), atol=1e-9, rtol=0)
+    assert config.image_unpad_digits == (7 if of_transformers else None)
 
 
 def spelled(stock: Any, found: Any, size: tuple[int, int]) -> Tensor:
@@ -263,8 +267,8 @@ def test_a_converted_model_is_an_ordinary_llava_next_with_its_own_processor(fold
 def test_there_and_back_nothing_is_lost(folders, converted, tmp_path):
     back = convert(str(converted), tmp_path / "llava", "llava")
     first, again = opened(folders / "llava-v1.6-vicuna-7b"), opened(back)
-    expected = ours(first, (31, 17))
-    torch.testing.assert_close(ours(again, (31, 17))[..., :VOCABULARY], expected, atol=1e-9, rtol=0)
+    for size in ((31, 17), *ROUNDED):
+        torch.testing.assert_close(ours(again, size)[..., :VOCABULARY], ours(first, size), atol=1e-9, rtol=0)
     held = {name: tensor for path in weight_files(back) for name, tensor in load_file(path).items()}
     assert held.keys() == weights().keys() and torch.equal(held["model.image_newline"], newline())
     config = json.loads((back / "config.json").read_text())
@@ -285,6 +289,17 @@ def test_what_transformers_cannot_say_is_refused_before_any_work(folders, tmp_pa
     with pytest.raises(ValueError, match=words):
         convert(str(folder), tmp_path / "out", "hf")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_transformers_rounds_in_llavas_format_too(folders, tmp_path):
+    source = folders / "llava-v1.6-vicuna-7b-hf"
+    moved = convert(str(source), tmp_path / "llava", "llava")
+    again = convert(str(moved), tmp_path / "hf", "hf")
+    first = opened(source)
+    for folder in (moved, again):
+        found = opened(folder)
+        for size in ROUNDED:
+            torch.testing.assert_close(ours(found, size)[..., :VOCABULARY], ours(first, size), atol=1e-9, rtol=0)
 
 
 def test_canvases_in_words_become_a_list_there(tmp_path):

@@ -17,7 +17,7 @@ from llava.common.shown import shown
 from llava.model.llava_config import LlavaConfig
 
 CLASS = "LlavaNextForConditionalGeneration"
-_MERGE_TYPE, _ASPECT_RATIO = "spatial_unpad", "anyres"
+_MERGE_TYPE, _ASPECT_RATIO, _DIGITS = "spatial_unpad", "anyres", "image_unpad_digits"
 
 
 def is_llava_next(config: Mapping[str, Any]) -> bool:
@@ -41,12 +41,18 @@ def is_on_llama(config: Mapping[str, Any]) -> bool:
     return plain and vision.get("model_type", "clip_vision_model") == "clip_vision_model"
 
 
-def fields_here(parsed: LlavaNextConfig) -> dict[str, Any]:
-    """LLaVA's fields that LLaVA-1.5 has otherwise."""
+def fields_here(parsed: LlavaNextConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaVA's fields that LLaVA-1.5 has otherwise.
+
+    Args:
+        parsed: configuration of transformers.
+        raw: content of its file. A conversion from here says whether rows were rounded; transformers does.
+    """
     return {
         "mm_patch_merge_type": _MERGE_TYPE,
         "image_aspect_ratio": _ASPECT_RATIO,
         "image_grid_pinpoints": _turned(parsed.image_grid_pinpoints),
+        _DIGITS: raw.get(_DIGITS, 7),
     }
 
 
@@ -76,7 +82,12 @@ def config_there(config: LlavaConfig, common: Mapping[str, Any]) -> LlavaNextCon
         config: configuration of the LLaVA, with `mm_vision_config`.
         common: arguments that transformers' configuration of every LLaVA takes.
     """
-    return LlavaNextConfig(**{**common, "architectures": [CLASS], "image_grid_pinpoints": pinpoints_there(config)})
+    own = {
+        "architectures": [CLASS],
+        "image_grid_pinpoints": pinpoints_there(config),
+        _DIGITS: config.image_unpad_digits,
+    }
+    return LlavaNextConfig(**{**common, **own})
 
 
 def pinpoints_there(config: LlavaConfig) -> list[list[int]]:

@@ -118,7 +118,7 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
         "use_mm_proj": True,
         "image_aspect_ratio": "pad" if _pads(folder) else "square",
     }
-    fields |= llava_next_format.fields_here(parsed) if cuts else {}
+    fields |= llava_next_format.fields_here(parsed, raw) if cuts else {}
     fields |= {name: raw[name] for name in _CARRIED if name in raw}
     if "quantization_config" in raw:
         fields["quantization_config"] = raw["quantization_config"]

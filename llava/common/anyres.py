@@ -206,7 +206,7 @@ def crops_of(image: Image.Image, pinpoints: Any, side: int) -> list[Image.Image]
     return [image.resize((side, side), Image.Resampling.BICUBIC), *cut(on_canvas(image, canvas), side)]
 
 
-def unpadded(columns: int, rows: int, size: Sequence[Any]) -> tuple[slice, slice]:
+def unpadded(columns: int, rows: int, size: Sequence[Any], digits: int | None = None) -> tuple[slice, slice]:
     """Which rows and columns of the patch map of a canvas show the image rather than black.
 
     Of an odd number of lines around it one is left in. Of a very thin image none may be left.
@@ -214,10 +214,14 @@ def unpadded(columns: int, rows: int, size: Sequence[Any]) -> tuple[slice, slice
     Args:
         columns, rows: size of the map.
         size: size of the image.
+        digits: decimals that the length of the image on the map is rounded to before it is cut to whole lines, as
+            transformers does with 7; None cuts it as it is, as LLaVA does.
     """
     width, height = checked_size(size)
-    if width / height > columns / rows:
-        line = (rows - int(height * (columns / width))) // 2
+    wide = width / height > columns / rows
+    length = height * (columns / width) if wide else width * (rows / height)
+    kept = int(length if digits is None else round(length, digits))
+    line = ((rows if wide else columns) - kept) // 2
+    if wide:
         return slice(line, rows - line), slice(0, columns)
-    line = (columns - int(width * (rows / height))) // 2
     return slice(0, rows), slice(line, columns - line)

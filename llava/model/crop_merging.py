@@ -72,6 +72,7 @@ class CropMerging:
         patches: p.
         most: N of `anyres_max_N`; None shrinks no map.
         tokens: features of a crop; p * p, and CLS where the tower gives it too, which only `flat` can do with.
+        digits: as in `llava.common.anyres.unpadded`.
 
     Raises:
         ValueError: if there is no such way to merge, or features make no map.
@@ -83,6 +84,7 @@ class CropMerging:
     patches: int
     most: int | None = None
     tokens: int | None = None
+    digits: int | None = None
 
     def __post_init__(self) -> None:
         require_merge_type(self.merge_type)
@@ -101,6 +103,7 @@ class CropMerging:
         side: int,
         patches: int,
         tokens: int | None = None,
+        digits: int | None = None,
     ) -> CropMerging:
         """From the fields of a configuration.
 
@@ -111,12 +114,13 @@ class CropMerging:
             side: pixels on a side of a crop.
             patches: p.
             tokens: features of a crop, p * p if None.
+            digits: `image_unpad_digits`.
 
         Raises:
             ValueError: if there is no such way to merge, no canvas to choose from, or features make no map.
         """
         canvases = tuple(canvases_of(pinpoints, side)) if is_anyres(aspect_ratio) else ()
-        return cls(merge_type, canvases, side, patches, most_crops(aspect_ratio), tokens)
+        return cls(merge_type, canvases, side, patches, most_crops(aspect_ratio), tokens, digits)
 
     @property
     def of_crop(self) -> int:
@@ -216,7 +220,7 @@ class CropMerging:
         return seen if shape == tuple(seen.shape[:2]) else _resized(seen[None], shape)[0]
 
     def _seen(self, size: Sequence[Any], grid: Size) -> tuple[slice, slice]:
-        return unpadded(grid[0] * self.patches, grid[1] * self.patches, size)
+        return unpadded(grid[0] * self.patches, grid[1] * self.patches, size, self.digits)
 
     def _shrunk(self, rows: int, columns: int) -> Size:
         """Rows and columns of a map that is shrunk to the patches of `most` crops, if it is clearly larger."""

@@ -79,6 +79,7 @@ def crop_merging(config: Any, tower: Any) -> CropMerging:
         tower.config.image_size,
         math.isqrt(tower.num_patches),
         tower.tokens_per_image(None),
+        config.image_unpad_digits,
     )
 
 

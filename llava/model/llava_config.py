@@ -29,6 +29,8 @@ class LlavaLlamaConfig(LlamaConfig):
             the image into crops, see `llava.common.anyres`.
         image_grid_pinpoints: canvases (width, height) that images are fitted to before they are cut, as a list, the
             same as text, or `(1x1),...,(6x6)`.
+        image_unpad_digits: decimals that the rows and columns which an image keeps are rounded to; 7 of a model that
+            comes from transformers, None of others.
         image_opening: how image files become RGB; None where the checkpoint does not record it.
         conversation_template: that the model was trained with; None where the checkpoint does not record it.
         compression: the budget, as `CompressionConfig.to_dict` writes it; None for none.
@@ -56,6 +58,7 @@ class LlavaLlamaConfig(LlamaConfig):
     mm_use_im_patch_token: bool = False
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list[Any] | str | None = None
+    image_unpad_digits: int | None = None
     image_opening: str | None = None
     conversation_template: str | None = None
     compression: dict[str, Any] | None = None
