@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_text import llama
 from tiny_video import FRAMES, SIDE, TOWER, pictures, pixels, video_llava, write_video, write_video_llava
@@ -345,6 +346,13 @@ def test_nothing_is_moved_in_what_is_taught() -> None:
     made, _ = inputs()
     assert made.taught("What is this?\n<image>", {"image"}) == "What is this?\n<image>"
     assert made.taught("A <video> word", {"image"}) == "A \ufdd0video> word"
+
+
+def test_a_video_that_would_become_too_large_is_refused_before_it_is_scaled() -> None:
+    made, _ = inputs()
+    thin = tuple(Image.new("RGB", (1, 200_000)) for _ in range(FRAMES))
+    with pytest.raises(ValueError, match=r"A video .*become .* pixels"):
+        made.video(Frames(thin, tuple(range(FRAMES)), FRAMES, None), "A video")
 
 
 def test_another_number_of_frames_than_the_tower_attends_over_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from llava.common.image_limits import check_prepared
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -86,6 +87,8 @@ class VideoLlavaInputs(LlavaInputs):
         processor = self._required("video")
         mirrored = random.Random(what).random() < processor.flip
         with within_limits(what):
+            for size in {frame.size for frame in frames}:
+                check_prepared(size, None, processor.side)
             return [processor.pixels(list(frames), mirrored)]
 
     def for_evaluation(self) -> VideoLlavaInputs:

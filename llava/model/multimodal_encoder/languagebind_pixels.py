@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,13 +88,10 @@ class LanguageBindImageProcessor(_Pixels):
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """float32 [3, side, side] of an image in RGB."""
-        array = np.asarray(picture.convert("RGB"))
-        image = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
-        height, width = scaled_size(image.shape[1], image.shape[2], self.side)
-        resized = functional.interpolate(
-            image[None], (height, width), mode="bicubic", align_corners=False, antialias=self.antialias
-        )
-        return self._normalised(centre_crop(resized[0], self.side))
+        size = scaled_size(picture.height, picture.width, self.side)
+        options: dict[str, Any] = {"mode": "bicubic", "align_corners": False, "antialias": self.antialias}
+        planes = [functional.interpolate(plane[None, None], size, **options)[0, 0] for plane in _planes(picture)]
+        return self._normalised(torch.stack([centre_crop(plane, self.side) for plane in planes]))
 
     def preprocess(self, images: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
         """`pixel_values` [M, 3, side, side] of one image or several, each in RGB."""
@@ -145,14 +142,20 @@ class LanguageBindVideoProcessor(_Pixels):
         sizes = {frame.size for frame in frames}
         if len(sizes) != 1:
             raise ValueError(f"The frames of a video must be of one size; here they are {sorted(sizes) or 'none'}.")
-        arrays = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
-        video = self._normalised(torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255)  # [T, 3, height, width]
-        height, width = scaled_size(video.shape[2], video.shape[3], self.side, rounds_quotient=True)
-        resized = functional.interpolate(video, (height, width), mode="bilinear", align_corners=False)
-        clip = centre_crop(resized, self.side).transpose(0, 1)
+        size = scaled_size(frames[0].height, frames[0].width, self.side, rounds_quotient=True)
+        clip = torch.stack([self._frame(frame, size) for frame in frames], dim=1)
         if mirrored is None:
             mirrored = random.random() < self.flip
-        return clip.flip(-1) if mirrored else clip.contiguous()
+        return clip.flip(-1) if mirrored else clip
+
+    def _frame(self, picture: Image.Image, size: tuple[int, int]) -> Tensor:
+        """float32 [3, side, side] of one frame: normalised, then scaled to (height, width), then cut."""
+        planes = []
+        for plane, mean, std in zip(_planes(picture), self.image_mean, self.image_std, strict=True):
+            normalised = plane.sub_(torch.tensor(mean)).div_(torch.tensor(std))
+            resized = functional.interpolate(normalised[None, None], size, mode="bilinear", align_corners=False)
+            planes.append(centre_crop(resized[0, 0], self.side))
+        return torch.stack(planes)
 
     def preprocess(self, videos: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
         """`pixel_values` [M, 3, T, side, side] of the frames of one video or of several."""
@@ -161,6 +164,13 @@ class LanguageBindVideoProcessor(_Pixels):
         return BatchFeature({"pixel_values": torch.stack(clips)})
 
     __call__ = preprocess
+
+
+def _planes(picture: Image.Image) -> Iterator[Tensor]:
+    """float32 [height, width] from 0 to 1 of each channel, one at a time: a large image is never whole in floats."""
+    array = np.asarray(picture.convert("RGB"))
+    for channel in range(3):
+        yield torch.from_numpy(array[..., channel].copy()).float().div_(255)
 
 
 def scaled_size(height: int, width: int, side: int, rounds_quotient: bool = False) -> tuple[int, int]:
