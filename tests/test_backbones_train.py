@@ -26,10 +26,12 @@ from llava.checkpoints.conversion import convert
 from llava.checkpoints.fit import read_weights
 from llava.checkpoints.opening import Opened, open_model
 from llava.cost.workload import Workload
+from llava.data.collator import REPORTED
 from llava.data.families import family_of
 from llava.model.parts import lies_in, paths_of, weights_of
+from llava.train.adapters import add_lora
 from llava.train.arguments import parse_arguments
-from llava.train.building import choose_trained, load
+from llava.train.building import choose_trained, load, make_data
 from llava.train.rates import parameter_groups
 from llava.train.run_summary import count_parameters
 from llava.train.train import train
@@ -265,6 +267,28 @@ def test_adapters_sit_on_the_language_model_alone_and_open_over_their_base(place
     assert all(torch.equal(weight, again.model.get_parameter(key)) for key, weight in found.named_parameters())
     files = {"preprocessor_config.json", "tokenizer.json", "chat_template.jinja"}
     assert {path.name for path in whole.iterdir()} >= files | ({path.name for path in (place / name).glob("video_*")})
+
+
+@ALL
+def test_a_frozen_tower_stays_out_of_the_graph_where_activations_are_computed_again(
+    place: Path, name: str, tmp_path: Path
+) -> None:
+    arguments = parse_arguments(flags(place, name, tmp_path, activation_checkpointing=True, lora_enable=True))
+    model, tokenizer, processor = load(*arguments)
+    choose_trained(model, arguments[0], arguments[2])
+    dataset, collator = make_data(model, tokenizer, *arguments[:2], processor)
+    model.activation_checkpointing_enable()
+    model = add_lora(model, arguments[2]).train()
+    graphs: list[bool] = []
+    tower = model.vision_towers()[0]
+    next(module for module in tower.modules() if isinstance(module, torch.nn.Linear)).register_forward_hook(
+        lambda module, inputs, output: graphs.append(output.requires_grad)
+    )
+    batch = {key: value for key, value in collator([dataset[0]]).items() if key not in REPORTED}
+    model(**batch).loss.backward()
+    assert graphs and not any(graphs)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None for weight in trained)
 
 
 @ALL

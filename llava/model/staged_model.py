@@ -24,7 +24,7 @@ from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
 from llava.model.loss import Targets
-from llava.model.parts import parts_named
+from llava.model.parts import parts_named, weights_of
 from llava.model.placeholders import VisualSpan, hidden_unless_shown
 from llava.model.prefill import Prefill, at_stock_positions
 from llava.model.results import RequestedOutputs, with_head
@@ -78,6 +78,7 @@ class StagedModel(StagedGeneration):
     lm_head: Any
     training: bool
     get_input_embeddings: Any
+    _require_grads_hooks: Any
     _parsed: tuple[Any, CompressionConfig] = (None, CompressionConfig())
 
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
@@ -158,6 +159,20 @@ class StagedModel(StagedGeneration):
     def projectors(self) -> tuple[nn.Module, ...]:
         """What takes features of towers to the language model's width; may lie inside a tower, and is then not its."""
         return parts_named(self, ("multi_modal_projector", "mm_projector"), "projectors")
+
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, without the towers in which nothing is trained: their graph would lead nowhere."""
+        super().enable_input_require_grads()
+        try:
+            towers, inside = self.vision_towers(), set(weights_of(self, self.projectors()).values())
+        except ValueError:  # a family that does not say its parts: all of its towers stay in the graph
+            return
+        for tower in towers:
+            if not any(weight.requires_grad for weight in set(tower.parameters()) - inside):
+                hooks = [module._forward_hooks for module in tower.modules()]
+                for handle in self._require_grads_hooks:
+                    if any(handle.hooks_dict_ref() is held for held in hooks):
+                        handle.remove()
 
     def unused_modules(self) -> tuple[nn.Module, ...]:
         """Modules on which no output depends, such as a tower's layers behind the selected one."""
