@@ -1,16 +1,11 @@
-"""Qwen2.5-VL in programs that ask: batches, conversations with and without a cache, benchmarks' figures, harnesses."""
+"""Qwen2.5-VL in programs that ask: batches, conversations with and without a cache, benchmarks' figures, losses."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import lmms_stand_in
 import numpy as np
 import pytest
 import torch
@@ -112,27 +107,6 @@ def test_the_loss_of_a_given_answer_is_that_of_its_tokens(engine: Engine) -> Non
         assert losses(engine, PROMPTS[:1], answers[:1])[0][0] == pytest.approx(sum(picked) / len(picked), rel=1e-4)
     finally:
         engine.model.set_compression(SHARES)
-
-
-def test_lmms_eval_asks_it(folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, module in lmms_stand_in.modules("lmms_eval").items():
-        monkeypatch.setitem(sys.modules, place, module)
-    monkeypatch.delitem(sys.modules, "llava.eval.harnesses.lmms_eval_model", raising=False)
-    found = importlib.import_module("llava.eval.harnesses.lmms_eval_model")
-    model = found.DuetLlava(pretrained=str(folder), device="cpu", batch_size=3)
-    model._engine.model.set_compression(SHARES)
-    model.task_dict = {"local": {"test": PROMPTS}}
-    places = [(lambda doc: list(doc.images), number, "local", "test") for number in range(3)]
-    requests = [
-        SimpleNamespace(args=(prompt.text, {"max_new_tokens": 5}, *place))
-        for prompt, place in zip(PROMPTS, places, strict=True)
-    ]
-    assert model.generate_until(requests) == engine.answer(PROMPTS, GREEDY)
-    scored = [SimpleNamespace(args=(prompt.text, " no", *place)) for prompt, place in zip(PROMPTS, places, strict=True)]
-    found_losses = [float(result.text[0]) for result in model.loglikelihood(scored)]
-    assert found_losses == pytest.approx([loss for loss, _ in losses(engine, PROMPTS, ["no"] * 3)], rel=1e-4)
-    assert all(map(math.isfinite, found_losses))
-    sys.modules.pop("llava.eval.harnesses.lmms_eval_model", None)
 
 
 def test_limits_hold_for_what_is_asked(folder: Path) -> None:

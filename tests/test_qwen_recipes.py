@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from tiny_llava import write_assets
 from tiny_qwen import write_qwen
 
 from llava.checkpoints.opening import open_model
+from llava.compression.config import CompressionConfig, V2VConfig
+from llava.train.media_flags import warn_of_idle_budget
 from llava.train.train import train
 
 RECORD = ROOT / "tests/recipes/qwen2_5_vl.txt"
@@ -154,7 +157,7 @@ def test_a_model_is_fine_tuned_and_saved_with_its_processor_and_limits(assets: P
 
 
 def test_adapters_are_trained_on_attention_alone(assets: Path, gpu8: Shell) -> None:
-    folder = steps("finetune_lora", assets, gpu8)
+    folder = steps("finetune_lora", assets, gpu8, MAX_STEPS="2")
     base, found = open_model(str(assets / "qwen"), device="cpu").model, open_model(str(folder), device="cpu").model
     changed = {name for name, weight in found.named_parameters() if not torch.equal(weight, base.get_parameter(name))}
     assert changed == {
@@ -162,10 +165,14 @@ def test_adapters_are_trained_on_attention_alone(assets: Path, gpu8: Shell) -> N
     }
 
 
-def test_a_budget_that_no_image_reaches_is_said(assets: Path, gpu8: Shell, caplog: pytest.LogCaptureFixture) -> None:
-    (assets / "caps.yaml").write_text("v2v: {dominant: 20, contextual: 4, score: received}")
+def test_a_budget_that_no_image_reaches_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    size = {"shortest_edge": 64, "longest_edge": 1024}
+    processor = SimpleNamespace(image_processor=SimpleNamespace(size=size, patch_size=4, merge_size=2))
     caplog.set_level(logging.WARNING, "llava")
-    steps("finetune", assets, gpu8, COMPRESSION=str(assets / "caps.yaml"), MAX_STEPS="1")
+    warn_of_idle_budget(processor, CompressionConfig(V2VConfig(0.65, 0.05)))
+    warn_of_idle_budget(processor, CompressionConfig(V2VConfig(10, 4)))
+    assert not caplog.text
+    warn_of_idle_budget(processor, CompressionConfig(V2VConfig(20, 4)))
     assert "An image has at most 16 tokens (--max_pixels 1024), and v2v leaves it 24: nothing is merged" in caplog.text
 
 
