@@ -149,6 +149,10 @@ def test_the_command_reads_data_of_every_shape(folder: Path, tmp_path: Path, cap
     told = json.loads(report.read_text())
     assert told["records_by_kind"] == {"text": 1, "image": 1, "video": 1, "both": 0} and told["distinct_videos"] == 1
     assert list(told["budgets"]) == ["none", "video-960", "video-136"]
+    half = ["--data-path", f"{data}%67", *words[2:], "--model", "video-llava-7b", "--report", str(report)]
+    assert command.main(half) == 0
+    (source,) = json.loads(report.read_text())["sources"]
+    assert (source["part"], source["records"]) == ("random:67%", 3)
     longest = {name: figures["max_sequence_tokens"] for name, figures in told["budgets"].items()}
     assert longest["none"] > 8 * 257 > longest["video-960"] > 8 * 192 > longest["video-136"] > 8 * 27
     assert "1 image files and 1 videos, decoded; 1 records show images, 1 videos, 0 both" in capsys.readouterr().out

@@ -103,6 +103,13 @@ FAULTS = [
 ]
 
 
+def test_records_that_are_packed_into_lists_have_to_stand_one_by_one() -> None:
+    with pytest.raises(
+        ValueError, match=r"record 4 is list, .*packed into lists, as for Qwen, have to stand one"
+    ):
+        parse_record([shown("Hi"), shown("<video>", video="a.mp4")], 4)
+
+
 @pytest.mark.parametrize(("data", "said"), FAULTS)
 def test_a_mark_without_a_file_and_a_file_without_a_mark_are_errors_of_the_record(data: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"record '?r'?.*{said}|record '0'.*{said}"):

@@ -194,6 +194,8 @@ def _source(source: Any) -> dict[str, Any]:
     return {
         "path": str(source.path),
         "image_folder": source.image_folder,
+        "video_folder": source.video_folder,
         "weight": source.weight,
+        "part": source.part,
         "records": len(source.objects),
     }

@@ -303,7 +303,8 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace, sources: Sequence[DataFile]) -> None:
     """Raise SourceError if an output would replace the data."""
-    inputs = [*options.data_path, *(source.path for source in sources)]
+    named = [path for path in options.data_path if path.exists()]  # `a.json%50` is no file's name
+    inputs = [*named, *(source.path for source in sources)]
     for name in _OUTPUTS:
         path = getattr(options, name)
         if path is not None and path.exists() and any(path.samefile(data) for data in inputs):
