@@ -104,9 +104,7 @@ FAULTS = [
 
 
 def test_records_that_are_packed_into_lists_have_to_stand_one_by_one() -> None:
-    with pytest.raises(
-        ValueError, match=r"record 4 is list, .*packed into lists, as for Qwen, have to stand one"
-    ):
+    with pytest.raises(ValueError, match=r"record 4 is list, .*packed into lists, as for Qwen, have to stand one"):
         parse_record([shown("Hi"), shown("<video>", video="a.mp4")], 4)
 
 
