@@ -44,7 +44,7 @@ Fingerprint = dict[str, list[Any]]
 
 
 def fingerprint(checkpoint: Checkpoint, base: Checkpoint | None) -> Fingerprint:
-    """The files of a model, of its base, and of its vision tower where that is a folder.
+    """The files of a model, of its base, and of its towers where these are folders.
 
     Raises:
         ValueError: if a file cannot be read.
@@ -55,9 +55,10 @@ def fingerprint(checkpoint: Checkpoint, base: Checkpoint | None) -> Fingerprint:
             continue
         weights = part.files or tuple(part.folder / name for name in _ADAPTERS)
         found |= _of_files(role, part.folder, weights)
-        tower = getattr(part.config, "mm_vision_tower", None)
-        if tower and Path(tower).is_dir():
-            found |= _of_files("vision tower", Path(tower), tuple(weight_files(tower)))
+        for kind in ("vision", "image", "video"):
+            tower = getattr(part.config, f"mm_{kind}_tower", None)
+            if tower and Path(tower).is_dir():
+                found |= _of_files(f"{kind} tower", Path(tower), tuple(weight_files(tower)))
     return found
 
 
