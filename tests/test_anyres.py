@@ -155,6 +155,9 @@ def test_crops_that_do_not_belong_to_the_size_are_refused():
         merging.merge(torch.randn(5, 16, 2))
     with pytest.raises(ValueError, match="mm_patch_merge_type is 'spatial_pad'; accepted are flat, spatial"):
         CropMerging.of("spatial_pad", "anyres", OF_1_6, 336, 4)
+    for digits in (-1, 16, 10**30):
+        with pytest.raises(ValueError, match=f"image_unpad_digits is .*{str(digits)[:3]}"):
+            CropMerging.of("spatial_unpad", "anyres", OF_1_6, 336, 4, digits=digits)
     with pytest.raises(ValueError, match="needs image_newline"):
         CropMerging.of("spatial_unpad", "pad", None, 336, 4).merge(torch.randn(1, 16, 2))
 

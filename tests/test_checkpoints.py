@@ -253,6 +253,7 @@ def test_other_architectures_are_refused_in_a_sentence(folders: Path, tmp_path: 
     )
     assert "mm_patch_merge_type is 'tiles'; accepted are flat" in with_config("d3", mm_patch_merge_type="tiles")
     assert "lacks 'model.image_newline'" in with_config("d4", mm_patch_merge_type="spatial_unpad")
+    assert "image_unpad_digits is 99; it must be from 0 to 15" in with_config("d6", image_unpad_digits=99)
     assert "set mm_vision_select_feature to 'patch'" in with_config(
         "d5", mm_patch_merge_type="spatial", mm_vision_select_feature="cls_patch"
     )

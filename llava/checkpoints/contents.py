@@ -263,6 +263,7 @@ def _check_crops(config: LlavaConfig, path: Path) -> None:
             side,
             patches,
             patches**2 + with_cls,
+            config.image_unpad_digits,
         )
     except ValueError as error:
         raise ValueError(f"{error} ({path})") from error

@@ -43,6 +43,7 @@ POOL_MODES = ("average", "max", "bilinear")
 """`mm_spatial_pool_mode`s, of videos."""
 _POOL_STRIDE = 2  # always: the published program does not read mm_spatial_pool_stride here
 _LEAST_SHRINKING = 1.1
+_MOST_DIGITS = 15  # of a double
 
 
 def has_newline(merge_type: str) -> bool:
@@ -75,7 +76,7 @@ class CropMerging:
         digits: as in `llava.common.anyres.unpadded`.
 
     Raises:
-        ValueError: if there is no such way to merge, or features make no map.
+        ValueError: if there is no such way to merge, features make no map, or digits are none of a number.
     """
 
     merge_type: str
@@ -88,6 +89,10 @@ class CropMerging:
 
     def __post_init__(self) -> None:
         require_merge_type(self.merge_type)
+        if self.digits is not None and not 0 <= self.digits <= _MOST_DIGITS:
+            raise ValueError(
+                f"image_unpad_digits is {shown(self.digits)}; it must be from 0 to {_MOST_DIGITS}, or null."
+            )
         if self.merge_type != "flat" and self.of_crop != self.patches**2:
             raise ValueError(
                 f"mm_patch_merge_type {self.merge_type!r} makes a map of patches, but the tower gives {self.of_crop} "
