@@ -82,7 +82,8 @@ def _limits_beside(path: Path) -> dict[str, Any]:
     """Fewest and most pixels of an image by the image processor's file beside a `config.json`, if it says them."""
     beside = path.with_name("preprocessor_config.json")
     settings = read_object(beside, "fetch or copy it anew") if beside.is_file() else {}
-    size = settings.get("size") if isinstance(settings.get("size"), dict) else {}
+    size = settings.get("size")
+    size = size if isinstance(size, dict) else {}
     limits = settings.get("min_pixels", size.get("shortest_edge")), settings.get("max_pixels", size.get("longest_edge"))
     return {PIXEL_LIMITS: limits} if all(isinstance(limit, int) and limit > 0 for limit in limits) else {}
 
