@@ -37,7 +37,7 @@ class SupervisedCollator:
             every step.
         settings: settings of the model's plans; None leaves planning to the model, which waits for its device then.
         media_arguments: from the media of a batch, in reading order, to arguments of the model.
-        tower_tokens: of a medium, see `ModelInputs.tower_tokens`.
+        tower_tokens: tower tokens of a medium, see `ModelInputs.tower_tokens`.
     """
 
     pad_token_id: int

@@ -22,9 +22,9 @@ class ProcessorCollator:
 
     Attributes:
         pad_token_id: filler of `input_ids`; it is masked.
-        placeholder_ids: of a visual token of an image, and of one of a video.
+        placeholder_ids: ids of a visual token of an image, and of one of a video.
         media_arguments: from the media of a batch, in reading order, to arguments of the model.
-        tower_tokens: of a medium, see `ModelInputs.tower_tokens`.
+        tower_tokens: tower tokens of a medium, see `ModelInputs.tower_tokens`.
         blank: an image that a batch of text alone brings, so that the tower runs on every rank in every step; its
             features go nowhere. None brings nothing.
         side: where padding goes, `right` or `left`.

@@ -31,7 +31,7 @@ def made_batch(
     """Rows of equal shape, so that nothing is padded; the same numbers every time.
 
     Args:
-        model: of any family.
+        model: model of any family.
         inputs: what makes its inputs; needed by models that are not in LLaVA's own format.
         rows: number of rows.
         text_tokens: number of text tokens of a row, beside its images.

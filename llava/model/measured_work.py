@@ -31,7 +31,7 @@ def decode(model: Any, filled: Any, count: int, compression: CompressionConfig |
         model: model of the prefill.
         filled: its output.
         count: passes.
-        compression: of the prefill, if it is not the model's own.
+        compression: compression of the prefill, if it is not the model's own.
     """
     cache, output = cache_of(filled), filled
     under = {} if compression in (None, CompressionConfig()) else {"compression": compression}
@@ -49,7 +49,7 @@ def shapes_of_model(config: Any, medium: Medium | None = None, together: int = 1
     """Dimensions of a model of any family by its configuration, and of what it is shown.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         medium: None for what is usual of its family.
         together: how many of them a prompt shows.
 
@@ -95,7 +95,7 @@ def tower_run(model: Any, batch: Mapping[str, Any], compression: CompressionConf
     """A pass of the vision tower over the images (or videos) of a batch, with V2V if the compression has it.
 
     Args:
-        model: of any family; of one that is not in LLaVA's own format the projector runs too.
+        model: model of any family; of one that is not in LLaVA's own format the projector runs too.
         batch: arguments of its forward.
         compression: what to do.
     """

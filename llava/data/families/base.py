@@ -36,7 +36,7 @@ class ModelInputs(ABC):
     """Makes the inputs of one model from turns and media; holds no weights, so that other processes can work with it.
 
     Args:
-        config, tokenizer: of the model.
+        config, tokenizer: configuration and tokenizer of the model.
         processor: processor of the model, prepares its media; None for one that is shown none.
         template: in which it is asked, see `template_for`.
         image_opening: `upright` or `llava`, see `llava.common.image_opening`; None for the model's.
@@ -129,7 +129,7 @@ class ModelInputs(ABC):
         """Prepare an image.
 
         Args:
-            picture: in RGB.
+            picture: picture in RGB.
             what: it is, to begin the sentence of an error with.
 
         Raises:
@@ -277,7 +277,7 @@ class ModelInputs(ABC):
             turns: texts, human and assistant alternating, human ones of `question` or `marked`.
             with_media: without, marks are text like any other.
             find_salient: says which words of a question are salient.
-            system: instead of the template's system prompt.
+            system: system prompt used instead of the template's.
             ask: whether the last turn is a question to be answered; else answers are labelled.
 
         Raises:
@@ -321,8 +321,8 @@ class ModelInputs(ABC):
         """Visual tokens of a sample in the language model.
 
         Args:
-            sample: of `sample`.
-            settings: of the model; None where it plans itself, which a family without `IMAGE_TOKEN_INDEX` knows.
+            sample: what `sample` gives.
+            settings: `plan_settings` of the model; None where it plans itself, without `IMAGE_TOKEN_INDEX` in ids.
         """
         return 0 if settings is None else sum(sum(self.tokens(medium, settings)) for medium in sample["images"])
 

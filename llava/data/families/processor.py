@@ -108,7 +108,7 @@ class ProcessorInputs(ModelInputs):
         Args:
             kind: `image` or `video`.
             made: what the image or video processor returned for it alone.
-            frames: of a video.
+            frames: frames of a video.
         """
 
     @property
