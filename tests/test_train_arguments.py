@@ -37,6 +37,17 @@ def test_defaults_are_llavas() -> None:
     assert (args.model_max_length, args.remove_unused_columns, args.report_to) == (512, False, [])
 
 
+def test_several_data_files_and_the_frames_of_videos_are_asked_for_as_in_other_programs() -> None:
+    videos = ["--video-folder", "films", "--video_fps=2.5", "--frames_upbound", "0"]
+    _, data_args, _ = parse_arguments(["--data_path", "a.json", "~/b.json", "c.json%50", *BASE[2:], *videos])
+    assert data_args.data_path == ["a.json", str(Path("~/b.json").expanduser()), "c.json%50"]
+    assert (data_args.video_folder, data_args.video_fps, data_args.frames_upbound) == ("films", 2.5, 0)
+    _, data_args, _ = parse_arguments(BASE)
+    assert data_args.data_path == ["d.json"] and data_args.video_folder is None and data_args.video_fps is None
+    with pytest.raises(ValueError, match="--data_path: it is ''; it must name a file or folder"):
+        parse_arguments(["--data_path", "a.json", "", *BASE[2:]])
+
+
 def test_unknown_and_contradicting_flags_are_refused() -> None:
     with pytest.raises(ValueError, match="--no_such_flag"):
         parse_arguments([*BASE, "--no_such_flag", "1"])
