@@ -357,7 +357,7 @@ def test_a_model_that_needs_no_newline_has_none_and_a_new_one_is_as_wide_as_an_e
 @pytest.mark.parametrize("merge_type", ["flat", "spatial", "spatial_unpad_nobase", "spatial_maxpool2x2"])
 def test_other_ways_to_merge_bring_as_many_tokens_as_planned(merge_type):
     other = next_llava(mm_patch_merge_type=merge_type, image_aspect_ratio="anyres_max_2")
-    for budget in ("none", BUDGET):
+    for budget in ("none", BUDGET, {"v2v": BUDGET["v2v"] | {"crop_order": "raster"}}):
         settings = other.plan_settings(CompressionConfig.resolve(budget))
         for size in ((112, 112), (171, 64), (40, 56)):
             given = pixels_of(other, [picture(size)])
