@@ -162,6 +162,26 @@ def test_a_batch_of_all_kinds_answers_as_each_by_itself(compression: str, own: O
     assert answered(samples) == [answered([sample])[0] for sample in samples]
 
 
+def test_positions_in_time_are_not_rounded_by_what_a_training_casts_its_tensors_to(own: Opened) -> None:
+    """DeepSpeed casts every tensor of real numbers in a batch to bfloat16 where the run is in it."""
+    inputs = inputs_of(own)
+    sample = as_ours(inputs, CONVERSATIONS["a video and images"], False)
+    asked, trained = inputs.batch([sample]), inputs.collator(1)([sample])
+    given = {
+        name: value.bfloat16() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in trained.items()
+        if name in inputs.arguments
+    }
+    expected = own.model.rotary_positions(asked["input_ids"], asked["attention_mask"], asked)
+    assert torch.equal(own.model.rotary_positions(given["input_ids"], given["attention_mask"], given), expected)
+    own.model.train()
+    try:
+        loss = own.model(**{name: trained[name] for name in given}).loss
+        torch.testing.assert_close(loss, own.model(**asked).loss, atol=1e-6, rtol=0)
+    finally:
+        own.model.eval()
+
+
 def test_frames_are_those_that_the_processor_takes_of_so_many_a_second(folder: Path, own: Opened) -> None:
     processor = AutoProcessor.from_pretrained(folder).video_processor
     for total in (2, 3, 5, 24, 50, 301, 1800):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from llava.data.families.processor import TEXT_ARGUMENTS, ProcessorInputs
+from llava.data.families.processor import TEXT_ARGUMENTS, ProcessorInputs, Shown
 from llava.data.frames import Frames
+from llava.data.processor_collator import ProcessorCollator
+from llava.model.splice import PlanSettings
 
 FRAMES_A_SECOND = 2.0
 """Default of Qwen's own code, for a processor that says no other."""
@@ -39,6 +42,19 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
         made = super().made_video(frames, what)
         seconds = self.video_processor().temporal_patch_size / made["video_metadata"].sampled_fps
         return made | {"second_per_grid_ts": torch.tensor([seconds])}
+
+    def collator(self, image_size: int | None = None, settings: PlanSettings | None = None) -> ProcessorCollator:
+        """As in `ProcessorInputs`; seconds are plain numbers, for DeepSpeed rounds tensors to bfloat16.
+
+        Positions in time are whole parts of products with them, so that a rounding moves frames.
+        """
+        return dataclasses.replace(super().collator(image_size, settings), media_arguments=self._with_plain_seconds)
+
+    def _with_plain_seconds(self, media: Sequence[Shown]) -> dict[str, Any]:
+        made = self.media_arguments(media)
+        if "second_per_grid_ts" in made:
+            made["second_per_grid_ts"] = made["second_per_grid_ts"].tolist()
+        return made
 
     def frame_numbers(self, total: int, fps: float | None) -> list[int]:
         """As in `ModelInputs`: frames at equal distances, as many as the processor's rule takes for the seconds.
