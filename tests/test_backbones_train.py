@@ -316,6 +316,14 @@ def test_quantised_layers_train_adapters(place: Path, name: str, bits: int, tmp_
 
 
 @ALL
+def test_a_length_that_leaves_no_answer_is_refused_before_anything_is_trained(
+    place: Path, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"samples have no label at all.*--model_max_length"):
+        train(flags(place, name, tmp_path / "out", model_max_length=16))
+
+
+@ALL
 @pytest.mark.parametrize("flag", ["version v1", "image_aspect_ratio pad", "video_flip 0.5", "video_tower somewhere"])
 def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: str, tmp_path: Path) -> None:
     key, value = flag.split()

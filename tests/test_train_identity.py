@@ -223,7 +223,7 @@ def test_the_pixels_that_the_tower_is_given_are_part_of_the_run(assets: Path, ha
     path = tmp_path / "tower/preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0, 0, 0]}))
     with pytest.raises(
-        ValueError, match=r"the image processor is another .*preprocessor_config.json of --vision_tower"
+        ValueError, match=r"the image processor is another .*preprocessor_config.json of the model or of --vision_tower"
     ):
         train(flags(assets, half, "finetune", **RUN | {"vision_tower": tmp_path / "tower"}))
 

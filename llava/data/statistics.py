@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llava.constants import IGNORE_INDEX
 from llava.data.dataset import LazySupervisedDataset
 
 SAMPLES_TO_CHECK = 1000
@@ -69,7 +70,8 @@ def measure(dataset: LazySupervisedDataset, order: Sequence[int], batch_size: in
         length = dataset.expected_length(index, encoded)
         sequences.append(min(length, dataset.config.max_length))
         truncated += encoded.truncated or length > dataset.config.max_length
-        if not encoded.is_supervised:
+        # What stands behind so many ids is cut in any case; where images differ, more may be when they have been read.
+        if all(label == IGNORE_INDEX for label in encoded.labels[1 : dataset.config.max_length]):
             empty.append(dataset.records[index].id)
     batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
     positions = sum(max(batch) * len(batch) for batch in batches)

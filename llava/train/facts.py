@@ -21,7 +21,7 @@ _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_*", "
 _FLAGS = {  # of the entries of `RunFacts.start`
     "base model": "--model_name_or_path",
     **{f"{kind} tower": f"--{kind}_tower" for kind in TOWER_KINDS},
-    "image processor": "preprocessor_config.json of --vision_tower",
+    "image processor": "preprocessor_config.json of the model or of --vision_tower, --max_pixels and the like",
     "held-out data": "--eval_data_path",
     "projector": "--pretrain_mm_mlp_adapter",
     "adapters": "--lora_weight_path",
