@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_qwen import TEMPLATE, qwen_config, qwen_tokenizer, write_processors
-from transformers import AutoImageProcessor, CLIPImageProcessorPil
+from tiny_qwen import SPECIAL, TEMPLATE, qwen_config, qwen_tokenizer, write_processors
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, Qwen2Tokenizer
 
 from llava.compression import QueryRole
 from llava.data.chat_template import template_segments
@@ -77,6 +78,23 @@ def test_labels_are_the_answers_with_their_end_and_line_break(
     assert said.startswith(
         f"<|im_start|>system\n{system or 'You are a helpful assistant.'}<|im_end|>\n<|im_start|>user"
     )
+
+
+def test_a_line_break_that_joins_the_templates_is_not_learnt(inputs: Qwen2_5_VLInputs) -> None:
+    """Qwen's vocabulary has a token for two line breaks: of "assistant", break, break, the answer begins behind it."""
+    state = json.loads(inputs.tokenizer.backend_tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], [tuple(pair) for pair in state["model"]["merges"]]
+    joined = Qwen2Tokenizer(vocab=vocabulary | {"ĊĊ": len(vocabulary)}, merges=[*merges, ("Ċ", "Ċ")])
+    joined.add_special_tokens({"additional_special_tokens": SPECIAL})
+    own = Qwen2_5_VLInputs(inputs.config, joined, inputs.processor, "chat_template")
+    sample = own.conversation(["What?", "\n\nred three", "Why?", "a\n\nb"], [])
+    ids = sample["input_ids"].tolist()
+    assert [joined.decode([token]) for token in ids].count("\n\n") == 2
+    assert sample["labels"].tolist() == labels_by_search(ids, joined)
+    taught = joined.decode([label for label in sample["labels"].tolist() if label >= 0])
+    assert taught == "\nred three<|im_end|>\na\n\nb<|im_end|>\n"
+    last = (sample["query_mask"] & int(QueryRole.LAST)).nonzero().flatten().tolist()
+    assert [sample["labels"][place + 1] >= 0 and sample["labels"][place] < 0 for place in last] == [True, True]
 
 
 def test_a_prompt_is_what_training_saw_up_to_the_answer_and_its_last_token_votes(inputs: Qwen2_5_VLInputs) -> None:

@@ -135,6 +135,7 @@ def encode_segments(
     find_salient: SalientFinder = salient_spans,
     ask: bool = False,
     with_bos: bool = True,
+    keeps_breaks: bool = False,
 ) -> EncodedText:
     """Encode a conversation that a template has cut into pieces.
 
@@ -144,12 +145,14 @@ def encode_segments(
         with_images, find_salient: as in `encode_conversation`.
         ask: whether an answer is to follow: the last token votes then, and nothing is labelled.
         with_bos: whether the tokenizer's BOS comes first, if it writes one; not where the template has written it.
+        keeps_breaks: whether a token that joins the template's line break with one that an answer begins with belongs
+            to the template, as in Qwen's training code; else to the answer.
 
     Raises:
         ValueError: if the tokenizer is not a fast one.
     """
     ids, offsets = _tokenize(segments, tokenizer, with_images, with_bos)
-    kinds = _kinds_of_tokens(segments, offsets)
+    kinds = _kinds_of_tokens(segments, offsets, keeps_breaks)
     labels = [token if kind is SegmentKind.ANSWER else IGNORE_INDEX for token, kind in zip(ids, kinds, strict=True)]
     salient = mark_overlap(offsets, _salient_characters(segments, find_salient))
     roles = _query_mask(ids, kinds, salient)
@@ -304,7 +307,9 @@ def _without(spans: Iterator[Span], taken: Sequence[Span]) -> Iterator[Span]:
             yield start, end
 
 
-def _kinds_of_tokens(segments: Sequence[Segment], offsets: Sequence[Span]) -> list[SegmentKind]:
+def _kinds_of_tokens(
+    segments: Sequence[Segment], offsets: Sequence[Span], keeps_breaks: bool = False
+) -> list[SegmentKind]:
     """The segment that holds the last character of each token.
 
     A piece such as `▁three` brings the space before the word along: the space after "ASSISTANT:" is the
@@ -317,7 +322,8 @@ def _kinds_of_tokens(segments: Sequence[Segment], offsets: Sequence[Span]) -> li
     for start, end in offsets:
         while at + 1 < len(ends) and ends[at] <= max(start, end - 1):
             at += 1
-        kinds.append(segments[at].kind)
+        of_break = keeps_breaks and at > 0 and start < ends[at - 1] and segments[at - 1].text.endswith("\n")
+        kinds.append(segments[at - of_break].kind)
     return kinds
 
 

@@ -238,7 +238,7 @@ class ProcessorInputs(ModelInputs):
             segments = self.placed(segments)
         bos = self.tokenizer.bos_token
         with_bos = not (bos and segments[0].text.startswith(bos))
-        return encode_segments(segments, self.tokenizer, with_media, find_salient, ask, with_bos)
+        return encode_segments(segments, self.tokenizer, with_media, find_salient, ask, with_bos, keeps_breaks=True)
 
     def written(self, turns: Sequence[str]) -> str:
         """As in `ModelInputs`."""
