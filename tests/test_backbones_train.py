@@ -482,5 +482,5 @@ def test_projector_and_tower_have_rates_of_their_own_where_one_lies_in_the_other
 
 
 def test_mirrored_videos_need_a_tower_for_videos(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--video_flip mirrors videos, but the model has no tower"):
+    with pytest.raises(ValueError, match="--video_flip mirrors the videos of a Video-LLaVA; add --video_tower"):
         train(next_flags(place, tmp_path / "out", video_flip=0.5))
