@@ -98,8 +98,8 @@ def encode_crops(
     Raises:
         ValueError: if a size is needed and missing, or does not fit the number of crops.
     """
-    tower, merging = model.require_tower(), crop_merging(model.config, model.require_tower())
-    newline, pixels = model.get_model().image_newline, torch.cat(list(images)).to(tower.device)
+    tower = model.require_tower()
+    pixels = torch.cat(list(images)).to(tower.device)
     raster = v2v is not None and v2v.crop_order == "raster" and max(map(len, images)) > 1
     result: V2VResult | None = None
     if v2v is not None and raster:
@@ -107,6 +107,10 @@ def encode_crops(
         tokens: Any = model.project(result.tokens)  # [M * K, N0, D]
     else:
         tokens = model.encode_images(pixels, v2v)  # as many [n, D]
+    if model.config.mm_patch_merge_type == "flat" and not raster:  # as any tower gives them, also as many as it likes
+        crops = iter(tokens)
+        return [torch.cat([next(crops) for _ in image]) for image in images]
+    merging, newline = crop_merging(model.config, tower), model.get_model().image_newline
     found, first = [], 0
     for image, size in zip(images, sizes, strict=True):
         here = slice(first, first + len(image))
