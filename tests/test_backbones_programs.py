@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from saved_results import save, shown, table_of
 from tiny_backbones import BUDGET, WRITERS, write_media
 
 from llava.checkpoints.opening import open_model
-from llava.eval import cost, run_llava
+from llava.cost.recipes import recipes_of
+from llava.doctor import __main__ as doctor
+from llava.eval import cost, run, run_llava
+from llava.eval.runner.from_flags import evaluated_model
 from llava.eval.tables.published import read_table
+from llava.eval.vlmevalkit import DuetLlava
 from llava.inference.chat import Chat
 from llava.inference.typed_videos import read_video
 from llava.serve import cli
 
+ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = tuple(WRITERS)
 SEES_VIDEOS = ("llava-1.5", "llava-next", "video-llava")
 """Those whose videos need no torchvision."""
@@ -199,3 +205,60 @@ def test_the_papers_tables_of_other_families_are_filled(
     (row,) = [row for row in rows if "DUET (C)" in row.values() and any("40.0" in cell for cell in row.values())]
     assert any(f"{100 - 50 / len(names):.1f}" in cell for cell in row.values()), row
     assert not any(" 10.0" in cell for row in rows for cell in row.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vlmevalkit_shows_images_and_videos_to_every_family(
+    family: str, folders: dict[str, Path], media: tuple[list[Path], Path]
+) -> None:
+    images, clip = media
+    model = DuetLlava(str(folders[family]), compression="none", device="cpu", max_new_tokens=3)
+    asked = [{"type": "image", "value": str(images[0])}, {"type": "text", "value": "What is it?"}]
+    picture = Image.open(images[0]).convert("RGB")
+    chat = chat_with(folders[family], "none")
+    chat.answer("What is it?", [picture])
+    assert chat.turns[0][1].startswith(model.generate_inner(asked)[:1])
+    film = [{"type": "video", "value": str(clip)}, *asked]
+    if family in SEES_VIDEOS:
+        assert isinstance(model.generate_inner(film), str)
+        assert (family == "video-llava") == model.VIDEO_LLM
+    else:
+        with pytest.raises(ValueError, match="Videos cannot be shown to this"):
+            model.generate_inner(film)
+    with pytest.raises(ValueError, match="There is no video 'nowhere'"):
+        model.generate_inner([{"type": "video", "value": "nowhere"}])
+    with pytest.raises(ValueError, match="this model takes image, video and text"):
+        model.generate_inner([{"type": "sound", "value": "x"}])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_evaluation_says_before_it_loads_what_does_not_fit(family: str, folders: dict[str, Path]) -> None:
+    words = ["--model-path", str(folders[family]), "--device", "cpu", "--compression"]
+    other = "qwen-160" if "llava" in family else "video-136"
+    with pytest.raises(ValueError, match=r"is made for|the decoder has \d layers|v2v.dominant is"):
+        evaluated_model(run.parse([*words, other]))
+    flags = ["--image_token_ratio_list", "[0.5,0]", "--layer_list"]
+    scaled = evaluated_model(run.parse([*words, "none", *flags, "[2,3]"]))
+    assert scaled.compression.t2v is not None and scaled.compression.t2v.layers == (2, 3)
+    with pytest.raises(ValueError, match=r"the decoder has \d layers"):
+        evaluated_model(run.parse([*words, "none", *flags, "[2,9]"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_doctor_tells_the_memory_of_the_familys_own_recipes(
+    family: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "doctor.json"
+    words = ["--model", str(folders[family]), "--devices", "2", "--device-memory", "80", "--json", str(report)]
+    status, out = doctor.main([*words, "--compression", "none"]), capsys.readouterr()
+    scripts = {"llava-1.5": "v1_5", "llava-next": "v1_6", "video-llava": "videollava/v1_5", "qwen2.5-vl": "qwen2_5_vl"}
+    if family not in scripts:
+        assert status == 2 and f"There are no recipes for a {family}" in out.err
+        return
+    assert f"scripts/{scripts[family]}/finetune.sh" in out.out
+    for name, recipe in recipes_of(family).items():
+        text = (ROOT / recipe.script).read_text()
+        stage, batch = re.search(r"launch_training \S*zero(\d)\S* (\d+ \d+)", text).groups()  # type: ignore[union-attr]
+        assert (str(recipe.zero), f"{recipe.global_batch} {recipe.batch_size}") == (stage, batch), name
+        assert recipe.trains_tower == ("unfreeze_mm_vision_tower True" in text)
+    assert doctor.main([*words, "--recipe", "finetune_qlora"]) == (0 if family == "llava-1.5" else 2)

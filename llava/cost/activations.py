@@ -190,6 +190,19 @@ def in_flight(decoder: DecoderShape, tokens: int, trained: Trained, precision: P
     return tokens * (copies * precision.compute * decoder.mlp + 2 * precision.stream * decoder.width)
 
 
+def trained_tower(shape: ModelShape, images: int, compute: int, checkpointing: bool) -> int:
+    """Bytes that a trained tower keeps for its backward pass.
+
+    For each token of a layer its input, c D; without checkpointing also both norms' inputs and results, queries, keys,
+    values and the attention's output, and the inputs, hidden values and activations of the MLP, c (8 D + 3 F) + 8 D.
+    With checkpointing one layer's are there at once.
+    """
+    medium = seen(shape.vision)
+    tower, tokens = medium.tower, images * medium.units * medium.positions
+    whole = tokens * (compute * (8 * tower.width + 3 * tower.mlp) + 2 * FLOAT32 * tower.width)
+    return tokens * compute * tower.width * tower.layers + whole if checkpointing else whole * tower.layers
+
+
 def tower_pass(shape: ModelShape, images: int, compute: int) -> int:
     """Peak bytes of the frozen tower, which keeps nothing: one layer's MLP.
 

@@ -27,6 +27,7 @@ from llava.cost.activations import (
     outside_bytes,
     stored_layers,
     tower_pass,
+    trained_tower,
 )
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.recipes import Recipe
@@ -94,7 +95,7 @@ class RecipeSetting:
     @property
     def trained(self) -> int:
         """Weights that get a gradient."""
-        projector = self.shape.projector
+        projector = self.shape.projector + self.shape.tower * self.recipe.trains_tower
         if self.recipe.trained == "lora":
             return projector + self.shape.adapter(self.recipe.lora_rank)
         return projector + (self.shape.language if self.recipe.trained == "all" else 0)
@@ -196,7 +197,7 @@ def peak_memory(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch | N
     return MemoryEstimate(
         stage=stage.name,
         weights=on_device * (trained_bytes * trained + setting.frozen_bytes) / divided[3],
-        tower=on_device * HALF * setting.shape.tower / divided[3],
+        tower=on_device * HALF * setting.shape.tower * (not setting.recipe.trains_tower) / divided[3],
         gradients=on_device * trained_bytes * trained / divided[2],
         optimizer=on_device * (8 if plain else ADAM) * trained / divided[1],
         buffers=_buffers(setting, stage),
@@ -216,7 +217,8 @@ def _step(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch) -> dict[
     longest = max(batch.tokens)
 
     def stored(checkpointing: bool) -> int:
-        return outside + stored_layers(decoder, batch.tokens, per_token, checkpointing, precision.stream)
+        tower = trained_tower(setting.shape, batch.rows, HALF, checkpointing) if recipe.trains_tower else 0
+        return outside + tower + stored_layers(decoder, batch.tokens, per_token, checkpointing, precision.stream)
 
     return {
         "activations": stored(True),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 Trained = Literal["projector", "all", "lora"]
 
@@ -17,7 +17,7 @@ class Recipe:
     """What one script trains, and how.
 
     Attributes:
-        name: name of the script under `scripts/v1_5`.
+        name: name of the script.
         trained: the projector alone, language model and projector, or LoRA adapters and the projector.
         batch_size: rows of one device in one forward pass.
         global_batch: rows of one optimizer step over all devices.
@@ -28,6 +28,8 @@ class Recipe:
         text_tokens: text of a typical row, beside its image.
         longest_text: text of the longest row.
         longest_has_image: False where the longest rows are text alone (every layer then sees all of it).
+        folder: folder of the script.
+        trains_tower: whether the vision tower is trained too.
     """
 
     name: str
@@ -42,11 +44,13 @@ class Recipe:
     text_tokens: int = CONVERSATION_TOKENS
     longest_text: int = LONGEST_ROW
     longest_has_image: bool = False
+    folder: str = "scripts/v1_5"
+    trains_tower: bool = False
 
     @property
     def script(self) -> str:
         """Path of the script from the repository's root."""
-        return f"scripts/v1_5/{self.name}.sh"
+        return f"{self.folder}/{self.name}.sh"
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -79,3 +83,33 @@ RECIPES = {
         ),
     )
 }
+"""Of LLaVA-1.5, by name."""
+
+
+def recipes_of(family: str) -> dict[str, Recipe]:
+    """The recipes of a family of models, by name.
+
+    Args:
+        family: as `llava.common.presets.family_of` names it.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    names = {name: recipe for name, recipe in RECIPES.items() if name != "finetune_qlora"}
+    match family:
+        case "llava-next":
+            of_next: dict[str, Any] = {"folder": "scripts/v1_6", "batch_size": 4, "zero": 2, "longest_text": 4096}
+            return {
+                "pretrain": replace(RECIPES["pretrain"], folder="scripts/v1_6", batch_size=8),
+                "finetune": replace(RECIPES["finetune"], trains_tower=True, **of_next),
+                "finetune_lora": replace(RECIPES["finetune_lora"], **of_next),
+            }
+        case "video-llava":
+            return {name: replace(recipe, folder="scripts/videollava/v1_5", zero=2) for name, recipe in names.items()}
+        case "qwen2.5-vl":
+            qwen: dict[str, Any] = {"folder": "scripts/qwen2_5_vl", "batch_size": 4, "longest_text": 8192}
+            lora = replace(RECIPES["finetune_lora"], lora_rank=64, lora_dropout=0.0, **qwen)
+            return {"finetune": replace(RECIPES["finetune"], **qwen), "finetune_lora": lora}
+        case "llava-1.5":
+            return RECIPES
+    raise ValueError(f"There are no recipes for a {family}; its page in docs has the commands that train one.")

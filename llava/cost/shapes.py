@@ -129,6 +129,7 @@ class ModelShape:
         tied: whether head and embedding are one matrix.
         counted: numbers of weights of language model, projector and towers, where they were counted; None where they
             are those of a Llama, LLaVA's projector and a CLIP.
+        family: of the model, as `llava.common.presets.family_of` has it.
     """
 
     name: str
@@ -138,6 +139,7 @@ class ModelShape:
     projector_layers: int = 2
     tied: bool = False
     counted: tuple[int, int, int] | None = None
+    family: str = "llava-1.5"
 
     @classmethod
     def of(cls, name: str, medium: Medium | None = None) -> ModelShape:
@@ -160,6 +162,7 @@ class ModelShape:
             tower_layers=tower.get("num_hidden_layers", tower_of(vision).layers + 1),
             projector_layers=_projector_layers(config),
             tied=bool(config.get("tie_word_embeddings", False)),
+            family=model_kind(name),
         )
         if "vision_config" in config:
             return replace(shape, counted=weights_of(config))

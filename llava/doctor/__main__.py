@@ -18,9 +18,9 @@ from llava.common.presets import presets
 from llava.common.program import as_program
 from llava.cost.memory import GIB
 from llava.cost.overview import fitting
-from llava.cost.recipes import RECIPES
+from llava.cost.recipes import RECIPES, recipes_of
 from llava.cost.scaling import add_scaling_flag, for_depth
-from llava.cost.shapes import ModelShape, model_kind
+from llava.cost.shapes import MODELS, ModelShape, model_kind
 from llava.doctor.diagnosis import Diagnosis, to_json, to_text
 from llava.doctor.examination import Machine, examine
 from llava.doctor.faults import find_faults
@@ -68,9 +68,12 @@ def diagnose(machine: Machine, request: FitRequest, options: argparse.Namespace)
     Raises:
         ValueError: if the compression does not fit the model.
     """
-    recipe = with_rows(RECIPES[options.recipe], options.batch_size, options.text_tokens, options.longest_text)
+    own = recipes_of(request.shape.family)
+    if options.recipe not in own:
+        raise ValueError(f"--recipe is {options.recipe}, but this model's family has {', '.join(own)}.")
+    recipe = with_rows(own[options.recipe], options.batch_size, options.text_tokens, options.longest_text)
     room = find_room(machine, options.devices, options.device_memory, options.host_memory)
-    recipes = {**RECIPES, recipe.name: recipe}
+    recipes = {**own, recipe.name: recipe}
     return Diagnosis(
         machine,
         request,
@@ -115,8 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     known = ", ".join(presets())
     add = parser.add_argument
-    add("--recipe", choices=list(RECIPES), default="finetune", help="script under scripts/v1_5 (default: %(default)s)")
-    add("--model", type=MODEL, default=DEFAULT_MODEL, help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder")
+    add(
+        "--recipe",
+        choices=list(RECIPES),
+        default="finetune",
+        help="script of the model's family (default: %(default)s)",
+    )
+    add("--model", type=MODEL, default=DEFAULT_MODEL, help=f"{', '.join(MODELS)} or a checkpoint folder")
     usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
     add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
     add_scaling_flag(parser)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava.cost.flops import describe
 from llava.cost.memory import GIB, STAGES, MemoryEstimate, peak_memory
-from llava.cost.recipes import RECIPES, Recipe
+from llava.cost.recipes import Recipe, recipes_of
 from llava.doctor.examination import Machine
 from llava.doctor.faults import Fault
 from llava.doctor.fitting_recipes import FitCell, FitRequest, Plan, Room, batch_sizes
@@ -202,7 +202,7 @@ def _fit_lines(diagnosis: Diagnosis) -> list[str]:
     )
     lines = textwrap.wrap(title, WIDTH)
     for name, row in diagnosis.table.items():
-        recipe = diagnosis.recipe if name == diagnosis.recipe.name else RECIPES[name]
+        recipe = diagnosis.recipe if name == diagnosis.recipe.name else recipes_of(diagnosis.request.shape.family)[name]
         label = f"{name} (x{batch_sizes(recipe, room.devices)[0]})"
         lines.append(f"  {label:{NAME}}" + "".join(f"{_verdict(cell):>{COLUMN}}" for cell in row))
     return lines

@@ -15,6 +15,7 @@ from typing import Any
 
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.frames import Frames
 from llava.eval.benchmarks.mmbench import CHINESE_LETTER_PROMPT
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.harnesses.harness import class_or_object, open_engine, prompt_of, without_marks
@@ -22,6 +23,7 @@ from llava.inference.engine import ModelSpec
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import bits_of
 from llava.inference.typed_images import read_image
+from llava.inference.typed_videos import read_video
 
 DEFAULT_NEW_TOKENS = 512
 
@@ -29,7 +31,7 @@ _Base: Any = class_or_object("vlmeval", "vlmeval.vlm.base", "BaseModel")
 
 
 class DuetLlava(_Base):
-    """A LLaVA with or without compression, for VLMEvalKit's datasets; without VLMEvalKit it stands alone.
+    """A model of any family with or without compression, for VLMEvalKit's datasets; without VLMEvalKit it stands alone.
 
     Args:
         model_path, model_base: as in `load_pretrained_model`.
@@ -69,26 +71,37 @@ class DuetLlava(_Base):
         bits = bits_of(load_8bit, load_4bit)
         spec = ModelSpec(model_path, model_base, compression, dtype, bits, conv_mode, image_opening=image_opening)
         self._engine = open_engine(spec, device)
+        try:
+            self.VIDEO_LLM = self._engine.inputs.trains_on_videos  # else VLMEvalKit shows frames as images
+        except ValueError:  # what prepares videos is not installed; a question about one says so
+            self.VIDEO_LLM = True
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
         """The answer to one message.
 
+        Images stand where they are in the message; beside a video all that is shown stands in front.
+
         Args:
-            message: parts in order, each with `type` ("image" or "text") and `value` (a path, or text).
+            message: parts in order, each with `type` ("image", "video" or "text") and `value` (a path, or text).
             dataset: name; all are answered alike.
 
         Raises:
-            ValueError: if a part is of another type or has no text as its value, or an image cannot be read.
+            ValueError: if a part is of another type or has no text as its value, or an image or video cannot be read
+                or shown.
         """
-        spoken, images = [""], []
+        inputs, spoken = self._engine.inputs, [""]
+        images: list[Any] = []
         for part in message:
             kind, value = _kind_and_value(part)
             if kind == "image":
                 spoken.append("")
-                images.append(read_image(value, self._engine.inputs.image_opening))
+                images.append(read_image(value, inputs.image_opening))
+            elif kind == "video":
+                images.append(read_video(value, inputs))
             else:
                 spoken[-1] += value  # parts in a row are one text, which may spell a mark over their edge
-        text = f"{DEFAULT_IMAGE_TOKEN}\n".join(map(without_marks, spoken))
+        mark = "" if any(isinstance(one, Frames) for one in images) else f"{DEFAULT_IMAGE_TOKEN}\n"
+        text = mark.join(map(without_marks, spoken))
         return self._engine.answer([prompt_of(text, images)], self._settings)[0]
 
     def use_custom_prompt(self, dataset: str) -> bool:
@@ -109,18 +122,18 @@ class DuetLlava(_Base):
 
 
 def _kind_and_value(part: Any) -> tuple[str, str]:
-    """What a part of a message is, image or text, and its path or text.
+    """What a part of a message is, image, video or text, and its path or text.
 
     Raises:
         ValueError: if it is something else.
     """
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in ("image", "text"):
+    if kind not in ("image", "video", "text"):
         what = f"a part of type {kind!r}" if isinstance(part, Mapping) else f"the part {shown(part, 60)}"
-        raise ValueError(f"A message holds {what}; this model takes image and text.")
+        raise ValueError(f"A message holds {what}; this model takes image, video and text.")
     value = part.get("value")
     if not isinstance(value, str):
-        what, accepted = ("the text", "text") if kind == "text" else ("the image", "a path")
+        what, accepted = ("the text", "text") if kind == "text" else (f"the {kind}", "a path")
         raise ValueError(f"A message holds {what} {shown(value, 60)}; it must be {accepted}.")
     return kind, value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from llava.checkpoints.contents import vision_config
 from llava.common.image_opening import opening_of
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
-from llava.cost.shapes import VisionShape
+from llava.cost.seen_media import seen_by
 from llava.data.families import ModelInputs, family_of
 from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
@@ -62,11 +61,10 @@ def _frames_of(options: argparse.Namespace, family: type[ModelInputs], config: A
 
 def _check_fit(chosen: CompressionConfig, config: Any) -> None:
     """Refuse a budget for another tower, depth or family before anything is loaded."""
-    tower = vision_config(config)
-    if tower is not None:
-        select = config.mm_vision_select_layer
-        visual_tokens_per_layer(chosen, config.num_hidden_layers, VisionShape.of(SimpleNamespace(**tower), select))
-    chosen.check_made_for(config, config.get_text_config().num_hidden_layers)
+    layers = config.get_text_config().num_hidden_layers
+    if hasattr(config, "vision_config") or getattr(config, "sees_videos", False) or vision_config(config) is not None:
+        visual_tokens_per_layer(chosen, layers, seen_by(config.to_dict()))
+    chosen.check_made_for(config, layers)
 
 
 def devices_of(options: argparse.Namespace, num_gpus: int = 1) -> list[str]:
