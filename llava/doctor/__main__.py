@@ -118,12 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     known = ", ".join(presets())
     add = parser.add_argument
-    add(
-        "--recipe",
-        choices=list(RECIPES),
-        default="finetune",
-        help="script of the model's family (default: %(default)s)",
-    )
+    add("--recipe", choices=list(RECIPES), default="finetune", help="of the model's family (default: %(default)s)")
     add("--model", type=MODEL, default=DEFAULT_MODEL, help=f"{', '.join(MODELS)} or a checkpoint folder")
     usual = f"{DEFAULT_COMPRESSION} where it fits the model, else none"
     add("--compression", help=f"preset ({known}) or YAML file (default: {usual})")
