@@ -45,6 +45,7 @@ begin_video() {
 
 # set_data_flags [FILE...]: sets data_flags; FILEs are the conversations of a phase where DATA_PATH is not set, by default
 # those of the second.
+# shellcheck disable=SC2120 # scripts/lib/recipe.sh calls it without
 set_data_flags() {
     local files=("$@")
     if [ $# = 0 ]; then files=("$data_root"/{llava_image_tune_,videochatgpt_tune_,nlp_tune}.json); fi
