@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def read_yaml(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> Any:
             looks; names the file, and the line where there is one.
     """
     return parse_yaml(read_text(path, largest), str(path))
+
+
+def table_beside(module_file: str) -> Any:
+    """The value in the YAML file beside a module that has its name; the module gives its `__file__`."""
+    return read_yaml(Path(module_file).with_suffix(".yaml"))
+
+
+def by_name(reasons: Mapping[str, list[str]]) -> dict[str, str]:
+    """Names with their reasons, from reasons with all their names."""
+    return {name: reason for reason, names in reasons.items() for name in names}
 
 
 def parse_yaml(text: str, origin: str) -> Any:

@@ -72,7 +72,7 @@ def transformers_arguments() -> str:
         kind = support_of(field.name)
         if kind == "some values":
             accepted, why = SOME_VALUES[field.name]
-            text = f"{', '.join(f'`{value}`' for value in accepted.split())}: {why}"
+            text = f"{', '.join(f'`{value}`' for value in accepted)}: {why}"
         else:
             text = {**REFUSED, **WITHOUT_EFFECT_HERE}.get(field.name, "")
         lines.append(f"| `--{field.name}` | {kind} | {text} |")

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from llava.common.yaml_files import table_beside
 from llava.conversation import conv_templates, get_template
 
 
@@ -31,46 +32,8 @@ class Change(enum.Enum):
     HARMLESS = "nothing: the weights do not depend on it"
 
 
-_GROUPS: dict[Change, str] = {
-    Change.BY_CONTENT: (
-        "model_name_or_path vision_tower image_tower video_tower pretrain_mm_mlp_adapter lora_weight_path data_path "
-        "compression dominant_num "
-        "context_num cluster_width layer_list image_token_ratio_list use_salient_tokens deepspeed seed data_seed "
-        "per_device_train_batch_size gradient_accumulation_steps mm_tunable_parts tune_mm_llm tune_mm_mlp "
-        "tune_mm_vision"
-    ),
-    Change.APPLIED: (
-        "learning_rate mm_projector_lr mm_vision_tower_lr weight_decay max_grad_norm max_steps num_train_epochs "
-        "on_bad_sample max_bad_share load_best_model_at_end metric_for_best_model greater_is_better"
-    ),
-    Change.WARNED: (
-        "attn_implementation tf32 use_cpu full_determinism activation_checkpointing activation_checkpointing_kwargs "
-        "gradient_checkpointing gradient_checkpointing_kwargs"
-    ),
-    Change.UNSEEN: "image_folder video_folder",
-    Change.STEERING: "eval_data_path eval_strategy eval_steps eval_delay",
-    Change.CHOOSING: "save_strategy save_steps",
-    Change.HARMLESS: (
-        # Paths and logging
-        "output_dir overwrite_output_dir resume_from_checkpoint cache_dir data_cache_dir run_name project report_to "
-        "trackio_space_id trackio_bucket_id trackio_static_space_id log_level log_level_replica log_on_each_node "
-        "logging_strategy logging_steps logging_first_step logging_nan_inf_filter disable_tqdm peak_tflops "
-        "skip_memory_metrics debug include_num_input_tokens_seen "
-        # Validation
-        "eval_on_start do_eval do_train do_predict per_device_eval_batch_size eval_accumulation_steps "
-        "eval_do_concat_batches eval_use_gather_object batch_eval_metrics include_for_metrics prediction_loss_only "
-        "bf16_full_eval fp16_full_eval "
-        # Checkpoints
-        "verify_checkpoint save_total_limit save_on_each_node save_only_model early_save_check enable_jit_checkpoint "
-        "restore_callback_states_from_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy "
-        "hub_always_push hub_revision "
-        # Data loading and communication
-        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
-        "dataloader_multiprocessing_context ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
-        "ddp_find_unused_parameters ddp_static_graph torch_empty_cache_steps local_rank use_cache"
-    ),
-}
-GROUPS = {change: frozenset(names.split()) for change, names in _GROUPS.items()}
+GROUPS = {Change[change.upper()]: frozenset(names) for change, names in table_beside(__file__).items()}
+"""What changes lead to -> the arguments; from resuming.yaml."""
 _OPTIONAL_RATES = ("mm_projector_lr", "mm_vision_tower_lr")
 _RATES = ("learning_rate", *_OPTIONAL_RATES)
 _BY_THE_LOSS = ("reduce_lr_on_plateau", "greedy")  # schedules that change the rate they find, and keep no first one

@@ -150,7 +150,7 @@ def _check_contents(kind: str, contents: Contents, inputs: dict[str, Tensor], ou
             f"outputs.safetensors has no {contents.needed!r}, so there is nothing to compare with."
         )
     for name in outputs:
-        if not re.fullmatch(contents.outputs, name):
+        if not any(re.fullmatch(known, name) for known in contents.outputs):
             raise UnreadableCaseError(
                 f"outputs.safetensors records {name!r}, which a case of kind {kind} does not have."
             )

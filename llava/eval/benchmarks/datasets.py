@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from llava.common.yaml_files import read_yaml
+from llava.common.yaml_files import table_beside
 
 EVAL_ZIP = "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view?usp=sharing"
 _FROM_ZIP = "LLaVA's eval.zip, unpacked into the evaluation folder"
@@ -77,5 +76,5 @@ def _dataset(fields: Mapping[str, Any]) -> Dataset:
     return Dataset(**made)
 
 
-DATASETS = {name: _dataset(fields) for name, fields in read_yaml(Path(__file__).with_name("datasets.yaml")).items()}
+DATASETS = {name: _dataset(fields) for name, fields in table_beside(__file__).items()}
 """What each benchmark needs, by its name."""

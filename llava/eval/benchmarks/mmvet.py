@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from llava.common.json_files import write_json
+from llava.common.yaml_files import table_beside
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answer, Question
 from llava.eval.benchmarks.reading import need_list, need_text, read_json, read_questions
@@ -20,46 +21,7 @@ REMINDER = "Predict the correctness of the answer (digit): "
 MAX_TOKENS = 16
 
 _FOLDERS = ("mm-vet", "mmvet", "mm-vet/mm-vet", "mmvet/mm-vet")
-_HEADER = ("Question", "Ground truth", "Prediction", "Correctness")
-
-# What makes a number comparable is the wording of the request, so it is the one that MM-Vet published.
-_TASK = (
-    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
-    "the ground truth means it is totally right only when all elements in the ground truth are present in the "
-    "prediction, and <OR> means it is totally right when any one element in the ground truth is present in the "
-    "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
-    "(totally right). Just complete the last space of the correctness score."
-)
-_EQUATION = ("What is x in the equation?", "-1 <AND> -5")
-_MEME = (
-    "Can you explain this meme?",
-    "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
-    "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
-    "The meme is saying that the person has trust issues because the names of these countries do not accurately "
-    "represent their landscapes.",
-)
-_EXAMPLES = (
-    (*_EQUATION, "x = 3", "0.0"),
-    (*_EQUATION, "x = -1", "0.5"),
-    (*_EQUATION, "x = -5", "0.5"),
-    (*_EQUATION, "x = -5 or 5", "0.5"),
-    (*_EQUATION, "x = -1 or x = -5", "1.0"),
-    (
-        *_MEME,
-        "The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very "
-        "icy and Greenland isn't very green.",
-        "0.4",
-    ),
-    (
-        *_MEME,
-        "The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, "
-        "despite its name, has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This "
-        "is why I have trust issues' is a playful way to suggest that these contradictions can lead to distrust or "
-        "confusion. The humor in this meme is derived from the unexpected contrast between the names of the countries "
-        "and their actual physical characteristics.",
-        "1.0",
-    ),
-)
+_WORDING = table_beside(__file__)
 _SCORE = re.compile(
     r"""[\s*`|"']*(?:correctness score|correctness|score)?[\s*`|"':=]*([01]?\.[0-9]+|[01])(?![0-9]|\.[0-9]|\s*[/%])""",
     re.IGNORECASE,
@@ -127,9 +89,11 @@ def grading_prompt(question: str, truth: str, prediction: str) -> str:
         prediction: prediction of the model.
     """
     spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    table = (_HEADER, ("---",) * len(_HEADER), *_EXAMPLES)
+    table = [_WORDING["header"], ["---"] * len(_WORDING["header"])]
+    for shown in _WORDING["examples"]:
+        table += ([shown["question"], shown["truth"], *graded] for graded in shown["graded"])
     rows = "\n".join(" | ".join(row) for row in table)
-    return f"{_TASK}\n\n{rows}\n\n" + " | ".join((question, spaced, prediction, ""))
+    return f"{_WORDING['task']}\n\n{rows}\n\n" + " | ".join((question, spaced, prediction, ""))
 
 
 def read_score(text: str) -> Grade | None:

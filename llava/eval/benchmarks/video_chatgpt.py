@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from llava.common.json_files import write_json
-from llava.common.yaml_files import read_yaml
+from llava.common.yaml_files import table_beside
 from llava.data.video import VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
 from llava.eval.benchmarks.questions import Answer, Question
@@ -84,7 +84,7 @@ class Aspect:
 
 ASPECTS = {
     name: Aspect(name, **fields | {"instructions": tuple(fields["instructions"])})
-    for name, fields in read_yaml(Path(__file__).with_suffix(".yaml")).items()
+    for name, fields in table_beside(__file__).items()
 }
 """Aspects by their names, from video_chatgpt.yaml."""
 
