@@ -123,3 +123,12 @@ def test_canvases_in_words_and_another_ratio_reach_the_model(changed):
     words = "[[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]"
     settings = {"image_aspect_ratio": "anyres_max_100", "image_grid_pinpoints": words}
     assert changed("next_prepare/c_unpad_b4", settings=lambda case: case.update(settings)) == ("ok", "")
+
+
+def test_uncut_images_in_a_tensor_of_crops_keep_their_newline(changed):
+    def of_crops(tensors: Tensors) -> None:
+        for name in ("pixel_values_0", "pixel_values_1"):
+            tensors[name] = tensors[name][None]
+
+    status, reasons = changed("next_prepare/g_uncut_stacked_no_newline", inputs=of_crops)
+    assert status == "FAIL" and "but [2, 22, 40] was recorded" in reasons

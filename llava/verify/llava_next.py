@@ -145,8 +145,8 @@ def _images(case: Case, ids: Tensor) -> tuple[Any, Any]:
     if not kept:
         return None, None
     if "stacked" in str(case.settings.get("images_form")):
-        stacked = torch.stack(kept)
-        return stacked.squeeze(1), kept_sizes
+        stacked = torch.stack(kept)  # [M, K, 3, S, S]
+        return stacked if case.inputs["pixel_values_0"].dim() == 4 else stacked.squeeze(1), kept_sizes
     return kept, kept_sizes
 
 

@@ -9,6 +9,8 @@ import torch
 
 from llava.checkpoints.settings_files import in_short
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.languagebind import languagebind_config
+from llava.model.multimodal_encoder.languagebind_adapters import is_wrapped, merged
 from llava.verify.case import UnreadableCaseError, read_json, read_weights
 
 PUBLISHED_SELECT_LAYER = -2
@@ -56,6 +58,9 @@ def _read_model(folder: Path, select_layer: int | None) -> LlavaLlamaForCausalLM
         if not name.endswith(_COMPUTED)
     }
     try:
+        if is_wrapped(weights) and "mm_image_config" in settings:
+            tower = languagebind_config(settings["mm_image_config"])
+            weights = merged(weights, tower.lora_r, tower.lora_alpha)
         model = LlavaLlamaForCausalLM(LlavaConfig(**settings)).float()
     except (ValueError, TypeError, AttributeError) as error:
         raise UnreadableCaseError(

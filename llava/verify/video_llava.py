@@ -52,7 +52,8 @@ def _replay_tower(case: Case, models: ModelStore) -> Replayed:
         "cls_attention_sum": scored.cls_attention,
     }
     recorded = dict(case.outputs)
-    if "attention_second_last" in recorded:  # [B * T, heads, N, N]
+    of_scored_layer = case.settings.get("select_layer", -2) in (-2, depth - 1)
+    if "attention_second_last" in recorded and of_scored_layer:  # [B * T, heads, N, N]
         recorded["cls_attention_sum"] = recorded["attention_second_last"][:, :, 0, 1:].sum(dim=1)
     return measured, recorded, []
 
@@ -147,7 +148,19 @@ def _replay_frame_ids(case: Case, models: ModelStore) -> Replayed:
     for total, count in asked:
         if f"total_{total}_frames_{count}" not in case.outputs:
             raise UnreadableCaseError(f"outputs.safetensors has no 'total_{total}_frames_{count}', which is listed.")
-    return measured, dict(case.outputs), []
+    return measured, dict(case.outputs), _rounded_in_floats(case)
+
+
+def _rounded_in_floats(case: Case) -> list[Deviation]:
+    """Where the published program's `numpy.linspace` falls just below a whole number, it takes the frame before."""
+    lower = []
+    for name, ids in case.outputs.items():
+        _, total, _, count = name.split("_")
+        published = np.linspace(0, int(total) - 1, int(count), dtype=int).tolist()
+        if published == ids.tolist() != frame_numbers(int(total), int(count)):
+            lower.append(name)
+    reason = "the published program rounds in floating point and takes the frame before where a number is whole"
+    return [Deviation(reason, "|".join(lower))] if lower else []
 
 
 def _replay_marks(case: Case, models: ModelStore) -> Replayed:

@@ -28,7 +28,7 @@ def replay(case: Case, models: ModelStore) -> tuple[Measured, dict[str, Tensor],
     entries = _entries(case, model)
     ids, mask, labels = (case.inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
     assert ids is not None
-    side = str(case.settings.get("tokenizer_padding_side", "right"))
+    side = str(case.settings.get("tokenizer_padding_side") or "right")
     model.config.tokenizer_model_max_length = case.settings.get("tokenizer_model_max_length")
     # The published program cuts every prompt; here one that is asked is never cut, one that is trained on is.
     targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
