@@ -13,6 +13,7 @@ from eval_small import read_lines
 from tiny_video import FRAMES, pictures, write_video, write_video_llava
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.media_limits import MediaLimits
 from llava.data.video import open_video
 from llava.eval.run import main as evaluate
 from llava.inference.batches import Prompt
@@ -20,7 +21,7 @@ from llava.inference.chat import Chat
 from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
 
-SETS = ("msvd", "msrvtt", "tgif", "activitynet")
+SETS = ("msvd", "msrvtt", "tgif", "activitynet", "vcg_generic", "vcg_temporal", "vcg_consistency")
 BUDGET = "v2v: {dominant: 4, contextual: 2, cluster_width: 2}\nt2v: {layers: [1, 2], keep: [0.5, 0.25]}\n"
 NEW = 5
 
@@ -61,7 +62,7 @@ def by_hand(engine: Engine, question: str, video: Path) -> str:
     return str(engine.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
-def test_the_four_question_sets_are_answered_and_counted(
+def test_every_set_of_questions_about_videos_is_answered_and_counted(
     folder: Path, budget: str, engine: Engine, tmp_path: Path
 ) -> None:
     for name in SETS:
@@ -80,6 +81,19 @@ def test_the_four_question_sets_are_answered_and_counted(
     videos = tmp_path / "eval/GPT_Zero_Shot_QA/MSVD_Zero_Shot_QA/videos"
     (video,) = videos.glob(f"{question['video_name']}*")
     assert lines[question["question_id"]] == by_hand(engine, question["question"], video)
+
+
+def test_videos_are_mirrored_when_asked_for_as_the_published_evaluation_does(folder: Path, tmp_path: Path) -> None:
+    video = open_video(write_video(tmp_path / "v", 5), lambda total, fps: [0, 1, 2, 3][:FRAMES])
+    plain, mirrored = (
+        Engine.open(ModelSpec(str(folder), limits=MediaLimits(video_flip=share)), "cpu").inputs for share in (None, 1.0)
+    )
+    (seen,), (other,) = plain.video(video, "A video"), mirrored.video(video, "A video")
+    assert torch.equal(seen.flip(-1), other) and not torch.equal(seen, other)
+    with pytest.raises(ValueError, match="at most 1"):
+        MediaLimits(video_flip=2.0)
+    with pytest.raises(ValueError, match="the model is none; leave it out"):
+        MediaLimits(video_flip=0.5).applied_to(object())
 
 
 def test_images_videos_and_text_answer_in_a_batch_as_each_by_itself(engine: Engine, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -17,9 +18,11 @@ class MediaLimits:
         video_min_pixels, video_max_pixels: bounds of the pixels of each frame of a video.
         video_min_frames, video_max_frames: numbers of frames of a video whose frames are taken by the second.
         video_fps: frames taken of every second.
+        video_flip: share of the videos of a Video-LLaVA that are mirrored left to right, chosen by their names; its
+            published program mirrors half of them.
 
     Raises:
-        ValueError: if a number is not above 0.
+        ValueError: if a number is not above 0, or more than all videos are to be mirrored.
     """
 
     min_pixels: int | None = None
@@ -29,12 +32,15 @@ class MediaLimits:
     video_min_frames: int | None = None
     video_max_frames: int | None = None
     video_fps: float | None = None
+    video_flip: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name, value in self.given().items():
             if not value > 0:
                 raise ValueError(f"--{name} is {value}; it must be above 0.")
+        if self.video_flip is not None and self.video_flip > 1:
+            raise ValueError(f"--video_flip is {self.video_flip}; it is a share, so at most 1.")
 
     def given(self) -> dict[str, Any]:
         """What was asked for, by name."""
@@ -49,6 +55,8 @@ class MediaLimits:
         Raises:
             ValueError: if it has no such limits, or the smaller of two is above the larger; names the flag.
         """
+        if self.video_flip is not None:
+            return replace(self, video_flip=None).applied_to(mirroring(processor, self.video_flip))
         if self == MediaLimits():
             return processor
         changed = copy.copy(processor)
@@ -59,6 +67,18 @@ class MediaLimits:
                 part = limited(getattr(processor, attribute, None), given, start)
                 object.__setattr__(changed, attribute, part)
         return changed
+
+
+def mirroring(processor: Any, share: float) -> Any:
+    """The processors of a Video-LLaVA, by kind, where that of videos mirrors a share of them.
+
+    Raises:
+        ValueError: if it is not a Video-LLaVA's.
+    """
+    video = processor.get("video") if isinstance(processor, Mapping) else None
+    if video is None:
+        raise ValueError("--video_flip mirrors the videos of a Video-LLaVA, and the model is none; leave it out.")
+    return {**processor, "video": video.flipping(share)}
 
 
 def limited(part: Any, given: dict[str, Any], start: str) -> Any:

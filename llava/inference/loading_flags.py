@@ -45,6 +45,12 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
         words = (f"--{name.replace('_', '-')}", f"--{name}")
         accepted = positive(1000) if name == "video_fps" else count()
         parser.add_argument(*words, type=accepted, help=f"Qwen's models: {help_text}; by default the processor's")
+    parser.add_argument(
+        "--video-flip",
+        "--video_flip",
+        type=share(above=True),
+        help="Video-LLaVA: share of the videos that are mirrored left to right (published: 0.5; by default none)",
+    )
 
 
 MEDIA_FLAGS = {
@@ -65,7 +71,7 @@ def limits_of(options: argparse.Namespace) -> MediaLimits:
     Raises:
         ValueError: if a number is out of range.
     """
-    return MediaLimits(**{name: getattr(options, name, None) for name in MEDIA_FLAGS})
+    return MediaLimits(**{name: getattr(options, name, None) for name in (*MEDIA_FLAGS, "video_flip")})
 
 
 def add_asking_flags(parser: argparse.ArgumentParser) -> None:
