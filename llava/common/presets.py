@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -215,6 +215,28 @@ class FromFiles(ABC):
         return replace(  # type: ignore[type-var]  # a dataclass, as every configuration
             self, t2v=replace(self.t2v, layers=layers), made_for=replace(made, layers=num_layers)
         )
+
+
+def stage_of(kind: Any, name: str, data: Any) -> Any:
+    """A stage: an object of the dataclass `kind`, made of a mapping of its fields; such an object or None is returned.
+
+    Raises:
+        ValueError: for keys that are unknown or missing under `name`, or values out of range.
+    """
+    if data is None or isinstance(data, kind):
+        return data
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} must be a mapping or null, not {shown(data)}.")
+    known = fields(kind)
+    accepted = [field.name for field in known]
+    unknown = sorted(set(data) - set(accepted), key=str)
+    if unknown:
+        key = shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0])
+        raise ValueError(f"Unknown key {name}.{key}; accepted keys are {', '.join(accepted)}.")
+    missing = [field.name for field in known if field.default is MISSING and field.name not in data]
+    if missing:
+        raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
+    return kind(**data)
 
 
 def data_folder(package: str, held: str, checkout: str) -> Any:

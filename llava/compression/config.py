@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.common.own_scores import own_score, require_choice, require_score
-from llava.common.presets import FromFiles, MadeFor
+from llava.common.presets import FromFiles, MadeFor, stage_of
 from llava.common.presets import presets as presets
 from llava.common.shown import shown
 
@@ -217,7 +217,7 @@ class CompressionConfig(FromFiles):
                 "models."
             )
         made_for = MadeFor.of(preset, data["for"]) if "for" in data else None
-        v2v, t2v = _build(V2VConfig, "v2v", data.get("v2v")), _build(T2VConfig, "t2v", data.get("t2v"))
+        v2v, t2v = stage_of(V2VConfig, "v2v", data.get("v2v")), stage_of(T2VConfig, "t2v", data.get("t2v"))
         return cls(v2v=v2v, t2v=t2v, made_for=made_for)
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,20 +227,3 @@ class CompressionConfig(FromFiles):
             return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(stage).items()}
 
         return {"v2v": self.v2v and plain(self.v2v), "t2v": self.t2v and plain(self.t2v)}
-
-
-def _build(kind: Any, name: str, data: Any) -> Any:
-    if data is None or isinstance(data, kind):
-        return data
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{name} must be a mapping or null, not {shown(data)}.")
-    fields = dataclasses.fields(kind)
-    accepted = [field.name for field in fields]
-    unknown = sorted(set(data) - set(accepted), key=str)
-    if unknown:
-        key = shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0])
-        raise ValueError(f"Unknown key {name}.{key}; accepted keys are {', '.join(accepted)}.")
-    missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in data]
-    if missing:
-        raise ValueError(f"{name}.{missing[0]} is missing; {name} needs it.")
-    return kind(**data)

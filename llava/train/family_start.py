@@ -37,8 +37,6 @@ OF_LLAVA = (
     "mm_use_im_patch_token",
     "mm_patch_merge_type",
     "image_aspect_ratio",
-    "tokenizer_model_max_length",
-    "video_flip",
     "image_grid_pinpoints",
 )
 """Flags of LLaVA's own models, whose towers, crops and templates are chosen when they are made."""

@@ -27,7 +27,8 @@ def _ranking(row: str = r"\d+", stage: str = r"\d+") -> str:
 
 def of_prompt(case: Case, prompt: CasePrompt, compression: CompressionConfig, per_image: int) -> list[Deviation]:
     """Deviations of a `full` or `generate` case; `per_image` visual tokens enter the decoder for each image."""
-    found = list(_of_loss(prompt, case))
+    labels = None if prompt.labels is None else prompt.labels.masked_fill(~prompt.valid.bool(), IGNORE_INDEX)
+    found = of_loss(labels, "loss|grad.*") if "loss" in case.outputs else []
     if compression.t2v is None:
         return found
     images = prompt.is_image.sum(dim=1)
@@ -81,8 +82,8 @@ def _of_padding(case: Case, valid: Tensor, any_pruned: bool) -> Iterator[Deviati
         yield Deviation("padded rows in inference: padding votes in the published program", _ranking())
 
 
-def _of_loss(prompt: CasePrompt, case: Case) -> Iterator[Deviation]:
-    if "loss" not in case.outputs or prompt.labels is None:
-        return
-    if not bool(((prompt.labels != IGNORE_INDEX) & prompt.valid)[:, 1:].any()):
-        yield Deviation("nothing is labelled: the published loss is NaN, here it is 0", "loss|grad.*")
+def of_loss(labels: Tensor | None, names: str = "loss") -> list[Deviation]:
+    """Deviation of the quantities `names` of a batch with the labels int64 [B, L], none of which is a target."""
+    if labels is None or bool((labels[:, 1:] != IGNORE_INDEX).any()):
+        return []
+    return [Deviation("nothing is labelled: the published loss is NaN, here it is 0", names)]

@@ -15,8 +15,8 @@ from llava.model import LlavaLlamaForCausalLM
 from llava.model.cache_name import cache_of
 from llava.model.staged_cache import StagedCache
 from llava.verify.case import Case, UnreadableCaseError
+from llava.verify.case_values import Measured
 from llava.verify.stages import measure_stages
-from llava.verify.v2v_stage import Measured
 from llava.verify.voters import CasePrompt, match_images
 from llava.verify.whole import prepare
 

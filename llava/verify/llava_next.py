@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
@@ -22,16 +20,15 @@ from llava.mm_utils import get_anyres_image_grid_shape, process_anyres_image, se
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.crop_merging import CropMerging, merge_frames, pooled_frames
 from llava.model.loss import labels_at
+from llava.verify import deviations
 from llava.verify.case import Case, UnreadableCaseError
-from llava.verify.case_settings import Deviation
+from llava.verify.case_values import Measured, Replayed, as_picture, need, need_number, need_tensor
 from llava.verify.models import ModelStore
-from llava.verify.v2v_stage import Measured
-
-Replayed = tuple[Measured, dict[str, Tensor], list[Deviation]]
 
 
 def _replay_choice(case: Case, models: ModelStore) -> Replayed:
-    pinpoints, side, patches = _given(case, "pinpoints"), _number(case, "crop_size"), _number(case, "patches_per_side")
+    side, patches = (need_number(case, name) for name in ("crop_size", "patches_per_side"))
+    pinpoints = need(case, "pinpoints")
     merging = CropMerging.of("spatial_unpad", "anyres", pinpoints, side, patches)
     found: dict[str, list[Any]] = {"best": [], "grid": [], "map_after_unpad": [], "tokens_spatial_unpad": []}
     for size in case.inputs["sizes"].tolist():
@@ -44,32 +41,27 @@ def _replay_choice(case: Case, models: ModelStore) -> Replayed:
 
 
 def _replay_pixels(case: Case, models: ModelStore) -> Replayed:
-    side, pinpoints = _number(case, "crop_size"), _given(case, "pinpoints")
+    side, pinpoints = need_number(case, "crop_size"), need(case, "pinpoints")
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     measured: Measured = {}
     for name in case.outputs:
-        picture = _input(case, f"image_{_last(name)}_u8")
-        if picture.dim() != 3 or picture.shape[-1] != 3 or picture.dtype != torch.uint8:
-            raise UnreadableCaseError(
-                f"A picture is {picture.dtype} {list(picture.shape)}; it must be uint8 [height, width, 3]."
-            )
-        image = Image.fromarray(np.ascontiguousarray(picture.numpy()))
+        image = as_picture(need_tensor(case, f"image_{_last(name)}_u8"))
         measured[name] = process_anyres_image(image, processor, pinpoints)
     return measured, dict(case.outputs), []
 
 
 def _replay_merge(case: Case, models: ModelStore) -> Replayed:
     merging = CropMerging.of(
-        _given(case, "mm_patch_merge_type"),
+        need(case, "mm_patch_merge_type"),
         case.settings.get("image_aspect_ratio"),
         case.settings.get("image_grid_pinpoints"),
-        _number(case, "crop_size"),
-        _number(case, "patches_per_side"),
+        need_number(case, "crop_size"),
+        need_number(case, "patches_per_side"),
     )
     newline, recorded = case.inputs.get("image_newline"), dict(case.outputs)
     measured: Measured = {}
     for name in case.outputs:
-        features, size = _input(case, f"features_{_last(name)}"), case.inputs["image_sizes"][_last(name)].tolist()
+        features, size = need_tensor(case, f"features_{_last(name)}"), case.inputs["image_sizes"][_last(name)].tolist()
         measured[name] = merging.merge(features.to(models.device), size, newline)
         measured[f"tokens_{name}"] = torch.tensor(merging.count(len(features), size))
         recorded[f"tokens_{name}"] = torch.tensor(len(case.outputs[name]))
@@ -78,9 +70,9 @@ def _replay_merge(case: Case, models: ModelStore) -> Replayed:
 
 def _replay_video(case: Case, models: ModelStore) -> Replayed:
     features = case.inputs["features"].to(models.device)
-    frames = pooled_frames(features, _given(case, "mm_spatial_pool_mode"))
+    frames = pooled_frames(features, need(case, "mm_spatial_pool_mode"))
     newline = case.inputs.get("image_newline")
-    merge_type, position = _given(case, "mm_patch_merge_type"), _given(case, "mm_newline_position")
+    merge_type, position = need(case, "mm_patch_merge_type"), need(case, "mm_newline_position")
     return {"merged": merge_frames(frames, merge_type, position, newline)}, dict(case.outputs), []
 
 
@@ -101,26 +93,24 @@ def _replay_prepare(case: Case, models: ModelStore) -> Replayed:
         features: Any = model.require_tower()(pixels)
         projected: Any = model.encode_images(pixels)
     last = layout.valid.long().cumsum(dim=1).argmax(dim=1)
-    known = []
-    if labels is not None and not bool((labels_at(layout, labels)[:, 1:] != IGNORE_INDEX).any()):
-        known.append(Deviation("nothing is labelled: the published loss is NaN, here it is 0", "loss"))
+    targets = None if labels is None else labels_at(layout, labels)
     measured: Measured = {
         "inputs_embeds": embeddings,
         "attention_mask": layout.valid,
         "position_ids": layout.positions,
-        "labels": None if labels is None else labels_at(layout, labels),
+        "labels": targets,
         "loss": output.loss,
         "logits_last": output.logits[torch.arange(len(last)), last.to(output.logits.device)],
         "tower_features": features,
         "projected": projected,
     }
-    return measured, dict(case.outputs), known
+    return measured, dict(case.outputs), deviations.of_loss(targets)
 
 
 def _whole(case: Case) -> list[Tensor]:
     """All pictures of a case, [K, 3, S, S] each."""
     count = sum(name.startswith("pixel_values_") for name in case.inputs)
-    pictures = [_input(case, f"pixel_values_{number}") for number in range(count)]
+    pictures = [need_tensor(case, f"pixel_values_{number}") for number in range(count)]
     return [picture if picture.dim() == 4 else picture[None] for picture in pictures]
 
 
@@ -130,7 +120,7 @@ def _images(case: Case, ids: Tensor) -> tuple[Any, Any]:
     A row without a mark uses up one picture, which nobody sees.
     """
     marks = (ids == IMAGE_TOKEN_INDEX).sum(dim=1).tolist()
-    pictures, sizes = _whole(case), _input(case, "image_sizes").tolist()
+    pictures, sizes = _whole(case), need_tensor(case, "image_sizes").tolist()
     needed = sum(max(count, 1) for count in marks)
     if len(pictures) != needed or len(sizes) != needed:
         raise UnreadableCaseError(
@@ -167,25 +157,6 @@ def _configured(model: LlavaLlamaForCausalLM, settings: Mapping[str, Any]) -> It
 
 def _last(name: str) -> int:
     return int(name.rpartition("_")[2])
-
-
-def _input(case: Case, name: str) -> Tensor:
-    if name not in case.inputs:
-        raise UnreadableCaseError(f"inputs.safetensors has no {name!r}, which a case of kind {case.kind} needs.")
-    return case.inputs[name]
-
-
-def _given(case: Case, name: str) -> Any:
-    if case.settings.get(name) is None:
-        raise UnreadableCaseError(f"case.json has no {name}, which a case of kind {case.kind} needs.")
-    return case.settings[name]
-
-
-def _number(case: Case, name: str) -> int:
-    value = _given(case, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UnreadableCaseError(f"{name} is {value!r} in case.json; it must be a whole number of at least 1.")
-    return value
 
 
 REPLAYS: dict[str, Callable[[Case, ModelStore], Replayed]] = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from llava.model import LlavaLlamaForCausalLM
 from llava.verify import deviations, llava_next, stage, video_llava, whole
@@ -15,14 +14,13 @@ from llava.verify import generation_stage as generation
 from llava.verify import v2v_stage as v2v
 from llava.verify.case import Case, UnreadableCaseError, case_name, find_cases, read_case, read_json
 from llava.verify.case_settings import Deviation, RefusedError, Settings, or_refuse, read_settings
+from llava.verify.case_values import Replayed
 from llava.verify.compare import DEFAULT_TOLERANCE, Measurement, compare
 from llava.verify.models import ModelStore
 from llava.verify.voters import read_prompt
 
 OK, FAIL, BY_DESIGN, UNREADABLE = "ok", "FAIL", "by design", "unreadable"
 STATUSES = (OK, FAIL, BY_DESIGN, UNREADABLE)
-
-Replayed = tuple[v2v.Measured, dict[str, Tensor], list[Deviation]]
 
 
 @dataclass(frozen=True)

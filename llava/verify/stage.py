@@ -17,7 +17,7 @@ from llava.model.loss import labels_at
 from llava.model.staged_decoder import attention_ranking
 from llava.verify.case import Case, UnreadableCaseError
 from llava.verify.case_settings import RefusedError
-from llava.verify.v2v_stage import Measured
+from llava.verify.case_values import Measured
 from llava.verify.voters import choose_voters, left_alone, salient_positions
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llava.compression import TokenLayout
 from llava.verify.case import Case, UnreadableCaseError
-from llava.verify.v2v_stage import Measured
+from llava.verify.case_values import Measured
 
 
 def measure_stages(layouts: Sequence[TokenLayout], scores: Sequence[Tensor | None]) -> Measured:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llava.compression import V2VConfig, merge_visual_tokens
 from llava.model import LlavaLlamaForCausalLM
 from llava.verify.case import Case, UnreadableCaseError
-
-Measured = dict[str, Tensor | None]
+from llava.verify.case_values import Measured
 
 
 @torch.no_grad()

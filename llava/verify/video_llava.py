@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from llava.compression import V2VConfig
@@ -23,10 +22,8 @@ from llava.model.multimodal_encoder.languagebind_towers import LanguageBindImage
 from llava.verify import video_llava_prepare
 from llava.verify.case import Case, UnreadableCaseError, read_json, read_weights
 from llava.verify.case_settings import Deviation
+from llava.verify.case_values import Measured, Replayed, as_picture, need_list, need_number, recorded_with
 from llava.verify.models import ModelStore
-from llava.verify.v2v_stage import Measured
-
-Replayed = tuple[Measured, dict[str, Tensor], list[Deviation]]
 
 
 @torch.no_grad()
@@ -87,22 +84,22 @@ def _attention_of(model: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def _replay_video_pixels(case: Case, models: ModelStore) -> Replayed:
     frames = case.inputs["frames_u8"]
-    count = _number(case, "num_frames")
+    count = need_number(case, "num_frames")
     taken = frame_numbers(len(frames), count)
-    pictures = [_picture(frames[number]) for number in taken]
+    pictures = [as_picture(frames[number]) for number in taken]
     mirrored = bool(case.settings.get("flipped"))
     pixels = LanguageBindVideoProcessor(count).pixels(pictures, mirrored)
-    return {"frame_ids": torch.tensor(taken), **_planes(case, pixels)}, _with_shape(case), []
+    return {"frame_ids": torch.tensor(taken), **_planes(case, pixels)}, recorded_with(case, "output_shape"), []
 
 
 def _replay_image_pixels(case: Case, models: ModelStore) -> Replayed:
-    picture = _picture(case.inputs["image_u8"])
+    picture = as_picture(case.inputs["image_u8"])
     shape = case.settings.get("image_aspect_ratio")
     measured = _planes(case, preprocess_image(picture, LanguageBindImageProcessor(), shape))
     if "variant_antialias_sample" in case.outputs:
         smooth = preprocess_image(picture, LanguageBindImageProcessor(antialias=True), shape)
         measured["variant_antialias_sample"] = _sample(case, smooth)
-    return measured, _with_shape(case), []
+    return measured, recorded_with(case, "output_shape"), []
 
 
 def _planes(case: Case, pixels: Tensor) -> Measured:
@@ -123,28 +120,14 @@ def _sample(case: Case, pixels: Tensor) -> Tensor:
     return pixels[..., places, :][..., places]
 
 
-def _with_shape(case: Case) -> dict[str, Tensor]:
-    said = case.settings.get("output_shape")
-    return {**case.outputs, **({} if said is None else {"output_shape": torch.tensor(said)})}
-
-
-def _picture(array: Tensor) -> Image.Image:
-    """uint8 [height, width, 3] as an image in RGB."""
-    if array.dim() != 3 or array.shape[-1] != 3 or array.dtype != torch.uint8:
-        raise UnreadableCaseError(
-            f"A picture is {array.dtype} {list(array.shape)}; it must be uint8 [height, width, 3]."
-        )
-    return Image.fromarray(np.ascontiguousarray(array.numpy()))
-
-
 def _replay_frame_ids(case: Case, models: ModelStore) -> Replayed:
     measured: Measured = {}
     for name in case.outputs:
         _, total, _, count = name.split("_")
         measured[name] = torch.tensor(frame_numbers(int(total), int(count)))
     counts = case.settings.get("num_frames")
-    counts = _listed(case, "num_frames") if isinstance(counts, list) else [_number(case, "num_frames")]
-    asked = [(total, count) for total in _listed(case, "totals") for count in counts]
+    counts = need_list(case, "num_frames") if isinstance(counts, list) else [need_number(case, "num_frames")]
+    asked = [(total, count) for total in need_list(case, "totals") for count in counts]
     for total, count in asked:
         if f"total_{total}_frames_{count}" not in case.outputs:
             raise UnreadableCaseError(f"outputs.safetensors has no 'total_{total}_frames_{count}', which is listed.")
@@ -167,7 +150,7 @@ def _replay_marks(case: Case, models: ModelStore) -> Replayed:
     """Turns as numbers of their characters; an error of the published program as an empty one."""
     measured: Measured = {}
     recorded: dict[str, Tensor] = {}
-    for number, turn in enumerate(_listed(case, "turns")):
+    for number, turn in enumerate(need_list(case, "turns")):
         if (
             not isinstance(turn, Mapping)
             or not isinstance(turn.get("in"), str)
@@ -181,27 +164,13 @@ def _replay_marks(case: Case, models: ModelStore) -> Replayed:
         except ValueError:
             measured[name] = _characters(None)
             continue
-        frames, marks = _number(case, "num_frames"), bool(case.settings.get("mm_use_im_start_end"))
+        frames, marks = need_number(case, "num_frames"), bool(case.settings.get("mm_use_im_start_end"))
         measured[name] = _characters(expand_marks(written, frames, marks))
     return measured, recorded, []
 
 
 def _characters(text: str | None) -> Tensor:
     return torch.tensor([-1] if text is None else [ord(character) for character in text], dtype=torch.long)
-
-
-def _number(case: Case, key: str) -> int:
-    value = case.settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UnreadableCaseError(f"{key} is {value!r} in case.json; it must be a whole number from 1 up.")
-    return value
-
-
-def _listed(case: Case, key: str) -> list[Any]:
-    value = case.settings.get(key)
-    if not isinstance(value, list):
-        raise UnreadableCaseError(f"{key} is {value!r} in case.json; it must be a list.")
-    return value
 
 
 REPLAYS: dict[str, Callable[[Case, ModelStore], Replayed]] = {

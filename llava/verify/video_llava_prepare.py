@@ -13,14 +13,14 @@ from torch import Tensor
 from llava.constants import IGNORE_INDEX
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.loss import labels_at
+from llava.verify import deviations
 from llava.verify.case import Case, UnreadableCaseError
-from llava.verify.case_settings import Deviation
+from llava.verify.case_values import Measured, Replayed, recorded_with
 from llava.verify.models import ModelStore
-from llava.verify.v2v_stage import Measured
 
 
 @torch.no_grad()
-def replay(case: Case, models: ModelStore) -> tuple[Measured, dict[str, Tensor], list[Deviation]]:
+def replay(case: Case, models: ModelStore) -> Replayed:
     """Everything that a case records."""
     model = models.open(case.model_folder)
     if not model.config.sees_videos:
@@ -55,19 +55,7 @@ def replay(case: Case, models: ModelStore) -> tuple[Measured, dict[str, Tensor],
         columns = torch.arange(layout.valid.shape[1], device=model.device)
         last = (columns * layout.valid).argmax(dim=1)
         measured["logits_last"] = whole.logits[torch.arange(len(last)), last]
-    return measured, _recorded(case), _deviations(case, labels_at(layout, targets))
-
-
-def _deviations(case: Case, labels: Tensor) -> list[Deviation]:
-    """What may differ: the loss [] where none of the labels [B, L] of the prepared batch is left."""
-    if "loss" not in case.outputs or bool((labels[:, 1:] != IGNORE_INDEX).any()):
-        return []
-    return [Deviation("nothing is labelled: the published loss is NaN, here it is 0", "loss")]
-
-
-def _recorded(case: Case) -> dict[str, Tensor]:
-    said = case.settings.get("row_lengths")
-    return {**case.outputs, **({} if said is None else {"row_lengths": torch.tensor(said)})}
+    return measured, recorded_with(case, "row_lengths"), deviations.of_loss(labels_at(layout, targets))
 
 
 def _entries(case: Case, model: LlavaLlamaForCausalLM) -> list[Tensor]:

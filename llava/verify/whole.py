@@ -15,8 +15,8 @@ from llava.constants import IGNORE_INDEX
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.loss import labels_at
 from llava.verify.case import Case, UnreadableCaseError
+from llava.verify.case_values import Measured
 from llava.verify.stages import measure_stages, recorded_counts
-from llava.verify.v2v_stage import Measured
 from llava.verify.voters import CasePrompt, leave_alone, match_images
 
 _GRADIENT, _NORM = "grad:", "grad_norm:"

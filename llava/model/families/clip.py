@@ -14,6 +14,7 @@ from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
 from llava.model.compressed_model import CompressedModel
 from llava.model.multimodal_encoder.encode import behind_selected, encode_images, has_cls
+from llava.model.placeholders import VisualSpan
 
 
 class ClipFamily(CompressedModel):
@@ -59,6 +60,12 @@ class ClipFamily(CompressedModel):
         names = ("vision_feature_layer", "vision_feature_select_strategy")
         layer, strategy = (getattr(self.config, name) if inputs.get(name) is None else inputs[name] for name in names)
         return layer, strategy
+
+    def stock_spans(self, inputs: Mapping[str, Any]) -> list[VisualSpan]:
+        """One span an image, with the features that the stock model makes of what was given."""
+        given = {name: value for name, value in inputs.items() if value is not None}
+        features = self.model.get_image_features(**given, return_dict=True).pooler_output
+        return [VisualSpan(image, len(image)) for image in features]
 
     def merged(self, tower: Any, pixels: Tensor, inputs: Mapping[str, Any], v2v: V2VConfig) -> Tensor:
         """Visual tokens [M, N0, D] of images [M, 3, height, width]."""

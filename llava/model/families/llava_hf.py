@@ -25,9 +25,7 @@ class CompressedLlava(ClipFamily, LlavaForConditionalGeneration):
         if inputs["pixel_values"] is None:
             return {self.config.image_token_id: []}
         if compression.v2v is None:
-            given = {name: value for name, value in inputs.items() if value is not None}
-            features = self.model.get_image_features(**given, return_dict=True).pooler_output
-            return {self.config.image_token_id: [VisualSpan(image, len(image)) for image in features]}
+            return {self.config.image_token_id: self.stock_spans(inputs)}
         tower = self.model.vision_tower
         merged = self.merged(tower, inputs["pixel_values"], inputs, compression.v2v)
         replaced = image_tokens(tower) - (self.selected(inputs)[1] == "default")

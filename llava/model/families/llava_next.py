@@ -37,9 +37,7 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
         if sizes is None:
             raise ValueError("pixel_values came without image_sizes; give all that the model's own processor returns.")
         if compression.v2v is None:
-            given = {name: value for name, value in inputs.items() if value is not None}
-            features = self.model.get_image_features(**given, return_dict=True).pooler_output
-            return {self.config.image_token_id: [VisualSpan(image, len(image)) for image in features]}
+            return {self.config.image_token_id: self.stock_spans(inputs)}
         counts = [self._crops(size) for size in sizes]
         if pixels.dim() == 5:  # images with fewer crops are padded
             pixels = torch.cat([image[:count] for image, count in zip(pixels, counts, strict=True)])

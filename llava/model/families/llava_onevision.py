@@ -81,12 +81,8 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         ratio = inputs["vision_aspect_ratio"] or self.config.vision_aspect_ratio
         crops = self._crops(sizes, inputs["batch_num_images"])
         if v2v is None:
-            names = ("batch_num_images", "vision_feature_layer", "vision_feature_select_strategy")
-            given = {name: inputs[name] for name in names}
-            features = self.model.get_image_features(
-                pixels, sizes, vision_aspect_ratio=ratio, return_dict=True, **given
-            ).pooler_output
-            return [VisualSpan(image, len(image)) for image in features]
+            shown = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+            return self.stock_spans({**shown, "pixel_values": pixels, "vision_aspect_ratio": ratio})
         if pixels.dim() == 5:  # images with fewer crops are padded
             pixels = torch.cat([image[:count] for image, count in zip(pixels, crops, strict=True)])
         held = zip(sizes, crops, strict=True)

@@ -46,9 +46,8 @@ class CompressedVideoLlava(ClipFamily, VideoLlavaForConditionalGeneration):
     def _image_spans(self, images: Any, compression: CompressionConfig, inputs: Mapping[str, Any]) -> list[VisualSpan]:
         layer, strategy = self.selected(inputs)
         if compression.v2v is None:
-            select = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy, "return_dict": True}
-            features = self.model.get_image_features(images, **select).pooler_output
-            return [VisualSpan(image, len(image)) for image in features]
+            select = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
+            return self.stock_spans({"pixel_values": images, **select})
         tower = self.model.image_tower
         replaced = image_tokens(tower) - (strategy == "default")
         return [VisualSpan(image, replaced) for image in self.merged(tower, images, inputs, compression.v2v)]
