@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from llava.common.yaml_files import table_beside
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -29,40 +31,8 @@ class Accelerator:
     bf16: float | None
 
 
-# Of the makers' data sheets. Where a sheet gives figures with 2:4 sparsity only (Hopper, Blackwell), these are halves.
-# Consumer cards run 16-bit products at half speed when they accumulate in float32, as training does.
-# MI250 and MI250X are two devices each to PyTorch, so theirs are halves too.
-ACCELERATORS = (
-    # NVIDIA V100, V100S Tensor Core GPU data sheets (2020).
-    Accelerator(r"V100-SXM2-(16|32)GB", 15.7, None, 125.0, None),
-    Accelerator(r"V100-PCIE-(16|32)GB", 14.0, None, 112.0, None),
-    Accelerator(r"V100S-PCIE-32GB", 16.4, None, 130.0, None),
-    # NVIDIA A100 and A10 Tensor Core GPU data sheets (2021).
-    Accelerator(r"A100(-SXM4|-SXM|-PCIE)?[- ](40|80)GB( PCIe)?", 19.5, 156.0, 312.0, 312.0),
-    Accelerator(r"A10", 31.2, 62.5, 125.0, 125.0),
-    # NVIDIA H100 (SXM, PCIe: 2022 and 2023; NVL: 2024) and H200 (2024) Tensor Core GPU data sheets.
-    Accelerator(r"H100 80GB HBM3", 67.0, 494.7, 989.4, 989.4),
-    Accelerator(r"H100 PCIe", 51.0, 378.0, 756.0, 756.0),
-    Accelerator(r"H100 NVL", 60.0, 417.5, 835.5, 835.5),
-    Accelerator(r"H200", 67.0, 494.7, 989.4, 989.4),
-    Accelerator(r"H200 NVL", 60.0, 417.5, 835.5, 835.5),
-    # NVIDIA Blackwell data sheet (2025), HGX B200.
-    Accelerator(r"B200", 75.0, 1100.0, 2250.0, 2250.0),
-    # NVIDIA L40S data sheet (2023).
-    Accelerator(r"L40S", 91.6, 183.0, 362.05, 362.05),
-    # NVIDIA GA102 and Ada architecture white papers, appendices with the whole cards.
-    Accelerator(r"RTX 3090", 35.6, 35.6, 71.2, 71.2),
-    Accelerator(r"RTX 4090", 82.6, 82.6, 165.2, 165.2),
-    # AMD Instinct MI210, MI250, MI250X data sheets (2022): the figures of matrix cores.
-    Accelerator(r"MI210", 45.3, None, 181.0, 181.0),
-    Accelerator(r"MI250", 45.25, None, 181.05, 181.05),
-    Accelerator(r"MI250X", 47.85, None, 191.5, 191.5),
-    # AMD Instinct MI300X (2023), MI325X (2024), MI350X and MI355X (2025) data sheets.
-    Accelerator(r"MI300X( OAM)?", 163.4, 653.7, 1307.4, 1307.4),
-    Accelerator(r"MI325X( OAM)?", 163.4, 653.7, 1307.4, 1307.4),
-    Accelerator(r"MI350X( OAM)?", 144.2, None, 2306.9, 2306.9),
-    Accelerator(r"MI355X( OAM)?", 157.3, None, 2516.6, 2516.6),
-)
+ACCELERATORS = tuple(Accelerator(*row) for row in table_beside(__file__))
+"""Of the makers' data sheets, which hardware.yaml names."""
 _MAKERS = r"(NVIDIA |Tesla |GeForce |AMD |Instinct )*"
 
 

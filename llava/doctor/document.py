@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import transformers
 
@@ -54,7 +53,8 @@ def arguments() -> str:
             changed = kind is TrainingArguments and field.name in own
             if not changed or field.name in kind.__annotations__:
                 text = field.metadata.get("help", "").replace("|", "\\|")
-                lines.append(f"| `--{field.name}` | {_default(field)} | {text} |")
+                default = "" if field.default in (None, "") else f"`{field.default}`"
+                lines.append(f"| `--{field.name}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 
@@ -159,12 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     write_whole(DOCUMENT, after)
     print(f"Wrote {DOCUMENT}.")
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default in (None, ""):
-        return ""
-    return f"`{field.default}`"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def load_from_family(
     model_args.version = family_of(config).template_for(config, get_model_name_from_path(name))
     settle_adapters(training_args, name)
     layers = config.get_text_config().num_hidden_layers
-    compression = resolve_compression(model_args, CompressionConfig.resolve(_recorded(config)), layers)
+    compression = resolve_compression(
+        model_args, CompressionConfig.resolve(getattr(config, "compression", None)), layers
+    )
     compression.check_made_for(config.model_type, layers)  # before minutes of reading weights
     processor, tokenizer = processor_of(config, start.folder)
     if processor is None:
@@ -86,10 +88,6 @@ def load_from_family(
         load_projectors(model, model_args.pretrain_mm_mlp_adapter)
     require_finite_start(model, name)
     return model, tokenizer, processor
-
-
-def _recorded(config: Any) -> Any:
-    return getattr(config, "compression", None)
 
 
 def _refuse_flags_of_llava(config: Any, model_args: ModelArguments, data_args: DataArguments) -> None:

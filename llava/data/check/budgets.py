@@ -165,7 +165,9 @@ def _figures(
     text, lengths = samples[:, 0], samples[:, 0] + samples[:, 1]
     flops = _epoch_flops(samples, config, assumed.passes, decoder, media)
     images, videos = result.num_images[epoch], result.num_videos[epoch]
-    each = [sum(settings.counts(kind, number)) if some.any() else 0 for kind, some in _named(images, videos)]
+    each = [
+        sum(settings.counts(kind, number)) if some.any() else 0 for kind, some in (("image", images), ("video", videos))
+    ]
     guesses = result.num_words[epoch] + each[0] * images + each[1] * videos  # what the trainer groups by
     kinds = (images > 0) | (videos > 0)
     shuffled = EpochSampler(len(epoch), SEED, assumed.batch_size, assumed.devices)
@@ -185,10 +187,6 @@ def _figures(
         flops=flops,
         hours=assumed.hours(flops),
     )
-
-
-def _named(images: NDArray[np.int64], videos: NDArray[np.int64]) -> tuple[tuple[str, NDArray[np.int64]], ...]:
-    return ("image", images), ("video", videos)
 
 
 def _epoch_flops(
