@@ -24,7 +24,7 @@ Changed = Callable[..., tuple[str, str]]
 @pytest.fixture
 def changed(tmp_path: Path) -> Changed:
     """Status and reasons of a copied case, after its settings and outputs were changed in place."""
-    shutil.copytree(GOLDEN / "models", tmp_path / "models")
+    (tmp_path / "models").symlink_to(GOLDEN / "models")
 
     def make(
         name: str,
@@ -77,6 +77,8 @@ def test_rows_are_padded_on_the_right_where_no_side_is_given(changed: Changed) -
 
 
 def test_adapters_in_the_image_tower_of_a_model_are_merged(changed: Changed, tmp_path: Path) -> None:
+    (tmp_path / "models").unlink()  # a link to the golden ones
+    shutil.copytree(GOLDEN / "models/vl8", tmp_path / "models/vl8")
     file, plain, wrapped = (
         tmp_path / "models/vl8/model.safetensors",
         "image_tower.encoder.",
@@ -96,3 +98,47 @@ def test_adapters_in_the_image_tower_of_a_model_are_merged(changed: Changed, tmp
     tower["vision_config"] |= {"lora_r": 2, "lora_alpha": 16}
     config.write_text(json.dumps(tower))
     assert changed("video_llava_prepare/a_four_kinds") == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("video_tower/a_t8_gelu_b1", "add_time_attn", False),
+        ("video_tower/a_t8_gelu_b1", "num_frames_of_config", 4),
+        ("video_tower/a_t8_gelu_b1", "select_layer", 9),
+        ("image_tower/b_quick_b2", "hidden_act", "gelu"),
+        ("image_tower/b_quick_b2", "batch", 3),
+        ("image_processing/d_33x34_pad", "image_aspect_ratio", "stretch"),
+        ("image_processing/d_33x34_pad", "height", 34),
+        ("video_processing/d_61x45_8of3", "num_frames", 10**9),
+        ("video_processing/d_61x45_8of3", "flipped", "no"),
+        ("video_llava_prepare/b_left_truncated", "entries", ["image", "video", "image", "image"]),
+        ("video_llava_prepare/b_left_truncated", "num_frames", 4),
+        ("video_llava_prepare/b_left_truncated", "tokenizer_model_max_length", -60),
+        ("video_llava_prepare/b_left_truncated", "tokenizer_padding_side", "top"),
+        ("video_llava_prepare/b_left_truncated", "row_lengths", "all"),
+        ("next_merge/a_unpad", "image_aspect_ratio", 3),
+        ("next_video/b_average_grid", "frames", 4),
+        ("next_video/b_average_grid", "pool_stride_used", 4),
+        ("next_prepare/e_unpad_left_truncated", "images_form", "a heap"),
+        ("next_prepare/e_unpad_left_truncated", "tokenizer_model_max_length", "40"),
+    ],
+)
+def test_a_case_that_says_other_things_than_it_holds_is_not_passed(
+    changed: Changed, name: str, key: str, value: object
+) -> None:
+    status, reasons = changed(name, lambda case: case.update({key: value}))
+    assert status == "unreadable" and ("case.json" in reasons and (key in reasons or "entry 0" in reasons))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("next_prepare/e_unpad_left_truncated", "row_lengths", [40, 40, 8]),
+        ("next_merge/a_unpad", "tokens", [70, 68, 76, 36, 36, 28, 17]),
+        ("next_video/b_average_grid", "tokens", 19),
+    ],
+)
+def test_counts_of_case_json_are_compared(changed: Changed, name: str, key: str, value: object) -> None:
+    status, reasons = changed(name, lambda case: case.update({key: value}))
+    assert (status, reasons) == ("FAIL", f"{key} differs in 1 places")

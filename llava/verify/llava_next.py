@@ -22,7 +22,18 @@ from llava.model.crop_merging import CropMerging, merge_frames, pooled_frames
 from llava.model.loss import labels_at
 from llava.verify import deviations
 from llava.verify.case import Case, UnreadableCaseError
-from llava.verify.case_values import Measured, Replayed, as_picture, need, need_number, need_tensor
+from llava.verify.case_values import (
+    Measured,
+    Replayed,
+    as_picture,
+    choice_of,
+    longest_row,
+    need,
+    need_number,
+    need_tensor,
+    recorded_with,
+    require_agreement,
+)
 from llava.verify.models import ModelStore
 
 
@@ -53,34 +64,40 @@ def _replay_pixels(case: Case, models: ModelStore) -> Replayed:
 def _replay_merge(case: Case, models: ModelStore) -> Replayed:
     merging = CropMerging.of(
         need(case, "mm_patch_merge_type"),
-        case.settings.get("image_aspect_ratio"),
+        _ratio(case),
         case.settings.get("image_grid_pinpoints"),
         need_number(case, "crop_size"),
         need_number(case, "patches_per_side"),
     )
-    newline, recorded = case.inputs.get("image_newline"), dict(case.outputs)
+    newline, recorded = case.inputs.get("image_newline"), recorded_with(case, "tokens")
     measured: Measured = {}
     for name in case.outputs:
         features, size = need_tensor(case, f"features_{_last(name)}"), case.inputs["image_sizes"][_last(name)].tolist()
         measured[name] = merging.merge(features.to(models.device), size, newline)
         measured[f"tokens_{name}"] = torch.tensor(merging.count(len(features), size))
         recorded[f"tokens_{name}"] = torch.tensor(len(case.outputs[name]))
+    names = sorted(case.outputs, key=_last)
+    measured["tokens"] = torch.stack([measured[f"tokens_{name}"] for name in names])  # type: ignore[misc]
     return measured, recorded, []
 
 
 def _replay_video(case: Case, models: ModelStore) -> Replayed:
     features = case.inputs["features"].to(models.device)
+    held = {"frames": len(features), "patches_per_side": math.isqrt(features.shape[1])}
+    require_agreement(case, held | {"pool_stride_used": 2})
     frames = pooled_frames(features, need(case, "mm_spatial_pool_mode"))
     newline = case.inputs.get("image_newline")
     merge_type, position = need(case, "mm_patch_merge_type"), need(case, "mm_newline_position")
-    return {"merged": merge_frames(frames, merge_type, position, newline)}, dict(case.outputs), []
+    merged = merge_frames(frames, merge_type, position, newline)
+    return {"merged": merged, "tokens": torch.tensor(len(merged))}, recorded_with(case, "tokens"), []
 
 
 @torch.no_grad()
 def _replay_prepare(case: Case, models: ModelStore) -> Replayed:
     model, ids = models.open(case.model_folder), case.inputs["input_ids"]
     labels, mask = case.inputs.get("labels"), case.inputs.get("attention_mask")
-    longest, side = case.settings.get("tokenizer_model_max_length"), case.settings.get("tokenizer_padding_side")
+    _ratio(case)
+    longest, side = longest_row(case), choice_of(case, "tokenizer_padding_side", ("left", "right"))
     if longest is not None and labels is None:
         labels = torch.full_like(ids, IGNORE_INDEX)  # a prompt without any is not cut here
     images, sizes = _images(case, ids if mask is None else ids.masked_fill(~mask.bool(), 0))
@@ -103,8 +120,9 @@ def _replay_prepare(case: Case, models: ModelStore) -> Replayed:
         "logits_last": output.logits[torch.arange(len(last)), last.to(output.logits.device)],
         "tower_features": features,
         "projected": projected,
+        "row_lengths": layout.valid.sum(dim=1),
     }
-    return measured, dict(case.outputs), deviations.of_loss(targets)
+    return measured, recorded_with(case, "row_lengths"), deviations.of_loss(targets)
 
 
 def _whole(case: Case) -> list[Tensor]:
@@ -134,7 +152,10 @@ def _images(case: Case, ids: Tensor) -> tuple[Any, Any]:
     kept, kept_sizes = [pictures[number] for number in shown], [sizes[number] for number in shown]
     if not kept:
         return None, None
-    if "stacked" in str(case.settings.get("images_form")):
+    form = str(case.settings.get("images_form") or "list")
+    if "list" not in form and "stacked" not in form:
+        raise UnreadableCaseError(f"images_form is {form!r} in case.json; it must be a list or one stacked tensor.")
+    if "stacked" in form:
         stacked = torch.stack(kept)  # [M, K, 3, S, S]
         return stacked if case.inputs["pixel_values_0"].dim() == 4 else stacked.squeeze(1), kept_sizes
     return kept, kept_sizes
@@ -153,6 +174,13 @@ def _configured(model: LlavaLlamaForCausalLM, settings: Mapping[str, Any]) -> It
     finally:
         for name, value in former.items():
             setattr(model.config, name, value)
+
+
+def _ratio(case: Case) -> str | None:
+    said = case.settings.get("image_aspect_ratio")
+    if said is not None and not isinstance(said, str):
+        raise UnreadableCaseError(f"image_aspect_ratio is {said!r} in case.json; it must be a word such as anyres.")
+    return said
 
 
 def _last(name: str) -> int:

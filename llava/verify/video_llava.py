@@ -17,12 +17,22 @@ from llava.data.video import frame_numbers
 from llava.data.video_marks import expand_marks, within_published_limits
 from llava.mm_utils import preprocess_image
 from llava.model.multimodal_encoder.encode import encode_images
+from llava.model.multimodal_encoder.languagebind import languagebind_config
 from llava.model.multimodal_encoder.languagebind_pixels import LanguageBindImageProcessor, LanguageBindVideoProcessor
 from llava.model.multimodal_encoder.languagebind_towers import LanguageBindImageTower, LanguageBindVideoTower
 from llava.verify import video_llava_prepare
 from llava.verify.case import Case, UnreadableCaseError, read_json, read_weights
 from llava.verify.case_settings import Deviation
-from llava.verify.case_values import Measured, Replayed, as_picture, need_list, need_number, recorded_with
+from llava.verify.case_values import (
+    Measured,
+    Replayed,
+    as_picture,
+    choice_of,
+    need_frames,
+    need_list,
+    recorded_with,
+    require_agreement,
+)
 from llava.verify.models import ModelStore
 
 
@@ -49,7 +59,7 @@ def _replay_tower(case: Case, models: ModelStore) -> Replayed:
         "cls_attention_sum": scored.cls_attention,
     }
     recorded = dict(case.outputs)
-    of_scored_layer = case.settings.get("select_layer", -2) in (-2, depth - 1)
+    of_scored_layer = tower.select_layer in (-2, depth - 1)
     if "attention_second_last" in recorded and of_scored_layer:  # [B * T, heads, N, N]
         recorded["cls_attention_sum"] = recorded["attention_second_last"][:, :, 0, 1:].sum(dim=1)
     return measured, recorded, []
@@ -58,7 +68,14 @@ def _replay_tower(case: Case, models: ModelStore) -> Replayed:
 def _open_tower(case: Case, models: ModelStore) -> Any:
     settings = read_json(case.model_folder / "config.json")
     read_weights(case.model_folder / "model.safetensors")  # whether they can be read
-    layer = case.settings.get("select_layer", -2)
+    pixels, inside = case.inputs["pixels_u8"], languagebind_config(settings)
+    held = {"batch": len(pixels), "hidden_act": inside.hidden_act}
+    if case.kind == "video_tower":
+        held |= {"frames": pixels.shape[2], "num_frames_of_config": inside.num_frames}
+        held |= {"add_time_attn": inside.add_time_attn}
+    require_agreement(case, held)
+    depth = inside.num_hidden_layers
+    layer = choice_of(case, "select_layer", [*range(-depth, 0), *range(1, depth + 1)]) or -2
     if case.kind == "video_tower":
         tower: Any = LanguageBindVideoTower(str(case.model_folder), layer, settings)
     else:
@@ -84,17 +101,22 @@ def _attention_of(model: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
 
 def _replay_video_pixels(case: Case, models: ModelStore) -> Replayed:
     frames = case.inputs["frames_u8"]
-    count = need_number(case, "num_frames")
+    if frames.dim() != 4 or not len(frames):
+        raise UnreadableCaseError(f"'frames_u8' has shape {list(frames.shape)}; it must be [frames, height, width, 3].")
+    count = need_frames(case)
     taken = frame_numbers(len(frames), count)
     pictures = [as_picture(frames[number]) for number in taken]
-    mirrored = bool(case.settings.get("flipped"))
+    height, width = pictures[0].height, pictures[0].width
+    require_agreement(case, {"height": height, "width": width, "total_frames": len(frames)})
+    mirrored = bool(choice_of(case, "flipped", (False, True)))
     pixels = LanguageBindVideoProcessor(count).pixels(pictures, mirrored)
     return {"frame_ids": torch.tensor(taken), **_planes(case, pixels)}, recorded_with(case, "output_shape"), []
 
 
 def _replay_image_pixels(case: Case, models: ModelStore) -> Replayed:
     picture = as_picture(case.inputs["image_u8"])
-    shape = case.settings.get("image_aspect_ratio")
+    require_agreement(case, {"height": picture.height, "width": picture.width})
+    shape = choice_of(case, "image_aspect_ratio", ("square", "pad"))
     measured = _planes(case, preprocess_image(picture, LanguageBindImageProcessor(), shape))
     if "variant_antialias_sample" in case.outputs:
         smooth = preprocess_image(picture, LanguageBindImageProcessor(antialias=True), shape)
@@ -117,16 +139,20 @@ def _sample(case: Case, pixels: Tensor) -> Tensor:
     if "sample_ids" not in case.outputs:
         raise UnreadableCaseError("outputs.safetensors has no 'sample_ids', which say what 'sample' holds.")
     places = case.outputs["sample_ids"]
+    if not all(0 <= place < min(pixels.shape[-2:]) for place in places.tolist()):
+        raise UnreadableCaseError(f"'sample_ids' names rows or columns that {list(pixels.shape[-2:])} pixels lack.")
     return pixels[..., places, :][..., places]
 
 
 def _replay_frame_ids(case: Case, models: ModelStore) -> Replayed:
     measured: Measured = {}
-    for name in case.outputs:
+    for name, ids in case.outputs.items():
         _, total, _, count = name.split("_")
+        if int(total) < 1 or list(ids.shape) != [int(count)]:
+            raise UnreadableCaseError(f"{name!r} in outputs.safetensors has shape {list(ids.shape)}.")
         measured[name] = torch.tensor(frame_numbers(int(total), int(count)))
     counts = case.settings.get("num_frames")
-    counts = need_list(case, "num_frames") if isinstance(counts, list) else [need_number(case, "num_frames")]
+    counts = need_list(case, "num_frames") if isinstance(counts, list) else [need_frames(case)]
     asked = [(total, count) for total in need_list(case, "totals") for count in counts]
     for total, count in asked:
         if f"total_{total}_frames_{count}" not in case.outputs:
@@ -150,7 +176,10 @@ def _replay_marks(case: Case, models: ModelStore) -> Replayed:
     """Turns as numbers of their characters; an error of the published program as an empty one."""
     measured: Measured = {}
     recorded: dict[str, Tensor] = {}
-    for number, turn in enumerate(need_list(case, "turns")):
+    turns = need_list(case, "turns")
+    if not turns:
+        raise UnreadableCaseError("turns is empty in case.json, so there is nothing to compare.")
+    for number, turn in enumerate(turns):
         if (
             not isinstance(turn, Mapping)
             or not isinstance(turn.get("in"), str)
@@ -164,7 +193,7 @@ def _replay_marks(case: Case, models: ModelStore) -> Replayed:
         except ValueError:
             measured[name] = _characters(None)
             continue
-        frames, marks = need_number(case, "num_frames"), bool(case.settings.get("mm_use_im_start_end"))
+        frames, marks = need_frames(case), bool(choice_of(case, "mm_use_im_start_end", (False, True)))
         measured[name] = _characters(expand_marks(written, frames, marks))
     return measured, recorded, []
 

@@ -15,8 +15,10 @@ from llava.model import LlavaLlamaForCausalLM
 from llava.model.loss import labels_at
 from llava.verify import deviations
 from llava.verify.case import Case, UnreadableCaseError
-from llava.verify.case_values import Measured, Replayed, recorded_with
+from llava.verify.case_values import Measured, Replayed, choice_of, longest_row, recorded_with, require_agreement
 from llava.verify.models import ModelStore
+
+_AXES = {"image": 3, "zero": 3, "video": 4}
 
 
 @torch.no_grad()
@@ -28,8 +30,8 @@ def replay(case: Case, models: ModelStore) -> Replayed:
     entries = _entries(case, model)
     ids, mask, labels = (case.inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
     assert ids is not None
-    side = str(case.settings.get("tokenizer_padding_side") or "right")
-    model.config.tokenizer_model_max_length = case.settings.get("tokenizer_model_max_length")
+    side = choice_of(case, "tokenizer_padding_side", ("left", "right")) or "right"
+    model.config.tokenizer_model_max_length = longest_row(case)
     # The published program cuts every prompt; here one that is asked is never cut, one that is trained on is.
     targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
     given = ids.to(model.device), mask, targets.to(model.device)
@@ -73,4 +75,11 @@ def _entries(case: Case, model: LlavaLlamaForCausalLM) -> list[Tensor]:
             entries.append(torch.zeros(3, side, side, device=model.device))
         else:
             raise UnreadableCaseError(f"inputs.safetensors has no 'pixels_u8_{number}', the {kind!r} of entries.")
+        if _AXES.get(str(kind)) != entries[-1].dim():
+            raise UnreadableCaseError(
+                f"entry {number} is {kind!r} in case.json, but has shape {list(entries[-1].shape)}; an image or zero "
+                "is [3, height, width], a video [3, frames, height, width]."
+            )
+        if kind == "video":
+            require_agreement(case, {"num_frames": entries[-1].shape[1]})
     return entries
