@@ -235,6 +235,7 @@ def _is_question_file(path: Path, name: str) -> bool:
     if name == "mmvet":
         return path.name == "llava-mm-vet.jsonl"
     names = ("llava_", "llava-", "questions.jsonl", "test_q.json", "mmbench_dev", "v2_OpenEnded", "val.json")
+    names += ("generic_qa", "temporal_qa", "consistency_qa")
     return path.is_file() and path.name.startswith(names)
 
 

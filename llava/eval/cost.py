@@ -207,10 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "tower" in options.also and not options.images:
             raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
         require_at_least("repeats", options.repeats, 1)
-        load = _load(options)
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
         require_apart({"--json": options.json}, [options.model_path, options.model_base, *(options.compression or [])])
+        load = _load(options)
         budgets = _budgets(options, load)
         model = _model(options)
         inputs = _inputs(options, model)
