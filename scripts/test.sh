@@ -39,9 +39,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # A process takes a whole file, since tests of a file share what they trained; tests/conftest.py puts the longest first.
 # A process needs about 1 GiB, and so does each of the two that a distributed test starts.
-cores=$(getconf _NPROCESSORS_ONLN)
-# One more than there are cores: tests that wait for programs and ranks leave theirs idle.
-in_processes=(-n "$((cores < 3 ? cores + 1 : 4))" --dist loadfile --no-loadscope-reorder)
+in_processes=(-n auto --dist loadfile --no-loadscope-reorder)
 if [ "$#" -eq 0 ]; then
     set -- "${in_processes[@]}"
 elif [ "$1" = --quick ]; then
