@@ -21,6 +21,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="duet-llava-tables-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+@pytest.hookimpl(optionalhook=True)  # tests/with_torchvision run without xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Test processes: one more than cores, at most 4. Tests that wait for programs and ranks leave theirs idle."""
     return min(len(os.sched_getaffinity(0)) + 1, 4)
