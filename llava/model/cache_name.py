@@ -41,6 +41,11 @@ def as_named(arguments: dict[str, Any], name: str = CACHE) -> dict[str, Any]:
     return given | {name: arguments[other]}
 
 
+def cache_name_of(signature: inspect.Signature) -> str:
+    """The name under which a function takes the cache, which a class of another package may have kept or not."""
+    return next((name for name in (CACHE, OLD, NEW) if name in signature.parameters), CACHE)
+
+
 def takes_either_name(method: _Method) -> _Method:
     """Let a method with the argument `past_key_values` take it as `cache`, too."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils.generic import can_return_tuple
 
-from llava.model.cache_name import CACHE, as_named
+from llava.model.cache_name import as_named, cache_name_of
 from llava.model.call_checks import BYPASS, check_unstaged
 from llava.model.staged_cache import StagedCache
 
@@ -35,13 +35,15 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     """
     theirs = inspect.signature(stock.forward)
     *named, rest = theirs.parameters.values()
+    cache_name = cache_name_of(theirs)
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (*visual, *OWN_INPUTS)]
 
     @can_return_tuple
     def staged(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(theirs.bind(self, *args, **as_named(kwargs)).arguments)
+        inputs = dict(theirs.bind(self, *args, **as_named(kwargs, cache_name)).arguments)
         del inputs["self"]
         more = inputs.pop(rest.name, {})
+        inputs = as_named(inputs)
         inputs |= {name: more.pop(name) for name in visual if name in more}
         return self.staged_forward(inputs, more)
 
@@ -54,9 +56,9 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
         prepared = prepared or all(kwargs.get(name) is not None for name in ("query_mask", "labels"))
         if prepared or self.is_staged(kwargs.get("compression")):
             return staged(self, *args, **kwargs)
-        more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS})
-        if isinstance(more.get(CACHE), StagedCache):
-            check_unstaged(more[CACHE])
+        more = as_named({name: value for name, value in kwargs.items() if name not in OWN_INPUTS}, cache_name)
+        if isinstance(more.get(cache_name), StagedCache):
+            check_unstaged(more[cache_name])
         if self.is_staged():
             more[BYPASS] = True
         return stock.forward(self, *args, **more)
