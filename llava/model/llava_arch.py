@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from llava.compression.config import V2VConfig
 from llava.constants import (
@@ -218,7 +219,8 @@ class LlavaMetaForCausalLM(_OpensWithTower):
     def project(self, features: Tensor) -> Tensor:
         """Features of the tower in the language model's width."""
         model = self.get_model()
-        projected: Tensor = model.mm_projector(features.to(model.config_dtype()))
+        with record_function("llava.projector"):
+            projected: Tensor = model.mm_projector(features.to(model.config_dtype()))
         return projected
 
     def require_tower(self) -> VisionTower:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -116,7 +117,8 @@ def with_head(
     loss, logits, hidden_states = None, None, outputs.hidden_states
     if targets is not None:
         assert outputs.layouts is not None
-        loss = next_token_loss(head, states, outputs.layouts[-1], targets, requested.num_items_in_batch)
+        with record_function("llava.loss"):
+            loss = next_token_loss(head, states, outputs.layouts[-1], targets, requested.num_items_in_batch)
     if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
         if requested.logits:
             logits = head(slice_logits_to_keep(states, requested.logits_to_keep))

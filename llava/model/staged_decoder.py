@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.output_capturing import capture_outputs
@@ -87,14 +88,16 @@ def run_stages(
         begin = first
         if t2v is not None and t2v.scored_by == "before" and last < len(decoder.layers):
             begin = last - 1
-            hidden_states = _run_layers(
-                decoder, first, begin, hidden_states, mask, layout.positions, cache, to_add, **kwargs
-            )
+            with record_function(f"llava.layers {first}-{last - 1}"):
+                hidden_states = _run_layers(
+                    decoder, first, begin, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+                )
             hidden_states, layout = _on_device_of(decoder.layers[begin], hidden_states, layout)
             ranking = rank_visual_tokens(decoder, begin, hidden_states, layout, t2v, stage)
-        hidden_states = _run_layers(
-            decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **kwargs
-        )
+        with record_function(f"llava.layers {first}-{last - 1}"):
+            hidden_states = _run_layers(
+                decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+            )
     return LlavaModelOutput(
         last_hidden_state=decoder.norm(hidden_states), layouts=tuple(layouts), scores=tuple(scores), **named(cache)
     )
@@ -121,9 +124,10 @@ def continue_stages(
     for stage, last in zip(cache.stages, ends, strict=True):
         positions = cache.append(stage, hidden_states.shape[1])
         mask = _causal_mask(decoder, hidden_states, stage.key_mask, cache, stage.first_layer)
-        hidden_states = _run_layers(
-            decoder, stage.first_layer, last, hidden_states, mask, positions, cache, {}, **kwargs
-        )
+        with record_function(f"llava.layers {stage.first_layer}-{last - 1}"):
+            hidden_states = _run_layers(
+                decoder, stage.first_layer, last, hidden_states, mask, positions, cache, {}, **kwargs
+            )
     return LlavaModelOutput(last_hidden_state=decoder.norm(hidden_states), **named(cache))
 
 
@@ -155,8 +159,9 @@ def attention_ranking(decoder: Any, layer_index: int, hidden_states: Tensor, lay
         layout: layout of the L positions.
     """
     layer = decoder.layers[layer_index]
-    queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)
-    return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
+    with record_function("llava.scoring"):
+        queries, keys, voters, is_voter = _queries_and_keys(decoder, layer, hidden_states.detach(), layout)
+        return attention_scores(queries, keys, layout, voters, is_voter, layer.self_attn.scaling)
 
 
 def _on_device_of(layer: Any, hidden_states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
@@ -180,11 +185,12 @@ def _drop(
         return hidden_states, layout, to_add
     if scores is None:
         scores = torch.zeros(layout.valid.shape, device=hidden_states.device)
-    keep = choose_visual_tokens(scores, layout, counts)
-    width = hidden_states.shape[-1]
-    together = torch.cat([hidden_states, *(features.to(hidden_states) for features in to_add.values())], dim=-1)
-    gathered, kept = gather_kept(together, layout, keep, counts, t2v.positions)
-    hidden_states, *added = gathered.split(width, dim=-1)
+    with record_function("llava.drop"):
+        keep = choose_visual_tokens(scores, layout, counts)
+        width = hidden_states.shape[-1]
+        together = torch.cat([hidden_states, *(features.to(hidden_states) for features in to_add.values())], dim=-1)
+        gathered, kept = gather_kept(together, layout, keep, counts, t2v.positions)
+        hidden_states, *added = gathered.split(width, dim=-1)
     return hidden_states, kept, dict(zip(to_add, added, strict=True))
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout
@@ -284,7 +285,8 @@ class StagedModel(StagedGeneration):
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
         given = {name: inputs.get(name) for name in self.visual_inputs}
-        spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)
+        with record_function("llava.images"):
+            spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)
         if plan is None and labels_given(inputs) and inputs.get("query_mask") is not None:  # of a collator, see there
             spans = hidden_unless_shown(spans, ids)
         every = list(chain.from_iterable(spans.values()))
@@ -294,14 +296,16 @@ class StagedModel(StagedGeneration):
             return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
         labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
         if plan is None:
-            plan = self._plan(inputs, spans, compression, padding_side)
+            with record_function("llava.splice"):
+                plan = self._plan(inputs, spans, compression, padding_side)
         elif shift_labels is not None or (labels is not None and plan.targets is None):
             plan = dataclasses.replace(plan, targets=Targets.of(labels, shift_labels))
         plan.require([len(span) for span in features], queries_of(compression))
-        plan = plan.to(ids.device)
-        text = self.get_input_embeddings()(plan.ids)  # [S, D]
         targets = plan.targets if labels_given(inputs) else None
-        embeddings, added = splice_embeddings(text, features, plan), splice_added(every, plan)
+        with record_function("llava.splice"):
+            plan = plan.to(ids.device)
+            text = self.get_input_embeddings()(plan.ids)  # [S, D]
+            embeddings, added = splice_embeddings(text, features, plan), splice_added(every, plan)
         return Prefill(embeddings, plan.layout, plan.width, targets, added=added)
 
     def _plan(

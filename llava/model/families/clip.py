@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
@@ -84,7 +85,9 @@ def merged_features(
     Raises:
         ValueError: if features of several layers are asked for, or the tower is of another kind.
     """
-    return projector(merged_patches(tower, pixels, select_layer, v2v).tokens)
+    merged = merged_patches(tower, pixels, select_layer, v2v).tokens
+    with record_function("llava.projector"):
+        return projector(merged)
 
 
 def merged_patches(tower: Any, pixels: Tensor, select_layer: int | list[int], v2v: V2VConfig) -> V2VResult:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from llava.compression.config import V2VConfig
 from llava.compression.selection import without_autocast
@@ -50,9 +51,10 @@ class TowerOutput:
 
     def merged(self, v2v: V2VConfig) -> V2VResult:
         """V2V on these features."""
-        return merge_visual_tokens(
-            self.features, self.cls_attention, self.keys, v2v, self.attention, has_cls=self.has_cls
-        )
+        with record_function("llava.v2v"):
+            return merge_visual_tokens(
+                self.features, self.cls_attention, self.keys, v2v, self.attention, has_cls=self.has_cls
+            )
 
 
 def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig | None = None) -> TowerOutput:
@@ -67,7 +69,7 @@ def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig 
     weight = next(model.parameters())
     device = images.device if weight.is_meta else weight.device  # offloaded weights come to the images instead
     trainable = torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters())
-    with nullcontext() if trainable else torch.no_grad():
+    with nullcontext() if trainable else torch.no_grad(), record_function("llava.tower"):
         layers = model.encoder.layers
         last = select_layer % (len(layers) + 1) - 1
         hidden_states = model.embeddings(images.to(device, weight.dtype))
@@ -82,7 +84,7 @@ def encode_images(model: Any, images: Tensor, select_layer: int, v2v: V2VConfig 
             features = selected(hidden_states, attention_mask=None)
     if v2v is None:
         return TowerOutput(features, has_cls(model))
-    with torch.no_grad():
+    with torch.no_grad(), record_function("llava.v2v"):
         scored_by = _scored_by(selected, hidden_states.detach(), v2v, has_cls(model))
         return TowerOutput(features, has_cls(model), *scored_by)
 
