@@ -13,8 +13,9 @@ from distributed import losses, weights
 from tiny_llava import flags, write_assets
 from torch import nn
 
-from llava.train import trainer
-from llava.train.non_finite import broken_weight, require_finite_gradient, require_finite_loss, require_finite_weights
+from llava.train import finite_steps, trainer
+from llava.train.finite_steps import FiniteSteps
+from llava.train.non_finite import broken_weight, require_finite_gradient, require_finite_weights
 from llava.train.train import train
 
 SAVING: dict[str, object] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
@@ -76,7 +77,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     assets: Path, tmp_path: Path, faulty_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As under an engine that does not tell the norm."""
-    monkeypatch.setattr(trainer, "require_finite_gradient", lambda *arguments: None)
+    monkeypatch.setattr(finite_steps, "require_finite_gradient", lambda *arguments: None)
     faulty_step(3, float("nan"))
     for step in (1, 100):  # at a checkpoint, and at the end of a run that makes none
         out = tmp_path / str(step)
@@ -134,8 +135,37 @@ def test_broken_weights_and_optimizer_states_are_found_and_blamed() -> None:
         require_finite_weights(model, optimizer, 9)
     model[0].weight.requires_grad_(False)[1, 1] = float("nan")
     assert broken_weight(model, None) is None and broken_weight(model, None, frozen=True) == "0.weight"
-    with pytest.raises(FloatingPointError, match=r"'x'\. Not these samples are to blame: 0\.weight"):
-        require_finite_loss(torch.tensor(float("nan")), 3, ["x"], model)
+    steps = FiniteSteps(model, lambda: False)
+    steps.add_loss(torch.tensor(1.0), ["fine"])
+    steps.add_loss(torch.tensor(float("nan")), ["x"])
+    steps.end_step(torch.tensor(2.0), 3)
+    with pytest.raises(FloatingPointError, match=r"nan in step 3;.*: 'x'\. Not these samples are to blame: 0\.weight"):
+        steps.look()
+    steps.look()  # each step is looked at once
+
+
+def test_a_step_is_looked_at_when_the_next_one_ends_and_not_before() -> None:
+    """Its numbers are on their way meanwhile; what broke in a step is told of that step."""
+    model = nn.Linear(2, 1)
+    steps = FiniteSteps(model, lambda: True)
+    for step, (loss, norm) in enumerate([(1.0, 2.0), (float("inf"), 3.0)], 1):
+        steps.add_loss(torch.tensor(loss), [f"sample of {step}"])
+        steps.end_step(torch.tensor(norm), step)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))  # as the step does that learns from such a loss
+    steps.add_loss(torch.tensor(float("nan")), ["later"])
+    with pytest.raises(FloatingPointError, match=r"The loss is inf in step 2; .*: 'sample of 2'\. Lower --learning_rate"):
+        steps.end_step(torch.tensor(float("nan")), 3)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), torch.tensor(float("inf")), -1.0])
+def test_a_norm_is_looked_at_one_step_late_whoever_computed_it(norm: Any) -> None:
+    steps = FiniteSteps(nn.Linear(2, 1), lambda: True)
+    steps.add_loss(torch.tensor(1.0), ["a"])
+    steps.add_loss(torch.tensor(1.0), ["b"])
+    steps.end_step(norm, 7)
+    with pytest.raises(FloatingPointError, match=r"norm of the gradient is (nan|inf) in step 7.*: 'a', 'b'\."):
+        steps.look()
 
 
 def test_a_run_that_broke_before_its_first_checkpoint_is_not_told_to_go_on(assets: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Stops a run on NaN or infinity: in a loss, in a gradient before its step, in a weight before it is saved."""
+"""What is said of NaN or infinity in a loss, in a gradient, and in a weight before it is saved."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,31 +25,29 @@ _ABSURD = 1e6
 """Magnitude of a weight that steps far too large lead to, and training does not."""
 
 
-def require_finite_loss(loss: Tensor, step: int, ids: Sequence[str], model: nn.Module) -> None:
-    """Stop before the gradient of a broken loss reaches the optimizer.
+def loss_fault(loss: float, step: int, ids: Sequence[str], model: nn.Module, sampled: Mapping[str, float]) -> str:
+    """What to say of a loss that is not finite, which no checkpoint and no saved model has learned from.
 
     Args:
-        loss: scalar.
-        step: that is under way, counting from 1.
-        ids: ids of the batch's samples.
-        model: looked at only to tell whether the samples or the weights are to blame.
-
-    Raises:
-        FloatingPointError: if the loss is not finite; names step and samples.
+        loss: as it was computed.
+        step: that it belongs to, counting from 1.
+        ids: ids of the samples it was computed from.
+        model: whose frozen weights are looked at, to tell whether the samples are to blame.
+        sampled: magnitudes of trained weights before that step, by name.
     """
-    if torch.isfinite(loss.detach()).all():
-        return
-    broken, (largest, size) = broken_weight(model, None, frozen=True), _largest_weight(model)
+    frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+    broken = [*not_finite(frozen), *(name for name, size in sampled.items() if not math.isfinite(size))]
+    largest, size = max(sampled.items(), key=lambda one: one[1], default=("", 0.0))
     blame = _ADVICE
-    if broken is not None:
-        blame = f"Not these samples are to blame: {broken} was not finite before. Start from sound weights, with a "
+    if broken:
+        blame = f"Not these samples are to blame: {broken[0]} was not finite before. Start from sound weights, with a "
         blame += "lower --learning_rate."
     elif size > _ABSURD:
         blame = f"Not these samples are to blame: {largest} holds a weight of magnitude {size:.1g} after the steps "
         blame += "before. Lower --learning_rate or give --max_grad_norm, and begin with sound weights, not with the "
         blame += "last checkpoint."
-    raise FloatingPointError(
-        f"The loss is {loss.item()} in step {step}; the weights were not updated with it. Samples of the batch: "
+    return (
+        f"The loss is {loss} in step {step}; nothing that learned from it was saved. Samples of the batch: "
         f"{_listed(ids)}. {blame}"
     )
 
@@ -142,13 +140,9 @@ def broken_weight(model: nn.Module, optimizer: Any | None, frozen: bool = False)
     return next(iter(not_finite(_tensors(model, optimizer, frozen))), None)
 
 
-def _largest_weight(model: nn.Module) -> tuple[str, float]:
-    """The trained weight with the entry of largest magnitude, and that magnitude; NaN counts as nothing."""
-    named = [(name, tensor.detach()) for name, tensor in _tensors(model, None, False) if tensor.numel()]
-    sizes = [float(torch.stack(torch.aminmax(tensor)).abs().max().nan_to_num(0.0)) for _, tensor in named]
-    return max(
-        ((name, size) for (name, _), size in zip(named, sizes, strict=True)), key=lambda one: one[1], default=("", 0.0)
-    )
+def trained_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The trained weights by name, as far as this rank holds them: under ZeRO-3 its piece of each."""
+    return _tensors(model, None, frozen=False)
 
 
 def _tensors(model: nn.Module, optimizer: Any | None, frozen: bool) -> Iterator[tuple[str, Tensor]]:

@@ -39,9 +39,10 @@ from llava.train.checkpoint import (
 from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.finished import require_trained
+from llava.train.finite_steps import FiniteSteps
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
-from llava.train.non_finite import require_finite_gradient, require_finite_loss, require_finite_weights
+from llava.train.non_finite import require_finite_weights
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SampleCounts, SkippedSamples
 from llava.train.soundness import taken_up
@@ -100,7 +101,7 @@ class LlavaTrainer(CheckedLoading):
         self.meter = TrainingMeter(workload, self.args.device, peak)
         self.sampler: EpochSampler | None = None
         self._staging: Path | None = None
-        self._step_ids: list[str] = []
+        self._steps = FiniteSteps(self.model, self._resumable)
         self._asked_rates: list[tuple[float, float]] = []
         self.add_callback(EpochOfSampler(self))
 
@@ -130,11 +131,7 @@ class LlavaTrainer(CheckedLoading):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As in transformers, and stops the run on a loss that is not finite.
-
-        Raises:
-            FloatingPointError: before the gradient reaches the optimizer; names step and samples.
-        """
+        """As in transformers; takes note of what was computed, without waiting for it."""
         ids = inputs.pop("sample_ids", [])
         truncated, unsupervised = inputs.pop("truncated", []), inputs.pop("unsupervised", [])
         problems = inputs.pop("problems", [])
@@ -146,18 +143,20 @@ class LlavaTrainer(CheckedLoading):
             self.counts.add(truncated, unsupervised, problems)
             if self.skipped is not None:
                 self.skipped.add(ids, problems)
-            self._step_ids += ids
-            require_finite_loss(loss, self.state.global_step + 1, ids, self.model)
+            self._steps.add_loss(loss, ids)
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in transformers, which asks for it before every optimizer step; stops the run where it is not finite."""
+        """As in transformers, which asks for it before every optimizer step.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient of the step before was not finite; names step and samples.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
-        ids, self._step_ids = self._step_ids, []
         scaler = self.accelerator.scaler
         scaled = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
         scale = None if scaler is None else scaler.get_scale()
-        require_finite_gradient(norm, self.state.global_step + 1, ids, scaled, scale, self._resumable())
+        self._steps.end_step(norm, self.state.global_step + 1, scaled, scale)
         return norm
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
@@ -174,7 +173,12 @@ class LlavaTrainer(CheckedLoading):
         return super().get_batch_samples(self.meter.fetched(epoch_iterator), num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers; what a training step did and how fast stands beside its loss. All ranks call it."""
+        """As in transformers; what a training step did and how fast stands beside its loss. All ranks call it.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient of the last step is not finite.
+        """
+        self._steps.look()
         if "loss" in logs:
             logs |= self.meter.snapshot(self._rows_of_ranks)
         super().log(logs, start_time)
@@ -213,6 +217,7 @@ class LlavaTrainer(CheckedLoading):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Mean loss of an answer token of held-out data; logged, and handed to callbacks as transformers does."""
+        self._steps.look()
         held_out = self.eval_dataset if eval_dataset is None else eval_dataset
         args = self.args
         loader = held_out_loader(
@@ -285,8 +290,10 @@ class LlavaTrainer(CheckedLoading):
         """As in transformers, but a checkpoint gets its name only when it was written whole, and read back.
 
         Raises:
-            FloatingPointError: if a weight or the optimizer's state is not finite; older checkpoints stay.
+            FloatingPointError: if the last loss or gradient, a weight or the optimizer's state is not finite; older
+                checkpoints stay.
         """
+        self._steps.look()
         require_finite_weights(self.model, self.optimizer, self.state.global_step, self._resumable())
         with self.meter.paused(), self.staged() as staging:
             written = self._write_checkpoint(staging, trial)
@@ -329,8 +336,9 @@ class LlavaTrainer(CheckedLoading):
 
         Raises:
             ValueError: if no optimizer step was made.
-            FloatingPointError: if a weight is not finite.
+            FloatingPointError: if the last loss or gradient or a weight is not finite.
         """
+        self._steps.look()
         require_trained(self.state.global_step)
         require_finite_weights(self.model, None, self.state.global_step, self._resumable())
         with self.staged() as staging:
