@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
+from llava.inference.growing_text import beginning_of
+
 
 class StopWhenAsked(StoppingCriteria):
     """Ends a generation at the next token after `ask`."""
@@ -88,14 +90,9 @@ def before(pieces: Iterable[str], stop: str | None) -> Iterator[str]:
         if stop and stop in held:
             held = held[: held.index(stop)]
             break
-        sure = len(held) - _beginning_of(stop or "", held)
+        sure = len(held) - beginning_of(stop or "", held)
         if sure:
             yield held[:sure]
             held = held[sure:]
     if held:
         yield held
-
-
-def _beginning_of(stop: str, text: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    return next((length for length in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:length])), 0)

@@ -294,15 +294,17 @@ class ModelInputs(ABC):
                 something for the tower, which has to run on every rank in every step.
         """
 
-    def prompt(self, turns: Sequence[str], media: Sequence[Any], voting: int = -1) -> Sample:
+    def prompt(self, turns: Sequence[str], media: Sequence[Any], voting: int = -1, system: str | None = None) -> Sample:
         """A conversation that ends in a question, to be answered.
 
         Args:
             turns: as in `encode`.
             media: media of all turns.
             voting: number of the question whose tokens may vote on visual tokens, by default the last.
+            system: system prompt used instead of the template's.
         """
-        return self.sample(one_question(self.encode(turns, bool(media), ask=True), voting), media)
+        encoded = self.encode(turns, bool(media), system=system, ask=True)
+        return self.sample(one_question(encoded, voting), media)
 
     def written(self, turns: Sequence[str]) -> str:
         """The text of a prompt as the template writes it; turns as in `encode`, the last one a question."""
