@@ -160,6 +160,19 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
         )
 
 
+def text_fields(config: LlavaConfig) -> dict[str, Any]:
+    """The fields of a LLaVA's configuration that are its language model's, for a `LlamaConfig`."""
+    known = LlamaConfig().to_dict()
+    return {name: value for name, value in config.to_dict().items() if name in known and name not in _NOT_THE_TEXT}
+
+
+def type_there(config: Any) -> str:
+    """The `model_type` that a model has in transformers' format."""
+    if not isinstance(config, LlavaConfig):
+        return str(config.model_type)
+    return "video_llava" if config.sees_videos else "llava_next" if llava_next_format.cuts_images(config) else "llava"
+
+
 def config_there(
     config: LlavaConfig, tokens: Mapping[str, int], vocabulary: int
 ) -> HFConfig | LlavaNextConfig | VideoLlavaConfig:
@@ -170,9 +183,7 @@ def config_there(
         tokens: ids of `image`, `video` (of a Video-LLaVA) and `pad` in the tokenizer that goes with the result.
         vocabulary: rows of the embeddings there.
     """
-    known = LlamaConfig().to_dict()
-    text = {name: value for name, value in config.to_dict().items() if name in known and name not in _NOT_THE_TEXT}
-    text |= {"vocab_size": vocabulary, "pad_token_id": tokens["pad"]}
+    text = text_fields(config) | {"vocab_size": vocabulary, "pad_token_id": tokens["pad"]}
     carried = {name: getattr(config, name) for name in _CARRIED if getattr(config, name) is not None}
     if config.sees_videos:
         return video_llava_format.config_there(config, LlamaConfig(**text), tokens, carried)

@@ -1,0 +1,247 @@
+"""Writes V2V-compressed embeddings of images, or of whole prompts, for engines that take them: vLLM and SGLang.
+
+python -m llava.serve.embed --model-path CHECKPOINT --compression duet-v2v-64 --image-file *.jpg --output embeddings
+python -m llava.serve.embed --model-path CHECKPOINT --compression duet-v2v-64 --image-file *.jpg --output prompts \\
+    --form prompt_embeds --question "What is this?" --language-model language-model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.checkpoints.conversion import require_new, require_outside
+from llava.checkpoints.language_model import write_language_model
+from llava.checkpoints.transformers_format import type_there
+from llava.common.atomic_write import whole_file, write_whole
+from llava.common.number_flags import count, not_negative
+from llava.common.outside_files import in_words
+from llava.common.path_flags import FOLDER_TO_WRITE
+from llava.common.program import as_program
+from llava.common.shown import say
+from llava.compression.config import CompressionConfig
+from llava.conversation import conv_templates
+from llava.data.frames import Frames
+from llava.inference.batches import Prompt
+from llava.inference.engine import Engine
+from llava.inference.loading_flags import add_loading_flags, check_device, open_engine
+from llava.inference.typed_images import read_image
+from llava.inference.typed_videos import checked_video, read_video
+from llava.mm_utils import aspect_ratio_of, model_name_of
+from llava.serve.embeddings import (
+    FORMS,
+    chat_request,
+    chat_template,
+    image_embeddings,
+    prompt_embedding,
+    prompt_request,
+    require_placed_by_length,
+    v2v_of,
+)
+
+IMAGE_FORM = FORMS[0]
+INDEX, REQUESTS, TEMPLATE = "embeddings.jsonl", "requests.jsonl", "chat_template.jinja"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status, 1 where some media could not be read."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        _check(options)
+        engine = open_engine(options)
+        budget = v2v_of(engine, options.compression, options.without_t2v)
+        if options.form == IMAGE_FORM:
+            require_placed_by_length(engine.model, type_there(engine.model.config))
+        if options.language_model is not None:
+            say(f"wrote {write_language_model(engine.model, engine.tokenizer, options.language_model)}")
+        written, failed = _Writer(engine, budget, options).run()
+    except (ValueError, OSError) as error:
+        say(in_words(error), file=sys.stderr)
+        return 2
+    say(f"wrote {written} of {written + failed} to {options.output}")
+    return 1 if failed else 0
+
+
+class _Writer:
+    """Embeds what the options name, and writes files, index and requests.
+
+    Args:
+        engine: the model.
+        budget: result of `v2v_of`.
+        options: options of the command line.
+    """
+
+    def __init__(self, engine: Engine, budget: CompressionConfig, options: argparse.Namespace) -> None:
+        self.engine = engine
+        self.budget = budget
+        self.options = options
+        self.name = options.served_name or model_name_of(options.model_path)
+        self._taken: set[str] = set()
+
+    def run(self) -> tuple[int, int]:
+        """Write everything; returns how many files were written, and how many media could not be read."""
+        options, folder = self.options, self.options.output
+        folder.mkdir(parents=True, exist_ok=True)
+        written, failed = 0, 0
+        with whole_file(folder / INDEX) as index, whole_file(folder / REQUESTS) as requests:
+            for place, row, request in self._rows():
+                if row is None:
+                    failed += 1
+                    continue
+                index.write(json.dumps({"of": place} | row, ensure_ascii=False) + "\n")
+                if request is not None:
+                    requests.write(json.dumps(request, ensure_ascii=False) + "\n")
+                written += 1
+        if not options.question:
+            (folder / REQUESTS).unlink()
+        elif options.form == IMAGE_FORM and self.engine.inputs.template in conv_templates:
+            write_whole(folder / TEMPLATE, chat_template(self.engine.inputs.template))
+        return written, failed
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, Any] | None, dict[str, Any] | None]]:
+        """For each medium its place, its row of the index (None if it could not be read), and its request."""
+        if self.options.form == IMAGE_FORM:
+            yield from self._images()
+            return
+        for place in [*self.options.image_file, *self.options.video_file]:
+            medium = self._read(place)
+            if medium is None:
+                yield place, None, None
+                continue
+            made = prompt_embedding(self.engine, Prompt(self.options.question, (medium,)), self.budget)
+            request = prompt_request(
+                self.options.form, self.name, made.values, self.options.max_new_tokens, self.options.temperature
+            )
+            yield place, self._saved(place, made.values) | {"visual_tokens": made.visual}, request
+
+    def _images(self) -> Iterator[tuple[str, dict[str, Any] | None, dict[str, Any] | None]]:
+        more = {"max_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
+        places, size = self.options.image_file, self.options.batch_size
+        for start in range(0, len(places), size):
+            read = [(place, self._read(place)) for place in places[start : start + size]]
+            pictures = [picture for _, picture in read if isinstance(picture, Image.Image)]
+            made = iter(image_embeddings(self.engine, pictures, self.budget) if pictures else ())
+            for place, picture in read:
+                if picture is None:
+                    yield place, None, None
+                    continue
+                image = next(made)
+                question = self.options.question
+                request = chat_request(self.name, question, [image], more) if question else None
+                yield place, self._saved(place, image) | {"visual_tokens": len(image)}, request
+
+    def _read(self, place: str) -> Image.Image | Frames | None:
+        """An image or a video; None, after a sentence on standard error, where it cannot be read."""
+        try:
+            if place in self.options.video_file:
+                return read_video(place, self.engine.inputs)
+            inputs = self.engine.inputs
+            picture = read_image(place, inputs.image_opening, aspect_ratio=aspect_ratio_of(self.engine.model.config))
+            inputs.image(picture, "The image")  # to say now what would be said of the whole batch
+            return picture
+        except (ValueError, OSError) as error:
+            say(in_words(error), file=sys.stderr)
+            return None
+
+    def _saved(self, place: str, values: torch.Tensor) -> dict[str, Any]:
+        """Write a tensor under a name of its own; returns what the index says of it."""
+        stem = Path(place).stem or "medium"
+        name, number = stem, 1
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name.casefold())
+        file = f"{name}.pt"
+        with whole_file(self.options.output / file, "wb") as out:
+            torch.save(values.contiguous(), out)
+        kind = str(values.dtype).removeprefix("torch.")
+        return {"file": file, "shape": list(values.shape), "dtype": kind, "compression": self.budget.to_dict()}
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Say before the model is loaded what could only fail after it.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if options.device:
+        check_device(options.device)
+    if not options.image_file and not options.video_file:
+        raise ValueError(
+            "There is nothing to embed; name images (--image-file) or, for prompts, videos (--video-file)."
+        )
+    if options.form == IMAGE_FORM and options.video_file:
+        raise ValueError(f"--video-file goes with whole prompts: --form {FORMS[1]} or {FORMS[2]}.")
+    if options.form != IMAGE_FORM and not options.question:
+        raise ValueError(f"--form {options.form} embeds a whole prompt; give its question (--question).")
+    if options.compression:
+        CompressionConfig.resolve(options.compression)
+    for place in options.video_file:
+        checked_video(place)
+    folders = [folder for folder in (options.output, options.language_model) if folder is not None]
+    for folder in folders:
+        require_new(folder)
+        require_outside(folder, options.model_path, options.model_base, *options.video_file)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("--output and --language-model name the same folder; give each its own.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_loading_flags(parser)
+    parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
+    parser.add_argument(
+        "--image-file", "--image_file", nargs="+", action="extend", default=[], metavar="FILE", help="images"
+    )
+    parser.add_argument(
+        "--video-file",
+        "--video_file",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE_OR_FOLDER",
+        help="videos, for whole prompts",
+    )
+    parser.add_argument("--question", default="", help="question about each; without one no requests are written")
+    parser.add_argument(
+        "--form",
+        choices=FORMS,
+        default=IMAGE_FORM,
+        help="image_embeds: an image, for vLLM; prompt_embeds: a whole prompt, for vLLM; input_embeds: for SGLang "
+        "(default: image_embeds)",
+    )
+    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    parser.add_argument(
+        "--without-t2v", "--without_t2v", action="store_true", help="take only V2V of a budget that has T2V, too"
+    )
+    parser.add_argument(
+        "--language-model",
+        "--language_model",
+        type=FOLDER_TO_WRITE,
+        metavar="FOLDER",
+        help="also write the language model alone there, for engines that get whole prompts",
+    )
+    parser.add_argument("--output", type=FOLDER_TO_WRITE, required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument("--served-name", "--served_name", help="the model's name in requests (default: the folder's)")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=count(), default=8, help="images encoded together (default: 8)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", "--max_new_tokens", type=count(), default=512, help="longest answer (default: 512)"
+    )
+    parser.add_argument("--temperature", type=not_negative(1e4), default=0.0, help="in requests (default: 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(as_program(main))
