@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import distributed, nn
 
 
@@ -49,6 +50,23 @@ def of_all_ranks(own: Sequence[Any]) -> list[Any]:
     gathered: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(gathered, list(own))
     return [item for items in gathered for item in items]
+
+
+class LargestOfRanks:
+    """Finds the largest of a number that every rank has, on the host: no device takes part or is waited for."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    def of(self, own: int) -> int:
+        """The largest; a collective call that every rank must make. Without other ranks the number itself."""
+        if not ranks_must_agree():
+            return own
+        if self._group is None and distributed.get_backend() != "gloo":
+            self._group = distributed.new_group(backend="gloo")
+        number = torch.tensor([own])
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
+        return int(number)
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

@@ -187,6 +187,11 @@ class TrainingArguments(transformers.TrainingArguments):
     early_save_check: bool = _flag(True, "Before the first step save everything once, read it back and remove it.")
     peak_tflops: float | None = _flag(None, "Peak of one device, for MFU, where the device is not known by name.")
     group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
+    max_tokens_per_device: int | None = _flag(
+        None,
+        "Fill the forward passes of a step by tokens that enter the decoder, at most so many at once, instead of by "
+        "rows; the samples of a step stay devices x --per_device_train_batch_size x --gradient_accumulation_steps.",
+    )
 
 
 # Old name of a transformers flag -> its present name. A warm-up below 1 is a share of all steps.

@@ -44,6 +44,7 @@ RANGES: Mapping[str, Numbers] = {
     "seed": SEED,
     "data_seed": SEED,
     # Memory and devices
+    "max_tokens_per_device": count(16),
     "torch_empty_cache_steps": count(),
     "ddp_bucket_cap_mb": count(),
     "ddp_timeout": count(),  # seconds

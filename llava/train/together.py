@@ -62,6 +62,12 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
             raise ValueError(f"--{flag} asks for a measurement, but there is no --eval_data_path to use.")
     if args.save_only_model:
         logger.warning("--save_only_model: checkpoints hold weights alone, and no run can go on from them.")
+    if args.max_tokens_per_device is not None and not args.average_tokens_across_devices:
+        raise ValueError(
+            f"--max_tokens_per_device {args.max_tokens_per_device} deals the samples of a step to devices by their "
+            "length, so that the mean of each device, which --average_tokens_across_devices False asks for, would be "
+            "of other samples; leave one of the two out."
+        )
     _check_engine(args)
 
 

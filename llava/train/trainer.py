@@ -26,7 +26,6 @@ from llava.model.weights import PROJECTOR_FILE, load_projectors
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.callbacks import EpochOfSampler
-from llava.train.checked_loading import CheckedLoading
 from llava.train.checkpoint import (
     STAGING,
     adapter_weights,
@@ -38,6 +37,7 @@ from llava.train.checkpoint import (
 )
 from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
+from llava.train.filled_steps import SPARE, FilledSteps
 from llava.train.finished import require_trained
 from llava.train.finite_steps import FiniteSteps
 from llava.train.manifest import MANIFEST_FILE, seal
@@ -64,7 +64,7 @@ def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> Epo
     )
 
 
-class LlavaTrainer(CheckedLoading):
+class LlavaTrainer(FilledSteps):
     """Trainer of LLaVA: its sampler, learning rates, metrics, validation and checkpoints.
 
     Args:
@@ -116,13 +116,8 @@ class LlavaTrainer(CheckedLoading):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy == "sequential":
             return super()._get_train_sampler(train_dataset)
-        self.sampler = make_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
+        self.sampler = make_sampler(self.train_dataset if train_dataset is None else train_dataset, self.recipe)
         return self.sampler
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """At least one: a step without any label must have the loss 0, not 0/0."""
-        items = super()._get_num_items_in_batch(batch_samples, device)
-        return items.clamp(min=1) if isinstance(items, Tensor) else items
 
     def compute_loss(
         self,
@@ -135,10 +130,10 @@ class LlavaTrainer(CheckedLoading):
         ids = inputs.pop("sample_ids", [])
         truncated, unsupervised = inputs.pop("truncated", []), inputs.pop("unsupervised", [])
         problems = inputs.pop("problems", [])
-        work = inputs.pop("tower_tokens", None)
+        work, is_spare = inputs.pop("tower_tokens", None), inputs.pop(SPARE, False)
         inputs["output_layouts"] = True
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
+        if model.training and not is_spare:
             self.meter.add(outputs.layouts, len(inputs.get("images", ())), work)
             self.counts.add(truncated, unsupervised, problems)
             if self.skipped is not None:
