@@ -89,6 +89,9 @@ def test_counts_are_those_of_the_rows(mixed) -> None:
     assert (totals["tokens"], totals["visual_tokens"]) == (sum(lengths), 60)
     assert totals["padding_share"] == pytest.approx(1 - sum(lengths) / (3 * max(lengths)))
     assert totals["padding_share"] > 0.3
+    stages = [[text + stairs[stage] for text, stairs in zip(TEXT, STAIRS, strict=True)] for stage in range(3)]
+    computed = sum(2 * 3 * max(stage) for stage in stages)  # two layers of each stage, three rows
+    assert totals["padding_share_of_layers"] == pytest.approx(1 - sum(2 * sum(stage) for stage in stages) / computed)
     assert totals["mean_text_tokens"] == pytest.approx(sum(TEXT) / 3)
     assert totals["mean_sequence_tokens"] == pytest.approx(sum(lengths) / 3)
     assert totals["visual_tokens_entered"] == 30

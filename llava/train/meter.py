@@ -266,15 +266,21 @@ def metrics(tally: Tally, devices: int, work: Workload, peak_flops: float | None
         result["data_wait_share"] = tally.waited / tally.seconds
     if tally.samples:
         result["padding_share"] = 1 - tally.tokens[0] / tally.positions[0]
+        result["padding_share_of_layers"] = 1 - _over_layers(work, tally.tokens) / _over_layers(work, tally.positions)
         result["mean_text_tokens"] = (tally.tokens[0] - tally.visual[0]) / tally.samples
         result["mean_sequence_tokens"] = tally.tokens[0] / tally.samples
     if tally.shown:
         names = ["visual_tokens_entered", *(f"visual_tokens_after_layer_{layer}" for layer in work.drops)]
         result |= {name: count / tally.shown for name, count in zip(names, tally.visual, strict=True)}
-        over_layers = sum(layers * count for layers, count in zip(work.stages, tally.visual, strict=True))
+        over_layers = _over_layers(work, tally.visual)
         result["average_visual_tokens"] = over_layers / work.decoder.layers / tally.shown
     result["peak_memory_gib"] = tally.peak_memory / 2**30
     return result
+
+
+def _over_layers(work: Workload, counts: Sequence[int]) -> int:
+    """Counts of the stages, summed over their layers."""
+    return sum(layers * count for layers, count in zip(work.stages, counts, strict=True))
 
 
 def summary_table(totals: dict[str, Any]) -> str:
@@ -292,7 +298,8 @@ def summary_table(totals: dict[str, Any]) -> str:
             (
                 "a sample",
                 f"{totals['mean_text_tokens']:.1f} text tokens, {totals['mean_sequence_tokens']:.1f} in all, "
-                f"{totals['padding_share']:.1%} of a batch is padding",
+                f"{totals['padding_share']:.1%} of a batch is padding, {totals['padding_share_of_layers']:.1%} of all "
+                "layers",
             )
         )
     if "average_visual_tokens" in totals:

@@ -12,6 +12,7 @@
 #   EPOCHS, MAX_STEPS  length of the run; MAX_STEPS of -1 leaves it to EPOCHS          1, -1
 #   MAX_LENGTH         longest sequence in tokens                                      2048
 #   TF32, GRADIENT_CHECKPOINTING                                                       False, True
+#   MAX_TOKENS_PER_DEVICE   fill forward passes by tokens, at most so many             by rows
 #   SAVE_LIMIT, LOGGING_STEPS, SEED                                                    1, 1, 42
 #   WORKERS            data loading processes of each device                           4
 #   EVAL_DATA_PATH     held-out conversations; if given, their loss is measured        none
@@ -98,6 +99,7 @@ set_common_flags() {
         --dataloader_num_workers "${WORKERS:-4}"
         --seed "${SEED:-42}"
         --report_to "${REPORT_TO:-none}"
+        ${MAX_TOKENS_PER_DEVICE:+--max_tokens_per_device "$MAX_TOKENS_PER_DEVICE"}
         ${IMAGE_OPENING:+--image_opening "$IMAGE_OPENING"}
         ${ON_BAD_SAMPLE:+--on_bad_sample "$ON_BAD_SAMPLE"}
         ${MAX_BAD_SHARE:+--max_bad_share "$MAX_BAD_SHARE"}
