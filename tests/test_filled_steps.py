@@ -172,9 +172,7 @@ def test_workers_change_nothing(assets: Path, tmp_path: Path, by_rows: Path) -> 
     assert losses(found) == pytest.approx(losses(by_rows), abs=2e-5)
 
 
-def test_a_sample_that_is_too_long_is_said_once(
-    assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_sample_that_is_too_long_is_said_once(assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     changes = options(assets, max_tokens_per_device=64, max_steps=2)
     train(flags(assets, tmp_path / "out", "finetune", **changes))
     said = [record.message for record in caplog.records if "--max_tokens_per_device 64" in record.message]
