@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX
+from llava.model.host_inputs import HostInputs
 
 
 def _nothing(medium: Any) -> Sequence[int | None]:
@@ -42,7 +43,8 @@ class ProcessorCollator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask`, `attention_mask`, `mm_token_type_ids` (int64 [B, T]; the
         last is 1 on images and 2 on videos), what the media become, and for reports `sample_ids`, `truncated`,
-        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`) and `tower_tokens` (a list of numbers).
+        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`) and `tower_tokens` (a list of numbers);
+        `host_inputs` keeps a copy of what the model plans by on the host.
         """
         ids = self._pad(samples, "input_ids", self.pad_token_id)
         mask = self._rows([torch.ones_like(sample["input_ids"]) for sample in samples], 0)
@@ -63,7 +65,8 @@ class ProcessorCollator:
         batch["tower_tokens"] = [count for medium in media for count in self.tower_tokens(medium)]
         if not media and self.blank is not None:
             media = [self.blank]
-        return batch | self.media_arguments(media)
+        batch |= self.media_arguments(media)
+        return batch | {"host_inputs": HostInputs.of(batch)}
 
     def _pad(self, samples: Sequence[dict[str, Any]], name: str, value: int) -> Tensor:
         return self._rows([sample[name] for sample in samples], value)

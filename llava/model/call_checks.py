@@ -93,6 +93,8 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
         )
     if planned or shown(model, inputs) or (ids is not None and bool(model.is_placeholder(ids).any())):
         check_packing(more, packed=False)
+        if planned and isinstance(mask, Tensor):  # the plan was made by it; its numbers would be waited for
+            inputs = {**inputs, "attention_mask": mask.bool()}
         check_prompt(model, inputs, generating=False)
         return False
     caching = inputs.get("use_cache", more.get("use_cache"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
+from llava.model.host_inputs import to_device
 from llava.model.loss import Targets
 from llava.model.splice import SplicePlan
 
@@ -48,16 +49,17 @@ def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tens
 
     Args:
         plan: plan of the prompt.
-        positions: int64 [A, B, T] of the uncompressed prompt.
-        attention_mask: [B, T] of the uncompressed prompt.
+        positions: int64 [A, B, T] of the uncompressed prompt, on the host or where the plan is.
+        attention_mask: [B, T] of the uncompressed prompt, where the positions are.
     """
-    positions, layout = positions.cpu(), plan.layout
+    layout, device = plan.layout, plan.source.device
     # New text goes on behind the last token, as in the stock model: a long video reaches further in time than the text.
-    last = torch.full((positions.shape[1],), positions.shape[2] - 1)
+    last = torch.full(positions.shape[1:2], positions.shape[2] - 1, device=positions.device)
     if attention_mask is not None:
-        last = attention_mask.cpu().long().cumsum(dim=1).argmax(dim=1)
-    behind = positions[:, torch.arange(len(last)), last].amax(dim=0)[:, None] + 1  # [B, 1]
+        last = to_device(attention_mask, positions.device).long().cumsum(dim=1).argmax(dim=1)
+    at_last = last[None, :, None].expand(len(positions), -1, 1)  # [A, B, 1]
+    behind = to_device(positions.gather(2, at_last).amax(dim=0) + 1, device)  # [B, 1]
     columns = layout.input_columns().clamp(min=0).expand(len(positions), -1, -1)
-    placed = positions.gather(2, columns).masked_fill(~layout.valid, 0)  # [A, B, L]
+    placed = to_device(positions, device).gather(2, columns).masked_fill(~layout.valid, 0)  # [A, B, L]
     placed = placed[0] if len(placed) == 1 else placed
     return dataclasses.replace(plan, layout=dataclasses.replace(layout.at_positions(placed), following=behind))

@@ -192,6 +192,28 @@ def plan_splice(
     )
 
 
+def at_slots(plan: SplicePlan, spans: Sequence[VisualSpan]) -> SplicePlan:
+    """The columns of visual tokens, where only the device knows which placeholders of their span they stand at.
+
+    Args:
+        plan: plan of the batch, in which these stand at the first of them.
+        spans: as they were planned, with their features.
+    """
+    if all(span.slots is None for span in spans):
+        return plan
+    columns, device = plan.layout.input_columns(), plan.source.device
+    slots = torch.cat([_late_slots(span, device) for span in spans])  # [N]
+    index = (plan.source - len(plan.ids)).clamp(min=0)  # [B, L]
+    late = slots.index_select(0, index.flatten()).view(index.shape).masked_fill(~plan.layout.is_visual, 0)
+    return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, columns=columns + late))
+
+
+def _late_slots(span: VisualSpan, device: torch.device) -> Tensor:
+    if span.slots is None:
+        return torch.zeros(len(span.features), dtype=torch.long, device=device)
+    return span.slots.to(device)
+
+
 def splice_embeddings(text: Tensor, features: Sequence[Tensor], plan: SplicePlan) -> Tensor:
     """Embeddings [B, L, D] of text [S, D] with visual tokens [n, D] of each span; zeros on padding."""
     rows = torch.cat([text, *(span.to(text) for span in features)]) if features else text  # [S + N, D]
@@ -317,7 +339,7 @@ def _features(
 
 def _slots(span: VisualSpan) -> Tensor:
     if span.slots is not None:
-        return span.slots.cpu()
+        return torch.zeros(len(span.features), dtype=torch.long)  # see `at_slots`
     return torch.arange(len(span.features)).clamp(max=max(span.replaced - 1, 0))
 
 

@@ -24,6 +24,7 @@ from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
+from llava.model.host_inputs import on_host, to_device
 from llava.model.loss import Targets
 from llava.model.parts import parts_named, weights_of
 from llava.model.placeholders import VisualSpan, hidden_unless_shown
@@ -32,6 +33,7 @@ from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
     PlanSettings,
     SplicePlan,
+    at_slots,
     plan_splice,
     splice_added,
     splice_embeddings,
@@ -244,7 +246,7 @@ class StagedModel(StagedGeneration):
             compression.t2v.layers if compression.t2v else (),
             self.returns_layouts if own["output_layouts"] is None else bool(own["output_layouts"]),
         )
-        if check_call(self, inputs, more, own):
+        if check_call(self, on_host(given, inputs), more, own):
             output = self.stock.forward(self, **text_alone(self, inputs, more))
             return output if requested.logits else dataclasses.replace(output, logits=None)
         of_layers = _of_layers(more)
@@ -281,29 +283,33 @@ class StagedModel(StagedGeneration):
         Raises:
             ValueError: if the placeholders do not fit the images, or another tensor has another shape than the ids.
         """
-        ids, plan = inputs.get("input_ids"), inputs.get("plan")
+        ids, plan, positions = inputs.get("input_ids"), inputs.get("plan"), None
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
+        inputs = on_host(inputs)
+        known: Tensor = inputs["input_ids"]
         given = {name: inputs.get(name) for name in self.visual_inputs}
         with record_function("llava.images"):
             spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)
         if plan is None and labels_given(inputs) and inputs.get("query_mask") is not None:  # of a collator, see there
-            spans = hidden_unless_shown(spans, ids)
+            spans = hidden_unless_shown(spans, known)
         every = list(chain.from_iterable(spans.values()))
         features = [span.features for span in every]
-        if plan is None and padding_side is None and not features and not bool(self.is_placeholder(ids).any()):
-            positions = self.rotary_positions(ids, inputs.get("attention_mask"), inputs)
+        if plan is None and padding_side is None and not features and not bool(self.is_placeholder(known).any()):
+            positions = self.rotary_positions(known, inputs.get("attention_mask"), inputs)
             return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
         labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
         if plan is None:
             with record_function("llava.splice"):
-                plan = self._plan(inputs, spans, compression, padding_side)
+                plan, positions = self._plan(inputs, spans, compression, padding_side)
         elif shift_labels is not None or (labels is not None and plan.targets is None):
             plan = dataclasses.replace(plan, targets=Targets.of(labels, shift_labels))
         plan.require([len(span) for span in features], queries_of(compression))
         targets = plan.targets if labels_given(inputs) else None
         with record_function("llava.splice"):
-            plan = plan.to(ids.device)
+            plan = at_slots(plan.to(ids.device), every)
+            if positions is not None:
+                plan = at_stock_positions(plan, positions, inputs.get("attention_mask"))
             text = self.get_input_embeddings()(plan.ids)  # [S, D]
             embeddings, added = splice_embeddings(text, features, plan), splice_added(every, plan)
         return Prefill(embeddings, plan.layout, plan.width, targets, added=added)
@@ -314,10 +320,10 @@ class StagedModel(StagedGeneration):
         spans: Mapping[int, Sequence[VisualSpan]],
         compression: CompressionConfig,
         side: str | None,
-    ) -> SplicePlan:
-        """Plan a prompt that came without a plan; waits for the device it is on."""
-        ids, mask, query_mask = (_host(inputs.get(name)) for name in ("input_ids", "attention_mask", "query_mask"))
-        labels, shift_labels = _host(inputs.get("labels")), _host(inputs.get("shift_labels"))
+    ) -> tuple[SplicePlan, Tensor | None]:
+        """Plan a prompt, on the host as its inputs are; with it positions [A, B, T] unless they are 0, 1, 2, ..."""
+        ids, mask, query_mask = (inputs.get(name) for name in ("input_ids", "attention_mask", "query_mask"))
+        labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
         assert ids is not None
         answers = None
         if labels is None and shift_labels is None:
@@ -340,11 +346,11 @@ class StagedModel(StagedGeneration):
             padding_side=side or _padding_side(mask),
             max_length=self.longest_prompt() if labels_given(inputs) else None,
         )
-        positions = self.rotary_positions(inputs["input_ids"], inputs.get("attention_mask"), inputs)
+        positions = self.rotary_positions(ids, mask, inputs)
         given = inputs.get("position_ids")
         if positions is None and given is not None and not plan.counts:
             positions = given.expand(ids.shape)[None]
-        return plan if positions is None else at_stock_positions(plan, positions, mask)
+        return plan, positions
 
     def _of_embeddings(self, inputs: Mapping[str, Any]) -> Prefill:
         """A prompt [B, T, D] that came as embeddings: text alone, or with the layout of what else it holds."""
@@ -364,9 +370,10 @@ class StagedModel(StagedGeneration):
         if mask is None or is_attention_matrix(mask):
             layout = TokenLayout.of_full_text(rows, columns, embeddings.device)
         else:
-            layout = TokenLayout.of_text(mask)
+            layout = TokenLayout.of_text(mask).to(embeddings.device)
         given = inputs.get("position_ids") if positions is None else positions
         if given is not None:
+            given = to_device(given, embeddings.device)
             layout = layout.at_positions(given if given.dim() == 2 else given[-3:])
         return Prefill(embeddings, layout, columns, Targets.of(inputs.get("labels"), inputs.get("shift_labels")))
 
@@ -390,7 +397,3 @@ def queries_of(compression: CompressionConfig) -> str:
 def _padding_side(attention_mask: Tensor | None) -> str:
     """Left if any row starts with padding."""
     return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
-
-
-def _host(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()

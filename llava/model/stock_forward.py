@@ -15,7 +15,16 @@ from llava.model.staged_cache import StagedCache
 if TYPE_CHECKING:
     from llava.model.staged_model import StagedModel
 
-OWN_INPUTS = ("query_mask", "compression", "plan", "layout", "prefill", "return_logits", "output_layouts")
+OWN_INPUTS = (
+    "query_mask",
+    "compression",
+    "plan",
+    "host_inputs",
+    "layout",
+    "prefill",
+    "return_logits",
+    "output_layouts",
+)
 
 
 def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
@@ -23,7 +32,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
 
     query_mask: int64 [B, T], flags of `llava.compression.salience.QueryRole`; None derives them from the labels.
     compression: compression used instead of the model's own: an object, preset's name, YAML file or mapping.
-    plan: `SplicePlan` of the batch, made on the host; None makes it here, and waits for the device.
+    plan: `SplicePlan` of the batch, made on the host; None makes it here, and waits for the device unless there are
+    host_inputs: `llava.model.host_inputs.HostInputs` of the batch, from which it is made without waiting.
     layout: layout of `inputs_embeds`, if those hold visual tokens; `prefill`: of a prompt that `generate` has prepared.
     return_logits: None leaves them out where labels are given in training.
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`); without a

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.utils.generic import get_max_seqlen
 from transformers.vision_utils import get_vision_window_index
 
 from llava.model.families.qwen_vl import QwenVLFamily
+from llava.model.host_inputs import to_device
 from llava.model.stock_forward import forward_like
 
 
@@ -38,9 +42,22 @@ class CompressedQwen2_5_VL(QwenVLFamily, Qwen2_5_VLForConditionalGeneration):  #
             )
         return max(blocks)
 
+    def tower_inputs(self, grid: Tensor, device: torch.device) -> dict[str, Any]:
+        """As in every family, and the windows in which most blocks attend."""
+        visual = self.model.visual
+        window, ends = self._windows(grid)
+        placed = super().tower_inputs(grid, device) | {"window_index": to_device(window, device)}
+        longest = get_max_seqlen(ends, visual.config)
+        if longest is None:
+            return placed | {"cu_window_seqlens": ends}
+        return placed | {"cu_window_seqlens": to_device(ends, device), "max_window_seqlen": longest}
+
+    def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """The groups in the order of the windows, int64 [N], and where each window ends among the patches."""
+        visual = self.model.visual
+        return get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
+
     def as_groups_follow(self, patches: Tensor, grid: Tensor) -> Tensor:
         """The tower's order is that of its windows."""
-        visual = self.model.visual
-        window, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
-        order = torch.argsort(window).to(patches.device)
-        return patches.unflatten(0, (-1, visual.spatial_merge_unit))[order].flatten(0, 1)
+        order = to_device(torch.argsort(self._windows(grid)[0]), patches.device)
+        return patches.unflatten(0, (-1, self.model.visual.spatial_merge_unit))[order].flatten(0, 1)

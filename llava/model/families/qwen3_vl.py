@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from llava.compression.config import CompressionConfig
 from llava.model.families.qwen_vl import QwenVLFamily
+from llava.model.host_inputs import to_device
 from llava.model.prefill import Prefill
 from llava.model.stock_forward import forward_like
 
@@ -57,6 +59,19 @@ class CompressedQwen3VL(QwenVLFamily, Qwen3VLForConditionalGeneration):
                 "or all that model.prefill returns as prefill."
             )
         return super().prefill(inputs, compression, padding_side)
+
+    def tower_inputs(self, grid: Tensor, device: torch.device) -> dict[str, Any]:
+        """As in every family, and how the learned positions are resampled to each image."""
+        visual = self.model.visual
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grid,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=visual.spatial_merge_size,
+        )
+        placed = super().tower_inputs(grid, device)
+        return placed | {"interp_indices": to_device(indices, device), "interp_weights": to_device(weights, device)}
 
     def added(self, outputs: Any, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
         """DeepStack features."""

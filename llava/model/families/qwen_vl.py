@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_position_ids
+from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
 from llava.compression.config import CompressionConfig, V2VConfig
 from llava.compression.selection import without_autocast
 from llava.compression.v2v import merge_visual_tokens
 from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, starts_anew
 from llava.model.compressed_model import CompressedModel
+from llava.model.host_inputs import to_device
 from llava.model.placeholders import VisualSpan
 
 _MAX_ATTENTION_ELEMENTS = 2**26
@@ -68,6 +69,20 @@ class QwenVLFamily(CompressedModel):
         Raises:
             ValueError: if there is none.
         """
+
+    def tower_inputs(self, grid: Tensor, device: torch.device) -> dict[str, Any]:
+        """What the stock tower else computes itself from the sizes of images, waiting for the device they are on.
+
+        Args:
+            grid: int64 [images, 3], frames, rows and columns of patches.
+            device: of the pixels.
+        """
+        visual = self.model.visual
+        ends, longest = get_vision_attention_seqlens(grid, visual.config)
+        placed = {"position_ids": to_device(get_vision_position_ids(grid, visual.spatial_merge_size), device)}
+        if longest is None:  # attention frame by frame, in pieces whose lengths the host has to know
+            return placed | {"cu_seqlens": ends}
+        return placed | {"cu_seqlens": to_device(ends, device), "max_seqlen": longest}
 
     def as_groups_follow(self, patches: Tensor, grid: Tensor) -> Tensor:
         """Patches [P, D] inside the tower in the order in which the images' groups follow in the prompt."""
@@ -122,7 +137,8 @@ class QwenVLFamily(CompressedModel):
         sizes = [height * width // self._group for time, height, width in grid.tolist() for _ in range(time)]
         block = -1 if v2v is None else self.scoring_block()
         needs = {} if v2v is None else {"output_hidden_states": [block]}
-        outputs = self.model.get_image_features(pixels, grid, return_dict=True, **needs)
+        placed = self.tower_inputs(grid, pixels.device)
+        outputs = self.model.get_image_features(pixels, grid, return_dict=True, **placed, **needs)
         frames = torch.cat(outputs.pooler_output).split(sizes)
         made = zip(frames, self.added(outputs, sizes), strict=True)
         spans = [VisualSpan(frame, len(frame), added=added) for frame, added in made]
@@ -151,7 +167,8 @@ class QwenVLFamily(CompressedModel):
         """
         visual = self.model.visual
         hidden_states = self.as_groups_follow(hidden_states, grid)
-        cos, sin = visual.rotary_pos_emb(hidden_states, get_vision_position_ids(grid, visual.spatial_merge_size))
+        places = to_device(get_vision_position_ids(grid, visual.spatial_merge_size), hidden_states.device)
+        cos, sin = visual.rotary_pos_emb(hidden_states, places)
         block = visual.blocks[block_index]
         qkv = block.attn.qkv(block.norm1(hidden_states)).unflatten(-1, (3, block.attn.num_heads, -1))
         queries, plain_keys, _ = qkv.unbind(1)  # [P, H, d]

@@ -20,6 +20,7 @@ from torch.profiler import record_function
 from llava.compression.config import V2VConfig
 from llava.compression.selection import without_autocast
 from llava.compression.v2v import V2VResult, merge_visual_tokens
+from llava.model.host_inputs import to_device
 
 _MAX_ATTENTION_ELEMENTS = 2**28
 
@@ -45,7 +46,8 @@ class TowerOutput:
     def select(self, images: Sequence[int]) -> TowerOutput:
         """What belongs to some of the images, by their numbers."""
         held = (self.features, self.cls_attention, self.keys, self.attention)
-        features, *rest = (None if tensor is None else tensor[list(images)] for tensor in held)
+        chosen = to_device(torch.tensor(images, dtype=torch.long), self.features.device)
+        features, *rest = (None if tensor is None else tensor.index_select(0, chosen) for tensor in held)
         assert features is not None
         return TowerOutput(features, self.has_cls, *rest)
 
