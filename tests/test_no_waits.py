@@ -7,19 +7,33 @@ for. Frozen or trained, compressed or not; every family, with what its collator 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_vlms
 import torch
+from accelerate.utils import send_to_device
 from tiny import chat, collate, pixels, tiny_llava
+from tiny_llava import flags, write_assets
+from tiny_text import llama
+from tiny_video import FRAMES, SIDE, video_llava
+from tiny_video import pixels as pixels_of
 from tiny_vlms import CUTTING, FAMILIES
-from without_data import NothingWaits
+from without_data import DEVICE, NothingWaits, WaitsForTheDeviceError
 
 from llava import compress
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.collator import REPORTED
+from llava.data.families.video_llava import VideoLlavaInputs
 from llava.model.crops import Crops
 from llava.model.host_inputs import HostInputs
+from llava.model.placeholders import VisualSpan
+from llava.model.splice import plan_splice
+from llava.train.arguments import parse_arguments
+from llava.train.building import choose_trained, load, make_data
+from llava.train.trainer import LlavaTrainer
 
 NEEDS = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"))
 DEVICES = ["meta", pytest.param("cuda", marks=NEEDS)]
@@ -50,8 +64,9 @@ ROWS = [chat(1), chat(2, (0,)), chat(3, (2, 1)), chat(4, (5,))]
 def nothing_waits(device: str, allowed: list[str] | None = None) -> Iterator[None]:
     """Fail on what would wait for the device."""
     if device == "meta":
-        with NothingWaits(allowed or ()):
+        with NothingWaits(allowed or ()) as mode:
             yield
+        assert mode.used == set(allowed or ()), "a list of exceptions holds what is needed and no more"
         return
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn" if allowed else "error")
@@ -125,3 +140,136 @@ def test_a_training_step_of_our_own_llava_waits_for_nothing(
     with nothing_waits(device):
         model(**inputs, num_items_in_batch=inputs["labels"].ne(-100).sum()).loss.backward()
     assert model.lm_head.weight.grad is not None
+
+
+@ON
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_training_step_with_videos_waits_for_nothing(budget: str, device: str) -> None:
+    model = video_llava(compression=BUDGETS[budget], dtype=torch.float32)
+    made = VideoLlavaInputs(model.config, llama(), model.processors(), "v1")
+    video, image = (pixels_of(*shape, dtype=torch.float32) for shape in ((FRAMES, SIDE, SIDE), (SIDE, SIDE)))
+    samples = [
+        made.conversation([made.taught("<video>\nWhat?", {"video"}), "red three"], [video]),
+        made.conversation([made.taught("See <image>", {"image"}), "no"], [image]),
+        made.conversation(["How many?", "blue"], []),
+    ]
+    batch = made.collator(SIDE, model.plan_settings())(samples)
+    inputs = on(device, {name: value for name, value in batch.items() if name not in REPORTED})
+    model = model.to(device).train()
+    with nothing_waits(device):
+        model(**inputs).loss.backward()
+    assert model.lm_head.weight.grad is not None
+
+
+@ON
+@pytest.mark.parametrize("family", [*FAMILIES, *tiny_vlms.NATIVE])
+@torch.no_grad()
+def test_a_padded_prefill_waits_for_nothing(family: str, device: str) -> None:
+    """Rows of different lengths, padded on the left as for answers to follow; the cache is filled."""
+    if family in FAMILIES:
+        model: Any = compress(tiny_vlms.vlm(family, torch.float32), BUDGETS["both"])
+        batch = family_batch(family, answers=False, side="left")
+    else:
+        cutting = family == tiny_vlms.OWN_NEXT
+        model = tiny_llava(compression=BUDGETS["both"], dtype=torch.float32, **(CUTTING if cutting else {}))
+        batch, media = native_batch(cutting, labels=False)
+        spans = [VisualSpan(torch.empty(n, 0), 1) for one in media for n in model.plan_settings().counts(one)]
+        asked = {name: batch[name] for name in ("query_mask",)}
+        batch["plan"] = plan_splice(
+            batch["input_ids"],
+            batch["attention_mask"],
+            {IMAGE_TOKEN_INDEX: spans},
+            **asked,
+            queries="text",
+            padding_side="left",
+        )
+    inputs = on(device, batch)
+    model = model.to(device)
+    with nothing_waits(device):
+        outputs = model(**inputs, use_cache=True, logits_to_keep=1)
+    assert outputs.past_key_values.get_seq_length() > 0
+    new = torch.ones(len(inputs["input_ids"]), 1, dtype=torch.long, device=device)
+    with nothing_waits(device):
+        model(input_ids=new, past_key_values=outputs.past_key_values)
+
+
+@ON
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_two_optimizer_steps_of_the_trainer_wait_for_nothing(
+    tmp_path: Path, device: str, max_grad_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, counting, the guard against what is not finite, clipping, and the step itself."""
+    model_args, data_args, args = parse_arguments(
+        flags(
+            write_assets(tmp_path / "a"), tmp_path / "out", "finetune", max_grad_norm=max_grad_norm, optim="adamw_torch"
+        )
+    )
+    model, tokenizer, _ = load(model_args, data_args, args)
+    choose_trained(model, model_args, args)
+    dataset, collator = make_data(model, tokenizer, model_args, data_args)
+    trainer = LlavaTrainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+    batches = iter(trainer.get_train_dataloader())
+    monkeypatch.setattr(type(args), "device", property(lambda self: torch.device(device)))
+    model.to(device)
+    optimizer = trainer.create_optimizer()
+    for _ in range(2):
+        moved = iter([send_to_device(next(batches), device, non_blocking=True) for _ in range(2)])
+        with nothing_waits(device):
+            micro, items = trainer.get_batch_samples(moved, 2, torch.device(device))
+            for inputs in micro:
+                trainer.training_step(model, inputs, items)
+            norm = trainer._clip_grad_norm(model) if max_grad_norm else None
+            trainer._get_grad_norm(model, norm)
+            optimizer.step()
+            model.zero_grad()
+        trainer.state.global_step += 1
+    assert trainer.meter.snapshot()["mean_text_tokens"] > 0
+
+
+def test_batches_travel_to_the_device_while_it_computes(tmp_path: Path) -> None:
+    arguments = parse_arguments(flags(write_assets(tmp_path / "a"), tmp_path / "out", "finetune"))
+    model, tokenizer, _ = load(*arguments)
+    dataset, collator = make_data(model, tokenizer, *arguments[:2])
+    arguments[2].dataloader_pin_memory = True  # as it is where there is an accelerator
+    trainer = LlavaTrainer(model=model, args=arguments[2], train_dataset=dataset, data_collator=collator)
+    loader = trainer.get_train_dataloader()
+    assert loader._non_blocking and loader.base_dataloader.pin_memory
+
+
+def test_the_device_without_numbers_notices_every_way_of_asking() -> None:
+    numbers = torch.zeros(4, device=DEVICE)
+    asking: list[Callable[[], Any]] = [
+        lambda: numbers[0].item(),
+        lambda: bool(numbers.any()),
+        lambda: float(numbers[0]),
+        numbers.tolist,
+        numbers.cpu,
+        numbers.nonzero,
+        numbers.unique,
+        lambda: numbers[numbers > 0],
+        lambda: torch.where(numbers > 0),
+        lambda: numbers[[0, 1]],
+        lambda: numbers[torch.tensor([0, 1])],
+        lambda: numbers.masked_select(numbers > 0),
+        lambda: torch.repeat_interleave(numbers, numbers.long()),
+        lambda: torch.tensor([1, 2], device=DEVICE),
+        lambda: numbers.new_tensor([1, 2]),
+        lambda: torch.zeros(4).to(DEVICE),
+        lambda: numbers.copy_(torch.zeros(4)),
+        lambda: torch.equal(numbers, numbers),
+        lambda: torch.arange(numbers[0]),
+    ]
+    for ask in asking:
+        with pytest.raises(WaitsForTheDeviceError), NothingWaits():
+            ask()
+    with NothingWaits():
+        torch.zeros(4).to(DEVICE, non_blocking=True)
+        numbers.index_select(0, torch.full((2,), 1, device=DEVICE))
+        numbers.masked_fill(numbers > 0, 1.0)
+    with NothingWaits(["allowed_here"]) as mode:
+
+        def allowed_here() -> None:
+            numbers.cpu()
+
+        allowed_here()
+    assert mode.used == {"allowed_here"}

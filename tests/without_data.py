@@ -91,7 +91,8 @@ class _FromPythonValues(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and not isinstance(args[0], Tensor):
             device = kwargs.get("device")
-            if device is not None and torch.device(device).type == DEVICE.type:
+            empty = isinstance(args[0], list) and not args[0]
+            if device is not None and torch.device(device).type == DEVICE.type and not empty:
                 self._refuse(f"{func.__name__} makes a tensor of values of Python and waits for the copy")
         if func is Tensor.new_tensor and _on_device(args[0]) and not isinstance(args[1], Tensor):
             self._refuse("new_tensor makes a tensor of values of Python and waits for the copy")

@@ -51,18 +51,25 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
-def on_host(inputs: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Inputs of `forward`, by name, with whole numbers and flags on the host; waits unless `host_inputs` has them.
+def with_host_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of `forward`, by name, with `host_inputs` where a prompt on a device has to be planned; waits for it.
 
-    Those of a prompt that is planned already, or came as embeddings, stay as they are.
+    Those of a prompt that is planned already, or came as embeddings, need none.
+    """
+    ids = inputs.get("input_ids")
+    planned = any(inputs.get(name) is not None for name in ("host_inputs", "plan", "layout", "prefill"))
+    if planned or not isinstance(ids, Tensor) or ids.device.type == "cpu":
+        return dict(inputs)
+    return {**inputs, "host_inputs": HostInputs.of(inputs)}
+
+
+def on_host(inputs: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Inputs of `forward`, by name, with whole numbers and flags as `host_inputs` has them.
 
     Args:
-        inputs: with `host_inputs` and `plan`, where there are such.
+        inputs: with `host_inputs`, where there are such.
         names: of those to return; None returns all.
     """
     chosen = dict(inputs) if names is None else {name: inputs[name] for name in names}
     held: HostInputs | None = inputs.get("host_inputs")
-    ids = inputs.get("input_ids")
-    if held is None and (ids is None or inputs.get("plan") is not None or ids.device.type == "cpu"):
-        return chosen
-    return (HostInputs.of(chosen) if held is None else held).in_place(chosen)
+    return chosen if held is None else held.in_place(chosen)

@@ -63,3 +63,8 @@ def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tens
     placed = to_device(positions, device).gather(2, columns).masked_fill(~layout.valid, 0)  # [A, B, L]
     placed = placed[0] if len(placed) == 1 else placed
     return dataclasses.replace(plan, layout=dataclasses.replace(layout.at_positions(placed), following=behind))
+
+
+def padding_side_of(attention_mask: Tensor | None) -> str:
+    """Left if any row of a mask [B, T] starts with padding; waits for the device it is on."""
+    return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"

@@ -260,6 +260,7 @@ def _causal_mask(
         attention_mask=None if key_mask is None else key_mask.to(hidden_states.device),
         position_ids=None,
         layer_idx=layer_index,
+        allow_is_causal_skip=key_mask is None,  # else transformers waits to see whether the mask hides anything
         **named(cache),
     )
 

@@ -24,11 +24,11 @@ from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer, own_columns
-from llava.model.host_inputs import on_host, to_device
+from llava.model.host_inputs import on_host, to_device, with_host_inputs
 from llava.model.loss import Targets
 from llava.model.parts import parts_named, weights_of
 from llava.model.placeholders import VisualSpan, hidden_unless_shown
-from llava.model.prefill import Prefill, at_stock_positions
+from llava.model.prefill import Prefill, at_stock_positions, padding_side_of
 from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
     PlanSettings,
@@ -246,6 +246,7 @@ class StagedModel(StagedGeneration):
             compression.t2v.layers if compression.t2v else (),
             self.returns_layouts if own["output_layouts"] is None else bool(own["output_layouts"]),
         )
+        given = with_host_inputs(given) if filled is None else given
         if check_call(self, on_host(given, inputs), more, own):
             output = self.stock.forward(self, **text_alone(self, inputs, more))
             return output if requested.logits else dataclasses.replace(output, logits=None)
@@ -286,17 +287,17 @@ class StagedModel(StagedGeneration):
         ids, plan, positions = inputs.get("input_ids"), inputs.get("plan"), None
         if ids is None or inputs.get("inputs_embeds") is not None:
             return self._of_embeddings(inputs)
-        inputs = on_host(inputs)
-        known: Tensor = inputs["input_ids"]
+        inputs = on_host(with_host_inputs(inputs))
         given = {name: inputs.get(name) for name in self.visual_inputs}
         with record_function("llava.images"):
             spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)
         if plan is None and labels_given(inputs) and inputs.get("query_mask") is not None:  # of a collator, see there
-            spans = hidden_unless_shown(spans, known)
+            spans = hidden_unless_shown(spans, inputs["input_ids"])
         every = list(chain.from_iterable(spans.values()))
         features = [span.features for span in every]
-        if plan is None and padding_side is None and not features and not bool(self.is_placeholder(known).any()):
-            positions = self.rotary_positions(known, inputs.get("attention_mask"), inputs)
+        untouched = plan is None and padding_side is None and not features
+        if untouched and not bool(self.is_placeholder(inputs["input_ids"]).any()):
+            positions = self.rotary_positions(inputs["input_ids"], inputs.get("attention_mask"), inputs)
             return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
         labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
         if plan is None:
@@ -343,7 +344,7 @@ class StagedModel(StagedGeneration):
             answers=answers,
             query_mask=query_mask,
             queries=queries,
-            padding_side=side or _padding_side(mask),
+            padding_side=side or padding_side_of(mask),
             max_length=self.longest_prompt() if labels_given(inputs) else None,
         )
         positions = self.rotary_positions(ids, mask, inputs)
@@ -392,8 +393,3 @@ def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
 def queries_of(compression: CompressionConfig) -> str:
     """Who votes under a compression; without T2V it does not matter."""
     return compression.t2v.queries if compression.t2v else "last"
-
-
-def _padding_side(attention_mask: Tensor | None) -> str:
-    """Left if any row starts with padding."""
-    return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"

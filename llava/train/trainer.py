@@ -89,6 +89,7 @@ class LlavaTrainer(FilledSteps):
     ) -> None:
         require_own_loss(kwargs, kwargs["args"])
         super().__init__(**kwargs)
+        self.accelerator.dataloader_config.non_blocking = self.args.dataloader_pin_memory
         # Some classes of transformers say no, as their own losses are means of a batch; here every family's is a sum
         # over the labels of the step, divided by how many they are on all ranks.
         self.model_accepts_loss_kwargs = True
@@ -142,11 +143,7 @@ class LlavaTrainer(FilledSteps):
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in transformers, which asks for it before every optimizer step.
-
-        Raises:
-            FloatingPointError: if a loss or the gradient of the step before was not finite; names step and samples.
-        """
+        """As in transformers, before every optimizer step; raises FloatingPointError as `FiniteSteps.end_step` does."""
         norm = super()._get_grad_norm(model, grad_norm)
         scaler = self.accelerator.scaler
         scaled = scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
