@@ -21,6 +21,7 @@ FILES = [path for folder in ("llava", "scripts", "playground") for path in sorte
 PROGRAMS = (
     "llava.doctor.__main__",
     "llava.serve.cli",
+    "llava.serve.api.__main__",
     "llava.cost.overview",
     "llava.eval.eval_gpt_review_bench",
     "llava.eval.run_llava",

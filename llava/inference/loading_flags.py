@@ -26,9 +26,15 @@ def check_device(device: str) -> None:
         raise ValueError(f"--device is {device!r}, which this torch cannot use: {reason}") from error
 
 
-def add_loading_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every program that opens a model."""
-    parser.add_argument("--model-path", "--model_path", type=MODEL, required=True, help="checkpoint folder")
+def add_loading_flags(parser: argparse.ArgumentParser, usual: str | None = None) -> None:
+    """The flags of every program that opens a model.
+
+    Args:
+        parser: gets them.
+        usual: what is opened where `--model-path` is not given, in words; None asks for it.
+    """
+    help_text = "checkpoint folder" if usual is None else f"checkpoint folder; by default {usual}"
+    parser.add_argument("--model-path", "--model_path", type=MODEL, required=usual is None, help=help_text)
     parser.add_argument(
         "--model-base", "--model_base", type=MODEL, help="language model that a projector or LoRA folder belongs to"
     )

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
 from llava.compression.salience import salient_spans
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.data.families.registry import register_inputs
 from llava.data.frames import Frames, FrameSampling
 from llava.data.mark_words import words_of_others
@@ -49,6 +49,8 @@ class ModelInputs(ABC):
         arguments: arguments of the model, among what the collator gives.
         usual_frames: frames of a video where no number is asked for.
         counted_frames: whether that number is the same for every video; else it follows from the video's length.
+        between_parts: what stands between the parts of a turn in `asked`.
+        media_first: whether media that stand behind all words of a turn are moved in front of them, as in training.
 
     Raises:
         ValueError: if there is no such opening, or the model cannot be shown videos as asked for.
@@ -58,6 +60,8 @@ class ModelInputs(ABC):
     arguments: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "query_mask", "labels", "images")
     usual_frames: ClassVar[int] = 8
     counted_frames: ClassVar[bool] = True
+    between_parts: ClassVar[str] = ""
+    media_first: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,6 +240,26 @@ class ModelInputs(ABC):
         Raises:
             ValueError: if the text has another number of marks.
         """
+
+    def asked(self, parts: Sequence[str | Sequence[Any]]) -> str:
+        """A human turn that was sent in parts, in their order; `<image>` and `<video>` in its words are words.
+
+        Args:
+            parts: texts, and the media of each image or video as a list.
+
+        Raises:
+            ValueError: as in `question`.
+        """
+        words = [isinstance(part, str) for part in parts]
+        media = [medium for part in parts if not isinstance(part, str) for medium in part]
+        in_front = words == sorted(words) or (self.media_first and words == sorted(words, reverse=True))
+        texts = [words_of_others(part, ()) if isinstance(part, str) else self.written_mark(part) for part in parts]
+        kept = [text for text, is_text in zip(texts, words, strict=True) if is_text] if in_front else texts
+        return self.question(self.between_parts.join(kept), media)
+
+    def written_mark(self, media: Sequence[Any]) -> str:
+        """How the place of one image, or of one video, is written in a question; its media as `image`, `video` give."""
+        return DEFAULT_IMAGE_TOKEN * sum(map(self.marks, media))
 
     @property
     @abstractmethod

@@ -53,6 +53,8 @@ class LlavaInputs(ModelInputs):
 
     model_types = ("llava_llama",)
     arguments = (*ModelInputs.arguments, "image_sizes")
+    between_parts = "\n"
+    media_first = True
 
     @classmethod
     def template_for(cls, config: Any, model_name: str, asked: str | None = None, usual: str | None = None) -> str:

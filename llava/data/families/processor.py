@@ -208,6 +208,10 @@ class ProcessorInputs(ModelInputs):
             text = DEFAULT_IMAGE_TOKEN * len(kinds) + text
         return self.marked(text).replace(_LITERAL_VIDEO, _VIDEO_MARK)
 
+    def written_mark(self, media: Sequence[Any]) -> str:
+        """As in `ModelInputs`."""
+        return "".join(_VIDEO_MARK if medium.kind == "video" else DEFAULT_IMAGE_TOKEN for medium in media)
+
     def marked(self, turn: str) -> str:
         """As in `ModelInputs`; a video's mark becomes one like an image's, for what is shown says which it is."""
         return turn.replace(_VIDEO_MARK, DEFAULT_IMAGE_TOKEN)

@@ -39,6 +39,8 @@ class VideoLlavaInputs(LlavaInputs):
     stay where they were written.
     """
 
+    media_first = False
+
     @classmethod
     def serves(cls, config: Any) -> bool:
         """A LLaVA with towers of their own for images and for videos."""
@@ -139,6 +141,10 @@ class VideoLlavaInputs(LlavaInputs):
         """As in `ModelInputs`."""
         code = source_of(sys.modules[__name__], video_marks)
         return digest_text([super().key, str(self.video_marks), code])
+
+    def written_mark(self, media: Sequence[Any]) -> str:
+        """As in `ModelInputs`."""
+        return "".join(DEFAULT_VIDEO_TOKEN if medium.dim() == 4 else DEFAULT_IMAGE_TOKEN for medium in media)
 
     def marked(self, turn: str) -> str:
         """As in `ModelInputs`; the model's `mm_use_im_start_end` puts the frames of a video between two tokens."""
