@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
 
+from llava.common.anyres import default_pinpoints
 from llava.common.presets import family_of
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.seen_media import Medium, seen_by, usual_medium
@@ -20,14 +21,40 @@ from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 TINY = "tiny"
 _OF_LLAVA = (None, "llava", "llava_llama", "llava_mistral", "llama", "mistral")
+_LANGUAGE_BIND = {**CLIP_LARGE_336, "image_size": 224, "hidden_act": "gelu", "add_time_attn": False, "lora_r": 0}
+_7B = MODELS["llava-1.5-7b"]
 SHAPES = {
     **{name: (shape, CLIP_LARGE_336) for name, shape in MODELS.items()},
+    "llava-next-7b": (_7B, CLIP_LARGE_336),
+    "video-llava-7b": (_7B, _LANGUAGE_BIND),
+    "medium": (
+        DecoderShape(16, 512, 8, 8, 64, 1376, 2048),
+        {**CLIP_LARGE_336, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4},
+    ),
     TINY: (
         DecoderShape(32, 64, 4, 4, 16, 172, 512),
         {**CLIP_LARGE_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
     ),
 }
-"""Dimensions of language models and towers' configurations; `tiny` has LLaVA-1.5-7B's layers and visual tokens."""
+"""Dimensions of language models and towers' configurations. `tiny` has LLaVA-1.5-7B's layers and visual tokens;
+`medium` has as many visual tokens, too, and is large enough that a CPU spends its time in products."""
+_FIELDS: dict[str, dict[str, Any]] = {
+    "llava-next-7b": {
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": default_pinpoints(336),
+    },
+    "video-llava-7b": {
+        "mm_vision_tower": None,
+        "mm_vision_config": None,
+        "mm_image_tower": "random weights",
+        "mm_image_config": _LANGUAGE_BIND,
+        "mm_video_tower": "random weights",
+        "mm_video_config": {**_LANGUAGE_BIND, "add_time_attn": True, "num_frames": 8},
+        "image_aspect_ratio": "pad",
+    },
+}
+"""What configurations of other families than LLaVA-1.5's have beside or instead of its fields."""
 
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -55,7 +82,7 @@ def random_config(name: str) -> Any:
         ValueError: as there.
     """
     if name in SHAPES:
-        return _config_of(*SHAPES[name])
+        return _config_of(*SHAPES[name], **_FIELDS.get(name, {}))
     if not (Path(name) / "config.json").is_file():
         raise ValueError(f"There is no shape {name!r}; give {', '.join(SHAPES)}, or a folder with a config.json.")
     content, _ = LlavaConfig.get_config_dict(name)
@@ -70,8 +97,14 @@ def random_config(name: str) -> Any:
     return config
 
 
-def _config_of(shape: DecoderShape, tower: dict[str, Any]) -> LlavaConfig:
+def _config_of(shape: DecoderShape, tower: dict[str, Any], **fields: Any) -> LlavaConfig:
     vision = CLIPVisionConfig(**tower)
+    of_llava = {
+        "mm_vision_tower": "random weights",
+        "mm_vision_config": vision.to_dict(),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+    }
     return LlavaConfig(
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
@@ -81,10 +114,7 @@ def _config_of(shape: DecoderShape, tower: dict[str, Any]) -> LlavaConfig:
         head_dim=shape.head_dim,
         vocab_size=shape.vocab,
         max_position_embeddings=4096,
-        mm_vision_tower="random weights",
-        mm_vision_config=vision.to_dict(),
-        mm_hidden_size=vision.hidden_size,
-        mm_projector_type="mlp2x_gelu",
+        **of_llava | fields,
     )
 
 
