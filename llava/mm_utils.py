@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.common import anyres
+from llava.common.clip_pixels import pixel_values
 from llava.common.image_limits import TOWER_SIDE, ImageLimitError, check_prepared, is_lack_of_memory, open_image_file
 from llava.common.image_opening import as_rgb, opening_of
 from llava.common.image_padding import scaled_square
@@ -86,8 +87,7 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
     check_prepared(image.size, "anyres", side)
     with _within_memory(image.size):
         crops = anyres.crops_of(image, grid_pinpoints, side)
-        pixels: torch.Tensor = processor.preprocess(crops, return_tensors="pt")["pixel_values"]
-        return pixels
+        return pixel_values(crops, processor)
 
 
 def aspect_ratio_of(config: Any) -> str | None:
@@ -128,7 +128,7 @@ def preprocess_image(
     with _within_memory(image.size):
         if aspect_ratio == "pad":
             image = _padded(image, tuple(int(channel * 255) for channel in image_processor.image_mean), image_processor)
-        return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        return pixel_values([image], image_processor)[0]
 
 
 @contextmanager
