@@ -27,12 +27,14 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat["id"] = f"{chat['id']}-{number}"
         chat["conversations"][-1]["value"] += " so it is" * (40 if number % 5 == 4 else number % 3)
     (folder / "ragged.json").write_text(json.dumps(chats))
+    train(flags(folder, folder / "pre", "pretrain", max_steps=1))  # ZeRO-3 draws a new projector otherwise than others
     return folder
 
 
 def options(assets: Path, **changes: object) -> dict[str, object]:
     """Of a fine-tuning with 8 samples a step on two ranks; accumulation is 1, so that engines plan for one pass."""
     common = {"data_path": assets / "ragged.json", "max_steps": STEPS, "learning_rate": 3e-3, "model_max_length": 512}
+    common["pretrain_mm_mlp_adapter"] = assets / "pre/mm_projector.bin"
     return {**common, "per_device_train_batch_size": 4, **changes}
 
 
@@ -42,10 +44,11 @@ def by_rows(assets: Path) -> Path:
     return train(flags(assets, assets / "rows", "finetune", **options(assets, per_device_train_batch_size=8)))
 
 
-@pytest.mark.parametrize("engine", ["torch", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("engine", ["torch", "zero2", "zero3_offload"])
 def test_losses_and_weights_are_those_of_rows_and_a_resumed_run_is_equal(
     assets: Path, by_rows: Path, tmp_path: Path, engine: str
 ) -> None:
+    """ZeRO-2 is left to resume by other tests, as nothing of it differs there."""
     changes = options(assets, max_tokens_per_device=300, save_strategy="steps", save_steps=STEPS // 2)
     if engine != "torch":
         changes["deepspeed"] = ROOT / f"configs/deepspeed/{engine}.json"
@@ -61,6 +64,8 @@ def test_losses_and_weights_are_those_of_rows_and_a_resumed_run_is_equal(
         assert now["metrics"][name] == then["metrics"][name], name
     passes = now["metrics"]["batches"]
     assert passes % 2 == 1 or passes != 2 * STEPS, "ranks had as many micro-batches; the test shows nothing"
+    if engine == "zero2":
+        return
     shutil.copytree(tmp_path / f"out/checkpoint-{STEPS // 2}", tmp_path / f"again/checkpoint-{STEPS // 2}")
     run("forked", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
     assert_equal(tmp_path / "out", tmp_path / "again")
