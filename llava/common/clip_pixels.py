@@ -33,20 +33,24 @@ def pixel_values(pictures: Sequence[Image.Image], processor: Any) -> Tensor:
         ValueError: as the processor, for example where the pictures become of different sizes.
     """
     if not _is_known(processor):
-        made: Tensor = processor.preprocess(list(pictures), return_tensors="pt")["pixel_values"]
-        return made
+        return _of_processor(pictures, processor)
     table = _table(
         float(processor.rescale_factor), tuple(processor.image_mean), tuple(processor.image_std)
     )  # float32 [3, 256]
     side = _side_of_squares(processor)
     planes = [_planes(picture, processor, side) for picture in pictures]  # uint8 [3, H, W] each
     if len({plane.shape for plane in planes}) != 1:
-        return processor.preprocess(list(pictures), return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
+        return _of_processor(pictures, processor)
     result = np.empty((len(planes), *planes[0].shape), np.float32)
     for values, plane in zip(result, planes, strict=True):
         for channel in range(3):
             np.take(table[channel], plane[channel], out=values[channel], mode="clip")
     return torch.from_numpy(result)
+
+
+def _of_processor(pictures: Sequence[Image.Image], processor: Any) -> Tensor:
+    made: Tensor = processor.preprocess(list(pictures), return_tensors="pt")["pixel_values"]
+    return made
 
 
 def _is_known(processor: Any) -> bool:

@@ -85,11 +85,10 @@ class FilledSteps(CheckedLoading):
 
     def step_collator(self) -> StepCollator:
         """What cuts the samples of a step."""
-        dataset, args = self.train_dataset, self.recipe
+        dataset, most = self.train_dataset, self.recipe.max_tokens_per_device
+        assert most is not None
         length = functools.partial(dataset.inputs.length, settings=dataset.config.settings)
-        return StepCollator(
-            self.data_collator, length, args.max_tokens_per_device, self.packs(), spare=args.world_size > 1
-        )
+        return StepCollator(self.data_collator, length, most, self.packs(), spare=self.recipe.world_size > 1)
 
     def packs(self) -> bool:
         """Whether the rows of a micro-batch stand end to end in the decoder."""
