@@ -33,7 +33,7 @@ from llava import compress
 from llava.compression import CompressionConfig, presets
 from llava.model.families.llava_hf import CompressedLlava
 from llava.model.plugin import CompressedModel
-from llava.model.splice import warn_without_answers
+from llava.model.query_roles import warn_without_answers
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,6 +19,7 @@ from llava.compression.t2v import (
     keep_counts,
     voting_positions,
 )
+from llava.model.prefill import repeated_rows
 
 # A row is written as it reads: s system, numbers of images, t text, V text that votes, a answer.
 ROWS = ["ss0000tVaa", "s000t111tVa", "tta", "0000000V"]
@@ -260,7 +261,7 @@ def test_layout_says_who_is_alive_and_repeats_rows():
         torch.zeros(*layout.valid.shape, 1), layout, choose_visual_tokens(scores, layout, counts), counts
     )
     assert after.alive().int().tolist() == [[0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0], [0] * 7, [0] * 4 + [1] * 3]
-    twice = after.repeat_interleave(2)
+    twice = repeated_rows(after, 2)
     assert twice.visual == (2, 2, 3, 3, 0, 0, 3, 3)
     assert torch.equal(twice.alive()[::2], after.alive()) and torch.equal(twice.alive()[1::2], after.alive())
 

@@ -41,9 +41,11 @@ class Clock:
         self.now += seconds
 
 
-def forward(rows: list, images: Tensor, compression: dict | None = DUET) -> tuple[TokenLayout, ...]:
+def forward(
+    rows: list, images: Tensor, compression: dict | None = DUET, packing: str = "off"
+) -> tuple[TokenLayout, ...]:
     model = tiny_llava(compression=compression).train()
-    return model(**collate(rows, labels=True), images=images).layouts
+    return model(**collate(rows, labels=True), images=images, packing=packing).layouts
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,16 @@ def test_counts_are_those_of_the_rows(mixed) -> None:
     assert totals["visual_tokens_after_layer_2"] == 15
     assert totals["visual_tokens_after_layer_4"] == 6
     assert totals["average_visual_tokens"] == pytest.approx((30 * 2 + 15 * 2 + 6 * 2) / 6)
+
+
+def test_packed_rows_have_no_padding_and_the_same_counts(mixed) -> None:
+    padded, packed = (TrainingMeter(duet_workload(), CPU) for _ in range(2))
+    padded.add(mixed, 6)
+    packed.add(forward(ROWS, pixels(6), packing="on"), 6)
+    one, other = padded.totals(), packed.totals()
+    assert one["padding_share"] > 0.3 and other["padding_share"] == 0
+    for name in ("samples", "tokens", "visual_tokens", "mean_sequence_tokens", "average_visual_tokens"):
+        assert one[name] == other[name], name
 
 
 def test_a_model_without_compression_has_one_stage() -> None:

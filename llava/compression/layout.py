@@ -1,14 +1,16 @@
-"""The layout of a padded batch: padding, text, visual tokens and voters by position; updated by every drop.
+"""The layout of a batch: padding, text, visual tokens and voters by position; updated by every drop.
 
+Two forms: padded, rows of equal length [B, L], and packed, rows end to end in one stream [1, S] without padding.
 Counts live on the host as plain integers: from them every length after a drop is known without asking the device.
-Shapes: B rows, L positions.
+Shapes: B rows, L positions; where a tensor is [B, L], the packed form has [1, S].
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class TokenLayout:
         following: int64 [B, 1], position of whatever comes behind each row; None: one more than its largest.
         columns: int64 [B, L], column of the caller's input that each token belongs to, never falling along a row, -1 on
             padding; None where the layout itself is the input.
+        rows: int64 [1, S], row of each token, in the packed form; None in the padded one.
     """
 
     valid: Tensor
@@ -46,6 +49,7 @@ class TokenLayout:
     padding_side: str = "right"
     following: Tensor | None = None
     columns: Tensor | None = None
+    rows: Tensor | None = None
 
     @classmethod
     def of_text(cls, valid: Tensor) -> TokenLayout:
@@ -75,7 +79,17 @@ class TokenLayout:
     @property
     def is_padded(self) -> bool:
         """Whether any row is shorter than the batch (known on the host)."""
-        return min(self.lengths, default=0) < self.valid.shape[1]
+        return not self.is_packed and min(self.lengths, default=0) < self.valid.shape[1]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows stand end to end."""
+        return self.rows is not None
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each row begins in its line of the tensors: 0 in the padded form."""
+        return tuple(accumulate(self.lengths[:-1], initial=0)) if self.is_packed else (0,) * len(self.lengths)
 
     @property
     def needs_mask(self) -> bool:
@@ -88,13 +102,46 @@ class TokenLayout:
 
     def by_visual_index(self, values: Tensor, fill: float) -> Tensor:
         """Values [B, L] of visual tokens, laid out [B, N] by their rank among the N that entered; `fill` elsewhere."""
-        most = max(self.entered, default=0)
-        laid_out = values.new_full((len(self.entered), most + 1), fill)  # [B, 1 + N]; others go to column 0
-        return laid_out.scatter_(1, self.visual_index + 1, values)[:, 1:]
+        width = max(self.entered, default=0) + 1
+        laid_out = values.new_full((len(self.entered), width), fill)  # [B, 1 + N]; others go to column 0
+        slot = self.row_numbers() * width + self.visual_index + 1  # [B, L]
+        laid_out.view(-1).scatter_(0, slot.flatten(), values.flatten())
+        return laid_out[:, 1:]
 
     def alive(self) -> Tensor:
         """bool [B, N]: which of the visual tokens that entered the decoder are still there."""
         return self.by_visual_index(self.is_visual, False)
+
+    def row_numbers(self) -> Tensor:
+        """int64 [B, 1], or [1, S] in the packed form: the row of each position."""
+        return torch.arange(len(self.lengths), device=self.valid.device)[:, None] if self.rows is None else self.rows
+
+    def each(self, numbers: Sequence[int]) -> Tensor:
+        """A number of each row at its positions, int64 [B, 1] or [1, S]; does not wait for the device."""
+        values = torch.tensor(numbers, dtype=torch.long).to(self.valid.device, non_blocking=True)
+        return values[:, None] if self.rows is None else values[self.rows]
+
+    def take(self, values: Tensor, index: Tensor) -> Tensor:
+        """Values [B, L, D] at positions [B, V] of their rows, or [1, S, D] at places of the stream: [B, V, D].
+
+        Only the index is kept for the backward pass.
+        """
+        first = 0 if self.is_packed else self.row_numbers() * values.shape[1]
+        return values.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
+
+    def counted(self) -> Tensor:
+        """int64 [B, L]: positions 0..n-1 over the tokens of each row; 0 on padding."""
+        if self.rows is None:
+            return renumbered(self.valid)
+        return torch.arange(self.rows.shape[1], device=self.rows.device) - self.each(self.starts)
+
+    def packed(self) -> tuple[TokenLayout, Tensor]:
+        """The same tokens packed, and int64 [S] where each stood among the B * L positions; the device is not asked."""
+        index = torch.argsort((~self.valid).flatten().int(), stable=True)[: sum(self.lengths)]  # [S]
+        columns, rows = self.input_columns(), self.row_numbers().expand(self.valid.shape)
+        laid_out = dataclasses.replace(self, columns=columns, rows=rows, following=None, padding_side="right")
+        travel = laid_out.map_tensors(lambda values: values.flatten(-2).index_select(-1, index).unsqueeze(-2))
+        return dataclasses.replace(travel, following=self.following), index
 
     def at_positions(self, positions: Tensor) -> TokenLayout:
         """The same layout with other rotary positions, broadcastable to [B, L] or [A, B, L]."""
@@ -119,15 +166,6 @@ class TokenLayout:
         """The same layout with its tensors on a device; does not wait for a copy to an accelerator."""
         to_accelerator = torch.device(device).type != "cpu"
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=to_accelerator))
-
-    def repeat_interleave(self, repeats: int) -> TokenLayout:
-        """Each row `repeats` times, as beam search and several returned sequences ask."""
-        lengths, visual, entered = (
-            tuple(count for count in counts for _ in range(repeats))
-            for counts in (self.lengths, self.visual, self.entered)
-        )
-        repeated = self.map_tensors(lambda tensor: tensor.repeat_interleave(repeats, dim=-2))
-        return dataclasses.replace(repeated, lengths=lengths, visual=visual, entered=entered)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> TokenLayout:
         """The same layout with other tensors, on a device for example."""

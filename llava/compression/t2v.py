@@ -1,7 +1,7 @@
 """Text-to-vision dropping: score visual tokens by the attention text pays them, choose, gather (paper section 3.2).
 
-Shapes: B rows, L positions, V voting tokens, H query heads, G key heads, d head width, D width.
-Nothing here loops over rows or waits for the device: how many tokens stay is known on the host.
+Shapes: B rows, L positions ([1, S] for [B, L] in the packed form of a layout), V voting tokens, H query heads, G key
+heads, d head width, D width. Nothing here waits for the device: how many tokens stay is known on the host.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from llava.common.own_scores import scored_by_own, unknown_choice
+from llava.common.own_scores import require_choice, scored_by_own
 from llava.compression.config import T2V_POSITIONS, T2V_SCORES, T2VConfig
-from llava.compression.layout import TokenLayout, renumbered
+from llava.compression.layout import TokenLayout
 from llava.compression.selection import even_spread, seeded_noise, without_autocast
 
 _MAX_ATTENTION_ELEMENTS = 2**28
@@ -34,9 +34,16 @@ def voting_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Where the voters of each row stand.
 
     Returns:
-        int64 [B, V] positions, and bool [B, V] whether the entry is a voter (rows may have fewer than V).
+        int64 [B, V] positions (places of the stream in the packed form), and bool [B, V] whether the entry is a voter
+        (rows may have fewer than V).
     """
     count = max(1, layout.max_votes)
+    if layout.rows is not None:
+        order = torch.argsort(2 * layout.rows[0] + ~layout.vote[0], stable=True)  # [S], row by row, voters first
+        place = [[min(start + one, len(order) - 1) for one in range(count)] for start in layout.starts]
+        index = order[torch.tensor(place).to(order.device, non_blocking=True)]  # [B, V]
+        own = layout.rows[0][index] == torch.arange(len(index), device=order.device)[:, None]
+        return index, layout.vote[0][index] & own
     index = torch.argsort((~layout.vote).int(), dim=1, stable=True)[:, :count]  # [B, V], voters first
     return index, layout.vote.gather(1, index)
 
@@ -50,7 +57,7 @@ def attention_scores(
 
     Args:
         queries: [B, H, V, d] of the voting tokens, rotated to their positions.
-        keys: [B, G, L, d] of every token, rotated; H is a multiple of G (grouped-query attention).
+        keys: [B, G, L, d] ([1, G, S, d]) of every token, rotated; H is a multiple of G (grouped-query attention).
         layout: describes the L positions.
         voters, is_voter: what `voting_positions` returns.
         scaling: factor of the dot product, usually d ** -0.5.
@@ -58,16 +65,27 @@ def attention_scores(
     Returns:
         float32 [B, L]; 0 everywhere in a row without voters.
     """
+    if not layout.is_packed:
+        return _scores(queries, keys, layout.valid, voters, is_voter, scaling)
+    found = []
+    for row, (first, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
+        own, part, at = slice(row, row + 1), slice(first, first + length), voters[row : row + 1] - first
+        found.append(_scores(queries[own], keys[:, :, part], layout.valid[:, part], at, is_voter[own], scaling))
+    return torch.cat(found, dim=1)
+
+
+def _scores(queries: Tensor, keys: Tensor, valid: Tensor, voters: Tensor, is_voter: Tensor, scaling: float) -> Tensor:
+    """`attention_scores` of rows of equal length."""
     batch, heads, count, _ = queries.shape
-    chunk = max(1, _MAX_ATTENTION_ELEMENTS // (batch * heads * keys.shape[2]))
+    chunk = max(1, _MAX_ATTENTION_ELEMENTS // max(1, batch * heads * keys.shape[2]))
     keys = keys.float()
     column = torch.arange(keys.shape[2], device=keys.device)
     votes = is_voter.float()
     votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1)  # [B, V], shares of the mean
-    scores = torch.zeros(layout.valid.shape, device=keys.device)  # [B, L]
+    scores = torch.zeros(valid.shape, device=keys.device)  # [B, L]
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
-        visible = layout.valid[:, None, :] & (column <= voters[:, part, None])  # [B, V, L]
+        visible = valid[:, None, :] & (column <= voters[:, part, None])  # [B, V, L]
         with without_autocast(keys.device):
             received = _attention(queries[:, :, part].float(), keys, visible, scaling).mean(dim=1)  # [B, V, L]
         scores += (votes[:, part, None] * received).sum(dim=1)
@@ -119,16 +137,18 @@ def choose_visual_tokens(scores: Tensor, layout: TokenLayout, counts: tuple[int,
     """
     masked = scores.float().masked_fill(~layout.is_visual, -torch.inf)  # [B, L]
     order = masked.sort(dim=1, descending=True, stable=True).indices  # [B, L], columns by falling score
+    if layout.rows is not None:  # [1, S], the same row by row
+        order = order.gather(1, layout.rows.gather(1, order).argsort(dim=1, stable=True))
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, place)  # [B, L], place of each column in that order
-    chosen = rank < _on_device(counts, order.device)
+    chosen = rank < layout.each([start + count for start, count in zip(layout.starts, counts, strict=True)])
     return torch.where(layout.is_visual, chosen, layout.valid)
 
 
 def gather_kept(
     hidden_states: Tensor, layout: TokenLayout, keep: Tensor, counts: tuple[int, ...], positions: str = "renumber"
 ) -> tuple[Tensor, TokenLayout]:
-    """Gather the kept tokens of each row, in order, and pad the rows anew: hidden states and their layout.
+    """Gather the kept tokens of each row, in order: hidden states and their layout, padded anew or packed.
 
     The vote of a token that is dropped passes to the nearest token kept before it (a caption's only voter is the
     last visual token).
@@ -141,55 +161,46 @@ def gather_kept(
         positions: "renumber" or "original", see `T2VConfig`.
 
     Returns:
-        [B, L', D], zeros on padding, and its layout; L' is the longest row that is left.
+        [B, L', D], zeros on padding, and its layout; L' is the longest row that is left, all rows in the packed form.
 
     Raises:
         ValueError: if `positions` is neither.
     """
+    require_choice("t2v.positions", positions, T2V_POSITIONS)
     lengths = tuple(
         length - present + count for length, present, count in zip(layout.lengths, layout.visual, counts, strict=True)
     )
-    longest, left = max(lengths), layout.padding_side == "left"
-    length = _on_device(lengths, keep.device)  # [B, 1]
-    column = torch.arange(longest, device=keep.device)  # [L']
-    valid = column >= longest - length if left else column < length  # [B, L']
+    packed, left = layout.is_packed, layout.padding_side == "left"
+    longest = sum(lengths) if packed else max(lengths)
     order = torch.argsort((keep if left else ~keep).int(), dim=1, stable=True)  # [B, L], what is kept last or first
     index = order[:, -longest:] if left else order[:, :longest]  # [B, L'], the column that each position came from
-
-    # Where each token goes; a dropped one, to the last place before it that is kept. [B, L]
-    moved = (keep.long().cumsum(dim=1) - 1).clamp(min=0) + (longest - length if left else 0)
-    moved = moved.clamp(max=longest - 1)  # a row of padding alone has no place
-    vote = torch.zeros(valid.shape, dtype=torch.int32, device=keep.device)  # [B, L']
-    vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
+    column = torch.arange(longest, device=keep.device)  # [L']
+    padding: Tensor | int = longest - layout.each(lengths) if left else 0  # [B, 1], in front
+    valid = keep.new_ones(1, longest) if packed else (column >= padding) & (column < padding + layout.each(lengths))
 
     def travel(values: Tensor, fill: int) -> Tensor:  # [B, L] or [A, B, L] -> [B, L'] or [A, B, L']
-        return values.gather(-1, index.expand(*values.shape[:-1], -1)).masked_fill(~valid, fill)
+        taken = values.gather(-1, index.expand(*values.shape[:-1], -1))
+        return taken if packed else taken.masked_fill(~valid, fill)
 
-    match positions:
-        case "renumber":
-            placed, following = renumbered(valid), None
-        case "original":
-            placed, following = travel(layout.positions, 0), layout.next_position()
-        case other:
-            raise unknown_choice("t2v.positions", other, T2V_POSITIONS)
-    new_layout = dataclasses.replace(
+    after = dataclasses.replace(
         layout,
         valid=valid,
         image=travel(layout.image, -1),
         visual_index=travel(layout.visual_index, -1),
-        vote=vote,
-        positions=placed,
-        following=following,
         lengths=lengths,
-        visual=tuple(counts),
+        visual=counts,
         columns=travel(layout.input_columns(), -1),
+        rows=None if layout.rows is None else travel(layout.rows, -1),
     )
-    hidden_states = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[-1]))  # [B, L', D]
-    if new_layout.is_padded:
+    # Where each token goes; a dropped one, to the last place before it in its row that is kept. [B, L]
+    moved = torch.maximum(keep.long().cumsum(dim=1) - 1, layout.each(after.starts)) + padding
+    moved = moved.clamp(max=longest - 1)  # a row of padding alone has no place
+    vote = torch.zeros(valid.shape, dtype=torch.int32, device=keep.device)  # [B, L']
+    vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
+    placed, following = after.counted(), None
+    if positions == "original":
+        placed, following = travel(layout.positions, 0), layout.following if packed else layout.next_position()
+    hidden_states = layout.take(hidden_states, index)  # [B, L', D]
+    if after.is_padded:
         hidden_states = hidden_states.masked_fill(~valid[..., None], 0)
-    return hidden_states, new_layout
-
-
-def _on_device(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """int64 [B, 1] without waiting for the device."""
-    return torch.tensor(counts)[:, None].to(device, non_blocking=True)
+    return hidden_states, dataclasses.replace(after, vote=vote, positions=placed, following=following)

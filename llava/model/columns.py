@@ -4,7 +4,8 @@ Text always survives, so each text token has its own logits and hidden state. A 
 or is padding repeats the nearest token before it that survived: what it predicts is then what the model predicts there.
 A column with nothing before it (padding in front) holds zeros.
 
-Shapes: B rows, T columns of the input, L' positions after the last drop, D width, V vocabulary, K columns kept.
+Shapes: B rows, T columns of the input, L' positions after the last drop, D width, V vocabulary, K columns kept; in the
+packed form of a layout [1, S'] stands for [B, L'].
 """
 
 from __future__ import annotations
@@ -29,26 +30,32 @@ def survivor_index(layout: TokenLayout, width: int) -> Tensor:
         width: T.
 
     Returns:
-        int64 [B, T] into the L' positions, -1 where there is none; does not wait for the device.
+        int64 [B, T] into the B * L' positions of all rows, -1 where there is none; does not wait for the device.
     """
-    columns = layout.input_columns()  # [B, L']
-    place = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
-    at = columns.new_full((columns.shape[0], width + 1), -1)  # column -1 (padding) is written to slot 0
-    at.scatter_reduce_(1, columns + 1, place, reduce="amax")
+    slot = _slots(layout, width)
+    at = slot.new_full((len(layout.lengths), width + 1), -1)  # column -1 (padding) is written to slot 0
+    place = torch.arange(slot.numel(), device=slot.device)
+    at.view(-1).scatter_reduce_(0, slot.flatten(), place, reduce="amax")
     return at[:, 1:].cummax(dim=1).values
 
 
 def own_columns(layout: TokenLayout, width: int) -> Tensor:
     """bool [B, T]: columns of the input that at least one token of the layout belongs to."""
-    columns = layout.input_columns()
-    found = torch.zeros(columns.shape[0], width + 1, dtype=torch.bool, device=columns.device)
-    return found.scatter_(1, columns + 1, True)[:, 1:]
+    slot = _slots(layout, width)
+    found = torch.zeros(len(layout.lengths), width + 1, dtype=torch.bool, device=slot.device)
+    found.view(-1).scatter_(0, slot.flatten(), True)
+    return found[:, 1:]
+
+
+def _slots(layout: TokenLayout, width: int) -> Tensor:
+    """int64 [B, L']: where each position's column stands in a table [B, 1 + T], whose first column is for padding."""
+    return layout.row_numbers() * (width + 1) + layout.input_columns() + 1
 
 
 def at_columns(values: Tensor, index: Tensor) -> Tensor:
     """Values [B, L', D] at the columns [B, K] of a `survivor_index`: [B, K, D], zeros where it is -1."""
     index = index.to(values.device)
-    taken = values.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, values.shape[-1]))
+    taken = values.flatten(0, 1).index_select(0, index.clamp(min=0).flatten()).unflatten(0, index.shape)
     return taken.masked_fill(index[..., None] < 0, 0)
 
 

@@ -12,6 +12,7 @@ from llava.model.call_checks import guard_inner_model
 from llava.model.finite import require_finite_model
 from llava.model.shared_copy import as_kind, shared_copy
 from llava.model.staged_model import StagedModel
+from llava.model.varlen_attention import let_pack
 
 _BUILT_IN = {
     "LlavaForConditionalGeneration": "llava_hf",
@@ -44,6 +45,7 @@ class CompressedModel(StagedModel):
         require_finite_model(model, getattr(model, "name_or_path", "") or type(model).__name__)
         twin = shared_copy(model, cls)
         guard_inner_model(twin)
+        let_pack(twin.decoder.config)
         twin.set_compression(getattr(model.config, "compression", None) if compression is None else compression)
         return twin
 

@@ -1,6 +1,7 @@
 """The next-token loss, with the head applied to supervised positions only.
 
-Shapes: B rows, T columns of the input, L positions behind the last drop, D width, S supervised positions, V vocabulary.
+Shapes: B rows, T columns of the input, L positions behind the last drop ([1, all] for [B, L] where the layout is
+packed), D width, S supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from llava.compression.layout import TokenLayout
 from llava.constants import IGNORE_INDEX
-from llava.model.columns import labels_of, survivor_index
+from llava.model.columns import labels_of, own_columns, survivor_index
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Targets:
 def labels_at(layout: TokenLayout, labels: Tensor) -> Tensor:
     """Labels [B, T] of the input's columns at the positions of a layout, int64 [B, L]; -100 on padding and images."""
     columns = layout.input_columns()
-    taken = labels.to(columns.device).gather(1, columns.clamp(min=0))
+    place = layout.row_numbers() * labels.shape[1] + columns.clamp(min=0)  # [B, L] into the B * T labels
+    taken = labels.to(columns.device).flatten()[place]
     return taken.masked_fill((columns < 0) | layout.is_visual, IGNORE_INDEX)
 
 
@@ -88,12 +90,13 @@ def next_token_loss(
     """
     layout = layout.to(hidden_states.device)
     shifted = targets.shifted.to(hidden_states.device, non_blocking=True)
-    index = survivor_index(layout, shifted.shape[1])  # [B, T]
-    last = layout.input_columns().amax(dim=1, keepdim=True)  # columns behind the last token are padding, or cut off
-    outside = (index < 0) | (torch.arange(shifted.shape[1], device=index.device) > last)
+    width = shifted.shape[1]
+    index = survivor_index(layout, width)  # [B, T]
+    number = torch.arange(1, width + 1, device=index.device)
+    last = (own_columns(layout, width) * number).amax(dim=1, keepdim=True)  # 1-based; behind it is padding, or cut off
+    outside = (index < 0) | (number > last)
     shifted_labels = shifted.masked_fill(outside, IGNORE_INDEX).flatten()  # [B * T]
-    flat = torch.arange(layout.valid.numel(), device=index.device).view(layout.valid.shape)
-    positions = flat.gather(1, index.clamp(min=0)).flatten()  # [B * T] into the B * L positions
+    positions = index.clamp(min=0).flatten()  # [B * T] into the B * L positions
     # Sorting finds the supervised columns without asking the device how many there are.
     chosen = torch.argsort((shifted_labels == IGNORE_INDEX).int(), stable=True)[: max(1, targets.count)]  # [S]
     states = hidden_states.flatten(0, 1).index_select(0, positions.index_select(0, chosen))  # [S, D]

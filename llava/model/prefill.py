@@ -1,17 +1,22 @@
 """The decoder's input for a prompt: embeddings, layout and targets.
 
-Shapes: B rows, T columns of the input, L positions after splicing, A axes of positions, D width.
+Shapes: B rows, T columns of the input, L positions after splicing ([1, all] for [B, L] where rows are packed), D width,
+A axes of positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava.compression.layout import TokenLayout
+from llava.model.accepted_inputs import is_attention_matrix
+from llava.model.columns import own_columns
 from llava.model.host_inputs import to_device
 from llava.model.loss import Targets
 from llava.model.splice import SplicePlan
@@ -37,11 +42,30 @@ class Prefill:
     of_embeddings: bool = False
     added: tuple[Tensor, ...] = ()
 
+    def packed(self) -> Prefill:
+        """The same prompt with its rows packed; does not wait for the device."""
+        layout, index = self.layout.packed()
+        embeddings, *added = (
+            values.flatten(0, 1).index_select(0, index)[None] for values in (self.embeddings, *self.added)
+        )
+        return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added))
+
     def repeat_interleave(self, repeats: int) -> Prefill:
         """Each row `repeats` times, for beams."""
         embeddings, *added = (rows.repeat_interleave(repeats, dim=0) for rows in (self.embeddings, *self.added))
-        layout = self.layout.repeat_interleave(repeats)  # [B, L] -> [B * repeats, L]
-        return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added))
+        return dataclasses.replace(
+            self, embeddings=embeddings, layout=repeated_rows(self.layout, repeats), added=tuple(added)
+        )
+
+
+def repeated_rows(layout: TokenLayout, repeats: int) -> TokenLayout:
+    """Each row of a padded layout `repeats` times, as beam search and several returned sequences ask."""
+    lengths, visual, entered = (
+        tuple(count for count in counts for _ in range(repeats))
+        for counts in (layout.lengths, layout.visual, layout.entered)
+    )
+    repeated = layout.map_tensors(lambda tensor: tensor.repeat_interleave(repeats, dim=-2))
+    return dataclasses.replace(repeated, lengths=lengths, visual=visual, entered=entered)
 
 
 def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tensor | None) -> SplicePlan:
@@ -68,3 +92,36 @@ def at_stock_positions(plan: SplicePlan, positions: Tensor, attention_mask: Tens
 def padding_side_of(attention_mask: Tensor | None) -> str:
     """Left if any row of a mask [B, T] starts with padding; waits for the device it is on."""
     return "left" if attention_mask is not None and bool((attention_mask[:, 0] == 0).any()) else "right"
+
+
+def of_text(embeddings: Tensor, inputs: Mapping[str, Any], positions: Tensor | None = None) -> Prefill:
+    """Text as it stands, position for position.
+
+    Args:
+        embeddings: [B, T, D].
+        inputs: arguments of `forward`, by name.
+        positions: int64 [A, B, T], on several axes, where the stock model has such.
+    """
+    mask, rows, columns = inputs.get("attention_mask"), *embeddings.shape[:2]
+    if mask is None or is_attention_matrix(mask):
+        layout = TokenLayout.of_full_text(rows, columns, embeddings.device)
+    else:
+        layout = TokenLayout.of_text(mask).to(embeddings.device)
+    given = inputs.get("position_ids") if positions is None else positions
+    if given is not None:
+        given = to_device(given, embeddings.device)
+        layout = layout.at_positions(given if given.dim() == 2 else given[-3:])
+    return Prefill(embeddings, layout, columns, Targets.of(inputs.get("labels"), inputs.get("shift_labels")))
+
+
+def of_embeddings(inputs: Mapping[str, Any]) -> Prefill:
+    """A prompt [B, T, D] that came as embeddings: text alone, or with the layout of what else it holds."""
+    embeds, layout = inputs["inputs_embeds"], inputs.get("layout")
+    if layout is None:
+        return dataclasses.replace(of_text(embeds, inputs), of_embeddings=True)
+    targets, shift_labels = Targets.of(inputs.get("labels"), inputs.get("shift_labels")), inputs.get("shift_labels")
+    if targets is not None:
+        columns, width = layout.input_columns(), targets.shifted.shape[1]
+        visual = own_columns(dataclasses.replace(layout, columns=columns.masked_fill(~layout.is_visual, -1)), width)
+        targets = targets.without(visual | (~own_columns(layout, width) & (shift_labels is None)))
+    return Prefill(embeds, layout, None, targets, of_embeddings=True)

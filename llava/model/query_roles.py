@@ -5,11 +5,16 @@ On the host. Shapes: B rows, T columns of the input, L positions after splicing.
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from torch import Tensor
 
 from llava.common.own_scores import unknown_choice
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
+
+logger = logging.getLogger(__name__)
 
 
 def default_roles(is_image: Tensor, valid: Tensor, answers: Tensor | None) -> Tensor:
@@ -76,3 +81,23 @@ def who_votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Te
 def _next(values: Tensor, fill: bool) -> Tensor:
     """The value of the following position, `fill` behind the last one."""
     return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], dim=1)
+
+
+@functools.cache
+def warn_without_answers() -> None:
+    """Say once that a training step without labels or a query mask lets the last token of each row vote."""
+    logger.warning(
+        "A model in training mode was given neither labels nor a query_mask, so the last token of each row ranks the "
+        "visual tokens, which may be part of the answer (transformers' Trainer keeps labels back for "
+        "label_smoothing_factor and compute_loss_func). Pass query_mask, or logits_to_keep with the length of the "
+        "answer plus one."
+    )
+
+
+@functools.cache
+def warn_without_query_mask() -> None:
+    """Say once that salient tokens were to vote, but nothing says which they are."""
+    logger.warning(
+        "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
+        "with llava.data.tokenization.encode_prompt and pass its query_mask."
+    )

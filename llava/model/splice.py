@@ -7,7 +7,6 @@ Shapes: B rows, T columns of the input, L positions after splicing, S text token
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from llava.compression.layout import TokenLayout, renumbered
 from llava.compression.salience import QueryRole
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import Targets
+from llava.model.packing import packs
 from llava.model.placeholders import VisualSpan, find_spans
 from llava.model.query_roles import default_roles, last_flagged, who_votes
 
@@ -32,7 +32,8 @@ class SplicePlan:
 
     Attributes:
         ids: int64 [S], the text tokens of all rows, end to end; they are embedded.
-        source: int64 [B, L], index into the rows of `cat([embedded text (S), visual tokens (N)])`; 0 on padding.
+        source: int64 [B, L], index into the rows of `cat([embedded text (S), visual tokens (N)])`; 0 on padding. As the
+            layout, [1, all] where rows are packed.
         layout: layout of the L positions.
         counts: visual tokens of each span, in the order in which their features are given.
         width: T.
@@ -66,6 +67,11 @@ class SplicePlan:
             targets=None if self.targets is None else self.targets.map_tensors(change),
         )
 
+    def packed(self) -> SplicePlan:
+        """The same plan with its rows packed; does not wait for the device it is on."""
+        layout, index = self.layout.packed()
+        return dataclasses.replace(self, layout=layout, source=self.source.flatten()[index][None])
+
     def require(self, counts: Sequence[int], queries: str) -> None:
         """Raise ValueError where the visual tokens that came, or who is to vote, are not those that were planned."""
         if [count for count in counts if count] != [count for count in self.counts if count] or queries != self.queries:
@@ -86,11 +92,14 @@ class PlanSettings:
         tokens_per_image: visual tokens of each image.
         queries: who votes, see `T2VConfig.queries`.
         max_length: positions after which rows are cut off; None cuts none.
+        packing: form of the plan's rows, see `llava.model.packing.packs`. Rows that are padded here can still be packed
+            when the model runs.
     """
 
     tokens_per_image: int
     queries: str
     max_length: int | None = None
+    packing: str = dataclasses.field(default="off", kw_only=True)
 
     @property
     def fixed(self) -> int | None:
@@ -113,7 +122,7 @@ class PlanSettings:
             media: media of the batch in reading order.
         """
         counts = [count for medium in media for count in self.counts(medium)]
-        return plan_splice(
+        plan = plan_splice(
             batch["input_ids"],
             batch["attention_mask"],
             {IMAGE_TOKEN_INDEX: [VisualSpan(torch.empty(count, 0), 1) for count in counts]},
@@ -122,6 +131,7 @@ class PlanSettings:
             queries=self.queries,
             max_length=self.max_length,
         )
+        return plan.packed() if packs(plan.layout, self.packing) else plan
 
 
 def plan_splice(
@@ -215,10 +225,13 @@ def _late_slots(span: VisualSpan, device: torch.device) -> Tensor:
 
 
 def splice_embeddings(text: Tensor, features: Sequence[Tensor], plan: SplicePlan) -> Tensor:
-    """Embeddings [B, L, D] of text [S, D] with visual tokens [n, D] of each span; zeros on padding."""
+    """Embeddings [B, L, D] ([1, all, D] of a packed plan) of text [S, D] with visual tokens [n, D] of each span.
+
+    Zeros on padding.
+    """
     rows = torch.cat([text, *(span.to(text) for span in features)]) if features else text  # [S + N, D]
     embeddings = rows.index_select(0, plan.source.flatten()).view(*plan.source.shape, -1)
-    return embeddings.masked_fill(~plan.layout.valid[..., None], 0)
+    return embeddings.masked_fill(~plan.layout.valid[..., None], 0) if plan.layout.is_padded else embeddings
 
 
 def splice_added(spans: Sequence[VisualSpan], plan: SplicePlan) -> tuple[Tensor, ...]:
@@ -255,26 +268,6 @@ def check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
                 f"{name} has shape {tuple(values.shape)}, but input_ids has {tuple(input_ids.shape)}; give one value "
                 "for each token of the prompt and, where one is given, of its answer."
             )
-
-
-@functools.cache
-def warn_without_answers() -> None:
-    """Say once that a training step without labels or a query mask lets the last token of each row vote."""
-    logger.warning(
-        "A model in training mode was given neither labels nor a query_mask, so the last token of each row ranks the "
-        "visual tokens, which may be part of the answer (transformers' Trainer keeps labels back for "
-        "label_smoothing_factor and compute_loss_func). Pass query_mask, or logits_to_keep with the length of the "
-        "answer plus one."
-    )
-
-
-@functools.cache
-def warn_without_query_mask() -> None:
-    """Say once that salient tokens were to vote, but nothing says which they are."""
-    logger.warning(
-        "t2v.queries is 'salient', but no query_mask says which tokens are: the last one votes alone. Make the prompt "
-        "with llava.data.tokenization.encode_prompt and pass its query_mask."
-    )
 
 
 @dataclass(frozen=True)

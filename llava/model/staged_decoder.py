@@ -3,7 +3,8 @@
 Owns masks, positions and the drop; knows neither LLaVA nor images. A decoder is Llama-like if it has `layers` (with
 `input_layernorm` and `self_attn.{q_proj, k_proj, head_dim, scaling}`), `norm`, `rotary_emb` and `config`.
 
-Shapes: B rows, L positions, D width, V voting tokens, H query heads, G key heads, d head width.
+Shapes: B rows, L positions, D width, V voting tokens, H query heads, G key heads, d head width. Where the layout is
+packed, [1, S] stands for [B, L]: the layers see one row, and attention is told where rows begin.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.output_capturing import capture_outputs
 
 from llava.common.own_scores import unknown_choice
-from llava.compression.config import T2V_SCORED_BY, T2VConfig
+from llava.compression.config import T2V_SCORED_BY, T2V_SCORES, T2VConfig
 from llava.compression.layout import TokenLayout
 from llava.compression.t2v import (
     attention_scores,
@@ -32,8 +33,10 @@ from llava.compression.t2v import (
 )
 from llava.model.cache_name import named
 from llava.model.collectives import ranks_must_agree
+from llava.model.packing import in_rows, in_stream
 from llava.model.results import LlavaModelOutput
 from llava.model.staged_cache import StagedCache
+from llava.model.varlen_attention import borders_of
 
 
 @capture_outputs
@@ -64,7 +67,12 @@ def run_stages(
     Returns:
         hidden states [B, L', D] after the final norm, where L' counts what survived the last drop; what each stage
         worked on and was ranked by.
+
+    Raises:
+        ValueError: for packed rows and a cache, whose rows must be of equal length.
     """
+    if cache is not None and layout.is_packed:
+        raise ValueError("Rows are packed, but a cache holds padded rows; give packing 'off', or use_cache=False.")
     layouts, scores = [layout], []
     to_add = dict(enumerate(added))
     ranking: Tensor | None = None
@@ -84,19 +92,22 @@ def run_stages(
             scores.append(ranking)
         if cache is not None:
             cache.begin_stage(first, layout)
-        mask = _causal_mask(decoder, hidden_states, layout.attention_mask(), cache, first)
+        if layout.is_packed:
+            mask, of_stage = None, kwargs | borders_of(layout)
+        else:
+            mask, of_stage = _causal_mask(decoder, hidden_states, layout.attention_mask(), cache, first), kwargs
         begin = first
         if t2v is not None and t2v.scored_by == "before" and last < len(decoder.layers):
             begin = last - 1
             with record_function(f"llava.layers {first}-{last - 1}"):
                 hidden_states = _run_layers(
-                    decoder, first, begin, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+                    decoder, first, begin, hidden_states, mask, layout.positions, cache, to_add, **of_stage
                 )
             hidden_states, layout = _on_device_of(decoder.layers[begin], hidden_states, layout)
             ranking = rank_visual_tokens(decoder, begin, hidden_states, layout, t2v, stage)
         with record_function(f"llava.layers {first}-{last - 1}"):
             hidden_states = _run_layers(
-                decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **kwargs
+                decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **of_stage
             )
     return LlavaModelOutput(
         last_hidden_state=decoder.norm(hidden_states), layouts=tuple(layouts), scores=tuple(scores), **named(cache)
@@ -142,6 +153,9 @@ def rank_visual_tokens(
     """
     counts = keep_counts(layout, t2v, stage)
     if t2v.score != "attention":
+        if layout.is_packed and t2v.score not in T2V_SCORES:  # other packages score rows
+            rows, place = in_rows(layout)
+            return in_stream(control_scores(rows, t2v, stage, hidden_states.detach()[0][place]), layout)
         return control_scores(layout, t2v, stage, hidden_states.detach())
     if t2v.keep[stage] == 0 or (counts == layout.visual and not ranks_must_agree()):
         return None
@@ -201,12 +215,12 @@ def _queries_and_keys(
     attention: Any = layer.self_attn
     voters, is_voter = voting_positions(layout)
     normed = layer.input_layernorm(hidden_states)
-    normed_voters = normed.gather(1, voters[..., None].expand(-1, -1, normed.shape[-1]))  # [B, L, D] -> [B, V, D]
+    normed_voters = layout.take(normed, voters)  # [B, L, D] -> [B, V, D]
     cos, sin = (part.to(normed) for part in decoder.rotary_emb(hidden_states, position_ids=layout.positions))
-    at = voters[..., None].expand(-1, -1, cos.shape[-1])  # [B, V] -> [B, V, d]
     queries = _heads(attention.q_proj(normed_voters), attention, "q_norm")
     keys = _heads(attention.k_proj(normed), attention, "k_norm")
-    return _rotate(queries, cos.gather(1, at), sin.gather(1, at)), _rotate(keys, cos, sin), voters, is_voter
+    queries = _rotate(queries, layout.take(cos, voters), layout.take(sin, voters))
+    return queries, _rotate(keys, cos, sin), voters, is_voter
 
 
 def _heads(projected: Tensor, attention: Any, norm: str) -> Tensor:

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from llava.compression.config import CompressionConfig
-from llava.compression.layout import TokenLayout
-from llava.model.accepted_inputs import is_attention_matrix, separated, stands_apart, without_packing
+from llava.model.accepted_inputs import separated, stands_apart, without_packing
 from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
-from llava.model.columns import given_answer, own_columns
-from llava.model.host_inputs import on_host, to_device, with_host_inputs
+from llava.model.columns import given_answer
+from llava.model.host_inputs import on_host, with_host_inputs
 from llava.model.loss import Targets
+from llava.model.packing import packing_of_call, packs, refuse_to_pack
 from llava.model.parts import parts_named, weights_of
 from llava.model.placeholders import VisualSpan, hidden_unless_shown
-from llava.model.prefill import Prefill, at_stock_positions, padding_side_of
+from llava.model.prefill import Prefill, at_stock_positions, of_embeddings, of_text, padding_side_of
+from llava.model.query_roles import warn_without_answers, warn_without_query_mask
 from llava.model.results import RequestedOutputs, with_head
 from llava.model.splice import (
     PlanSettings,
@@ -37,13 +38,12 @@ from llava.model.splice import (
     plan_splice,
     splice_added,
     splice_embeddings,
-    warn_without_answers,
-    warn_without_query_mask,
 )
 from llava.model.staged_cache import StagedCache, is_filled
 from llava.model.staged_decoder import continue_stages, run_stages
 from llava.model.staged_generation import StagedGeneration
 from llava.model.stock_forward import OWN_INPUTS
+from llava.model.varlen_attention import let_pack
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,11 @@ class StagedModel(StagedGeneration):
                     if any(handle.hooks_dict_ref() is held for held in hooks):
                         handle.remove()
 
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; where that is `sdpa`, the decoder can still take packed rows."""
+        super().set_attn_implementation(*args, **kwargs)
+        let_pack(self.decoder.config)
+
     def unused_modules(self) -> tuple[nn.Module, ...]:
         """Modules on which no output depends, such as a tower's layers behind the selected one."""
         return ()
@@ -246,8 +251,15 @@ class StagedModel(StagedGeneration):
             compression.t2v.layers if compression.t2v else (),
             self.returns_layouts if own["output_layouts"] is None else bool(own["output_layouts"]),
         )
+        caching = given.get("use_cache")
+        if caching is None:
+            caching = self.decoder.config.use_cache and not requested.loss and not self.training
+            caching = caching and own["packing"] != "on"
+        cached = bool(caching) or filled is not None
+        given["packing"] = packing_of_call(own["packing"], self.decoder.config, self.training, cached, own["plan"])
         given = with_host_inputs(given) if filled is None else given
         if check_call(self, on_host(given, inputs), more, own):
+            refuse_to_pack(own["packing"])
             output = self.stock.forward(self, **text_alone(self, inputs, more))
             return output if requested.logits else dataclasses.replace(output, logits=None)
         of_layers = _of_layers(more)
@@ -258,9 +270,8 @@ class StagedModel(StagedGeneration):
             outputs = continue_stages(self.decoder, new, filled, inputs.get("attention_mask"), **of_layers)
             return with_head(self.lm_head, outputs, requested)
         prefill = own["prefill"] or self.prefill(given, compression)
-        caching = given.get("use_cache")
-        if caching is None:
-            caching = self.decoder.config.use_cache and not requested.loss and not self.training
+        if not prefill.layout.is_packed and packs(prefill.layout, given["packing"]):
+            prefill = prefill.packed()
         if caching and cache is None:
             cache = StagedCache(self.decoder.config)
         cache = cache if caching else None
@@ -277,7 +288,8 @@ class StagedModel(StagedGeneration):
         """Embed the text, encode what is seen, and bring both into rows.
 
         Args:
-            inputs: checked arguments of `forward`, by name. With a `plan` nothing is asked of the device.
+            inputs: checked arguments of `forward`, by name. With a `plan` nothing is asked of the device. Rows are
+                packed where `packing` says so.
             compression: what to do.
             padding_side: side of the result's padding; None pads as the input is, and leaves text alone as it stands.
 
@@ -286,7 +298,7 @@ class StagedModel(StagedGeneration):
         """
         ids, plan, positions = inputs.get("input_ids"), inputs.get("plan"), None
         if ids is None or inputs.get("inputs_embeds") is not None:
-            return self._of_embeddings(inputs)
+            return of_embeddings(inputs)
         inputs = on_host(with_host_inputs(inputs))
         given = {name: inputs.get(name) for name in self.visual_inputs}
         with record_function("llava.images"):
@@ -298,7 +310,7 @@ class StagedModel(StagedGeneration):
         untouched = plan is None and padding_side is None and not features
         if untouched and not bool(self.is_placeholder(inputs["input_ids"]).any()):
             positions = self.rotary_positions(inputs["input_ids"], inputs.get("attention_mask"), inputs)
-            return self._of_text(self.get_input_embeddings()(ids), inputs, positions)
+            return of_text(self.get_input_embeddings()(ids), inputs, positions)
         labels, shift_labels = inputs.get("labels"), inputs.get("shift_labels")
         if plan is None:
             with record_function("llava.splice"):
@@ -311,6 +323,8 @@ class StagedModel(StagedGeneration):
             plan = at_slots(plan.to(ids.device), every)
             if positions is not None:
                 plan = at_stock_positions(plan, positions, inputs.get("attention_mask"))
+            if not plan.layout.is_packed and packs(plan.layout, inputs.get("packing") or "off"):
+                plan = plan.packed()
             text = self.get_input_embeddings()(plan.ids)  # [S, D]
             embeddings, added = splice_embeddings(text, features, plan), splice_added(every, plan)
         return Prefill(embeddings, plan.layout, plan.width, targets, added=added)
@@ -352,31 +366,6 @@ class StagedModel(StagedGeneration):
         if positions is None and given is not None and not plan.counts:
             positions = given.expand(ids.shape)[None]
         return plan, positions
-
-    def _of_embeddings(self, inputs: Mapping[str, Any]) -> Prefill:
-        """A prompt [B, T, D] that came as embeddings: text alone, or with the layout of what else it holds."""
-        embeds, layout = inputs["inputs_embeds"], inputs.get("layout")
-        if layout is None:
-            return dataclasses.replace(self._of_text(embeds, inputs), of_embeddings=True)
-        targets, shift_labels = Targets.of(inputs.get("labels"), inputs.get("shift_labels")), inputs.get("shift_labels")
-        if targets is not None:
-            columns, width = layout.input_columns(), targets.shifted.shape[1]
-            visual = own_columns(dataclasses.replace(layout, columns=columns.masked_fill(~layout.is_visual, -1)), width)
-            targets = targets.without(visual | (~own_columns(layout, width) & (shift_labels is None)))
-        return Prefill(embeds, layout, None, targets, of_embeddings=True)
-
-    def _of_text(self, embeddings: Tensor, inputs: Mapping[str, Any], positions: Tensor | None = None) -> Prefill:
-        """Text [B, T, D] as it stands, position for position; positions on several axes are theirs."""
-        mask, rows, columns = inputs.get("attention_mask"), *embeddings.shape[:2]
-        if mask is None or is_attention_matrix(mask):
-            layout = TokenLayout.of_full_text(rows, columns, embeddings.device)
-        else:
-            layout = TokenLayout.of_text(mask).to(embeddings.device)
-        given = inputs.get("position_ids") if positions is None else positions
-        if given is not None:
-            given = to_device(given, embeddings.device)
-            layout = layout.at_positions(given if given.dim() == 2 else given[-3:])
-        return Prefill(embeddings, layout, columns, Targets.of(inputs.get("labels"), inputs.get("shift_labels")))
 
     def is_placeholder(self, input_ids: Tensor) -> Tensor:
         """bool [B, T]: where images and videos go."""

@@ -24,6 +24,7 @@ OWN_INPUTS = (
     "prefill",
     "return_logits",
     "output_layouts",
+    "packing",
 )
 
 
@@ -38,6 +39,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     return_logits: None leaves them out where labels are given in training.
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`); without a
         compression there is one stage.
+    packing: `on`, `off`, or None for `auto`: whether rows stand end to end without padding inside the decoder, see
+        `llava.model.packing`.
 
     Args:
         stock: the class of transformers.
@@ -59,7 +62,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
 
     def forward(self: StagedModel, *args: Any, **kwargs: Any) -> Any:
         prepared = any(kwargs.get(name) is not None for name in ("plan", "layout", "prefill"))
-        if not prepared and kwargs.get("output_layouts") and not self.is_staged(kwargs.get("compression")):
+        asked = kwargs.get("output_layouts") or kwargs.get("packing") == "on"
+        if not prepared and asked and not self.is_staged(kwargs.get("compression")):
             self.check_decoder()
             prepared = True
         # A batch of the collators here may hold an image that no text shows, and ranks must make the same calls.

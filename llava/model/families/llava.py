@@ -41,6 +41,7 @@ from llava.model.staged_cache import is_filled
 from llava.model.staged_decoder import continue_stages
 from llava.model.staged_model import StagedModel, queries_of
 from llava.model.stock_forward import forward_like
+from llava.model.varlen_attention import let_pack
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
@@ -111,6 +112,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, StagedModel, LlamaForCausalLM)
     def __init__(self, config: LlavaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
         self.model = LlavaLlamaModel(config)
+        let_pack(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

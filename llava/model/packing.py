@@ -1,0 +1,112 @@
+"""Which form the rows of a batch take in the decoder: padded to one length, or packed end to end without padding.
+
+Shapes: B rows, L positions of a padded row, S tokens of all rows, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.common.own_scores import require_choice, unknown_choice
+from llava.compression.layout import TokenLayout
+from llava.model.varlen_attention import why_not_packed
+
+PACKING = ("auto", "on", "off")
+"""Values of the argument `packing`."""
+
+
+def packs(layout: TokenLayout, packing: str) -> bool:
+    """Whether rows of a padded layout are to be packed.
+
+    Args:
+        layout: the rows; only what the host knows of them is looked at.
+        packing: `on`, `off`, or `auto`: where there would be padding, because rows differ in length or in what is
+            left of them when no visual token is.
+
+    Raises:
+        ValueError: for another value.
+    """
+    match packing:
+        case "auto":
+            text = {length - visual for length, visual in zip(layout.lengths, layout.visual, strict=True)}
+            return any(layout.lengths) and (layout.is_padded or len(text) > 1)
+        case "on":
+            return any(layout.lengths)
+        case "off":
+            return False
+        case other:
+            raise unknown_choice("packing", other, PACKING)
+
+
+def packing_of_call(asked: str | None, config: Any, training: bool, cached: bool, plan: Any = None) -> str:
+    """What a call's `packing` comes to: `on`, `auto` or `off`.
+
+    Args:
+        asked: argument of the call; None is `auto`, which packs in training alone.
+        config: configuration of the decoder.
+        training: whether the model is in training mode.
+        cached: whether a cache is filled, or goes on.
+        plan: `SplicePlan` of the batch, if it came with one.
+
+    Raises:
+        ValueError: if rows are to be packed, or were planned so, and cannot be; or the plan contradicts `off`.
+    """
+    packing, planned = "auto" if asked is None else asked, plan is not None and plan.layout.is_packed
+    require_choice("packing", packing, PACKING)
+    if packing == "off":
+        if planned:
+            raise ValueError("packing is 'off', but the plan of the batch is packed; plan it with packing 'off', too.")
+        return packing
+    problem = "a cache is filled or goes on (use_cache, past_key_values), which holds padded rows" if cached else None
+    problem = problem or why_not_packed(config)
+    if problem is not None and (packing == "on" or planned):
+        what = "packing is 'on'" if packing == "on" else "The plan of the batch is packed"
+        raise ValueError(f"{what}, but {problem}; give packing 'off', or change that.")
+    return packing if problem is None and (packing == "on" or planned or training) else "off"
+
+
+def refuse_to_pack(asked: str | None) -> None:
+    """Raise ValueError where packing is asked for (`on`) of text with an attention of its own."""
+    if asked == "on":
+        raise ValueError(
+            "packing is 'on', but the rows already hold packed sequences, or attention_mask is a whole attention "
+            "matrix; leave packing out, or give each sequence a row of its own."
+        )
+
+
+def in_rows(layout: TokenLayout) -> tuple[TokenLayout, Tensor]:
+    """A packed layout in padded form, and int64 [B, L] the place in the stream of each position (0 on padding).
+
+    Does not wait for the device.
+    """
+    device = layout.valid.device
+    column = torch.arange(max(layout.lengths), device=device)  # [L]
+    starts, lengths = (
+        torch.tensor(counts)[:, None].to(device, non_blocking=True) for counts in (layout.starts, layout.lengths)
+    )
+    valid = column < lengths  # [B, L]
+    place = (starts + column).masked_fill(~valid, 0)
+
+    def rows(values: Tensor, fill: int) -> Tensor:  # [1, S] -> [B, L], [A, 1, S] -> [A, B, L]
+        return values[..., 0, :][..., place].masked_fill(~valid, fill)
+
+    padded = dataclasses.replace(
+        layout,
+        valid=valid,
+        image=rows(layout.image, -1),
+        visual_index=rows(layout.visual_index, -1),
+        vote=rows(layout.vote, 0),
+        positions=rows(layout.positions, 0),
+        columns=rows(layout.input_columns(), -1),
+        rows=None,
+    )
+    return padded, place
+
+
+def in_stream(values: Tensor, layout: TokenLayout) -> Tensor:
+    """Values [B, L] of rows as they stand in the stream of a packed layout, [1, S]."""
+    return values.flatten()[layout.row_numbers() * values.shape[1] + layout.counted()]
