@@ -184,6 +184,11 @@ class Chat:
             continue
         return self.turns[-1][1]
 
+    @property
+    def last_request(self) -> ChatRequest | None:
+        """The prompt whose visual tokens the last answer saw; None before the first."""
+        return self._prefilled
+
     def trace(self) -> tuple[CompressionTrace, list[Tensor]]:
         """What became of every patch when the visual tokens that the last answer saw were chosen; and the images.
 

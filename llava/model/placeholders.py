@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llava.compression.v2v import V2VResult
+
 
 @dataclass(frozen=True)
 class VisualSpan:
@@ -24,12 +26,14 @@ class VisualSpan:
         slots: int64 [n] which of those placeholders each token stands at; None puts them at the first ones, and those
             that are more at the last.
         added: [n, D] each, added to the hidden states of these tokens behind decoder layer 0, 1, ...
+        merged: what V2V made of it, for families that say so; the tokens stand in the order of their patches.
     """
 
     features: Tensor
     replaced: int
     slots: Tensor | None = None
     added: tuple[Tensor, ...] = ()
+    merged: V2VResult | None = None
 
     def hidden(self) -> VisualSpan:
         """The same image encoded but not shown: no tokens, yet gradients, all zero, that reach the tower."""

@@ -24,7 +24,8 @@ VEIL = 210
 """Opacity, 0 to 255, of the white over a patch that no token stands for."""
 SHADE = 150
 """Opacity, 0 to 255, of the colour over a merged patch."""
-COLOURS = ("#e11d48", "#7c3aed", "#0891b2", "#65a30d", "#d97706", "#db2777", "#2563eb", "#059669", "#92400e")
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
+"""Of Okabe and Ito, which people with any kind of colour vision tell apart; the most different ones first."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,23 @@ def _patches(trace: CompressionTrace, number: int, each: int) -> Patches:
 
 def _as_seen(pixels: Tensor, image_processor: Any, columns: int) -> Image.Image:
     """The image behind normalised pixels, enlarged so that patches are whole pixels."""
+    image = picture_of(pixels, image_processor)
+    side = columns * max(4, round(SIDE / columns))
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def picture_of(pixels: Tensor, image_processor: Any) -> Image.Image:
+    """The image behind normalised pixels.
+
+    Args:
+        pixels: [3, height, width] as they went into the tower.
+        image_processor: that normalised them; of a Video-LLaVA one for `image` and one for `video`.
+    """
     made = image_processor.get("image") or image_processor["video"] if isinstance(image_processor, Mapping) else None
     processor = made or image_processor
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     colours = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255  # [3, height, width]
-    image = Image.fromarray(colours.round().byte().permute(1, 2, 0).contiguous().numpy())
-    side = columns * max(4, round(SIDE / columns))
-    return image.resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(colours.round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
 def _marked(plain: Image.Image, patches: Patches, alive: Tensor) -> Image.Image:

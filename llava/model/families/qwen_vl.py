@@ -133,6 +133,19 @@ class QwenVLFamily(CompressedModel):
             spans[token] = list(itertools.islice(made, int(own[:, 0].sum())))
         return spans
 
+    def patch_grids(self, inputs: Mapping[str, Any]) -> dict[int, list[tuple[int, int]]]:
+        """Rows and columns of the groups of patches of every image and frame, a visual token each without V2V.
+
+        By the id of their placeholder, in reading order; arguments as in `visual_spans`.
+        """
+        side = self.model.visual.spatial_merge_size
+        kinds = ((self.config.image_token_id, "image_grid_thw"), (self.config.video_token_id, "video_grid_thw"))
+        sizes = {token: [] if inputs[grid] is None else inputs[grid].tolist() for token, grid in kinds}
+        return {
+            token: [(height // side, width // side) for time, height, width in found for _ in range(time)]
+            for token, found in sizes.items()
+        }
+
     def _spans(self, pixels: Tensor, grid: Tensor, v2v: V2VConfig | None) -> list[VisualSpan]:
         sizes = [height * width // self._group for time, height, width in grid.tolist() for _ in range(time)]
         block = -1 if v2v is None else self.scoring_block()
@@ -240,4 +253,4 @@ def _merged(span: VisualSpan, received: Tensor, keys: Tensor, attention: Tensor 
     source = result.source[0]
     order = source.argsort()
     features, *added = result.tokens[0][order].split(width, dim=-1)
-    return VisualSpan(features, size, source[order], tuple(added))
+    return VisualSpan(features, size, source[order], tuple(added), result)
