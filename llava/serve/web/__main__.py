@@ -7,6 +7,7 @@ python -m llava.serve.web --model-path CHECKPOINT --budgets mine.yaml
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -25,7 +26,6 @@ from llava.inference.chat import Chat
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
-from llava.mm_utils import model_name_of
 from llava.serve.web.example_questions import ExampleQuestion, example_questions
 from llava.serve.web.handlers import Handlers
 from llava.serve.web.offered_budgets import OfferedBudgets
@@ -70,23 +70,19 @@ def open_page(options: argparse.Namespace, folder: UploadFolder) -> WebPage:
     Raises:
         ValueError: if there is no model, an option does not fit it, or gradio is not installed.
     """
-    quiet_libraries()
-    try:
-        import gradio  # noqa: F401  # before the model is loaded, which may take minutes
-    except ImportError as error:
-        raise ValueError("The page needs gradio: pip install -c constraints.txt -e '.[serve]'.") from error
     if options.device:
         check_device(options.device)
     options.model_path = options.model_path or quickstart_model()
+    quiet_libraries()
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("The page needs gradio: pip install -c constraints.txt -e '.[serve]'.")
     settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
     engine = open_engine(options)
     budgets = OfferedBudgets(engine.model, options.budgets or _quickstart_budgets(options.model_path))
     examples = example_questions(options.model_path, engine.inputs.image_opening, options.examples)
     warm_up(engine, examples)
     visitors = Visitors(engine, settings)
-    return WebPage(
-        Handlers(engine, budgets, examples, folder), visitors, model_name_of(options.model_path), options.waiting
-    )
+    return WebPage(Handlers(engine, budgets, examples, folder), visitors, options.model_path, options.waiting)
 
 
 def warm_up(engine: Engine, examples: Sequence[ExampleQuestion]) -> None:

@@ -141,7 +141,7 @@ class OfferedBudgets:
     def _shown(self, amount: int | float, otherwise: int) -> int:
         is_share = isinstance(amount, float)
         if self.counted:
-            return min(round(amount * self.most) if is_share else int(amount), self.most)
+            return min(max(int(amount * self.most), 1) if is_share else int(amount), self.most)
         return round(100 * amount) if is_share or amount == 0 else otherwise
 
     def in_words(self, config: CompressionConfig) -> str:

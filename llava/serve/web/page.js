@@ -31,9 +31,9 @@
 
     function draw(view) {
         const data = dataOf(view), layer = layerOf(view), mode = modeOf(view), paid = attentionAt(data, layer);
-        const text = layer < 0 ? "the picture itself" : `layer ${layer + 1} of ${data.layers}`;
+        const text = layer < 0 ? "the picture itself" : `layer ${layer}, of 0 to ${data.layers - 1}`;
         sliderOf(view).setAttribute("aria-valuetext", text);
-        view.querySelector("output").textContent = layer < 0 ? "none: the picture" : `${layer + 1} of ${data.layers}`;
+        view.querySelector("output").textContent = layer < 0 ? "none: the picture" : `${layer}, of 0 to ${data.layers - 1}`;
         view.classList.toggle("dv-attention", mode === "attention" && layer >= 0);
         let most = 0;
         if (paid) data.units.forEach((unit) => unit.tokens.forEach((token) => { if (token >= 0) most = Math.max(most, paid[token]); }));
@@ -76,11 +76,11 @@
             said += `it stands for ${members} patches.`;
         }
         const gone = data.gone[token];
-        said += gone ? ` Dropped after layer ${gone}` + (gone <= layer ? ", so not here." : ".") : " It stays to the last layer.";
+        said += gone ? ` Dropped after ${gone} layers` + (gone <= layer ? ", so not here." : ".") : " It stays to the last layer.";
         const paid = layer < 0 ? null : attentionAt(data, layer);
         if (paid && !(gone && gone < layer)) {
             const rank = 1 + paid.filter((other) => other > paid[token]).length;
-            said += ` The question pays it ${paid[token].toFixed(2)} % of its attention in layer ${layer + 1} (place ${rank} of ${paid.length}).`;
+            said += ` The question pays it ${paid[token].toFixed(2)} % of its attention in layer ${layer} (place ${rank} of ${paid.length}).`;
         }
         return said;
     }

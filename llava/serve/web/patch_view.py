@@ -73,11 +73,12 @@ def _data(prompt: FollowedPrompt) -> dict[str, object]:
 
 
 def _controls(uid: str, prompt: FollowedPrompt) -> str:
+    at = f"0, of 0 to {prompt.layers - 1}"
     return (
         '<div class="dv-controls">'
-        f'<label class="dv-layer" for="{uid}-layer">Layer <output id="{uid}-at">1 of {prompt.layers}</output></label>'
+        f'<label class="dv-layer" for="{uid}-layer">Layer <output id="{uid}-at">{at}</output></label>'
         f'<input class="dv-slider" id="{uid}-layer" type="range" min="0" max="{prompt.layers}" value="1" step="1" '
-        f'aria-valuetext="layer 1 of {prompt.layers}">'
+        f'aria-valuetext="layer {at}">'
         '<button class="dv-play" type="button" aria-pressed="false">Play</button>'
         f'<fieldset class="dv-modes"><legend>Show</legend>'
         f'<label><input type="radio" name="{uid}-mode" value="kept" checked> what was kept</label>'

@@ -51,12 +51,13 @@ class WebPage:
             with gradio.Row(equal_height=False):
                 with gradio.Column(scale=4, min_width=_NARROW):
                     self._place_question()
-                with gradio.Column(scale=9, min_width=_NARROW), gradio.Row(equal_height=False):
+                with gradio.Column(scale=9, min_width=_NARROW):
                     self._names, self._sliders, self._chats, self._columns = [], [], [], []
-                    for number, usual in enumerate((OWN, NONE)):
-                        self._place_side(number, usual)
-            self._html("<h2>What it cost</h2>")
-            self._compared = self._html(comparison_html((), ()), elem_id="comparison")
+                    with gradio.Row(equal_height=False):
+                        for number, usual in enumerate((OWN, NONE)):
+                            self._place_side(number, usual)
+                    self._html("<h2>What it cost</h2>")
+                    self._compared = self._html(comparison_html((), ()), elem_id="comparison")
             self._html("<h2>What became of the patches</h2>")
             with gradio.Row(equal_height=False):
                 self._views = [self._place_view(number) for number in range(2)]
@@ -120,7 +121,7 @@ class WebPage:
             said = self._html(fits(budgets.in_words(config)), elem_id=f"fits-{number}")
             with gr.Accordion("Set it by hand", open=False, elem_id=f"by-hand-{number}"):
                 sliders = self._place_sliders(number, budgets.sliders_of(config))
-            chat = self._html(conversation_html(()), elem_id=f"chat-{number}", elem_classes=["dv-chatbox"])
+            chat = self._html(conversation_html(()), elem_id=f"chat-{number}")
         self._names.append(name)
         self._sliders.append((sliders, said))
         self._chats.append(chat)
