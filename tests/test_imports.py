@@ -20,6 +20,7 @@ OPTIONAL = (
     "openpyxl",
     "pandas",
     "peft",
+    "playwright",
     "sentencepiece",
     "skimage",
     "sklearn",

