@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llava.bench import attribution, results
-from llava.bench.cases import BASELINE, Case, Setting
+from llava.bench.cases import BASELINE, CHECKPOINTING, Case, Setting
 from llava.bench.clock import figure_of, in_turn
 from llava.bench.inputs import TEXTS, text_lengths
 from llava.bench.modes import MODES
@@ -33,7 +33,6 @@ from llava.inference.loading_flags import best_device, check_device
 from llava.model.random_weights import SHAPES, random_model
 
 PACKINGS = ("auto", "on", "off")
-CHECKPOINTING = ("off", "on")
 _OF_FAMILIES = {
     "llava-1.5": ("duet-192", "duet-128", "duet-64"),
     "llava-next": ("next-640", "next-320", "next-160"),

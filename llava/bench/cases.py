@@ -10,6 +10,7 @@ from llava.compression.config import CompressionConfig
 from llava.cost.seen_media import Medium
 
 BASELINE = "none"
+CHECKPOINTING = ("off", "on")
 
 
 def nothing() -> None:

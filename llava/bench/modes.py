@@ -164,7 +164,10 @@ def _flops(setting: Setting, config: CompressionConfig, passes: int | None = Non
 
 def _tokens(setting: Setting, config: CompressionConfig) -> dict[str, Any]:
     """Visual tokens that a layer sees on average, and drops as they are after scaling to the depth."""
-    about: dict[str, Any] = {"visual_tokens": round(average_visual_tokens(_layers(setting, config)[0]), 2)}
+    about: dict[str, Any] = {
+        "rows": len(setting.lengths),
+        "visual_tokens": round(average_visual_tokens(_layers(setting, config)[0]), 2),
+    }
     return about if config.t2v is None else about | {"drops_after_layers": list(config.t2v.layers)}
 
 

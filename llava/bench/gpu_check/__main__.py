@@ -39,12 +39,13 @@ class CheckPart:
 
 
 PARTS = (
-    CheckPart("environment", 40, "card, driver, versions, commit"),
-    CheckPart("golden", 60, "the recorded cases of tests/golden on the device (llava.verify)"),
-    CheckPart("tests", 60, "pytest -m cuda"),
-    CheckPart("prefill", 90, "prefill at batch 1 and 16, none against duet-192, -128 and -64, interleaved"),
-    CheckPart("train", 145, "forward and backward at the largest batch that fits, the same budgets, interleaved"),
-    CheckPart("decode", 80, "tokens a second at batch 1 and 16, the same budgets, interleaved"),
+    CheckPart("environment", 25, "card, driver, versions, commit"),
+    CheckPart("golden", 50, "the recorded cases of tests/golden on the device (llava.verify)"),
+    CheckPart("tests", 65, "pytest -m cuda; among them that no step waits for the device"),
+    CheckPart("prefill", 80, "none against duet-192, -128 and -64 in turn, batch 1 and 16, ragged text, and peers"),
+    CheckPart("train", 160, "forward and backward at the largest batch: padded, packed, checkpointing, peers"),
+    CheckPart("decode", 60, "tokens a second at batch 1, 8 and 32, beside the bytes that must be read"),
+    CheckPart("attribution", 40, "where the milliseconds of a prefill and of a training step go"),
 )
 """The most important first; together within `BUDGET`."""
 

@@ -51,7 +51,8 @@ def _part(name: str) -> Callable[[PartTask], bool]:
         return {"environment": checks.environment, "golden": checks.golden, "tests": checks.device_tests}[name]
     from llava.bench.gpu_check import measure
 
-    return {"prefill": measure.prefill, "train": measure.train, "decode": measure.decode}[name]
+    parts = (measure.prefill, measure.train, measure.decode, measure.attribution)
+    return {part.__name__: part for part in parts}[name]
 
 
 def _end_with(pipe: int) -> None:

@@ -1,34 +1,36 @@
 """The parts that measure: prefill, training step and decoding of a LLaVA with random weights, budget against budget.
 
-All budgets run in turn within one process (A B C D A B C D), after one call each to warm up, so that a change of load
-or clock touches all of them. Out of memory is the result of a row, not the end of the run.
+What is timed, its limits and the clock are those of `python -m llava.bench`. Cases run in turn within one process
+(A B C D A B C D), after one call each to warm up, so that a change of load or clock touches all of them. Out of memory
+is the result of a row, not the end of the run.
 """
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
 
+from llava.bench import modes, results
+from llava.bench.attribution import attributed
+from llava.bench.cases import BASELINE, Case, Setting, as_trained
+from llava.bench.clock import Measured, attempt, rounds
 from llava.bench.gpu_check.task import NotHereError, PartTask
+from llava.bench.inputs import rows_of, text_lengths
+from llava.bench.peers import PEERS
 from llava.compression.config import CompressionConfig
-from llava.cost.flops import average_visual_tokens, training_passes, visual_tokens_per_layer
 from llava.cost.hardware import device_peak
-from llava.cost.shapes import VisionShape
-from llava.cost.timing import timed, wait_for
-from llava.model import measured_work
-from llava.model.measured_work import row_flops, train_step
-from llava.model.random_weights import random_batch, random_model
+from llava.cost.timing import wait_for
+from llava.model.measured_work import train_step
+from llava.model.random_weights import random_model
 
-BASELINE = "none"
 BUDGETS = (BASELINE, "duet-192", "duet-128", "duet-64")
-TEXT_TOKENS = 100
+TEXT_TOKENS = 200
+"""Of a row, as docs/performance.md computes with."""
 LAST_LAYERS = 4
 """Whose gradients are taken where those of all layers do not fit."""
 
@@ -38,88 +40,96 @@ class BenchmarkSizes:
     """How much is asked of a shape.
 
     Attributes:
-        batches: batch sizes of prefill and decoding.
+        batches: batch sizes of prefill.
+        decoded: batch sizes of decoding.
         steps: batches of a training step to try, rising.
         rounds: after the warm-up, while time is left.
         new_tokens: number of tokens that decoding makes.
         text: tokens of a row's prompt beside its image.
+        others: budgets of other methods.
+        fewer: budgets where packing, checkpointing and peers are compared.
     """
 
     batches: tuple[int, ...]
+    decoded: tuple[int, ...]
     steps: tuple[int, ...]
     rounds: int
     new_tokens: int
     text: int
+    others: tuple[str, ...]
+    fewer: tuple[str, ...]
 
 
 SIZES = {
-    "llava-1.5-7b": BenchmarkSizes((1, 16), (1, 2, 4, 8, 16, 32, 64), 10, 32, TEXT_TOKENS),
-    "tiny": BenchmarkSizes((1, 2), (1, 2), 2, 3, 20),
+    "llava-1.5-7b": BenchmarkSizes(
+        (1, 16),
+        (1, 8, 32),
+        (1, 2, 4, 8, 16, 32, 64),
+        5,
+        32,
+        TEXT_TOKENS,
+        ("visionzip-192", "visionzip-64", "pyramiddrop", "fastv"),
+        BUDGETS,
+    ),
+    "tiny": BenchmarkSizes((2,), (1, 2), (1, 2), 1, 3, 20, ("visionzip-64",), (BASELINE, "duet-64")),
 }
 
 
-@dataclass
-class Measured:
-    """One variant: seconds of every round and the most bytes its tensors took on the device (None on a CPU)."""
-
-    seconds: list[float] = field(default_factory=list)
-    peak: int | None = None
-
-
 def prefill(task: PartTask) -> bool:
-    """The forward pass from pixels and ids to the logits of the first answer token."""
+    """The forward pass from pixels and ids to the logits of the first answer token; at the largest batch with ragged
+    text and other programs, too."""
     model = _model(task)
-    for size in SIZES[task.shape].batches:
-        inputs = random_batch(model, size, SIZES[task.shape].text)
-        calls = {name: partial(measured_work.prefill, model, inputs, _config(name)) for name in BUDGETS}
-        flops = {name: row_flops(model, _config(name), SIZES[task.shape].text) for name in BUDGETS}
-        _compare(task, model, {name: partial(timed, call, model.device) for name, call in calls.items()}, size, flops)
+    sizes = SIZES[task.shape]
+    for size in sizes.batches:
+        _compare(task, "prefill", _setting(model, task, size))
+    largest = sizes.batches[-1]
+    _compare(task, "prefill", _setting(model, task, largest, "ragged"))
+    beside = _setting(model, task, largest, budgets=(*sizes.fewer, *sizes.others), peers=PEERS)
+    _compare(task, "prefill", beside)
     return True
 
 
 def train(task: PartTask) -> bool:
-    """Forward and backward of everything but the frozen tower, activations checkpointed, no optimizer."""
+    """Forward and backward of everything but the frozen tower, no optimizer: every budget with activations computed
+    again; ragged text, padded and packed; packed with activations kept, or as memory allows; other programs."""
     model = _model(task).train()
-    model.activation_checkpointing_enable()
     trained, size = "all but the vision tower", _largest_batch(task, model)
     if size is None:
         trained, size = f"the last {LAST_LAYERS} layers", _freeze_all_but_last(task, model)
     if size is None:
         raise NotHereError("Not even one row fits with the gradients of a few layers.")
-    text = SIZES[task.shape].text
-    inputs = random_batch(model, size, text, labels=True)
-    calls = {name: partial(train_step, model, inputs, _config(name)) for name in BUDGETS}
-    whole = trained.startswith("all")
-    flops = {name: row_flops(model, _config(name), text, passes=training_passes(True, True)) for name in BUDGETS}
-    without = {name: row_flops(model, _config(name), text, passes=training_passes(True, False)) for name in BUDGETS}
-    variants = {name: partial(timed, call, model.device) for name, call in calls.items()}
-    _compare(
-        task,
-        model,
-        variants,
-        size,
-        flops if whole else None,
-        without if whole else None,
-        gradients_of=trained,
-        activation_checkpointing=True,
-    )
+    sizes, of = SIZES[task.shape], partial(_setting, model, task, size)
+    few, on = sizes.fewer, {"checkpointing": ("on",)}
+    groups = [of(**on)]
+    if trained.startswith("all"):
+        groups.append(of("ragged", few, packings=("off", "on"), **on))
+        groups.append(of("equal", few, packings=("on",), checkpointing=("on", "off")))
+        groups.append(of("equal", (*few, *sizes.others), peers=PEERS, **on))
+    for setting in groups:
+        _compare(task, "train", setting, gradients_of=trained)
     return True
 
 
 def decode(task: PartTask) -> bool:
     """New tokens behind a filled cache, one at a time; the prefill is not in the time."""
     model = _model(task)
-    sizes = SIZES[task.shape]
-    for size in sizes.batches:
-        inputs = random_batch(model, size, sizes.text)
-        variants = {name: partial(_decode_seconds, model, inputs, _config(name), sizes.new_tokens) for name in BUDGETS}
-        _compare(task, model, variants, size, new_tokens=sizes.new_tokens)
+    for size in SIZES[task.shape].decoded:
+        _compare(task, "decode", _setting(model, task, size))
     return True
 
 
-def _decode_seconds(model: Any, inputs: dict[str, torch.Tensor], config: CompressionConfig, count: int) -> float:
-    filled = measured_work.prefill(model, inputs, config)
-    return timed(partial(measured_work.decode, model, filled, count), model.device)
+def attribution(task: PartTask) -> bool:
+    """Where the milliseconds of a prefill and of a training step go, by torch's profiler; two rows."""
+    model = _model(task)
+    setting = _setting(model, task, 2, budgets=SIZES[task.shape].fewer)
+    for mode in ("prefill", "train"):
+        for case in modes.MODES[mode](setting):
+            seconds, error = attempt(case, model.device)
+            found = {} if seconds is None else attributed(case, model.device).to_json()
+            about = {"mode": mode, "compression": case.compression, "packing": case.packing, "batch": 2}
+            task.found("row", **about, **({"error": error} if error else found))
+    model.zero_grad(set_to_none=True)
+    return True
 
 
 def _model(task: PartTask) -> Any:
@@ -146,123 +156,59 @@ def _model(task: PartTask) -> Any:
     return model
 
 
+def _setting(
+    model: Any, task: PartTask, size: int, text: str = "equal", budgets: Sequence[str] = BUDGETS, **more: Any
+) -> Setting:
+    """A batch of so many rows under these budgets."""
+    sizes = SIZES[task.shape]
+    compressions = {name: _config(name) for name in budgets}
+    return Setting(model, compressions, text_lengths(text, size, sizes.text), new_tokens=sizes.new_tokens, **more)
+
+
 def _config(name: str) -> CompressionConfig:
     return CompressionConfig.from_preset(name)
 
 
-def _compare(
-    task: PartTask,
-    model: Any,
-    variants: Mapping[str, Callable[[], float]],
-    size: int,
-    flops: Mapping[str, float] | None = None,
-    model_flops: Mapping[str, float] | None = None,
-    **about: Any,
-) -> None:
-    """Run variants in turn and write a line for each round and each variant.
+def _compare(task: PartTask, mode: str, setting: Setting, **about: Any) -> None:
+    """Run the cases of a mode in turn and write a line for each round and each case.
 
     Args:
         task: takes the results and knows the time left.
-        model: the model that they run.
-        variants: a name, and a call that does the work once and returns its seconds.
-        size: rows of the batch.
-        flops: FLOPs of one row, recomputation included; None where they are not known.
-        model_flops: the same without recomputation, if that differs.
+        mode: of `llava.bench.modes`.
+        setting: what its cases are made of; the first is what others are compared with.
         about: what else belongs in each line.
     """
-    about = {"batch": size, "text_tokens": SIZES[task.shape].text, **about}
-    measured: dict[str, Measured] = {}
-    for name, run in variants.items():
-        seconds, error = attempt(run)
-        if error is None:
-            measured[name] = Measured()
-            task.found("round", round=0, warm_up=True, seconds={name: seconds}, **about)
-        else:
-            task.found("row", compression=name, error=error, **about)
-    last = 0.0
-    for number in range(1, SIZES[task.shape].rounds + 1):
-        if number > 1 and task.left() < 1.5 * last + 2:
-            break
-        last = _round(task, model, variants, measured, number, about)
-    for name, result in measured.items():
-        if result.seconds:
-            task.found("row", **_row(model, name, measured, size, flops, model_flops, about))
+    cases, lengths = modes.MODES[mode](setting), setting.lengths
+    text = "equal" if len(set(lengths)) == 1 else "ragged"
+    about = {"text": text, "batch": len(lengths), **about}
+    measured = {case.name: Measured() for case in cases}
+    for one in rounds(cases, SIZES[task.shape].rounds, torch.device(task.device), task.left):
+        for name, error in one.errors.items():
+            measured[name].error = error
+        for name, taken in one.taken.items():
+            if one.number:
+                measured[name].add(taken)
+        seconds = {name: taken.wall for name, taken in one.taken.items()}
+        task.found("round", round=one.number, warm_up=one.number == 0, seconds=seconds, **about)
+    whole = about.get("gradients_of", "all").startswith("all")
+    for case, row in zip(cases, results.rows(mode, text, lengths, cases, measured, "wall"), strict=True):
+        if measured[case.name].wall or "error" in row:
+            task.found("row", **_row(task, row, whole) | about)
 
 
-def _round(
-    task: PartTask,
-    model: Any,
-    variants: Mapping[str, Callable[[], float]],
-    measured: dict[str, Measured],
-    number: int,
-    about: Mapping[str, Any],
-) -> float:
-    """Every variant once; returns how long all of them took."""
-    began, on_gpu, seconds = time.monotonic(), model.device.type == "cuda", {}
-    for name, result in list(measured.items()):
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(model.device)
-        taken, error = attempt(variants[name])
-        if taken is None:
-            del measured[name]
-            task.found("row", compression=name, error=error, **about)
-            continue
-        seconds[name] = taken
-        result.seconds.append(taken)
-        if on_gpu:
-            result.peak = max(result.peak or 0, torch.cuda.max_memory_allocated(model.device))
-    task.found("round", round=number, seconds=seconds, **about)
-    return time.monotonic() - began
-
-
-def attempt(run: Callable[[], float]) -> tuple[float | None, str | None]:
-    """Seconds of a call, or why it ran out of memory; what it had taken is free again then."""
-    error = None
-    try:
-        return run(), None
-    except torch.OutOfMemoryError as problem:
-        error = f"out of memory: {str(problem).splitlines()[0]}"
-    gc.collect()  # outside the handler, whose traceback holds the tensors
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, error
-
-
-def _row(
-    model: Any,
-    name: str,
-    measured: Mapping[str, Measured],
-    size: int,
-    flops: Mapping[str, float] | None,
-    model_flops: Mapping[str, float] | None,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What is known of a variant: time, memory, and both against the baseline and the limits."""
-    result, seconds = measured[name], median(measured[name].seconds)
-    vision = VisionShape.of(model.get_vision_tower().config)
-    tokens = visual_tokens_per_layer(_config(name), model.config.num_hidden_layers, vision)
-    row: dict[str, Any] = {
-        "compression": name,
-        "visual_tokens": round(average_visual_tokens(tokens), 2),
-        **about,
-        "seconds": result.seconds,
-        "median": seconds,
-        "peak_gib": result.peak and round(result.peak / 2**30, 3),
-    }
-    if "new_tokens" in about:
-        row["tokens_per_second"] = size * about["new_tokens"] / seconds
-    baseline = measured.get(BASELINE)
-    faster = median(baseline.seconds) / seconds if baseline and baseline.seconds else None
-    row["faster"] = faster
-    if flops is None:
-        return row
-    possible = flops[BASELINE] / flops[name]
-    peak = device_peak(model.device, model.dtype)
-    work = {"utilisation": flops, "model_flops_utilisation": model_flops or flops}
-    row |= {key: each[name] * size / seconds / peak if peak else None for key, each in work.items()}
-    row |= {"tflop_per_second": flops[name] * size / seconds / 1e12, "faster_by_flops": possible}
+def _row(task: PartTask, row: dict[str, Any], whole: bool) -> dict[str, Any]:
+    """A row of the benchmark with what is known of the device; without limits where FLOPs are not those of it all."""
+    if not whole:
+        computed = ("limit", "limit_padded", "quotient", "work", "work_per_second", "padding_share")
+        return {name: value for name, value in row.items() if name not in computed}
+    device = torch.device(task.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    peak, rate = device_peak(device, dtype), row["work_per_second"]
+    if "bytes_of_weights" not in row:
+        row["utilisation"] = rate / peak if peak and rate else None
+    limit, faster = row["limit"], row["speedup"]
     # Of the time that FLOPs would let it save, the share that it saves.
-    row["share_of_flop_limit"] = (1 - 1 / faster) / (1 - 1 / possible) if faster and possible > 1 else None
+    row["share_of_flop_limit"] = (1 - 1 / faster) / (1 - 1 / limit) if faster and limit and limit > 1 else None
     return row
 
 
@@ -270,10 +216,11 @@ def _largest_batch(task: PartTask, model: Any) -> int | None:
     """The largest batch of an uncompressed step that fits and leaves time to measure; None if one row does not fit."""
     sizes, best = SIZES[task.shape], None
     for size in sizes.steps:
-        call = partial(train_step, model, random_batch(model, size, sizes.text, labels=True), _config(BASELINE))
-        seconds, error = attempt(partial(timed, call, model.device))
-        del call
+        batch = rows_of(model, text_lengths("equal", size, sizes.text), labels=True)
+        step = partial(_step, model, batch)
+        taken, error = attempt(Case(BASELINE, "off", step, partial(as_trained, model, "on")), model.device)
         model.zero_grad(set_to_none=True)
+        seconds = taken.wall if taken is not None else None
         task.found("search", batch=size, seconds=seconds, error=error)
         if seconds is None:
             break
@@ -283,6 +230,10 @@ def _largest_batch(task: PartTask, model: Any) -> int | None:
             task.found("search", batch=2 * size, seconds=None, error="not tried: no time would be left to measure it")
             break
     return best
+
+
+def _step(model: Any, batch: dict[str, Any], _: object) -> None:
+    train_step(model, batch, CompressionConfig())
 
 
 def _freeze_all_but_last(task: PartTask, model: Any) -> int | None:
