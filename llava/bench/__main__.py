@@ -30,9 +30,9 @@ from llava.cost.machine import measured_on, usable_cores
 from llava.cost.medium_flags import add_medium_flags, asked_medium
 from llava.cost.seen_media import usual_medium
 from llava.inference.loading_flags import best_device, check_device
+from llava.model.packing import PACKING
 from llava.model.random_weights import SHAPES, random_model
 
-PACKINGS = ("auto", "on", "off")
 _OF_FAMILIES = {
     "llava-1.5": ("duet-192", "duet-128", "duet-64"),
     "llava-next": ("next-640", "next-320", "next-160"),
@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     for flag, choices, default, text in (
         ("--mode", tuple(MODES), ["prefill"], "what is timed"),
         ("--text", TEXTS, ["equal"], "rows of one length, or of lengths as in instruction data"),
-        ("--packing", PACKINGS, ["auto"], "rows end to end instead of padded, as in training"),
+        ("--packing", PACKING, ["auto"], "rows end to end instead of padded, as in training"),
         ("--checkpointing", CHECKPOINTING, ["off"], "of training: activations are computed again"),
         ("--peers", (*PEERS, "budgets"), [], "other programs on the same weights; budgets: those of other methods"),
     ):

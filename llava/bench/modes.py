@@ -45,7 +45,8 @@ def tower_cases(setting: Setting) -> list[Case]:
 def prefill_cases(setting: Setting) -> list[Case]:
     """From pixels and ids to the logits of the first answer token and a filled cache.
 
-    Shorter rows are padded on the left, as `generate` pads.
+    Shorter rows are padded on the left, as `generate` pads. A cache holds padded rows, so rows that are packed whatever
+    it costs (`on`) fill none.
     """
     batch = rows_of(setting.model, setting.lengths, padding_side="left", medium=setting.medium)
     own = [
@@ -176,18 +177,15 @@ def _without_gradient(run: Callable[[], object], _: object) -> object:
         return run()
 
 
-def _form(packing: str) -> dict[str, str]:
-    return {} if packing == "off" else {"packing": packing}
-
-
 @torch.no_grad()
 def _prefill(model: Any, batch: Mapping[str, Any], config: CompressionConfig, packing: str, _: object) -> object:
-    return model(**batch, compression=config, use_cache=True, logits_to_keep=1, **_form(packing))
+    caches = packing != "on"
+    return model(**batch, compression=config, use_cache=caches, logits_to_keep=1, packing=packing)
 
 
 def _train_step(model: Any, batch: Mapping[str, Any], config: CompressionConfig, packing: str, _: object) -> None:
     model.zero_grad(set_to_none=True)
-    model(**batch, compression=config, use_cache=False, **_form(packing)).loss.backward()
+    model(**batch, compression=config, use_cache=False, packing=packing).loss.backward()
 
 
 def _filled(model: Any, batch: Mapping[str, Any], config: CompressionConfig) -> object:
