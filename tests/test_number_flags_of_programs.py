@@ -29,6 +29,7 @@ PROGRAMS = (
     "llava.eval.eval_video_qa",
     "llava.verify.__main__",
     "llava.bench.data_memory",
+    "llava.bench.serving",
     "llava.bench.gpu_check.child",
     "llava.bench.gpu_check.__main__",
     "llava.data.check.command",

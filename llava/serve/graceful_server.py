@@ -105,6 +105,7 @@ def make_config(app: Any, log_level: str = "info") -> uvicorn.Config:
     """uvicorn's settings of such a server, which is given a socket."""
     return uvicorn.Config(
         app,
+        log_config=None,  # all of it goes where the program's own log goes
         log_level=log_level,
         ws="none",
         server_header=False,

@@ -76,7 +76,7 @@ class Measures:
         self._first.observe(seconds)
 
     def batch(self, rows: int) -> None:
-        """A batch was answered."""
+        """A batch begins."""
         self._batch.observe(rows)
 
     def prompt(self, answer: RowAnswer) -> None:

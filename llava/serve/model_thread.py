@@ -32,15 +32,21 @@ class ModelThread:
     Args:
         engine: the model.
         rows: what waits.
-        heard: called with the rows of each batch and the seconds that it took.
+        began: called with the number of rows of each batch before it is answered.
+        ended: called with the seconds that it took.
     """
 
     def __init__(
-        self, engine: Engine, rows: WaitingRows, heard: Callable[[int, float], None] = lambda rows, seconds: None
+        self,
+        engine: Engine,
+        rows: WaitingRows,
+        began: Callable[[int], None] = lambda rows: None,
+        ended: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._engine = engine
         self._rows = rows
-        self._heard = heard
+        self._began = began
+        self._ended = ended
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._stepped = time.monotonic()
         self.answering: list[WaitingRow] = []
@@ -66,10 +72,11 @@ class ModelThread:
                 self.answering = batch
                 wanted = [row for row in batch if not row.has_left.is_set()]
                 if wanted:
+                    self._began(len(wanted))
                     self._answer(wanted)
+                    self._ended(time.monotonic() - began)
                 self.answering = []
-                del batch
-                self._heard(len(wanted), time.monotonic() - began)
+                del batch, wanted  # their images are not kept while nothing is asked
         except BaseException as error:  # whatever it is, who waits must hear of it
             self._die(error)
 

@@ -70,8 +70,8 @@ class ChatService:
         self.is_ending = False
         self._reader = RequestReader(engine, defaults, limits, fetches)
         self._rows = WaitingRows(limits)
-        self.model = ModelThread(engine, self._rows, self._heard)
         self.measures = Measures(lambda: len(self._rows), lambda: len(self.model.answering), lambda: not self.fault)
+        self.model = ModelThread(engine, self._rows, self.measures.batch, self._note_pace)
         self._pool = ThreadPoolExecutor(_PREPARERS, "prepare")
         self._places = limits.batch_size + limits.waiting
         self._taken = 0
@@ -269,11 +269,9 @@ class ChatService:
             yield event(reply.last(exchange.ordered))
         yield event("[DONE]")
 
-    def _heard(self, rows: int, seconds: float) -> None:
+    def _note_pace(self, seconds: float) -> None:
         """A batch was answered; called in the model's thread."""
-        if rows:
-            self.measures.batch(rows)
-            self._pace = 0.7 * self._pace + 0.3 * seconds
+        self._pace = 0.7 * self._pace + 0.3 * seconds
 
 
 class _Body:
