@@ -43,6 +43,7 @@ from llava.serve.api.access_keys import VARIABLE
 from llava.serve.usual_model import USUAL, quickstart_model
 
 ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = (1, 8, 32)
 BUDGETS = tuple(f"playground/quickstart/{name}.yaml" for name in ("none", "duet-89"))
 MARKS = "<!-- measured -->", "<!-- /measured -->"
 """Lines of a page between which the table stands."""
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.model_path = options.model_path or quickstart_model()
         bodies = {name: _bodies(options, budget) for name, budget in budgets.items()}
         with served(options) as address:
-            cells = measure(address, bodies, options.clients, options.seconds, options.rounds)
+            cells = measure(address, bodies, options.clients or CLIENTS, options.seconds, options.rounds)
     except (ValueError, OSError) as error:
         say(error, file=sys.stderr)
         return 2
@@ -305,7 +306,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--questions", type=FILE_TO_READ, help="JSONL with image and text (default: the quickstart's)")
     parser.add_argument("--image-folder", type=FOLDER_TO_READ, help="folder of their images")
-    parser.add_argument("--clients", nargs="+", type=count(1, 1024), default=[1, 8, 32])
+    parser.add_argument(
+        "--clients", nargs="+", type=count(1, 1024), help=f"at a time (default: {' '.join(map(str, CLIENTS))})"
+    )
     parser.add_argument("--seconds", type=positive(3600), default=10.0, help="of a round of a cell (default: 10)")
     parser.add_argument("--rounds", type=count(1, 1000), default=3, help="rounds of every cell (default: 3)")
     parser.add_argument("--batch-size", type=count(1, 1024), default=8, help="of the server (default: 8)")
