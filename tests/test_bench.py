@@ -267,3 +267,19 @@ def test_the_command_prints_and_writes_what_was_measured(folder: Path, tmp_path:
 def test_flags_that_do_not_fit_are_a_sentence(words: list[str], sentence: str, capsys) -> None:
     assert main([*words, "--device", "cpu"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_whole_recipe_is_timed_with_its_data_its_optimizer_and_its_saving(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "budget.yaml").write_text(BUDGET)
+    words = ["--shape", str(folder), "--mode", "recipe", "--compression", str(tmp_path / "budget.yaml"), "--packing"]
+    words += ["off", "--repeats", "1", "--threads", "1", "--device", "cpu", "--batch-size", "2", "--text-tokens", "20"]
+    threads = torch.get_num_threads()
+    try:
+        assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    dense, duet = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert dense["limit"] == 1 < duet["limit"] and dense["steps"] == duet["steps"]
+    for row in (dense, duet):
+        assert {"data", "tower", "projector", "loss", "optimizer", "other"} <= row["parts_ms"].keys()
+        assert row["parts_ms"]["optimizer"]["forward"] > 0 and row["parts_ms"]["data"]["forward"] > 0

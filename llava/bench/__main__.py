@@ -139,6 +139,7 @@ def _setting(options: argparse.Namespace, model: Any, text: str) -> Setting:
         peers=tuple(peer for peer in options.peers if peer in PEERS),
         new_tokens=options.new_tokens,
         medium=asked_medium(options, usual_medium(model.config.to_dict())),
+        options={"train_flags": options.train_flags},
     )
 
 
@@ -213,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     add_medium_flags(parser)
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: by device")
+    parser.add_argument(
+        "--train-flags", default="", metavar="FLAGS", help="of recipe: further flags of the training program, quoted"
+    )
     parser.add_argument("--no-attribution", action="store_true", help="do not profile where the time goes")
     parser.add_argument("--json", type=FILE_TO_WRITE, metavar="FILE", help="write everything to this file")
     parser.add_argument("--picture", type=FILE_TO_WRITE, metavar="FILE", help="draw where the time goes (.svg, .png)")

@@ -68,12 +68,17 @@ def write_conversations(path: Path, count: int, seed: int = 0) -> None:
         file.write("\n]\n")
 
 
-def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer that gives those words about one token each, as Llama's gives English."""
+def make_tokenizer(seed: int = 0, vocabulary: int = 6000) -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer that gives those words about one token each, as Llama's gives English.
+
+    Args:
+        seed: of the words.
+        vocabulary: most tokens; 256 or more. The fewer, the more tokens a word takes.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=6000, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=min(vocabulary, 6000), initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator([_words(random.Random(seed), 20_000)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 

@@ -14,6 +14,7 @@ import torch
 from llava.bench.cases import Case, Setting, as_trained
 from llava.bench.inputs import rows_of
 from llava.bench.peers import peer_cases
+from llava.bench.recipe import recipe_cases
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, kv_bytes, training_passes, visual_tokens_per_layer
 from llava.cost.seen_media import seen_by
@@ -123,6 +124,7 @@ MODES: Mapping[str, Callable[[Setting], Sequence[Case]]] = {
     "prefill": prefill_cases,
     "train": train_cases,
     "decode": decode_cases,
+    "recipe": recipe_cases,
 }
 
 
