@@ -14,6 +14,7 @@ import pytest
 from api_server import MODEL, ApiServer, data_url
 from PIL import Image
 from test_api_hostile import in_base64, showing
+from test_qwen_asked import SHARES
 from test_video_decoding import film as write_film
 from tiny_qwen import write_qwen
 from tiny_video import pictures, write_video_llava
@@ -95,19 +96,23 @@ def test_the_prompt_of_qwen_is_what_its_own_chat_template_writes(qwen: Engine, b
     assert ids == expected
 
 
-def test_qwen_is_asked_in_batches_and_as_in_other_programs(qwen: Engine) -> None:
+@pytest.mark.parametrize("budget", ["none", SHARES], ids=["none", "shares"])
+def test_qwen_is_asked_in_batches_and_as_in_other_programs(qwen: Engine, budget: Any) -> None:
     pictures = [Image.new("RGB", (48, 30), colour) for colour in ("red", "blue")]
-    expected = [qwen.answer([Prompt(QUESTION, (picture,))], GREEDY)[0] for picture in pictures]
+    settings = GenerationSettings(0, max_new_tokens=6, more={"compression": budget})
+    expected = [qwen.answer([Prompt(QUESTION, (picture,))], settings)[0] for picture in pictures]
     with ApiServer(qwen) as server:
         for picture, answer in zip(pictures, expected, strict=True):
-            reply = server.post(request(image(picture), text(QUESTION), n=2)).json
+            reply = server.post(request(image(picture), text(QUESTION), n=2, compression=budget)).json
             assert [choice["message"]["content"] for choice in reply["choices"]] == [answer] * 2
             sizes = qwen.sample(Prompt(QUESTION, (picture,)))["images"][0].ids
             visual = len(sizes) - 2
+            entered = visual if budget == "none" else int(visual * 0.5) + int(visual * 0.25)
+            mean = visual if budget == "none" else (2 * entered + int(entered * 0.5) + int(entered * 0.25)) / 4
             assert reply["usage"]["visual_tokens"] == {
                 "before": visual,
-                "after_v2v": visual,
-                "average_over_layers": visual,
+                "after_v2v": entered,
+                "average_over_layers": mean,
             }
         refused = server.post(showing(in_base64(b"x", "video/mp4"), "video_url"))
         assert refused.status == 400 and refused.error["code"] == "invalid_video"

@@ -147,7 +147,8 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(stream: bool) -> No
         until(lambda: figures(server)["llava_rows_waiting"] == 1)
         leaving.close()
         until(lambda: server.service.taken == 1)
-        assert figures(server)["llava_requests_left_total"] == 1
+        counted = figures(server)
+        assert counted["llava_requests_left_total"] == 1 and counted["llava_rows_waiting"] == 0
         gate.open()
         assert running.result()
         assert client.chat.completions.create(**asked(QUESTION)) and gate.batches == [1, 1], "the model did not see it"
@@ -199,6 +200,18 @@ def test_a_request_that_takes_too_long_is_told_and_frees_its_place() -> None:
         with server.client() as client, pytest.raises(openai.APIError, match="1 seconds"):
             for _ in client.chat.completions.create(**asked(QUESTION, max_tokens=50_000), stream=True):
                 continue
+
+
+def test_a_model_that_hangs_is_told_by_health_until_it_goes_on() -> None:
+    engine = tiny_engine()
+    gate = Gate(engine)
+    with ApiServer(engine, ServingLimits(seconds=0.5)) as server:
+        assert server.post(asked(QUESTION)).status == 504
+        until(lambda: server.ask("GET", "/health").status == 503)
+        assert "no token" in server.ask("GET", "/health").json["status"]
+        assert server.post(asked(QUESTION)).status == 503
+        gate.open()
+        until(lambda: server.ask("GET", "/health").status == 200)
 
 
 @pytest.mark.parametrize("death", [SystemExit(3), torch.AcceleratorError("CUDA error: device-side assert triggered")])

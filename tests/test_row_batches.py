@@ -95,6 +95,40 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(compression) -> Non
     )
 
 
+@pytest.mark.parametrize("template", ["v0", "mpt", "llama_3"])
+def test_words_of_a_template_that_end_an_answer_end_a_row(template: str) -> None:
+    """The model is steered to say words and the mark, in each row after another number of them."""
+    engine = Engine(make_model(tiny.DUET, seed=4), TOKENIZER, PROCESSOR, template)
+    mark = engine.inputs.stop
+    assert mark is not None
+    spelled = TOKENIZER(mark, add_special_tokens=False).input_ids
+    samples = samples_of(engine)
+    said = {number: [*range(300, 300 + number + 1), *spelled, 301, 302] for number in range(len(samples))}
+    steps = steer(engine, said)
+    heard = Heard()
+    assert answer_rows(engine, samples, [RowSettings(max_new_tokens=30)] * 4, engine.model.compression, heard) == []
+    for number, answer in heard.answers.items():
+        assert answer.text == TOKENIZER.decode(said[number][: number + 1]).strip() and answer.ended == STOPPED
+        assert answer.tokens <= number + 1 + len(spelled)
+    prompts = [Prompt(text, tuple(pictures(count))) for text, count in QUESTIONS]
+    steps["taken"] = 0
+    assert engine.answer(prompts, GenerationSettings(0, max_new_tokens=30)) == [heard.answers[n].text for n in range(4)]
+
+
+def steer(engine: Engine, said: dict[int, list[int]]) -> dict[str, int]:
+    """Let the model say in each row what it is told; returns the number of steps that it has taken, to be set back."""
+    steps = {"taken": 0}
+
+    def told(module: torch.nn.Module, given: tuple, logits: torch.Tensor) -> torch.Tensor:
+        for number, tokens in said.items():
+            logits[number, -1, tokens[min(steps["taken"], len(tokens) - 1)]] = 1e4
+        steps["taken"] += 1
+        return logits
+
+    engine.model.lm_head.register_forward_hook(told)
+    return steps
+
+
 def test_a_seed_decides_and_other_seeds_differ() -> None:
     engine = engine_of()
     samples = samples_of(engine)[:1] * 4

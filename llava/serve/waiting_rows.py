@@ -105,6 +105,13 @@ class WaitingRows:
             for row in rows:
                 row.fail(closed)
 
+    def forget_left(self) -> None:
+        """Let go of rows that nobody wants any more, with their images."""
+        with self._changed:
+            kept = [row for row in self._rows if not row.has_left.is_set()]
+            self._rows.clear()
+            self._rows.extend(kept)
+
     def close(self, reason: Exception) -> None:
         """Let all that wait, and all that come, fail with a reason."""
         with self._changed:

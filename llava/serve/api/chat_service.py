@@ -221,6 +221,8 @@ class ChatService:
         finally:
             exchange.has_left.set()
             self._exchanges.discard(exchange)
+            if not exchange.is_over:
+                self._rows.forget_left()
 
     async def _unless_left(self, request: Request, work: Awaitable[Result]) -> Result:
         """Wait for something as long as the client does.
