@@ -18,11 +18,12 @@ from tiny_llava import flags, write_assets
 
 from llava.model.builder import load_pretrained_model
 from llava.train import supported
-from llava.train.arguments import parse_arguments
+from llava.train.arguments import TrainingArguments, parse_arguments
 from llava.train.building import load_model, load_tokenizer
 from llava.train.foreign_flags import FOREIGN
 from llava.train.train import train
 from llava.train.trainer import LlavaTrainer
+from llava.train.workers import fitting_workers
 
 BASE = ["--data_path", "d.json", "--output_dir", "out", "--use_cpu", "True"]
 LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -373,3 +374,13 @@ def test_a_start_with_a_weight_that_is_not_finite_is_refused(
     save_file(held, tmp_path / folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=rf"cannot be trained: \S*{part}\S* is not finite"):
         opened(assets, **{flag: tmp_path / folder})
+
+
+def test_as_many_processes_load_data_as_fit_the_machine() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert fitting_workers(cpu, 96, {}) == 0, "the model takes all cores"
+    assert [fitting_workers(gpu, cores, {}) for cores in (1, 2, 4, 96)] == [1, 1, 3, 8]
+    assert [fitting_workers(gpu, 32, {"LOCAL_WORLD_SIZE": text}) for text in ("8", "4", "1", "64", "")] == [3, 7, 8, 1, 8]
+    assert TrainingArguments(use_cpu=True).dataloader_num_workers == 0
+    assert TrainingArguments(use_cpu=True, dataloader_num_workers=3).dataloader_num_workers == 3
+    assert TrainingArguments(use_cpu=True, dataloader_persistent_workers=True).dataloader_num_workers == 1

@@ -26,6 +26,7 @@ from llava.train.ranges import PATHS, require_in_range
 from llava.train.supported import is_left_out, require_supported
 from llava.train.together import check_together
 from llava.train.warmup import one_warmup
+from llava.train.workers import AS_MANY_AS_FIT, fitting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -187,11 +188,21 @@ class TrainingArguments(transformers.TrainingArguments):
     early_save_check: bool = _flag(True, "Before the first step save everything once, read it back and remove it.")
     peak_tflops: float | None = _flag(None, "Peak of one device, for MFU, where the device is not known by name.")
     group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
+    dataloader_num_workers: int = _flag(
+        AS_MANY_AS_FIT, "Processes of each device that load data; by default as many as fit the machine, 0 on a CPU."
+    )
     max_tokens_per_device: int | None = _flag(
         None,
         "Fill the forward passes of a step by tokens that enter the decoder, at most so many at once, instead of by "
         "rows; the samples of a step stay devices x --per_device_train_batch_size x --gradient_accumulation_steps.",
     )
+
+    def __post_init__(self) -> None:
+        """As in transformers; settles how many processes load data."""
+        super().__post_init__()
+        if self.dataloader_num_workers == AS_MANY_AS_FIT:
+            needed = self.dataloader_persistent_workers or self.dataloader_prefetch_factor is not None
+            self.dataloader_num_workers = max(int(needed), fitting_workers(self.device))
 
 
 # Old name of a transformers flag -> its present name. A warm-up below 1 is a share of all steps.

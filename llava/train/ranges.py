@@ -21,6 +21,7 @@ from llava.common.number_flags import (
     share,
 )
 from llava.common.path_flags import FOLDER_OR_NONE, FOLDER_TO_READ, FOLDER_TO_WRITE, MODEL, TO_READ, Paths
+from llava.train.workers import AS_MANY_AS_FIT
 
 _LARGEST_RATE = 3.4e38  # of what float32 holds; a run whose weights grow without bound stops by itself
 _INTERVAL = Numbers(1, 2**31 - 1, shares=True)  # of transformers: steps, or a share of all steps
@@ -59,7 +60,7 @@ RANGES: Mapping[str, Numbers] = {
     "eval_accumulation_steps": count(),
     "save_total_limit": count(),
     # Data
-    "dataloader_num_workers": count(0, MOST_PROCESSES),
+    "dataloader_num_workers": Numbers(0, MOST_PROCESSES, also=((AS_MANY_AS_FIT, "as many as fit the machine"),)),
     "dataloader_prefetch_factor": count(),
     "model_max_length": count(16),
     "max_bad_share": share(),

@@ -14,7 +14,7 @@
 #   TF32, GRADIENT_CHECKPOINTING                                                       False, True
 #   MAX_TOKENS_PER_DEVICE   fill forward passes by tokens, at most so many             by rows
 #   SAVE_LIMIT, LOGGING_STEPS, SEED                                                    1, 1, 42
-#   WORKERS            data loading processes of each device                           4
+#   WORKERS            data loading processes of each device                           as many as fit the machine
 #   EVAL_DATA_PATH     held-out conversations; if given, their loss is measured        none
 #   EVAL_STEPS, EVAL_BATCH_SIZE   how often, and samples of one device at a time       500, 4
 #   IMAGE_OPENING      upright, or llava: rotation marks of photos left aside          the checkpoint's, else upright
@@ -96,7 +96,7 @@ set_common_flags() {
         --logging_steps "${LOGGING_STEPS:-1}"
         --model_max_length "${MAX_LENGTH:-2048}"
         --activation_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
-        --dataloader_num_workers "${WORKERS:-4}"
+        ${WORKERS:+--dataloader_num_workers "$WORKERS"}
         --seed "${SEED:-42}"
         --report_to "${REPORT_TO:-none}"
         ${MAX_TOKENS_PER_DEVICE:+--max_tokens_per_device "$MAX_TOKENS_PER_DEVICE"}
