@@ -26,7 +26,11 @@ from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelA
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 # Modules that `python -m` runs, and where their `main` is.
-PROGRAMS = {"llava.doctor": "llava.doctor.__main__", "llava.data.check": "llava.data.check.command"}
+PROGRAMS = {
+    "llava.doctor": "llava.doctor.__main__",
+    "llava.data.check": "llava.data.check.command",
+    "llava.bench.loader": "llava.bench.loader",
+}
 WRITTEN = re.sub(r"<!-- generated: \w+ -->.*?<!-- end -->", "", TEXT, flags=re.DOTALL)
 
 

@@ -127,6 +127,7 @@ def test_ranks_have_like_work() -> None:
 
 def options(assets: Path, **changes: object) -> dict[str, object]:
     common = {"data_path": assets / "ragged.json", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    common["packing"] = "off"
     return {**common, "max_steps": 5, "learning_rate": 3e-3, **changes}
 
 
@@ -135,10 +136,13 @@ def by_rows(assets: Path) -> Path:
     return train(flags(assets, assets / "rows", "finetune", **options(assets)))
 
 
-@pytest.mark.parametrize("tokens", [64, 300, 10**6])
-def test_losses_and_weights_are_those_of_rows(assets: Path, by_rows: Path, tmp_path: Path, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "packing"), [(64, "off"), (300, "off"), (300, "on"), (10**6, "auto")])
+def test_losses_and_weights_are_those_of_rows(
+    assets: Path, by_rows: Path, tmp_path: Path, tokens: int, packing: str
+) -> None:
     """Two epochs, the first of which ends in a short step."""
-    found = train(flags(assets, tmp_path / "out", "finetune", **options(assets, max_tokens_per_device=tokens)))
+    changes = options(assets, max_tokens_per_device=tokens, packing=packing)
+    found = train(flags(assets, tmp_path / "out", "finetune", **changes))
     assert losses(found) == pytest.approx(losses(by_rows), abs=2e-5)
     expected, held = load_file(by_rows / "model.safetensors"), load_file(found / "model.safetensors")
     for name, weight in expected.items():
@@ -148,10 +152,28 @@ def test_losses_and_weights_are_those_of_rows(assets: Path, by_rows: Path, tmp_p
     assert now["counts"] == then["counts"]
     for name in ("samples", "tokens", "visual_tokens", "images", "flops"):
         assert now["metrics"][name] == then["metrics"][name], name
-    passes = {64: then["counts"]["samples"], 10**6: 5}  # at 64 each sample is longer, at a million a step is one
-    assert now["metrics"]["batches"] == passes.get(tokens, now["metrics"]["batches"])
-    if tokens == 300:
-        assert now["metrics"]["padding_share"] < then["metrics"]["padding_share"]
+    padding, passes = now["metrics"]["padding_share"], now["metrics"]["batches"]
+    if packing == "off":  # at 64 each sample is longer
+        assert passes == then["counts"]["samples"] if tokens == 64 else passes < then["counts"]["samples"]
+        assert padding < then["metrics"]["padding_share"]
+    else:
+        assert padding == 0 and now["metrics"]["padding_share_of_layers"] == 0
+        assert passes == 5 if tokens == 10**6 else passes >= now["metrics"]["tokens"] / 300
+
+
+def test_packed_rows_teach_the_same_as_padded_ones(assets: Path, by_rows: Path, tmp_path: Path) -> None:
+    found = train(flags(assets, tmp_path / "out", "finetune", **options(assets, packing="on")))
+    assert losses(found) == pytest.approx(losses(by_rows), abs=2e-5)
+    assert summary(found)["metrics"]["padding_share"] == 0 < summary(by_rows)["metrics"]["padding_share"]
+    assert summary(found)["metrics"]["batches"] == summary(by_rows)["metrics"]["batches"]
+
+
+def test_packing_that_the_attention_kernel_cannot_is_refused(assets: Path, tmp_path: Path) -> None:
+    changes = options(assets, packing="on", attn_implementation="eager")
+    with pytest.raises(ValueError, match=r"packing is 'on', but .*eager"):
+        train(flags(assets, tmp_path / "out", "finetune", **changes))
+    with pytest.raises(ValueError, match="--packing is 'yes'; it must be one of auto, on, off"):
+        parse_arguments(flags(assets, tmp_path / "out", "finetune", packing="yes"))
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(assets: Path, tmp_path: Path) -> None:

@@ -380,7 +380,13 @@ def test_as_many_processes_load_data_as_fit_the_machine() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert fitting_workers(cpu, 96, {}) == 0, "the model takes all cores"
     assert [fitting_workers(gpu, cores, {}) for cores in (1, 2, 4, 96)] == [1, 1, 3, 8]
-    assert [fitting_workers(gpu, 32, {"LOCAL_WORLD_SIZE": text}) for text in ("8", "4", "1", "64", "")] == [3, 7, 8, 1, 8]
+    assert [fitting_workers(gpu, 32, {"LOCAL_WORLD_SIZE": text}) for text in ("8", "4", "1", "64", "")] == [
+        3,
+        7,
+        8,
+        1,
+        8,
+    ]
     assert TrainingArguments(use_cpu=True).dataloader_num_workers == 0
     assert TrainingArguments(use_cpu=True, dataloader_num_workers=3).dataloader_num_workers == 3
     assert TrainingArguments(use_cpu=True, dataloader_persistent_workers=True).dataloader_num_workers == 1

@@ -188,6 +188,11 @@ class TrainingArguments(transformers.TrainingArguments):
     early_save_check: bool = _flag(True, "Before the first step save everything once, read it back and remove it.")
     peak_tflops: float | None = _flag(None, "Peak of one device, for MFU, where the device is not known by name.")
     group_by_modality_length: bool = _flag(False, "Batches of one kind (with or without images) and like length.")
+    packing: str = _flag(
+        "auto",
+        "Rows of a batch end to end in the decoder, without padding: `auto` where there would be any and the attention "
+        "kernel can, `on` always, `off` never.",
+    )
     dataloader_num_workers: int = _flag(
         AS_MANY_AS_FIT, "Processes of each device that load data; by default as many as fit the machine, 0 on a CPU."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from llava.data.frames import FrameSampling
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
+from llava.model.packing import packing_of_call
 from llava.model.parts import projector_weights
 from llava.model.staged_model import StagedModel
 from llava.train.adapters import compute_dtype
@@ -201,6 +203,7 @@ def make_data(
     data_args: DataArguments,
     processor: Any = None,
     encoded_length: int | None = None,
+    packing: str = "auto",
 ) -> tuple[LazySupervisedDataset, Collator]:
     """Training data and the collator that belongs to it; a LLaVA's tower has its processor itself.
 
@@ -209,9 +212,15 @@ def make_data(
         model_args, data_args: flags.
         processor: transformers' processor of another family.
         encoded_length: as in `DataConfig`.
+        packing: form of the rows in training, see `llava.model.packing`.
+
+    Raises:
+        ValueError: if rows are to be packed and the model cannot.
     """
     towers = model.vision_towers()
-    settings = model.plan_settings()
+    settings, packing = model.plan_settings(), packing_of_call(packing, model.decoder.config, True, False)
+    if settings is not None:
+        settings = replace(settings, packing=packing)
     config = DataConfig(
         max_length=tokenizer.model_max_length,
         visual_tokens=None if settings is None else settings.fixed,

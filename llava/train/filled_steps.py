@@ -28,6 +28,7 @@ from transformers.trainer_utils import seed_worker
 from llava.data.micro_batches import Step, StepCollator
 from llava.data.step_sampler import StepSampler
 from llava.model.collectives import LargestOfRanks
+from llava.model.packing import packing_of_call
 from llava.train.arguments import TrainingArguments
 from llava.train.checked_loading import CheckedLoading
 
@@ -92,7 +93,7 @@ class FilledSteps(CheckedLoading):
 
     def packs(self) -> bool:
         """Whether the rows of a micro-batch stand end to end in the decoder."""
-        return False
+        return packing_of_call(self.recipe.packing, self.model.decoder.config, True, False) != "off"
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As in transformers; then every rank has as many micro-batches. All ranks must call it."""

@@ -10,6 +10,7 @@ from llava.common.anyres import is_anyres
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 from llava.model.crop_merging import MERGE_TYPES
+from llava.model.packing import PACKING
 from llava.train.manifest import VERIFY
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
         "mm_vision_select_feature": (model_args.mm_vision_select_feature, ("patch", "cls_patch")),
         "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
         "verify_checkpoint": (args.verify_checkpoint, VERIFY),
+        "packing": (args.packing, PACKING),
     }
     for name, (value, values) in accepted.items():
         if value not in values:

@@ -132,7 +132,7 @@ class LlavaTrainer(FilledSteps):
         truncated, unsupervised = inputs.pop("truncated", []), inputs.pop("unsupervised", [])
         problems = inputs.pop("problems", [])
         work, is_spare = inputs.pop("tower_tokens", None), inputs.pop(SPARE, False)
-        inputs["output_layouts"] = True
+        inputs |= {"output_layouts": True, "packing": self.recipe.packing}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and not is_spare:
             self.meter.add(outputs.layouts, len(inputs.get("images", ())), work)

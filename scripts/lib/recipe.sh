@@ -12,6 +12,7 @@
 #   EPOCHS, MAX_STEPS  length of the run; MAX_STEPS of -1 leaves it to EPOCHS          1, -1
 #   MAX_LENGTH         longest sequence in tokens                                      2048
 #   TF32, GRADIENT_CHECKPOINTING                                                       False, True
+#   PACKING            rows end to end without padding: auto, on or off                auto
 #   MAX_TOKENS_PER_DEVICE   fill forward passes by tokens, at most so many             by rows
 #   SAVE_LIMIT, LOGGING_STEPS, SEED                                                    1, 1, 42
 #   WORKERS            data loading processes of each device                           as many as fit the machine
@@ -99,6 +100,7 @@ set_common_flags() {
         ${WORKERS:+--dataloader_num_workers "$WORKERS"}
         --seed "${SEED:-42}"
         --report_to "${REPORT_TO:-none}"
+        ${PACKING:+--packing "$PACKING"}
         ${MAX_TOKENS_PER_DEVICE:+--max_tokens_per_device "$MAX_TOKENS_PER_DEVICE"}
         ${IMAGE_OPENING:+--image_opening "$IMAGE_OPENING"}
         ${ON_BAD_SAMPLE:+--on_bad_sample "$ON_BAD_SAMPLE"}
