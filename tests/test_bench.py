@@ -23,7 +23,9 @@ from llava.bench.peers import stock_twin
 from llava.bench.published_scoring import published_forward
 from llava.compression.config import CompressionConfig
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.cost.flops import prefill_flops, training_flops, visual_tokens_per_layer
+from llava.cost.dimensions import CLIP_L_336
+from llava.cost.flops import kv_bytes, prefill_flops, training_flops, visual_tokens_per_layer
+from llava.cost.shapes import MODELS
 from llava.model.measured_work import shapes_of_model
 from llava.model.random_weights import SHAPES, random_config, random_model
 
@@ -122,6 +124,16 @@ def test_stock_transformers_runs_on_the_same_weights_and_gives_the_same_loss() -
     ]
     for case in modes.prefill_cases(setting):
         case.run(case.before())
+
+
+def test_the_published_tower_gives_the_same_features() -> None:
+    model = llava()
+    setting = Setting(model, {"none": NONE, "duet": DUET}, (12, 12), peers=("published",))
+    none, duet, published = modes.tower_cases(setting)
+    assert (published.compression, published.peer) == ("duet", "published") and none.work == duet.work
+    torch.testing.assert_close(published.run(None), duet.run(duet.before()), atol=1e-5, rtol=1e-3)  # softmax in float32
+    with pytest.raises(ValueError, match=r"--peers run beside a LLaVA-1\.5; this model is a llava-next"):
+        modes.tower_cases(Setting(llava(image_aspect_ratio="anyres"), {"duet": DUET}, (12, 12), peers=("published",)))
 
 
 # ------------------------------------------------------------------------------------------------------------ limits
@@ -283,3 +295,42 @@ def test_a_whole_recipe_is_timed_with_its_data_its_optimizer_and_its_saving(fold
     for row in (dense, duet):
         assert {"data", "tower", "projector", "loss", "optimizer", "other"} <= row["parts_ms"].keys()
         assert row["parts_ms"]["optimizer"]["forward"] > 0 and row["parts_ms"]["data"]["forward"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------- document
+
+
+def test_the_predictions_of_the_document_are_those_of_the_arithmetic() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = text.split("<!-- predictions -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    names, counts, *steps = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table if "--" not in line
+    )
+    decoder, vision = MODELS["llava-1.5-7b"], CLIP_L_336
+    tokens = [visual_tokens_per_layer(CompressionConfig.resolve(name), 32, vision) for name in names[1:]]
+    assert counts[1:] == [f"{statistics.mean(layers):.1f}".removesuffix(".0") for layers in tokens]
+    for row, flops in zip(
+        steps,
+        (
+            lambda layers: training_flops(layers, 200, decoder, vision, passes=4),
+            lambda layers: training_flops(layers, 200, decoder, vision, passes=3),
+            lambda layers: prefill_flops(layers, 100, decoder, vision),
+        ),
+        strict=True,
+    ):
+        dense, *others = (flops(layers) for layers in tokens)
+        saved = [f"{one / 1e12:.1f} (-{1 - one / dense:.1%})".replace("%", " %") for one in others]
+        assert row[1:] == [f"{dense / 1e12:.1f}", *saved], row[0]
+
+
+def test_the_bytes_of_decoding_in_the_document_are_those_of_the_arithmetic() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    decoder, budgets = MODELS["llava-1.5-7b"], ("none", "duet-192", "duet-128", "duet-64")
+    weights = 2 * (
+        decoder.layers * (decoder.layer_parameters + 2 * decoder.width) + decoder.width * (decoder.vocab + 1)
+    )
+    for rows in (1, 8, 32):
+        tokens = [visual_tokens_per_layer(CompressionConfig.resolve(name), 32, CLIP_L_336) for name in budgets]
+        dense, *others = (weights + rows * kv_bytes(layers, 116, decoder) for layers in tokens)
+        cells = [f"{dense / 1e9:.2f} GB", *(f"{one / 1e9:.2f} GB, {dense / one:.2f}x" for one in others)]
+        assert f"| {rows} | {' | '.join(cells)} |" in text

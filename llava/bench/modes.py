@@ -13,7 +13,7 @@ import torch
 
 from llava.bench.cases import Case, Setting, as_trained
 from llava.bench.inputs import rows_of
-from llava.bench.peers import peer_cases
+from llava.bench.peers import peer_cases, peer_towers
 from llava.bench.recipe import recipe_cases
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, kv_bytes, training_passes, visual_tokens_per_layer
@@ -28,7 +28,7 @@ def tower_cases(setting: Setting) -> list[Case]:
     model = setting.model.eval()
     batch = rows_of(model, setting.lengths, medium=setting.medium)
     flops = seen_by(model.config.to_dict(), setting.medium).flops() * len(setting.lengths)
-    return [
+    own = [
         Case(
             name,
             "off",
@@ -41,6 +41,7 @@ def tower_cases(setting: Setting) -> list[Case]:
         )
         for name, config in setting.compressions.items()
     ]
+    return [*own, *peer_towers(setting, own, batch)]
 
 
 def prefill_cases(setting: Setting) -> list[Case]:

@@ -16,7 +16,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from llava.bench.cases import Case, Setting, as_trained
-from llava.bench.published_scoring import published_forward
+from llava.bench.published_scoring import published_forward, tower_features
 from llava.checkpoints.transformers_format import config_there, name_there
 from llava.common.presets import family_of
 from llava.compression.config import CompressionConfig
@@ -42,9 +42,7 @@ def peer_cases(setting: Setting, own: Sequence[Case], batch: Mapping[str, Any]) 
     """
     if not setting.peers:
         return []
-    family = family_of(setting.model.config.to_dict())
-    if family != "llava-1.5":
-        raise ValueError(f"--peers run beside a LLaVA-1.5; this model is a {family}.")
+    _require_llava(setting)
     padded = {case.compression: case for case in reversed(own) if case.packing == "off"}
     found = []
     if "transformers" in setting.peers:
@@ -55,6 +53,25 @@ def peer_cases(setting: Setting, own: Sequence[Case], batch: Mapping[str, Any]) 
                 run = partial(_published, setting.model, batch, config)
                 found.append(dataclasses.replace(padded[name], run=run, peer="published"))
     return found
+
+
+def peer_towers(setting: Setting, own: Sequence[Case], batch: Mapping[str, Any]) -> list[Case]:
+    """Cases of the published way of scoring in the tower, if it was asked for; arguments and errors as above."""
+    if "published" not in setting.peers:
+        return []
+    _require_llava(setting)
+    tower, found = setting.model.get_vision_tower(), []
+    for case, config in zip(own, setting.compressions.values(), strict=True):
+        if config.v2v is not None and config.v2v.score == "cls":
+            run = partial(_published_tower, tower, batch["images"], config)
+            found.append(dataclasses.replace(case, run=run, peer="published"))
+    return found
+
+
+def _require_llava(setting: Setting) -> None:
+    family = family_of(setting.model.config.to_dict())
+    if family != "llava-1.5":
+        raise ValueError(f"--peers run beside a LLaVA-1.5; this model is a {family}.")
 
 
 def stock_twin(model: Any) -> Any:
@@ -136,6 +153,10 @@ def _stock_prefill(twin: Any, inputs: Mapping[str, Any], _: object) -> object:
 
 def _stock_step(twin: Any, inputs: Mapping[str, Any], _: object) -> None:
     twin(**inputs, use_cache=False).loss.backward()
+
+
+def _published_tower(tower: Any, images: torch.Tensor, config: CompressionConfig, _: object) -> object:
+    return tower_features(tower, images, config)
 
 
 def _published(model: Any, batch: Mapping[str, Any], config: Any, _: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import shlex
@@ -22,7 +21,6 @@ from llava.common.json_files import write_json
 from llava.common.presets import family_of
 from llava.cost.flops import average_visual_tokens, training_passes, visual_tokens_per_layer
 from llava.model.measured_work import row_flops, shapes_of_model
-from llava.train.arguments import TrainingArguments
 from llava.train.train import train
 
 STEPS = 4
@@ -116,8 +114,6 @@ def _flags(setting: Setting, folder: Path, compression: Path, packing: str) -> l
         "report_to": "none",
         "early_save_check": False,
     }
-    if "packing" not in {field.name for field in dataclasses.fields(TrainingArguments)}:
-        del given["packing"]
     given |= {"use_cpu": True, "bf16": False} if model.device.type == "cpu" else {"bf16": True}
     own = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return [*own, *shlex.split(str(setting.options.get("train_flags", "")))]
