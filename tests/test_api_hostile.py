@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +355,13 @@ def test_the_program_says_what_does_not_fit_before_it_loads_a_model(
     assert program.main([*model, "--allow-image-urls"]) == 2 and "proxy" in capsys.readouterr().err
     monkeypatch.setenv("LLAVA_API_KEYS", " ")
     assert program.main(model) == 2 and "LLAVA_API_KEYS" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "llava.serve.graceful_server")
+    assert program.main(["--model-path", "m"]) == 2
+    assert "uvicorn" in (said := capsys.readouterr().err) and ".[serve]" in said
 
 
 def test_the_servers_counts_end_where_they_began(server: ApiServer) -> None:

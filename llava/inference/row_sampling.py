@@ -61,6 +61,7 @@ class RowSampling(LogitsProcessor):
         self._draws = {number: torch.Generator() for number in (*self._whole, *self._nucleus)}
         for number, generator in self._draws.items():
             generator.manual_seed(rows[number].seed)
+        self._columns: dict[int, tuple[Tensor, Tensor]] = {}  # of temperatures and shares, by the first of their rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, V]: where a row samples, minus infinity but for the token that was drawn."""
@@ -78,10 +79,11 @@ class RowSampling(LogitsProcessor):
 
     def _asked(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Temperatures, shares and random numbers from [0, 1) of some rows, each float32 [S, 1]."""
-        numbers = [torch.rand((), generator=self._draws[row]).item() for row in rows]
-        columns = [self._rows[row].temperature for row in rows], [self._rows[row].top_p for row in rows], numbers
-        temperature, top_p, number = (torch.tensor(column, device=device)[:, None] for column in columns)
-        return temperature, top_p, number
+        if rows[0] not in self._columns:
+            asked = torch.tensor([(self._rows[row].temperature, self._rows[row].top_p) for row in rows], device=device)
+            self._columns[rows[0]] = asked[:, :1], asked[:, 1:]
+        numbers = torch.stack([torch.rand(1, generator=self._draws[row]) for row in rows])  # [S, 1]
+        return *self._columns[rows[0]], numbers.to(device)
 
 
 def drawn(scores: Tensor, temperature: Tensor, top_p: Tensor, number: Tensor) -> Tensor:

@@ -77,16 +77,14 @@ class WaitingRows:
 
     Args:
         limits: size of a batch.
-        gather: seconds that the first of a batch waits for others, where nothing else is being answered.
-        clock: for tests.
+        coming: how many requests are being read and prepared, which will join soon.
+        gather: seconds that a batch which is not full waits for these.
     """
 
-    def __init__(
-        self, limits: ServingLimits, gather: float = 0.005, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, limits: ServingLimits, coming: Callable[[], int] = lambda: 0, gather: float = 0.05) -> None:
         self._limits = limits
+        self._coming = coming
         self._gather = gather
-        self._clock = clock
         self._rows: deque[WaitingRow] = deque()
         self._changed = threading.Condition()
         self._closed: Exception | None = None
@@ -131,15 +129,12 @@ class WaitingRows:
         with self._changed:
             while not self._rows and self._closed is None:
                 self._changed.wait()
-            end = self._clock() + self._gather
-            while self._closed is None and len(self._rows) < self._limits.batch_size:
-                left = end - self._clock()
-                if left <= 0:
+            end = time.monotonic() + self._gather
+            while self._closed is None and len(self._rows) < self._limits.batch_size and self._coming():
+                if (left := end - time.monotonic()) <= 0:
                     break
                 self._changed.wait(left)
-            if self._closed is not None:
-                return None
-            return self._batch()
+            return None if self._closed is not None else self._batch()
 
     def _batch(self) -> list[WaitingRow]:
         batch: list[WaitingRow] = []

@@ -31,6 +31,8 @@ from llava.serve.usual_model import USUAL, quickstart_model
 
 HERE = ("127.0.0.1", "::1", "localhost")
 _DEFAULTS = ServingLimits()
+_LAST_TOKEN_SECONDS = 5.0
+"""Seconds in which the model's thread has to end: what it answers for nobody ends at the next token."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     try:
+        from llava.serve.api.chat_service import ChatService
+        from llava.serve.api.http_routes import make_app
         from llava.serve.graceful_server import GracefulServer, address_of, bound, make_config
     except ImportError as error:
-        raise ValueError("The API needs fastapi and uvicorn: pip install -c constraints.txt -e '.[serve]'.") from error
-    from llava.serve.api.chat_service import ChatService
-    from llava.serve.api.http_routes import make_app
-
+        raise ValueError(
+            f"The API needs fastapi, uvicorn and prometheus-client ({error}): pip install -c constraints.txt -e "
+            "'.[serve]'."
+        ) from error
     keys = AccessKeys.of(os.environ)
     asked = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
     _check(options)
@@ -79,6 +83,7 @@ def _serve(options: argparse.Namespace) -> int:
         if options.host not in HERE and not keys:
             say(f"Everybody who reaches that address can ask the model: set {VARIABLE} to keys that clients must show.")
         server.run([made])
+        service.model.join(_LAST_TOKEN_SECONDS)
     return 0
 
 

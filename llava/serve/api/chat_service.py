@@ -69,7 +69,8 @@ class ChatService:
         self.keys = keys or AccessKeys()
         self.is_ending = False
         self._reader = RequestReader(engine, defaults, limits, fetches)
-        self._rows = WaitingRows(limits)
+        self._coming = 0  # requests that are being read and prepared
+        self._rows = WaitingRows(limits, lambda: self._coming)
         self.measures = Measures(lambda: len(self._rows), lambda: len(self.model.answering), lambda: not self.fault)
         self.model = ModelThread(engine, self._rows, self.measures.batch, self._note_pace)
         self._pool = ThreadPoolExecutor(_PREPARERS, "prepare")
@@ -131,7 +132,8 @@ class ChatService:
             except ClientDisconnect:
                 return self._client_left()
             try:
-                prepared = await self._unless_left(request, self._prepare(body, ends))
+                with self._expected():
+                    prepared = await self._unless_left(request, self._prepare(body, ends))
                 body.release()
                 held.enter_context(self._place(len(prepared.rows) - 1))
                 exchange = held.enter_context(self._begun(prepared, ends))
@@ -171,6 +173,15 @@ class ChatService:
             yield
         finally:
             self._taken -= count
+
+    @contextlib.contextmanager
+    def _expected(self) -> Iterator[None]:
+        """Count a request among those that a batch waits for a moment."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def _full(self, reason: str) -> ApiError:
         batches = math.ceil(max(self._taken, 1) / self.limits.batch_size)
