@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -20,7 +21,7 @@ TEXT = [chat(2, (0,)), chat(6, (0, 0))]
 SETTINGS = {"none": None, "duet": tiny.DUET, "to-zero": tiny.TO_ZERO, "text": tiny.T2V_ONLY}
 
 
-def planned(model: Any, rows: list[tiny.Row] = ROWS) -> dict[str, Any]:
+def planned(model: Any, rows: list[tiny.Row] = ROWS, packing: str = "off") -> dict[str, Any]:
     """A batch as the trainer gets it, of samples as the data set has them; the plan has been to another process."""
     samples = [
         {
@@ -33,7 +34,8 @@ def planned(model: Any, rows: list[tiny.Row] = ROWS) -> dict[str, Any]:
         }
         for number, row in enumerate(rows)
     ]
-    made = SupervisedCollator(0, 56, model.plan_settings())(samples)
+    settings = dataclasses.replace(model.plan_settings(), packing=packing)
+    made = SupervisedCollator(0, 56, settings)(samples)
     batch = {name: made[name] for name in ("input_ids", "attention_mask", "labels", "query_mask", "plan")}
     batch["images"] = made["images"].to(model.dtype)
     batch["plan"] = pickle.loads(pickle.dumps(batch["plan"]))
@@ -57,6 +59,30 @@ def test_a_step_with_a_plan_is_the_step_without(name: str, rows: list[tiny.Row])
     assert torch.equal(loss, plain) and found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
     assert any("mm_projector" in key for key in found), "tower and projector take part in a batch of text, too"
+
+
+def test_workers_can_pack_the_rows_of_a_batch() -> None:
+    model = tiny_llava(compression=tiny.DUET).train()
+    batch = planned(model, packing="auto")
+    assert batch["plan"].layout.is_packed and batch["plan"].source.shape == (1, sum(batch["plan"].layout.lengths))
+    loss, found = losses_and_gradients(model, batch)
+    later, same = losses_and_gradients(model, planned(model), packing="on")
+    assert torch.equal(loss, later) and all(torch.equal(found[key], same[key]) for key in found)
+    padded, expected = losses_and_gradients(model, planned(model), packing="off")
+    torch.testing.assert_close(loss, padded)
+    for key in found:
+        torch.testing.assert_close(found[key], expected[key], atol=1e-12, rtol=1e-9)
+    evaluated = model.eval()(**batch, use_cache=False)
+    assert evaluated.layouts[0].is_packed, "as planned"
+    for options, sentence in (
+        ({"packing": "off"}, "packing is 'off', but the plan"),
+        ({"use_cache": True}, "a cache is"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model(**batch, **options)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="The plan of the batch is packed, but the decoder attends by 'eager'"):
+        model(**batch)
 
 
 @pytest.mark.parametrize("packing", ["off", "on"])
