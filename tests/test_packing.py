@@ -184,9 +184,15 @@ def test_a_prompt_of_embeddings_can_be_packed() -> None:
     inputs = collate(ROWS, labels=True)
     embeddings, layout = model.prepare_multimodal_inputs(**inputs, images=IMAGES)
     given = {"inputs_embeds": embeddings.detach(), "layout": layout, "labels": inputs["labels"]}
-    padded, packed = (model(**given, packing=packing) for packing in ("off", "on"))
+    auto, padded, packed = (model(**given, packing=packing) for packing in ("auto", "off", "on"))
     assert packed.layouts[0].is_packed
     torch.testing.assert_close(packed.loss, padded.loss)
+    assert not auto.layouts[0].is_packed, "results stand at the positions of the layout that was given"
+    together, index = layout.packed()
+    given |= {"inputs_embeds": embeddings.detach().flatten(0, 1)[index][None], "layout": together}
+    torch.testing.assert_close(model(**given).loss, padded.loss)
+    with pytest.raises(ValueError, match="packing is 'off', but"):
+        model(**given, packing="off")
 
 
 # === When rows are packed ===

@@ -6,6 +6,7 @@ Shapes: B rows, L positions of a padded row, S tokens of all rows, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,31 +43,34 @@ def packs(layout: TokenLayout, packing: str) -> bool:
             raise unknown_choice("packing", other, PACKING)
 
 
-def packing_of_call(asked: str | None, config: Any, training: bool, cached: bool, plan: Any = None) -> str:
+def packing_of_call(own: Mapping[str, Any], config: Any, training: bool, cached: bool) -> str:
     """What a call's `packing` comes to: `on`, `auto` or `off`.
 
     Args:
-        asked: argument of the call; None is `auto`, which packs in training alone.
+        own: the front's own inputs, see `OWN_INPUTS`. `packing` None is `auto`, which packs in training alone, and not
+            where results stand at the positions of a layout that was given.
         config: configuration of the decoder.
         training: whether the model is in training mode.
         cached: whether a cache is filled, or goes on.
-        plan: `SplicePlan` of the batch, if it came with one.
 
     Raises:
-        ValueError: if rows are to be packed, or were planned so, and cannot be; or the plan contradicts `off`.
+        ValueError: if rows are to be packed, or came packed, and cannot be; or `off` is asked of rows that came packed.
     """
-    packing, planned = "auto" if asked is None else asked, plan is not None and plan.layout.is_packed
+    packing = "auto" if own["packing"] is None else own["packing"]
     require_choice("packing", packing, PACKING)
+    ready = [own["layout"], *(made.layout for made in (own["plan"], own["prefill"]) if made is not None)]
+    came_packed = any(layout is not None and layout.is_packed for layout in ready)
     if packing == "off":
-        if planned:
+        if came_packed:
             raise ValueError("packing is 'off', but the plan of the batch is packed; plan it with packing 'off', too.")
         return packing
     problem = "a cache is filled or goes on (use_cache, past_key_values), which holds padded rows" if cached else None
     problem = problem or why_not_packed(config)
-    if problem is not None and (packing == "on" or planned):
+    if problem is not None and (packing == "on" or came_packed):
         what = "packing is 'on'" if packing == "on" else "The plan of the batch is packed"
         raise ValueError(f"{what}, but {problem}; give packing 'off', or change that.")
-    return packing if problem is None and (packing == "on" or planned or training) else "off"
+    at_columns = own["layout"] is None and own["prefill"] is None
+    return packing if problem is None and (packing == "on" or came_packed or (training and at_columns)) else "off"
 
 
 def refuse_to_pack(asked: str | None) -> None:
