@@ -43,23 +43,27 @@ def packs(layout: TokenLayout, packing: str) -> bool:
             raise unknown_choice("packing", other, PACKING)
 
 
-def packing_of_call(own: Mapping[str, Any], config: Any, training: bool, cached: bool) -> str:
+def packing_of_call(
+    asked: str | None, config: Any, training: bool, cached: bool, own: Mapping[str, Any] | None = None
+) -> str:
     """What a call's `packing` comes to: `on`, `auto` or `off`.
 
     Args:
-        own: the front's own inputs, see `OWN_INPUTS`. `packing` None is `auto`, which packs in training alone, and not
-            where results stand at the positions of a layout that was given.
+        asked: argument of the call; None is `auto`, which packs in training alone, and not where results stand at the
+            positions of a layout that was given.
         config: configuration of the decoder.
         training: whether the model is in training mode.
         cached: whether a cache is filled, or goes on.
+        own: the front's own inputs, see `OWN_INPUTS`; None where nothing came ready.
 
     Raises:
         ValueError: if rows are to be packed, or came packed, and cannot be; or `off` is asked of rows that came packed.
     """
-    packing = "auto" if own["packing"] is None else own["packing"]
+    packing, own = "auto" if asked is None else asked, own or {}
     require_choice("packing", packing, PACKING)
-    ready = [own["layout"], *(made.layout for made in (own["plan"], own["prefill"]) if made is not None)]
-    came_packed = any(layout is not None and layout.is_packed for layout in ready)
+    plan, prefill, layout = (own.get(name) for name in ("plan", "prefill", "layout"))
+    ready = [layout, *(made.layout for made in (plan, prefill) if made is not None)]
+    came_packed = any(one is not None and one.is_packed for one in ready)
     if packing == "off":
         if came_packed:
             raise ValueError("packing is 'off', but the plan of the batch is packed; plan it with packing 'off', too.")
@@ -69,8 +73,8 @@ def packing_of_call(own: Mapping[str, Any], config: Any, training: bool, cached:
     if problem is not None and (packing == "on" or came_packed):
         what = "packing is 'on'" if packing == "on" else "The plan of the batch is packed"
         raise ValueError(f"{what}, but {problem}; give packing 'off', or change that.")
-    at_columns = own["layout"] is None and own["prefill"] is None
-    return packing if problem is None and (packing == "on" or came_packed or (training and at_columns)) else "off"
+    helps = training and layout is None and prefill is None
+    return packing if problem is None and (packing == "on" or came_packed or helps) else "off"
 
 
 def refuse_to_pack(asked: str | None) -> None:
