@@ -12,7 +12,9 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_backbones import BUDGET, WRITERS, write_media
 from tiny_site import Site
@@ -25,6 +27,7 @@ from llava.inference.usage import size
 from llava.serve.web import __main__ as program
 from llava.serve.web import visitors as visitors_module
 from llava.serve.web.comparison import comparison_html, flops
+from llava.serve.web.followed_prompt import FollowedPrompt
 from llava.serve.web.measured_answer import medium_of
 from llava.serve.web.offered_budgets import BY_HAND, NONE, OWN, Sliders
 from llava.serve.web.uploads import UploadFolder
@@ -305,6 +308,26 @@ def test_an_upload_that_is_no_image_enormous_or_a_bomb_is_refused_in_a_sentence(
         assert unescape(file.name) in unescape(status), status
     assert visitor.pending == [] and site.folder.files() == []
     assert "is too large" in site.upload(visitor, tmp_path / "bomb.png")[1]
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_the_picture_of_a_tower_with_patches_of_any_size_is_put_together_again(
+    family: str, sites: dict[str, Site], tmp_path: Path
+) -> None:
+    """Of an image that the processor leaves at its size, pixel for pixel."""
+    site, visitor = sites[family], sites[family].visitor(f"pixels-{family}")
+    step = site.handlers.engine.model.config.vision_config.patch_size * 2
+    noise = torch.randint(
+        0, 255, (3 * step, 5 * step, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    Image.fromarray(noise.numpy()).save(tmp_path / "noise.png")
+    site.upload(visitor, tmp_path / "noise.png")
+    site.ask(visitor, "What is this?")
+    followed = FollowedPrompt.behind(visitor.sides[1].chat)
+    (unit,) = followed.units
+    assert (unit.rows, unit.columns) == (3, 5) and followed.names == ["the image"]
+    seen = torch.from_numpy(np.array(followed.pictures[0])).int()
+    assert (seen - noise.int()).abs().max() <= 1
 
 
 def test_good_files_among_bad_ones_are_taken(site: Site, media: tuple[list[Path], Path], tmp_path: Path) -> None:

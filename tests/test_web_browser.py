@@ -175,10 +175,11 @@ def test_a_second_visitor_does_not_see_the_first_ones_picture(
     assert second.locator("#pictures img").count() == 0 and second.locator("#chat-0 li").count() == 0
     assert second.locator("#view-0 .dv-map").count() == 0
     assert paths and not Path(paths[0]).exists() and folder.files() == []
-    for place in (paths[0], "/etc/hostname", "http://example.org/"):
+    closed = [f"file={place}" for place in (paths[0], "/etc/hostname", "http://example.org/")]
+    for place in (*closed, f"file/{paths[0]}", "proxy=http://example.org/", "runs", "info", "%66ile=/etc/hostname"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{address}gradio_api/file={place}")
-        assert refused.value.code == 404
+            urllib.request.urlopen(f"{address}gradio_api/{place}")
+        assert refused.value.code == 404, place
     known = len(page._visitors)
     first.context.close()
     second.wait_for_function("() => true")
@@ -249,6 +250,18 @@ def test_what_cannot_be_read_or_does_not_fit_is_said_on_the_page(visit: Any, tmp
     tab.locator("#fits-0 .dv-fits").wait_for()
     playwright.expect(tab.locator("#fits-0")).to_contain_text("by layer 0-1: 10, 2-4: 5, 5-5: 2", timeout=PATIENCE)
     assert tab.locator("#budget-0 input").input_value() == "set by hand"
+
+
+def test_an_enormous_upload_is_refused_before_it_lies_on_the_disk(
+    visit: Any, served: tuple[str, Any, UploadFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, page, folder = served
+    monkeypatch.setattr(page.blocks, "max_file_size", 10_000)
+    (tmp_path / "large.png").write_bytes(bytes(60_000))
+    tab = visit()
+    tab.set_input_files("#upload input[type=file]", str(tmp_path / "large.png"))
+    tab.get_by_text(re.compile("maximum (allowed|upload) size", re.IGNORECASE)).first.wait_for()
+    assert tab.locator("#pictures img").count() == 0 and folder.files() == []
 
 
 def test_what_is_typed_is_shown_as_it_was_typed(visit: Any) -> None:

@@ -27,7 +27,11 @@ MOST_UPLOAD_BYTES = 256 * 2**20
 FORGOTTEN_AFTER = 600.0
 """Seconds after which a file that was uploaded and never read is deleted."""
 _TEMPORARY = "GRADIO_TEMP_DIR"
-_CLOSED = ("/file=", "/file/", "/proxy=", "/stream", "/custom_component", "/deep_link", "/vibe", "/monitoring")
+_SERVING = ("/file=", "/file/", "/proxy=", "/stream/", "/custom_component/", "/component_server")
+_RECORDING = ("/runs", "/run-history", "/deep_link", "/monitoring", "/profiling", "/process_recording")
+_OTHERS = ("/call/", "/api/", "/info", "/openapi.json", "/vibe", "/undo-vibe", "/token", "/user")
+_CLOSED = (*_SERVING, *_RECORDING, *_OTHERS)
+"""Beginnings of gradio's addresses that the page does without."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -121,7 +125,7 @@ def _is_animation(path: Path) -> bool:
 
 
 class ServesNoFiles:
-    """Middleware before gradio that closes the addresses under which it serves files of its cache and other hosts'.
+    """Middleware before gradio that closes what the page does without: its files, those of other hosts, its records.
 
     Nothing on the page needs them: pictures stand in it as data. So nobody can fetch what another visitor uploaded, nor
     have this machine fetch an address.
@@ -135,7 +139,7 @@ class ServesNoFiles:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        path = str(scope.get("path", "")).removeprefix("/gradio_api")
+        path = str(scope.get("path", "")).rpartition("/gradio_api")[2]
         if scope["type"] == "http" and path.startswith(_CLOSED):
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"Files are not served here."})

@@ -80,6 +80,7 @@ class WebPage:
             "footer_links": [],
             "share": False,
             "ssr_mode": False,
+            "run_history": False,
             "enable_monitoring": False,
             "mcp_server": False,
             "pwa": False,
