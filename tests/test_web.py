@@ -95,7 +95,7 @@ def test_both_budgets_answer_as_the_chat_does_and_are_told_apart(
         assert chat.usage is not None and chat.usage.visual_tokens == visitor.sides[number].measured.visual_tokens
         told = cells(page["comparison"], "KV cache")[number]
         assert told.startswith(size(visitor.sides[number].chat.usage.kv_bytes)), told
-    tokens = cells(page["comparison"], "Visual tokens, mean of layers")
+    tokens = cells(page["comparison"], "Visual tokens, mean")
     own, none = (side.measured for side in visitor.sides)
     assert tokens == [f"{own.average:.5g} of {own.patches:,}", f"{none.patches} of {none.patches}"]
     assert own.visual_tokens[3] < own.visual_tokens[2] < own.visual_tokens[0] < none.visual_tokens[3] == none.patches

@@ -73,8 +73,8 @@ def _table(told: Sequence[tuple[str, MeasuredAnswer, int]]) -> str:
     """Numbers of each budget in a column of its own."""
     answers = [one for _, one, _ in told]
     rows = (
-        ("Visual tokens, mean of layers", [f"{one.average:.5g} of {one.patches:,}" for one in answers]),
-        ("Prefill, with vision tower", _compared([one.prefill_seconds for one in answers], milliseconds)),
+        ("Visual tokens, mean", [f"{one.average:.5g} of {one.patches:,}" for one in answers]),
+        ("Prefill, with tower", _compared([one.prefill_seconds for one in answers], milliseconds)),
         ("FLOPs of the prefill", _compared([one.flops for one in answers], flops)),
         ("KV cache", _compared([one.kv_bytes for one in answers], lambda count: size(int(count or 0)))),
         ("Tokens a second", [rate(one.tokens_per_second) for one in answers]),

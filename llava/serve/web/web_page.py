@@ -46,7 +46,7 @@ class WebPage:
         import gradio
 
         self._gr, self._handlers, self._visitors = gradio, handlers, visitors
-        with gradio.Blocks(title="DUET-LLaVA", analytics_enabled=False) as self.blocks:
+        with gradio.Blocks(title="DUET-LLaVA", analytics_enabled=False, fill_width=True) as self.blocks:
             self._html(_head(handlers.engine.model, name))
             with gradio.Row(equal_height=False):
                 with gradio.Column(scale=4, min_width=_NARROW):
@@ -97,7 +97,7 @@ class WebPage:
     def _place_question(self) -> None:
         gr = self._gr
         self._files = gr.File(
-            label="Pictures and videos", file_count="multiple", height=130, elem_id="upload", type="filepath"
+            label="Pictures and videos", file_count="multiple", height=150, elem_id="upload", type="filepath"
         )
         self._thumbs = self._html(waiting_html(()), elem_id="pictures")
         self._clear = gr.Button("Take the pictures away", size="sm", elem_id="clear")
