@@ -18,6 +18,8 @@ from forked import run_program
 from tiny_llava import write_assets
 
 from llava.eval.run import PAPER
+from llava.serve.web import __main__ as web
+from llava.serve.web.uploads import UploadFolder
 from playground.quickstart.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +130,22 @@ def test_the_chat_answers_and_draws(quickstart: Path, tmp_path: Path) -> None:
         assert (tmp_path / "seen.png").stat().st_size > 1000
 
 
+def test_the_page_opens_with_the_quickstarts_model_and_questions(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    (command,) = [line for line in commands() if "llava.serve.web" in line]
+    monkeypatch.setenv("QUICKSTART_OUTPUT", str(quickstart))
+    folder = UploadFolder()
+    try:
+        handlers = web.open_page(web._parser().parse_args(shlex.split(command)[3:]), folder).handlers
+        assert {"duet-67", "duet-89", "random-78"} <= set(handlers.budgets.named)
+        asked = (quickstart / "data" / "test.jsonl").read_text(encoding="utf-8")
+        assert handlers.examples and all(example.text in asked for example in handlers.examples)
+    finally:
+        folder.close()
+
+
 def test_costs_are_measured_beside_the_limit(quickstart: Path) -> None:
     for command in modules("llava.eval.cost"):
         said = shell(command.replace(OUTPUT, str(quickstart)))
@@ -191,6 +209,7 @@ def test_every_module_command_is_run_here() -> None:
         "llava.data.check",
         "llava.model.convert",
         "llava.serve.cli",
+        "llava.serve.web",
         "llava.eval.cost",
         "llava.eval.data",
         "llava.eval.run",
@@ -210,5 +229,7 @@ def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     last = lines[-1]
     assert last == "bash scripts/test.sh" and last in commands()
-    assert [line for line in lines if not line.startswith(("#", "set ", "cd ", "CDPATH='' cd "))] == [last]
+    rest = [line for line in lines[:-1] if not line.startswith(("#", "set ", "cd ", "CDPATH='' cd "))]
+    install = "apt-get update && apt-get install -y --no-install-recommends chromium"  # for the tests of the page
+    assert [line.split(" ")[0] for line in rest] == ["if", "", "fi"] and f"({install})" in rest[1] and install in README
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

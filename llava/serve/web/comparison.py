@@ -89,7 +89,10 @@ def _table(told: Sequence[tuple[str, MeasuredAnswer, int]]) -> str:
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
         for name, values in rows
     )
-    note = "Times are of this one answer, on this machine; answer again for another sample. FLOPs are computed."
+    note = (
+        "Measured on this machine: the prefill is the fastest of up to three, run in turns; tokens a second are those "
+        "of this one answer. FLOPs are computed."
+    )
     return (
         f'<table class="dv-table"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
         f'<p class="dv-hint">{note}</p>'

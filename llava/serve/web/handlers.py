@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from llava.inference.question_text import check_question
 from llava.serve.web.comparison import comparison_html
 from llava.serve.web.example_questions import ExampleQuestion
 from llava.serve.web.followed_prompt import FollowedPrompt
+from llava.serve.web.measured_answer import timed_prefills
 from llava.serve.web.offered_budgets import BY_HAND, OfferedBudgets, Sliders
 from llava.serve.web.patch_view import patch_view_html
 from llava.serve.web.shown_messages import ChatMessage, conversation_html, waiting_html
@@ -141,6 +143,11 @@ class Handlers:
             )
             if visitor.stopping:
                 break
+        answered = [side for side in held[:count] if side.measured is not None]
+        if len(answered) == count and not visitor.stopping:
+            _time_again(answered)
+            compared = comparison_html(names[:count], [side.measured for side in answered])
+            yield (None, None, note, None, None, compared, None, None)
         if any(side.messages for side in held[:count]):
             # What was added meanwhile waits for the next question.
             visitor.pending = [one for one in visitor.pending if all(one is not seen for seen in shown)]
@@ -172,6 +179,13 @@ class Handlers:
         visitor.forget()
         empty, view = conversation_html(()), patch_view_html(None, "")
         return empty, empty, "", "", waiting_html(()), comparison_html((), ()), view, view
+
+
+def _time_again(sides: Sequence[Side]) -> None:
+    """Prefills of several answers in turns, in place of those that were timed while they were given."""
+    for side, seconds in zip(sides, timed_prefills([side.chat for side in sides]), strict=True):
+        assert side.measured is not None
+        side.measured = dataclasses.replace(side.measured, prefill_seconds=seconds)
 
 
 def wrong(error: BaseException | str) -> str:

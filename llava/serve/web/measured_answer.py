@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import prefill_flops
 from llava.cost.seen_media import Medium, seen_by
 from llava.cost.shapes import DecoderShape
+from llava.cost.timing import timed
 from llava.data.frames import Frames
+from llava.inference.chat import Chat
 from llava.inference.usage import Usage
+from llava.model.measured_work import prefill
 
 
 class AnswerClock(StoppingCriteria):
@@ -64,7 +68,7 @@ class MeasuredAnswer:
         patches: what they would be without compression.
         text_tokens: tokens of the prompt beside its pictures.
         new_tokens: tokens of the answer, that which ended it included.
-        prefill_seconds: from prepared pixels and ids to the first token.
+        prefill_seconds: from prepared pixels and ids to the first token; the fastest of several.
         tokens_per_second: of the tokens behind the first; None where there are none.
         kv_bytes: bytes of the KV cache behind the answer.
         flops: FLOPs of the prefill, computed; None where they are not known for the model.
@@ -109,6 +113,31 @@ class MeasuredAnswer:
     def average(self) -> float:
         """Visual tokens that a layer saw, in the mean."""
         return sum(self.visual_tokens) / len(self.visual_tokens)
+
+
+def timed_prefills(chats: Sequence[Chat], seconds: float = 1.5, rounds: int = 3) -> list[float]:
+    """The fastest prefill of the last answers of conversations, run in turns, so that a busy moment touches all alike.
+
+    Args:
+        chats: conversations with one model, each of which has answered.
+        seconds: after which no further round begins.
+        rounds: most rounds.
+
+    Returns:
+        seconds from prepared pixels and ids to the first token's logits, for each.
+    """
+    model, runs = chats[0].model, []
+    for chat in chats:
+        assert chat.last_request is not None
+        batch = chat.engine.batch([chat.last_request.sample])
+        del batch["labels"]
+        runs.append(partial(prefill, model, batch, chat.last_request.compression))
+    began, fastest = time.perf_counter(), [float("inf")] * len(chats)
+    for _ in range(rounds):
+        fastest = [min(known, timed(run, model.device)) for known, run in zip(fastest, runs, strict=True)]
+        if time.perf_counter() - began > seconds:
+            break
+    return fastest
 
 
 def medium_of(shown: Image.Image | Frames) -> Medium:

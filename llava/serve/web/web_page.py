@@ -39,13 +39,14 @@ class WebPage:
         waiting: questions that may wait for an answer; further ones are refused.
 
     Attributes:
+        handlers, visitors: as given.
         blocks: gradio's `Blocks`; `launch` takes `launch_options`.
     """
 
     def __init__(self, handlers: Handlers, visitors: Visitors, name: str, waiting: int) -> None:
         import gradio
 
-        self._gr, self._handlers, self._visitors = gradio, handlers, visitors
+        self._gr, self.handlers, self.visitors = gradio, handlers, visitors
         with gradio.Blocks(title="DUET-LLaVA", analytics_enabled=False, fill_width=True) as self.blocks:
             self._html(_head(handlers.engine.model, name))
             with gradio.Row(equal_height=False):
@@ -73,7 +74,7 @@ class WebPage:
         themes = self._gr.themes
         return {
             "theme": themes.Default(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]),
-            "css": page_text("page.css") + _backgrounds(self._handlers.examples),
+            "css": page_text("page.css") + _backgrounds(self.handlers.examples),
             "js": page_text("page.js"),
             "app_kwargs": {"middleware": [_middleware()]},
             "max_file_size": MOST_UPLOAD_BYTES,
@@ -108,15 +109,15 @@ class WebPage:
             self._new = gr.Button("New conversation", elem_id="new", min_width=130)
         self._compare = gr.Checkbox(True, label="Answer under both budgets, side by side", elem_id="compare")
         self._status = self._html("", elem_id="status")
-        if self._handlers.examples:
+        if self.handlers.examples:
             self._html("<h3>Examples</h3>")
         self._examples = [
             gr.Button(example.text, elem_id=f"example-{number}", elem_classes=["dv-example"])
-            for number, example in enumerate(self._handlers.examples)
+            for number, example in enumerate(self.handlers.examples)
         ]
 
     def _place_side(self, number: int, usual: str) -> None:
-        gr, budgets = self._gr, self._handlers.budgets
+        gr, budgets = self._gr, self.handlers.budgets
         config = budgets.named[usual]
         with gr.Column(min_width=_NARROW, elem_id=f"side-{number}") as column:
             name = gr.Dropdown(
@@ -133,7 +134,7 @@ class WebPage:
 
     def _place_sliders(self, number: int, at: Sliders) -> list[Any]:
         """The controls in the order of `Sliders.values`."""
-        gr, budgets = self._gr, self._handlers.budgets
+        gr, budgets = self._gr, self.handlers.budgets
         unit, merges, dominant, contextual, queries, *drops = (
             "tokens of an image" if budgets.counted else "% of an image's tokens",
             *at.values(),
@@ -172,7 +173,7 @@ class WebPage:
     # === Events ===
 
     def _connect(self) -> None:
-        handlers = self._handlers
+        handlers = self.handlers
         for name, (sliders, said) in zip(self._names, self._sliders, strict=True):
             name.input(handlers.named, [name, *sliders], [said, *sliders], **_AT_ONCE)
             for slider in sliders:
@@ -204,11 +205,11 @@ class WebPage:
         second = [self._columns[1], self._columns[3]]
         shown = self._gr.update
         self._compare.input(lambda both: [shown(visible=both)] * 2, self._compare, second, **_AT_ONCE)
-        self.blocks.unload(self._with_request(lambda request: self._visitors.leave(request)))
+        self.blocks.unload(self._with_request(lambda request: self.visitors.leave(request)))
 
     def _visiting(self, answer: Callable[..., Any], unchanged: Any = None) -> Callable[..., Any]:
         """An event's function that is told whose browser asks; None in what a generator yields leaves a component."""
-        visitors = self._visitors
+        visitors = self.visitors
         if not inspect.isgeneratorfunction(getattr(answer, "func", answer)):
             return self._with_request(lambda request, *values: answer(visitors.of(request), *values))
 
