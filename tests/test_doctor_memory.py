@@ -199,7 +199,7 @@ def test_a_layer_of_llama_2_7b_keeps_186_kilobytes_a_token() -> None:
     assert per_token == 24 * 4096 + 8 * 11008 + 4 * 32 + 2 * 4 == 186_504
     frozen = layer_bytes(SEVEN_B.decoder, "projector", Adapters(), Precision())
     assert frozen == 16 * 4096 + 6 * 11008 + 136
-    checkpointed = stored_layers(SEVEN_B.decoder, [1] * 32, per_token, True, 2)
+    checkpointed = stored_layers(SEVEN_B.decoder, [1] * 32, per_token, 32, 2)
     assert checkpointed == 32 * 2 * 4096
 
 
@@ -296,7 +296,8 @@ class Trial:
         adapters = Adapters(RANK, self.dropout) if self.trained == "lora" else Adapters()
         per_token = layer_bytes(shape.decoder, self.trained, adapters, self.precision)
         tokens, stream = self.batch.tokens, self.precision.stream
-        kept = stored_layers(shape.decoder, tokens, per_token, self.checkpointing, stream)
+        again = len(tokens) if self.checkpointing else 0
+        kept = stored_layers(shape.decoder, tokens, per_token, again, stream)
         return (
             kept + outside_bytes(shape, self.batch, self.precision),
             max(tokens) * per_token,

@@ -165,19 +165,46 @@ def head_peak(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, preci
     return saved + max(loss, 5 * FLOAT32 * decoder.width * batch.tokens[-1] - gone)
 
 
-def stored_layers(
-    decoder: DecoderShape, tokens: Sequence[int], per_token: int, checkpointing: bool, stream: int
-) -> int:
-    """Bytes that all layers keep: everything, or with checkpointing only each layer's input, s D a token.
+def stored_layers(decoder: DecoderShape, tokens: Sequence[int], per_token: int, again: int, stream: int) -> int:
+    """Bytes that all layers keep: everything, or of those that are computed again only the input, s D a token.
 
     Args:
         decoder: dimensions.
         tokens: positions of the batch in each layer.
         per_token: `layer_bytes`.
-        checkpointing: whether layers are computed again in the backward pass.
+        again: how many of the first layers are computed again in the backward pass (checkpointing).
         stream: bytes of a value in the residual stream.
     """
-    return sum(tokens) * (stream * decoder.width if checkpointing else per_token)
+    return sum(tokens[:again]) * stream * decoder.width + sum(tokens[again:]) * per_token
+
+
+def backward_peak(
+    decoder: DecoderShape,
+    batch: DeviceBatch,
+    trained: Trained,
+    adapters: Adapters,
+    precision: Precision,
+    again: int,
+) -> int:
+    """Most bytes that layers, final norm and loss hold at once, what is outside of them not counted.
+
+    The largest of three moments: the loss's backward pass, when everything is kept; that of the last layer which is
+    not computed again; and, when those are done, that of a layer which is, with all that it keeps.
+
+    Args:
+        decoder, batch, trained, adapters, precision: as elsewhere.
+        again: as in `stored_layers`.
+    """
+    per_token, tokens = layer_bytes(decoder, trained, adapters, precision), batch.tokens
+    inputs = stored_layers(decoder, tokens[:again], per_token, again, precision.stream)
+    kept = stored_layers(decoder, tokens, per_token, again, precision.stream)
+    moments = [kept + head_peak(decoder, batch, trained, precision)]
+    if again < len(tokens):
+        moments.append(kept + in_flight(decoder, tokens[-1], trained, precision))
+    if again:
+        longest = max(tokens[:again])
+        moments.append(inputs + longest * per_token + in_flight(decoder, longest, trained, precision))
+    return max(moments)
 
 
 def in_flight(decoder: DecoderShape, tokens: int, trained: Trained, precision: Precision) -> int:

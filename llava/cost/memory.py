@@ -218,7 +218,8 @@ def _step(setting: RecipeSetting, stage: ZeroStage, batch: DeviceBatch) -> dict[
 
     def stored(checkpointing: bool) -> int:
         tower = trained_tower(setting.shape, batch.rows, HALF, checkpointing) if recipe.trains_tower else 0
-        return outside + tower + stored_layers(decoder, batch.tokens, per_token, checkpointing, precision.stream)
+        again = decoder.layers if checkpointing else 0
+        return outside + tower + stored_layers(decoder, batch.tokens, per_token, again, precision.stream)
 
     return {
         "activations": stored(True),
