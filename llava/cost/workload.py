@@ -26,6 +26,7 @@ class Workload:
         activation_checkpointing: whether activations are computed again in the backward pass.
         projector: weights of the linear maps of the projectors; None for those of LLaVA's two-layer MLP.
         group: patches for which a projector inside the tower runs once; 0 where it runs once for each visual token.
+        before_drop: whether, of the decoder's layers, only those before the first drop are computed again.
     """
 
     decoder: DecoderShape
@@ -36,10 +37,17 @@ class Workload:
     activation_checkpointing: bool = False
     projector: int | None = None
     group: int = 0
+    before_drop: bool = False
 
     @classmethod
-    def of(cls, model: Any, activation_checkpointing: bool) -> Workload:
-        """Read it from a model of any family (wrapped by peft or not) whose trained weights are chosen."""
+    def of(cls, model: Any, activation_checkpointing: bool, layers: str = "all") -> Workload:
+        """Read it from a model of any family (wrapped by peft or not) whose trained weights are chosen.
+
+        Args:
+            model: the model.
+            activation_checkpointing: whether activations are computed again in the backward pass.
+            layers: of which of the decoder's layers: `all`, or `before_drop`.
+        """
         towers, projectors = model.vision_towers(), model.projectors()
         of_projectors = {id(weight): weight for projector in projectors for weight in projector.parameters()}
         of_towers = {id(weight): weight for tower in towers for weight in tower.parameters()}
@@ -59,6 +67,7 @@ class Workload:
             activation_checkpointing=activation_checkpointing,
             projector=sum(_size(weight) for weight in of_projectors.values()),
             group=towers[0].config.spatial_merge_size ** 2 if inside else 0,
+            before_drop=activation_checkpointing and layers == "before_drop",
         )
 
     @property
@@ -82,11 +91,11 @@ class Workload:
             tower_tokens: tokens that it computed for each of them, None among them for as many as of every image; None
                 where all have as many.
         """
-        forward = sum(
-            layers * self.decoder.layer_flops(length)
+        of_stages = [
+            sum(layers * self.decoder.layer_flops(length) for length in layout.lengths)
             for layers, layout in zip(self.stages, layouts, strict=True)
-            for length in layout.lengths
-        )
+        ]
+        forward, again = sum(of_stages), of_stages[0] if self.before_drop else sum(of_stages)
         # Head and projector grow with the number of tokens, so the batch is counted like one long row.
         first, last = sum(layouts[0].visual), sum(layouts[-1].visual)
         head = 3 * 2 * self.decoder.width * self.decoder.vocab * (sum(layouts[0].lengths) - first + last)
@@ -96,7 +105,7 @@ class Workload:
         projected = inside // self.group if self.group and inside else first
         outside = head + 3 * 2 * self._projector * projected + tower
         trained = tower if self.trains_vision_tower else 0
-        recomputed = (forward + trained) * self.activation_checkpointing
+        recomputed = (again + trained) * self.activation_checkpointing
         return (2 + self.trains_language_model) * forward + 2 * trained + outside + recomputed, recomputed
 
     @property
@@ -111,7 +120,8 @@ class Workload:
         tower = training_passes(True, self.activation_checkpointing) if self.trains_vision_tower else 1
         counted = (
             "A multiply-add counts as two, causal attention once (half of the square). Passes of a step: "
-            f"{self.passes} through a decoder layer, 3 through head and projector, {tower} through the vision tower. "
+            f"{self.passes} through a decoder layer{', one less behind the first drop' if self.before_drop else ''}, 3 "
+            f"through head and projector, {tower} through the vision tower. "
             "The head counts at every position that is left, though it runs at supervised ones only. Padding, "
             "scoring, attention over time in a video tower, adapters and the optimizer are not counted."
         )

@@ -24,7 +24,7 @@ from llava.train.foreign_flags import FOREIGN, is_switched_off
 from llava.train.part_flags import settle_parts
 from llava.train.ranges import PATHS, require_in_range
 from llava.train.supported import is_left_out, require_supported
-from llava.train.together import check_together
+from llava.train.together import LAYERS_AGAIN, check_together
 from llava.train.warmup import one_warmup
 from llava.train.workers import AS_MANY_AS_FIT, fitting_workers
 
@@ -196,6 +196,12 @@ class TrainingArguments(transformers.TrainingArguments):
     dataloader_num_workers: int = _flag(
         AS_MANY_AS_FIT, "Processes of each device that load data; by default as many as fit the machine, 0 on a CPU."
     )
+    checkpointed_layers: str = _flag(
+        "all",
+        "Layers that compute their activations again where --activation_checkpointing is on: `all`, `before_drop` "
+        "(those in front of the first drop), or `auto`: none, those or all, by the memory of the device. "
+        "--activation_checkpointing takes these values, too.",
+    )
     max_tokens_per_device: int | None = _flag(
         None,
         "Fill the forward passes of a step by tokens that enter the decoder, at most so many at once, instead of by "
@@ -293,6 +299,8 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
                 result += ["--train_sampling_strategy", "group_by_length"]
         elif is_left_out(name, values) or (name in FOREIGN and is_switched_off(name, values)):
             logger.info("--%s asks for nothing that is done otherwise.", name)
+        elif RENAMED.get(name, name) == "activation_checkpointing" and values and values[0].lower() in LAYERS_AGAIN:
+            result += ["--activation_checkpointing", "True", "--checkpointed_layers", values[0].lower()]
         elif name in RENAMED:
             logger.info("--%s is now --%s.", name, RENAMED[name])
             result += [f"--{RENAMED[name]}", *values]

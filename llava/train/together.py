@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LAYERS_AGAIN = ("auto", "before_drop", "all")
+"""Values of `--checkpointed_layers`, which `--activation_checkpointing` takes, too."""
 LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target_modules")
 
 
@@ -40,6 +42,7 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
         "on_bad_sample": (data_args.on_bad_sample, ("fail", "skip")),
         "verify_checkpoint": (args.verify_checkpoint, VERIFY),
         "packing": (args.packing, PACKING),
+        "checkpointed_layers": (args.checkpointed_layers, LAYERS_AGAIN),
     }
     for name, (value, values) in accepted.items():
         if value not in values:
@@ -62,6 +65,11 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
         if args.eval_on_start or args.do_eval:
             flag = "eval_on_start" if args.eval_on_start else "do_eval"
             raise ValueError(f"--{flag} asks for a measurement, but there is no --eval_data_path to use.")
+    if args.checkpointed_layers == "before_drop" and not args.activation_checkpointing:
+        raise ValueError(
+            "--checkpointed_layers before_drop says which layers compute their activations again, but "
+            "--activation_checkpointing is off; give --activation_checkpointing before_drop alone."
+        )
     if args.save_only_model:
         logger.warning("--save_only_model: checkpoints hold weights alone, and no run can go on from them.")
     if args.max_tokens_per_device is not None and not args.average_tokens_across_devices:

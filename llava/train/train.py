@@ -20,7 +20,8 @@ from llava.train.build_locks import warn_of_build_locks
 from llava.train.building import choose_trained, load, make_data, make_held_out
 from llava.train.callbacks import CheckSaving
 from llava.train.checkpoint import remove_checkpoints, starting_point
-from llava.train.facts import describe_run, require_optimizer, require_same_run
+from llava.train.checkpointing import settle_checkpointing
+from llava.train.facts import RunFacts, describe_run, require_optimizer, require_same_run
 from llava.train.finished import finished_run, require_finished
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
@@ -64,6 +65,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     length = training_args.model_max_length if data_args.tokenizer_model_max_length else None
     dataset, collator = make_data(model, tokenizer, model_args, data_args, processor, length, training_args.packing)
     held_out = make_held_out(dataset, data_args)
+    earlier = RunFacts.read(checkpoint) if finished is None and checkpoint is not None else finished
+    settle_checkpointing(model, dataset, training_args, earlier)
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
     facts = describe_run(model, dataset, model_args, data_args, training_args, part, held_out)
     if finished is not None:

@@ -35,6 +35,7 @@ from llava.train.checkpoint import (
     publish_model,
     save_adapter,
 )
+from llava.train.checkpointing import checkpoint_before_drop
 from llava.train.early_check import expected_weights, require_opens, require_resumable, require_room, require_whole
 from llava.train.facts import RunFacts, has_optimizer, require_steps, say_what_changed
 from llava.train.filled_steps import SPARE, FilledSteps
@@ -98,7 +99,7 @@ class LlavaTrainer(FilledSteps):
         self.skipped = skipped
         self.counts = SampleCounts()
         peak = device_peak(self.args.device, compute_dtype(self.args), self.args.peak_tflops)
-        workload = Workload.of(self.model, self.args.activation_checkpointing)
+        workload = Workload.of(self.model, self.args.activation_checkpointing, self.args.checkpointed_layers)
         self.meter = TrainingMeter(workload, self.args.device, peak)
         self.sampler: EpochSampler | None = None
         self._staging: Path | None = None
@@ -150,6 +151,13 @@ class LlavaTrainer(FilledSteps):
         scale = None if scaler is None else scaler.get_scale()
         self._steps.end_step(norm, self.state.global_step + 1, scaled, scale)
         return norm
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        """As in transformers; layers behind the first drop keep their activations where that is asked for."""
+        prepared = super()._prepare_for_training(*arguments)
+        if self.args.checkpointed_layers == "before_drop":
+            checkpoint_before_drop(self.model)
+        return prepared
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """As in transformers, which would take one step too many from a checkpoint that is at the end already."""
