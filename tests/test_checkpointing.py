@@ -84,7 +84,7 @@ def test_micro_batches_filled_by_tokens_are_those_that_are_estimated(assets: Pat
 
 def test_the_longest_rows_are_those_of_the_data(assets: Path) -> None:
     """Against every sample as it is trained on."""
-    model, data, _ = prepared(assets)
+    _, data, _ = prepared(assets)
     per_image = data.config.visual_tokens
     samples = [data[index] for index in range(len(data))]
     texts = [(len(one["input_ids"]) - len(one["images"]), len(one["images"])) for one in samples]

@@ -217,14 +217,15 @@ RANK = 4
 class Trial:
     """One training step of a tiny LLaVA in Llama's proportions, and the same by formula."""
 
-    def __init__(self, case: str, checkpointing: bool, compression: Any = None, layers: int = 4) -> None:
+    def __init__(self, case: str, checkpointing: bool, compression: Any = None, layers: int = 4, **shape: int) -> None:
         self.trained, kind, self.dropout = CASES[case]
         self.checkpointing = checkpointing
         self.autocast = kind == "autocast"
         dtype = torch.float32 if self.autocast else kind
         size = 4 if kind == torch.float32 else 2
         self.precision = Precision(compute=size, stream=4 if self.autocast else size, mask=size)
-        self.model = tiny_llava(layers=layers, width=64, intermediate_size=172, compression=compression, dtype=dtype)
+        options: dict[str, Any] = {"width": 64, "intermediate_size": 172} | shape
+        self.model = tiny_llava(layers=layers, compression=compression, dtype=dtype, **options)
         self._choose_trained()
         self.batch = self._batch()
 

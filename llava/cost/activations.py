@@ -77,6 +77,7 @@ def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, pre
 
     - both norms: their input in float32 and one root, 2 (4 D + 4); where their weights are trained, also the
       normalised value, 2 s D
+    - norms of queries and keys, where there are such: as much for each of their values
     - attention: queries, keys, values and output, c (2 q + 2 k), and the softmax's float32 normaliser, 4 H
     - MLP: gate, its activation and the other branch, 3 c F
     - inputs of the linear maps, only where something in them is trained: see `_linear_inputs`
@@ -86,6 +87,9 @@ def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, pre
     norms = 2 * (FLOAT32 * width + FLOAT32)
     if trained == "all":
         norms += 2 * precision.stream * width
+    if decoder.head_norms:
+        norms += FLOAT32 * (queries + keys + decoder.heads + decoder.kv_heads)
+        norms += precision.compute * (queries + keys) if trained == "all" else 0
     attention = precision.compute * (2 * queries + 2 * keys) + FLOAT32 * decoder.heads
     branches = 3 * precision.compute * mlp
     return norms + attention + branches + _linear_inputs(decoder, trained, adapters, precision)
@@ -117,8 +121,9 @@ def outside_bytes(shape: ModelShape, batch: DeviceBatch, precision: Precision) -
     """Saved bytes outside the layers that last as long as theirs.
 
     - projector, trained in every recipe: input of each map and of each GELU, for each visual token
-    - the residual stream in front of each drop, s D a token, for the gradient of what was gathered from it
     - rotary angles, see `rotary_bytes`
+
+    A drop selects by index, and keeps nothing but that.
     """
     width, medium = shape.decoder.width, seen(shape.vision)
     tokens, inputs = batch.visual[0], [medium.tower.width, *[width] * (shape.projector_layers - 1)]
@@ -128,8 +133,7 @@ def outside_bytes(shape: ModelShape, batch: DeviceBatch, precision: Precision) -
         tokens = round(medium.units * medium.found * medium.pooled)
     widths = sum(inputs[:1]) + 2 * sum(inputs[1:]) if shape.projector_layers else 0
     projector = batch.rows * tokens * precision.compute * widths
-    drops = precision.stream * width * sum(_stages(batch)[:-1])
-    return projector + drops + rotary_bytes(shape.decoder, batch, precision)
+    return projector + rotary_bytes(shape.decoder, batch, precision)
 
 
 def rotary_bytes(decoder: DecoderShape, batch: DeviceBatch, precision: Precision) -> int:
@@ -188,22 +192,21 @@ def backward_peak(
 ) -> int:
     """Most bytes that layers, final norm and loss hold at once, what is outside of them not counted.
 
-    The largest of three moments: the loss's backward pass, when everything is kept; that of the last layer which is
-    not computed again; and, when those are done, that of a layer which is, with all that it keeps.
+    The largest of these moments: the loss's backward pass, when everything is kept; and for each stage that of its
+    last layer, when what the layers behind it kept is gone. A layer that is computed again then holds all of its own.
 
     Args:
         decoder, batch, trained, adapters, precision: as elsewhere.
         again: as in `stored_layers`.
     """
     per_token, tokens = layer_bytes(decoder, trained, adapters, precision), batch.tokens
-    inputs = stored_layers(decoder, tokens[:again], per_token, again, precision.stream)
     kept = stored_layers(decoder, tokens, per_token, again, precision.stream)
     moments = [kept + head_peak(decoder, batch, trained, precision)]
-    if again < len(tokens):
-        moments.append(kept + in_flight(decoder, tokens[-1], trained, precision))
-    if again:
-        longest = max(tokens[:again])
-        moments.append(inputs + longest * per_token + in_flight(decoder, longest, trained, precision))
+    for layer, count in enumerate(tokens):
+        if layer + 1 in (again, len(tokens)) or tokens[layer + 1] != count:  # the last of its stage
+            kept = stored_layers(decoder, tokens[: layer + 1], per_token, again, precision.stream)
+            own = count * per_token if layer < again else 0
+            moments.append(kept + own + in_flight(decoder, count, trained, precision))
     return max(moments)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Dimensions of a Llama-like language model."""
+    """Dimensions of a Llama-like language model; `head_norms` if queries and keys have norms of their own (Qwen3)."""
 
     layers: int
     width: int
@@ -18,6 +18,7 @@ class DecoderShape:
     head_dim: int
     mlp: int
     vocab: int
+    head_norms: bool = False
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
@@ -31,6 +32,7 @@ class DecoderShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             mlp=config.intermediate_size,
             vocab=config.vocab_size,
+            head_norms=str(getattr(config, "model_type", "")).startswith("qwen3"),
         )
 
     @property
