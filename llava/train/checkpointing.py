@@ -205,7 +205,7 @@ def _stage(args: TrainingArguments) -> ZeroStage:
     if not args.deepspeed:
         return ZeroStage("0", 0)
     config = args.hf_deepspeed_config
-    zero = int(config.get_value("zero_optimization.stage", 0))
+    zero = int(config.get_value("zero_optimization.stage", 0) or 0)
     offload = config.get_value("zero_optimization.offload_optimizer.device", "none") == "cpu"
     return ZeroStage(str(zero), zero, offload and zero == 3)
 
