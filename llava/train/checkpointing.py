@@ -196,7 +196,7 @@ def _setting(model: Any, args: TrainingArguments) -> RecipeSetting:
         double_quant=args.double_quant,
         trains_tower=any(weight.requires_grad for weight in tower_weights if id(weight) not in inside),
     )
-    per_host = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+    per_host = int(os.environ.get("LOCAL_WORLD_SIZE") or args.world_size)
     return RecipeSetting(recipe, shape, model.compression, args.world_size, per_host, args.per_device_train_batch_size)
 
 
