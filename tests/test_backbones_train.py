@@ -484,3 +484,22 @@ def test_projector_and_tower_have_rates_of_their_own_where_one_lies_in_the_other
 def test_mirrored_videos_need_a_tower_for_videos(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--video_flip mirrors the videos of a Video-LLaVA; add --video_tower"):
         train(next_flags(place, tmp_path / "out", video_flip=0.5))
+
+
+@ALL
+def test_micro_batches_filled_by_tokens_have_the_losses_of_rows(place: Path, name: str, tmp_path: Path) -> None:
+    """And the lengths that fill them are those with which samples enter the decoder."""
+    by_rows = full(place, name)
+    found = train(flags(place, name, tmp_path / "out", max_tokens_per_device=120))
+    assert losses(found) == pytest.approx(losses(by_rows), rel=1e-4)
+    assert summary(found)["metrics"]["tokens"] == summary(by_rows)["metrics"]["tokens"]
+    assert summary(found)["metrics"]["batches"] > summary(by_rows)["metrics"]["batches"]
+    arguments = parse_arguments(flags(place, name, tmp_path / "none"))
+    model, tokenizer, processor = load(*arguments)
+    dataset, collator = make_data(model, tokenizer, *arguments[:2], processor)
+    samples = [dataset[number] for number in (0, 1, len(dataset) - 1)]
+    inputs = {key: value for key, value in collator(samples).items() if key not in REPORTED}
+    layout = model.train()(**inputs, output_layouts=True).layouts[0]
+    counted = [dataset.inputs.decoder_length(one, dataset.config.settings, model.compression.v2v) for one in samples]
+    ends_of_lines = [0 if name.startswith("qwen") else shown > 0 for shown in layout.visual]
+    assert counted == [length + end for length, end in zip(layout.lengths, ends_of_lines, strict=True)]

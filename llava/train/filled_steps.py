@@ -88,7 +88,9 @@ class FilledSteps(CheckedLoading):
         """What cuts the samples of a step."""
         dataset, most = self.train_dataset, self.recipe.max_tokens_per_device
         assert most is not None
-        length = functools.partial(dataset.inputs.length, settings=dataset.config.settings)
+        length = functools.partial(
+            dataset.inputs.decoder_length, settings=dataset.config.settings, v2v=self.model.compression.v2v
+        )
         return StepCollator(self.data_collator, length, most, self.packs(), spare=self.recipe.world_size > 1)
 
     def packs(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.common.image_opening import opening_of
+from llava.compression.config import V2VConfig
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.data.families.registry import register_inputs
@@ -358,6 +359,17 @@ class ModelInputs(ABC):
         if settings is None:
             return len(ids)
         return int((ids != IMAGE_TOKEN_INDEX).sum()) + self.visual_tokens(sample, settings)
+
+    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
+        """Tokens of a training sample where it enters the decoder, behind V2V; at least as many where that is not said.
+
+        Args:
+            sample, settings: as in `visual_tokens`; settings count behind V2V themselves.
+            v2v: first stage of the model's compression; None without it.
+        """
+        length = self.length(sample, settings)
+        most = None if settings is None else settings.max_length
+        return length if most is None else min(length, most)
 
     def for_evaluation(self) -> ModelInputs:
         """The same without what is changed at random for training alone."""

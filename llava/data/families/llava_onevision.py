@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llava.compression.config import V2VConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Segment, SegmentKind
 from llava.data.families.base import Sample
@@ -93,6 +94,18 @@ class LlavaOnevisionInputs(ProcessorInputs):
         """As in `ProcessorInputs`, of each crop and frame."""
         pixels = medium.inputs["pixel_values" if medium.kind == "image" else "pixel_values_videos"]
         return [self._side**2] * len(pixels.flatten(end_dim=-4))
+
+    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
+        """As in `ModelInputs`: V2V keeps of each crop and each frame at most its budget, and there is a line's end."""
+        length = self.length(sample, settings)
+        if v2v is None:
+            return length
+        for shown in sample["images"]:
+            is_image = shown.kind == "image"
+            tokens = self._side**2 if is_image else math.ceil(self._side / 2) ** 2
+            kept = len(self.tower_tokens(shown)) * min(tokens, sum(v2v.counts(tokens))) + 1
+            length -= max(0, shown.ids.count(self.placeholder_ids[not is_image]) - kept)
+        return length
 
     def image(self, picture: Image.Image, what: str) -> ShownImage:
         """As in `ModelInputs`, in both forms."""

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from llava.compression.config import V2VConfig
+from llava.data.families.base import Sample
 from llava.data.families.processor import TEXT_ARGUMENTS, ProcessorInputs, Shown
 from llava.data.frames import Frames
 from llava.data.processor_collator import ProcessorCollator
@@ -36,6 +38,19 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
         grid = made["video_grid_thw" if kind == "video" else "image_grid_thw"][0]
         count = int(grid.prod()) // self.config.vision_config.spatial_merge_size**2
         return [self.config.vision_start_token_id, *[token] * count, self.config.vision_end_token_id]
+
+    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
+        """As in `ModelInputs`: V2V keeps of each image, and of each frame, at most its budget."""
+        length = self.length(sample, settings)
+        if v2v is None:
+            return length
+        group = self.config.vision_config.spatial_merge_size**2
+        for shown in sample["images"]:
+            grid = shown.inputs["video_grid_thw" if shown.kind == "video" else "image_grid_thw"]  # [1, 3]
+            for time, height, width in grid.tolist():
+                tokens = height * width // group
+                length -= time * max(0, tokens - sum(v2v.counts(tokens)))
+        return length
 
     def made_video(self, frames: Frames, what: str) -> dict[str, Any]:
         """As in `ProcessorInputs`, with the seconds of each group of frames, by which positions are counted."""
