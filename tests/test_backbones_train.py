@@ -28,6 +28,7 @@ from llava.checkpoints.opening import Opened, open_model
 from llava.cost.workload import Workload
 from llava.data.collator import REPORTED
 from llava.data.families import family_of
+from llava.data.micro_batches import DecoderLength
 from llava.model.parts import lies_in, paths_of, weights_of
 from llava.train.adapters import add_lora
 from llava.train.arguments import parse_arguments
@@ -500,6 +501,6 @@ def test_micro_batches_filled_by_tokens_have_the_losses_of_rows(place: Path, nam
     samples = [dataset[number] for number in (0, 1, len(dataset) - 1)]
     inputs = {key: value for key, value in collator(samples).items() if key not in REPORTED}
     layout = model.train()(**inputs, output_layouts=True).layouts[0]
-    counted = [dataset.inputs.decoder_length(one, dataset.config.settings, model.compression.v2v) for one in samples]
+    counted = list(map(DecoderLength(dataset.inputs, dataset.config.settings, model.compression.v2v), samples))
     ends_of_lines = [0 if name.startswith("qwen") else shown > 0 for shown in layout.visual]
     assert counted == [length + end for length, end in zip(layout.lengths, ends_of_lines, strict=True)]

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from llava.compression.config import V2VConfig
 from llava.constants import IGNORE_INDEX
+from llava.data.families.base import ModelInputs
+from llava.model.splice import PlanSettings
 
 Step = dict[str, Any]
 """What a loader gives for one optimizer step of one rank: see `StepCollator`."""
@@ -47,6 +50,26 @@ def cut_by_tokens(lengths: Sequence[int], most: int, packed: bool = False) -> li
 
 
 @dataclass(frozen=True)
+class DecoderLength:
+    """Counts the tokens of a sample where it enters the decoder, behind V2V.
+
+    Attributes:
+        inputs: `ModelInputs` of the model.
+        settings: settings of its plans, which count behind V2V themselves; None where it plans itself.
+        v2v: first stage of its compression; None without it.
+    """
+
+    inputs: ModelInputs
+    settings: PlanSettings | None
+    v2v: V2VConfig | None
+
+    def __call__(self, sample: dict[str, Any]) -> int:
+        """At least 1; more than there are only where a family cannot say."""
+        length = self.inputs.length(sample, self.settings) - self.inputs.merged_away(sample, self.v2v)
+        return max(1, length)
+
+
+@dataclass(frozen=True)
 class StepCollator:
     """Makes the micro-batches of one optimizer step of one rank, in a worker.
 
@@ -68,7 +91,7 @@ class StepCollator:
         """Returns a dict: `batches` (what `collate` makes of each micro-batch), `spare` (the shortest sample without
         its labels as a batch, or None) and `long` (ids and lengths of samples with more than `most` tokens).
         """
-        lengths = [max(1, self.length(sample)) for sample in samples]
+        lengths = [self.length(sample) for sample in samples]
         groups = cut_by_tokens(lengths, self.most, self.packed)
         spare = None
         if self.spare:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import seed_worker
 
-from llava.data.micro_batches import Step, StepCollator
+from llava.data.micro_batches import DecoderLength, Step, StepCollator
 from llava.data.step_sampler import StepSampler
 from llava.model.collectives import LargestOfRanks
 from llava.model.packing import packing_of_call
@@ -88,9 +88,7 @@ class FilledSteps(CheckedLoading):
         """What cuts the samples of a step."""
         dataset, most = self.train_dataset, self.recipe.max_tokens_per_device
         assert most is not None
-        length = functools.partial(
-            dataset.inputs.decoder_length, settings=dataset.config.settings, v2v=self.model.compression.v2v
-        )
+        length = DecoderLength(dataset.inputs, dataset.config.settings, self.model.compression.v2v)
         return StepCollator(self.data_collator, length, most, self.packs(), spare=self.recipe.world_size > 1)
 
     def packs(self) -> bool:

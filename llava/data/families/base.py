@@ -214,12 +214,7 @@ class ModelInputs(ABC):
         return media
 
     def usual_tokens(self, kind: str, settings: PlanSettings | None) -> int:
-        """Visual tokens of an image or a video before it is looked at, to order samples by: of pictures of 640 x 480.
-
-        Args:
-            kind: `image` or `video`.
-            settings: as in `visual_tokens`.
-        """
+        """Visual tokens of an `image` or a `video` before it is seen, to order samples by: of pictures of 640 x 480."""
         if settings is None:
             return 0
         picture = Image.new("RGB", _USUAL_SIZE)
@@ -360,16 +355,9 @@ class ModelInputs(ABC):
             return len(ids)
         return int((ids != IMAGE_TOKEN_INDEX).sum()) + self.visual_tokens(sample, settings)
 
-    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
-        """Tokens of a training sample where it enters the decoder, behind V2V; at least as many where that is not said.
-
-        Args:
-            sample, settings: as in `visual_tokens`; settings count behind V2V themselves.
-            v2v: first stage of the model's compression; None without it.
-        """
-        length = self.length(sample, settings)
-        most = None if settings is None else settings.max_length
-        return length if most is None else min(length, most)
+    def merged_away(self, sample: Sample, v2v: V2VConfig | None) -> int:
+        """How many of the placeholders in a sample's ids V2V leaves out; 0 where plans count, or nothing says it."""
+        return 0
 
     def for_evaluation(self) -> ModelInputs:
         """The same without what is changed at random for training alone."""

@@ -95,17 +95,17 @@ class LlavaOnevisionInputs(ProcessorInputs):
         pixels = medium.inputs["pixel_values" if medium.kind == "image" else "pixel_values_videos"]
         return [self._side**2] * len(pixels.flatten(end_dim=-4))
 
-    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
-        """As in `ModelInputs`: V2V keeps of each crop and each frame at most its budget, and there is a line's end."""
-        length = self.length(sample, settings)
+    def merged_away(self, sample: Sample, v2v: V2VConfig | None) -> int:
+        """As in `ModelInputs`: of each crop and each frame the budget stays, and of a medium the end of a line."""
         if v2v is None:
-            return length
+            return 0
+        left_out = 0
         for shown in sample["images"]:
             is_image = shown.kind == "image"
             tokens = self._side**2 if is_image else math.ceil(self._side / 2) ** 2
             kept = len(self.tower_tokens(shown)) * min(tokens, sum(v2v.counts(tokens))) + 1
-            length -= max(0, shown.ids.count(self.placeholder_ids[not is_image]) - kept)
-        return length
+            left_out += max(0, shown.ids.count(self.placeholder_ids[not is_image]) - kept)
+        return left_out
 
     def image(self, picture: Image.Image, what: str) -> ShownImage:
         """As in `ModelInputs`, in both forms."""

@@ -39,18 +39,17 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
         count = int(grid.prod()) // self.config.vision_config.spatial_merge_size**2
         return [self.config.vision_start_token_id, *[token] * count, self.config.vision_end_token_id]
 
-    def decoder_length(self, sample: Sample, settings: PlanSettings | None, v2v: V2VConfig | None) -> int:
-        """As in `ModelInputs`: V2V keeps of each image, and of each frame, at most its budget."""
-        length = self.length(sample, settings)
+    def merged_away(self, sample: Sample, v2v: V2VConfig | None) -> int:
+        """As in `ModelInputs`: of each image, and of each frame, the budget stays."""
         if v2v is None:
-            return length
-        group = self.config.vision_config.spatial_merge_size**2
+            return 0
+        left_out, group = 0, self.config.vision_config.spatial_merge_size**2
         for shown in sample["images"]:
             grid = shown.inputs["video_grid_thw" if shown.kind == "video" else "image_grid_thw"]  # [1, 3]
             for time, height, width in grid.tolist():
                 tokens = height * width // group
-                length -= time * max(0, tokens - sum(v2v.counts(tokens)))
-        return length
+                left_out += time * max(0, tokens - sum(v2v.counts(tokens)))
+        return left_out
 
     def made_video(self, frames: Frames, what: str) -> dict[str, Any]:
         """As in `ProcessorInputs`, with the seconds of each group of frames, by which positions are counted."""
