@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import struct
 import threading
 import zlib
@@ -17,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_backbones import BUDGET, WRITERS, write_media
+from tiny_folder import write_model
 from tiny_site import Site
 
 from llava.cost.flops import kv_bytes, prefill_flops, visual_tokens_per_layer
@@ -356,6 +359,41 @@ def test_a_file_from_elsewhere_on_the_machine_is_not_an_upload(site: Site, media
     link.unlink()
 
 
+def test_two_visitors_who_upload_the_same_file_at_once_both_see_it(site: Site, media: tuple[list[Path], Path]) -> None:
+    """Gradio lays both down under one name, which the first takes away."""
+    first, second = site.visitor("same 1"), site.visitor("same 2")
+    assert site.upload(first, media[0][1])[1] == ""
+    name = str(site.folder.path / "hash-0" / media[0][1].name)
+    _, pictures, status = site.handlers.upload(second, [name])
+    assert status == "" and pictures.count("<img") == 1 and site.folder.files() == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_are_those_that_the_model_can_be_shown(family: str, sites: dict[str, Site]) -> None:
+    site, visitor = sites[family], sites[family].visitor(f"examples-{family}")
+    assert len(site.handlers.examples) == 2 + (family in SEES_VIDEOS)
+    for number in range(len(site.handlers.examples)):
+        pictures, question, _ = site.handlers.example(visitor, number)
+        page = site.ask(visitor, question, compare=False)
+        assert "<img" in pictures and page["status"] == "" and visitor.sides[0].measured is not None
+
+
+def test_a_video_file_is_shown_frame_by_frame(site: Site, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mp4"), "w") as film:
+        stream = film.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(0, 240, 20):
+            picture = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade, 0, 0)))
+            film.mux(stream.encode(picture))
+        film.mux(stream.encode())
+    visitor = site.visitor("film")
+    pictures, status = site.upload(visitor, tmp_path / "film.mp4")
+    assert status == "" and 'alt="video 1, frame 8 of 8"' in pictures
+    data = data_of(site.ask(visitor, "What moves?")["patches_a"])
+    assert len(data["units"]) == 8
+
+
 def test_temporary_files_are_gone_when_the_folder_is_closed(tmp_path: Path) -> None:
     folder = UploadFolder()
     assert folder.path.stat().st_mode & 0o077 == 0
@@ -419,6 +457,27 @@ def test_without_a_model_the_quickstart_is_named(
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     assert program.quickstart_model() == str(tmp_path / "model")
+
+
+def test_sigterm_ends_the_program_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    places: list[Path] = []
+
+    def launched(page: Any, options: Any) -> str:
+        places.append(page.handlers.folder.path)
+        (places[0] / "left.png").write_bytes(b"left")
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return "http://127.0.0.1:1/"
+
+    monkeypatch.setattr(program, "launched", launched)
+    former = signal.getsignal(signal.SIGTERM)
+    model = write_model(tmp_path / "llava-v1.5-tiny")
+    assert program.main(["--model-path", str(model), "--device", "cpu", "--host", "0.0.0.0"]) == 0
+    said = capsys.readouterr().out
+    assert "The page is at http://127.0.0.1:1/" in said and "whoever reaches that address" in said
+    assert not places[0].exists() and signal.getsignal(signal.SIGTERM) is former
 
 
 def test_the_page_is_bound_to_this_machine_and_shares_nothing_unless_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ class Site:
         self.folder = UploadFolder()
         engine = Engine.open(ModelSpec(str(model)), "cpu")
         self.budgets = OfferedBudgets(engine.model, **budgets)
-        examples = example_questions(str(model), engine.inputs.image_opening)
+        examples = example_questions(str(model), engine.inputs)
         self.handlers = Handlers(engine, self.budgets, examples, self.folder)
         self.visitors = Visitors(engine, GenerationSettings(0, max_new_tokens=4))
         self.sliders = self.budgets.sliders_of(engine.model.compression)

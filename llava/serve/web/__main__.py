@@ -77,7 +77,7 @@ def open_page(options: argparse.Namespace, folder: UploadFolder) -> WebPage:
     settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
     engine = open_engine(options)
     budgets = OfferedBudgets(engine.model, options.budgets or _quickstart_budgets(options.model_path))
-    examples = example_questions(options.model_path, engine.inputs.image_opening, options.examples)
+    examples = example_questions(options.model_path, engine.inputs, options.examples)
     warm_up(engine, examples)
     visitors = Visitors(engine, settings)
     return WebPage(Handlers(engine, budgets, examples, folder), visitors, options.model_path, options.waiting)

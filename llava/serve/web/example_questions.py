@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from llava.common.json_lines import read_objects
+from llava.data.families.base import ModelInputs
 from llava.data.frames import Frames
 from llava.data.images import image_path, open_rgb
 from llava.inference.chat import Shown
 
+logger = logging.getLogger(__name__)
+
 MOST_EXAMPLES = 4
+_FRAMES, _A_SECOND = 16, 4.0
 _QUESTIONS, _IMAGES = "test.jsonl", "images"
 _INK = ("#d55e00", "#0072b2", "#009e73", "#e69f00")
 
@@ -35,12 +40,12 @@ class ExampleQuestion:
         return self.shown.pictures[0] if isinstance(self.shown, Frames) else self.shown
 
 
-def example_questions(model_path: str, opening: str, folder: Path | None = None) -> list[ExampleQuestion]:
+def example_questions(model_path: str, inputs: ModelInputs, folder: Path | None = None) -> list[ExampleQuestion]:
     """A few questions: of the playground's held-out ones where they lie beside the model, else drawn pictures.
 
     Args:
         model_path: where the model was opened.
-        opening: how its images are opened.
+        inputs: makes inputs of the model; what it cannot be shown is left out.
         folder: folder with `test.jsonl` and `images`, as `python -m playground.world` writes it; None looks for one
             beside the model.
 
@@ -50,7 +55,7 @@ def example_questions(model_path: str, opening: str, folder: Path | None = None)
     beside = Path(model_path).resolve().parent / "data"
     place = folder or beside
     if folder is None and not (beside / _QUESTIONS).is_file():
-        return _drawn()
+        return _drawn(inputs)
     if not (place / _QUESTIONS).is_file():
         raise ValueError(
             f"--examples is {str(place)!r}, which holds no {_QUESTIONS}; python -m playground.world makes one."
@@ -59,21 +64,32 @@ def example_questions(model_path: str, opening: str, folder: Path | None = None)
     for line in read_objects(place / _QUESTIONS, "write the questions anew"):
         kind = str(line.get("category", len(by_kind)))
         if kind not in by_kind:
-            picture = open_rgb(image_path(str(place / _IMAGES), str(line["image"])), opening)
+            picture = open_rgb(image_path(str(place / _IMAGES), str(line["image"])), inputs.image_opening)
             by_kind[kind] = ExampleQuestion(str(line["text"]), picture)
         if len(by_kind) == MOST_EXAMPLES:
             break
     return list(by_kind.values())
 
 
-def _drawn() -> list[ExampleQuestion]:
-    """Shapes, and a ball that crosses the picture."""
-    frames = tuple(_scene([(40 + 30 * number, 200, 0)]) for number in range(8))
-    return [
-        ExampleQuestion("What colour is the circle on the left?", _scene([(100, 160, 0), (240, 160, 1)])),
-        ExampleQuestion("How many circles are there?", _scene([(80, 90, 2), (230, 110, 3), (150, 240, 1)])),
-        ExampleQuestion("Where does the ball go?", Frames(frames, tuple(range(8)), 8, 4.0)),
+def _drawn(inputs: ModelInputs) -> list[ExampleQuestion]:
+    """Shapes, and a ball that crosses the picture, as far as the model can be shown them."""
+    images = [
+        ("What colour is the circle on the left?", _scene([(100, 160, 0), (240, 160, 1)])),
+        ("How many circles are there?", _scene([(80, 90, 2), (230, 110, 3), (150, 240, 1)])),
     ]
+    drawn = []
+    try:
+        for text, picture in images:
+            inputs.image(picture, "An example")
+            drawn.append(ExampleQuestion(text, picture))
+        numbers = inputs.frame_numbers(_FRAMES, _A_SECOND)
+        frames = tuple(_scene([(40 + 256 * number // _FRAMES, 200, 0)]) for number in numbers)
+        video = Frames(frames, tuple(numbers), _FRAMES, _A_SECOND)
+        inputs.video(video, "An example")
+        drawn.append(ExampleQuestion("Where does the ball go?", video))
+    except ValueError as error:
+        logger.info("The page lacks an example: %s", error)
+    return drawn
 
 
 def _scene(circles: list[tuple[int, int, int]]) -> Image.Image:

@@ -22,7 +22,7 @@ from llava.serve.web.measured_answer import timed_prefills
 from llava.serve.web.offered_budgets import BY_HAND, OfferedBudgets, Sliders
 from llava.serve.web.patch_view import patch_view_html
 from llava.serve.web.shown_messages import ChatMessage, conversation_html, waiting_html
-from llava.serve.web.uploads import UploadFolder, read_upload
+from llava.serve.web.uploads import UploadFolder
 from llava.serve.web.visitors import Side, Visitor
 
 logger = logging.getLogger(__name__)
@@ -76,11 +76,7 @@ class Handlers:
         problems: list[str] = []
         for name in [names] if isinstance(names, str) else list(names or ()):
             try:
-                taken = self.folder.take(name)
-                try:
-                    visitor.add(read_upload(taken, name, self.engine.inputs))
-                finally:
-                    self.folder.discard(taken)
+                visitor.add(self.folder.read(name, self.engine.inputs))
             except _EXPECTED as error:
                 problems.append(in_words(error))
         return None, waiting_html(visitor.pending), "".join(wrong(problem) for problem in problems)

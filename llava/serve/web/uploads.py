@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ from llava.mm_utils import aspect_ratio_of
 MOST_UPLOAD_BYTES = 256 * 2**20
 FORGOTTEN_AFTER = 600.0
 """Seconds after which a file that was uploaded and never read is deleted."""
+_SAME_MOMENT = 20.0
+"""Seconds for which what a file showed is known by its name, which its content makes."""
 _TEMPORARY = "GRADIO_TEMP_DIR"
 _SERVING = ("/file=", "/file/", "/proxy=", "/stream/", "/custom_component/", "/component_server")
 _RECORDING = ("/runs", "/run-history", "/deep_link", "/monitoring", "/profiling", "/process_recording")
@@ -47,6 +50,37 @@ class UploadFolder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="duet-llava-web-"))  # mode 0700, a random name
         os.environ[_TEMPORARY] = str(self.path)
+        self._lock = threading.Lock()
+        self._read: dict[str, tuple[float, Image.Image | Frames]] = {}
+
+    def read(self, name: str, inputs: ModelInputs) -> Image.Image | Frames:
+        """Read an upload and delete its file.
+
+        Gradio names a file by its content: of two visitors who upload the same one at the same moment, the second may
+        find that it was read already. What it showed is therefore kept for some seconds.
+
+        Args:
+            name: path that gradio gave it.
+            inputs: `ModelInputs` of the model.
+
+        Raises:
+            ValueError: as `take` and `read_upload`.
+        """
+        now = time.monotonic()
+        with self._lock:
+            self._read = {known: one for known, one in self._read.items() if now - one[0] < _SAME_MOMENT}
+            try:
+                taken = self.take(name)
+            except ValueError:
+                if name not in self._read:
+                    raise
+                return self._read[name][1]
+            try:
+                shown = read_upload(taken, name, inputs)
+            finally:
+                self.discard(taken)
+            self._read[name] = now, shown
+        return shown
 
     def take(self, name: str) -> Path:
         """Move an upload to a random name of the same ending, out of the folder that its content names.
