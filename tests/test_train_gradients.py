@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from attack import programs
 from distributed import losses, weights
 from tiny_llava import flags, write_assets
-from torch import nn
+from torch import distributed, nn
 
 from llava.train import finite_steps, trainer
 from llava.train.finite_steps import FiniteSteps
@@ -156,6 +158,22 @@ def test_a_step_is_looked_at_when_the_next_one_ends_and_not_before() -> None:
     steps.add_loss(torch.tensor(float("nan")), ["later"])
     with pytest.raises(FloatingPointError, match=r"The loss is inf in step 2; .*: 'sample of 2'\. Lower --learning"):
         steps.end_step(torch.tensor(float("nan")), 3)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_of_them_with_the_same_sentence(tmp_path: Path) -> None:
+    def rank(number: int) -> int:
+        meeting = f"file://{tmp_path / 'meeting'}"
+        distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=2)
+        steps = FiniteSteps(nn.Linear(2, 1), lambda: True)
+        steps.add_loss(torch.tensor(float("nan") if number == 1 else 1.0), [f"sample of {number}"])
+        steps.end_step(torch.tensor(2.0), 3)
+        with pytest.raises(FloatingPointError, match=r"The loss is nan in step 3; .*: 'sample of 1'\."):
+            steps.look()
+        return 3
+
+    ranks = [programs.Running(partial(rank, number), tmp_path / f"{number}.log") for number in range(2)]
+    ended = [one.wait() for one in ranks]
+    assert [one.status for one in ended] == [3, 3], [one.said for one in ended]
 
 
 @pytest.mark.parametrize("norm", [float("nan"), torch.tensor(float("inf")), -1.0])

@@ -11,7 +11,8 @@
 #   WARMUP_RATIO, SCHEDULER, WEIGHT_DECAY                                              0.03, cosine, 0.
 #   EPOCHS, MAX_STEPS  length of the run; MAX_STEPS of -1 leaves it to EPOCHS          1, -1
 #   MAX_LENGTH         longest sequence in tokens                                      2048
-#   TF32, GRADIENT_CHECKPOINTING                                                       False, True
+#   TF32                                                                               False
+#   GRADIENT_CHECKPOINTING   which layers run again: True, False, before_drop, or auto: by memory   True
 #   PACKING            rows end to end without padding: auto, on or off                auto
 #   MAX_TOKENS_PER_DEVICE   fill forward passes by tokens, at most so many             by rows
 #   SAVE_LIMIT, LOGGING_STEPS, SEED                                                    1, 1, 42
