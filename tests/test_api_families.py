@@ -7,15 +7,17 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import MODEL, ApiServer, data_url
+from api_server import MODEL, ApiServer, Gate, data_url, until
 from PIL import Image
 from test_api_hostile import in_base64, showing
 from test_qwen_asked import SHARES
 from test_video_decoding import film as write_film
+from tiny_backbones import BUDGET, WRITERS
 from tiny_qwen import write_qwen
 from tiny_video import pictures, write_video_llava
 
@@ -116,6 +118,35 @@ def test_qwen_is_asked_in_batches_and_as_in_other_programs(qwen: Engine, budget:
             }
         refused = server.post(showing(in_base64(b"x", "video/mp4"), "video_url"))
         assert refused.status == 400 and refused.error["code"] == "invalid_video"
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_every_family_is_served_and_rows_of_a_batch_are_those_alone(family: str, tmp_path: Path) -> None:
+    """Prompts of different lengths in one batch, under the budget and without one."""
+    engine = Engine.open(ModelSpec(str(WRITERS[family](tmp_path, layers=4))), "cpu")
+    shown = [pictures(1, 90, 61)[0], *pictures(1, 40, 40, seed=1)]
+    asked = [Prompt("Hello"), Prompt(QUESTION, tuple(shown[:1])), Prompt("Which is larger?", tuple(shown))]
+    gate = Gate(engine)
+    with ApiServer(engine) as server, ThreadPoolExecutor(7) as threads:
+        first = threads.submit(server.post, request(text("Hello")))
+        until(lambda: gate.batches == [1])
+        replies = {}
+        for budget in ("none", BUDGET):
+            for number, prompt in enumerate(asked):
+                body = request(*map(image, prompt.images), text(prompt.text), compression=budget)
+                replies[str(budget), number] = threads.submit(server.post, body)
+        until(lambda: len(server.service._rows) == 6)
+        gate.open()
+        assert first.result().status == 200
+        answered = {key: reply.result().json for key, reply in replies.items()}
+        assert gate.batches == [1, 3, 3]
+    for budget in ("none", BUDGET):
+        settings = GenerationSettings(0, max_new_tokens=6, more={"compression": budget})
+        for number, prompt in enumerate(asked):
+            reply = answered[str(budget), number]
+            assert reply["choices"][0]["message"]["content"] == engine.answer([prompt], settings)[0]
+            visual = reply["usage"]["visual_tokens"]
+            assert (visual["after_v2v"] < visual["before"]) == (budget == BUDGET and number > 0)
 
 
 def animation(frames: list[Image.Image]) -> bytes:
