@@ -112,6 +112,9 @@ def test_every_setting_is_an_environment_variable_and_the_command_line_wins(gpu8
         "ON_BAD_SAMPLE": "skip",
         "SEED": "7",
         "FP16": "True",
+        "WORKERS": "3",
+        "PACKING": "on",
+        "MAX_TOKENS_PER_DEVICE": "9000",
     }
     flags = flags_of(gpu8.command(recipe("finetune"), "--seed", "8", "--freeze_backbone", "True", **variables))
     expected = {
@@ -126,6 +129,9 @@ def test_every_setting_is_an_environment_variable_and_the_command_line_wins(gpu8
         "--seed": "8",
         "--fp16": "True",
         "--bf16": "False",
+        "--dataloader_num_workers": "3",
+        "--packing": "on",
+        "--max_tokens_per_device": "9000",
         "--freeze_backbone": "True",
     }
     assert {flag: flags[flag] for flag in expected} == expected

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 
 from llava.constants import IGNORE_INDEX
 from llava.model.splice import PlanSettings
 
 
 def stacked(images: Sequence[Any]) -> dict[str, Any]:
-    """Images [3, H, W] of one size as the argument `images` [M, 3, H, W]."""
-    return {"images": torch.stack(list(images))}
+    """Images [3, H, W] of one size as the argument `images` [M, 3, H, W]; in a data worker, in shared memory."""
+    return {"images": default_collate(list(images))}
 
 
 REPORTED = ("sample_ids", "truncated", "unsupervised", "problems", "tower_tokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -53,9 +54,14 @@ def of_all_ranks(own: Sequence[Any]) -> list[Any]:
 
 
 class LargestOfRanks:
-    """Finds the largest of a number that every rank has, on the host: no device takes part or is waited for."""
+    """Finds the largest of a number that every rank has, on the host: no device takes part or is waited for.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: how long a rank waits for others.
+    """
+
+    def __init__(self, seconds: float = 1800) -> None:
+        self._seconds = seconds
         self._group: Any = None
 
     def of(self, own: int) -> int:
@@ -63,7 +69,7 @@ class LargestOfRanks:
         if not ranks_must_agree():
             return own
         if self._group is None and distributed.get_backend() != "gloo":
-            self._group = distributed.new_group(backend="gloo")
+            self._group = distributed.new_group(timeout=timedelta(seconds=self._seconds), backend="gloo")
         number = torch.tensor([own])
         distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
         return int(number)

@@ -50,7 +50,7 @@ class FilledSteps(CheckedLoading):
         self.fills = self.recipe.max_tokens_per_device is not None
         if self.fills:
             kwargs["args"] = one_batch_a_step(self.recipe)
-        self._largest = LargestOfRanks()
+        self._largest = LargestOfRanks(self.recipe.ddp_timeout)
         self._said_long = False
         super().__init__(**kwargs)
 
