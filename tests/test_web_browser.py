@@ -113,7 +113,7 @@ def test_a_visitor_shows_a_picture_asks_compares_two_budgets_and_moves_the_layer
     assert tab.locator("#chat-0 .dv-model").count() == tab.locator("#chat-1 .dv-model").count() == 1
     assert tab.locator("#question textarea").input_value() == ""
     tokens = tab.locator("#comparison tbody tr").first.locator("td").all_inner_texts()
-    assert tokens == ["5.6667 of 16", "16 of 16"]
+    assert tokens == ["5.7 of 16", "16 of 16"]
     assert tab.locator("#comparison polyline").count() == 2
 
     # DUET of tests/tiny.py: 10 tokens (one CLS) enter, 5 are left after 2 layers, 2 after 4.

@@ -25,7 +25,7 @@ class Site:
     def __init__(self, model: Path, **budgets: Any) -> None:
         self.folder = UploadFolder()
         engine = Engine.open(ModelSpec(str(model)), "cpu")
-        self.budgets = OfferedBudgets(engine.model, **budgets)
+        self.budgets = OfferedBudgets(engine.model, engine.inputs, **budgets)
         examples = example_questions(str(model), engine.inputs)
         self.handlers = Handlers(engine, self.budgets, examples, self.folder)
         self.visitors = Visitors(engine, GenerationSettings(0, max_new_tokens=4))

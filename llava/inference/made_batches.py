@@ -72,10 +72,22 @@ def realised(inputs: ModelInputs | None, medium: Medium | None) -> Medium | None
     if inputs is None or medium is None:
         return medium
     (shown,) = _shown(inputs, 1, medium)["images"]
-    grid = next((shown.inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in shown.inputs), None)
+    return as_prepared(shown, medium, inputs.config)
+
+
+def as_prepared(shown: Any, medium: Medium, config: Any) -> Medium:
+    """A medium at the size to which a processor with a grid of patches has brought it; as it is for other families.
+
+    Args:
+        shown: medium as the family prepared it.
+        medium: the same before that.
+        config: configuration of the model.
+    """
+    made = getattr(shown, "inputs", {})
+    grid = next((made[name] for name in ("image_grid_thw", "video_grid_thw") if name in made), None)
     if grid is None:
         return medium
-    settings = inputs.config.vision_config
+    settings = config.vision_config
     ((time, rows, columns),) = grid.tolist()
     side = settings.patch_size
     return Medium(columns * side, rows * side, time * settings.temporal_patch_size if medium.frames else 0)

@@ -76,7 +76,7 @@ def open_page(options: argparse.Namespace, folder: UploadFolder) -> WebPage:
         raise ValueError("The page needs gradio: pip install -c constraints.txt -e '.[serve]'.")
     settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
     engine = open_engine(options)
-    budgets = OfferedBudgets(engine.model, options.budgets or _quickstart_budgets(options.model_path))
+    budgets = OfferedBudgets(engine.model, engine.inputs, options.budgets or _quickstart_budgets(options.model_path))
     examples = example_questions(options.model_path, engine.inputs, options.examples)
     warm_up(engine, examples)
     visitors = Visitors(engine, settings)

@@ -73,7 +73,7 @@ def _table(told: Sequence[tuple[str, MeasuredAnswer, int]]) -> str:
     """Numbers of each budget in a column of its own."""
     answers = [one for _, one, _ in told]
     rows = (
-        ("Visual tokens, mean", [f"{one.average:.5g} of {one.patches:,}" for one in answers]),
+        ("Visual tokens, mean", [_share(one) for one in answers]),
         ("Prefill, with tower", _compared([one.prefill_seconds for one in answers], milliseconds)),
         ("FLOPs of the prefill", _compared([one.flops for one in answers], flops)),
         ("KV cache", _compared([one.kv_bytes for one in answers], lambda count: size(int(count or 0)))),
@@ -97,6 +97,11 @@ def _table(told: Sequence[tuple[str, MeasuredAnswer, int]]) -> str:
         f'<table class="dv-table"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
         f'<p class="dv-hint">{note}</p>'
     )
+
+
+def _share(one: MeasuredAnswer) -> str:
+    """Visual tokens that a layer saw, of those that there would be."""
+    return f"{one.average:.1f}".removesuffix(".0") + f" of {one.patches:,}"
 
 
 def _compared(values: Sequence[float | None], written: Callable[[Any], str]) -> list[str]:

@@ -21,6 +21,7 @@ from llava.cost.shapes import DecoderShape
 from llava.cost.timing import timed
 from llava.data.frames import Frames
 from llava.inference.chat import Chat
+from llava.inference.made_batches import as_prepared
 from llava.inference.usage import Usage
 from llava.model.measured_work import prefill
 
@@ -85,7 +86,7 @@ class MeasuredAnswer:
 
     @classmethod
     def of(
-        cls, model: Any, compression: CompressionConfig, usage: Usage, clock: AnswerClock, shown: Sequence[Any]
+        cls, model: Any, compression: CompressionConfig, usage: Usage, clock: AnswerClock, media: Sequence[Medium]
     ) -> MeasuredAnswer:
         """Put together what is known of an answer.
 
@@ -94,7 +95,7 @@ class MeasuredAnswer:
             compression: the budget.
             usage: read from the answer's cache.
             clock: ran with it.
-            shown: images and videos of the whole conversation.
+            media: images and videos of the whole conversation, see `media_of`.
         """
         new = len(clock.times)
         text = usage.text_tokens - max(new - 1, 0)  # the cache lacks the last token
@@ -106,7 +107,7 @@ class MeasuredAnswer:
             clock.prefill_seconds or 0.0,
             clock.tokens_per_second,
             usage.kv_bytes,
-            prompt_flops(model, compression, usage.visual_tokens, text, shown),
+            prompt_flops(model, compression, usage.visual_tokens, text, media),
         )
 
     @property
@@ -147,8 +148,17 @@ def medium_of(shown: Image.Image | Frames) -> Medium:
     return Medium(*shown.size)
 
 
+def media_of(chat: Chat) -> list[Medium]:
+    """What the last prompt of a conversation shows, at the size to which the model's processor brought it."""
+    media = [medium_of(shown) for shown in chat.images]
+    prepared = chat.last_request.pixels if chat.last_request is not None else []
+    if len(prepared) != len(media):  # a video is several media to some families, none of which changes sizes
+        return media
+    return [as_prepared(one, medium, chat.model.config) for one, medium in zip(prepared, media, strict=True)]
+
+
 def prompt_flops(
-    model: Any, compression: CompressionConfig, visual_tokens: Sequence[int], text_tokens: int, shown: Sequence[Any]
+    model: Any, compression: CompressionConfig, visual_tokens: Sequence[int], text_tokens: int, media: Sequence[Medium]
 ) -> int | None:
     """FLOPs from pixels to the logits of the first token, whatever kinds of media are shown.
 
@@ -157,19 +167,20 @@ def prompt_flops(
         compression: the budget.
         visual_tokens: visual tokens of each layer.
         text_tokens: tokens of the prompt beside them.
-        shown: images and videos.
+        media: what is shown.
 
     Returns:
         the number, by the formulas of `llava.cost.flops`; None where they do not know what the model is shown.
     """
     config = model.config.to_dict()
     decoder = DecoderShape.of(model.config.get_text_config())
-    total = prefill_flops(visual_tokens, text_tokens, decoder, images=0)
-    for medium, count in Counter(map(medium_of, shown)).items():
+    total, tokens = prefill_flops(visual_tokens, text_tokens, decoder, images=0), 0
+    for medium, count in Counter(media).items():
         try:
-            seen = seen_by(config, medium, len(shown))
+            seen = seen_by(config, medium, len(media))
             entered = seen.visual_tokens(compression.v2v)
         except (ValueError, KeyError):
             return None
         total += count * (seen.flops() + seen.projector_flops(entered, decoder.width))
-    return total
+        tokens += count * entered
+    return total if tokens == visual_tokens[0] else None

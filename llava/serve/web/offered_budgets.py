@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from llava.common.presets import presets
 from llava.compression.config import CompressionConfig, T2VConfig, V2VConfig
 from llava.cost.flops import average_visual_tokens, describe, visual_tokens_per_layer
 from llava.cost.seen_media import SeenMedium, seen_by, usual_medium
+from llava.data.families.base import ModelInputs
+from llava.inference.made_batches import realised
 
 OWN, NONE, BY_HAND = "the model's own budget", "no compression", "set by hand"
 DROPS = 3
@@ -55,6 +58,7 @@ class OfferedBudgets:
 
     Args:
         model: model of any family.
+        inputs: makes inputs of the model.
         files: YAML files to offer beside the presets.
 
     Attributes:
@@ -66,9 +70,14 @@ class OfferedBudgets:
         ValueError: if a file cannot be read, or does not fit the model.
     """
 
-    def __init__(self, model: Any, files: Sequence[str | Path] = ()) -> None:
+    def __init__(self, model: Any, inputs: ModelInputs, files: Sequence[str | Path] = ()) -> None:
         self.model = model
         self.layers = len(model.decoder.layers)
+        settings = model.config.to_dict()
+        self._medium = usual_medium(settings)
+        with suppress(ValueError):  # without a processor, as the model's configuration alone has it
+            self._medium = realised(inputs, self._medium) or self._medium
+        self._vision = seen_by(settings, self._medium)
         tokens = model.tower_tokens()
         self.counted, self.most = tokens is not None, 99 if tokens is None else tokens
         self.named = {OWN: model.compression, NONE: CompressionConfig()}
@@ -150,9 +159,7 @@ class OfferedBudgets:
         Raises:
             ValueError: if it does not fit the model.
         """
-        settings = self.model.config.to_dict()
-        medium = usual_medium(settings)
-        vision = seen_by(settings, medium)
+        medium, vision = self._medium, self._vision
         tokens = visual_tokens_per_layer(self.model.fitted(config), self.layers, vision)
         what = "An image" if vision == SeenMedium.of(vision.tower) else f"One {medium}"
         if config == CompressionConfig():

@@ -11,7 +11,7 @@ from llava.compression.config import CompressionConfig
 from llava.inference.chat import Chat, Shown
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
-from llava.serve.web.measured_answer import AnswerClock, MeasuredAnswer
+from llava.serve.web.measured_answer import AnswerClock, MeasuredAnswer, media_of
 from llava.serve.web.shown_messages import ChatMessage
 
 MOST_VISITORS = 64
@@ -59,7 +59,7 @@ class Side:
             yield self.text
         usage = self.chat.usage
         if usage is not None:
-            self.measured = MeasuredAnswer.of(self.chat.model, compression, usage, self.clock, self.chat.images)
+            self.measured = MeasuredAnswer.of(self.chat.model, compression, usage, self.clock, media_of(self.chat))
 
 
 class Visitor:
