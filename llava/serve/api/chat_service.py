@@ -31,7 +31,7 @@ from llava.serve.waiting_rows import WaitingRows
 _LEFT = 499
 """Status of a request whose client left, as web servers log it; nobody reads it."""
 _PREPARERS = 2
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 5.0
 _LONGEST_RETRY = 60
 _LAST_WRITE_SECONDS = 10.0
 Result = TypeVar("Result")
