@@ -24,6 +24,8 @@ from llava.cost.seen_media import seen
 from llava.cost.shapes import DecoderShape, ModelShape, linear_maps
 
 FLOAT32 = 4
+LOGITS_AT_ONCE = 2**25
+"""Most logits that the loss has at a time: 128 MiB in float32, and three times that at its peak."""
 
 
 @dataclass(frozen=True)
@@ -146,27 +148,50 @@ def _stages(batch: DeviceBatch) -> list[int]:
     return [tokens for tokens, _ in groupby(batch.tokens)]
 
 
+def positions_at_once(vocabulary: int) -> int:
+    """Positions whose logits the loss has at a time; more go through the head chunk by chunk."""
+    return max(1, LOGITS_AT_ONCE // vocabulary)
+
+
 def head_bytes(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, precision: Precision) -> int:
     """Saved bytes of the final norm and the loss, gone before the last layer's backward pass begins.
 
     - final norm: as in a layer, on what the last layer gives
     - for each target: the row that the head is applied to, c D, and the log-softmax in float32, 4 V
+    - with more targets than `positions_at_once`, instead: the gradient of each target's row, s D, and that of the
+      head's weight in float32, 4 V D, where it is trained
     """
     norm = FLOAT32 * decoder.width + FLOAT32 + (precision.stream * decoder.width if trained == "all" else 0)
-    target = precision.compute * decoder.width + FLOAT32 * decoder.vocab
-    return norm * batch.tokens[-1] + target * batch.rows * batch.supervised
+    targets = batch.rows * batch.supervised
+    if targets > positions_at_once(decoder.vocab):
+        loss = precision.stream * decoder.width * targets + _head_gradient(decoder, trained)
+    else:
+        loss = (precision.compute * decoder.width + FLOAT32 * decoder.vocab) * targets
+    return norm * batch.tokens[-1] + loss
+
+
+def _head_gradient(decoder: DecoderShape, trained: Trained) -> int:
+    return FLOAT32 * decoder.vocab * decoder.width if trained == "all" else 0
 
 
 def head_peak(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, precision: Precision) -> int:
     """What the final norm and the loss take at their peak, the saved bytes included.
 
     Either the loss's backward pass, which adds its gradient and that of the logits in float32, 8 V a target; or the
-    final norm's, with five float32 copies of the stream, 20 D a token, after the loss is gone.
+    final norm's, with five float32 copies of the stream, 20 D a token, after the loss is gone. In chunks, log-softmax
+    and gradients of one chunk, 12 V for each of its targets, come to what is saved of all; or one more gradient of the
+    head's weight, in float32 and as the weight is stored.
     """
     saved = head_bytes(decoder, batch, trained, precision)
-    loss = 2 * FLOAT32 * decoder.vocab * batch.rows * batch.supervised
-    gone = FLOAT32 * decoder.vocab * batch.rows * batch.supervised
-    return saved + max(loss, 5 * FLOAT32 * decoder.width * batch.tokens[-1] - gone)
+    targets, chunk = batch.rows * batch.supervised, positions_at_once(decoder.vocab)
+    norm = 5 * FLOAT32 * decoder.width * batch.tokens[-1]
+    if targets <= chunk:
+        logits = FLOAT32 * decoder.vocab * targets
+        return saved + max(2 * logits, norm - logits)
+    weight = _head_gradient(decoder, trained)
+    more = weight * (FLOAT32 + precision.compute) // FLOAT32
+    gone = weight + (precision.stream - precision.compute) * decoder.width * targets
+    return saved + max(3 * FLOAT32 * decoder.vocab * chunk, more, norm - gone)
 
 
 def stored_layers(decoder: DecoderShape, tokens: Sequence[int], per_token: int, again: int, stream: int) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from llava.compression.layout import TokenLayout
 from llava.constants import IGNORE_INDEX
 from llava.model.columns import labels_of, own_columns, survivor_index
+from llava.model.head_loss import SummedLoss, summed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def next_token_loss(
     layout: TokenLayout,
     targets: Targets,
     num_items_in_batch: Tensor | int | None = None,
+    summed_loss: SummedLoss = summed_cross_entropy,
 ) -> Tensor:
     """Cross entropy of what follows each column, as transformers computes it, at a fraction of the memory.
 
@@ -84,6 +86,7 @@ def next_token_loss(
         layout: layout of the L positions.
         targets: targets of the T columns.
         num_items_in_batch: divides the sum of the loss; None takes the mean.
+        summed_loss: from the head, states [S, D] and labels [S] to the sum of the cross entropies.
 
     Returns:
         float32 scalar; 0 (with a graph through the head) where nothing is supervised.
@@ -100,9 +103,7 @@ def next_token_loss(
     # Sorting finds the supervised columns without asking the device how many there are.
     chosen = torch.argsort((shifted_labels == IGNORE_INDEX).int(), stable=True)[: max(1, targets.count)]  # [S]
     states = hidden_states.flatten(0, 1).index_select(0, positions.index_select(0, chosen))  # [S, D]
-    total = F.cross_entropy(
-        head(states).float(), shifted_labels.index_select(0, chosen), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    total = summed_loss(head, states, shifted_labels.index_select(0, chosen))
     if num_items_in_batch is None:
         num_items_in_batch = (shifted_labels != IGNORE_INDEX).sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)

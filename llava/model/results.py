@@ -18,6 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from llava.compression.layout import TokenLayout
 from llava.model.cache_name import cache_of, named
 from llava.model.columns import hidden_states_at_columns, logits_at_columns, survivor_index
+from llava.model.head_loss import SummedLoss, summed_cross_entropy
 from llava.model.loss import Targets, next_token_loss
 
 
@@ -102,6 +103,7 @@ def with_head(
     requested: RequestedOutputs,
     targets: Targets | None = None,
     width: int | None = None,
+    summed_loss: SummedLoss = summed_cross_entropy,
 ) -> LlavaCausalLMOutput:
     """Loss and logits of what the decoder returned.
 
@@ -111,14 +113,16 @@ def with_head(
         requested: outputs that the call asked for.
         targets: targets of the T columns, where a loss was.
         width: T, to return results at the columns of the input; None leaves them at the decoder's positions.
+        summed_loss: as in `next_token_loss`.
     """
     states = outputs.last_hidden_state
     assert states is not None
     loss, logits, hidden_states = None, None, outputs.hidden_states
     if targets is not None:
         assert outputs.layouts is not None
+        items = requested.num_items_in_batch
         with record_function("llava.loss"):
-            loss = next_token_loss(head, states, outputs.layouts[-1], targets, requested.num_items_in_batch)
+            loss = next_token_loss(head, states, outputs.layouts[-1], targets, items, summed_loss)
     if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
         if requested.logits:
             logits = head(slice_logits_to_keep(states, requested.logits_to_keep))

@@ -23,6 +23,7 @@ from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer
+from llava.model.head_loss import SummedLoss, summed_cross_entropy
 from llava.model.host_inputs import on_host, with_host_inputs
 from llava.model.loss import Targets
 from llava.model.packing import packing_of_call, packs, refuse_to_pack
@@ -77,6 +78,8 @@ class StagedModel(StagedGeneration):
     """What to do instead of giving pixels under a name that nothing reads."""
     returns_layouts: ClassVar[bool] = False
     """Whether outputs carry the layouts of the stages unless `output_layouts` says otherwise."""
+    summed_loss: SummedLoss = staticmethod(summed_cross_entropy)
+    """What computes the loss behind the head; `llava.model.liger` gives an instance another."""
     model: Any
     lm_head: Any
     training: bool
@@ -280,7 +283,7 @@ class StagedModel(StagedGeneration):
         outputs = run_stages(
             self.decoder, prefill.embeddings, prefill.layout, compression.t2v, cache, prefill.added, **of_layers
         )
-        return with_head(self.lm_head, outputs, requested, prefill.targets, prefill.width)
+        return with_head(self.lm_head, outputs, requested, prefill.targets, prefill.width, self.summed_loss)
 
     def prefill(
         self, inputs: Mapping[str, Any], compression: CompressionConfig, padding_side: str | None = None
