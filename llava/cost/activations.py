@@ -178,9 +178,8 @@ def head_peak(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, preci
     """What the final norm and the loss take at their peak, the saved bytes included.
 
     Either the loss's backward pass, which adds its gradient and that of the logits in float32, 8 V a target; or the
-    final norm's, with five float32 copies of the stream, 20 D a token, after the loss is gone. In chunks, log-softmax
-    and gradients of one chunk, 12 V for each of its targets, come to what is saved of all; or one more gradient of the
-    head's weight, in float32 and as the weight is stored.
+    final norm's, with five float32 copies of the stream, 20 D a token, after the loss is gone. In chunks:
+    `_chunk_peak` instead of the former.
     """
     saved = head_bytes(decoder, batch, trained, precision)
     targets, chunk = batch.rows * batch.supervised, positions_at_once(decoder.vocab)
@@ -188,10 +187,24 @@ def head_peak(decoder: DecoderShape, batch: DeviceBatch, trained: Trained, preci
     if targets <= chunk:
         logits = FLOAT32 * decoder.vocab * targets
         return saved + max(2 * logits, norm - logits)
-    weight = _head_gradient(decoder, trained)
-    more = weight * (FLOAT32 + precision.compute) // FLOAT32
-    gone = weight + (precision.stream - precision.compute) * decoder.width * targets
-    return saved + max(3 * FLOAT32 * decoder.vocab * chunk, more, norm - gone)
+    gone = _head_gradient(decoder, trained) + (precision.stream - precision.compute) * decoder.width * targets
+    return saved + max(_chunk_peak(decoder, chunk, trained, precision), norm - gone)
+
+
+def _chunk_peak(decoder: DecoderShape, chunk: int, trained: Trained, precision: Precision) -> int:
+    """What a loss in chunks adds to what it saves.
+
+    - log-softmax and the gradients of a chunk's logits, 12 V for each of its targets
+    - where the head is trained: the weight's gradient of a chunk, c V D, the same in float32 under autocast, 4 V D, and
+      the gradient of the logits, 4 V a target
+    - or, in the backward pass, that of all chunks times that of the loss, 4 V D, and as the weight is stored, c V D
+    """
+    logits, weight = FLOAT32 * decoder.vocab * chunk, _head_gradient(decoder, trained)
+    if not weight:
+        return 3 * logits
+    computed, autocast = weight * precision.compute // FLOAT32, precision.stream > precision.compute
+    backward = weight + (computed if precision.stream < FLOAT32 else 0)
+    return max(3 * logits, computed + weight * autocast + logits, backward)
 
 
 def stored_layers(decoder: DecoderShape, tokens: Sequence[int], per_token: int, again: int, stream: int) -> int:

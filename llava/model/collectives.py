@@ -102,3 +102,24 @@ def gathered(parameters: Iterable[nn.Parameter], changed: bool = False) -> Itera
     options: dict[str, Any] = {"modifier_rank": 0} if changed else {}
     with deepspeed.zero.GatheredParameters(pieces, **options):
         yield
+
+
+def gather_for_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make weights whole that ZeRO-3 holds in pieces, until their gradients have been added up.
+
+    For a backward pass that computes their gradients without their module, whose hooks would do it. A collective call
+    that every rank must make.
+    """
+    pieces: list[Any] = [parameter for parameter in parameters if is_partitioned(parameter)]
+    if pieces:
+        pieces[0].all_gather(param_list=pieces)
+    for piece in pieces:
+        _partition_behind_gradient(piece)
+
+
+def _partition_behind_gradient(parameter: Any) -> None:
+    def partition(_: Any) -> None:
+        handle.remove()
+        parameter.partition()
+
+    handle = parameter.register_post_accumulate_grad_hook(partition)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from llava.constants import IGNORE_INDEX
 from llava.cost.activations import positions_at_once
-from llava.model.collectives import gathered, is_partitioned
+from llava.model.collectives import gather_for_gradients, gathered, is_partitioned
 
 Head = Callable[[Tensor], Tensor]
 """Maps states [S, D] to logits [S, V]."""
@@ -98,8 +98,9 @@ class _ChunkedLoss(torch.autograd.Function):
             if grads is not None:
                 grads[first : first + chunk] = found.pop(0)
             sums = _added(sums, found)
+            del found  # as large as the head, and the next chunk makes another
         ctx.save_for_backward(grads, *sums)
-        ctx.dtypes = [weight.dtype for weight in weights]
+        ctx.weights = weights
         return torch.cat(losses).sum()
 
     @staticmethod
@@ -108,7 +109,8 @@ class _ChunkedLoss(torch.autograd.Function):
         """Gradients of the states and of the trained weights."""
         grads, *sums = ctx.saved_tensors
         factor = grad_loss / ctx.scale
-        of_weights = ((total * factor).to(dtype) for total, dtype in zip(sums, ctx.dtypes, strict=True))
+        gather_for_gradients(ctx.weights)
+        of_weights = ((total * factor).to(weight.dtype) for total, weight in zip(sums, ctx.weights, strict=True))
         return None, None, None, None if grads is None else grads * factor, *of_weights
 
 
