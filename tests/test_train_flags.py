@@ -59,8 +59,6 @@ def test_every_argument_of_transformers_stands_in_exactly_one_table() -> None:
 ASKED = {
     "label_smoothing_factor": "0.1",
     "optim_target_modules": "all-linear",
-    "torch_compile_backend": "inductor",
-    "torch_compile_mode": "default",
     "neftune_noise_alpha": "5",
     "eval_do_concat_batches": "False",
     "include_for_metrics": "inputs",
@@ -94,6 +92,9 @@ def test_what_a_run_cannot_do_is_refused_before_anything_is_loaded(name: str) ->
     [
         ["--label_smoothing_factor", "0"],
         ["--torch_compile", "False"],
+        ["--use_liger_kernel", "False"],
+        ["--torch_compile_backend", "None"],
+        ["--torch_compile_mode", "none"],
         ["--fsdp", ""],
         ["--push_to_hub", "False"],
         ["--remove_unused_columns", "False"],
@@ -129,6 +130,9 @@ def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> 
         (["--metric_for_best_model", "accuracy"], "accepted are loss, eval_loss"),
         (["--optim", "sgd", "--optim_args", "momentum=0.9,beta=1"], "'beta=1', which sgd does not have"),
         (["--optim_args", "momentum=0.9"], "adamw_torch_fused does not have; it has none"),
+        (["--torch_compile_mode", "reduce-overhead"], "accepted are default, max-autotune-no-cudagraphs"),
+        (["--torch_compile_backend", "cudagraphs"], "accepted are inductor, aot_eager, eager"),
+        (["--use_liger_kernel", "True"], "--use_liger_kernel needs an NVIDIA or AMD GPU"),
         (["--eval_on_start", "True"], "--eval_on_start asks for a measurement"),
         (["--do_eval", "True"], "--do_eval asks for a measurement"),
         (["--train_sampling_strategy", "sequential", "--group_by_modality_length", "True"], "choose one"),

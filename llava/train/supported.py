@@ -24,6 +24,7 @@ REFUSED = by_name(_TABLES["refused"])
 # Field -> why it has no effect here, whatever its value.
 WITHOUT_EFFECT_HERE: dict[str, str] = _TABLES["without_effect"]
 _NOTHING = ("", "none", "null", "[]", "{}")
+_OPTIONAL = ("torch_compile_backend", "torch_compile_mode")
 
 
 def support_of(field: str) -> str:
@@ -65,8 +66,9 @@ def require_supported(said: Mapping[str, Any]) -> None:
 
 
 def is_left_out(name: str, values: Sequence[str]) -> bool:
-    """Whether a flag of what is refused asks for nothing in a word that its own type could not hold, such as `None`."""
-    return name in REFUSED and [value.lower() for value in values] in (*([word] for word in _NOTHING),)
+    """Whether a flag asks for nothing in a word, such as `None`; of what is refused, or may be None."""
+    words = [value.lower() for value in values]
+    return (name in REFUSED or name in _OPTIONAL) and words in ([word] for word in _NOTHING)
 
 
 # Fields that this program sets itself to something else than transformers' default.

@@ -10,6 +10,7 @@ from llava.common.anyres import is_anyres
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS
 from llava.mm_utils import ASPECT_RATIOS
 from llava.model.crop_merging import MERGE_TYPES
+from llava.model.liger import require_liger
 from llava.model.packing import PACKING
 from llava.train.manifest import VERIFY
 
@@ -78,6 +79,8 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
             "length, so that the mean of each device, which --average_tokens_across_devices False asks for, would be "
             "of other samples; leave one of the two out."
         )
+    if args.use_liger_kernel:
+        require_liger(args.device)
     _check_engine(args)
 
 

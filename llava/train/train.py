@@ -26,6 +26,7 @@ from llava.train.finished import finished_run, require_finished
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
 from llava.train.own_inputs import require_inputs_kept
+from llava.train.own_kernels import compile_kernels, exchange_kernels
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.run_summary import SUMMARY_FILE, log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -61,6 +62,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
 
     require_inputs_kept(model_args, data_args, training_args)
     model, tokenizer, processor = load(model_args, data_args, training_args)
+    exchange_kernels(model, training_args)
     choose_trained(model, model_args, training_args)
     length = training_args.model_max_length if data_args.tokenizer_model_max_length else None
     dataset, collator = make_data(model, tokenizer, model_args, data_args, processor, length, training_args.packing)
@@ -76,6 +78,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     statistics = measure(dataset, make_sampler(dataset, training_args).order(), training_args.train_batch_size)
     if part == "lora":
         model = add_lora(model, training_args)
+    compile_kernels(model, training_args)
     logger.info("Data: %s", dataset.describe())
     log_start(model, statistics)
     statistics.require_supervision()

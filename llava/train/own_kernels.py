@@ -1,0 +1,43 @@
+"""transformers' Trainer, which leaves kernels to this program: they are in place before the trainer is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer
+
+from llava.model.compiled_layers import compile_layers
+from llava.model.liger import use_liger
+from llava.train.arguments import TrainingArguments
+
+
+def exchange_kernels(model: Any, args: TrainingArguments) -> None:
+    """With `--use_liger_kernel`, put Liger's kernels into a model; before adapters are added."""
+    if args.use_liger_kernel:
+        use_liger(model)
+
+
+def compile_kernels(model: Any, args: TrainingArguments) -> None:
+    """With `--torch_compile`, compile the layers of a model's decoder; behind adapters."""
+    if args.torch_compile:
+        compile_layers(model, args.torch_compile_backend or "inductor", args.torch_compile_mode)
+
+
+class OwnKernels(Trainer):
+    """Neither compiles the model whole nor exchanges classes of transformers for Liger's."""
+
+    args: TrainingArguments
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers, without what would compile the whole model, drops between its layers included."""
+        made: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        made.pop("dynamo_plugin", None)
+        return made
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As in transformers, which would apply Liger's own patches to every model of the process."""
+        asked, self.args.use_liger_kernel = self.args.use_liger_kernel, False
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            self.args.use_liger_kernel = asked
