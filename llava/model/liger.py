@@ -32,7 +32,7 @@ DECODERS = {
     "Qwen2_5_VLTextModel": ("Qwen2_5_VLRMSNorm", "Qwen2MLP"),
     "Qwen3VLTextModel": ("Qwen3VLTextRMSNorm", "Qwen3VLTextMLP"),
 }
-"""Decoders of transformers that it is applied to, and their classes that Liger's modules compute the same as."""
+"""Decoders it is applied to (and classes made of them), and their classes that Liger's modules compute the same as."""
 _NORMS_OF_HEADS = ("q_norm", "k_norm")
 
 
@@ -96,12 +96,13 @@ def use_liger(model: Any) -> None:
 def _known_modules(decoder: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
     """Where norms stand (module and attribute), and the layers whose MLP is to be exchanged."""
     kind = type(decoder).__name__
-    if kind not in DECODERS:
+    known = [base.__name__ for base in type(decoder).__mro__ if base.__name__ in DECODERS]
+    if not known:
         raise ValueError(
             f"--use_liger_kernel: the language model is a {kind}; Liger's kernels are applied to "
             f"{', '.join(DECODERS)}. Leave it out."
         )
-    norm, mlp = DECODERS[kind]
+    norm, mlp = DECODERS[known[0]]
     layers = list(decoder.layers)
     norms = [(decoder, "norm")]
     norms += [(layer, name) for layer in layers for name in ("input_layernorm", "post_attention_layernorm")]

@@ -1,4 +1,4 @@
-"""transformers' Trainer, which leaves kernels to this program: they are in place before the trainer is made."""
+"""transformers' Trainer with kernels in the decoder of its own model, and in nothing else."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ def exchange_kernels(model: Any, args: TrainingArguments) -> None:
         use_liger(model)
 
 
-def compile_kernels(model: Any, args: TrainingArguments) -> None:
-    """With `--torch_compile`, compile the layers of a model's decoder; behind adapters."""
-    if args.torch_compile:
-        compile_layers(model, args.torch_compile_backend or "inductor", args.torch_compile_mode)
-
-
 class OwnKernels(Trainer):
-    """Neither compiles the model whole nor exchanges classes of transformers for Liger's."""
+    """With `--torch_compile`, compiles the layers of the decoder and not the model whole; leaves Liger's as they are."""
 
     args: TrainingArguments
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.args.torch_compile:
+            compile_layers(self.model, self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """As in transformers, without what would compile the whole model, drops between its layers included."""

@@ -26,7 +26,7 @@ from llava.train.finished import finished_run, require_finished
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
 from llava.train.own_inputs import require_inputs_kept
-from llava.train.own_kernels import compile_kernels, exchange_kernels
+from llava.train.own_kernels import exchange_kernels
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.run_summary import SUMMARY_FILE, log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -78,7 +78,6 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     statistics = measure(dataset, make_sampler(dataset, training_args).order(), training_args.train_batch_size)
     if part == "lora":
         model = add_lora(model, training_args)
-    compile_kernels(model, training_args)
     logger.info("Data: %s", dataset.describe())
     log_start(model, statistics)
     statistics.require_supervision()
