@@ -18,7 +18,7 @@ def exchange_kernels(model: Any, args: TrainingArguments) -> None:
 
 
 class OwnKernels(Trainer):
-    """With `--torch_compile`, compiles the layers of the decoder and not the model whole; leaves Liger's as they are."""
+    """With `--torch_compile`, compiles the layers of the decoder, not the model whole; leaves Liger's as they are."""
 
     args: TrainingArguments
 
