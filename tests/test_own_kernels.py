@@ -207,7 +207,7 @@ def test_compiled_layers_learn_as_layers_do_and_lengths_compile_nothing_anew(
             one.activation_checkpointing_enable()
     compile_layers(model, backend="eager")
     made = []
-    for seed in (0, 2, 4, 6):
+    for seed in (0, 2, 4):
         inputs = inputs_of(family, seed)
         assert_alike(train_step(model, inputs), train_step(plain, inputs), 1e-5)
         made.append(graphs())
