@@ -33,6 +33,7 @@ from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, Tr
 from llava.train.family_start import load_from_family
 from llava.train.media_flags import refuse_limits
 from llava.train.non_finite import require_finite_start
+from llava.train.own_kernels import exchange_kernels
 from llava.train.start import OF_THE_PROJECTOR, find_start, image_opening, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
 
@@ -60,10 +61,12 @@ def load(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         options = _options(start, model_args, training_args)
         loaded = Loaded(*load_from_family(start, model_args, data_args, training_args, options))
         _repair_generation_config(loaded.model)
-        return loaded
-    refuse_limits(data_args, model_args.model_name_or_path, start.config.model_type)
-    tokenizer = load_tokenizer(model_args, training_args)
-    return Loaded(load_model(model_args, data_args, training_args, tokenizer), tokenizer, None)
+    else:
+        refuse_limits(data_args, model_args.model_name_or_path, start.config.model_type)
+        tokenizer = load_tokenizer(model_args, training_args)
+        loaded = Loaded(load_model(model_args, data_args, training_args, tokenizer), tokenizer, None)
+    exchange_kernels(loaded.model, training_args)
+    return loaded
 
 
 def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:

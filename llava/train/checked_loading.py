@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.checkpoints.pickles import require_safe_pickles, weights_only_loading
 from llava.model.collectives import require_everywhere
 from llava.train.arguments import TrainingArguments
+from llava.train.own_kernels import OwnKernels
 from llava.train.soundness import damage_seen_by_all, taken_up
 
 # Programs that DeepSpeed copies into every checkpoint. `python -m llava.model.consolidate` does the same work, and a
@@ -20,7 +20,7 @@ from llava.train.soundness import damage_seen_by_all, taken_up
 RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 
 
-class CheckedLoading(Trainer):
+class CheckedLoading(OwnKernels):
     """Loads checkpoints safely: DeepSpeed reads its files without `weights_only`, which would let them run code."""
 
     args: TrainingArguments

@@ -79,8 +79,6 @@ def check_together(model_args: ModelArguments, data_args: DataArguments, args: T
             "length, so that the mean of each device, which --average_tokens_across_devices False asks for, would be "
             "of other samples; leave one of the two out."
         )
-    if args.use_liger_kernel:
-        require_liger(args.device)
     _check_engine(args)
 
 
@@ -93,7 +91,7 @@ def check_aspect_ratio(value: str, said: str) -> None:
 
 
 def _check_engine(args: TrainingArguments) -> None:
-    """Flags that DeepSpeed's settings or the order of the data would pass over.
+    """Flags that DeepSpeed's settings or the order of the data would pass over, and kernels that cannot run.
 
     Raises:
         ValueError: names them.
@@ -102,6 +100,8 @@ def _check_engine(args: TrainingArguments) -> None:
         raise ValueError(
             "--group_by_modality_length orders the data, --train_sampling_strategy sequential forbids it; choose one."
         )
+    if args.use_liger_kernel:
+        require_liger(args.device)
     if not args.deepspeed:
         return
     settings = args.hf_deepspeed_config

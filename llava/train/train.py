@@ -26,7 +26,6 @@ from llava.train.finished import finished_run, require_finished
 from llava.train.meter import summary_table
 from llava.train.one_run import only_run
 from llava.train.own_inputs import require_inputs_kept
-from llava.train.own_kernels import exchange_kernels
 from llava.train.preemption import PREEMPTED_FILE, StopOnSignal
 from llava.train.run_summary import SUMMARY_FILE, log_start, write_summary
 from llava.train.skipped import SkippedSamples
@@ -62,7 +61,6 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
 
     require_inputs_kept(model_args, data_args, training_args)
     model, tokenizer, processor = load(model_args, data_args, training_args)
-    exchange_kernels(model, training_args)
     choose_trained(model, model_args, training_args)
     length = training_args.model_max_length if data_args.tokenizer_model_max_length else None
     dataset, collator = make_data(model, tokenizer, model_args, data_args, processor, length, training_args.packing)

@@ -44,7 +44,6 @@ from llava.train.finite_steps import FiniteSteps
 from llava.train.manifest import MANIFEST_FILE, seal
 from llava.train.meter import TrainingMeter
 from llava.train.non_finite import require_finite_weights
-from llava.train.own_kernels import OwnKernels
 from llava.train.rates import apply_rates, asked_rates, parameter_groups
 from llava.train.skipped import SampleCounts, SkippedSamples
 from llava.train.soundness import taken_up
@@ -66,7 +65,7 @@ def make_sampler(dataset: LazySupervisedDataset, args: TrainingArguments) -> Epo
     )
 
 
-class LlavaTrainer(OwnKernels, FilledSteps):
+class LlavaTrainer(FilledSteps):
     """Trainer of LLaVA: its sampler, learning rates, metrics, validation and checkpoints.
 
     Args:
