@@ -28,6 +28,7 @@ from transformers.trainer_utils import seed_worker
 from llava.data.micro_batches import DecoderLength, Step, StepCollator
 from llava.data.step_sampler import StepSampler
 from llava.model.collectives import LargestOfRanks
+from llava.model.host_inputs import to_device
 from llava.model.packing import packing_of_call
 from llava.train.arguments import TrainingArguments
 from llava.train.checked_loading import CheckedLoading
@@ -102,7 +103,12 @@ class FilledSteps(CheckedLoading):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """As in transformers; at least one: a step without any label must have the loss 0, not 0/0."""
-        batches = [batch for step in batch_samples for batch in step["batches"]] if self.fills else batch_samples
+        batches = batch_samples
+        if (
+            self.fills
+        ):  # labels are still on the host; counted on the device, the number need not be copied and waited for
+            parts = [batch for step in batch_samples for batch in step["batches"]]
+            batches = [{"labels": to_device(part["labels"], device)} for part in parts]
         items = super()._get_num_items_in_batch(batches, device)
         return items.clamp(min=1) if isinstance(items, Tensor) else items
 
@@ -143,9 +149,9 @@ class FilledSteps(CheckedLoading):
         return total
 
     def _prepare_input(self, data: Any) -> Any:
-        """As in transformers; from page-locked memory the copy runs while the device computes."""
-        if isinstance(data, Tensor) and self.args.device.type == "cuda" and data.is_pinned():
-            data = data.to(self.args.device, non_blocking=True)
+        """As in transformers; the copy is not waited for, and from page-locked memory it runs while the device computes."""
+        if isinstance(data, Tensor):
+            data = to_device(data, self.args.device)
         return super()._prepare_input(data)
 
     def floating_point_ops(self, inputs: Any) -> Any:
