@@ -104,9 +104,7 @@ class FilledSteps(CheckedLoading):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """As in transformers; at least one: a step without any label must have the loss 0, not 0/0."""
         batches = batch_samples
-        if (
-            self.fills
-        ):  # labels are still on the host; counted on the device, the number need not be copied and waited for
+        if self.fills:  # labels are still on the host; where the device counts them, the number is not waited for
             parts = [batch for step in batch_samples for batch in step["batches"]]
             batches = [{"labels": to_device(part["labels"], device)} for part in parts]
         items = super()._get_num_items_in_batch(batches, device)
@@ -149,7 +147,7 @@ class FilledSteps(CheckedLoading):
         return total
 
     def _prepare_input(self, data: Any) -> Any:
-        """As in transformers; the copy is not waited for, and from page-locked memory it runs while the device computes."""
+        """As in transformers; the copy is not waited for, and page-locked memory lets it run meanwhile."""
         if isinstance(data, Tensor):
             data = to_device(data, self.args.device)
         return super()._prepare_input(data)
