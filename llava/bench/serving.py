@@ -92,6 +92,7 @@ class Cell:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
+    load = round(os.getloadavg()[0], 1)
     try:
         if options.page is not None:
             _marked(options.page)
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     document = {
         "machine": describe_machine(),
+        "load_before": load,
         "model": Path(options.model_path).name,
         "server": _server_words(options),
         "seconds_of_a_round": options.seconds,
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """The figures as a table in Markdown."""
+    """The figures as a table in Markdown, and below it when and how long they were measured."""
     lines = [
         "| budget | visual tokens, before → entered → mean of layers | clients | requests/s | latency, median | 95 % | "
         "answers in a batch |",
@@ -134,6 +136,13 @@ def table(document: Mapping[str, Any]) -> str:
             f"| `{row['budget']}` | {visual} | {row['clients']} | {row['requests_per_second']:.1f} | "
             f"{row['latency_median'] * 1000:.0f} ms | {row['latency_95'] * 1000:.0f} ms | {row['batch_rows']:.1f} |"
         )
+    machine = document["machine"]
+    lines += [
+        "",
+        f"{document['rounds']} rounds of {document['seconds_of_a_round']:g} s a cell; {machine['date']}, "
+        f"{machine['processor']}, {machine['versions']}. Processes that were waiting for a core before the run: "
+        f"{document['load_before']:g}.",
+    ]
     return "\n".join(lines)
 
 
