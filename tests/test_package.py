@@ -38,7 +38,9 @@ def test_presets_are_in_the_wheel_once(unpacked: Path) -> None:
 
 
 def test_every_table_beside_the_modules_is_in_the_wheel(unpacked: Path) -> None:
-    tables = [path.relative_to(ROOT) for kind in ("yaml", "json") for path in (ROOT / "llava").rglob(f"*.{kind}")]
+    tables = [
+        path.relative_to(ROOT) for kind in ("yaml", "json", "css", "js") for path in (ROOT / "llava").rglob(f"*.{kind}")
+    ]
     assert tables and [path for path in tables if not (unpacked / path).is_file()] == []
 
 
