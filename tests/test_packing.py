@@ -22,6 +22,7 @@ from llava import compress
 from llava.compression import TokenLayout
 from llava.compression.t2v import choose_visual_tokens, gather_kept
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model import staged_decoder
 from llava.model import varlen_attention as attention
 from llava.model.packing import in_rows, in_stream, packs
 
@@ -30,6 +31,7 @@ BUDGETS: dict[str, Any] = {
     "none": "none",
     "both": {"v2v": V2V, "t2v": {"layers": [2, 4], "keep": [0.5, 0.25], "scored_by": "before"}},
     "to zero": {"v2v": V2V, "t2v": {"layers": [1, 3], "keep": [0.6, 0.0], "queries": "text"}},
+    "original": {"v2v": V2V, "t2v": {"layers": [2, 4], "keep": [0.6, 0.0], "positions": "original"}},
 }
 KINDS = {
     **dict.fromkeys(("llava", "llava_next", PEBBLES, OWN, OWN_NEXT), (("image",), ("image", "image"), ())),
@@ -76,7 +78,7 @@ def assert_same_step(model: Any, inputs: dict[str, Any], tolerance: float = 1e-1
         torch.testing.assert_close(packed.logits[shown], padded.logits[shown], **close)
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", ["none", "both", "to zero"])
 @pytest.mark.parametrize("family", EVERY)
 def test_a_step_on_packed_rows_is_that_on_padded_ones(stock: dict[str, Any], family: str, budget: str) -> None:
     model = compress(stock[family], BUDGETS[budget]).train()
@@ -161,6 +163,45 @@ def _louder(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value * 2 if torch.is_floating_point(value) else value for name, value in inputs.items()}
 
 
+@pytest.mark.parametrize("budget", ["both", "original"])
+@pytest.mark.parametrize("family", EVERY)
+def test_answers_behind_packed_prompts_are_those_behind_padded_ones(
+    stock: dict[str, Any], family: str, budget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `generate` prompts of unequal length are packed; what their layers cache are rows."""
+    packed: list[Any] = []
+    borders = staged_decoder.borders_of
+    monkeypatch.setattr(staged_decoder, "borders_of", lambda layout: packed.append(layout) or borders(layout))
+    model = compress(stock[family], BUDGETS[budget])
+    inputs = batch([prompt(family, seed, kinds) for seed, kinds in enumerate(KINDS[family])])
+    options = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [60, 61], "num_beams": 1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    for options["num_beams"] in (1, 2):
+        padded = model.generate(**inputs, **options, packing="off")
+        assert not packed
+        found = model.generate(**inputs, **options)
+        assert len(packed) == 3, "one layout for each stage"
+        assert torch.equal(found.sequences, padded.sequences)
+        torch.testing.assert_close(torch.stack(found.logits), torch.stack(padded.logits), atol=1e-6, rtol=0)
+        packed.clear()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", OWN])
+def test_a_conversation_goes_on_behind_a_packed_prompt(stock: dict[str, Any], family: str) -> None:
+    model = compress(stock[family], BUDGETS["original"])
+    inputs = batch([prompt(family, seed, kinds) for seed, kinds in enumerate(KINDS[family])])
+    more = torch.tensor([[5, 6, 7]] * 3)
+    found = []
+    for packing in ("off", "on"):
+        first = model(**inputs, use_cache=True, packing=packing, output_layouts=True)
+        assert first.layouts[0].is_packed == (packing == "on")
+        second = model(more, past_key_values=first.past_key_values, packing=packing)
+        third = model(more[:, :1], past_key_values=second.past_key_values)
+        found.append((first.logits[inputs["attention_mask"].bool()], second.logits, third.logits))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_packed_rows_can_be_recomputed_for_the_backward_pass(reentrant: bool) -> None:
     model = tiny_llava(compression=tiny.DUET).train()
@@ -228,7 +269,6 @@ def model_layout(lengths: tuple[int, ...], visual: tuple[int, ...]) -> TokenLayo
     ("change", "options", "sentence"),
     [
         (None, {"packing": "of"}, "packing is 'of'; it must be one of auto, on, off"),
-        (None, {"packing": "on", "use_cache": True}, "packing is 'on', but a cache is filled or goes on"),
         ("eager", {"packing": "on"}, "packing is 'on', but the decoder attends by 'eager'"),
     ],
 )

@@ -182,8 +182,7 @@ def _without_gradient(run: Callable[[], object], _: object) -> object:
 
 @torch.no_grad()
 def _prefill(model: Any, batch: Mapping[str, Any], config: CompressionConfig, packing: str, _: object) -> object:
-    caches = packing != "on"
-    return model(**batch, compression=config, use_cache=caches, logits_to_keep=1, packing=packing)
+    return model(**batch, compression=config, use_cache=True, logits_to_keep=1, packing=packing)
 
 
 def _train_step(model: Any, batch: Mapping[str, Any], config: CompressionConfig, packing: str, _: object) -> None:

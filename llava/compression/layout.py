@@ -159,8 +159,10 @@ class TokenLayout:
         """int64 [B, 1]: the position, on every axis, of a text token behind each row."""
         if self.following is not None:
             return self.following
-        largest = self.positions.amax(dim=-1, keepdim=True)  # [B, 1] or [A, B, 1]
-        return (largest.amax(dim=0) if largest.dim() == 3 else largest) + 1
+        largest = self.positions.amax(dim=0) if self.positions.dim() == 3 else self.positions  # [B, L]
+        if self.rows is None:
+            return largest.amax(dim=1, keepdim=True) + 1
+        return 1 + largest.new_zeros(len(self.lengths)).scatter_reduce_(0, self.rows[0], largest[0], "amax")[:, None]
 
     def to(self, device: torch.device) -> TokenLayout:
         """The same layout with its tensors on a device; does not wait for a copy to an accelerator."""

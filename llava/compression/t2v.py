@@ -199,7 +199,7 @@ def gather_kept(
     vote = vote.scatter_reduce_(1, moved, layout.vote.int(), reduce="amax").bool()
     placed, following = after.counted(), None
     if positions == "original":
-        placed, following = travel(layout.positions, 0), layout.following if packed else layout.next_position()
+        placed, following = travel(layout.positions, 0), layout.next_position()
     hidden_states = layout.take(hidden_states, index)  # [B, L', D]
     if after.is_padded:
         hidden_states = hidden_states.masked_fill(~valid[..., None], 0)

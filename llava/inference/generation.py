@@ -83,7 +83,7 @@ class CountingCache(StagedCache):
         """See `StagedCache`."""
         super().begin_stage(first_layer, layout)
         self.first_layers.append(first_layer)
-        self.tokens.append((layout.is_visual & layout.valid).sum(dim=1))
+        self.tokens.append(torch.tensor(layout.visual))
 
     def averages(self, beams: int) -> list[float]:
         """Mean over layers for each prompt, of which every one has `beams` rows."""

@@ -44,37 +44,39 @@ def packs(layout: TokenLayout, packing: str) -> bool:
 
 
 def packing_of_call(
-    asked: str | None, config: Any, training: bool, cached: bool, own: Mapping[str, Any] | None = None
+    asked: str | None, config: Any, training: bool, filled: bool, given: Mapping[str, Any] | None = None
 ) -> str:
     """What a call's `packing` comes to: `on`, `auto` or `off`.
 
     Args:
-        asked: argument of the call; None is `auto`, which packs in training alone, and not where results stand at the
-            positions of a layout that was given.
+        asked: argument of the call; None is `auto` in training and in `generate`, and `off` elsewhere. `auto` does not
+            pack where results stand at the decoder's positions.
         config: configuration of the decoder.
         training: whether the model is in training mode.
-        cached: whether a cache is filled, or goes on.
-        own: the front's own inputs, see `OWN_INPUTS`; None where nothing came ready.
+        filled: whether the call goes on behind a filled cache, whose rows are padded; nothing is packed then.
+        given: arguments of the call by name; None where nothing came ready.
 
     Raises:
         ValueError: if rows are to be packed, or came packed, and cannot be; or `off` is asked of rows that came packed.
     """
-    packing, own = "auto" if asked is None else asked, own or {}
+    given = given or {}
+    plan, prefill, layout = (given.get(name) for name in ("plan", "prefill", "layout"))
+    packing = asked or ("auto" if training or prefill is not None or plan is not None else "off")
     require_choice("packing", packing, PACKING)
-    plan, prefill, layout = (own.get(name) for name in ("plan", "prefill", "layout"))
+    if filled:
+        return "off"
     ready = [layout, *(made.layout for made in (plan, prefill) if made is not None)]
     came_packed = any(one is not None and one.is_packed for one in ready)
     if packing == "off":
         if came_packed:
             raise ValueError("packing is 'off', but the plan of the batch is packed; plan it with packing 'off', too.")
         return packing
-    problem = "a cache is filled or goes on (use_cache, past_key_values), which holds padded rows" if cached else None
-    problem = problem or why_not_packed(config)
+    problem = why_not_packed(config)
     if problem is not None and (packing == "on" or came_packed):
         what = "packing is 'on'" if packing == "on" else "The plan of the batch is packed"
         raise ValueError(f"{what}, but {problem}; give packing 'off', or change that.")
-    helps = training and layout is None and prefill is None
-    return packing if problem is None and (packing == "on" or came_packed or helps) else "off"
+    at_columns = layout is None and (prefill is None or not given.get("output_hidden_states"))
+    return packing if problem is None and (packing == "on" or came_packed or at_columns) else "off"
 
 
 def refuse_to_pack(asked: str | None) -> None:

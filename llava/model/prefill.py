@@ -43,12 +43,19 @@ class Prefill:
     added: tuple[Tensor, ...] = ()
 
     def packed(self) -> Prefill:
-        """The same prompt with its rows packed; does not wait for the device."""
-        layout, index = self.layout.packed()
+        """The same prompt with its rows packed; does not wait for the device.
+
+        What would be returned at the decoder's positions is returned at those of the padded rows, unless there are
+        targets, which stand at the input's columns.
+        """
+        padded, width = self.layout, self.width
+        if width is None and self.targets is None:
+            padded, width = dataclasses.replace(padded, columns=None), padded.valid.shape[1]
+        layout, index = padded.packed()
         embeddings, *added = (
             values.flatten(0, 1).index_select(0, index)[None] for values in (self.embeddings, *self.added)
         )
-        return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added))
+        return dataclasses.replace(self, embeddings=embeddings, layout=layout, added=tuple(added), width=width)
 
     def repeat_interleave(self, repeats: int) -> Prefill:
         """Each row `repeats` times, for beams."""

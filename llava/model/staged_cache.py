@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from llava.compression.config import CompressionConfig
 from llava.compression.layout import TokenLayout, renumbered
+from llava.model.packing import in_rows
 
 
 @dataclass
@@ -50,6 +51,7 @@ class StagedCache(DynamicCache):
         self.filled_under: CompressionConfig | None = None
         """What the prompt was compressed by, where the model that filled the cache has said it."""
         self._expected: Tensor | None = None
+        self._place: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -58,8 +60,28 @@ class StagedCache(DynamicCache):
 
     def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
         """Open a stage at prefill: `layout` says what the layers from `first_layer` on are about to cache."""
-        key_mask = layout.valid if layout.is_padded else None
-        self.stages.append(CachedStage(first_layer, key_mask, layout.next_position()))
+        rows, self._place = in_rows(layout) if layout.is_packed else (layout, None)
+        key_mask = rows.valid if rows.is_padded else None
+        self.stages.append(CachedStage(first_layer, key_mask, rows.next_position()))
+
+    def end_prompt(self) -> None:
+        """All layers have cached the prompt; what comes next are new tokens."""
+        self._place = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As in transformers; of packed rows [1, G, S, d] it keeps padded ones [B, G, L, d], and returns the stream."""
+        if self._place is None:
+            found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            return found
+        place = self._place.to(key_states.device)  # [B, L]
+        keys, values = (
+            states[0].index_select(1, place.flatten()).unflatten(1, place.shape).transpose(0, 1)
+            for states in (key_states, value_states)
+        )
+        super().update(keys, values, layer_idx, *args, **kwargs)
+        return key_states, value_states
 
     def expect(self, valid: Tensor | None) -> None:
         """Say which of the tokens that come next, bool [B, n], are no padding; unsaid, all are tokens."""
@@ -116,7 +138,7 @@ class StagedCache(DynamicCache):
         super().reset()
         self.stages.clear()
         self.filled_under = None
-        self._expected = None
+        self._expected = self._place = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest `-tokens_to_remove` tokens (a negative number, as in transformers)."""

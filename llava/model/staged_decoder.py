@@ -67,12 +67,7 @@ def run_stages(
     Returns:
         hidden states [B, L', D] after the final norm, where L' counts what survived the last drop; what each stage
         worked on and was ranked by.
-
-    Raises:
-        ValueError: for packed rows and a cache, whose rows must be of equal length.
     """
-    if cache is not None and layout.is_packed:
-        raise ValueError("Rows are packed, but a cache holds padded rows; give packing 'off', or use_cache=False.")
     layouts, scores = [layout], []
     to_add = dict(enumerate(added))
     ranking: Tensor | None = None
@@ -109,6 +104,8 @@ def run_stages(
             hidden_states = _run_layers(
                 decoder, begin, last, hidden_states, mask, layout.positions, cache, to_add, **of_stage
             )
+    if cache is not None:
+        cache.end_prompt()
     return LlavaModelOutput(
         last_hidden_state=decoder.norm(hidden_states), layouts=tuple(layouts), scores=tuple(scores), **named(cache)
     )

@@ -162,7 +162,7 @@ class StagedGeneration(_Base):
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
             )
         refuse_soft_prompts_of_peft(self)
-        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor}
+        prompt = model_kwargs | {model_input_name or "input_ids": inputs_tensor, "packing": None}  # packed by forward
         check_prompt(self, prompt, generating=True)
         ready = {"prefill": self.prefill(prompt, compression, padding_side="left"), "compression": compression}
         used = (*self.visual_inputs, "query_mask", "position_ids")

@@ -257,9 +257,8 @@ class StagedModel(StagedGeneration):
         caching = given.get("use_cache")
         if caching is None:
             caching = self.decoder.config.use_cache and not requested.loss and not self.training
-            caching = caching and own["packing"] != "on"
-        cached = bool(caching) or filled is not None
-        given["packing"] = packing_of_call(own["packing"], self.decoder.config, self.training, cached, own)
+        config = self.decoder.config
+        given["packing"] = packing_of_call(own["packing"], config, self.training, filled is not None, given)
         given = with_host_inputs(given) if filled is None else given
         if check_call(self, on_host(given, inputs), more, own):
             refuse_to_pack(own["packing"])

@@ -39,8 +39,8 @@ def forward_like(stock: Any, *visual: str) -> Callable[..., Any]:
     return_logits: None leaves them out where labels are given in training.
     output_layouts: also return what each stage worked on (`layouts`) and what it was ranked by (`scores`); without a
         compression there is one stage.
-    packing: `on`, `off`, or None for `auto`: whether rows stand end to end without padding inside the decoder, see
-        `llava.model.packing`.
+    packing: whether rows stand end to end without padding inside the decoder: `on`, `off` or `auto`, see
+        `llava.model.packing`. None is `auto` in training and in `generate`.
 
     Args:
         stock: the class of transformers.
