@@ -32,7 +32,7 @@ from llava.bench.data_memory import make_tokenizer, write_conversations
 from llava.common.child_processes import leave_signals_to_parent
 from llava.common.json_files import write_json
 from llava.common.number_flags import MOST_PROCESSES, count, positive, share
-from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, TO_READ
+from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ
 from llava.common.presets import presets
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
@@ -158,7 +158,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures, as they go into `--json`."""
     path, images, tokenizer = options.data_path, options.image_folder or folder, make_tokenizer()
     if options.tokenizer is not None:
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(str(options.tokenizer))
     if path is None:
         path = make_data(folder, options.batch_size * 8)
     tokens, *_ = visual_tokens_per_layer(_config(options.compression), MODELS["llava-1.5-7b"].layers, CLIP_L_336)
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Samples a second of the data loader alone.")
     parser.add_argument("--data-path", type=TO_READ, help="conversations; by default some are made")
     parser.add_argument("--image-folder", type=FOLDER_TO_READ, help="where the names of their images start")
-    parser.add_argument("--tokenizer", help="folder or name of a tokenizer; by default one is made")
+    parser.add_argument("--tokenizer", type=MODEL, help="folder or name of a tokenizer; by default one is made")
     parser.add_argument("--compression", default="duet-64", choices=("none", *presets()), help="budget of the plans")
     parser.add_argument("--workers", type=count(0, MOST_PROCESSES), nargs="+", default=[0, min(4, usable_cores())])
     parser.add_argument("--batch-size", type=count(1, 4096), default=16, help="samples of a batch")
