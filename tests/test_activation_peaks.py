@@ -47,8 +47,7 @@ def peak(step: Callable[[], object], folder: Path) -> int:
 
 
 @AGAIN
-@pytest.mark.parametrize("compression", [None, tiny.DUET], ids=["none", "duet"])
-@pytest.mark.parametrize("case", ["full", "lora"])
+@pytest.mark.parametrize(("case", "compression"), [("full", None), ("full", tiny.DUET), ("lora", tiny.DUET)], ids=str)
 def test_peaks_of_llava_are_those_that_are_estimated(case: str, level: str, compression: Any, tmp_path: Path) -> None:
     """At another shape than the formulas were made at: few key heads, a narrow MLP, a long text that is all target."""
     trial = Trial(case, level != "none", compression, layers=6, heads=6, kv_heads=2, width=48, intermediate_size=96)
