@@ -199,19 +199,19 @@ def fresh() -> Iterator[None]:
 def test_compiled_layers_learn_as_layers_do_and_lengths_compile_nothing_anew(
     family: str, checkpointing: bool, fresh: None
 ) -> None:
-    """One family for each class of layers; rows with and without padding have a graph each."""
+    """One family for each class of layers; graphs with and without a mask, far from the limit behind which torch gives
+    up, and none for a length of its own."""
     plain, model = (compress(vlm(family, torch.float32, layers=4), SHORT).train() for _ in range(2))
     names = list(model.state_dict())
     for one in (plain, model):
         if checkpointing:
             one.activation_checkpointing_enable()
     compile_layers(model, backend="eager")
-    made = []
     for seed in (0, 2, 4):
-        inputs = inputs_of(family, seed)
+        inputs = inputs_of(family, seed) | {"packing": "off"}
         assert_alike(train_step(model, inputs), train_step(plain, inputs), 1e-5)
-        made.append(graphs())
-    assert 0 < made[1] == made[2], made
+    lengths = {int(layout.valid.shape[1]) for layout in model(**inputs, output_layouts=True).layouts}
+    assert len(lengths) > 1 and 0 < graphs() <= 4 < dynamo.config.recompile_limit
     assert list(model.state_dict()) == names == list(plain.state_dict())
 
 
@@ -220,7 +220,7 @@ def test_layers_are_compiled_only_where_that_is_asked_for(assets: Path, tmp_path
     plain = train(flags(assets, tmp_path / "plain", "finetune", **options))
     assert graphs() == 0
     found = train(flags(assets, tmp_path / "compiled", "finetune", torch_compile_backend="eager", **options))
-    assert graphs() > 0
+    assert 0 < graphs() <= 6 < dynamo.config.recompile_limit
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
     assert weights(found).keys() == weights(plain).keys()
 

@@ -132,6 +132,7 @@ def test_a_flag_that_asks_for_what_happens_anyway_is_taken(words: list[str]) -> 
         (["--optim_args", "momentum=0.9"], "adamw_torch_fused does not have; it has none"),
         (["--torch_compile_mode", "reduce-overhead"], "accepted are default, max-autotune-no-cudagraphs"),
         (["--torch_compile_backend", "cudagraphs"], "accepted are inductor, aot_eager, eager"),
+        (["--torch_compile", "True", "--packing", "on"], "packed rows need one for each set of lengths"),
         (["--use_liger_kernel", "True"], "--use_liger_kernel needs an NVIDIA or AMD GPU"),
         (["--eval_on_start", "True"], "--eval_on_start asks for a measurement"),
         (["--do_eval", "True"], "--do_eval asks for a measurement"),

@@ -102,6 +102,13 @@ def _check_engine(args: TrainingArguments) -> None:
         )
     if args.use_liger_kernel:
         require_liger(args.device)
+    if args.torch_compile and args.packing == "on":
+        raise ValueError(
+            "--torch_compile makes graphs for rows of any length, but packed rows need one for each set of lengths; "
+            "leave --packing on out, or --torch_compile."
+        )
+    if args.torch_compile:
+        args.packing = "off"
     if not args.deepspeed:
         return
     settings = args.hf_deepspeed_config
