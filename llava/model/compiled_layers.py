@@ -2,8 +2,8 @@
 
 What lies between layers (drops, masks, the cache) stays as it is, so a graph is made once for all layers of a decoder
 rather than for the whole model, and lengths are symbols in it: a drop or a longer batch compiles nothing again. That
-holds for padded rows; attention over packed ones goes row by row or by their lengths, which a graph takes for constants,
-so calls should say `packing="off"`.
+holds for padded rows; attention over packed ones goes by the lengths of rows, which a graph takes for constants, so
+calls should say `packing="off"`.
 """
 
 from __future__ import annotations
