@@ -223,6 +223,13 @@ def test_backward_and_recomputation_belong_to_the_stage_that_made_the_graph() ->
     }
 
 
+def test_a_gpu_waits_for_what_its_kernels_leave_of_a_call() -> None:
+    kernels = attribution.Attribution({"tower": attribution.Part(3), "layers 0-1": attribution.Part(4, 8)}, device=True)
+    parts = attribution.matched(kernels, 0.02).parts
+    assert {name: part.total for name, part in parts.items()} == {"tower": 3, "layers 0-1": 12, "waiting": 5}
+    assert list(attribution.ordered(parts)) == ["tower", "layers 0-1", "waiting"]
+
+
 def test_running_out_of_memory_is_the_result_of_a_case() -> None:
     def fails(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
@@ -262,6 +269,8 @@ def test_the_command_prints_and_writes_what_was_measured(folder: Path, tmp_path:
         assert row["quotient"] == pytest.approx(row["speedup"] / row["limit"]) and row["peak_mib"] > 0
         assert row["packing"] == "off" and (row["mode"] != "tower" or row["limit"] == 1)
         assert ("parts_ms" in row) == (not row["peer"])
+        parts = [sum(part.values()) for part in row.get("parts_ms", {}).values()]
+        assert not parts or sum(parts) == pytest.approx(row["seconds"] * 1e3, rel=0.01, abs=0.05)
     assert all(row["quotient"] == 1 for row in rows if row["compression"] == "none" and not row["peer"])
 
 

@@ -114,6 +114,7 @@ def _attribute(
         if one.peak is not None:
             row["peak_mib"] = round((weights + one.peak) / results.MIB, 1)
         if not case.peer:
+            one = attribution.matched(one, row["seconds"])
             row |= one.to_json()
             parts[results.label(row)] = one
     return parts

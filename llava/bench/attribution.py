@@ -1,5 +1,7 @@
 """Where the time of a case goes, part by part, from a profile of one more call; the timed calls are not disturbed.
 
+What the profiler adds is taken out again: parts add up to what the timed calls took.
+
 Parts are the ranges `llava.NAME` that the model opens for torch's profiler at its seams, and torch's own of data loader
 and optimizer. What the backward pass does belongs to the part whose forward made the graph: autograd gives both the
 same sequence number. On a GPU the time is that of its kernels, on a CPU that of the operations themselves.
@@ -8,7 +10,7 @@ same sequence number. On a GPU the time is that of its kernels, on a CPU that of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from llava.cost.timing import wait_for
 OWN = "llava."
 WHOLE = "llava.whole"
 OTHER = "other"
+WAITING = "waiting"
+"""Of a GPU: the time in which it runs no kernel."""
 _OF_TORCH = {"enumerate(DataLoader)#": "data", "Optimizer.step#": "optimizer", "Optimizer.zero_grad#": "optimizer"}
 _ORDER = ("data", "images", "tower", "v2v", "projector", "splice", "scoring", "drop", "layers", "loss", "optimizer")
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -65,6 +69,22 @@ class Attribution:
             "profiled_ms": round(self.wall, 3),
             "parts_are_of": "device kernels" if self.device else "processor",
         }
+
+
+def matched(found: Attribution, seconds: float) -> Attribution:
+    """The same parts, adding up to what a timed call took.
+
+    Args:
+        found: parts of a profiled call.
+        seconds: seconds of a timed one. On a CPU parts are scaled to it; a GPU waits for what its kernels leave of it.
+    """
+    whole = sum(part.total for part in found.parts.values())
+    if found.device:
+        waiting = {WAITING: Part(max(0.0, seconds * 1e3 - whole))}
+        return replace(found, parts=found.parts | waiting)
+    scale = seconds * 1e3 / whole if whole else 1.0
+    parts = {name: Part(part.forward * scale, part.backward * scale) for name, part in found.parts.items()}
+    return replace(found, parts=parts)
 
 
 def attributed(case: Timed, device: torch.device) -> Attribution:
@@ -141,7 +161,8 @@ def ordered(parts: Mapping[str, Part]) -> dict[str, Part]:
     def place(name: str) -> tuple[int, int]:
         kind, _, numbers = name.partition(" ")
         first = int(numbers.split("-")[0]) if kind == "layers" else 0
-        return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER) + (name == OTHER), first)
+        last = {OTHER: 1, WAITING: 2}.get(name, 0)
+        return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER) + last, first)
 
     return {name: parts[name] for name in sorted(parts, key=place)}
 

@@ -10,21 +10,29 @@ from llava.compression.config import CompressionConfig
 from llava.cost.seen_media import Medium
 
 BASELINE = "none"
-CHECKPOINTING = ("off", "on")
+CHECKPOINTING = ("off", "before_drop", "on", "auto")
+"""Which layers compute their activations again: none, those before the first drop, all, or as memory allows."""
 
 
 def nothing() -> None:
     """What a case without preparation does before it is timed."""
 
 
-def as_trained(model: Any, kind: str) -> None:
-    """Training mode, activations computed again in the backward pass (`on`) or kept (`off`)."""
+def as_trained(model: Any, again: int | None = None) -> None:
+    """Training mode, and which layers compute their activations again in the backward pass.
+
+    Args:
+        model: model of this project or of transformers.
+        again: number of the first decoder layers that do; 0 for none, None for all.
+    """
     model.train()
-    if kind == "on":
-        model.activation_checkpointing_enable()
-        model.disable_input_require_grads()  # the embeddings are trained, and hooks of every call would stay
-    else:
+    if again == 0:
         model.activation_checkpointing_disable()
+        return
+    model.activation_checkpointing_enable()
+    model.disable_input_require_grads()  # the embeddings are trained, and hooks of every call would stay
+    for layer in () if again is None else model.decoder.layers[again:]:
+        layer.gradient_checkpointing = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Setting:
         compressions: budgets by name, as the model takes them; the first is what others are compared with.
         lengths: text tokens of each row.
         packings: values of `packing` to run; padded rows of the first budget are always run.
-        checkpointing: values of `--gradient_checkpointing` to run a training step under.
+        checkpointing: of `CHECKPOINTING`, to run a training step under.
         peers: other programs to run, by name.
         new_tokens: that decoding makes.
         medium: what a row shows; None for what is usual of the model's family.

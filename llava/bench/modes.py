@@ -13,6 +13,7 @@ import torch
 
 from llava.bench.cases import Case, Setting, as_trained
 from llava.bench.inputs import rows_of
+from llava.bench.memory_choice import level_by_memory, recomputed_layers
 from llava.bench.peers import peer_cases, peer_towers
 from llava.bench.recipe import recipe_cases
 from llava.compression.config import CompressionConfig
@@ -78,17 +79,18 @@ def train_cases(setting: Setting) -> list[Case]:
     own = []
     for kind in setting.checkpointing:
         for name, config, packing in setting.variants():
+            level = level_by_memory(setting, config) if kind == "auto" else kind
+            again = recomputed_layers(config, len(model.decoder.layers), level)
             planned = with_plan(model, batch, config)
-            run = partial(_train_step, model, planned, config, packing)
             own.append(
                 Case(
                     name,
                     packing,
-                    run,
-                    partial(as_trained, model, kind),
-                    *_flops(setting, config, training_passes(True, kind == "on")),
+                    partial(_train_step, model, planned, config, packing),
+                    partial(as_trained, model, again),
+                    *_training_flops(setting, config, again),
                     len(setting.lengths),
-                    about=_tokens(setting, config) | {"checkpointing": kind},
+                    about=_tokens(setting, config) | {"checkpointing": kind, "recomputed_layers": again},
                 )
             )
     return [*own, *peer_cases(setting, own, batch)]
@@ -164,6 +166,18 @@ def _flops(setting: Setting, config: CompressionConfig, passes: int | None = Non
     of_row = partial(row_flops, setting.model, config, passes=passes, medium=setting.medium)
     lengths = setting.lengths
     return sum(of_row(length) for length in lengths), len(lengths) * of_row(max(lengths))
+
+
+def _training_flops(setting: Setting, config: CompressionConfig, again: int) -> tuple[int, int]:
+    """As `_flops`, of a training step in which the first `again` layers are computed once more."""
+    counts, decoder = _layers(setting, config)
+
+    def more(length: int) -> int:
+        return sum(decoder.layer_flops(length + count) for count in counts[:again])
+
+    exact, padded = _flops(setting, config, training_passes(True, False))
+    lengths = setting.lengths
+    return exact + sum(map(more, lengths)), padded + len(lengths) * more(max(lengths))
 
 
 def _tokens(setting: Setting, config: CompressionConfig) -> dict[str, Any]:

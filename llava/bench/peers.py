@@ -127,7 +127,7 @@ def _of_transformers(setting: Setting, like: Case, batch: Mapping[str, Any]) -> 
 
 def _as_trained(twin: Any, model: Any, like: Case) -> None:
     """In training mode with the gradients that our model trains, checkpointed as the case that it stands beside."""
-    as_trained(twin, like.about.get("checkpointing", "off"))
+    as_trained(twin, None if like.about["recomputed_layers"] else 0)
     twin.zero_grad(set_to_none=True)
     model.zero_grad(set_to_none=True)
 

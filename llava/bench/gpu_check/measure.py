@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llava.bench import modes, results
-from llava.bench.attribution import attributed
+from llava.bench.attribution import attributed, matched
 from llava.bench.cases import BASELINE, Case, Setting, as_trained
 from llava.bench.clock import Measured, attempt, rounds
 from llava.bench.gpu_check.task import NotHereError, PartTask
@@ -103,7 +103,7 @@ def train(task: PartTask) -> bool:
     groups = [of(**on)]
     if trained.startswith("all"):
         groups.append(of("ragged", few, packings=("off", "on"), **on))
-        groups.append(of("equal", few, packings=("on",), checkpointing=("on", "off")))
+        groups.append(of("equal", few, packings=("on",), checkpointing=("on", "off", "auto")))
         groups.append(of("equal", (*few, *sizes.others), peers=PEERS, **on))
     for setting in groups:
         _compare(task, "train", setting, gradients_of=trained)
@@ -119,15 +119,18 @@ def decode(task: PartTask) -> bool:
 
 
 def attribution(task: PartTask) -> bool:
-    """Where the milliseconds of a prefill and of a training step go, by torch's profiler; two rows."""
+    """Where the milliseconds of a prefill and of a training step go, by torch's profiler; at batch 2."""
     model = _model(task)
     setting = _setting(model, task, 2, budgets=SIZES[task.shape].fewer)
     for mode in ("prefill", "train"):
         for case in modes.MODES[mode](setting):
-            seconds, error = attempt(case, model.device)
-            found = {} if seconds is None else attributed(case, model.device).to_json()
             about = {"mode": mode, "compression": case.compression, "packing": case.packing, "batch": 2}
-            task.found("row", **about, **({"error": error} if error else found))
+            attempt(case, model.device)  # to warm up
+            taken, error = attempt(case, model.device)
+            if taken is None:
+                task.found("row", **about, error=error)
+            else:
+                task.found("row", **about, **matched(attributed(case, model.device), taken.wall).to_json())
     model.zero_grad(set_to_none=True)
     return True
 
@@ -218,7 +221,7 @@ def _largest_batch(task: PartTask, model: Any) -> int | None:
     for size in sizes.steps:
         batch = rows_of(model, text_lengths("equal", size, sizes.text), labels=True)
         step = partial(_step, model, batch)
-        taken, error = attempt(Case(BASELINE, "off", step, partial(as_trained, model, "on")), model.device)
+        taken, error = attempt(Case(BASELINE, "off", step, partial(as_trained, model)), model.device)
         model.zero_grad(set_to_none=True)
         seconds = taken.wall if taken is not None else None
         task.found("search", batch=size, seconds=seconds, error=error)
