@@ -14,7 +14,7 @@ import tiny
 import torch
 from tiny_folder import write_model
 
-from llava.bench import attribution, modes
+from llava.bench import attribution, memory_choice, modes
 from llava.bench.__main__ import main
 from llava.bench.cases import Case, Setting
 from llava.bench.clock import in_turn
@@ -150,6 +150,33 @@ def test_the_limit_counts_the_tokens_of_the_rows_and_no_padding() -> None:
     for case, config in zip(modes.prefill_cases(setting), (NONE, DUET), strict=True):
         tokens = visual_tokens_per_layer(config, decoder.layers, vision)
         assert case.work == sum(prefill_flops(tokens, length, decoder, vision) for length in lengths)
+
+
+def test_layers_that_are_computed_again_are_work_and_change_no_gradient(monkeypatch) -> None:
+    model, lengths = llava(), (9, 21, 15)
+    levels = ("off", "before_drop", "on", "auto")
+    setting = Setting(model, {"duet": DUET}, lengths, checkpointing=levels)
+    decoder, vision = shapes_of_model(model.config)
+    tokens = visual_tokens_per_layer(DUET, decoder.layers, vision)
+    cases = dict(zip(levels, modes.train_cases(setting), strict=True))
+    gradients = []
+    for level, again in {"off": 0, "before_drop": 2, "on": 6, "auto": 0}.items():
+        case = cases[level]
+        assert case.about["checkpointing"] == level and case.about["recomputed_layers"] == again
+        more = sum(decoder.layer_flops(length + count) for length in lengths for count in tokens[:again])
+        assert case.work == cases["off"].work + more
+        case.run(case.before())
+        flags = [layer.gradient_checkpointing for layer in model.decoder.layers]
+        assert flags == [number < again for number in range(6)]
+        gradients.append(model.decoder.layers[1].mlp.up_proj.weight.grad.clone())
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+    passes = sum(training_flops(tokens, length, decoder, vision, passes=4) for length in lengths)
+    assert cases["on"].work == passes, "as llava.cost counts it"
+    needs = [memory_choice.step_bytes(setting, DUET, level) for level in memory_choice.LEVELS]
+    assert needs == sorted(needs, reverse=True)
+    for room, chosen in ((needs[0], "off"), (needs[1], "before_drop"), (needs[2], "on"), (0, "on")):
+        monkeypatch.setattr(memory_choice, "_room", lambda model, room=room: room)
+        assert memory_choice.level_by_memory(setting, DUET) == chosen
 
 
 def test_decoding_is_bound_by_the_bytes_of_the_weights_and_of_each_rows_cache() -> None:
