@@ -42,7 +42,7 @@ def recipe_cases(setting: Setting) -> list[Case]:
     folder = Path(temporary.name)
     texts = _write(setting, folder)
     decoder, vision = shapes_of_model(model.config)
-    cases = []
+    cases: list[Case] = []
     for name, config, packing in setting.variants():
         (folder / f"{len(cases)}.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
         flags = _flags(setting, folder, folder / f"{len(cases)}.yaml", packing)

@@ -99,12 +99,12 @@ def train(task: PartTask) -> bool:
     if size is None:
         raise NotHereError("Not even one row fits with the gradients of a few layers.")
     sizes, of = SIZES[task.shape], partial(_setting, model, task, size)
-    few, on = sizes.fewer, {"checkpointing": ("on",)}
-    groups = [of(**on)]
+    few, on = sizes.fewer, ("on",)
+    groups = [of(checkpointing=on)]
     if trained.startswith("all"):
-        groups.append(of("ragged", few, packings=("off", "on"), **on))
+        groups.append(of("ragged", few, packings=("off", "on"), checkpointing=on))
         groups.append(of("equal", few, packings=("on",), checkpointing=("on", "off", "auto")))
-        groups.append(of("equal", (*few, *sizes.others), peers=PEERS, **on))
+        groups.append(of("equal", (*few, *sizes.others), peers=PEERS, checkpointing=on))
     for setting in groups:
         _compare(task, "train", setting, gradients_of=trained)
     return True
