@@ -79,6 +79,8 @@ def train_cases(setting: Setting) -> list[Case]:
     own = []
     for kind in setting.checkpointing:
         for name, config, packing in setting.variants():
+            if own and packing not in setting.packings:
+                continue  # the reference, once
             level = level_by_memory(setting, config) if kind == "auto" else kind
             again = recomputed_layers(config, len(model.decoder.layers), level)
             planned = with_plan(model, batch, config)

@@ -46,8 +46,8 @@ class BenchmarkSizes:
         rounds: after the warm-up, while time is left.
         new_tokens: number of tokens that decoding makes.
         text: tokens of a row's prompt beside its image.
+        budgets: that are compared, the first with all others.
         others: budgets of other methods.
-        fewer: budgets where packing, checkpointing and peers are compared.
     """
 
     batches: tuple[int, ...]
@@ -56,8 +56,8 @@ class BenchmarkSizes:
     rounds: int
     new_tokens: int
     text: int
+    budgets: tuple[str, ...]
     others: tuple[str, ...]
-    fewer: tuple[str, ...]
 
 
 SIZES = {
@@ -68,10 +68,10 @@ SIZES = {
         5,
         32,
         TEXT_TOKENS,
-        ("visionzip-192", "visionzip-64", "pyramiddrop", "fastv"),
         BUDGETS,
+        ("visionzip-192", "visionzip-64", "pyramiddrop", "fastv"),
     ),
-    "tiny": BenchmarkSizes((2,), (1, 2), (1, 2), 1, 3, 20, ("visionzip-64",), (BASELINE, "duet-64")),
+    "tiny": BenchmarkSizes((2,), (1, 2), (1, 2), 1, 3, 20, (BASELINE, "duet-64"), ()),
 }
 
 
@@ -84,7 +84,7 @@ def prefill(task: PartTask) -> bool:
         _compare(task, "prefill", _setting(model, task, size))
     largest = sizes.batches[-1]
     _compare(task, "prefill", _setting(model, task, largest, "ragged"))
-    beside = _setting(model, task, largest, budgets=(*sizes.fewer, *sizes.others), peers=PEERS)
+    beside = _setting(model, task, largest, budgets=(*sizes.budgets, *sizes.others), peers=PEERS)
     _compare(task, "prefill", beside)
     return True
 
@@ -99,12 +99,12 @@ def train(task: PartTask) -> bool:
     if size is None:
         raise NotHereError("Not even one row fits with the gradients of a few layers.")
     sizes, of = SIZES[task.shape], partial(_setting, model, task, size)
-    few, on = sizes.fewer, ("on",)
+    budgets, on = sizes.budgets, ("on",)
     groups = [of(checkpointing=on)]
     if trained.startswith("all"):
-        groups.append(of("ragged", few, packings=("off", "on"), checkpointing=on))
-        groups.append(of("equal", few, packings=("on",), checkpointing=("on", "off", "auto")))
-        groups.append(of("equal", (*few, *sizes.others), peers=PEERS, checkpointing=on))
+        groups.append(of("ragged", packings=("off", "on"), checkpointing=on))
+        groups.append(of(packings=("on",), checkpointing=("on", "off", "auto")))
+        groups.append(of("equal", (*budgets, *sizes.others), peers=PEERS, checkpointing=on))
     for setting in groups:
         _compare(task, "train", setting, gradients_of=trained)
     return True
@@ -121,7 +121,7 @@ def decode(task: PartTask) -> bool:
 def attribution(task: PartTask) -> bool:
     """Where the milliseconds of a prefill and of a training step go, by torch's profiler; at batch 2."""
     model = _model(task)
-    setting = _setting(model, task, 2, budgets=SIZES[task.shape].fewer)
+    setting = _setting(model, task, 2)
     for mode in ("prefill", "train"):
         for case in modes.MODES[mode](setting):
             about = {"mode": mode, "compression": case.compression, "packing": case.packing, "batch": 2}
@@ -160,16 +160,12 @@ def _model(task: PartTask) -> Any:
 
 
 def _setting(
-    model: Any, task: PartTask, size: int, text: str = "equal", budgets: Sequence[str] = BUDGETS, **more: Any
+    model: Any, task: PartTask, size: int, text: str = "equal", budgets: Sequence[str] = (), **more: Any
 ) -> Setting:
     """A batch of so many rows under these budgets."""
     sizes = SIZES[task.shape]
-    compressions = {name: _config(name) for name in budgets}
+    compressions = {name: CompressionConfig.from_preset(name) for name in budgets or sizes.budgets}
     return Setting(model, compressions, text_lengths(text, size, sizes.text), new_tokens=sizes.new_tokens, **more)
-
-
-def _config(name: str) -> CompressionConfig:
-    return CompressionConfig.from_preset(name)
 
 
 def _compare(task: PartTask, mode: str, setting: Setting, **about: Any) -> None:
@@ -229,7 +225,7 @@ def _largest_batch(task: PartTask, model: Any) -> int | None:
             break
         best = size
         # The next one takes twice as long, and so do a warm-up and three rounds of all budgets at about half of it.
-        if task.left() < 2 * seconds * (1 + 4 * len(BUDGETS) * 0.6):
+        if task.left() < 2 * seconds * (1 + 4 * len(sizes.budgets) * 0.6):
             task.found("search", batch=2 * size, seconds=None, error="not tried: no time would be left to measure it")
             break
     return best
