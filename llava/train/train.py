@@ -65,7 +65,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     length = training_args.model_max_length if data_args.tokenizer_model_max_length else None
     dataset, collator = make_data(model, tokenizer, model_args, data_args, processor, length, training_args.packing)
     held_out = make_held_out(dataset, data_args)
-    settle_checkpointing(model, dataset, training_args, finished or (checkpoint and RunFacts.read(checkpoint)))
+    settle_checkpointing(model, dataset, training_args, finished or (RunFacts.read(checkpoint) if checkpoint else None))
     part = "lora" if training_args.lora_enable else "adapter_only" if model_args.tune_mm_mlp_adapter else "model"
     facts = describe_run(model, dataset, model_args, data_args, training_args, part, held_out)
     if finished is not None:
