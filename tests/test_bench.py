@@ -106,7 +106,9 @@ def test_the_published_way_of_scoring_comes_to_the_same_loss(lengths: tuple[int,
 
 def test_stock_transformers_runs_on_the_same_weights_and_gives_the_same_loss() -> None:
     model = llava()
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     twin = stock_twin(model)
+    assert frozen and [name for name, weight in model.named_parameters() if not weight.requires_grad] == frozen
     assert {weight.data_ptr() for weight in twin.parameters()} == {weight.data_ptr() for weight in model.parameters()}
     setting = Setting(model, {"none": NONE, "duet": DUET}, (9, 21, 15), peers=("transformers", "published"))
     cases = modes.train_cases(setting)

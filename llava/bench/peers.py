@@ -85,7 +85,10 @@ def stock_twin(model: Any) -> Any:
     # The published names are those that transformers renames when it opens a folder; here each is found by its end.
     state = {name_there(name): weight for name, weight in model.state_dict(keep_vars=True).items()}
     own = {_bare(name): name for name in twin.state_dict()}
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     twin.load_state_dict({own[_bare(name)]: weight for name, weight in state.items()}, assign=True)
+    for name, weight in model.named_parameters():  # torch makes what it assigns trained where the twin's was
+        weight.requires_grad_(trained[name])
     _make_buffers(twin, model.device)
     return twin
 
