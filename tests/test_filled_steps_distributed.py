@@ -14,7 +14,7 @@ from tiny_llava import flags, write_assets
 from llava.train.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 6
+STEPS = 4
 pytestmark = pytest.mark.slow
 
 
@@ -48,7 +48,7 @@ def by_rows(assets: Path) -> Path:
 def test_losses_and_weights_are_those_of_rows_and_a_resumed_run_is_equal(
     assets: Path, by_rows: Path, tmp_path: Path, engine: str
 ) -> None:
-    """ZeRO-2 is left to resume by other tests, as nothing of it differs there."""
+    """Resumed under torch alone: what an engine keeps is tested elsewhere, and the order of samples is the same."""
     changes = options(assets, max_tokens_per_device=300, save_strategy="steps", save_steps=STEPS // 2)
     if engine != "torch":
         changes["deepspeed"] = ROOT / f"configs/deepspeed/{engine}.json"
@@ -64,7 +64,7 @@ def test_losses_and_weights_are_those_of_rows_and_a_resumed_run_is_equal(
         assert now["metrics"][name] == then["metrics"][name], name
     passes = now["metrics"]["batches"]
     assert passes % 2 == 1 or passes != 2 * STEPS, "ranks had as many micro-batches; the test shows nothing"
-    if engine == "zero2":
+    if engine != "torch":
         return
     shutil.copytree(tmp_path / f"out/checkpoint-{STEPS // 2}", tmp_path / f"again/checkpoint-{STEPS // 2}")
     run("forked", flags(assets, tmp_path / "again", "finetune", **changes), tmp_path / "log2")
