@@ -111,7 +111,7 @@ def test_a_visitor_shows_a_picture_asks_compares_two_budgets_and_moves_the_layer
     ask(tab, "What is red?")
     assert tab.locator("#chat-0 .dv-user").inner_text().endswith("What is red?")
     assert tab.locator("#chat-0 .dv-model").count() == tab.locator("#chat-1 .dv-model").count() == 1
-    assert tab.locator("#question textarea").input_value() == ""
+    playwright.expect(tab.locator("#question textarea")).to_have_value("", timeout=PATIENCE)
     tokens = tab.locator("#comparison tbody tr").first.locator("td").all_inner_texts()
     assert tokens == ["5.7 of 16", "16 of 16"]
     assert tab.locator("#comparison polyline").count() == 2

@@ -31,6 +31,8 @@ LONGEST_QUESTION = 20_000
 """Characters of a question."""
 REFRESH = 0.08
 """Seconds between two updates of an answer that is being given."""
+MOST_TIMING = 1.5
+"""Seconds after which prefills are not timed once more; slower ones are told as they were in the answer."""
 _EXPECTED = (ValueError, OSError, RuntimeError, MemoryError)
 
 
@@ -139,15 +141,16 @@ class Handlers:
             )
             if visitor.stopping:
                 break
-        answered = [side for side in held[:count] if side.measured is not None]
-        if len(answered) == count and not visitor.stopping:
-            _time_again(answered)
-            compared = comparison_html(names[:count], [side.measured for side in answered])
-            yield (None, None, note, None, None, compared, None, None)
         if any(side.messages for side in held[:count]):
             # What was added meanwhile waits for the next question.
             visitor.pending = [one for one in visitor.pending if all(one is not seen for seen in shown)]
             yield (None, None, note, "", waiting_html(visitor.pending), None, None, None)
+        answered = [side for side in held[:count] if side.measured is not None]
+        quick = sum(side.measured.prefill_seconds for side in answered if side.measured) < MOST_TIMING
+        if len(answered) == count and quick and not visitor.stopping:
+            _time_again(answered)
+            compared = comparison_html(names[:count], [side.measured for side in answered])
+            yield (None, None, note, None, None, compared, None, None)
 
     def _answer(
         self, visitor: Visitor, side: Side, question: str, shown: Sequence[Shown], config: CompressionConfig
@@ -179,7 +182,7 @@ class Handlers:
 
 def _time_again(sides: Sequence[Side]) -> None:
     """Prefills of several answers in turns, in place of those that were timed while they were given."""
-    for side, seconds in zip(sides, timed_prefills([side.chat for side in sides]), strict=True):
+    for side, seconds in zip(sides, timed_prefills([side.chat for side in sides], MOST_TIMING), strict=True):
         assert side.measured is not None
         side.measured = dataclasses.replace(side.measured, prefill_seconds=seconds)
 

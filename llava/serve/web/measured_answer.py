@@ -116,7 +116,7 @@ class MeasuredAnswer:
         return sum(self.visual_tokens) / len(self.visual_tokens)
 
 
-def timed_prefills(chats: Sequence[Chat], seconds: float = 1.5, rounds: int = 3) -> list[float]:
+def timed_prefills(chats: Sequence[Chat], seconds: float, rounds: int = 3) -> list[float]:
     """The fastest prefill of the last answers of conversations, run in turns, so that a busy moment touches all alike.
 
     Args:
