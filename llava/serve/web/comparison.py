@@ -90,8 +90,8 @@ def _table(told: Sequence[tuple[str, MeasuredAnswer, int]]) -> str:
         for name, values in rows
     )
     note = (
-        "Measured on this machine: the prefill is the fastest of up to three, run in turns (slow ones run once); tokens "
-        "a second are those of this one answer. FLOPs are computed."
+        "Measured on this machine: the prefill is the fastest of up to three, run in turns (slow ones run once); "
+        "tokens a second are those of this one answer. FLOPs are computed."
     )
     return (
         f'<table class="dv-table"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'

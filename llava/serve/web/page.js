@@ -153,7 +153,11 @@
         if (event.target.matches(".dv-play")) play(view);
         if (event.target.matches(".dv-p")) choose(view, event.target);
     });
+    let pointedAt = ""; // a page that scrolls under a resting mouse is not pointed at
+    document.addEventListener("pointermove", (event) => { pointedAt = `${event.clientX},${event.clientY}`; });
     document.addEventListener("pointerover", (event) => {
+        if (pointedAt === `${event.clientX},${event.clientY}`) return;
+        pointedAt = `${event.clientX},${event.clientY}`;
         const view = viewOf(event.target);
         if (view && event.target.matches(".dv-p") && event.pointerType !== "touch") choose(view, event.target);
     });
