@@ -94,13 +94,13 @@ def draw_scene(split: Split, rng: np.random.Generator) -> Scene:
     placed = []
     for number, colour, place in zip(numbers, colours, places, strict=True):
         row, column = (int(rng.choice(STARTS[half])) for half in divmod(int(place), 2))
-        sample = int(rng.choice(_samples_of(split, int(number))))
+        sample = int(rng.choice(samples_of(split, int(number))))
         placed.append(PlacedDigit(Digit(int(number), int(colour), int(place)), row, column, sample))
     return Scene(tuple(placed))
 
 
 @cache
-def _samples_of(split: Split, number: int) -> np.ndarray:
+def samples_of(split: Split, number: int) -> np.ndarray:
     """Indices of the split's handwritten samples that show `number`."""
     indices = split_digits(split)
     return indices[_load_digits()[1][indices] == number]
@@ -120,11 +120,11 @@ class Renderer:
         """The image of a scene: [IMAGE_SIZE, IMAGE_SIZE, 3] uint8."""
         canvas = random_crop(self.photos, IMAGE_SIZE, rng)
         for item in scene.placed:
-            _paint(canvas, item, self.variety, rng)
+            paint(canvas, item, self.variety, rng)
         return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _paint(canvas: np.ndarray, item: PlacedDigit, variety: float, rng: np.random.Generator) -> None:
+def paint(canvas: np.ndarray, item: PlacedDigit, variety: float, rng: np.random.Generator) -> None:
     """Paints one digit into `canvas`: a dark soft shadow first, so that strokes show on every photograph."""
     side = CELL * PATCH + 2 * MARGIN
     strokes = _handwriting(_load_digits()[0][item.sample], side, variety, rng)
