@@ -37,6 +37,7 @@ PROGRAMS = (
     "llava.bench.gpu_check.__main__",
     "llava.data.check.command",
     "playground.world.__main__",
+    "playground.clips.__main__",
     "playground.quickstart.evaluate",
     "playground.study.__main__",
     "playground.make_assets",

@@ -1,12 +1,14 @@
-"""Videos of eight frames, and what is asked about them: one digit moves, one changes, one is added.
+"""Videos of three frames, and what is asked about them: digits that move, that change, and that are added.
 
-No frame alone answers a question. Where a digit moved to and from, and what it was before it changed, is in two
-frames; which digit was added can only be told from a frame without it.
+Every answer says what was seen in the order of time: the places of a digit that moves, the numbers of one that changes,
+or the digits in the order in which they were added. So no frame alone holds an answer, and neither do all frames
+without their order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,94 +16,118 @@ from playground.world.language import COLOURS, NUMBERS, PLACES, Digit
 from playground.world.photos import Split, load_photos, random_crop
 from playground.world.scene import IMAGE_SIZE, STARTS, PlacedDigit, paint, samples_of
 
-FRAMES = 8
-MOVE_TAKES = 2  # frames from leaving one place to reaching the other
-EARLIEST, LATEST = 2, 6
-"""Frames in which a digit is changed, added, or halfway: every clip shows what was before for two frames or more."""
+FRAMES = 3
+KINDS = ("move", "change", "add")
+"""Kinds of questions that are held out."""
+
+FURTHER = "further"
+"""Kind of the questions that are asked in training alone."""
+
+ADDED_SHARE = 0.4
+"""Share of the clips in which digits are added; in the others one moves and one changes."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """One thing that happens in a clip.
-
-    Attributes:
-        kind: `move`, `change` or `add`.
-        frame: frame in which it happens; a move is halfway then.
-        before: digit before it; None where there was none.
-        after: digit after it.
-        pen: seeds of the two digits' handwriting and shade.
-    """
+class ClipQuestion:
+    """A question about a clip and its only right answer."""
 
     kind: str
-    frame: int
-    before: PlacedDigit | None
-    after: PlacedDigit
-    pen: tuple[int, int]
-
-    def at(self, frame: int) -> tuple[PlacedDigit, int] | None:
-        """The digit in a frame, and the seed that it is drawn with; None where it is not there yet."""
-        if self.kind == "move" and self.before is not None:
-            share = min(max((frame - self.frame + 1) / MOVE_TAKES, 0.0), 1.0)
-            row, column = (
-                round(start + (end - start) * share)
-                for start, end in ((self.before.row, self.after.row), (self.before.column, self.after.column))
-            )
-            return replace(self.after, row=row, column=column), self.pen[1]
-        if frame >= self.frame:
-            return self.after, self.pen[1]
-        return None if self.before is None else (self.before, self.pen[0])
-
-    def question(self) -> tuple[str, str]:
-        """The question about it and the only right answer, in words that the playground's language model knows."""
-        after = self.after.digit
-        colour, number = COLOURS[after.colour], NUMBERS[after.number]
-        if self.before is None:
-            return "What digit is added?", f"{colour} {number}"
-        before = self.before.digit
-        if self.kind == "move":
-            return f"Which place is {colour}?", f"{colour} {PLACES[before.place]} and {PLACES[after.place]}"
-        return f"What digit is {colour}?", f"{colour} {NUMBERS[before.number]} and {number}"
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A move, a change and an addition, with distinct numbers, colours and places."""
+    """What is seen in each frame, and what is asked.
 
-    events: tuple[Event, Event, Event]
+    Attributes:
+        frames: for each frame its digits, each with the seed of its shade and of how it was written.
+        questions: all questions about the clip.
+    """
+
+    frames: tuple[tuple[tuple[PlacedDigit, int], ...], ...]
+    questions: tuple[ClipQuestion, ...]
+
+    def held_out(self) -> list[ClipQuestion]:
+        """The questions of `KINDS`."""
+        return [question for question in self.questions if question.kind in KINDS]
+
+
+class _Hand:
+    """Draws what digits look like: cell, handwriting and seed of the shade."""
+
+    def __init__(self, split: Split, rng: np.random.Generator) -> None:
+        self.split: Split = split
+        self.rng = rng
+
+    def cell(self, place: int) -> tuple[int, int]:
+        row, column = (int(self.rng.choice(STARTS[half])) for half in divmod(place, 2))
+        return row, column
+
+    def sample(self, number: int) -> int:
+        return int(self.rng.choice(samples_of(self.split, number)))
+
+    def seed(self) -> int:
+        return int(self.rng.integers(2**31))
+
+    def several(self, most: int, count: int) -> list[int]:
+        return [int(value) for value in self.rng.permutation(most)[:count]]
 
 
 def draw_clip(split: Split, rng: np.random.Generator) -> Clip:
     """A random clip whose handwriting belongs to `split`."""
-    moved, old, new, added = (int(number) for number in rng.permutation(len(NUMBERS))[:4])
-    colours = [int(colour) for colour in rng.permutation(len(COLOURS))[:3]]
-    start, end, changing, adding = (int(place) for place in rng.permutation(len(PLACES)))
+    hand = _Hand(split, rng)
+    return _added(hand) if rng.random() < ADDED_SHARE else _moved_and_changed(hand)
 
-    def put(number: int, colour: int, place: int, where: tuple[int, int], sample: int | None = None) -> PlacedDigit:
-        drawn = int(rng.choice(samples_of(split, number))) if sample is None else sample
-        return PlacedDigit(Digit(number, colour, place), *where, drawn)
 
-    def cell(place: int) -> tuple[int, int]:
-        row, column = (int(rng.choice(STARTS[half])) for half in divmod(place, 2))
-        return row, column
-
-    def frame() -> int:
-        return int(rng.integers(EARLIEST, LATEST + 1))
-
-    def pen() -> tuple[int, int]:
-        first, second = (int(seed) for seed in rng.integers(2**31, size=2))
-        return first, second
-
-    before = put(moved, colours[0], start, cell(start))
-    here = cell(changing)
-    return Clip(
+def _moved_and_changed(hand: _Hand) -> Clip:
+    """One digit stands in another place in every frame and may come back; another keeps its place and is replaced."""
+    moving, *changing = hand.several(len(NUMBERS), 1 + FRAMES)
+    first, second = hand.several(len(COLOURS), 2)
+    home, *others = hand.several(len(PLACES), len(PLACES))
+    path = [others[0]]
+    while len(path) < FRAMES:
+        path.append(int(hand.rng.choice([place for place in others if place != path[-1]])))
+    cells = {place: hand.cell(place) for place in (home, *others)}
+    sample, seed = hand.sample(moving), hand.seed()
+    frames = tuple(
         (
-            Event("move", frame(), before, put(moved, colours[0], end, cell(end), before.sample), pen()),
-            Event(
-                "change", frame(), put(old, colours[1], changing, here), put(new, colours[1], changing, here), pen()
-            ),
-            Event("add", frame(), None, put(added, colours[2], adding, cell(adding)), pen()),
+            (PlacedDigit(Digit(moving, first, place), *cells[place], sample), seed),
+            (PlacedDigit(Digit(number, second, home), *cells[home], hand.sample(number)), hand.seed()),
         )
+        for place, number in zip(path, changing, strict=True)
     )
+    mover, changer = COLOURS[first], COLOURS[second]
+    numbers = [NUMBERS[number] for number in changing]
+    questions = (
+        ClipQuestion("move", f"Which place is {mover}?", _in_order(mover, [PLACES[place] for place in path])),
+        ClipQuestion("change", f"What digit is {changer}?", _in_order(changer, numbers)),
+        ClipQuestion(FURTHER, f"What digit is {PLACES[home]}?", _in_order(PLACES[home], numbers)),
+        ClipQuestion(FURTHER, f"What digit is {mover}?", _in_order(mover, [NUMBERS[moving]] * FRAMES)),
+    )
+    return Clip(frames, questions)
+
+
+def _added(hand: _Hand) -> Clip:
+    """A digit in the first frame, and one more in every other."""
+    digits = [
+        Digit(*values)
+        for values in zip(*(hand.several(len(names), FRAMES) for names in (NUMBERS, COLOURS, PLACES)), strict=True)
+    ]
+    placed = [(PlacedDigit(digit, *hand.cell(digit.place), hand.sample(digit.number)), hand.seed()) for digit in digits]
+    colours, places = [COLOURS[digit.colour] for digit in digits], [PLACES[digit.place] for digit in digits]
+    both = [f"{colour} {NUMBERS[digit.number]}" for colour, digit in zip(colours, digits, strict=True)]
+    questions = (
+        ClipQuestion("add", "What digit is added?", ", ".join(both)),
+        ClipQuestion(FURTHER, "Which place is added?", ", ".join(places)),
+        ClipQuestion(FURTHER, "Which colour is added?", ", ".join(colours)),
+    )
+    return Clip(tuple(tuple(placed[: frame + 1]) for frame in range(FRAMES)), questions)
+
+
+def _in_order(reference: str, values: Sequence[str]) -> str:
+    """What was asked about, and what it was in each frame."""
+    return f"{reference} {', '.join(values)}"
 
 
 class ClipRenderer:
@@ -114,12 +140,9 @@ class ClipRenderer:
         """Frames [FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3] uint8; the photograph behind the digits does not change."""
         photo = random_crop(self.photos, IMAGE_SIZE, rng)
         frames = []
-        for number in range(FRAMES):
+        for shown in clip.frames:
             canvas = photo.copy()
-            for event in clip.events:
-                shown = event.at(number)
-                if shown is not None:
-                    digit, seed = shown
-                    paint(canvas, digit, 1.0, np.random.default_rng(seed))
+            for digit, seed in shown:
+                paint(canvas, digit, 1.0, np.random.default_rng(seed))
             frames.append(np.clip(canvas, 0, 255).astype(np.uint8))
         return np.stack(frames)

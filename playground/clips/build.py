@@ -1,0 +1,119 @@
+"""Writes the clips: folders of PNG frames, and JSON in Video-LLaVA's formats.
+
+OUT/videos/train/000000/{0,1,2}.png
+OUT/instruct.json                           clip -> conversation, for instruction tuning
+OUT/eval/clips_Zero_Shot_QA/                held-out questions as Video-LLaVA's evaluation has them: test_q.json,
+                                            test_a.json and videos/000000/{0,1,2}.png
+OUT/eval/{first,middle,last}_Zero_Shot_QA/  the same questions about one frame of each video
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from llava.common.child_processes import forks_end_with_parent
+from llava.common.json_files import write_json
+from playground.clips.clip import FRAMES, Clip, ClipRenderer, draw_clip
+from playground.world.photos import Split
+
+CHUNK = 50
+VIDEO_TOKEN = "<video>"
+WHOLE = "clips"
+SHOWN = {WHOLE: tuple(range(FRAMES)), "first": (0,), "middle": (FRAMES // 2,), "last": (FRAMES - 1,)}
+"""Sets of held-out questions, and the frames of each video that they show."""
+
+
+def build_clips(out: Path, train: int, test: int, seed: int = 0, workers: int = 2) -> None:
+    """Writes all files under `out`. The same sizes and seed give the same bytes, whatever the number of workers.
+
+    Args:
+        train: clips to talk about.
+        test: clips whose questions are held out.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+    if min(train, test) < 1:
+        raise ValueError(f"There are to be {train} clips to learn from and {test} held out; both must be at least 1.")
+    talked_about = write_videos(out / "videos" / "train", "train", train, seed, workers)
+    asked_about = write_videos(out / "eval" / folder_of(WHOLE) / "videos", "test", test, seed, workers)
+    rng = random.Random(seed)
+    conversations = [conversation(number, clip, rng) for number, clip in enumerate(talked_about)]
+    write_json(out / "instruct.json", conversations, indent=1)
+    for name in SHOWN:
+        write_questions(out / "eval", name, asked_about)
+
+
+def folder_of(name: str) -> str:
+    """Folder of a set of held-out questions, named as Video-LLaVA names its own."""
+    return f"{name}_Zero_Shot_QA"
+
+
+def write_videos(folder: Path, split: Split, count: int, seed: int, workers: int) -> list[Clip]:
+    """Draws and writes `count` clips of a split, each a folder of frames; returns them in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    write = partial(_write_chunk, folder, split, seed)
+    clips: list[Clip] = []
+    bar = tqdm(total=count, desc=f"{split} clips", unit="clip")
+    with bar, forks_end_with_parent(), ProcessPoolExecutor(workers) as pool:
+        for drawn in pool.map(write, chunks):
+            clips += drawn
+            bar.update(len(drawn))
+    return clips
+
+
+def _write_chunk(folder: Path, split: Split, seed: int, numbers: range) -> list[Clip]:
+    """Draws and writes one chunk. Its randomness depends on the seed, the split and its first number."""
+    rng = np.random.default_rng([seed, 2 if split == "train" else 3, numbers.start])
+    renderer = ClipRenderer(split)
+    clips = []
+    for number in numbers:
+        clip = draw_clip(split, rng)
+        place = folder / video_name(number)
+        place.mkdir(exist_ok=True)
+        for frame, pixels in enumerate(renderer(clip, rng)):
+            Image.fromarray(pixels).save(place / f"{frame}.png", compress_level=1)
+        clips.append(clip)
+    return clips
+
+
+def video_name(number: int) -> str:
+    """Name of a clip's folder."""
+    return f"{number:06d}"
+
+
+def conversation(number: int, clip: Clip, rng: random.Random) -> dict[str, Any]:
+    """A sample for instruction tuning: the clip and all questions about it, in random order."""
+    turns: list[dict[str, str]] = []
+    for question in rng.sample(clip.questions, len(clip.questions)):
+        text = question.text if turns else f"{VIDEO_TOKEN}\n{question.text}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
+    return {"id": f"clip-{number:06d}", "video": f"train/{video_name(number)}", "conversations": turns}
+
+
+def write_questions(folder: Path, name: str, clips: list[Clip]) -> None:
+    """Writes the held-out questions of a set; where it shows single frames, those too, copied from the clips'."""
+    questions, answers = [], []
+    for number, clip in enumerate(clips):
+        for question in clip.held_out():
+            identity = f"{number}-{question.kind}"
+            questions.append({"video_name": video_name(number), "question_id": identity, "question": question.text})
+            answers.append({"question_id": identity, "answer": question.answer})
+    place = folder / folder_of(name)
+    for number in range(0 if name == WHOLE else len(clips)):
+        source, target = (folder / folder_of(one) / "videos" / video_name(number) for one in (WHOLE, name))
+        target.mkdir(parents=True, exist_ok=True)
+        for frame in SHOWN[name]:
+            shutil.copyfile(source / f"{frame}.png", target / f"{frame}.png")
+    write_json(place / "test_q.json", questions, indent=1)
+    write_json(place / "test_a.json", answers, indent=1)
