@@ -4,6 +4,7 @@
 #
 #   bash scripts/quickstart.sh
 #   bash scripts/quickstart.sh --study    # instead, the paper's Tables 1 and 3 in miniature: up to 2 hours on 2 cores
+#   bash scripts/quickstart.sh --video-study    # or its Table 4: a Video-LLaVA that is asked about short videos
 #
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
 #   DRY_RUN=1                  only print the command of every step; nothing is set up
@@ -21,6 +22,11 @@
 #   STUDY_IMAGES, STUDY_QUESTIONS        for training, held out        10240, 1000
 #   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 120
 #   STUDY_JOBS                 cells at a time                         2
+#
+# The study of videos has its own folder and lengths (python -m playground.study.video --help says the others):
+#   VIDEO_STUDY_OUTPUT         where everything is written             playground/output/video-study
+#   VIDEO_STUDY_SEEDS          models                                  1
+#   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        400
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/help.sh
@@ -38,7 +44,8 @@ study=0
 case "$*" in
     '') ;;
     --study) study=1 ;;
-    *) die "the quickstart takes no argument but --study; this was given: $*" ;;
+    --video-study) study=video ;;
+    *) die "the quickstart takes no argument but --study or --video-study; this was given: $*" ;;
 esac
 
 # Everything that was set is looked at before the set-up, which takes minutes.
@@ -48,12 +55,14 @@ unset DRY_RUN # the recipes below are steps of this plan
 one_of DRY_RUN "$dry_run" 0 1
 one_of QUICKSTART_FRESH "${QUICKSTART_FRESH:-0}" 0 1
 for name in QUICKSTART_{CAPTIONS,TRAIN,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS} \
-    STUDY_{SEEDS,IMAGES,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS,JOBS}; do
+    STUDY_{SEEDS,IMAGES,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS,JOBS} VIDEO_STUDY_{SEEDS,CLIP_STEPS}; do
     if [ -n "${!name:-}" ] && [[ $name != QUICKSTART_*_STEPS || ${!name} != -1 ]]; then whole "$name" "${!name}"; fi
 done
 output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
 if [ "$study" = 1 ]; then
     target_folder STUDY_OUTPUT "${STUDY_OUTPUT:-playground/output/study}"
+elif [ "$study" = video ]; then
+    target_folder VIDEO_STUDY_OUTPUT "${VIDEO_STUDY_OUTPUT:-playground/output/video-study}"
 else
     check_steps QUICKSTART_OUTPUT "$output"
 fi
@@ -65,12 +74,18 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES%%,*}" # one device is plenty
 
-if [ "$study" = 1 ]; then
+if [ "$study" != 0 ]; then
     command=(
         "$PYTHON" -m playground.study --out "${STUDY_OUTPUT:-playground/output/study}" --seeds "${STUDY_SEEDS:-3}"
         --images "${STUDY_IMAGES:-10240}" --questions "${STUDY_QUESTIONS:-1000}" --jobs "${STUDY_JOBS:-2}"
         --pretrain-steps "${STUDY_PRETRAIN_STEPS:-160}" --finetune-steps "${STUDY_FINETUNE_STEPS:-120}"
     )
+    if [ "$study" = video ]; then
+        command=(
+            "$PYTHON" -m playground.study.video --out "${VIDEO_STUDY_OUTPUT:-playground/output/video-study}"
+            --seeds "${VIDEO_STUDY_SEEDS:-1}" --clip-steps "${VIDEO_STUDY_CLIP_STEPS:-400}"
+        )
+    fi
     if [ "$dry_run" = 1 ]; then
         print_command "${command[@]}"
         exit

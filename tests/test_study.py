@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import CLIPVisionConfig
 
+from llava.common.folder_lock import alone_in
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from playground.quickstart.results import BLANK, Question, Results, Setting
@@ -72,6 +73,11 @@ def test_flags_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe_flags("finetune", {"OUTPUT_DIR": "/o"}) == before
     with pytest.raises(ValueError, match=r"finetune\.sh refused: .*NUM_DEVICES"):
         recipe_flags("finetune", {"NUM_DEVICES": "many"})
+
+
+def test_a_study_begins_in_a_folder_that_is_held_for_it(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "new", "it is in use", "wait"):
+        assert Place.open(tmp_path / "new", SETTINGS).settings == SETTINGS
 
 
 def test_a_folder_holds_one_study(tmp_path: Path) -> None:

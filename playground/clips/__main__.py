@@ -1,4 +1,4 @@
-"""Command line: `python -m playground.clips --out DIR` writes the clips, their questions and the two towers."""
+"""Command line: `python -m playground.clips --out DIR` writes pictures, clips, questions and two towers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from llava.common.number_flags import MOST_PROCESSES, SEED, count
 from llava.common.outputs import claim_folder
 from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
-from playground.clips.build import build_clips
+from playground.clips.build import ClipsSize, build_clips
 from playground.clips.towers import write_towers
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, writes the clips and the towers that see them."""
+    """Parses the command line, writes data and the towers that see them."""
     parser = argparse.ArgumentParser(
-        prog="python -m playground.clips", description="Writes the playground's clips, their questions and towers."
+        prog="python -m playground.clips",
+        description="Writes the playground's pictures and clips, their questions and towers.",
     )
+    default = ClipsSize()
     parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder to write into")
-    parser.add_argument("--train", type=count(), default=3200, help="clips with a conversation")
-    parser.add_argument("--test", type=count(), default=300, help="held-out clips")
+    parser.add_argument("--pictures", type=count(), default=default.pictures, help="pictures to learn from")
+    parser.add_argument("--train", type=count(), default=default.train, help="clips to learn from")
+    parser.add_argument("--test", type=count(), default=default.test, help="held-out clips")
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--workers", type=count(1, MOST_PROCESSES), default=2, help="processes that draw")
     options = parser.parse_args(arguments)
@@ -33,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"clips: {error}")
     write_towers(ASSETS / "vision_tower", options.out / "towers")
-    build_clips(options.out, options.train, options.test, options.seed, options.workers)
-    print(f"Wrote {options.train} clips to learn from and {options.test} held-out ones to {options.out}")
+    size = ClipsSize(options.pictures, options.train, options.test)
+    build_clips(options.out, size, options.seed, options.workers)
+    print(f"Wrote {size} to {options.out}")
 
 
 if __name__ == "__main__":

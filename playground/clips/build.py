@@ -1,7 +1,10 @@
-"""Writes the clips: folders of PNG frames, and JSON in Video-LLaVA's formats.
+"""Writes pictures and clips: PNG files, folders of PNG frames, and JSON in Video-LLaVA's formats.
 
+OUT/images/train/000000.png
+OUT/pretrain.json                           picture -> caption, for training the projector
+OUT/pictures.json                           picture -> conversation, for instruction tuning
 OUT/videos/train/000000/{0,1,2}.png
-OUT/instruct.json                           clip -> conversation, for instruction tuning
+OUT/clips.json                              clip -> conversation, for instruction tuning
 OUT/eval/clips_Zero_Shot_QA/                held-out questions as Video-LLaVA's evaluation has them: test_q.json,
                                             test_a.json and videos/000000/{0,1,2}.png
 OUT/eval/{first,middle,last}_Zero_Shot_QA/  the same questions about one frame of each video
@@ -11,7 +14,9 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,10 @@ from tqdm import tqdm
 from llava.common.child_processes import forks_end_with_parent
 from llava.common.json_files import write_json
 from playground.clips.clip import FRAMES, Clip, ClipRenderer, draw_clip
+from playground.world.build import IMAGE_TOKEN, TURNS, caption_sample, image_name, write_images
+from playground.world.language import COLOURS, PLACES, ask
 from playground.world.photos import Split
+from playground.world.scene import Scene
 
 CHUNK = 50
 VIDEO_TOKEN = "<video>"
@@ -32,23 +40,29 @@ SHOWN = {WHOLE: tuple(range(FRAMES)), "first": (0,), "middle": (FRAMES // 2,), "
 """Sets of held-out questions, and the frames of each video that they show."""
 
 
-def build_clips(out: Path, train: int, test: int, seed: int = 0, workers: int = 2) -> None:
-    """Writes all files under `out`. The same sizes and seed give the same bytes, whatever the number of workers.
+@dataclass(frozen=True)
+class ClipsSize:
+    """How much to write: pictures and clips to learn from, and clips whose questions are held out."""
 
-    Args:
-        train: clips to talk about.
-        test: clips whose questions are held out.
+    pictures: int = 6400
+    train: int = 3200
+    test: int = 100
 
-    Raises:
-        ValueError: if a size is below 1.
-    """
-    if min(train, test) < 1:
-        raise ValueError(f"There are to be {train} clips to learn from and {test} held out; both must be at least 1.")
-    talked_about = write_videos(out / "videos" / "train", "train", train, seed, workers)
-    asked_about = write_videos(out / "eval" / folder_of(WHOLE) / "videos", "test", test, seed, workers)
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"The size {name!r} is {value}; it must be at least 1.")
+
+
+def build_clips(out: Path, size: ClipsSize, seed: int = 0, workers: int = 2) -> None:
+    """Writes all files under `out`. The same sizes and seed give the same bytes, whatever the number of workers."""
+    scenes = write_images(out, "train", size.pictures, seed, workers)
+    talked_about = write_videos(out / "videos" / "train", "train", size.train, seed, workers)
+    asked_about = write_videos(out / "eval" / folder_of(WHOLE) / "videos", "test", size.test, seed, workers)
     rng = random.Random(seed)
-    conversations = [conversation(number, clip, rng) for number, clip in enumerate(talked_about)]
-    write_json(out / "instruct.json", conversations, indent=1)
+    write_json(out / "pretrain.json", [caption_sample(n, scene) for n, scene in enumerate(scenes)], indent=1)
+    write_json(out / "pictures.json", [about_picture(n, scene, rng) for n, scene in enumerate(scenes)], indent=1)
+    write_json(out / "clips.json", [about_clip(n, clip, rng) for n, clip in enumerate(talked_about)], indent=1)
     for name in SHOWN:
         write_questions(out / "eval", name, asked_about)
 
@@ -92,21 +106,39 @@ def video_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def conversation(number: int, clip: Clip, rng: random.Random) -> dict[str, Any]:
+def about_picture(number: int, scene: Scene, rng: random.Random) -> dict[str, Any]:
+    """A sample for instruction tuning: a picture, questions of the quickstart's kinds, and where two digits stand."""
+    asked = [(question.text, question.answer) for question in ask(scene.digits, TURNS, rng)]
+    for digit in rng.sample(scene.digits, 2):
+        colour = COLOURS[digit.colour]
+        asked.append((f"Which place is {colour}?", f"{colour} {PLACES[digit.place]}"))
+    rng.shuffle(asked)
+    turns = conversation(IMAGE_TOKEN, asked)
+    return {"id": f"picture-{number:06d}", "image": image_name("train", number), "conversations": turns}
+
+
+def about_clip(number: int, clip: Clip, rng: random.Random) -> dict[str, Any]:
     """A sample for instruction tuning: the clip and all questions about it, in random order."""
-    turns: list[dict[str, str]] = []
-    for question in rng.sample(clip.questions, len(clip.questions)):
-        text = question.text if turns else f"{VIDEO_TOKEN}\n{question.text}"
-        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
+    asked = [(question.text, question.answer) for question in rng.sample(clip.questions, len(clip.questions))]
+    turns = conversation(VIDEO_TOKEN, asked)
     return {"id": f"clip-{number:06d}", "video": f"train/{video_name(number)}", "conversations": turns}
+
+
+def conversation(token: str, asked: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """The turns of questions with their answers, `token` in front of the first."""
+    turns: list[dict[str, str]] = []
+    for question, answer in asked:
+        text = question if turns else f"{token}\n{question}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
+    return turns
 
 
 def write_questions(folder: Path, name: str, clips: list[Clip]) -> None:
     """Writes the held-out questions of a set; where it shows single frames, those too, copied from the clips'."""
     questions, answers = [], []
     for number, clip in enumerate(clips):
-        for question in clip.held_out():
-            identity = f"{number}-{question.kind}"
+        for which, question in enumerate(clip.held_out()):
+            identity = f"{number}-{question.kind}-{which}"
             questions.append({"video_name": video_name(number), "question_id": identity, "question": question.text})
             answers.append({"question_id": identity, "answer": question.answer})
     place = folder / folder_of(name)

@@ -1,13 +1,12 @@
-"""Videos of three frames, and what is asked about them: digits that move, that change, and that are added.
+"""Videos of three frames, and what is asked about them: digits that move, that change, and that come and go.
 
-Every answer says what was seen in the order of time: the places of a digit that moves, the numbers of one that changes,
-or the digits in the order in which they were added. So no frame alone holds an answer, and neither do all frames
-without their order.
+Every answer puts together what different frames show: both places of a digit that moves, both numbers of one that
+changes, or two digits that are never seen at once. So no frame alone holds an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +16,14 @@ from playground.world.photos import Split, load_photos, random_crop
 from playground.world.scene import IMAGE_SIZE, STARTS, PlacedDigit, paint, samples_of
 
 FRAMES = 3
-KINDS = ("move", "change", "add")
-"""Kinds of questions that are held out."""
+KINDS = ("move", "change", "appear")
+"""Kinds of questions that are held out; every clip has questions of one of them."""
 
 FURTHER = "further"
 """Kind of the questions that are asked in training alone."""
 
-ADDED_SHARE = 0.4
-"""Share of the clips in which digits are added; in the others one moves and one changes."""
+AT_ONCE = 2
+"""Digits of a frame."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Clip:
     questions: tuple[ClipQuestion, ...]
 
     def held_out(self) -> list[ClipQuestion]:
-        """The questions of `KINDS`."""
-        return [question for question in self.questions if question.kind in KINDS]
+        """The first two questions of `KINDS`."""
+        return [question for question in self.questions if question.kind in KINDS][:2]
 
 
 class _Hand:
@@ -70,6 +69,11 @@ class _Hand:
     def seed(self) -> int:
         return int(self.rng.integers(2**31))
 
+    def before_and_after(self, before: int, after: int) -> list[int]:
+        """One value in the first frames, the other from some frame on."""
+        turn = int(self.rng.integers(1, FRAMES))
+        return [before] * turn + [after] * (FRAMES - turn)
+
     def several(self, most: int, count: int) -> list[int]:
         return [int(value) for value in self.rng.permutation(most)[:count]]
 
@@ -77,57 +81,79 @@ class _Hand:
 def draw_clip(split: Split, rng: np.random.Generator) -> Clip:
     """A random clip whose handwriting belongs to `split`."""
     hand = _Hand(split, rng)
-    return _added(hand) if rng.random() < ADDED_SHARE else _moved_and_changed(hand)
+    return (_moving, _changing, _appearing)[int(rng.integers(len(KINDS)))](hand)
 
 
-def _moved_and_changed(hand: _Hand) -> Clip:
-    """One digit stands in another place in every frame and may come back; another keeps its place and is replaced."""
-    moving, *changing = hand.several(len(NUMBERS), 1 + FRAMES)
-    first, second = hand.several(len(COLOURS), 2)
-    home, *others = hand.several(len(PLACES), len(PLACES))
-    path = [others[0]]
-    while len(path) < FRAMES:
-        path.append(int(hand.rng.choice([place for place in others if place != path[-1]])))
-    cells = {place: hand.cell(place) for place in (home, *others)}
-    sample, seed = hand.sample(moving), hand.seed()
-    frames = tuple(
-        (
-            (PlacedDigit(Digit(moving, first, place), *cells[place], sample), seed),
-            (PlacedDigit(Digit(number, second, home), *cells[home], hand.sample(number)), hand.seed()),
+def _moving(hand: _Hand) -> Clip:
+    """Two digits, each of which goes to another place at some time, never to where the other one is."""
+    numbers, colours = hand.several(len(NUMBERS), AT_ONCE), hand.several(len(COLOURS), AT_ONCE)
+    while True:
+        paths = [hand.before_and_after(*hand.several(len(PLACES), 2)) for _ in range(AT_ONCE)]
+        if all(one != other for one, other in zip(*paths, strict=True)):
+            break
+    frames: list[list[tuple[PlacedDigit, int]]] = [[] for _ in range(FRAMES)]
+    questions = []
+    for number, colour, path in zip(numbers, colours, paths, strict=True):
+        cells, sample, seed = {place: hand.cell(place) for place in path}, hand.sample(number), hand.seed()
+        for frame, place in zip(frames, path, strict=True):
+            frame.append((PlacedDigit(Digit(number, colour, place), *cells[place], sample), seed))
+        name = COLOURS[colour]
+        places = listed(f"{name} {PLACES[place]}" for place in sorted(set(path)))
+        questions.append(ClipQuestion("move", f"Which place is {name}?", places))
+        questions.append(_colour_of(number, colour))
+    return Clip(tuple(map(tuple, frames)), tuple(questions))
+
+
+def _changing(hand: _Hand) -> Clip:
+    """Two digits, each of which becomes another at some time."""
+    numbers, colours = hand.several(len(NUMBERS), 2 * AT_ONCE), hand.several(len(COLOURS), AT_ONCE)
+    frames: list[list[tuple[PlacedDigit, int]]] = [[] for _ in range(FRAMES)]
+    questions = []
+    for colour, place in zip(colours, hand.several(len(PLACES), AT_ONCE), strict=True):
+        both = numbers.pop(), numbers.pop()
+        cell, samples = hand.cell(place), {number: (hand.sample(number), hand.seed()) for number in both}
+        for frame, number in zip(frames, hand.before_and_after(*both), strict=True):
+            sample, seed = samples[number]
+            frame.append((PlacedDigit(Digit(number, colour, place), *cell, sample), seed))
+        name = COLOURS[colour]
+        values = listed(f"{name} {NUMBERS[number]}" for number in sorted(both))
+        questions.append(ClipQuestion("change", f"What digit is {name}?", values))
+        questions.append(_colour_of(both[0], colour))
+    return Clip(tuple(map(tuple, frames)), tuple(questions))
+
+
+def _appearing(hand: _Hand) -> Clip:
+    """Other digits in every frame."""
+    numbers, colours = (hand.several(len(names), AT_ONCE * FRAMES) for names in (NUMBERS, COLOURS))
+    frames, questions = [], []
+    for start in range(0, AT_ONCE * FRAMES, AT_ONCE):
+        digits = [
+            Digit(numbers[start + one], colours[start + one], place)
+            for one, place in enumerate(hand.several(len(PLACES), AT_ONCE))
+        ]
+        frames.append(
+            tuple((PlacedDigit(one, *hand.cell(one.place), hand.sample(one.number)), hand.seed()) for one in digits)
         )
-        for place, number in zip(path, changing, strict=True)
-    )
-    mover, changer = COLOURS[first], COLOURS[second]
-    numbers = [NUMBERS[number] for number in changing]
-    questions = (
-        ClipQuestion("move", f"Which place is {mover}?", _in_order(mover, [PLACES[place] for place in path])),
-        ClipQuestion("change", f"What digit is {changer}?", _in_order(changer, numbers)),
-        ClipQuestion(FURTHER, f"What digit is {PLACES[home]}?", _in_order(PLACES[home], numbers)),
-        ClipQuestion(FURTHER, f"What digit is {mover}?", _in_order(mover, [NUMBERS[moving]] * FRAMES)),
-    )
-    return Clip(frames, questions)
+    for _ in range(2 * AT_ONCE):
+        pair = [frames[frame][int(hand.rng.integers(AT_ONCE))][0].digit for frame in hand.several(FRAMES, 2)]
+        names = [COLOURS[digit.colour] for digit in pair]
+        values = listed(f"{name} {NUMBERS[digit.number]}" for name, digit in zip(names, pair, strict=True))
+        question = ClipQuestion("appear", f"What digit is {' and '.join(names)}?", values)
+        if question.text not in {one.text for one in questions}:
+            questions.append(question)
+    return Clip(tuple(frames), tuple(questions))
 
 
-def _added(hand: _Hand) -> Clip:
-    """A digit in the first frame, and one more in every other."""
-    digits = [
-        Digit(*values)
-        for values in zip(*(hand.several(len(names), FRAMES) for names in (NUMBERS, COLOURS, PLACES)), strict=True)
-    ]
-    placed = [(PlacedDigit(digit, *hand.cell(digit.place), hand.sample(digit.number)), hand.seed()) for digit in digits]
-    colours, places = [COLOURS[digit.colour] for digit in digits], [PLACES[digit.place] for digit in digits]
-    both = [f"{colour} {NUMBERS[digit.number]}" for colour, digit in zip(colours, digits, strict=True)]
-    questions = (
-        ClipQuestion("add", "What digit is added?", ", ".join(both)),
-        ClipQuestion(FURTHER, "Which place is added?", ", ".join(places)),
-        ClipQuestion(FURTHER, "Which colour is added?", ", ".join(colours)),
-    )
-    return Clip(tuple(tuple(placed[: frame + 1]) for frame in range(FRAMES)), questions)
+def _colour_of(number: int, colour: int) -> ClipQuestion:
+    """A question that one frame answers, as the quickstart asks it about pictures."""
+    name = NUMBERS[number]
+    return ClipQuestion(FURTHER, f"What colour is the {name}?", f"{name} {COLOURS[colour]}")
 
 
-def _in_order(reference: str, values: Sequence[str]) -> str:
-    """What was asked about, and what it was in each frame."""
-    return f"{reference} {', '.join(values)}"
+def listed(items: Iterable[str]) -> str:
+    """At least two things as English lists them: "a, b and c"."""
+    *most, last = items
+    return f"{', '.join(most)} and {last}"
 
 
 class ClipRenderer:

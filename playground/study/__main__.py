@@ -126,12 +126,17 @@ def add_time(place: Place, seconds: float) -> None:
     record.write_text(f"{(before or 0.0) + seconds:.0f}\n")
 
 
-def _settings(options: argparse.Namespace) -> StudySettings:
+def of_assets() -> str:
+    """Changes with the tower and the language model that every study starts from."""
     assets = hashlib.sha256()
     for path in sorted((ROOT / "playground" / "assets").rglob("*")):
         if path.is_file():
             assets.update(path.read_bytes())
-    of_data = f"{assets.hexdigest()[:16]}, {options.images} images, {options.questions} questions"
+    return assets.hexdigest()[:16]
+
+
+def _settings(options: argparse.Namespace) -> StudySettings:
+    of_data = f"{of_assets()}, {options.images} images, {options.questions} questions"
     steps = options.pretrain_steps, options.finetune_steps
     return StudySettings(options.seeds, *steps, data=of_data, methods=identity())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from llava.common.folder_lock import LOCK_FILE
 from llava.common.json_files import read_object, write_json
 from llava.compression import CompressionConfig
 from playground.study.cells import Cell
@@ -55,7 +56,7 @@ class Place:
                     f"{root} holds a study of other settings ({found}; now {dataclasses.asdict(settings)}). Remove the "
                     "folder, or name another with STUDY_OUTPUT."
                 )
-        elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        elif root.exists() and (not root.is_dir() or not only_locked(root)):
             raise ValueError(
                 f"{root} holds something else than a study, which is left as it is; name a folder that is empty or new "
                 "with STUDY_OUTPUT."
@@ -107,3 +108,8 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         return path
+
+
+def only_locked(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of a study that is about to begin in it."""
+    return all(path.name.startswith(LOCK_FILE) for path in folder.iterdir())

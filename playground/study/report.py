@@ -60,9 +60,9 @@ def tables(summary: Summary, images: Path) -> str:
     lines = [
         _conditions(summary),
         "",
-        f"Uncompressed ({dense.tokens:.0f} visual tokens a layer): {_share(dense.accuracy)} right "
-        f"({_range(dense.interval)}; seeds {_seeds(dense)}). Blank images: {_share(blank.accuracy)} "
-        f"({_range(blank.interval)}).",
+        f"Uncompressed ({dense.tokens:.0f} visual tokens a layer): {share_text(dense.accuracy)} right "
+        f"({share_range(dense.interval)}; seeds {_seeds(dense)}). Blank images: {share_text(blank.accuracy)} "
+        f"({share_range(blank.interval)}).",
     ]
     for half, heading in HEADINGS.items():
         lines += ["", f"## {heading}", "", *_relative_table(summary, half), ""]
@@ -113,8 +113,8 @@ def _full_table(summary: Summary, half: str) -> list[str]:
             method = markdown_text(row.method)
             fewer = 1 - row.tokens / PATCHES
             lines.append(
-                f"| {method} | {fewer:.0%} | {row.tokens:.2f} | {_share(row.accuracy)} | {_range(row.interval)} | "
-                f"{_seeds(row)} |"
+                f"| {method} | {fewer:.0%} | {row.tokens:.2f} | {share_text(row.accuracy)} | "
+                f"{share_range(row.interval)} | {_seeds(row)} |"
             )
     return lines
 
@@ -139,10 +139,10 @@ def plot(summary: Summary, half: str) -> str:
             )
         across, down = chart.at(most * 1.1, 0.78)
         chart.text(across, down + 18 * number, method, colour=COLOURS[method])
-    return _standalone(chart.svg(f"{HEADINGS[half]}: accuracy over visual tokens"))
+    return standalone(chart.svg(f"{HEADINGS[half]}: accuracy over visual tokens"))
 
 
-def _standalone(svg: str) -> str:
+def standalone(svg: str) -> str:
     """An SVG element as a file of its own, on white."""
     font = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" style="background:#fff"'
     return svg.replace("<svg ", f"<svg {font} ", 1) + "\n"
@@ -151,14 +151,16 @@ def _standalone(svg: str) -> str:
 def _relative(row: Row) -> str:
     if row.relative is None or row.relative_interval is None:
         return "-"
-    return f"{100 * row.relative:.1f} ({_range(row.relative_interval)})"
+    return f"{100 * row.relative:.1f} ({share_range(row.relative_interval)})"
 
 
-def _share(value: float) -> str:
+def share_text(value: float) -> str:
+    """A share in per cent, as documents write it."""
     return f"{value:.1%}".replace("%", " %")
 
 
-def _range(bounds: tuple[float, float]) -> str:
+def share_range(bounds: tuple[float, float]) -> str:
+    """An interval of shares, in per cent."""
     return f"{100 * bounds[0]:.1f} - {100 * bounds[1]:.1f}"
 
 

@@ -24,6 +24,7 @@ from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.place import Place
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE_RECIPES = "scripts/v1_5"
 SHARED = {
     "LAUNCHER": "python",
     "BF16": "False",
@@ -55,27 +56,30 @@ PROJECTOR_RATE = ("--mm_projector_lr", "2e-3")
 """Flag of the projector's learning rate in the second phase."""
 
 
-def recipe_flags(recipe: str, settings: dict[str, str], extra: Sequence[str] = ()) -> list[str]:
-    """The trainer's flags that a recipe of scripts/v1_5 resolves to.
+def recipe_flags(
+    recipe: str, settings: dict[str, str], extra: Sequence[str] = (), folder: str = IMAGE_RECIPES
+) -> list[str]:
+    """The trainer's flags that a recipe resolves to.
 
     Args:
         recipe: `pretrain` or `finetune`.
         settings: its environment variables.
         extra: flags of the command line.
+        folder: folder of the recipe.
 
     Raises:
         ValueError: if the recipe refuses; says what it said.
     """
     use_cpu = {} if torch.cuda.is_available() else {"USE_CPU": "True"}
     printed = subprocess.run(
-        ["bash", f"scripts/v1_5/{recipe}.sh", *extra],
+        ["bash", f"{folder}/{recipe}.sh", *extra],
         cwd=ROOT,
         env=_outside() | SHARED | PHASES[recipe] | use_cpu | settings | {"DRY_RUN": "1"},
         capture_output=True,
         text=True,
     )
     if printed.returncode:
-        raise ValueError(f"scripts/v1_5/{recipe}.sh refused: {printed.stderr.strip()}")
+        raise ValueError(f"{folder}/{recipe}.sh refused: {printed.stderr.strip()}")
     words = shlex.split(printed.stdout.strip().splitlines()[-1])
     return words[next(number for number, word in enumerate(words) if word.endswith("train_mem.py")) + 1 :]
 
@@ -97,7 +101,7 @@ def train_projector(place: Place, seed: int) -> None:
     done = place.projector(seed) / "mm_projector.bin"
     if done.is_file():
         return
-    _train(
+    train_by_recipe(
         "pretrain",
         place.log(seed, "projector"),
         {
@@ -120,7 +124,7 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
     uncompressed = cell.method == UNCOMPRESSED
     model = place.model(seed, cell)
     log = place.log(seed, cell.name)
-    _train(
+    train_by_recipe(
         "finetune",
         log,
         {
@@ -138,7 +142,7 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
     cells = [cell, *all_cells()] if uncompressed else [cell]
     out = place.training_free(seed) if uncompressed else place.trained(seed, cell)
     unfinished = out.with_name("unfinished-" + out.name)
-    with _said_to(log):
+    with said_to(log):
         evaluate(
             parse(
                 [
@@ -163,19 +167,36 @@ def run_cell(place: Place, seed: int, cell: Cell) -> None:
         shutil.rmtree(model)
 
 
-def _train(recipe: str, log: Path, settings: dict[str, str], extra: Sequence[str] = ()) -> None:
-    """Run a recipe in this process, unless its output is there already."""
+def train_by_recipe(
+    recipe: str,
+    log: Path,
+    settings: dict[str, str],
+    extra: Sequence[str] = (),
+    folder: str = IMAGE_RECIPES,
+    without: Sequence[str] = (),
+) -> None:
+    """Run a recipe in this process, unless its output is there already.
+
+    Args:
+        recipe, settings, extra, folder: as in `recipe_flags`; `settings` name an OUTPUT_DIR.
+        log: file for all that the trainer says.
+        without: flags of one value that are left out.
+    """
     from llava.train.run_summary import SUMMARY_FILE
     from llava.train.train import train
 
     if (Path(settings["OUTPUT_DIR"]) / SUMMARY_FILE).is_file():
         return
-    with _said_to(log):
-        train([*recipe_flags(recipe, settings, extra), "--overwrite_output_dir", "True"])
+    with said_to(log):
+        words = recipe_flags(recipe, settings, extra, folder)
+        for flag in without:
+            at = words.index(flag)
+            del words[at : at + 2]
+        train([*words, "--overwrite_output_dir", "True"])
 
 
 @contextlib.contextmanager
-def _said_to(log: Path) -> Iterator[None]:
+def said_to(log: Path) -> Iterator[None]:
     """Everything that this process says, from Python or below it, goes to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""The paper's Table 4 in miniature: a Video-LLaVA made of the playground's parts, asked about clips."""

@@ -1,0 +1,99 @@
+"""Runs the study of videos: `bash scripts/quickstart.sh --video-study`, or, where an environment exists,
+
+    python -m playground.study.video --out playground/output/video-study
+
+The same command goes on where it was stopped: with the phase of training, and the questions, that were not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from llava.common.folder_lock import alone_in
+from llava.common.number_flags import count
+from llava.common.path_flags import FOLDER_TO_WRITE
+from llava.common.program import as_program
+from playground.study.__main__ import INTERRUPTED, add_time, of_assets
+from playground.study.place import Place, StudySettings
+from playground.study.video.report import write_report
+from playground.study.video.summary import summarise
+from playground.study.video.work import identity, train
+from playground.study.work import ROOT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done, then write the report; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    began = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    root = options.out.resolve()
+    with ExitStack() as held:
+        try:
+            busy = f"{root} is in use by another study"
+            held.enter_context(alone_in(root, busy, "wait for it or stop it, or choose another --out"))
+            place = Place.open(root, _settings(options))
+        except (ValueError, OSError) as error:
+            print(f"study: {error}", file=sys.stderr)
+            return 2
+        return _study(place, options, began)
+
+
+def _study(place: Place, options: argparse.Namespace, began: float) -> int:
+    try:
+        make_data(place, options)
+        steps = options.pretrain_steps, options.picture_steps, options.clip_steps
+        models = [train(place, seed, steps) for seed in range(options.seeds)]
+        summary = summarise(place, models)
+    except ValueError as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("study: stopped; the same command goes on with what is not finished.", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        add_time(place, time.perf_counter() - began)
+    print(f"Wrote {write_report(place, summary)}.")
+    return 0
+
+
+def make_data(place: Place, options: argparse.Namespace) -> None:
+    """Pictures, clips, questions and towers, once."""
+    done = place.data / ".done"
+    if done.is_file():
+        return
+    sizes = ("--pictures", options.pictures, "--train", options.clips, "--test", options.held_out)
+    command = [sys.executable, "-m", "playground.clips", "--out", str(place.data), *map(str, sizes)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    done.touch()
+
+
+def _settings(options: argparse.Namespace) -> StudySettings:
+    sizes = f"{options.pictures} pictures, {options.clips} clips, {options.held_out} held out"
+    steps = f"{identity()}, {options.picture_steps} steps of pictures"
+    of_data = f"{of_assets()}, {sizes}"
+    return StudySettings(options.seeds, options.pretrain_steps, options.clip_steps, data=of_data, methods=steps)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m playground.study.video", description="The paper's table of videos in miniature."
+    )
+    parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder; an unfinished study there goes on")
+    parser.add_argument("--seeds", type=count(), default=1, help="models")
+    parser.add_argument("--pictures", type=count(), default=3840, help="captioned and asked about, in training")
+    parser.add_argument("--clips", type=count(), default=3000, help="asked about in training")
+    parser.add_argument("--held-out", type=count(), default=100, help="held-out clips, two questions each")
+    parser.add_argument("--pretrain-steps", type=count(), default=80, help="of the projector, 48 captions each")
+    parser.add_argument("--picture-steps", type=count(), default=100, help="24 conversations about pictures each")
+    parser.add_argument("--clip-steps", type=count(), default=400, help="6 conversations about clips each")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(as_program(main))

@@ -1,0 +1,81 @@
+"""The study of videos: budgets that match, a whole small run that goes on where it was stopped, and its table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
+
+from llava.checkpoints.opening import open_model
+from playground.study.__main__ import INTERRUPTED
+from playground.study.cells import UNCOMPRESSED
+from playground.study.video import __main__ as program
+from playground.study.video import summary as counting
+from playground.study.video.cells import BUDGETS, FRAME_TOKENS, METHODS, VideoCell, video_cells
+from playground.study.video.report import table
+from playground.study.video.summary import VideoSummary, tokens_of
+from playground.study.video.work import PHASES
+
+SMALL = {"pictures": 4, "clips": 3, "held-out": 2, "pretrain-steps": 1, "picture-steps": 1, "clip-steps": 1}
+
+
+@pytest.mark.parametrize("cell", [cell for cell in video_cells() if cell.budget], ids=lambda cell: cell.name)
+def test_every_method_has_the_budget_of_its_column(cell: VideoCell) -> None:
+    assert cell.budget in BUDGETS
+    assert abs(100 * (1 - tokens_of(cell) / tokens_of(VideoCell(UNCOMPRESSED))) - cell.budget) < 0.6
+
+
+def test_rows_are_files_of_their_own_and_other_methods_are_refused() -> None:
+    names = [cell.name for cell in video_cells()]
+    assert len(set(names)) == len(names) == 1 + len(METHODS) * len(BUDGETS) + 3
+    assert VideoCell(UNCOMPRESSED, shown="last").name == "last-frame"
+    with pytest.raises(ValueError, match=r"no 'FastV' at 53 .* the methods are DUET C, random, uniform"):
+        VideoCell("FastV", 53).compression(0)
+
+
+def test_a_small_study_is_stopped_goes_on_and_writes_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--out", str(tmp_path / "study")]
+    for flag, value in SMALL.items():
+        command += [f"--{flag}", str(value)]
+    monkeypatch.setattr(counting, "video_cells", lambda: [VideoCell(UNCOMPRESSED), VideoCell("DUET C", 93)])
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "summarise", stop)
+        assert program.main(command) == INTERRUPTED
+    models = tmp_path / "study" / "seed-0" / "models"
+    model, _, _, _ = open_model(str(models / "clips"), device="cpu")
+    assert model.config.mm_video_config["num_frames"] == 3 and FRAME_TOKENS == 1 + 12 * 12
+    before = {phase.name: (models / phase.name / "train_summary.json").stat().st_mtime_ns for phase in PHASES}
+    assert program.main(command) == 0
+    assert {phase.name: (models / phase.name / "train_summary.json").stat().st_mtime_ns for phase in PHASES} == before
+    summary = VideoSummary.load(tmp_path / "study" / "summary.json")
+    assert [(row.method, row.questions) for row in summary.rows] == [(UNCOMPRESSED, 4), ("DUET C", 4)]
+    assert "| all frames | DUET C | 94% | 28.0 |" in (tmp_path / "study" / "study.md").read_text()
+    assert "<svg" in (tmp_path / "study" / "study-video.svg").read_text()
+    capsys.readouterr()
+    assert program.main([*command[:-1], "2"]) == 2
+    assert "holds a study of other settings" in capsys.readouterr().err
+
+
+def test_rows_say_shares_intervals_and_kinds() -> None:
+    row = counting._row(
+        VideoCell("DUET C", 53),
+        right=counting.np.array([[True, False, True, True]]),
+        dense=counting.np.array([[True, True, True, True]]),
+        kinds=["move", "move", "change", "appear"],
+    )
+    assert row.accuracy == row.relative == 0.75 and row.right == (3,)
+    assert row.right_of == {"move": 1, "change": 1, "appear": 1} and row.questions_of["move"] == 2
+    nothing = dataclasses.replace(row, relative=None, relative_interval=None)
+    about = {"seeds": 1, "pretrain_steps": 2, "finetune_steps": 3, "methods": "x, 4 steps of pictures"}
+    said = table(VideoSummary(about, [row, nothing]), Path("images"))
+    assert "75.0 %" in said and "| - |" in said and "4 steps of pictures" in said
