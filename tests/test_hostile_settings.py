@@ -91,6 +91,7 @@ WAYS: dict[str, tuple[tuple[str, ...], Machine]] = {
     "reproduction": (("scripts/reproduce.sh", "duet-64"), MACHINES["gpu"]),
     "quickstart": (("scripts/quickstart.sh",), MACHINES["cpu"]),
     "study": (("scripts/quickstart.sh", "--study"), MACHINES["cpu"]),
+    "video study": (("scripts/quickstart.sh", "--video-study"), MACHINES["cpu"]),
     "checks": (("scripts/test.sh",), Machine({"find": "echo scripts/test.sh"})),
 }
 NOT_SET = {"PATH", "PWD", "DRY_RUN", "SECONDS", "BASH_SOURCE"}

@@ -117,11 +117,18 @@ def test_a_dry_run_prints_every_step_and_starts_none(tmp_path: Path):
             ["-m playground.world", "v1_5/pretrain.sh", "v1_5/finetune.sh", "quickstart.report"],
         ),
         (["scripts/quickstart.sh", "--study"], [f"-m playground.study --out {out}"]),
+        (["scripts/quickstart.sh", "--video-study"], [f"-m playground.study.video --out {out}"]),
         (["scripts/test.sh"], ["-m ruff check", "-m mypy", "shellcheck -x", "-m pytest"]),
         (["scripts/test.sh", "--quick", "-x"], ["-m mypy", "tests/test_verify.py -x"]),
         (["scripts/test.sh", "tests/test_v2v.py::test_x", "-x"], ["-m pytest tests/test_v2v.py::test_x -x"]),
     ):
-        own = {"QUICKSTART_OUTPUT": out, "STUDY_OUTPUT": out, "QUICKSTART_FRESH": "1", "DRY_RUN": "1"}
+        own = {
+            "QUICKSTART_OUTPUT": out,
+            "STUDY_OUTPUT": out,
+            "VIDEO_STUDY_OUTPUT": out,
+            "QUICKSTART_FRESH": "1",
+            "DRY_RUN": "1",
+        }
         said = shell(tmp_path, *words, **own)
         assert said.returncode == 0 and not said.stderr and all(text in said.stdout for text in printed), said
     assert [path.name for path in tmp_path.iterdir()] == ["stubs"]

@@ -251,7 +251,7 @@ def test_stopping_the_study_stops_its_workers() -> None:
 
 def test_the_quickstart_takes_no_other_word() -> None:
     done = subprocess.run(["bash", "scripts/quickstart.sh", "--studdy"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "no argument but --study; this was given: --studdy" in done.stderr
+    assert done.returncode == 1 and "no argument but --study or --video-study; this was given: --studdy" in done.stderr
 
 
 def test_the_document_shows_what_was_measured() -> None:

@@ -16,10 +16,11 @@ from playground.study.cells import UNCOMPRESSED
 from playground.study.video import __main__ as program
 from playground.study.video import summary as counting
 from playground.study.video.cells import BUDGETS, FRAME_TOKENS, METHODS, VideoCell, video_cells
-from playground.study.video.report import table
+from playground.study.video.report import plot, table
 from playground.study.video.summary import VideoSummary, tokens_of
 from playground.study.video.work import PHASES
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"pictures": 4, "clips": 3, "held-out": 2, "pretrain-steps": 1, "picture-steps": 1, "clip-steps": 1}
 
 
@@ -79,3 +80,14 @@ def test_rows_say_shares_intervals_and_kinds() -> None:
     about = {"seeds": 1, "pretrain_steps": 2, "finetune_steps": 3, "methods": "x, 4 steps of pictures"}
     said = table(VideoSummary(about, [row, nothing]), Path("images"))
     assert "75.0 %" in said and "| - |" in said and "4 steps of pictures" in said
+
+
+def test_the_document_shows_what_was_measured() -> None:
+    """Made again from the stored numbers: a changed table, plot or budget means that the study has to be run again."""
+    summary = VideoSummary.load(ROOT / "docs" / "benchmarks" / "video-study.json")
+    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert table(summary, Path("images")) in text
+    assert (ROOT / "docs" / "images" / "study-video.svg").read_text(encoding="utf-8") == plot(summary)
+    for row, cell in zip(summary.rows, video_cells(), strict=True):
+        assert (row.shown, row.method, row.budget) == (cell.shown, cell.method, cell.budget)
+        assert row.tokens == tokens_of(cell) and len(row.right) == summary.about["seeds"]

@@ -86,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder; an unfinished study there goes on")
     parser.add_argument("--seeds", type=count(), default=1, help="models")
-    parser.add_argument("--pictures", type=count(), default=3840, help="captioned and asked about, in training")
+    parser.add_argument("--pictures", type=count(), default=5760, help="captioned and asked about, in training")
     parser.add_argument("--clips", type=count(), default=3000, help="asked about in training")
     parser.add_argument("--held-out", type=count(), default=100, help="held-out clips, two questions each")
-    parser.add_argument("--pretrain-steps", type=count(), default=80, help="of the projector, 48 captions each")
-    parser.add_argument("--picture-steps", type=count(), default=100, help="24 conversations about pictures each")
+    parser.add_argument("--pretrain-steps", type=count(), default=120, help="of the projector, 48 captions each")
+    parser.add_argument("--picture-steps", type=count(), default=60, help="24 conversations about pictures each")
     parser.add_argument("--clip-steps", type=count(), default=400, help="6 conversations about clips each")
     return parser
 

@@ -16,7 +16,7 @@ from playground.clips.build import WHOLE, folder_of
 from playground.study.cells import UNCOMPRESSED, Cell
 from playground.study.place import Place
 from playground.study.video.cells import VideoCell, video_cells
-from playground.study.work import recipe_flags, said_to, train_by_recipe
+from playground.study.work import ROOT, recipe_flags, said_to, train_by_recipe
 
 RECIPES = "scripts/videollava/v1_5"
 PROJECTOR = "mm_projector.bin"
@@ -160,8 +160,8 @@ def ask(place: Place, seed: int, model: Path, cell: VideoCell) -> list[tuple[str
 
 
 def identity() -> str:
-    """Changes with the flags of all phases and with what any row does."""
+    """Changes with the flags of all phases and with what any row does, not with where the repository lies."""
     flags = [recipe_flags(phase.recipe, {"OUTPUT_DIR": "here"}, (), RECIPES) for phase in PHASES]
     compressions = [cell.compression(0).to_dict() for cell in video_cells()]
     known = json.dumps([flags, [dataclasses.asdict(phase) for phase in PHASES], compressions])
-    return hashlib.sha256(known.encode()).hexdigest()[:16]
+    return hashlib.sha256(known.replace(str(ROOT), "").encode()).hexdigest()[:16]
