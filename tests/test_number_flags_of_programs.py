@@ -40,6 +40,7 @@ PROGRAMS = (
     "playground.clips.__main__",
     "playground.quickstart.evaluate",
     "playground.study.__main__",
+    "playground.study.video.__main__",
     "playground.make_assets",
 )
 ANY_WHOLE_NUMBER = ("--ignore", "--passes")  # ids that are compared alone, and a choice of three

@@ -125,7 +125,8 @@ def _changing(hand: _Hand) -> Clip:
 def _appearing(hand: _Hand) -> Clip:
     """Other digits in every frame."""
     numbers, colours = (hand.several(len(names), AT_ONCE * FRAMES) for names in (NUMBERS, COLOURS))
-    frames, questions = [], []
+    frames = []
+    questions: list[ClipQuestion] = []
     for start in range(0, AT_ONCE * FRAMES, AT_ONCE):
         digits = [
             Digit(numbers[start + one], colours[start + one], place)

@@ -19,7 +19,7 @@ _DUET = {53: (90, 18), 93: (11, 4)}
 """V2V tokens of a frame, dominant (CLS included) and contextual; half leave after 4 of 8 layers, the rest after 6."""
 
 METHODS = ("DUET C", "random", "uniform")
-_DROPS = {"layers": (4, 6), "keep": (0.5, 0.0)}
+_LAYERS, _KEEP = (4, 6), (0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class VideoCell(Cell):
             )
         dominant, contextual = _DUET[self.budget]
         if self.method == "DUET C":
-            return CompressionConfig(V2VConfig(dominant, contextual), T2VConfig(**_DROPS))
+            return CompressionConfig(V2VConfig(dominant, contextual), T2VConfig(_LAYERS, _KEEP))
         score = self.method
         v2v = V2VConfig(dominant + contextual, 0, score=score, seed=seed)
-        return CompressionConfig(v2v, T2VConfig(**_DROPS, score=score, seed=seed))
+        return CompressionConfig(v2v, T2VConfig(_LAYERS, _KEEP, score=score, seed=seed))
 
 
 def video_cells() -> list[VideoCell]:

@@ -122,4 +122,4 @@ def tokens_of(cell: VideoCell) -> float:
     """Visual tokens of a video that a layer sees; a single frame is shown as often as a video has frames."""
     compression = cell.compression(0)
     of_frame = FRAME_TOKENS if compression.v2v is None else compression.v2v.dominant + compression.v2v.contextual
-    return average_visual_tokens(tokens_per_layer(compression.t2v, FRAMES * of_frame, LAYERS))
+    return average_visual_tokens(tokens_per_layer(compression.t2v, FRAMES * int(of_frame), LAYERS))
