@@ -32,7 +32,7 @@ def test_every_method_has_the_budget_of_its_column(cell: VideoCell) -> None:
 
 def test_rows_are_files_of_their_own_and_other_methods_are_refused() -> None:
     names = [cell.name for cell in video_cells()]
-    assert len(set(names)) == len(names) == 1 + len(METHODS) * len(BUDGETS) + 1 + 3
+    assert len(set(names)) == len(names) == 1 + len(METHODS) * len(BUDGETS) + 3
     assert VideoCell(UNCOMPRESSED, shown="last").name == "last-frame"
     with pytest.raises(ValueError, match=r"no 'FastV' at 53 .* the methods are DUET C, random, uniform"):
         VideoCell("FastV", 53).compression(0)
@@ -44,9 +44,7 @@ def test_a_small_study_is_stopped_goes_on_and_writes_its_table(
     command = ["--out", str(tmp_path / "study")]
     for flag, value in SMALL.items():
         command += [f"--{flag}", str(value)]
-    monkeypatch.setattr(
-        counting, "video_cells", lambda: [VideoCell(UNCOMPRESSED), VideoCell("DUET C", 93, trained=True)]
-    )
+    monkeypatch.setattr(counting, "video_cells", lambda: [VideoCell(UNCOMPRESSED), VideoCell("DUET C", 93)])
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -62,7 +60,7 @@ def test_a_small_study_is_stopped_goes_on_and_writes_its_table(
     assert {phase.name: (models / phase.name / "train_summary.json").stat().st_mtime_ns for phase in PHASES} == before
     summary = VideoSummary.load(tmp_path / "study" / "summary.json")
     assert [(row.method, row.questions) for row in summary.rows] == [(UNCOMPRESSED, 4), ("DUET C", 4)]
-    assert "| all frames | DUET C, trained with it | 94% | 28.0 |" in (tmp_path / "study" / "study.md").read_text()
+    assert "| all frames | DUET C | 94% | 28.0 |" in (tmp_path / "study" / "study.md").read_text()
     assert "<svg" in (tmp_path / "study" / "study-video.svg").read_text()
     capsys.readouterr()
     assert program.main([*command[:-1], "2"]) == 2
@@ -91,5 +89,5 @@ def test_the_document_shows_what_was_measured() -> None:
     assert table(summary, Path("images")) in text
     assert (ROOT / "docs" / "images" / "study-video.svg").read_text(encoding="utf-8") == plot(summary)
     for row, cell in zip(summary.rows, video_cells(), strict=True):
-        assert (row.shown, row.method, row.budget, row.trained) == (cell.shown, cell.method, cell.budget, cell.trained)
+        assert (row.shown, row.method, row.budget) == (cell.shown, cell.method, cell.budget)
         assert row.tokens == tokens_of(cell) and len(row.right) == summary.about["seeds"]

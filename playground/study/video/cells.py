@@ -28,18 +28,14 @@ class VideoCell(Cell):
 
     Attributes:
         shown: a set of held-out questions, as in `playground.clips.build.SHOWN`.
-        trained: whether the model learned from the clips under this compression, not without any.
     """
 
     shown: str = WHOLE
-    trained: bool = False
 
     @property
     def name(self) -> str:
         """Name for files."""
-        if self.shown != WHOLE:
-            return f"{self.shown}-frame"
-        return f"trained-{super().name}" if self.trained else super().name
+        return super().name if self.shown == WHOLE else f"{self.shown}-frame"
 
     def compression(self, seed: int) -> CompressionConfig:
         """What the method does at this budget.
@@ -66,12 +62,7 @@ class VideoCell(Cell):
 
 
 def video_cells() -> list[VideoCell]:
-    """All rows: the uncompressed model under every method and budget, models of their own, and single frames."""
+    """All rows: the uncompressed model, then methods at budgets, then single frames."""
     cells = [VideoCell(UNCOMPRESSED)]
     cells += [VideoCell(method, budget) for budget in BUDGETS for method in METHODS]
-    return cells + trained_cells() + [VideoCell(UNCOMPRESSED, shown=shown) for shown in SHOWN if shown != WHOLE]
-
-
-def trained_cells() -> list[VideoCell]:
-    """Rows with a model of their own: DUET where it leaves least."""
-    return [VideoCell("DUET C", BUDGETS[-1], trained=True)]
+    return cells + [VideoCell(UNCOMPRESSED, shown=shown) for shown in SHOWN if shown != WHOLE]

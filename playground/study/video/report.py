@@ -67,13 +67,8 @@ def _line(row: VideoRow, dense: VideoRow) -> str:
     if row.relative is not None and row.relative_interval is not None:
         relative = f"{100 * row.relative:.1f} ({share_range(row.relative_interval)})"
     kinds = [f"{row.right_of[kind]} / {row.questions_of[kind]}" for kind in KINDS]
-    method = markdown_text(_name(row))
-    cells = [shown, method, fewer, f"{row.tokens:.1f}", share_text(row.accuracy)]
+    cells = [shown, markdown_text(row.method), fewer, f"{row.tokens:.1f}", share_text(row.accuracy)]
     return "| " + " | ".join([*cells, share_range(row.interval), relative, *kinds]) + " |"
-
-
-def _name(row: VideoRow) -> str:
-    return f"{row.method}, trained with it" if row.trained else row.method
 
 
 def plot(summary: VideoSummary) -> str:
@@ -90,10 +85,10 @@ def plot(summary: VideoSummary) -> str:
             chart.text(across, down + 4, f"{name} {row.accuracy:.1%}")
     for number, method in enumerate(METHODS):
         rows = sorted((row for row in summary.rows if row.method == method), key=lambda row: row.tokens)
-        chart.line([(row.tokens, row.accuracy) for row in rows if not row.trained], COLOURS[method])
+        chart.line([(row.tokens, row.accuracy) for row in rows], COLOURS[method])
         for row in rows:
             chart.interval(row.tokens, *row.interval, COLOURS[method])
-            chart.dot(row.tokens, row.accuracy, COLOURS[method], f"{_name(row)}, {row.tokens:.1f}: {row.accuracy:.1%}")
+            chart.dot(row.tokens, row.accuracy, COLOURS[method], f"{method}, {row.tokens:.1f}: {row.accuracy:.1%}")
         across, down = chart.at(most * 1.1, 0.5)
         chart.text(across, down + 18 * number, method, colour=COLOURS[method])
     return standalone(chart.svg("Clips: accuracy over visual tokens"))

@@ -15,7 +15,7 @@ from llava.eval.benchmarks.video_qa import VideoQA, normalised
 from playground.clips.build import WHOLE, folder_of
 from playground.study.cells import UNCOMPRESSED, Cell
 from playground.study.place import Place
-from playground.study.video.cells import VideoCell, trained_cells, video_cells
+from playground.study.video.cells import VideoCell, video_cells
 from playground.study.work import ROOT, recipe_flags, said_to, train_by_recipe
 
 RECIPES = "scripts/videollava/v1_5"
@@ -43,51 +43,33 @@ class Phase:
 PHASES = (
     Phase("projector", "pretrain", "pretrain.json", 48, 3e-3),
     Phase("pictures", "finetune", "pictures.json", 24, 1e-3),
-    Phase("clips", "finetune", "clips.json", 6, 7e-4),
+    Phase("clips", "finetune", "clips.json", 6, 5e-4),
 )
 """Captions teach the projector; then language model and projector learn from pictures, and from clips."""
 
 
-def train(place: Place, seed: int, steps: Sequence[int]) -> None:
-    """Run the phases of a seed that are not done: the last one without compression, and under each that has its own.
+def train(place: Place, seed: int, steps: Sequence[int]) -> Path:
+    """Run the phases of a seed that are not done; returns the folder of the model.
 
     Args:
         place: the study's folder.
         seed: starts the projector and shuffles the data.
         steps: of each phase.
     """
-    *first, last = PHASES
-    *first_steps, last_steps = steps
-    before = place.root
-    for phase, count in zip(first, first_steps, strict=True):
-        before = _run(place, seed, phase, count, before, VideoCell(UNCOMPRESSED))
-    for cell in (VideoCell(UNCOMPRESSED), *trained_cells()):
-        _run(place, seed, last, last_steps, before, cell)
-
-
-def model_of(place: Place, seed: int, cell: VideoCell, phase: str = PHASES[-1].name) -> Path:
-    """Folder of the model that a row asks, as a phase leaves it."""
-    return place.model(seed, Cell(f"{phase} {cell.method} {cell.budget}" if cell.trained else phase))
-
-
-def _run(place: Place, seed: int, phase: Phase, count: int, before: Path, cell: VideoCell) -> Path:
-    """One phase that goes on from what `before` holds; returns the folder of its output."""
-    output = model_of(place, seed, cell, phase.name)
-    settings = _settings(place, seed, phase) | {
-        "MAX_STEPS": str(count),
-        "OUTPUT_DIR": str(output),
-        "COMPRESSION": str(place.compression_file(seed, cell)),
-    }
-    extra: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    if phase.recipe == "finetune":
-        extra = ("--mm_projector_lr", str(2 * phase.rate))
-        if (before / PROJECTOR).is_file():
-            settings["ADAPTER"] = str(before / PROJECTOR)
-        else:  # a whole model has its towers and its projector
-            settings["MODEL"] = str(before)
-            without = ("--image_tower", "--video_tower", "--pretrain_mm_mlp_adapter")
-    train_by_recipe(phase.recipe, place.log(seed, output.name), settings, extra, RECIPES, without)
+    output = place.root
+    for phase, count in zip(PHASES, steps, strict=True):
+        before, output = output, place.model(seed, Cell(phase.name))
+        settings = _settings(place, seed, phase) | {"MAX_STEPS": str(count), "OUTPUT_DIR": str(output)}
+        extra: tuple[str, ...] = ()
+        without: tuple[str, ...] = ()
+        if phase.recipe == "finetune":
+            extra = ("--mm_projector_lr", str(2 * phase.rate))
+            if (before / PROJECTOR).is_file():
+                settings["ADAPTER"] = str(before / PROJECTOR)
+            else:  # a whole model has its towers and its projector
+                settings["MODEL"] = str(before)
+                without = ("--image_tower", "--video_tower", "--pretrain_mm_mlp_adapter")
+        train_by_recipe(phase.recipe, place.log(seed, phase.name), settings, extra, RECIPES, without)
     return output
 
 
@@ -105,6 +87,7 @@ def _settings(place: Place, seed: int, phase: Phase) -> dict[str, str]:
         "IMAGE_FOLDER": str(place.data / "images"),
         "VIDEO_FOLDER": str(place.data / "videos"),
         "DATA_CACHE_DIR": str(place.root / "cache"),
+        "COMPRESSION": str(place.compression_file(seed, VideoCell(UNCOMPRESSED))),
     }
 
 
@@ -141,8 +124,8 @@ SETS = {one.name: one for one in (Clips, FirstFrame, MiddleFrame, LastFrame)}
 """Benchmarks by the frames that they show."""
 
 
-def ask(place: Place, seed: int, cell: VideoCell) -> list[tuple[str, bool]]:
-    """Ask the model of a row its held-out questions; answers that are there are not asked again.
+def ask(place: Place, seed: int, model: Path, cell: VideoCell) -> list[tuple[str, bool]]:
+    """Ask a model the held-out questions of a row; answers that are there are not asked again.
 
     Returns:
         the kind of each question, and whether its answer is the right one, word by word.
@@ -156,11 +139,11 @@ def ask(place: Place, seed: int, cell: VideoCell) -> list[tuple[str, bool]]:
         status = evaluation.main(
             [
                 "--model-path",
-                str(model_of(place, seed, cell)),
+                str(model),
                 "--eval-folder",
                 str(place.data / "eval"),
                 "--compression",
-                str(place.compression_file(seed, cell)),
+                str(place.compression_file(seed, VideoCell(cell.method, cell.budget))),
                 "--output",
                 str(output),
                 "--no-judge",
