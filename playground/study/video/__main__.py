@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=count(), default=100, help="held-out clips, two questions each")
     parser.add_argument("--pretrain-steps", type=count(), default=120, help="of the projector, 48 captions each")
     parser.add_argument("--picture-steps", type=count(), default=60, help="24 conversations about pictures each")
-    parser.add_argument("--clip-steps", type=count(), default=400, help="6 conversations about clips each")
+    parser.add_argument("--clip-steps", type=count(), default=850, help="6 conversations about clips each")
     return parser
 
 

@@ -43,7 +43,7 @@ class Phase:
 PHASES = (
     Phase("projector", "pretrain", "pretrain.json", 48, 3e-3),
     Phase("pictures", "finetune", "pictures.json", 24, 1e-3),
-    Phase("clips", "finetune", "clips.json", 6, 5e-4),
+    Phase("clips", "finetune", "clips.json", 6, 7e-4),
 )
 """Captions teach the projector; then language model and projector learn from pictures, and from clips."""
 
