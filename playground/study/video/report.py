@@ -57,6 +57,7 @@ def _conditions(summary: VideoSummary) -> str:
         f"`bash scripts/quickstart.sh --video-study`. {machine}. Models: {about['seeds']}; "
         f"{about['pretrain_steps']} batches of captions, {about['methods'].split(', ')[-1]}, {about['finetune_steps']} "
         f"batches of clips; {summary.rows[0].questions} held-out questions, answered greedily."
+        + (f" The projector was {about['projector']}." if "projector" in about else "")
     )
 
 
