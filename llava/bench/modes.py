@@ -76,7 +76,7 @@ def train_cases(setting: Setting) -> list[Case]:
     batch = rows_of(model, setting.lengths, labels=True, medium=setting.medium)
     for tower in model.vision_towers():
         tower.requires_grad_(False)
-    own = []
+    own: list[Case] = []
     for kind in setting.checkpointing:
         for name, config, packing in setting.variants():
             if own and packing not in setting.packings:
