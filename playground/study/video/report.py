@@ -73,15 +73,14 @@ def _line(row: VideoRow, dense: VideoRow) -> str:
 
 
 def plot(summary: VideoSummary) -> str:
-    """Accuracy over visual tokens a layer, a line for each method; rows without a budget are dashed lines."""
+    """Accuracy over visual tokens a layer, a line for each method; dashed: uncompressed, and the best single frame."""
     most = max(row.tokens for row in summary.rows if row.budget is not None)
     chart = Chart((0, most * 1.6), (0, 1), "visual tokens of a video per layer, on average", "right answers", 760, 440)
     chart.axes(ticks(0, most * 1.05, 6), [0, 0.2, 0.4, 0.6, 0.8, 1], y_text=lambda share: f"{share:.0%}")
-    for row in summary.rows:
-        if row.budget is None:
-            whole = row.shown == WHOLE
-            chart.line([(0, row.accuracy), (most * 1.08, row.accuracy)], "#0f172a" if whole else "#cbd5e1", 1.5, "5 4")
-            name = UNCOMPRESSED if whole else f"{row.shown} frame alone"
+    single = max((row for row in summary.rows if row.shown != WHOLE), key=lambda row: row.accuracy, default=None)
+    for row, name, colour in ((summary.rows[0], UNCOMPRESSED, "#0f172a"), (single, "one frame, at best", "#cbd5e1")):
+        if row is not None:
+            chart.line([(0, row.accuracy), (most * 1.08, row.accuracy)], colour, 1.5, "5 4")
             across, down = chart.at(most * 1.1, row.accuracy)
             chart.text(across, down + 4, f"{name} {row.accuracy:.1%}")
     for number, method in enumerate(METHODS):
