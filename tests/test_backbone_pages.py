@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import ENTRY
 from eval_files_vqa import WRITERS
+from fake_machine import MACHINES, Shell
 from tiny_folder import write_pictures
 from tiny_llava import write_assets
 from tiny_onevision import write_onevision
@@ -26,7 +28,15 @@ PAGES = {
     "qwen3-vl": ("Qwen/Qwen3-VL-8B-Instruct", write_qwen3, 36, "qwen3"),
     "llava-onevision": ("llava-hf/llava-onevision-qwen2-7b-ov-hf", write_onevision, 28, "onevision"),
 }
-ON_CPUS = {"--deepspeed": None, "--bf16": "False", "--max_steps": "1", "--use_cpu": "True", "--model_max_length": "512"}
+ON_CPUS = {
+    "DEVICE": "cpu",
+    "LAUNCHER": "python",
+    "MAX_STEPS": "1",
+    "MAX_LENGTH": "512",
+    "TF32": "False",
+    "WORKERS": "0",
+}
+ON_CPUS |= {"GLOBAL_BATCH_SIZE": "2", "BATCH_SIZE": "2"}
 QUICK = {
     "llava.serve.cli": ["--device", "cpu", "--max-new-tokens", "3"],
     "llava.eval.run_llava": ["--device", "cpu", "--max_new_tokens", "3"],
@@ -61,28 +71,29 @@ def place(page: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_cpus(words: list[str]) -> list[str]:
-    """Flags of a training as they are, but for a machine without a GPU, and one step."""
-    flags = {words[place]: words[place + 1] for place in range(0, len(words), 2)}
-    changed = {name: value for name, value in {**flags, **ON_CPUS}.items() if value is not None}
-    more = {"save_strategy": "no", "disable_tqdm": "True", "per_device_train_batch_size": "2"}
-    return [
-        word
-        for name, value in {**changed, **{f"--{key}": one for key, one in more.items()}}.items()
-        for word in (name, value)
-    ]
+def run_script(words: list[str], shell: Shell) -> None:
+    """What a recipe would train, for a machine without a GPU and one step; of the reproduction, its plan."""
+    script = words.index("bash") + 1
+    variables = dict(word.split("=", 1) for word in words[: script - 1])
+    if words[script] == "scripts/reproduce.sh":
+        status, out, err = shell.run(*words[script:], DRY_RUN="1", **variables)
+        assert status == 0 and f"--compression {words[-1]}" in out and "--table none" in out, err
+        return
+    command = shell.command(*words[script:], **variables, **ON_CPUS)
+    assert "--bf16 False" in " ".join(command)
+    folder = train([*command[command.index(ENTRY) + 1 :], "--save_strategy", "no", "--disable_tqdm", "True"])
+    assert folder.samefile(variables["OUTPUT_DIR"])
 
 
 def test_every_command_runs(
-    page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    (place / "scripts").symlink_to(ROOT / "scripts")
+    shell = Shell(tmp_path / "bin", MACHINES["cpu"].tools)
     for words in commands(page):
         monkeypatch.setattr("sys.stdin", io.StringIO("What is this?\n"))
-        if words[0] == "torchrun":
-            assert words[1:4] == ["--nproc_per_node", "8", "llava/train/train_mem.py"]
-            train(on_cpus(words[4:]))
+        if "bash" in words:
+            run_script(words, shell)
             continue
         assert words[:2] == ["python", "-m"]
         monkeypatch.setattr(sys, "argv", [words[2], *words[3:], *QUICK.get(words[2], [])])

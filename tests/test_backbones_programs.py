@@ -252,13 +252,13 @@ def test_the_doctor_tells_the_memory_of_the_familys_own_recipes(
     words = ["--model", str(folders[family]), "--devices", "2", "--device-memory", "80", "--json", str(report)]
     status, out = doctor.main([*words, "--compression", "none"]), capsys.readouterr()
     scripts = {"llava-1.5": "v1_5", "llava-next": "v1_6", "video-llava": "videollava/v1_5", "qwen2.5-vl": "qwen2_5_vl"}
-    if family not in scripts:
-        assert status == 2 and f"There are no recipes for a {family}" in out.err
-        return
-    assert f"scripts/{scripts[family]}/finetune.sh" in out.out
+    scripts |= {"qwen3-vl": "qwen3_vl", "llava-onevision": "llava_onevision"}
+    assert status == 0 and f"scripts/{scripts[family]}/finetune.sh" in out.out
     for name, recipe in recipes_of(family).items():
         text = (ROOT / recipe.script).read_text()
         stage, batch = re.search(r"launch_training \S*zero(\d)\S* (\d+ \d+)", text).groups()  # type: ignore[union-attr]
         assert (str(recipe.zero), f"{recipe.global_batch} {recipe.batch_size}") == (stage, batch), name
-        assert recipe.trains_tower == ("unfreeze_mm_vision_tower True" in text)
+        assert recipe.trains_tower == bool(
+            re.search("unfreeze_mm_vision_tower True|set_model_flags True True True", text)
+        )
     assert doctor.main([*words, "--recipe", "finetune_qlora"]) == (0 if family == "llava-1.5" else 2)

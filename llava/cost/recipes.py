@@ -106,10 +106,18 @@ def recipes_of(family: str) -> dict[str, Recipe]:
             }
         case "video-llava":
             return {name: replace(recipe, folder="scripts/videollava/v1_5", zero=2) for name, recipe in names.items()}
-        case "qwen2.5-vl":
-            qwen: dict[str, Any] = {"folder": "scripts/qwen2_5_vl", "batch_size": 4, "longest_text": 8192}
+        case "qwen2.5-vl" | "qwen3-vl":
+            folder = "scripts/qwen2_5_vl" if family == "qwen2.5-vl" else "scripts/qwen3_vl"
+            qwen: dict[str, Any] = {"folder": folder, "batch_size": 4, "longest_text": 8192}
             lora = replace(RECIPES["finetune_lora"], lora_rank=64, lora_dropout=0.0, **qwen)
             return {"finetune": replace(RECIPES["finetune"], **qwen), "finetune_lora": lora}
+        case "llava-onevision":
+            its: dict[str, Any] = {"folder": "scripts/llava_onevision", "batch_size": 1, "global_batch": 256}
+            its["longest_text"] = 32768
+            return {
+                "finetune": replace(RECIPES["finetune"], trains_tower=True, **its),
+                "finetune_lora": replace(RECIPES["finetune_lora"], **its),
+            }
         case "llava-1.5":
             return RECIPES
     raise ValueError(f"There are no recipes for a {family}; its page in docs has the commands that train one.")

@@ -26,6 +26,8 @@ name_of_family() {
         llava-next) echo LLaVA-NeXT ;;
         video-llava) echo Video-LLaVA ;;
         qwen2.5-vl) echo Qwen2.5-VL ;;
+        qwen3-vl) echo Qwen3-VL ;;
+        llava-onevision) echo LLaVA-OneVision ;;
         *) echo "$1" ;;
     esac
 }

@@ -4,10 +4,9 @@
 #   DATA_PATH=... IMAGE_FOLDER=... bash scripts/qwen2_5_vl/finetune.sh
 #
 # Every setting is an environment variable; the defaults are those of Qwen's own script, and a budget in shares of each
-# image. Those that all recipes share stand at the top of scripts/lib/qwen.sh, scripts/lib/recipe.sh and
-# scripts/lib/launch.sh; --help prints all of them. More flags of llava/train/train_mem.py can follow on the command line
-# and win over these. DRY_RUN=1 only prints the command. Relative paths start at the repository. The same command again
-# resumes a run that was interrupted.
+# image. Those that several recipes share stand at the top of the files of scripts/lib; --help prints all of them. More
+# flags of llava/train/train_mem.py can follow on the command line and win over these. DRY_RUN=1 only prints the command.
+# Relative paths start at the repository. The same command again resumes a run that was interrupted.
 #
 #   DATA_PATH          conversations: JSON or YAML mixture        ./playground/data/llava_v1_5_mix665k.json
 #   IMAGE_FOLDER       where their image names start              ./playground/data
@@ -19,12 +18,12 @@
 #   DEEPSPEED_CONFIG   ZeRO settings                              ./scripts/zero3.json
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
-# shellcheck source=scripts/lib/qwen.sh
-source scripts/lib/qwen.sh
+# shellcheck source=scripts/lib/qwen2_5_vl.sh
+source scripts/lib/qwen2_5_vl.sh
 
-begin_qwen "" "$@"
-set_qwen_flags True True False
+begin_recipe "" "$@"
+set_model_flags True True False
 launch_training ./scripts/zero3.json 128 4 \
-    "${qwen_flags[@]}" \
+    "${model_flags[@]}" \
     --learning_rate "${LEARNING_RATE:-2e-7}" \
     "$@"

@@ -3,10 +3,10 @@
 #
 #   DATA_PATH=... IMAGE_FOLDER=... bash scripts/qwen2_5_vl/finetune_lora.sh
 #
-# Every setting is an environment variable; the adapter is that of Qwen's own program. Those that all recipes share stand
-# at the top of scripts/lib/qwen.sh, scripts/lib/recipe.sh and scripts/lib/launch.sh; --help prints all of them. More
-# flags of llava/train/train_mem.py can follow on the command line and win over these. DRY_RUN=1 only prints the command.
-# Relative paths start at the repository. The same command again resumes a run that was interrupted.
+# Every setting is an environment variable; the adapter is that of Qwen's own program. Those that several recipes share
+# stand at the top of the files of scripts/lib; --help prints all of them. More flags of llava/train/train_mem.py can
+# follow on the command line and win over these. DRY_RUN=1 only prints the command. Relative paths start at the
+# repository. The same command again resumes a run that was interrupted.
 #
 #   DATA_PATH          conversations: JSON or YAML mixture        ./playground/data/llava_v1_5_mix665k.json
 #   IMAGE_FOLDER       where their image names start              ./playground/data
@@ -19,17 +19,14 @@
 #   LORA_R, LORA_ALPHA, LORA_DROPOUT, LORA_TARGETS                64, 128, 0, q,k,v,o
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
-# shellcheck source=scripts/lib/qwen.sh
-source scripts/lib/qwen.sh
+# shellcheck source=scripts/lib/qwen2_5_vl.sh
+source scripts/lib/qwen2_5_vl.sh
 
-begin_qwen -lora "$@"
-set_qwen_flags False False False
+begin_recipe -lora "$@"
+set_model_flags False False False
+set_adapter_flags 64 128 0 q,k,v,o
 launch_training ./scripts/zero3.json 128 4 \
-    "${qwen_flags[@]}" \
-    --lora_enable True \
-    --lora_r "${LORA_R:-64}" \
-    --lora_alpha "${LORA_ALPHA:-128}" \
-    --lora_dropout "${LORA_DROPOUT:-0}" \
-    --lora_target_modules "${LORA_TARGETS:-q,k,v,o}" \
+    "${model_flags[@]}" \
+    "${adapter_flags[@]}" \
     --learning_rate "${LEARNING_RATE:-2e-4}" \
     "$@"

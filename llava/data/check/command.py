@@ -27,7 +27,7 @@ from llava.data.check.check_report import Report, write_all
 from llava.data.check.check_settings import IMAGE_MODES, CheckSettings
 from llava.data.check.checking import CheckResult, check
 from llava.data.check.conversations import load_inputs, load_tokenizer
-from llava.data.check.model_media import BY_PROCESSOR, KNOWN, ModelMedia
+from llava.data.check.model_media import KNOWN, ModelMedia
 from llava.data.check.sources import DataFile, SourceError, read_sources, write_clean
 from llava.data.end_marks import end_mark_warning
 from llava.data.families.processor import OWN_TEMPLATE
@@ -44,7 +44,14 @@ USUAL_BUDGETS = {
 }
 """What a data set is checked for where no budget is named, as far as they fit the model."""
 
-USUAL_LENGTHS = {"llava-1.5": 2048, "llava-next": 4096, "video-llava": 3072, **dict.fromkeys(BY_PROCESSOR, 8192)}
+USUAL_LENGTHS = {
+    "llava-1.5": 2048,
+    "llava-next": 4096,
+    "video-llava": 3072,
+    "qwen2.5-vl": 8192,
+    "qwen3-vl": 8192,
+    "llava-onevision": 32768,
+}
 """`--model_max_length` of the families' recipes; Video-LLaVA's after the expansion of its videos."""
 
 _OUTPUTS = ("report", "text", "write_clean", "list_all")
