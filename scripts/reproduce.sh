@@ -13,16 +13,19 @@
 #   next-*, ...      LLaVA-NeXT: scripts/v1_6; the same and SEED; Tables 9 and 10
 #   video-*          Video-LLaVA: scripts/videollava/v1_5; TGIF, MSVD and MSRVTT, which a judge grades; Table 4
 #   qwen-*, ...      Qwen2.5-VL: scripts/qwen2_5_vl, no pre-training; POPE, SQA, TextVQA, MME, GQA; Table 2
+#   qwen3-*          Qwen3-VL: scripts/qwen3_vl, no pre-training; the same; the paper has no row
+#   onevision-*      LLaVA-OneVision: scripts/llava_onevision, no pre-training; the same; the paper has no row
 #
 # The paper trains LLaVA-1.5 alone; its rows of the others are the released models, compressed at inference, which TRAIN=0
-# reproduces. A step that is done is skipped, so the same command goes on at the step that failed or was interrupted; a
-# phase that was begun under other settings is left alone and the script says so.
+# reproduces. Of Qwen3-VL and LLaVA-OneVision it reports nothing: they are trained and evaluated, and the scores stand
+# alone. A step that is done is skipped, so the same command goes on at the step that failed or was interrupted; a phase
+# that was begun under other settings is left alone and the script says so.
 #
 # The phases are recipes and read their environment variables (bash scripts/v1_5/finetune.sh --help). For one phase
 # alone: PRETRAIN_ or FINETUNE_ in front of the name, as in PRETRAIN_BATCH_SIZE=16. Besides:
 #
-#   FAMILY             of a preset for several, such as none: llava-1.5, llava-next, video-llava, qwen2.5-vl
-#                                                                   the first that the preset is made for
+#   FAMILY             of a preset for several, such as none: llava-1.5, llava-next, video-llava, qwen2.5-vl,
+#                      qwen3-vl, llava-onevision                    the first that the preset is made for
 #   TRAIN              0 asks a model as it was released            1
 #   MODEL              what training starts from, or is asked       the recipe's; the released model
 #   SCALE_TO_DEPTH     True scales the preset to the model's depth  False
@@ -57,7 +60,8 @@ SETTINGS=(
     MODEL VISION_TOWER PROJECTOR VERSION IMAGE_ASPECT IMAGE_OPENING LEARNING_RATE WARMUP_RATIO SCHEDULER WEIGHT_DECAY
     EPOCHS MAX_STEPS MAX_LENGTH GLOBAL_BATCH_SIZE ACCUMULATION BF16 FP16 SEED SCALE_TO_DEPTH
     IMAGE_TOWER VIDEO_TOWER PROJECTOR_LR TOWER_LR MERGE_TYPE DATA_ROOT MAX_EXPANDED_LENGTH
-    MIN_PIXELS MAX_PIXELS TUNE_LLM TUNE_MLP TUNE_VISION
+    MIN_PIXELS MAX_PIXELS TUNE_LLM TUNE_MLP TUNE_VISION VISION_TOWER_LR PINPOINTS VIDEO_FLIP
+    VIDEO_FPS VIDEO_FRAMES VIDEO_MIN_FRAMES VIDEO_MAX_FRAMES VIDEO_MIN_PIXELS VIDEO_MAX_PIXELS
 )
 
 # The published numbers come from models that saw images as LLaVA opens them, rotation marks left aside.

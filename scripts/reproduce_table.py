@@ -4,7 +4,8 @@
 
 It reads `pretrain/train_summary.json`, `finetune/train_summary.json` and, if there, `results.json` from the folder: an
 object with a number for each benchmark that the table of `configs/paper` names. `llava.eval.run --out` leaves those out
-where answers are missing; they are shown as `-`, and there is no average then.
+where answers are missing; they are shown as `-`, and there is no average then. Where the paper has no model of the
+family (`--table none`), the scores of its five benchmarks stand alone.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from llava.common.json_files import need
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.tables.published import AVERAGE, read_table, relative_average
+from llava.eval.run import PAPER
+from llava.eval.tables.published import AVERAGE, PublishedTable, read_table, relative_average
 from llava.eval.tables.render import written
 from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_if_there, read_summary, training_seconds
 
 SCORES, TIMES = "table-3", "table-6"
+NONE = "none"
+"""In place of a table: the paper has no model of the family."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, help="budget that was trained")
     parser.add_argument("--folder", type=FOLDER_TO_READ, required=True, help="output of scripts/reproduce.sh")
-    parser.add_argument("--table", default=SCORES, help=f"table of configs/paper with the row (default: {SCORES})")
+    parser.add_argument(
+        "--table", default=SCORES, help=f"table of configs/paper with the row, or {NONE} (default: {SCORES})"
+    )
     parser.add_argument(
         "--phases", nargs="*", default=PHASES, choices=PHASES, help="that were trained; none of a released model"
     )
@@ -57,31 +63,43 @@ def report(
         preset: name of a row of the paper; one that it lacks leaves the row empty.
         folder: folder of the run.
         uncompressed: folder of a run without compression on the same machine, for the share of time saved.
-        table_name: name of the table with the paper's row.
+        table_name: name of the table with the paper's row; `none` where it has no model of the family.
         phases: phases that were trained.
     """
-    table = read_table(table_name)
-    row = table.row(preset)
-    printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
-    path = folder / "results.json"
-    titles = {get_benchmark(name).title: column for column, name in table.benchmarks.items() if name is not None}
-    found = {titles.get(title, title): score for title, score in read_if_there(path).items()}
-    scores = {name: need({name: score}, name, float, str(path)) for name, score in found.items()}
-    kept = relative_average({name: scores[name] for name in table.benchmarks if name in scores}, table.baseline.scores)
-    measured = scores | ({} if kept is None else {AVERAGE: kept})
-    columns = [*table.benchmarks, AVERAGE]
+    table = None if table_name == NONE else read_table(table_name)
     lines = [
-        table_line(preset, columns),
-        table_line("paper", [written(printed.get(name)) for name in columns]),
-        table_line("measured", [written(measured.get(name)) for name in columns]),
+        *score_lines(preset, folder, table),
         *([""] if phases else []),
         *(phase_line(name, folder / name) for name in phases),
     ]
-    if phases and not table.trained:
+    if table is None:
+        lines.append("The paper reports no scores of this family; those of the preset none say what a budget keeps.")
+    elif phases and not table.trained:
         lines.append("The paper's row is the released model, compressed at inference only; TRAIN=0 reproduces it.")
     if uncompressed is not None:
         lines.append(saving_line(folder, uncompressed, printed_saving(preset)))
     return "\n".join(lines)
+
+
+def score_lines(preset: str, folder: Path, table: PublishedTable | None) -> list[str]:
+    """The names of the benchmarks, below them the paper's row, where there is a table, and the measured one."""
+    path = folder / "results.json"
+    columns = {get_benchmark(name).title: name for name in PAPER} if table is None else table.benchmarks
+    titles = {get_benchmark(name).title: column for column, name in columns.items() if name is not None}
+    found = {titles.get(title, title): score for title, score in read_if_there(path).items()}
+    scores = {name: need({name: score}, name, float, str(path)) for name, score in found.items()}
+    if table is None:
+        return [table_line(preset, [*columns]), table_line("measured", [written(scores.get(name)) for name in columns])]
+    row = table.row(preset)
+    printed: dict[str, float | None] = {**row.scores, AVERAGE: row.average} if row else {}
+    kept = relative_average({name: scores[name] for name in columns if name in scores}, table.baseline.scores)
+    measured = scores | ({} if kept is None else {AVERAGE: kept})
+    shown = [*columns, AVERAGE]
+    return [
+        table_line(preset, shown),
+        table_line("paper", [written(printed.get(name)) for name in shown]),
+        table_line("measured", [written(measured.get(name)) for name in shown]),
+    ]
 
 
 def printed_saving(preset: str) -> float | None:
@@ -111,7 +129,7 @@ def saving_line(folder: Path, uncompressed: Path, paper: float | None) -> str:
 
 def table_line(title: str, cells: Sequence[str]) -> str:
     """One row, cells set flush right."""
-    return " ".join([f"{title:<14}", *(f"{cell:>7}" for cell in cells)]).rstrip()
+    return " ".join([f"{title:<19}", *(f"{cell:>7}" for cell in cells)]).rstrip()
 
 
 if __name__ == "__main__":

@@ -149,7 +149,15 @@ TRAINED: dict[str, tuple[list[dict[str, str]], str]] = {
     ),
     "qwen-640": (
         [{"--model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct", "--tune_mm_llm": "True"}],
-        "--tokenizer Qwen/Qwen2.5-VL-7B-Instruct",
+        "--tokenizer Qwen/Qwen2.5-VL-7B-Instruct --model-max-length 8192",
+    ),
+    "qwen3-share-35": (
+        [{"--model_name_or_path": "Qwen/Qwen3-VL-8B-Instruct", "--max_pixels": "65536", "--tune_mm_vision": "False"}],
+        "--tokenizer Qwen/Qwen3-VL-8B-Instruct --model-max-length 8192",
+    ),
+    "onevision-share-70": (
+        [{"--model_name_or_path": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "--mm_vision_tower_lr": "2e-6"}],
+        "--tokenizer llava-hf/llava-onevision-qwen2-7b-ov-hf --model-max-length 32768",
     ),
 }
 
@@ -180,6 +188,45 @@ def test_a_preset_decides_which_models_are_trained(preset: str, reproduction: tu
         assert f"--data-path {flags['--data_path']}" in check, "what is checked is what is trained on"
     if len(trained) == 2:
         assert trained[1]["--pretrain_mm_mlp_adapter"] == f"{trained[0]['--output_dir']}/mm_projector.bin"
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    [
+        ("qwen3-share-70", "Qwen/Qwen3-VL-8B-Instruct"),
+        ("onevision-share-35", "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    ],
+)
+def test_scores_stand_alone_where_the_paper_has_no_model_of_the_family(
+    preset: str, model: str, reproduction: tuple[Shell, dict[str, str]], tmp_path: Path
+) -> None:
+    shell, variables = reproduction
+    status, out, err = shell.run("scripts/reproduce.sh", preset, DRY_RUN="1", TRAIN="0", **variables)
+    assert status == 0, err
+    _, evaluation, printed = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    options = run.parse(evaluation[3:])
+    assert (options.model_path, options.compression) == (model, preset)
+    assert printed[printed.index("--table") + 1] == "none"
+    (tmp_path / "results.json").write_text(json.dumps({"POPE": 80.25, "MME": 1900.0}))
+    lines = report(preset, tmp_path, None, "none", ()).splitlines()
+    assert lines[0].split() == [preset, "POPE", "SQA-I", "VQA-T", "MME", "GQA"]
+    assert lines[1].split() == ["measured", "80.2", "-", "-", "1900", "-"]
+    assert lines[2].startswith("The paper reports no scores of this family") and len(lines) == 3
+    lines = report(preset, tmp_path, None, "none", ("finetune",)).splitlines()
+    assert "finetune  not trained yet" in lines
+
+
+def test_a_folder_is_checked_as_the_model_that_it_holds(
+    reproduction: tuple[Shell, dict[str, str]], tmp_path: Path
+) -> None:
+    shell, variables = reproduction
+    (tmp_path / "config.json").write_text("{}")
+    more = {"MODEL": str(tmp_path), "FINETUNE_MAX_LENGTH": "4096", "DRY_RUN": "1"}
+    for preset in ("qwen-640", "qwen3-share-70", "onevision-share-70"):
+        status, out, err = shell.run("scripts/reproduce.sh", preset, **variables, **more)
+        assert status == 0, err
+        (check,) = (line for line in out.splitlines() if "llava.data.check" in line)
+        assert f"--model {tmp_path} " in check and "--model-max-length 4096" in check and "--version" not in check
 
 
 def test_what_a_plan_cannot_be_made_of_is_refused(reproduction: tuple[Shell, dict[str, str]]) -> None:

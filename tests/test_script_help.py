@@ -77,7 +77,7 @@ def test_recipes_and_reproducing_take_presets_of_their_family_alone(preset: str,
     if not fits:
         named = shell(tmp_path, "scripts/v1_5/pretrain.sh", DRY_RUN="1", COMPRESSION=f"{CONFIGS}/{preset}.yaml")
         assert named.returncode == 2 and f"made for {made}, but this trains" in named.stderr
-    for family in ("llava-1.5", "llava-next", "video-llava", "qwen2.5-vl"):
+    for family in ("llava-1.5", "llava-next", "video-llava", "qwen2.5-vl", "qwen3-vl", "llava-onevision"):
         said = shell(tmp_path, "scripts/reproduce.sh", preset, DRY_RUN="1", DEVICE="cpu", TRAIN="0", FAMILY=family)
         if made_for is None or family in families:
             assert said.returncode == 0 and f"--compression {preset}" in said.stdout, said.stderr

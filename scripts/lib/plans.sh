@@ -4,7 +4,7 @@
 
 # shellcheck disable=SC2034 # reproduce.sh uses the variables
 
-FAMILIES=(llava-1.5 llava-next video-llava qwen2.5-vl)
+FAMILIES=(llava-1.5 llava-next video-llava qwen2.5-vl qwen3-vl llava-onevision)
 
 # family_of_preset PRESET: prints the family that a preset is planned for: FAMILY, where the preset is for that one too,
 # else the first that it is made for, else LLaVA-1.5.
@@ -25,10 +25,11 @@ family_of_preset() {
 #   model_name     begins the names of folders
 #   recipes        folder of pretrain.sh and finetune.sh
 #   phases         pretrain and finetune, or finetune alone where nothing is pre-trained
-#   released       checkpoint that the paper's rows were measured on
+#   released       checkpoint that the paper's rows were measured on, or that others are as usual
 #   usual_preset   one of the family's, for what is said where another does not fit
 #   benchmarks     of the family's table in the paper
-#   trained_table, released_table   files of configs/paper that hold the rows of models that were trained, and that were not
+#   trained_table, released_table   files of configs/paper that hold the rows of models that were trained, and that were
+#                  not; none where the paper has no model of the family
 #   pretrain_version, finetune_version   templates of the data
 #   pretrain_data, pretrain_images, finetune_data, finetune_images   files of data (a list) and folder of their images,
 #                  where the recipes look, too
@@ -73,10 +74,30 @@ plan_of() {
         qwen2.5-vl)
             model_name=qwen2.5-vl-7b recipes=scripts/qwen2_5_vl released=Qwen/Qwen2.5-VL-7B-Instruct
             usual_preset=qwen-640 trained_table=table-2 released_table=table-2
-            phases=(finetune)
-            check_flags=(--tokenizer "${MODEL:-$released}")
-            finetune_version='' # its own chat template
-            finetune_data=("$data/llava_v1_5_mix665k.json")
+            plan_by_processor 8192
+            ;;
+        qwen3-vl)
+            model_name=qwen3-vl-8b recipes=scripts/qwen3_vl released=Qwen/Qwen3-VL-8B-Instruct
+            usual_preset=qwen3-share-70 trained_table=none released_table=none
+            plan_by_processor 8192
+            ;;
+        llava-onevision)
+            model_name=llava-onevision-7b recipes=scripts/llava_onevision
+            released=llava-hf/llava-onevision-qwen2-7b-ov-hf
+            usual_preset=onevision-share-70 trained_table=none released_table=none
+            plan_by_processor 32768
             ;;
     esac
+}
+
+# plan_by_processor LENGTH: the rest of the plan of a family that is published whole: nothing is pre-trained, and its own
+# processor and chat template read the data. Without a folder, whose config.json says more, the check counts by the
+# tokenizer, up to the LENGTH of the recipe.
+plan_by_processor() {
+    local model=${MODEL:-$released}
+    phases=(finetune)
+    finetune_version=''
+    finetune_data=(./playground/data/llava_v1_5_mix665k.json)
+    check_flags=(--tokenizer "$model" --model-max-length "${FINETUNE_MAX_LENGTH:-${MAX_LENGTH:-$1}}")
+    if [ -f "$model/config.json" ]; then check_flags=(--model "$model" "${check_flags[@]}"); fi
 }
