@@ -22,7 +22,14 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.run import PAPER
 from llava.eval.tables.published import AVERAGE, PublishedTable, read_table, relative_average
 from llava.eval.tables.render import written
-from llava.eval.tables.training import PHASES, SUMMARY_FILE, read_if_there, read_summary, training_seconds
+from llava.eval.tables.training import (
+    PHASES,
+    SUMMARY_FILE,
+    read_if_there,
+    read_summary,
+    trained_visual_tokens,
+    training_seconds,
+)
 
 SCORES, TIMES = "table-3", "table-6"
 NONE = "none"
@@ -114,7 +121,9 @@ def phase_line(name: str, folder: Path) -> str:
     if not summary:
         return f"{name:<9} not trained yet"
     hours = training_seconds(folder) / 3600
-    tokens = need(summary, "average_visual_tokens", float, str(folder / SUMMARY_FILE))
+    tokens = trained_visual_tokens(summary, str(folder / SUMMARY_FILE))
+    if tokens is None:
+        return f"{name:<9} {hours:.2f} h, visual tokens were not recorded"
     return f"{name:<9} {hours:.2f} h, {tokens:.2f} visual tokens per image and layer on average"
 
 

@@ -79,7 +79,8 @@ def test_settings_are_those_of_qwens_own_script_and_program(gpu8: Shell) -> None
 
 
 def test_every_variable_is_documented_and_reaches_its_flag(gpu8: Shell) -> None:
-    own = [ROOT / script(name) for name in RECIPES] + [ROOT / "scripts/lib/qwen.sh"]
+    own = [ROOT / script(name) for name in RECIPES]
+    own += [ROOT / f"scripts/lib/{name}.sh" for name in ("qwen", "qwen2_5_vl", "by_processor")]
     used = {found for path in own for found in re.findall(r"\$\{!?([A-Z][A-Z0-9_]+)[:}-]", path.read_text())}
     status, out, _ = gpu8.run(script("finetune_lora"), "--help", cwd=gpu8.folder)
     assert status == 0 and out.startswith("Fine-tuning of Qwen2.5-VL")

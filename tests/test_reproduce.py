@@ -214,6 +214,13 @@ def test_scores_stand_alone_where_the_paper_has_no_model_of_the_family(
     assert lines[2].startswith("The paper reports no scores of this family") and len(lines) == 3
     lines = report(preset, tmp_path, None, "none", ("finetune",)).splitlines()
     assert "finetune  not trained yet" in lines
+    (tmp_path / "finetune").mkdir()
+    summary = {"average_visual_tokens": 0.0, "metrics": {"average_visual_tokens": 9.5}, "result": {"train_runtime": 36}}
+    (tmp_path / "finetune/train_summary.json").write_text(json.dumps(summary))
+    lines = report(preset, tmp_path, None, "none", ("finetune",)).splitlines()
+    assert lines[3] == "finetune  0.01 h, 9.50 visual tokens per image and layer on average", (
+        "images differ: as counted"
+    )
 
 
 def test_a_folder_is_checked_as_the_model_that_it_holds(

@@ -104,6 +104,27 @@ def time_saved(run: TrainingRun, runs: Iterable[TrainingRun]) -> tuple[float, Tr
     return None if whole is None else (100 * (1 - run.total / whole.total), whole)
 
 
+def trained_visual_tokens(summary: Mapping[str, Any], place: str) -> float | None:
+    """Visual tokens of an image, mean over the decoder's layers: as planned, or as counted where images differ.
+
+    Args:
+        summary: what `read_summary` gave.
+        place: its file, for messages.
+
+    Returns:
+        Where they were counted, of a sample with images, however many it has; None where the file does not say.
+
+    Raises:
+        ValueError: if one is no number.
+    """
+    planned = need(summary, "average_visual_tokens", float, place, optional=True)
+    if planned:
+        return float(planned)
+    metrics = need(summary, "metrics", dict, place, optional=True) or {}
+    counted = need(metrics, "average_visual_tokens", float, f"{place}: metrics", optional=True)
+    return planned if counted is None else float(counted)
+
+
 def _order(phase: Path) -> int:
     return PHASES.index(phase.name) if phase.name in PHASES else len(PHASES)
 
@@ -115,5 +136,4 @@ def _run(folder: Path, phases: list[Path]) -> TrainingRun:
     place = str(phases[-1] / SUMMARY_FILE)
     models = family(str(folder))
     compression = preset_of(need(last, "compression", dict, place, optional=True), models) or "own"
-    tokens = float(need(last, "average_visual_tokens", float, place, optional=True) or 0.0)
-    return TrainingRun(folder, models, compression, tokens, seconds)
+    return TrainingRun(folder, models, compression, trained_visual_tokens(last, place) or 0.0, seconds)
