@@ -89,8 +89,9 @@ def refuse_to_pack(asked: str | None) -> None:
 
 
 def in_rows(layout: TokenLayout) -> tuple[TokenLayout, Tensor]:
-    """A packed layout in padded form, and int64 [B, L] the place in the stream of each position (0 on padding).
+    """A packed layout in padded form, and int64 [B, L] the place in the stream of each position.
 
+    Padding takes the row's own last token, so that numbers which are not finite stay in the row that they came up in.
     Does not wait for the device.
     """
     device = layout.valid.device
@@ -99,7 +100,7 @@ def in_rows(layout: TokenLayout) -> tuple[TokenLayout, Tensor]:
         torch.tensor(counts)[:, None].to(device, non_blocking=True) for counts in (layout.starts, layout.lengths)
     )
     valid = column < lengths  # [B, L]
-    place = (starts + column).masked_fill(~valid, 0)
+    place = (starts + torch.minimum(column, (lengths - 1).clamp(min=0))).clamp(max=sum(layout.lengths) - 1)
 
     def rows(values: Tensor, fill: int) -> Tensor:  # [1, S] -> [B, L], [A, 1, S] -> [A, B, L]
         return values[..., 0, :][..., place].masked_fill(~valid, fill)

@@ -128,7 +128,7 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
     os.dup2(handle, 2)
     status = 1
     try:
-        tqdm.set_lock(threading.RLock())  # the parent's is shared: a trial killed while it draws a bar would keep it
+        _give_own_lock(tqdm)
         faulthandler.dump_traceback_later(PATIENCE / 2)  # says where a run hangs
         if prepare is not None:
             prepare()
@@ -139,6 +139,13 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _give_own_lock(bar: type[tqdm]) -> None:
+    """Locks of the parent's are shared, and each kind of bar may have one: a trial killed while it draws would keep it."""
+    bar.set_lock(threading.RLock())
+    for kind in bar.__subclasses__():
+        _give_own_lock(kind)
 
 
 def _status_of(program: Callable[[], object]) -> int:
