@@ -142,7 +142,7 @@ def _child(program: Callable[[], object], log: Path, prepare: Callable[[], None]
 
 
 def _give_own_lock(bar: type[tqdm]) -> None:
-    """Locks of the parent's are shared, and each kind of bar may have one: a trial killed while it draws would keep it."""
+    """Locks of the parent's, one for each kind of bar, are shared: a trial that is killed while it draws keeps them."""
     bar.set_lock(threading.RLock())
     for kind in bar.__subclasses__():
         _give_own_lock(kind)
