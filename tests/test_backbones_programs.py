@@ -18,6 +18,7 @@ from tiny_backbones import BUDGET, WRITERS, write_media
 from llava.checkpoints.opening import open_model
 from llava.cost.recipes import recipes_of
 from llava.doctor import __main__ as doctor
+from llava.doctor import examination
 from llava.eval import cost, run, run_llava
 from llava.eval.runner.from_flags import evaluated_model
 from llava.eval.tables.published import read_table
@@ -246,8 +247,14 @@ def test_the_evaluation_says_before_it_loads_what_does_not_fit(family: str, fold
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_doctor_tells_the_memory_of_the_familys_own_recipes(
-    family: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # What can be imported here is tried in tests/test_doctor.py, in a process of its own, which takes seconds.
+    monkeypatch.setattr(examination, "try_imports", lambda: {"errors": {}, "operations": {}})
     report = tmp_path / "doctor.json"
     words = ["--model", str(folders[family]), "--devices", "2", "--device-memory", "80", "--json", str(report)]
     status, out = doctor.main([*words, "--compression", "none"]), capsys.readouterr()
