@@ -71,7 +71,7 @@ SIZES = {
         BUDGETS,
         ("visionzip-192", "visionzip-64", "pyramiddrop", "fastv"),
     ),
-    "tiny": BenchmarkSizes((2,), (1, 2), (1, 2), 1, 3, 20, (BASELINE, "duet-64"), ()),
+    "tiny": BenchmarkSizes((2,), (2,), (2,), 1, 3, 20, (BASELINE, "duet-64"), ()),
 }
 
 
