@@ -318,6 +318,7 @@ def test_an_end_comes_within_its_bound_and_says_so_to_who_waits() -> None:
         gate.open()
 
 
+@pytest.mark.slow
 def test_a_program_ends_on_sigterm_with_status_0(tmp_path: Path) -> None:
     """Keys come from the environment and are shown nowhere; the address is printed."""
     write_model(tmp_path / "tiny")

@@ -272,6 +272,7 @@ def test_running_out_of_memory_is_the_result_of_a_case() -> None:
 # ------------------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_what_was_measured(folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "budget.yaml").write_text(BUDGET)
     budget, target, picture = str(tmp_path / "budget.yaml"), tmp_path / "out.json", tmp_path / "out.svg"
@@ -319,6 +320,7 @@ def test_flags_that_do_not_fit_are_a_sentence(words: list[str], sentence: str, c
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_whole_recipe_is_timed_with_its_data_its_optimizer_and_its_saving(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "budget.yaml").write_text(BUDGET)
     words = ["--shape", str(folder), "--mode", "recipe", "--compression", str(tmp_path / "budget.yaml"), "--packing"]

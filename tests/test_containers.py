@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -107,6 +108,15 @@ class Image:
             check=False,
         )
 
+    def take_versions_here(self) -> None:
+        """Pin what is installed here: the checks are run with other versions than the image has, too."""
+        file = Path(self.inside(f"{self.folder}/")) / "constraints.txt"
+        pins = [line.partition("==") for line in file.read_text().splitlines()]
+        here = {name.lower().replace("_", "-"): version for name, version in _installed()}
+        file.write_text(
+            "".join(f"{name}=={here.get(name.lower().replace('_', '-'), pin)}\n" for name, _, pin in pins if pin)
+        )
+
     def step(self, word: str, rest: str) -> None:
         """Carry out one instruction."""
         if word == "WORKDIR":
@@ -132,6 +142,10 @@ class Image:
             assert done.returncode == 0, f"{rest}\n{done.stdout}\n{done.stderr}"
 
 
+def _installed() -> list[tuple[str, str]]:
+    return [(one.metadata["Name"], one.version) for one in importlib.metadata.distributions()]
+
+
 def test_the_steps_of_the_image_for_cpus_make_something_that_runs(tmp_path: Path) -> None:
     """Packages are those of this environment: pip finds what it wants there, and nothing is fetched."""
     stand_ins = tmp_path / "stand-ins"
@@ -155,6 +169,8 @@ def test_the_steps_of_the_image_for_cpus_make_something_that_runs(tmp_path: Path
                 program.chmod(0o755)
             else:
                 image.step(word, rest)
+            if (word, rest) == ("COPY", "constraints.txt ./"):
+                image.take_versions_here()
     called = (stand_ins / "called").read_text()
     assert "apt-get install" in called and "useradd" in called
     place = image.run("python -c 'import llava; print(llava.__file__)'")

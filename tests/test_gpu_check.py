@@ -75,6 +75,7 @@ def rows(lines: list[dict[str, Any]], part: str, *keys: str) -> list[dict[str, A
     ]
 
 
+@pytest.mark.slow
 def test_every_part_runs_in_its_order_and_says_how_it_ended(whole) -> None:
     status, lines, output = whole
     ends = {line["part"]: line["state"] for line in lines if line["kind"] == "end"}

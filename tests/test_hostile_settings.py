@@ -142,6 +142,7 @@ def taken_as_text(shell: Shell, way: str, value: str) -> tuple[set[str], set[str
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_no_value_of_a_setting_is_code(way: str, tmp_path: Path) -> None:
     shell = Shell(tmp_path / "bin", WAYS[way][1].tools)
     taken, refused = taken_as_text(shell, way, HOSTILE[0])
@@ -188,6 +189,7 @@ def test_no_line_of_a_host_file_is_code(tmp_path: Path) -> None:
     assert outcome(shell, "host file", {"HOSTFILE": str(hosts), "GLOBAL_BATCH_SIZE": "96"}) == (True, "")
 
 
+@pytest.mark.slow
 def test_what_shells_on_other_machines_would_run_is_refused(tmp_path: Path) -> None:
     """With a host file, DeepSpeed gives the command and some variables to them without quoting."""
     shell = Shell(tmp_path / "bin", WAYS["host file"][1].tools)

@@ -18,6 +18,7 @@ TORCHVISION = Path(sys.prefix) / "torchvision"
 
 
 @pytest.mark.skipif(not (TORCHVISION / "torchvision").is_dir(), reason=f"there is no torchvision in {TORCHVISION}")
+@pytest.mark.slow
 def test_inputs_are_those_of_transformers_own_processors() -> None:
     settings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     settings["TORCHVISION_AT"] = str(TORCHVISION)

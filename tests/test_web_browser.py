@@ -5,6 +5,7 @@ apt-get update && apt-get install -y --no-install-recommends chromium
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import threading
@@ -25,9 +26,10 @@ from llava.serve.web.uploads import UploadFolder
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium: apt-get install --no-install-recommends chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install --no-install-recommends chromium"),
+]
 
 WAITING = 2
 DESKTOP, PHONE, NARROW = (1280, 900), (390, 844), (320, 640)
@@ -233,6 +235,18 @@ def test_a_full_queue_refuses_in_a_sentence(visit: Any, monkeypatch: pytest.Monk
         tab.wait_for_selector("#chat-1 .dv-model")
 
 
+def _typed_until(number: Any, value: str, shown: Any) -> None:
+    """Type until the page says what it should: a field that has just been opened may not listen yet."""
+    for patience in (3_000, 10_000, PATIENCE):
+        number.fill("0")
+        number.fill(value)
+        number.press("Tab")
+        with contextlib.suppress(playwright.TimeoutError):
+            shown.wait_for(timeout=patience)
+            return
+    shown.wait_for(timeout=1)
+
+
 def test_what_cannot_be_read_or_does_not_fit_is_said_on_the_page(visit: Any, tmp_path: Path) -> None:
     tab = visit()
     (tmp_path / "notes.png").write_text("no picture")
@@ -241,13 +255,9 @@ def test_what_cannot_be_read_or_does_not_fit_is_said_on_the_page(visit: Any, tmp
     assert "notes.png" in tab.locator("#status").inner_text() and tab.locator("#pictures img").count() == 0
     tab.click("#by-hand-0 button")
     number = tab.locator("#layer-0-1 input[type=number]")
-    number.fill("6")
-    number.press("Tab")
-    tab.locator("#fits-0 [role=alert]").wait_for()
+    _typed_until(number, "6", tab.locator("#fits-0 [role=alert]"))
     assert "a drop must come before the last layer" in tab.locator("#fits-0").inner_text()
-    number.fill("5")
-    number.press("Tab")
-    tab.locator("#fits-0 .dv-fits").wait_for()
+    _typed_until(number, "5", tab.locator("#fits-0 .dv-fits"))
     playwright.expect(tab.locator("#fits-0")).to_contain_text("by layer 0-1: 10, 2-4: 5, 5-5: 2", timeout=PATIENCE)
     assert tab.locator("#budget-0 input").input_value() == "set by hand"
 
