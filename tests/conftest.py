@@ -23,8 +23,8 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 
 @pytest.hookimpl(optionalhook=True)  # tests/with_torchvision run without xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Test processes: two more than cores, at most 4. Tests that wait for programs and ranks leave theirs idle."""
-    return min(len(os.sched_getaffinity(0)) + 2, 4)
+    """Test processes: one more than cores, at most 4. Tests that wait for programs and ranks leave theirs idle."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

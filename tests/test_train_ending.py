@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -157,6 +158,36 @@ def test_no_process_that_prepares_data_outlives_the_run(tmp_path: Path, by: sign
         process.send_signal(by)
         assert process.wait(SECONDS) == -by
         wait_until_gone(workers)
+    finally:
+        end(process)
+
+
+def test_a_process_whose_parent_was_killed_before_it_looked_ends_too(tmp_path: Path) -> None:
+    text = """
+        import os, time
+        from llava.common.child_processes import forks_end_with_parent
+        parent = os.getpid()
+        def late():
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            with open("late", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename("late", "child")
+        os.register_at_fork(after_in_child=late)
+        with forks_end_with_parent():
+            if os.fork() == 0:
+                time.sleep(1000)
+            os.kill(parent, 9)
+    """
+    process = script(tmp_path, text)
+    try:
+        assert process.wait(SECONDS) == -signal.SIGKILL
+        deadline = time.monotonic() + SECONDS
+        while not (tmp_path / "child").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            wait_until_gone([psutil.Process(int((tmp_path / "child").read_text()))])
     finally:
         end(process)
 

@@ -48,9 +48,15 @@ def end_with(leash: Connection | int) -> None:
     threading.Thread(target=_outlive, args=(leash,), daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Let this process end within seconds of the one that started it, also where it waits for a queue for ever."""
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+def end_with_parent(parent: int | None = None) -> None:
+    """Let this process end within seconds of the one that started it, also where it waits for a queue for ever.
+
+    Args:
+        parent: number of the process that started it, from before it did: it may be gone by now. None for the one that
+            multiprocessing knows.
+    """
+    watched = os.getppid(), _parent() if parent is None else parent
+    threading.Thread(target=_end_without, args=watched, daemon=True).start()
 
 
 @contextmanager
@@ -74,24 +80,39 @@ def forks_end_with_parent() -> Iterator[None]:
     For libraries that start pools and managers of their own: those wait for work for ever when nobody is left. Ctrl-C
     is left to the parent.
     """
-    is_open = True
+    is_open, parent = True, os.getpid()
+
+    def note() -> None:
+        nonlocal parent
+        parent = os.getpid()
 
     def watch() -> None:
         if is_open:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            end_with_parent()
+            end_with_parent(parent)
 
-    os.register_at_fork(after_in_child=watch)  # cannot be taken back, so it looks whether it is open
+    os.register_at_fork(before=note, after_in_child=watch)  # cannot be taken back, so it looks whether it is open
     try:
         yield
     finally:
         is_open = False
 
 
-def _end_without(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_without(above: int, parent: int) -> None:
+    """End with the parent, or with the process above, which is another under forkserver."""
+    while os.getppid() == above and _is_there(parent):
         time.sleep(_LOOK_EVERY)
     os._exit(1)
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _outlive(leash: Connection | int) -> None:
