@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -37,29 +38,40 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done, then write the report; returns the exit status."""
     options = _parser().parse_args(arguments)
+    return in_place(options.out, lambda: _settings(options), lambda place: _study(place, options))
+
+
+def in_place(out: Path, settings: Callable[[], StudySettings], study: Callable[[Place], int]) -> int:
+    """Run a study alone in its folder; counts its time, and says that the same command goes on where it is stopped.
+
+    Args:
+        out: folder of the study, new or of the same study.
+        settings: says what it is a study of; errors that it raises are told.
+        study: runs what is not done, and returns the exit status.
+    """
     began = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop or interrupted: both end alike
-    root = options.out.resolve()
+    root = out.resolve()
     with ExitStack() as held:
         try:
             busy = f"{root} is in use by another study"
             held.enter_context(alone_in(root, busy, "wait for it or stop it, or choose another --out"))
-            place = Place.open(root, _settings(options))
+            place = Place.open(root, settings())
         except (ValueError, OSError) as error:
             print(f"study: {error}", file=sys.stderr)
             return 2
-        return _study(place, options, began)
+        try:
+            return study(place)
+        except KeyboardInterrupt:
+            print("study: stopped; the same command goes on with what is not finished.", file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            add_time(place, time.perf_counter() - began)
 
 
-def _study(place: Place, options: argparse.Namespace, began: float) -> int:
-    try:
-        make_data(place, options)
-        failed = run_all(place, options.jobs)
-    except KeyboardInterrupt:
-        print("study: stopped; the same command goes on with the cells that are not finished.", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        add_time(place, time.perf_counter() - began)
+def _study(place: Place, options: argparse.Namespace) -> int:
+    make_data(place, options)
+    failed = run_all(place, options.jobs)
     for name, reason in failed.items():
         print(f"study: {name} failed: {reason}", file=sys.stderr)
     if failed:

@@ -7,6 +7,7 @@ after 4 and 6 of 8.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llava.compression import CompressionConfig, T2VConfig, V2VConfig
@@ -58,22 +59,18 @@ class Cell:
         """
         if self.method == UNCOMPRESSED:
             return CompressionConfig()
-        if self.method not in METHODS or self.budget not in BUDGETS:
-            raise ValueError(
-                f"There is no {self.method!r} at {self.budget!r} % fewer tokens; the methods are "
-                f"{', '.join(METHODS)}, the budgets {', '.join(map(str, BUDGETS))}."
-            )
+        budget = known_budget(self, METHODS, BUDGETS)
         if self.method == "VisionZip":
-            dominant, contextual = _VISIONZIP[self.budget]
+            dominant, contextual = _VISIONZIP[budget]
             return CompressionConfig(v2v=V2VConfig(dominant, contextual, clusters="uniform"))
         if self.method == "PyramidDrop":
-            return CompressionConfig(t2v=_drops(*_PYRAMIDDROP[self.budget]))
+            return CompressionConfig(t2v=_drops(*_PYRAMIDDROP[budget]))
         if self.method == "FastV":
-            drop = _drops((1,), (_FASTV[self.budget],))
+            drop = _drops((1,), (_FASTV[budget],))
             return CompressionConfig(t2v=replace(drop, positions="original", scored_by="before"))
         if self.method in ("random", "uniform"):
-            return _control(self.method, sum(_DUET[self.budget]), seed)
-        return _duet(self.method, *_DUET[self.budget])
+            return control(self.method, sum(_DUET[budget]), seed)
+        return duet(self.method, *_DUET[budget])
 
 
 def reaches(cell: Cell) -> bool:
@@ -90,7 +87,22 @@ def all_cells() -> list[Cell]:
     return [Cell(method, budget) for budget in BUDGETS for method in METHODS]
 
 
-def _duet(variant: str, dominant: int, contextual: int) -> CompressionConfig:
+def known_budget(cell: Cell, methods: Sequence[str], budgets: Sequence[int]) -> int:
+    """The budget of a cell.
+
+    Raises:
+        ValueError: if its method or budget is another; names what there is.
+    """
+    if cell.budget is None or cell.method not in methods or cell.budget not in budgets:
+        raise ValueError(
+            f"There is no {cell.method!r} at {cell.budget!r} % fewer tokens; the methods are "
+            f"{', '.join(methods)}, the budgets {', '.join(map(str, budgets))}."
+        )
+    return cell.budget
+
+
+def duet(variant: str, dominant: int, contextual: int) -> CompressionConfig:
+    """DUET by its variant, such as `DUET C`, with so many tokens behind V2V."""
     clusters = "uniform" if variant == "DUET vanilla" else "anchored"
     queries = {"DUET C+all": "text", "DUET C+S": "salient"}.get(variant, "last")
     return CompressionConfig(
@@ -98,7 +110,8 @@ def _duet(variant: str, dominant: int, contextual: int) -> CompressionConfig:
     )
 
 
-def _control(score: str, tokens: int, seed: int) -> CompressionConfig:
+def control(score: str, tokens: int, seed: int) -> CompressionConfig:
+    """A choice that looks at no content, `random` or `uniform`, with DUET's drops."""
     return CompressionConfig(
         V2VConfig(tokens, 0, score=score, seed=seed), T2VConfig((4, 6), (0.5, 0.0), score=score, seed=seed)
     )

@@ -8,18 +8,14 @@ The same command goes on where it was stopped: with the phase of training, and t
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 
-from llava.common.folder_lock import alone_in
 from llava.common.number_flags import count
 from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
-from playground.study.__main__ import INTERRUPTED, add_time, of_assets
+from playground.study.__main__ import in_place, of_assets
 from playground.study.place import Place, StudySettings
 from playground.study.video.report import write_report
 from playground.study.video.summary import summarise
@@ -30,34 +26,18 @@ from playground.study.work import ROOT
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done, then write the report; returns the exit status."""
     options = _parser().parse_args(arguments)
-    began = time.perf_counter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    root = options.out.resolve()
-    with ExitStack() as held:
-        try:
-            busy = f"{root} is in use by another study"
-            held.enter_context(alone_in(root, busy, "wait for it or stop it, or choose another --out"))
-            place = Place.open(root, _settings(options))
-        except (ValueError, OSError) as error:
-            print(f"study: {error}", file=sys.stderr)
-            return 2
-        return _study(place, options, began)
+    return in_place(options.out, lambda: _settings(options), lambda place: _study(place, options))
 
 
-def _study(place: Place, options: argparse.Namespace, began: float) -> int:
+def _study(place: Place, options: argparse.Namespace) -> int:
+    make_data(place, options)
+    steps = options.pretrain_steps, options.picture_steps, options.clip_steps
     try:
-        make_data(place, options)
-        steps = options.pretrain_steps, options.picture_steps, options.clip_steps
         models = [train(place, seed, steps) for seed in range(options.seeds)]
         summary = summarise(place, models)
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("study: stopped; the same command goes on with what is not finished.", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        add_time(place, time.perf_counter() - began)
     print(f"Wrote {write_report(place, summary)}.")
     return 0
 

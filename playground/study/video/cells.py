@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava.compression import CompressionConfig, T2VConfig, V2VConfig
+from llava.compression import CompressionConfig
 from playground.clips.build import SHOWN, WHOLE
-from playground.study.cells import UNCOMPRESSED, Cell
+from playground.study.cells import UNCOMPRESSED, Cell, control, duet, known_budget
 
 BUDGETS = (53, 93)
 FRAME_TOKENS = 145
@@ -19,7 +19,6 @@ _DUET = {53: (90, 18), 93: (11, 4)}
 """V2V tokens of a frame, dominant (CLS included) and contextual; half leave after 4 of 8 layers, the rest after 6."""
 
 METHODS = ("DUET C", "random", "uniform")
-_LAYERS, _KEEP = (4, 6), (0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,10 @@ class VideoCell(Cell):
         """
         if self.method == UNCOMPRESSED:
             return CompressionConfig()
-        if self.method not in METHODS or self.budget not in BUDGETS:
-            raise ValueError(
-                f"There is no {self.method!r} at {self.budget!r} % fewer tokens; the methods are "
-                f"{', '.join(METHODS)}, the budgets {', '.join(map(str, BUDGETS))}."
-            )
-        dominant, contextual = _DUET[self.budget]
+        dominant, contextual = _DUET[known_budget(self, METHODS, BUDGETS)]
         if self.method == "DUET C":
-            return CompressionConfig(V2VConfig(dominant, contextual), T2VConfig(_LAYERS, _KEEP))
-        score = self.method
-        v2v = V2VConfig(dominant + contextual, 0, score=score, seed=seed)
-        return CompressionConfig(v2v, T2VConfig(_LAYERS, _KEEP, score=score, seed=seed))
+            return duet(self.method, dominant, contextual)
+        return control(self.method, dominant + contextual, seed)
 
 
 def video_cells() -> list[VideoCell]:
