@@ -14,9 +14,7 @@ from llava.compression.v2v import PatchRole
 from llava.inference.chat import Chat
 from llava.model.layer_attention import watch_prompt
 from llava.model.staged_decoder import run_stages
-from llava.model.trace import traced_units
-
-WITH_PATCHES = ("llava-1.5", "llava-next", "video-llava", "qwen2.5-vl", "qwen3-vl")
+from llava.model.traced_media import TracedUnit, traced_media
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +41,10 @@ def prompt_of(chat: Chat) -> tuple[dict[str, Any], list[Any]]:
     inputs = chat.engine.batch([chat.last_request.sample])
     del inputs["labels"]
     return inputs, chat.last_request.pixels
+
+
+def units_of(model: Any, inputs: dict[str, Any], media: list[Any], budget: Any) -> list[TracedUnit]:
+    return [unit for medium in traced_media(model, inputs, media, budget) for unit in medium.units]
 
 
 @pytest.mark.parametrize("family", WRITERS)
@@ -87,13 +89,27 @@ def test_drops_are_ranked_by_the_attention_that_is_shown(family: str, scored_by:
     assert gone.any() and bool((watched.attention[2][gone] == 0).all())
 
 
-@pytest.mark.parametrize("family", WITH_PATCHES)
+def cut(joined: TracedUnit, units: list[TracedUnit]) -> list[list[int | None]]:
+    """The tokens of two by two crops in the map that they are joined to, which has lost lines above and below."""
+    side = units[0].rows
+    assert len(units) == 5 and joined.columns == 2 * side
+    lost = (2 * side - joined.rows) // 2
+    whole: list[int | None] = [None] * (lost * joined.columns) + joined.tokens + [None] * (lost * joined.columns)
+    lines = [whole[first : first + 2 * side] for first in range(0, len(whole), 2 * side)]
+    return [
+        [token for line in lines[down : down + side] for token in line[across : across + side]]
+        for down in (0, side)
+        for across in (0, side)
+    ]
+
+
+@pytest.mark.parametrize("family", WRITERS)
 def test_patches_that_are_kept_are_the_tokens_that_are_named(family: str, chats: dict[str, Chat]) -> None:
     """The embedding of a token is that of its patch without V2V; one of a merged token is not."""
     model = chats[family].model
     inputs, media = prompt_of(chats[family])
     budget = model.checked({"v2v": {"dominant": 9, "contextual": 3, "cluster_width": 2}})
-    units = traced_units(model, inputs, media, budget)
+    units = units_of(model, inputs, media, budget)
     merged, plain = model.prefill(inputs, budget), model.prefill(inputs, model.checked("none"))
     tokens = merged.embeddings[0][merged.layout.visual_index[0] >= 0]  # [n0, D]
     patches = plain.embeddings[0][plain.layout.visual_index[0] >= 0]  # [n, D]
@@ -106,10 +122,11 @@ def test_patches_that_are_kept_are_the_tokens_that_are_named(family: str, chats:
         if role == PatchRole.DOMINANT
     ]
     assert len({token for _, _, token in kept}) == len(kept) >= 8 * len(units)
-    if len(units) == 1:  # crops are joined without V2V, so that their patches stand elsewhere
-        cls = len(patches) - units[0].rows * units[0].columns
-        for _, patch, token in kept:
-            torch.testing.assert_close(tokens[token], patches[cls + patch], atol=1e-4, rtol=1e-4)
+    alone = units_of(model, inputs, media, model.checked("none"))
+    places = [unit.tokens for unit in alone] if len(alone) == len(units) else [alone[0].tokens, *cut(alone[1], units)]
+    for number, patch, token in kept:
+        if places[number][patch] is not None:
+            torch.testing.assert_close(tokens[token], patches[places[number][patch]], atol=1e-4, rtol=1e-4)
     for unit in units:
         anchors = {token for role, token in zip(unit.roles, unit.tokens, strict=True) if role == PatchRole.ANCHOR}
         joined = {token for role, token in zip(unit.roles, unit.tokens, strict=True) if role == PatchRole.MERGED}
@@ -124,7 +141,7 @@ def test_a_merged_token_of_qwen_is_its_anchor_and_the_mean_of_its_members(family
     model = chats[family].model
     inputs, media = prompt_of(chats[family])
     budget = model.checked({"v2v": {"dominant": 6, "contextual": 3, "cluster_width": 3}})
-    (unit,) = traced_units(model, inputs, media, budget)
+    (unit,) = units_of(model, inputs, media, budget)
     merged, plain = model.prefill(inputs, budget), model.prefill(inputs, model.checked("none"))
     tokens = merged.embeddings[0][merged.layout.visual_index[0] >= 0]
     patches = plain.embeddings[0][plain.layout.visual_index[0] >= 0]
@@ -150,17 +167,3 @@ def test_the_voting_words_are_those_of_the_question(family: str, queries: str, c
     said = chat.tokenizer.decode(inputs["input_ids"][0][columns])
     assert len(columns) == 1 if queries == "last" else "red here?" in said
     assert not chat.model.is_placeholder(inputs["input_ids"])[0][columns].any()
-
-
-def test_a_model_that_joins_its_patches_is_told_about_in_a_sentence(chats: dict[str, Chat]) -> None:
-    model = chats["llava-onevision"].model
-    inputs, media = prompt_of(chats["llava-onevision"])
-    with pytest.raises(ValueError, match="joins the patches"):
-        traced_units(model, inputs, media, model.checked(BUDGET))
-
-
-def test_an_image_in_crops_is_told_to_need_v2v(chats: dict[str, Chat]) -> None:
-    model = chats["llava-next"].model
-    inputs, media = prompt_of(chats["llava-next"])
-    with pytest.raises(ValueError, match="Use a budget with v2v"):
-        traced_units(model, inputs, media, model.checked("none"))

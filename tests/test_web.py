@@ -135,9 +135,6 @@ def test_every_picture_crop_and_frame_has_its_patches(
     site, visitor = sites[family], sites[family].visitor(f"units-{family}")
     site.upload(visitor, media[0][0], *([media[1]] if family in SEES_VIDEOS else []))
     page = site.ask(visitor, "What moves?")
-    if family == "llava-onevision":
-        assert "joins the patches" in page["patches_a"] and "Words that vote" in page["patches_a"]
-        return
     data = data_of(page["patches_a"])
     drawn = page["patches_a"].count('<svg class="dv-map"')
     assert drawn == len(data["units"]) > (family in SEES_VIDEOS) and data["cuts"] == [2, 3]
@@ -154,13 +151,22 @@ def test_every_picture_crop_and_frame_has_its_patches(
         assert len(frames) >= 4
 
 
-def test_an_image_that_needs_v2v_to_be_traced_says_so_and_is_answered(
-    sites: dict[str, Site], media: tuple[list[Path], Path]
+@pytest.mark.parametrize("family", ["llava-next", "llava-onevision"])
+def test_crops_that_are_joined_are_shown_joined(
+    family: str, sites: dict[str, Site], media: tuple[list[Path], Path]
 ) -> None:
-    site, visitor = sites["llava-next"], sites["llava-next"].visitor("dense crops")
+    """120 by 61 pixels on a canvas of 112 by 112: of 8 by 8 patches, or 14 by 14, those in the middle, and newlines."""
+    site, visitor = sites[family], sites[family].visitor("dense crops")
     site.upload(visitor, media[0][0])
     page = site.ask(visitor, "What is this?")
-    assert "Use a budget with v2v" in page["patches_b"] and visitor.sides[1].measured is not None
+    data, side, seen = data_of(page["patches_b"]), *{"llava-next": (4, 4), "llava-onevision": (7, 8)}[family]
+    small, joined = data["units"]
+    assert (small["name"], joined["name"]) == ("the image, all of it, small", "the image, its 4 crops, joined")
+    assert small["tokens"] == list(range(side**2)) and joined["columns"] == 2 * side
+    rows = [range(first, first + 2 * side) for first in range(side**2, len(data["gone"]), 2 * side + 1)]
+    assert joined["tokens"] == [token for row in rows for token in row] and len(rows) == seen
+    assert len(data["gone"]) == visitor.sides[1].measured.patches == side**2 + seen * (2 * side + 1)
+    assert "some more show nothing" in page["patches_b"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -173,7 +173,7 @@ class CropMerging:
             return rows // 2, columns // 2
         if not self.newline:
             return rows, columns
-        of_rows, of_columns = self._seen(size, grid)
+        of_rows, of_columns = self.seen(size, grid)
         return self._shrunk(max(of_rows.stop - of_rows.start, 0), max(of_columns.stop - of_columns.start, 0))
 
     def count(self, crops: int, size: Sequence[Any] | None = None) -> int:
@@ -219,13 +219,19 @@ class CropMerging:
             return F.max_pool2d(whole.permute(2, 0, 1), 2).permute(1, 2, 0)
         if not self.newline:
             return whole
-        rows, columns = self._seen(size, grid)
+        rows, columns = self.seen(size, grid)
         seen = whole[rows, columns]
         shape = self._shrunk(*seen.shape[:2])
         return seen if shape == tuple(seen.shape[:2]) else _resized(seen[None], shape)[0]
 
-    def _seen(self, size: Sequence[Any], grid: Size) -> tuple[slice, slice]:
-        return unpadded(grid[0] * self.patches, grid[1] * self.patches, size, self.digits)
+    def seen(self, size: Sequence[Any], grid: Size) -> tuple[slice, slice]:
+        """Rows and columns of the patch map of a canvas that become tokens; arguments as of `map_shape`."""
+        columns, rows = grid[0] * self.patches, grid[1] * self.patches
+        if "maxpool2x2" in self.merge_type:
+            return slice(0, rows // 2 * 2), slice(0, columns // 2 * 2)
+        if not self.newline:
+            return slice(0, rows), slice(0, columns)
+        return unpadded(columns, rows, size, self.digits)
 
     def _shrunk(self, rows: int, columns: int) -> Size:
         """Rows and columns of a map that is shrunk to the patches of `most` crops, if it is clearly larger."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from llava.compression.config import CompressionConfig, V2VConfig
-from llava.compression.v2v import PatchRole, V2VResult
+from llava.compression.v2v import V2VResult
+from llava.model.crop_merging import CropMerging
 from llava.model.crops import Crops, crop_merging, raster_order
-from llava.model.placeholders import VisualSpan
 
 _NOT_TRACED = (
     "What became of every patch (--save-overlay) is told of models in LLaVA's own format (LLaVA-1.5, LLaVA-NeXT, "
@@ -37,22 +36,6 @@ class CompressionTrace:
     alive: dict[int, Tensor]
     scores: dict[int, Tensor]
     entered: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TracedUnit:
-    """What became of the patches of an image, a crop or a frame.
-
-    Attributes:
-        rows, columns: patches along its sides; P is their product. Where a tower merges patches two by two, its groups.
-        roles: a `PatchRole` for each of the P patches, in reading order.
-        tokens: number of the visual token of the row that each patch became or joined; -1 where it was dropped by V2V.
-    """
-
-    rows: int
-    columns: int
-    roles: list[int]
-    tokens: list[int]
 
 
 def check_traced(model: Any) -> None:
@@ -109,80 +92,6 @@ def trace_batch(
     )
 
 
-def traced_units(
-    model: Any, inputs: Mapping[str, Any], media: Sequence[Any], compression: CompressionConfig
-) -> list[TracedUnit]:
-    """What became of the patches of everything that a prompt shows, in reading order.
-
-    Args:
-        model: model of any family that can say it: LLaVA's own format, and those with `patch_grids`.
-        inputs: arguments of its forward for one prompt, without labels.
-        media: what it shows, in reading order, as the family prepared it.
-        compression: the budget, as the model takes it (`checked`).
-
-    Raises:
-        ValueError: if visual tokens do not stand for patches of one image, crop or frame after the other.
-    """
-    if hasattr(model, "named_towers"):
-        return _units_of_squares(model, media, compression)
-    if not hasattr(model, "patch_grids"):
-        raise ValueError(
-            f"This {model.config.model_type} joins the patches of crops and frames in front of the language model, so "
-            "its visual tokens cannot be shown on its pictures; what each layer kept is counted all the same."
-        )
-    given = {name: inputs.get(name) for name in model.visual_inputs}
-    grids, ids = model.patch_grids(given), inputs["input_ids"][0]
-    return _units_of_spans(model.visual_spans(compression, given), grids, ids[model.is_placeholder(ids)].tolist())
-
-
-def _units_of_squares(model: Any, media: Sequence[Any], compression: CompressionConfig) -> list[TracedUnit]:
-    """Those of a model in LLaVA's own format, whose tower sees squares of one size."""
-    units = [units_of(medium) for medium in media]
-    merged = None if compression.v2v is None else _merged(model, media, units, compression.v2v)
-    own = _tokens_of_units(model, media, units, compression, merged)
-    count = sum(map(len, units))
-    each = len(own) // max(count, 1)
-    traced = []
-    for number in range(count):
-        mine = own[number * each : (number + 1) * each]
-        if merged is None:
-            patches = math.isqrt(each) ** 2  # one token more is CLS, in front
-            roles, tokens = [int(PatchRole.DOMINANT)] * patches, mine[each - patches :]
-        else:
-            roles = merged.roles[number].tolist()
-            tokens = [mine[token] if token >= 0 else -1 for token in merged.target[number].tolist()]
-        traced.append(TracedUnit(math.isqrt(len(roles)), math.isqrt(len(roles)), roles, tokens))
-    return traced
-
-
-def _units_of_spans(
-    spans: Mapping[int, Sequence[VisualSpan]], grids: Mapping[int, Sequence[tuple[int, int]]], placeholders: list[int]
-) -> list[TracedUnit]:
-    """Those of a model that gives a span for each image and frame.
-
-    Args:
-        spans: by the id of their placeholder, in reading order.
-        grids: rows and columns of the patches of each.
-        placeholders: ids of the row's placeholders, in order.
-    """
-    left = {token: iter(zip(held, grids[token], strict=True)) for token, held in spans.items()}
-    traced, start, at = [], 0, 0
-    while at < len(placeholders):
-        span, (rows, columns) = next(left[placeholders[at]])
-        at += span.replaced
-        count, patches = len(span.features), rows * columns
-        if span.merged is None:
-            roles, tokens = [int(PatchRole.DOMINANT)] * patches, list(range(start, start + patches))
-        else:
-            place = span.merged.source[0].argsort().argsort().tolist()  # tokens follow in the order of their patches
-            target = span.merged.target[0].tolist()
-            roles = span.merged.roles[0].tolist()
-            tokens = [start + place[token] if token >= 0 else -1 for token in target]
-        traced.append(TracedUnit(rows, columns, roles, tokens))
-        start += count
-    return traced
-
-
 def _tokens_of_units(
     model: Any,
     media: Sequence[Any],
@@ -201,13 +110,14 @@ def _tokens_of_units(
     own: list[int] = []
     places: Iterable[int]
     for medium, squares in zip(media, units, strict=True):
-        each, total = _tower_of(model, medium).tokens_per_image(compression.v2v), sum(settings.counts(medium))
+        each, total = tower_of(model, medium).tokens_per_image(compression.v2v), sum(settings.counts(medium))
         sizes.add(each)
         if total < each * len(squares) or (total > each * len(squares) and len(squares) > 1):
             sizes.add(0)
         places = range(each * len(squares))
         if merged is not None and compression.v2v and compression.v2v.crop_order == "raster" and len(squares) > 1:
-            places = _places_in_raster(model, medium, merged, slice(seen, seen + len(squares)))
+            merging = crop_merging(model.config, tower_of(model, medium))
+            places = places_in_raster(medium, merging, merged, slice(seen, seen + len(squares)))
         own += [start + place for place in places]
         start += total
         seen += len(squares)
@@ -219,18 +129,24 @@ def _tokens_of_units(
     return own
 
 
-def _places_in_raster(model: Any, medium: Any, merged: V2VResult, crops: slice) -> list[int]:
-    """Where the tokens of an image's crops, crop by crop, stand among the image's; as they come for other media."""
+def places_in_raster(medium: Any, merging: CropMerging, merged: V2VResult, crops: slice) -> list[int]:
+    """Where the tokens of an image's crops, crop by crop, stand among the image's (`v2v.crop_order: raster`).
+
+    Args:
+        medium: the image; anything but `Crops` is not reordered.
+        merging: how the model joins crops.
+        merged: tokens of the crops of several images.
+        crops: those of this image.
+    """
     count = merged.tokens[crops].shape[0] * merged.tokens.shape[1]
     if not isinstance(medium, Crops):
         return list(range(count))
-    merging = crop_merging(model.config, _tower_of(model, medium))
     order = raster_order(merged, crops, merging.grid(medium.size, len(medium.pixels)), merging.patches)
     places: list[int] = order.argsort().tolist()
     return places
 
 
-def _tower_of(model: Any, medium: Any) -> Any:
+def tower_of(model: Any, medium: Any) -> Any:
     """The tower that sees a medium."""
     towers = dict(model.named_towers())
     video = isinstance(medium, Tensor) and medium.dim() == 4
@@ -241,7 +157,7 @@ def _merged(model: Any, media: Sequence[Any], units: Sequence[list[Tensor]], v2v
     """V2V of every image, crop and frame, in reading order."""
     results = []
     for medium, squares in zip(media, units, strict=True):
-        tower = _tower_of(model, medium)
+        tower = tower_of(model, medium)
         results.append(tower.merge(torch.stack(squares).to(tower.device), v2v))
     plans = [result.plan for result in results]
     fields = {field.name: [getattr(plan, field.name) for plan in plans] for field in dataclasses.fields(plans[0])}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 )
 
 from llava.compression.config import CompressionConfig, V2VConfig
-from llava.compression.v2v import merge_visual_tokens
+from llava.compression.v2v import V2VResult, merge_visual_tokens
 from llava.model.families.clip import ClipFamily, check_tower, single_layer
+from llava.model.families.hf_crops import joined_crops, merged_crops, without_padding
 from llava.model.multimodal_encoder.encode import TowerOutput, encode_images
 from llava.model.placeholders import VisualSpan
 from llava.model.stock_forward import forward_like
+from llava.model.traced_media import TracedMedium, frame_parts, merged_unit, plain_unit, what_patches_see
 
 _SHRUNK_BEYOND = 1.1
 """How far a side of the map may be above what `anyres_max_N` allows before the stock model shrinks it."""
@@ -83,18 +85,23 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         if v2v is None:
             shown = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
             return self.stock_spans({**shown, "pixel_values": pixels, "vision_aspect_ratio": ratio})
-        if pixels.dim() == 5:  # images with fewer crops are padded
-            pixels = torch.cat([image[:count] for image, count in zip(pixels, crops, strict=True)])
-        held = zip(sizes, crops, strict=True)
-        budgets = [budget for size, count in held for budget in self.budgets(size, count, v2v, ratio)]
-        merged = iter(self._merged_crops(pixels, budgets, v2v, inputs))
-        spans = []
-        for count, replaced in zip(crops, self._placeholders(sizes, crops, ratio), strict=True):
+        pixels, budgets = without_padding(pixels, crops), self._budgets(sizes, crops, v2v, ratio)
+        tokens: list[Tensor] = [pixels[0]] * len(budgets)
+        for those, result in self._merged_crops(pixels, budgets, v2v, inputs):
+            for number, image in zip(those, self.model.multi_modal_projector(result.tokens), strict=True):
+                tokens[number] = image
+        merged, spans = iter(tokens), []
+        for count, newlines in zip(crops, self._newlines(sizes, crops, ratio), strict=True):
             parts = [next(merged) for _ in range(count)]
             # None behind several crops; yet it has a gradient then, too, on every rank of a training.
             newline = self.model.image_newline[None][: int(count == 1)].to(parts[0])
-            spans.append(VisualSpan(torch.cat([*parts, newline]), replaced))
+            spans.append(VisualSpan(torch.cat([*parts, newline]), len(newlines)))
         return spans
+
+    def _budgets(self, sizes: Tensor, crops: Sequence[int], v2v: V2VConfig, ratio: str) -> list[V2VConfig]:
+        """`budgets` of several images."""
+        held = zip(sizes, crops, strict=True)
+        return [budget for size, count in held for budget in self.budgets(size, count, v2v, ratio)]
 
     def budgets(self, size: Tensor, crops: int, v2v: V2VConfig, ratio: str) -> list[V2VConfig]:
         """What V2V keeps of each crop of an image, in their order.
@@ -135,11 +142,14 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
             for size, cut in zip(sizes, alone, strict=True)
         ]
 
-    def _placeholders(self, sizes: Tensor, crops: Sequence[int], ratio: str) -> list[int]:
-        """Tokens of each image without V2V: the stock packing decides, on features of width 1."""
+    def _newlines(self, sizes: Tensor, crops: Sequence[int], ratio: str) -> list[Tensor]:
+        """bool [n] for each image, which of its n tokens without V2V are newlines.
+
+        The stock packing decides, on features of width 1.
+        """
         blank = [torch.zeros(count, self._side**2, 1) for count in crops]
-        _, lengths = self.model.pack_image_features(blank, sizes, torch.zeros(1), ratio)
-        return lengths.tolist()
+        packed, _ = self.model.pack_image_features(blank, sizes, torch.ones(1), ratio)
+        return [image[:, 0] > 0 for image in packed]
 
     def _seen(self, pixels: Tensor, v2v: V2VConfig, inputs: Mapping[str, Any]) -> TowerOutput:
         """What the tower gives for images [M, 3, height, width], and what V2V scores them by."""
@@ -154,16 +164,12 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
 
     def _merged_crops(
         self, pixels: Tensor, budgets: Sequence[V2VConfig], v2v: V2VConfig, inputs: Mapping[str, Any]
-    ) -> list[Tensor]:
-        """Visual tokens [n0, D] of each crop [M, 3, height, width]."""
+    ) -> Iterator[tuple[list[int], V2VResult]]:
+        """V2V on crops [M, 3, height, width]: those of one budget together, by their numbers."""
         seen = self._seen(pixels, v2v, inputs)
-        merged: list[Tensor] = [pixels[0]] * len(budgets)
         for budget in dict.fromkeys(budgets):
             those = [number for number, held in enumerate(budgets) if held == budget]
-            tokens = self.model.multi_modal_projector(seen.select(those).merged(budget).tokens)
-            for number, image in zip(those, tokens, strict=True):
-                merged[number] = image
-        return merged
+            yield those, seen.select(those).merged(budget)
 
     def _frame_spans(self, videos: Tensor, v2v: V2VConfig | None, inputs: Mapping[str, Any]) -> list[VisualSpan]:
         """Visual tokens of videos [videos, frames, 3, height, width]."""
@@ -175,9 +181,8 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
             frames = list(packed.unflatten(1, (videos.shape[1], -1)).flatten(0, 1))  # [n, D] each
             replaced = len(frames[0])
         else:
-            seen = self._seen(videos.flatten(0, 1), v2v, inputs)
-            pooled = self.model.apply_pooling(self.model.multi_modal_projector(seen.features))  # [M, n, D]
-            frames, replaced = list(self._merged_frames(pooled, seen, v2v)), pooled.shape[1]
+            pooled, merged = self._merged_frames(videos, v2v, inputs)
+            frames, replaced = list(pooled if merged is None else merged.tokens), pooled.shape[1]
         spans = []
         for number, frame in enumerate(frames, 1):
             if number % videos.shape[1]:
@@ -186,15 +191,69 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
                 spans.append(VisualSpan(torch.cat([frame, newline.to(frame)]), replaced + 1))
         return spans
 
-    def _merged_frames(self, pooled: Tensor, seen: TowerOutput, v2v: V2VConfig) -> Tensor:
-        """V2V on frames [M, n, D] that came of the tower's [M, N, D]: what they are scored by is pooled, too."""
+    def _merged_frames(
+        self, videos: Tensor, v2v: V2VConfig, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, V2VResult | None]:
+        """Pooled frames [M, n, D] of videos [videos, frames, 3, height, width], and V2V on them.
+
+        What they are scored by is pooled, too. None where there are no more tokens than are asked for.
+        """
+        seen, pool = self._seen(videos.flatten(0, 1), v2v, inputs), self.model.apply_pooling
+        pooled = pool(self.model.multi_modal_projector(seen.features))
         if pooled.shape[1] <= sum(v2v.counts(pooled.shape[1])):
-            return pooled
-        pool = self.model.apply_pooling
+            return pooled, None
         with torch.no_grad():
             keys = None if seen.keys is None else pool(seen.keys)
             received, attention = None, seen.attention  # [M, N, N]
             if attention is not None:
                 received = pool(attention.mean(dim=1)[..., None])[..., 0]  # [M, n]
                 attention = pool(pool(attention).transpose(1, 2)).transpose(1, 2)  # [M, n, n]
-        return merge_visual_tokens(pooled, None, keys, v2v, attention, received, has_cls=False).tokens
+        return pooled, merge_visual_tokens(pooled, None, keys, v2v, attention, received, has_cls=False)
+
+    # === For people who look ===
+
+    def traced_media(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[str, list[TracedMedium]]:
+        """What became of the patches of each `image` and `video`; arguments as in `visual_spans`."""
+        images, videos = inputs["pixel_values"], inputs["pixel_values_videos"]
+        return {
+            "image": [] if images is None else self._traced_images(images, compression.v2v, inputs),
+            "video": [] if videos is None else self._traced_videos(videos, compression.v2v, inputs),
+        }
+
+    def _traced_images(self, pixels: Tensor, v2v: V2VConfig | None, inputs: Mapping[str, Any]) -> list[TracedMedium]:
+        sizes, ratio = inputs["image_sizes"], inputs["vision_aspect_ratio"] or self.config.vision_aspect_ratio
+        crops = self._crops(sizes, inputs["batch_num_images"])
+        pixels = without_padding(pixels, crops)
+        if v2v is not None:
+            results: dict[int, tuple[V2VResult, int]] = {}
+            for those, result in self._merged_crops(pixels, self._budgets(sizes, crops, v2v, ratio), v2v, inputs):
+                results |= {number: (result, place) for place, number in enumerate(those)}
+            merged, vision = iter(results[number] for number in sorted(results)), self.config.vision_config
+            return [
+                merged_crops(image, [next(merged) for _ in image], self._side, vision.patch_size, len(image) == 1)
+                for image in pixels.split(crops)
+            ]
+        newlines = self._newlines(sizes, crops, ratio)
+        return [
+            joined_crops(image, size, flags, self.config)
+            for image, size, flags in zip(pixels.split(crops), sizes, newlines, strict=True)
+        ]
+
+    def _traced_videos(self, videos: Tensor, v2v: V2VConfig | None, inputs: Mapping[str, Any]) -> list[TracedMedium]:
+        side, pooled = self._side, math.ceil(self._side / 2)
+        merged = None if v2v is None else self._merged_frames(videos, v2v, inputs)[1]
+        each = pooled**2 if merged is None else merged.tokens.shape[1]
+        found, parts = [], frame_parts(videos.shape[1])
+        for video in range(len(videos)):
+            units = []
+            for number, part in enumerate(parts):
+                shown = what_patches_see(videos[video, number], side, self.config.vision_config.patch_size)
+                places = range(number * each, (number + 1) * each)
+                if merged is None:
+                    units.append(plain_unit(shown, (pooled, pooled), places, part))
+                else:
+                    units.append(
+                        merged_unit(shown, (pooled, pooled), merged, video * len(parts) + number, places, part)
+                    )
+            found.append(TracedMedium(units, len(parts) * each + 1))
+        return found

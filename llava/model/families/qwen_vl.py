@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from llava.model.accepted_inputs import is_attention_matrix, separated, stands_a
 from llava.model.compressed_model import CompressedModel
 from llava.model.host_inputs import to_device
 from llava.model.placeholders import VisualSpan
+from llava.model.traced_media import TracedMedium, TracedUnit, frame_parts, merged_unit, plain_unit
 
 _MAX_ATTENTION_ELEMENTS = 2**26
 
@@ -133,18 +135,41 @@ class QwenVLFamily(CompressedModel):
             spans[token] = list(itertools.islice(made, int(own[:, 0].sum())))
         return spans
 
-    def patch_grids(self, inputs: Mapping[str, Any]) -> dict[int, list[tuple[int, int]]]:
-        """Rows and columns of the groups of patches of every image and frame, a visual token each without V2V.
+    def traced_media(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[str, list[TracedMedium]]:
+        """What became of the groups of patches of each `image` and `video`; arguments as in `visual_spans`."""
+        spans = self.visual_spans(compression, inputs)
+        kinds = (
+            ("image", self.config.image_token_id, "pixel_values", "image_grid_thw"),
+            ("video", self.config.video_token_id, "pixel_values_videos", "video_grid_thw"),
+        )
+        found: dict[str, list[TracedMedium]] = {}
+        for kind, token, pixels, grid in kinds:
+            sizes = [] if inputs[grid] is None else inputs[grid].tolist()
+            seen = inputs[pixels].split([math.prod(size) for size in sizes]) if sizes else ()
+            left = iter(spans[token])
+            found[kind] = [
+                self._traced(list(itertools.islice(left, size[0])), patches, size, kind)
+                for size, patches in zip(sizes, seen, strict=True)
+            ]
+        return found
 
-        By the id of their placeholder, in reading order; arguments as in `visual_spans`.
-        """
+    def _traced(self, frames: Sequence[VisualSpan], patches: Tensor, size: Sequence[int], kind: str) -> TracedMedium:
+        """An image or a video of spans, the patches behind them and its grid (see `unflattened`)."""
         side = self.model.visual.spatial_merge_size
-        kinds = ((self.config.image_token_id, "image_grid_thw"), (self.config.video_token_id, "video_grid_thw"))
-        sizes = {token: [] if inputs[grid] is None else inputs[grid].tolist() for token, grid in kinds}
-        return {
-            token: [(height // side, width // side) for time, height, width in found for _ in range(time)]
-            for token, found in sizes.items()
-        }
+        shape = size[1] // side, size[2] // side
+        shown = unflattened(patches, size, self.config.vision_config)
+        parts = frame_parts(len(frames)) if kind == "video" else [""]
+        units: list[TracedUnit] = []
+        first = 0
+        for span, pixels, part in zip(frames, shown, parts, strict=True):
+            if span.merged is None:
+                units.append(plain_unit(pixels, shape, range(first, first + len(span.features)), part))
+            else:
+                # Tokens stand in the order of their patches.
+                places = [first + place for place in span.merged.source[0].argsort().argsort().tolist()]
+                units.append(merged_unit(pixels, shape, span.merged, 0, places, part))
+            first += len(span.features)
+        return TracedMedium(units, first)
 
     def _spans(self, pixels: Tensor, grid: Tensor, v2v: V2VConfig | None) -> list[VisualSpan]:
         sizes = [height * width // self._group for time, height, width in grid.tolist() for _ in range(time)]
@@ -254,3 +279,21 @@ def _merged(span: VisualSpan, received: Tensor, keys: Tensor, attention: Tensor 
     order = source.argsort()
     features, *added = result.tokens[0][order].split(width, dim=-1)
     return VisualSpan(features, size, source[order], tuple(added), result)
+
+
+def unflattened(patches: Tensor, grid: Sequence[int], vision: Any) -> list[Tensor]:
+    """The pictures behind the patches that Qwen's processors make: the first frame of each group in time.
+
+    Args:
+        patches: [T * H * W, 3 * frames of a group * side * side], those of a merged group next to each other.
+        grid: T, H, W: groups in time, patches down and across.
+        vision: configuration of the tower.
+
+    Returns:
+        [3, H * side, W * side] for each group in time.
+    """
+    time, height, width = grid
+    merge, side, together = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
+    split = patches.view(time, height // merge, width // merge, merge, merge, 3, together, side, side)
+    frames = split.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # [T, together, 3, rows, merge, side, columns, merge, side]
+    return list(frames.reshape(time, together, 3, height * side, width * side)[:, 0])

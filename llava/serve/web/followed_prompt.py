@@ -13,7 +13,7 @@ from torch import Tensor
 from llava.common.outside_files import in_words
 from llava.inference.chat import Chat, ChatRequest
 from llava.model.layer_attention import WatchedPrompt, watch_prompt
-from llava.model.trace import TracedUnit, traced_units, units_of
+from llava.model.traced_media import TracedUnit, traced_media
 from llava.serve.overlay import picture_of
 
 MOST_WORDS = 160
@@ -58,7 +58,7 @@ class FollowedPrompt:
         inputs = engine.batch([request.sample])
         del inputs["labels"]
         watched = watch_prompt(engine.model, inputs, request.compression)
-        units, names, pictures, reason = _shown(engine, inputs, request)
+        units, names, pictures, reason = _shown(engine, inputs, request, watched.layouts[0].entered[0])
         t2v = request.compression.t2v
         return cls(
             len(engine.model.decoder.layers),
@@ -85,64 +85,35 @@ def _gone(watched: WatchedPrompt, cuts: Sequence[int]) -> list[int]:
 
 
 def _shown(
-    engine: Any, inputs: dict[str, Any], request: ChatRequest
+    engine: Any, inputs: dict[str, Any], request: ChatRequest, entered: int
 ) -> tuple[list[TracedUnit], list[str], list[Image.Image], str]:
     """Units, their names and pictures; or none, and why."""
     try:
-        units = traced_units(engine.model, inputs, request.pixels, request.compression)
+        media = traced_media(engine.model, inputs, request.pixels, request.compression)
+        if sum(medium.count for medium in media) != entered:
+            raise ValueError(
+                f"{entered} visual tokens entered the language model, but the pictures account for "
+                f"{sum(medium.count for medium in media)}, so that they cannot be shown on them."
+            )
     except ValueError as error:
         return [], [], [], in_words(error)
-    names, pictures = [], []
-    for number, medium in enumerate(request.pixels, 1):
-        squares = _squares(engine, medium)
-        kind, part = _kinds(medium)
-        for place, (pixels, processor) in enumerate(squares, 1):
-            name = f"{kind} {number}" if len(request.pixels) > 1 else f"the {kind}"
-            names.append(name if len(squares) == 1 else f"{name}, {part} {place} of {len(squares)}")
-            pictures.append(picture_of(pixels, processor))
+    units, names, pictures = [], [], []
+    for number, (shown, medium) in enumerate(zip(request.pixels, media, strict=True), 1):
+        kind, processor = _made_by(engine, shown)
+        name = f"{kind} {number}" if len(media) > 1 else f"the {kind}"
+        for unit in medium.units:
+            units.append(unit)
+            names.append(f"{name}, {unit.part}" if unit.part else name)
+            pictures.append(picture_of(unit.pixels, processor))
     return units, names, pictures, ""
 
 
-def _kinds(medium: Any) -> tuple[str, str]:
-    """What a medium is, and what its units are."""
-    is_video = getattr(medium, "kind", "") == "video" or (isinstance(medium, Tensor) and medium.dim() == 4)
-    return ("video", "frame") if is_video else ("image", "crop")
-
-
-def _squares(engine: Any, medium: Any) -> list[tuple[Tensor, Any]]:
-    """The pixels [3, height, width] of each unit of a medium, and the processor that normalised them."""
-    made = getattr(medium, "inputs", None)
-    if made is None:
-        return [(unit, engine.inputs.processor) for unit in units_of(medium)]
-    video = medium.kind == "video"
-    processor = engine.inputs.processor.video_processor if video else engine.inputs.processor.image_processor
-    pixels, grid = (
-        (made["pixel_values_videos"], made["video_grid_thw"])
-        if video
-        else (
-            made["pixel_values"],
-            made["image_grid_thw"],
-        )
-    )
-    return [(frame, processor) for frame in unflattened(pixels, grid[0].tolist(), engine.model.config.vision_config)]
-
-
-def unflattened(patches: Tensor, grid: Sequence[int], vision: Any) -> list[Tensor]:
-    """The pictures behind the patches that Qwen's processors make: the first frame of each group in time.
-
-    Args:
-        patches: [T * H * W, 3 * frames of a group * side * side], those of a merged group next to each other.
-        grid: T, H, W: groups in time, patches down and across.
-        vision: configuration of the tower.
-
-    Returns:
-        [3, H * side, W * side] for each group in time.
-    """
-    time, height, width = grid
-    merge, side, together = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
-    split = patches.view(time, height // merge, width // merge, merge, merge, 3, together, side, side)
-    frames = split.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # [T, together, 3, rows, merge, side, columns, merge, side]
-    return list(frames.reshape(time, together, 3, height * side, width * side)[:, 0])
+def _made_by(engine: Any, shown: Any) -> tuple[str, Any]:
+    """What a medium is, and the processor that normalised its pixels."""
+    processor, kind = engine.inputs.processor, getattr(shown, "kind", None)
+    if kind is not None:
+        return kind, getattr(processor, f"{kind}_processor")
+    return "video" if isinstance(shown, Tensor) and shown.dim() == 4 else "image", processor
 
 
 def _words(engine: Any, ids: list[int], voters: set[int]) -> list[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from html import escape
 from PIL import Image
 
 from llava.compression.v2v import PatchRole
-from llava.model.trace import TracedUnit
+from llava.model.traced_media import TracedUnit
 from llava.serve.overlay import COLOURS
 from llava.serve.web.followed_prompt import FollowedPrompt
 from llava.serve.web.shown_messages import data_address
@@ -168,7 +168,7 @@ def _legend(prompt: FollowedPrompt) -> str:
             ("dv-key-v2v", "dropped behind the vision tower (V2V)"),
         ]
     if prompt.tokens > sum(len(set(unit.tokens) - {-1}) for unit in prompt.units):
-        keys[0] = ("dv-key-kept", "a visual token of its own; some more stand for no patch, such as CLS")
+        keys[0] = ("dv-key-kept", "a visual token of its own; some more show nothing: CLS, and ends of lines")
     if prompt.cuts:
         keys.append(("dv-key-t2v", "dropped by the question between layers (T2V)"))
     items = "".join(f'<li><span class="{look}" aria-hidden="true"></span>{escape(text)}</li>' for look, text in keys)
