@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 from transformers import CLIPVisionConfig, MistralConfig
 
+from llava.checkpoints import llava_onevision_format
 from llava.checkpoints.llava_next_format import is_on_llama
 from llava.checkpoints.lora import is_lora_folder
 from llava.checkpoints.settings_files import (
@@ -28,6 +29,7 @@ from llava.checkpoints.settings_files import (
 from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
 from llava.checkpoints.video_llava_format import fill_towers
 from llava.common.path_flags import require_model
+from llava.common.presets import is_onevision_layout
 from llava.common.shown import shown
 from llava.mm_utils import model_name_of
 from llava.model.compressed_model import built_in_types, family_of_folder
@@ -83,6 +85,8 @@ class Checkpoint:
             `config.json`.
         files: weights of the whole model, or the projector's file; empty for adapters.
         family: class with both stages of another family; also of what a projector or adapters were trained on.
+        key_mapping: renaming of its weights to the names here, for transformers' `from_pretrained`; None of those that
+            transformers renames by itself.
     """
 
     folder: Path
@@ -90,16 +94,12 @@ class Checkpoint:
     config: Any
     files: tuple[Path, ...] = ()
     family: Any = None
+    key_mapping: Mapping[str, str] | None = None
 
     @property
     def needs_base(self) -> bool:
         """Whether it goes on top of another model."""
         return self.kind in (Kind.PROJECTOR, Kind.LORA)
-
-    @property
-    def key_mapping(self) -> dict[str, str] | None:
-        """Renaming of its weights to LLaVA's names, for transformers' `from_pretrained`."""
-        return NAMES_HERE if self.kind is Kind.HF else None
 
 
 def examine(folder: Path, name: str | None = None) -> Checkpoint:
@@ -117,6 +117,11 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     family = _family_of(raw)
     check_settings_files(folder, of_clip=family is None)
     files = weight_files(folder)
+    if raw is not None and is_onevision_layout(raw) and (not files or is_lora_folder(folder)):
+        raise ValueError(
+            f"{str(folder)!r} is of a LLaVA-OneVision in LLaVA-NeXT's own layout, but holds no whole model, or "
+            "adapters beside one; only whole models are opened in this layout, so merge it there first."
+        )
     if is_lora_folder(folder):
         if files:
             raise ValueError(
@@ -129,11 +134,18 @@ def examine(folder: Path, name: str | None = None) -> Checkpoint:
     if files:
         config = _config(raw, family, folder, name)
         kind = _kind_of_whole(raw, config) if family is None else Kind.FAMILY
-        return Checkpoint(folder, kind, config, tuple(files), family)
+        return Checkpoint(folder, kind, config, tuple(files), family, _renaming(raw, kind))
     projector = _projector_file(folder)
     if projector is None:
         raise ValueError(_nothing_in(folder))
     return Checkpoint(folder, Kind.PROJECTOR, _config(raw, family, folder, name), (projector,), family)
+
+
+def _renaming(raw: Mapping[str, Any], kind: Kind) -> Mapping[str, str] | None:
+    """The `key_mapping` of a whole model."""
+    if kind is Kind.HF:
+        return NAMES_HERE
+    return llava_onevision_format.NAMES_HERE if is_onevision_layout(raw) else None
 
 
 def _config(raw: Mapping[str, Any] | None, family: Any, folder: Path, name: str | None) -> Any:
@@ -142,6 +154,8 @@ def _config(raw: Mapping[str, Any] | None, family: Any, folder: Path, name: str 
         return None
     if family is None:
         return _llava_config(raw, folder, name)
+    if is_onevision_layout(raw):
+        return llava_onevision_format.config_here(raw, folder)
     with read_by_library(folder / "config.json"):
         return family.stock.config_class.from_dict(_numbers_alone(raw))
 
@@ -153,6 +167,8 @@ def _family_of(raw: Mapping[str, Any] | None) -> Any | None:
     """
     if raw is None:
         return None
+    if is_onevision_layout(raw):
+        return family_of_folder("llava_onevision", (), is_llava=False)
     kind, named = raw.get("model_type"), raw.get("architectures") or ()
     is_llava = kind in (None, *_LLAMA, *_MISTRAL, *_THEIRS) or is_on_llama(raw)
     return family_of_folder(kind, named, is_llava)

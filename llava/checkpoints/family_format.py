@@ -37,10 +37,12 @@ def load_family(checkpoint: Checkpoint, options: Mapping[str, Any], config: Any 
             "config.json); open the model it was made from, where --load-4bit and --load-8bit quantise while loading."
         )
     outline = on_meta(stock, config)
-    require_complete(outline, checkpoint.files)
+    renaming = None if checkpoint.key_mapping is None else dict(checkpoint.key_mapping)
+    require_complete(outline, checkpoint.files, renaming)
     with without_reports(), read_by_library(folder):
-        model = stock.from_pretrained(folder, config=config, **options)
-    model._weight_conversions = conversions_of(outline, checkpoint.files)
+        model = stock.from_pretrained(folder, config=config, key_mapping=renaming, **options)
+    # A model of another layout is saved in transformers', under the names that a new one gets.
+    model._weight_conversions = conversions_of(outline, checkpoint.files) if renaming is None else None
     return model
 
 

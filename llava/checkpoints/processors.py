@@ -9,15 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaOnevisionProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from llava.checkpoints.settings_files import in_short, read_by_library
+from llava.checkpoints import llava_onevision_format
+from llava.checkpoints.settings_files import in_short, read_by_library, read_config
 from llava.checkpoints.tokenizer import has_tokenizer
+from llava.common.json_files import write_json
+from llava.common.presets import is_onevision_layout
 from llava.data.families import family_of
 from llava.data.families.processor import ProcessorInputs
 
@@ -35,6 +47,7 @@ class ProcessorParts:
         tokenizer: tokenizer of the same folder.
         chat_template: chat template of the processor; None for the tokenizer's.
         folder: where its files lie.
+        settings: what is written into further files, by their names, where the folder does not hold them.
         video_processor: always None.
     """
 
@@ -42,6 +55,7 @@ class ProcessorParts:
     tokenizer: PreTrainedTokenizerBase
     chat_template: Any
     folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
     video_processor: None = None
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -50,6 +64,8 @@ class ProcessorParts:
         self.tokenizer.save_pretrained(target)
         self.image_processor.save_pretrained(target)
         self._write_settings_of_all(target)
+        for name, settings in self.settings.items():
+            write_json(target / name, settings, indent=2)
         for path in (self.folder / name for name in _OF_THE_REST):
             if path.is_file() and not (target / path.name).is_file():
                 shutil.copyfile(path, target / path.name)
@@ -96,6 +112,8 @@ def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerB
         folders: folder of its checkpoint, and of what that goes on top of.
     """
     folder = next((folder for folder in folders if has_tokenizer(folder)), folders[0])
+    if _is_onevision_layout(folder):
+        return _onevision_processor(config, folder)
     with read_by_library(folder):
         try:
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -108,3 +126,44 @@ def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerB
             return parts, parts.tokenizer
         logger.warning("The processor of %s cannot be made, so images cannot be shown: %s", folder, missing)
         return None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def config_of(folder: Path) -> Any:
+    """Transformers' configuration of a model in a folder, without code that may lie beside it.
+
+    Raises:
+        ValueError, OSError: if there is none, or transformers knows no such model.
+    """
+    if _is_onevision_layout(folder):
+        return llava_onevision_format.config_here(read_config(folder / "config.json"), folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _is_onevision_layout(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and is_onevision_layout(read_config(path))
+
+
+def _onevision_processor(config: Any, folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """As `processor_of`, of a LLaVA-OneVision whose folder has a tokenizer alone."""
+    tokenizer = llava_onevision_format.tokenizer_here(folder)
+    of_images, of_videos, whole = llava_onevision_format.processor_settings(config)
+    tokenizer.chat_template = template = llava_onevision_format.CHAT_TEMPLATE
+    try:
+        from transformers import LlavaOnevisionVideoProcessor
+
+        videos = LlavaOnevisionVideoProcessor(**of_videos)
+        from transformers import LlavaOnevisionImageProcessor  # behind that, as without torchvision it warns
+
+        pixels = LlavaOnevisionImageProcessor(**of_images)
+        return LlavaOnevisionProcessor(pixels, tokenizer, videos, chat_template=template, **whole), tokenizer
+    except ImportError as error:
+        logger.warning("Videos cannot be shown to the model in %s, images can: %s", folder, in_short(error))
+    named = {"processor_class": "LlavaOnevisionProcessor"}
+    settings = {
+        "video_preprocessor_config.json": of_videos | named | {"video_processor_type": "LlavaOnevisionVideoProcessor"},
+        "processor_config.json": whole | named,
+    }
+    return ProcessorParts(
+        LlavaOnevisionImageProcessorPil(**of_images), tokenizer, template, folder, settings
+    ), tokenizer

@@ -27,6 +27,16 @@ FAMILIES = {
 LLaVA that training makes of it. LLaVA's own format has one type for three families, see `family_of`."""
 
 
+def is_onevision_layout(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a `config.json` is that of a LLaVA on Qwen in LLaVA-NeXT's own layout.
+
+    Only LLaVA-OneVision is known of these; see `llava.common.onevision_layout`.
+    """
+    named = config.get("architectures")
+    of_class = isinstance(named, list) and "LlavaQwenForCausalLM" in named
+    return "text_config" not in config and (of_class or config.get("model_type") == "llava_qwen")
+
+
 def family_of(model: Any) -> str:
     """The family of a model: a key of `FAMILIES`, else the `model_type` itself.
 
@@ -34,10 +44,13 @@ def family_of(model: Any) -> str:
         model: its configuration (an object, or what its `config.json` holds), its `model_type` alone, or a family.
 
     In LLaVA's own format a model with `mm_video_tower` is a Video-LLaVA, and one whose `image_aspect_ratio` is `anyres`
-    or `anyres_max_N` a LLaVA-NeXT; a bare `model_type` cannot tell these from LLaVA-1.5.
+    or `anyres_max_N` a LLaVA-NeXT; a bare `model_type` cannot tell these from LLaVA-1.5. A LLaVA on Qwen in the layout
+    of LLaVA-NeXT's program is a LLaVA-OneVision.
     """
     if isinstance(model, str):
         model = {"model_type": model}
+    if isinstance(model, Mapping) and is_onevision_layout(model):
+        return "llava-onevision"
     say = model.get if isinstance(model, Mapping) else lambda name: getattr(model, name, None)
     kind = str(say("model_type"))
     family = next((family for family, kinds in FAMILIES.items() if kind in kinds), kind)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.common.json_files import need, read_object
-from llava.common.presets import family_of
+from llava.common.presets import family_of, is_onevision_layout
 from llava.common.shown import shown
 from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
 from llava.cost.dimensions import DecoderShape, linear_maps
@@ -66,12 +66,19 @@ def config_of(name: str) -> dict[str, Any] | None:
     if not path.is_file():
         raise ValueError(f"There is no model {name!r}; give {', '.join(MODELS)} or a folder with a config.json.")
     config = read_object(path, "fetch or copy it anew")
-    if "vision_config" not in config:
+    of_next = is_onevision_layout(config)
+    if not of_next and "vision_config" not in config:
         return _own_config(config, path)
     from transformers import AutoConfig
 
+    from llava.common.onevision_layout import onevision_config
+
+    described = onevision_config(config, path.parent) if of_next else None
     try:
-        found = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True).to_dict()
+        if described is not None:
+            found = AutoConfig.for_model(**described).to_dict()
+        else:
+            found = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True).to_dict()
         _need_counts(found.get("text_config") or found, _OF_A_DECODER, f"{path}: text_config")
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{str(path)!r} describes no model that is known: {str(error).splitlines()[0]}") from error

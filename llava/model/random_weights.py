@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
 
 from llava.common.anyres import default_pinpoints
-from llava.common.presets import family_of
+from llava.common.onevision_layout import onevision_config
+from llava.common.presets import family_of, is_onevision_layout
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.seen_media import Medium, seen_by, usual_medium
 from llava.cost.shapes import MODELS, DecoderShape
@@ -86,6 +87,8 @@ def random_config(name: str) -> Any:
     if not (Path(name) / "config.json").is_file():
         raise ValueError(f"There is no shape {name!r}; give {', '.join(SHAPES)}, or a folder with a config.json.")
     content, _ = LlavaConfig.get_config_dict(name)
+    if is_onevision_layout(content):
+        return AutoConfig.for_model(**onevision_config(content, Path(name)))
     if "vision_config" in content:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     if content.get("model_type") not in _OF_LLAVA:

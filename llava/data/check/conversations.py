@@ -110,12 +110,10 @@ def load_inputs(folder: str) -> ModelInputs:
     Raises:
         ValueError: if there is none, or it cannot be made.
     """
-    from transformers import AutoConfig
-
-    from llava.checkpoints.processors import processor_of
+    from llava.checkpoints.processors import config_of, processor_of
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = config_of(Path(folder))
         processor, tokenizer = processor_of(config, Path(folder))
     except Exception as error:  # depending on what is wrong, OSError, ValueError, KeyError or one of the hub's own
         raise ValueError(f"The processor in {folder!r} cannot be loaded: {first_line(error)}") from error
