@@ -186,6 +186,17 @@ def test_answers_behind_packed_prompts_are_those_behind_padded_ones(
         packed.clear()
 
 
+@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
+def test_a_model_without_compression_answers_behind_packed_prompts_too(stock: dict[str, Any], family: str) -> None:
+    """It ended in a sentence about a cache that nobody had given."""
+    model = compress(stock[family], "none")
+    inputs = batch([prompt(family, seed, kinds) for seed, kinds in enumerate(KINDS[family])])
+    options = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [60, 61]}
+    for beams in (1, 2):
+        expected = model.generate(**inputs, **options, num_beams=beams)
+        assert torch.equal(model.generate(**inputs, **options, num_beams=beams, packing="on"), expected)
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", OWN])
 def test_a_conversation_goes_on_behind_a_packed_prompt(stock: dict[str, Any], family: str) -> None:
     model = compress(stock[family], BUDGETS["original"])

@@ -57,10 +57,14 @@ class StagedGeneration(_Base):
         """Whether a call, with this compression instead of the model's own, compresses anything."""
         return not asks_nothing(getattr(self.config, "compression", None) if compression is None else compression)
 
+    def _goes_in_stages(self, given: Mapping[str, Any]) -> bool:
+        """Whether a call of `generate` takes the way of compressed models; for packed rows there is no other."""
+        return self.is_staged(given.get("compression")) or given.get("packing") == "on"
+
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; options that cannot be are refused first, see `llava.model.generation_options`."""
         by_name = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
-        if self.is_staged(kwargs.get("compression")):
+        if self._goes_in_stages(kwargs):
             cache = self.check_generation(by_name, generation_config)
             _check_mask(inputs, by_name, is_filled(cache))
         elif kwargs.get("compression") is not None and by_name.get("assistant_model") is not None:
@@ -151,7 +155,7 @@ class StagedGeneration(_Base):
         """
         given = model_kwargs.get("compression")
         compression = self.compression if given is None else self.checked(given)
-        if compression == CompressionConfig():
+        if compression == CompressionConfig() and not self._goes_in_stages(model_kwargs):
             return self.stock._maybe_prepare_encoder_kwargs_for_generation(
                 self, inputs_tensor, model_kwargs, model_input_name, generation_config
             )
@@ -170,12 +174,12 @@ class StagedGeneration(_Base):
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
         """None under a compression, which numbers its tokens itself: what a caller gives is told from what is made."""
-        if not self.is_staged(model_kwargs.get("compression")):
+        if not self._goes_in_stages(model_kwargs):
             return self.stock._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
         return None
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        if not self.is_staged(model_kwargs.get("compression")):
+        if not self._goes_in_stages(model_kwargs):
             self.stock._prepare_cache_for_generation(self, generation_config, model_kwargs, *args)
             return
         given = model_kwargs.get(CACHE)
