@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import socket
 import struct
 import sys
@@ -152,6 +153,23 @@ def test_every_field_may_be_of_any_wrong_type(server: ApiServer) -> None:
             assert answered.status == 200 or answered.error
 
 
+def test_a_text_that_no_model_could_number_is_refused_before_it_is_cut_into_tokens(
+    server: ApiServer, engine, monkeypatch
+) -> None:
+    """Which takes minutes, in which the server would prepare nothing else."""
+    monkeypatch.setattr(engine.inputs, "prompt", lambda *arguments, **options: pytest.fail("it was cut into tokens"))
+    text = "word " * 60_000
+    for turns in (
+        [("system", text), ("user", QUESTION)],
+        [("user", text)],
+        [("user", QUESTION), ("assistant", text), ("user", QUESTION)],
+    ):
+        messages = [{"role": role, "content": content} for role, content in turns]
+        refused = server.post(asked(QUESTION, messages=messages))
+        assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
+        assert "can number 512 tokens" in refused.error["message"]
+
+
 def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(server: ApiServer) -> None:
     large = b" " * (2 * MEBIBYTE)
     said = server.post(large)
@@ -222,6 +240,17 @@ def test_a_key_is_asked_for_and_compared_whole(engine: Engine) -> None:
         for key in ("first-key", "second-key"):
             assert server.post(asked(QUESTION), {"Authorization": f"bearer {key}"}).status == 200
         assert server.ask("GET", "/health").status == 200 and b"first-key" not in server.ask("GET", "/metrics").content
+
+
+def test_a_key_that_is_sent_in_the_address_is_refused_and_not_logged(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with ApiServer(engine, keys=("first-key",)) as server:
+        logging.getLogger("uvicorn.access").setLevel("INFO")  # as the program has it
+        assert server.ask("GET", "/v1/models?api_key=first-key").status == 401
+        until(lambda: "/v1/models" in caplog.text)
+    assert "first-key" not in caplog.text
 
 
 @pytest.mark.parametrize("value", ["", " , ", "schlüssel", "a\x01b"])

@@ -101,8 +101,22 @@ def address_of(made: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _WithoutQueries(logging.Filter):
+    """Leaves out of uvicorn's record of requests what follows a path: clients send keys there by mistake."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record; keeps all of them."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(one.partition("?")[0] if isinstance(one, str) else one for one in record.args)
+        return True
+
+
+_WITHOUT_QUERIES = _WithoutQueries()
+
+
 def make_config(app: Any, log_level: str = "info") -> uvicorn.Config:
     """uvicorn's settings of such a server, which is given a socket."""
+    logging.getLogger("uvicorn.access").addFilter(_WITHOUT_QUERIES)  # adding the same one again changes nothing
     return uvicorn.Config(
         app,
         log_config=None,  # all of it goes where the program's own log goes

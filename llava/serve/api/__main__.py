@@ -127,7 +127,7 @@ def _limits(options: argparse.Namespace) -> ServingLimits:
         images=options.max_images,
         image_pixels=int(options.max_image_megapixels * 10**6),
         new_tokens=options.most_new_tokens,
-        choices=options.max_choices,
+        choices=min(options.max_choices, options.batch_size + options.waiting),  # more would never find a place
         seconds=options.timeout,
         ending_seconds=options.shutdown_timeout,
     )

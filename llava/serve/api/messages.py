@@ -52,6 +52,12 @@ class SentConversation:
         """All images and videos, in order."""
         return [part for turn in self.turns for part in turn if isinstance(part, SentMedium)]
 
+    @property
+    def characters(self) -> int:
+        """Characters of all texts together."""
+        texts = [part for turn in self.turns for part in turn if isinstance(part, str)]
+        return len(self.system or "") + sum(map(len, texts))
+
 
 def read_messages(value: Any) -> SentConversation:
     """The conversation of the field `messages`.

@@ -21,6 +21,9 @@ from llava.serve.api.messages import SentConversation, SentMedium
 from llava.serve.api.sent_media import MediaReader
 from llava.serve.limits import ServingLimits
 
+_CHARACTERS_OF_A_TOKEN = 32
+"""On average over a conversation tokens have far fewer; longer texts are refused before they are cut into tokens."""
+
 
 @dataclass(frozen=True)
 class PreparedRequest:
@@ -72,6 +75,7 @@ class RequestReader:
         except NotJsonError as error:
             raise refused(f"The body is not JSON: {error}.", code="invalid_json") from error
         request = read_completion(value, self._defaults, self._limits)
+        self._check_characters(request.conversation)
         compression = self._budget(request.compression)
         try:
             sample = self._sample(request.conversation, gone)
@@ -82,6 +86,17 @@ class RequestReader:
         except OSError as error:
             raise ApiError(500, "The request could not be read: the server's disk fails or is full.", FAILED) from error
         return self._fitted(request, sample, compression)
+
+    def _check_characters(self, conversation: SentConversation) -> None:
+        """Refuse at once what would be refused anyway after minutes, in which no other request is prepared."""
+        limit, characters = self._engine.inputs.limit, conversation.characters
+        if characters > _CHARACTERS_OF_A_TOKEN * limit:
+            raise refused(
+                f"The texts of the conversation have {characters} characters, but the model can number {limit} tokens; "
+                "send less.",
+                "messages",
+                "context_length_exceeded",
+            )
 
     def _budget(self, asked: CompressionConfig | None) -> CompressionConfig:
         if asked is None:
