@@ -51,6 +51,7 @@ KINDS = {
     "video_llava": [("video",), ("image", "video"), ()],
     "qwen2_5_vl": [("image", "video"), ("image",), ()],
     "qwen3_vl": [("image", "video"), ("image",), ()],
+    "qwen3_vl_moe": [("image", "video"), ("image",), ()],
     "llava_onevision": [("image", "video"), ("image",), ()],
     PEBBLES: [("image",), ("image", "image"), ()],
     OWN: [("image",), ("image", "image"), ()],
@@ -59,6 +60,7 @@ KINDS = {
 PROJECTORS = {
     "qwen2_5_vl": "merger",
     "qwen3_vl": "merger",
+    "qwen3_vl_moe": "merger",
     PEBBLES: "eye",
     OWN: "mm_projector",
     OWN_NEXT: "mm_projector",

@@ -25,6 +25,8 @@ from transformers import (
     Qwen2Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
@@ -34,7 +36,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 IMAGE, VIDEO, PAD, VISION_START, VISION_END = 60, 61, 0, 62, 63
 LAYERS, FRAMES = 6, 3
-QWEN = ("qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 FAMILIES = ("llava", "llava_next", "video_llava", *QWEN, "llava_onevision")
 """Classes of transformers that `compress` takes."""
 PEBBLES, OWN, OWN_NEXT = "pebbles", "llava_llama", "llava_llama cutting images into crops"
@@ -89,6 +91,9 @@ def vlm(
         model = LlavaOnevisionForConditionalGeneration(_onevision_config(layers))
     elif family == "qwen3_vl":
         model = Qwen3VLForConditionalGeneration(_qwen3_config(layers))
+    elif family == "qwen3_vl_moe":
+        model = Qwen3VLMoeForConditionalGeneration(_moe_config(layers))
+        model.set_experts_implementation("eager" if dtype == torch.float64 else "grouped_mm")
     else:
         model = Qwen2_5_VLForConditionalGeneration(_qwen_config(layers))
     model.config._attn_implementation = attention
@@ -205,6 +210,13 @@ def _qwen3_config(layers: int) -> Qwen3VLConfig:
     return Qwen3VLConfig(text_config=_qwen_text(layers, head_dim=12), vision_config=vision, **_QWEN_MARKS)
 
 
+def _moe_config(layers: int) -> Qwen3VLMoeConfig:
+    """The same, with two of five experts for each token."""
+    vision = {**_QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1, 2]}
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    return Qwen3VLMoeConfig(text_config=_qwen_text(layers, head_dim=12, **experts), vision_config=vision, **_QWEN_MARKS)
+
+
 def _onevision_config(layers: int) -> LlavaOnevisionConfig:
     """Crops of 7 x 7 patches, an odd number as in the real tower, and at most twice as many tokens for all of them."""
     text = {name: value for name, value in _qwen_text(layers).items() if name != "rope_parameters"}
@@ -293,7 +305,7 @@ def prompt(family: str, seed: int, kinds: tuple[str, ...] = ("image",), dtype: t
     seen = [look(family, kind, seed * 7 + place, dtype) for place, kind in enumerate(kinds)]
     ids = [1, *(draw.randrange(3, 60) for _ in range(draw.randint(1, 4)))]
     for item in seen:
-        ids += _of_qwen(item, draw, timed=family == "qwen3_vl") if family in QWEN else [item.token] * item.count
+        ids += _of_qwen(item, draw, timed=family != "qwen2_5_vl") if family in QWEN else [item.token] * item.count
         ids += [draw.randrange(3, 60) for _ in range(draw.randint(1, 3))]
     return ids + [draw.randrange(3, 60) for _ in range(draw.randint(2, 5))], seen
 

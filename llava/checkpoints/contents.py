@@ -45,7 +45,7 @@ _THEIRS = ("video_llava",)
 """`model_type`s under which transformers keeps models that become LLaVA's own here, beside `llava`."""
 _MISTRAL = ("llava_mistral", "mistral")
 # Of the file or the class it was read with, not of the model; and what would choose code instead of numbers: classes
-# that lie beside the weights, and attention kernels, which transformers fetches from the hub and runs.
+# that lie beside the weights, and kernels of attention and experts, which transformers fetches from the hub and runs.
 _NOT_CONFIGURED = (
     "model_type",
     "architectures",
@@ -55,6 +55,9 @@ _NOT_CONFIGURED = (
     "attn_implementation",
     "_attn_implementation",
     "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
     "use_kernels",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")

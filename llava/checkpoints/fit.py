@@ -22,6 +22,8 @@ from transformers.integrations import deepspeed
 
 from llava.checkpoints.lora import ADAPTER_CONFIG_FILE, is_lora_folder
 from llava.checkpoints.transformers_format import PROJECTOR, projector_name
+from llava.checkpoints.transposed import fitted_shapes, fitted_weights, held_as_in_model, saved_as_published
+from llava.model.collectives import whole_shape
 from llava.model.compressed_model import CompressedModel
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.languagebind_towers import NAMES_IN_LANGUAGEBIND
@@ -165,26 +167,40 @@ def require_tower(folder: Path, languagebind: PreTrainedModel | None = None) -> 
     require_fit(held, expected, expected, f"{kind} of these dimensions", _ADVICE, folder)
 
 
-def names_in_model(
-    model: PreTrainedModel, names: Iterable[str], key_mapping: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """What the weights of a file are called in a model, by transformers' rules; without buffers of old versions.
+def shapes_in_model(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that a file's weights get in a model by transformers' rules; without buffers of old versions.
 
     Args:
-        model: that they are for; only its names are looked at.
-        names: names of the weights in the file.
-        key_mapping: renaming of theirs, as for `from_pretrained`.
+        model: that they are for; only its names and shapes are looked at.
+        shapes: of the weights in the file, by their names there.
     """
-    return _renamed(model, names, key_mapping)[0]
+    names, rules = _renamed(model, shapes, None)
+    return fitted_shapes(rules, {names[name]: shapes[name] for name in names}, _shapes(model))
 
 
 def conversions_of(model: PreTrainedModel, files: Sequence[Path]) -> list[Any]:
-    """The rules of renaming that weight files need, to save the model under the same names again.
+    """The rules by which weight files become a model, to save it under the same names again, as it is published.
 
     transformers notes all rules there are where it loads under ZeRO-3, and saves under names of no model then.
+
+    Args:
+        model: model of `on_meta`.
+        files: hold its weights.
+
+    Raises:
+        ValueError: under ZeRO-3, if transformers would transpose weights that lie as the model has them.
     """
-    _, rules = _renamed(model, [name for path in files for name in read_header(path)], None)
-    return [rule for rule in rules if rule.was_used()]
+    shapes = {name: tuple(tensor.shape) for path in files for name, tensor in read_header(path).items()}
+    names, rules = _renamed(model, shapes, None)
+    expected = _shapes(model)
+    lying = held_as_in_model(rules, {names[name]: shapes[name] for name in names}, expected)
+    if lying is not None and deepspeed.is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"{str(files[0].parent)!r} holds {lying!r} as [experts, outputs, inputs], which plain transformers saves, and "
+            "transformers loads it transposed under ZeRO-3. Open the folder and save it anew with open_model(FOLDER)."
+            "model.save_pretrained(TARGET), which writes it as it is published, or train under ZeRO-2."
+        )
+    return saved_as_published([rule for rule in rules if rule.was_used()], expected)
 
 
 def _renamed(
@@ -220,9 +236,10 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
     files, missing = weight_files(folder), dict(model.named_parameters())
     for path in files:
         held = read_state_dict(path)
-        names = names_in_model(model, held)
-        write_weights(model, {names[name]: held[name] for name in names}, path, (), DESCRIBED, _ADVICE)
-        missing = {name: weight for name, weight in missing.items() if name not in names.values()}
+        names, rules = _renamed(model, held, None)
+        fitted = fitted_weights(rules, {names[name]: held[name] for name in names}, _shapes(model))
+        write_weights(model, fitted, path, (), DESCRIBED, _ADVICE)
+        missing = {name: weight for name, weight in missing.items() if name not in fitted}
     if missing:
         raise ValueError(f"{str(folder)!r} lacks {next(iter(missing))!r}, which the model has; it is incomplete.")
 
@@ -264,11 +281,12 @@ def require_same_language_model(config: Any, base: Any, folder: Path) -> None:
 
 def _held(model: PreTrainedModel, files: Sequence[Path], key_mapping: Mapping[str, str] | None) -> dict[str, Held]:
     """What files hold, under the names that the weights get in the model."""
-    found = {}
+    found, expected = {}, _shapes(model)
     for path in files:
         header = read_header(path)
-        for name, renamed in names_in_model(model, header, key_mapping).items():
-            found[renamed] = Held(tuple(header[name].shape), path)
+        names, rules = _renamed(model, header, key_mapping)
+        fitted = fitted_shapes(rules, {names[name]: tuple(header[name].shape) for name in names}, expected)
+        found |= {name: Held(shape, path) for name, shape in fitted.items()}
     return found
 
 
@@ -278,4 +296,4 @@ def _projector_in(path: Path) -> dict[str, Held]:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: whole_shape(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -20,7 +20,7 @@ FAMILIES = {
     "llava-next": ("llava_next",),
     "video-llava": ("video_llava",),
     "qwen2.5-vl": ("qwen2_5_vl",),
-    "qwen3-vl": ("qwen3_vl",),
+    "qwen3-vl": ("qwen3_vl", "qwen3_vl_moe"),
     "llava-onevision": ("llava_onevision",),
 }
 """The `model_type` that transformers (or this project) gives the models of each family; a bare language model is the

@@ -9,7 +9,7 @@ Choosing tokens is not counted: V2V and T2V score without a graph and leave inde
 (`queries: last`) that is less than any layer; with every instruction token voting it is bounded by
 `llava.compression.t2v`, which works in chunks.
 
-Letters: D width, F width of the MLP, q = heads x head_dim, k = key heads x head_dim, H heads, V vocabulary, R LoRA
+Letters: D width, F width of the MLP (of all experts that a token goes through), A their number, E all experts, q = heads x head_dim, k = key heads x head_dim, H heads, V vocabulary, R LoRA
 rank, c bytes of a value in the linear maps, s bytes of a value in the residual stream.
 """
 
@@ -82,6 +82,7 @@ def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, pre
     - norms of queries and keys, where there are such: as much for each of their values
     - attention: queries, keys, values and output, c (2 q + 2 k), and the softmax's float32 normaliser, 4 H
     - MLP: gate, its activation and the other branch, 3 c F
+    - a mixture of experts in its place: that of the experts that a token goes through, and see `_routing`
     - inputs of the linear maps, only where something in them is trained: see `_linear_inputs`
     """
     width, mlp = decoder.width, decoder.mlp
@@ -93,8 +94,18 @@ def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, pre
         norms += FLOAT32 * (queries + keys + decoder.heads + decoder.kv_heads)
         norms += precision.compute * (queries + keys) if trained == "all" else 0
     attention = precision.compute * (2 * queries + 2 * keys) + FLOAT32 * decoder.heads
-    branches = 3 * precision.compute * mlp
+    branches = 3 * precision.compute * mlp + _routing(decoder, precision)
     return norms + attention + branches + _linear_inputs(decoder, trained, adapters, precision)
+
+
+def _routing(decoder: DecoderShape, precision: Precision) -> int:
+    """What sending a token to A experts keeps, by transformers' grouped matrix products; nothing without experts.
+
+    For each of the A what the expert gives and its share, c (D + 1), four indices of 8 bytes and two steps of the share in
+    float32; the probabilities of all E experts in float32.
+    """
+    of_expert = precision.compute * (decoder.width + 1) + 4 * 8 + 2 * FLOAT32
+    return decoder.active * of_expert + FLOAT32 * decoder.experts
 
 
 def _linear_inputs(decoder: DecoderShape, trained: Trained, adapters: Adapters, precision: Precision) -> int:
@@ -103,11 +114,14 @@ def _linear_inputs(decoder: DecoderShape, trained: Trained, adapters: Adapters, 
     - full training: one tensor for q, k and v and one for gate and up, 2 c D, and that of down, c F; o reads the
       attention's output, which is saved already. With a float32 stream autocast casts it once for every map: 5 c D
     - frozen without adapters: none
+    - experts, where they are trained: a copy of the input for each that the token goes to, c A D
     - LoRA: c R for each map; its input as dropout leaves it with the mask, (c + mask) for each input value of each
       map, since every adapter draws its own; without dropout, as in full training
     """
     width, compute = decoder.width, precision.compute
-    shared = compute * (2 * width + decoder.mlp)
+    shared = compute * (2 * width + decoder.mlp + decoder.active * width)
+    if trained == "all" and decoder.experts:
+        return shared + (2 * compute * width if precision.stream != compute else 0)  # cast once for each of q, k and v
     if trained == "all":
         return shared if precision.stream == compute else compute * (5 * width + decoder.mlp)
     if trained == "projector":
@@ -115,7 +129,7 @@ def _linear_inputs(decoder: DecoderShape, trained: Trained, adapters: Adapters, 
     maps = linear_maps(decoder)
     hidden = len(maps) * compute * adapters.rank
     if adapters.dropout == 0:
-        return hidden + shared
+        return hidden + (compute * width if decoder.experts else shared)
     return hidden + (compute + precision.mask) * sum(inputs for inputs, _ in maps)
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Dimensions of a Llama-like language model; `head_norms` if queries and keys have norms of their own (Qwen3)."""
+    """Dimensions of a Llama-like language model.
+
+    Attributes:
+        layers, width, heads, kv_heads, head_dim, vocab: as in transformers.
+        mlp: width inside the MLP; of a mixture of experts inside all that one token goes through together.
+        head_norms: whether queries and keys have norms of their own (Qwen3).
+        experts, active: experts of a layer, and how many of them a token goes through; 0 where layers have one MLP.
+    """
 
     layers: int
     width: int
@@ -19,31 +26,58 @@ class DecoderShape:
     mlp: int
     vocab: int
     head_norms: bool = False
+    experts: int = 0
+    active: int = 0
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
-        """Read the dimensions from a transformers configuration of a Llama-like model."""
+        """Read the dimensions from a transformers configuration of a Llama-like model.
+
+        Raises:
+            ValueError: if only some layers hold a mixture of experts.
+        """
         heads = config.num_attention_heads
+        experts, active = _experts_of(config)
         return cls(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            mlp=config.intermediate_size,
+            mlp=active * config.moe_intermediate_size if experts else config.intermediate_size,
             vocab=config.vocab_size,
             head_norms=str(getattr(config, "model_type", "")).startswith("qwen3"),
+            experts=experts,
+            active=active,
         )
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's linear maps."""
+        """Weights of one layer without its norms; of a mixture those of all experts, and the router's."""
+        return self.passed_parameters + 3 * self.width * self.mlp * (self.experts - self.active) // max(self.active, 1)
+
+    @property
+    def passed_parameters(self) -> int:
+        """Weights of one layer without its norms that one token is multiplied by."""
         attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
-        return attention + 3 * self.width * self.mlp
+        return attention + 3 * self.width * self.mlp + self.width * self.experts
 
     def layer_flops(self, tokens: int) -> int:
         """Forward FLOPs of one layer over a sequence."""
-        return 2 * self.layer_parameters * tokens + 2 * self.heads * self.head_dim * tokens**2
+        return 2 * self.passed_parameters * tokens + 2 * self.heads * self.head_dim * tokens**2
+
+
+def _experts_of(config: Any) -> tuple[int, int]:
+    """Experts of a layer, and how many a token goes through, by a configuration; 0 and 0 where there are none."""
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
+    if not experts:
+        return 0, 0
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        raise ValueError(
+            "Only some layers of this language model hold a mixture of experts (mlp_only_layers or decoder_sparse_step "
+            "in its configuration); costs are known of models whose layers are alike."
+        )
+    return int(experts), int(config.num_experts_per_tok)
 
 
 @dataclass(frozen=True)
@@ -107,7 +141,11 @@ CLIP_L_336 = VisionShape(layers=23, width=1024, mlp=4096, patches=576, patch_val
 
 
 def linear_maps(decoder: DecoderShape) -> tuple[tuple[int, int], ...]:
-    """Inputs and outputs of one layer's maps, in the order q, k, v, o, gate, up, down."""
+    """Inputs and outputs of one layer's maps, in the order q, k, v, o, gate, up, down.
+
+    Experts are none of them: all of a layer are one tensor, which adapters and bitsandbytes leave as it is.
+    """
     queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     width, mlp = decoder.width, decoder.mlp
-    return (width, queries), (width, keys), (width, keys), (queries, width), (width, mlp), (width, mlp), (mlp, width)
+    attention = (width, queries), (width, keys), (width, keys), (queries, width)
+    return attention if decoder.experts else (*attention, (width, mlp), (width, mlp), (mlp, width))

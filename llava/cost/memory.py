@@ -29,6 +29,7 @@ from llava.cost.activations import (
     tower_pass,
     trained_tower,
 )
+from llava.cost.dimensions import linear_maps
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.recipes import Recipe
 from llava.cost.shapes import ModelShape
@@ -241,7 +242,8 @@ def _buffers(setting: RecipeSetting, stage: ZeroStage) -> float:
     - quantised weights: one map at a time, made 16-bit for its product
     """
     width, trained = setting.shape.decoder.width, setting.trained
-    unpacked = HALF * width * setting.shape.decoder.mlp if setting.recipe.bits < 16 else 0
+    largest = max(inputs * outputs for inputs, outputs in linear_maps(setting.shape.decoder))
+    unpacked = HALF * largest if setting.recipe.bits < 16 else 0
     if stage.zero == 0:
         buckets = FLOAT32 * trained if setting.devices > 1 else 0
         return unpacked + HALF * trained + buckets

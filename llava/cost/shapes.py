@@ -193,8 +193,8 @@ class ModelShape:
 
     @property
     def layer_linears(self) -> int:
-        """Weights of all linear maps of all layers: what QLoRA quantises."""
-        return self.decoder.layers * self.decoder.layer_parameters
+        """Weights of all linear maps of all layers: what QLoRA quantises. Experts are none."""
+        return self.decoder.layers * sum(inputs * outputs for inputs, outputs in linear_maps(self.decoder))
 
     @property
     def language(self) -> int:
@@ -202,7 +202,7 @@ class ModelShape:
         if self.counted is not None:
             return self.counted[0]
         norms = (2 * self.decoder.layers + 1) * self.decoder.width
-        return self.embedding + self.head + self.layer_linears + norms
+        return self.embedding + self.head + self.decoder.layers * self.decoder.layer_parameters + norms
 
     @property
     def projector(self) -> int:

@@ -20,6 +20,7 @@ _BUILT_IN = {
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
     "VideoLlavaForConditionalGeneration": "video_llava",
 }
 """Modules of `llava.model.families` by the class they are for; one is imported when it is asked for."""

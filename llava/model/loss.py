@@ -57,6 +57,18 @@ class Targets:
         """int64 [B, T]: the target that each column itself is."""
         return labels_of(self.shifted)
 
+    def share_of(self, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+        """Which part of a step's targets these are: what is a mean of a batch counts by it, so that it adds up to one mean.
+
+        Args:
+            num_items_in_batch: targets of the whole (accumulated) batch; None for this batch alone.
+        """
+        if num_items_in_batch is None:
+            return 1.0
+        if isinstance(num_items_in_batch, Tensor):
+            return self.count / num_items_in_batch.clamp(min=1)
+        return self.count / max(num_items_in_batch, 1)
+
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Targets:
         """The same targets with another tensor, on a device for example."""
         return dataclasses.replace(self, shifted=change(self.shifted))

@@ -18,6 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from llava.compression.layout import TokenLayout
 from llava.model.cache_name import cache_of, named
 from llava.model.columns import hidden_states_at_columns, logits_at_columns, survivor_index
+from llava.model.experts import RouterLoss
 from llava.model.head_loss import SummedLoss, summed_cross_entropy
 from llava.model.loss import Targets, next_token_loss
 
@@ -29,10 +30,12 @@ class LlavaModelOutput(BaseModelOutputWithPast):
     Attributes:
         layouts: what each stage worked on; the last one describes `last_hidden_state`. None while decoding.
         scores: what each drop was ranked by.
+        router_logits: of each layer with experts, [B * L, E], where they were asked for.
     """
 
     layouts: tuple[TokenLayout, ...] | None = None
     scores: tuple[Tensor | None, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -42,11 +45,14 @@ class LlavaCausalLMOutput(CausalLMOutputWithPast):
     `logits` and `hidden_states` stand at the columns of `input_ids`; for LLaVA's own model an `<image>` is one column.
     What a column without a surviving token holds is said in `llava.model.columns`. Where the prompt was given as
     embeddings and their layout, they stand at the positions of the last of `layouts` and of each stage's. `attentions`
-    are each stage's own, [B, heads, L of the stage, L of the stage].
+    are each stage's own, [B, heads, L of the stage, L of the stage], and so are `router_logits`, [B * L, E] of each layer
+    with experts; `aux_loss` is the loss of the routers without its weight (`llava.model.experts`).
     """
 
     layouts: tuple[TokenLayout, ...] | None = None
     scores: tuple[Tensor | None, ...] | None = None
+    aux_loss: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class RequestedOutputs:
         logits_to_keep: which, as in transformers.
         cuts: after how many layers each drop takes place.
         layouts: whether to return the layouts of the stages and what they were ranked by.
+        router: the loss of the routers, where it is asked for.
     """
 
     loss: bool = False
@@ -68,9 +75,17 @@ class RequestedOutputs:
     logits_to_keep: int | Tensor = 0
     cuts: Sequence[int] = ()
     layouts: bool = True
+    router: RouterLoss | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], training: bool, cuts: Sequence[int], layouts: bool) -> RequestedOutputs:
+    def of(
+        cls,
+        given: Mapping[str, Any],
+        training: bool,
+        cuts: Sequence[int],
+        layouts: bool,
+        router: RouterLoss | None = None,
+    ) -> RequestedOutputs:
         """From the arguments of `forward`, by name."""
         loss = given.get("labels") is not None or given.get("shift_labels") is not None
         logits = given.get("return_logits")
@@ -81,6 +96,7 @@ class RequestedOutputs:
             logits_to_keep=_columns_kept(given.get("logits_to_keep")),
             cuts=cuts,
             layouts=layouts,
+            router=router,
         )
 
 
@@ -123,6 +139,11 @@ def with_head(
         items = requested.num_items_in_batch
         with record_function("llava.loss"):
             loss = next_token_loss(head, states, outputs.layouts[-1], targets, items, summed_loss)
+    aux_loss = None
+    if requested.router is not None and outputs.layouts is not None and outputs.router_logits:
+        aux_loss = requested.router.of_logits(outputs.router_logits, outputs.layouts, requested.cuts)
+        if loss is not None and targets is not None:
+            loss = loss + requested.router.weight * targets.share_of(requested.num_items_in_batch) * aux_loss.to(loss)
     if outputs.layouts is None or width is None or _is_identity(outputs.layouts[-1], width):
         if requested.logits:
             logits = head(slice_logits_to_keep(states, requested.logits_to_keep))
@@ -137,6 +158,8 @@ def with_head(
         logits=logits,
         hidden_states=hidden_states,
         attentions=outputs.attentions,
+        aux_loss=aux_loss,
+        router_logits=outputs.router_logits,
         layouts=outputs.layouts if requested.layouts else None,
         scores=outputs.scores if requested.layouts else None,
         **named(cache_of(outputs)),

@@ -23,6 +23,8 @@ from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
 from llava.model.call_checks import check_call, labels_given, text_alone
 from llava.model.columns import given_answer
+from llava.model.experts import ASKED as ROUTERS
+from llava.model.experts import RouterLoss, refuse_beside_padding
 from llava.model.head_loss import SummedLoss, summed_cross_entropy
 from llava.model.host_inputs import on_host, with_host_inputs
 from llava.model.loss import Targets
@@ -68,6 +70,7 @@ class StagedModel(StagedGeneration):
         "Qwen3Model",
         "Qwen2_5_VLTextModel",
         "Qwen3VLTextModel",
+        "Qwen3VLMoeTextModel",
     )
     """Classes of language models whose layers are Llama's in all that the staged decoder touches."""
     crop_orders: ClassVar[tuple[str, ...]] = ("crops", "raster")
@@ -253,6 +256,7 @@ class StagedModel(StagedGeneration):
             self.training,
             compression.t2v.layers if compression.t2v else (),
             self.returns_layouts if own["output_layouts"] is None else bool(own["output_layouts"]),
+            RouterLoss.of(self.decoder, given),
         )
         caching = given.get("use_cache")
         if caching is None:
@@ -262,9 +266,10 @@ class StagedModel(StagedGeneration):
         given = with_host_inputs(given) if filled is None else given
         if check_call(self, on_host(given, inputs), more, own):
             refuse_to_pack(own["packing"])
+            refuse_beside_padding(config, given)
             output = self.stock.forward(self, **text_alone(self, inputs, more))
             return output if requested.logits else dataclasses.replace(output, logits=None)
-        of_layers = _of_layers(more)
+        of_layers = _of_layers(more, given, requested)
         if filled is not None:
             check_compression_behind_cache(filled, chosen, self.compression)
             embeds = inputs.get("inputs_embeds")
@@ -375,10 +380,13 @@ class StagedModel(StagedGeneration):
         return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
 
 
-def _of_layers(more: Mapping[str, Any]) -> dict[str, Any]:
-    """What the stock model would hand to its decoder layers."""
+def _of_layers(more: Mapping[str, Any], given: Mapping[str, Any], requested: RequestedOutputs) -> dict[str, Any]:
+    """What the stock model would hand to its decoder layers, and whether to keep what their routers say."""
     used = ("num_items_in_batch", "use_cache", "shift_labels")
-    return {name: value for name, value in without_packing(more).items() if name not in used}
+    handed = {name: value for name, value in without_packing(more).items() if name not in used}
+    if requested.router is not None or given.get(ROUTERS) is not None:
+        handed[ROUTERS] = requested.router is not None
+    return handed
 
 
 def queries_of(compression: CompressionConfig) -> str:

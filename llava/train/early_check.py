@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llava.train.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
+Shape = tuple[int, ...]
 _ADAM_BYTES = 8  # two float32 values for each trained weight
 
 
@@ -44,14 +45,14 @@ def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
 def require_whole(
     folder: str | Path,
     expected: dict[str, tuple[int, ...]],
-    names_here: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
+    shapes_here: Callable[[Mapping[str, Shape]], Mapping[str, Shape]] | None = None,
 ) -> None:
     """Read the weights of a checkpoint back and compare names and shapes.
 
     Args:
         folder: folder of the checkpoint.
         expected: result of `expected_weights`.
-        names_here: what the weights of a file are called in the model; None where they have the same names.
+        shapes_here: names and shapes that the weights of a file get in the model; None where they have the same.
 
     Raises:
         OSError: if a weight is missing or has another shape; names it.
@@ -63,8 +64,7 @@ def require_whole(
     found: dict[str, tuple[int, ...]] = {}
     for path in _weights_in(folder):
         shapes = read_shapes(path)
-        names = {name: name for name in shapes} if names_here is None else names_here(shapes)
-        found |= {names[name]: shape for name, shape in shapes.items() if name in names}
+        found |= shapes if shapes_here is None else shapes_here(shapes)
     for name, shape in expected.items():
         if found.get(name) != shape:
             was = f"has shape {found[name]}" if name in found else "is missing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.checkpoints.fit import names_in_model, read_weights
+from llava.checkpoints.fit import read_weights, shapes_in_model
 from llava.checkpoints.lora import load_adapters, save_lora, trained_state
 from llava.common.atomic_write import library_write_errors
 from llava.common.child_processes import leave_signals_to_parent
@@ -316,17 +316,17 @@ class LlavaTrainer(FilledSteps):
             written = self._write_checkpoint(staging)
             if self.args.should_save:
                 size = seal(written)
-                require_whole(written, expected, self._names_here)
+                require_whole(written, expected, self._shapes_here)
                 require_resumable(written)
                 require_opens(written, None if self.part == "model" else self.model.config.name_or_path, self.args)
                 trained = sum(math.prod(whole_shape(p)) for p in self.model.parameters() if p.requires_grad)
                 require_room(staging, size, trained, self.is_deepspeed_enabled, self.args.save_total_limit)
 
-    def _names_here(self, names: Iterable[str]) -> dict[str, str]:
-        """What weights of a checkpoint are called in the model that is trained."""
+    def _shapes_here(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes that weights of a checkpoint get in the model that is trained."""
         if self.part == "model" and isinstance(self.model, CompressedModel):
-            return names_in_model(self.model, names)
-        return {name: name for name in names}
+            return shapes_in_model(self.model, shapes)
+        return shapes
 
     def save_final(self, write_report: Callable[[Path], object] | None = None) -> None:
         """Write the trained model to the output folder, file by file only once all of them are whole.

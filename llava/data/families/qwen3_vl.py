@@ -14,9 +14,9 @@ USUAL_RATE = 24.0
 
 
 class Qwen3VLInputs(Qwen2_5_VLInputs):
-    """Inputs of Qwen3-VL."""
+    """Inputs of Qwen3-VL, dense or a mixture of experts."""
 
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     image_inputs = ("pixel_values", "image_grid_thw")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     arguments = (*TEXT_ARGUMENTS, *image_inputs, *video_inputs)

@@ -23,12 +23,10 @@ from llava.model.prefill import Prefill
 from llava.model.stock_forward import forward_like
 
 
-class CompressedQwen3VL(QwenVLFamily, Qwen3VLForConditionalGeneration):
-    """`Qwen3VLForConditionalGeneration` with both stages inside; see `QwenVLFamily`."""
+class Qwen3VLFamily(QwenVLFamily):
+    """What the dense models share with the mixtures of experts: all but the class of transformers."""
 
-    stock = Qwen3VLForConditionalGeneration
     visual_inputs = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "mm_token_type_ids")
-    forward = forward_like(Qwen3VLForConditionalGeneration)
 
     def projectors(self) -> tuple[nn.Module, ...]:
         """The merger at the tower's end, and those of the DeepStack features."""
@@ -79,3 +77,10 @@ class CompressedQwen3VL(QwenVLFamily, Qwen3VLForConditionalGeneration):
             return [()] * len(sizes)
         by_layer = (torch.cat(layer).split(list(sizes)) for layer in outputs.deepstack_features)
         return list(zip(*by_layer, strict=True))
+
+
+class CompressedQwen3VL(Qwen3VLFamily, Qwen3VLForConditionalGeneration):
+    """`Qwen3VLForConditionalGeneration` with both stages inside; see `QwenVLFamily`."""
+
+    stock = Qwen3VLForConditionalGeneration
+    forward = forward_like(Qwen3VLForConditionalGeneration)
