@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_folder import write_pictures
 from tiny_onevision import LINES, write_onevision
 from tiny_qwen import write_qwen
-from tiny_qwen3 import write_qwen3
+from tiny_qwen3 import write_qwen3, write_qwen3_moe
 from tiny_video import write_video_llava
 
 from llava.common.shown import printable
@@ -42,6 +42,7 @@ QUESTION, NEW = "Where is the seven?", 6
 BACKBONES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": write_qwen,
     "qwen3_vl": write_qwen3,
+    "qwen3_vl_moe": write_qwen3_moe,
     "llava_onevision": write_onevision,
     "video_llava": lambda folder: write_video_llava(folder, layers=4, conversation_template="v1"),
     "llava_onevision-lines": lambda folder: write_onevision(folder, template=LINES),

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_llava import COLOURS, write_assets
 from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
-from tiny_qwen3 import write_qwen3
+from tiny_qwen3 import write_qwen3, write_qwen3_moe
 from tiny_vlms import EVERY, FAMILIES, NATIVE, PEBBLES, QWEN, batch, prompt, vlm
 from transformers import AutoModelForImageTextToText
 
@@ -43,7 +43,10 @@ PARTS = {
     "llava_next": (("model.vision_tower",), ("model.multi_modal_projector",)),
     "video_llava": (("model.image_tower", "model.video_tower"), ("model.multi_modal_projector",)),
     "qwen2_5_vl": (("model.visual",), ("model.visual.merger",)),
-    "qwen3_vl": (("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list")),
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe"),
+        (("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list")),
+    ),
     "llava_onevision": (("model.vision_tower",), ("model.multi_modal_projector",)),
     PEBBLES: ((), ("eye",)),
     **dict.fromkeys(NATIVE, (("model.vision_tower",), ("model.mm_projector",))),
@@ -131,6 +134,7 @@ class Backbone:
 BACKBONES = {
     "qwen2_5_vl": Backbone(write_qwen, "visual."),
     "qwen3_vl": Backbone(write_qwen3, "model.visual."),
+    "qwen3_vl_moe": Backbone(write_qwen3_moe, "model.visual."),
     "llava_onevision": Backbone(write_onevision, "vision_tower."),
 }
 ALL = pytest.mark.parametrize("name", BACKBONES)

@@ -33,13 +33,22 @@ from llava.train.arguments import ModelArguments, parse_arguments, resolve_compr
 
 ROOT = Path(__file__).resolve().parents[1]
 # Models as deep as those that presets are made for, and how their `model_type` reads.
-DEEP = {"llava": 32, "llava_next": 32, "video_llava": 32, "qwen2_5_vl": 28, "qwen3_vl": 36, "llava_onevision": 28}
+DEEP = {
+    "llava": 32,
+    "llava_next": 32,
+    "video_llava": 32,
+    "qwen2_5_vl": 28,
+    "qwen3_vl": 36,
+    "qwen3_vl_moe": 48,
+    "llava_onevision": 28,
+}
 OWN = {
     "llava": "llava-1.5",
     "llava_next": "llava-next",
     "video_llava": "video-llava",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
+    "qwen3_vl_moe": "qwen3-vl",
     "llava_onevision": "llava-onevision",
 }
 

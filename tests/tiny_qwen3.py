@@ -1,4 +1,7 @@
-"""A tiny Qwen3-VL as its publisher lays it out: random weights, Qwen's tokenizer class, its processors' files."""
+"""A tiny Qwen3-VL as its publisher lays it out: random weights, Qwen's tokenizer class, its processors' files.
+
+Dense, or a mixture of experts, whose weights are published transposed.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import randomise
 from tiny_qwen import SPECIAL, TEMPLATE, qwen_tokenizer
-from transformers import PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 PIXELS = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
 
 
-def qwen3_config(tokenizer: PreTrainedTokenizerBase, layers: int = 4) -> Qwen3VLConfig:
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+
+
+def qwen3_config(tokenizer: PreTrainedTokenizerBase, layers: int = 4, **text: int) -> Any:
     """Of a model that this tokenizer goes with; DeepStack behind its first two decoder layers."""
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
-    return Qwen3VLConfig(
+    return (Qwen3VLMoeConfig if "num_experts" in text else Qwen3VLConfig)(
         text_config={
+            **text,
             "vocab_size": len(tokenizer),
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -51,12 +65,30 @@ def qwen3_config(tokenizer: PreTrainedTokenizerBase, layers: int = 4) -> Qwen3VL
     )
 
 
-def write_qwen3(folder: Path, layers: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def write_qwen3_moe(folder: Path, layers: int = 4) -> Path:
+    """As `write_qwen3`, of a mixture of experts."""
+    return write_qwen3(folder, layers, **EXPERTS)
+
+
+def transpose_experts(folder: Path) -> None:
+    """Exchange inputs and outputs of the experts in a folder's weights."""
+    path = folder / "model.safetensors"
+    held = load_file(path)
+    turned = {name: held[name].transpose(1, 2).contiguous() for name in held if ".experts." in name}
+    save_file(held | turned, path, {"format": "pt"})
+
+
+def write_qwen3(
+    folder: Path, layers: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0, **text: int
+) -> Path:
     """A folder with weights, tokenizer, template and the files of both processors."""
     tokenizer = qwen_tokenizer()
-    model = Qwen3VLForConditionalGeneration(qwen3_config(tokenizer, layers))
+    model_class = Qwen3VLMoeForConditionalGeneration if text else Qwen3VLForConditionalGeneration
+    model = model_class(qwen3_config(tokenizer, layers, **text))
     randomise(model, seed)
     model.to(dtype).save_pretrained(folder)
+    if text:
+        transpose_experts(folder)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     common: dict[str, Any] = {**PIXELS, "processor_class": "Qwen3VLProcessor"}

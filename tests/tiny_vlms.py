@@ -93,7 +93,7 @@ def vlm(
         model = Qwen3VLForConditionalGeneration(_qwen3_config(layers))
     elif family == "qwen3_vl_moe":
         model = Qwen3VLMoeForConditionalGeneration(_moe_config(layers))
-        model.set_experts_implementation("eager" if dtype == torch.float64 else "grouped_mm")
+        model.set_experts_implementation("batched_mm" if dtype == torch.float64 else "grouped_mm")
     else:
         model = Qwen2_5_VLForConditionalGeneration(_qwen_config(layers))
     model.config._attn_implementation = attention
