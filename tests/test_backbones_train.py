@@ -316,8 +316,9 @@ def test_quantised_layers_train_adapters(place: Path, name: str, bits: int, tmp_
     assert parameters["mm_projector"]["trained"] == parameters["mm_projector"]["all"] > 0
     base, found = opened(place / name).model, opened(tmp_path / "out").model
     (decoder,) = paths_of(base, [base.decoder])
+    maps = 4 if name == "qwen3_vl_moe" else 7  # experts have none, and neither quantised nor adapted weights
     changed = {key for key, weight in found.named_parameters() if not torch.equal(weight, base.get_parameter(key))}
-    assert len([key for key in changed if key.startswith(f"{decoder}.layers.")]) == 4 * 7
+    assert len([key for key in changed if key.startswith(f"{decoder}.layers.")]) == 4 * maps
 
 
 @ALL

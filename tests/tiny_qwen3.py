@@ -78,9 +78,7 @@ def transpose_experts(folder: Path) -> None:
     save_file(held | turned, path, {"format": "pt"})
 
 
-def write_qwen3(
-    folder: Path, layers: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0, **text: int
-) -> Path:
+def write_qwen3(folder: Path, layers: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0, **text: int) -> Path:
     """A folder with weights, tokenizer, template and the files of both processors."""
     tokenizer = qwen_tokenizer()
     model_class = Qwen3VLMoeForConditionalGeneration if text else Qwen3VLForConditionalGeneration

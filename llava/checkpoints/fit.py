@@ -196,9 +196,10 @@ def conversions_of(model: PreTrainedModel, files: Sequence[Path]) -> list[Any]:
     lying = held_as_in_model(rules, {names[name]: shapes[name] for name in names}, expected)
     if lying is not None and deepspeed.is_deepspeed_zero3_enabled():
         raise ValueError(
-            f"{str(files[0].parent)!r} holds {lying!r} as [experts, outputs, inputs], which plain transformers saves, and "
-            "transformers loads it transposed under ZeRO-3. Open the folder and save it anew with open_model(FOLDER)."
-            "model.save_pretrained(TARGET), which writes it as it is published, or train under ZeRO-2."
+            f"{str(files[0].parent)!r} holds {lying!r} as [experts, outputs, inputs], which plain transformers saves, "
+            "and transformers loads it transposed under ZeRO-3. Open the folder and save it anew with "
+            "open_model(FOLDER).model.save_pretrained(TARGET), which writes it as it is published, or train under "
+            "ZeRO-2."
         )
     return saved_as_published([rule for rule in rules if rule.was_used()], expected)
 

@@ -19,6 +19,7 @@ from llava.checkpoints.processors import processor_of
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
+from llava.model.experts import experts_of
 from llava.model.families.llava import LlavaLlamaForCausalLM
 from llava.model.finite import not_finite, require_finite_model
 from llava.model.parts import paths_of
@@ -169,11 +170,17 @@ def resolve(
 
 
 def never_quantised(checkpoint: Checkpoint) -> list[str]:
-    """Modules of a whole model that stay in 16 bits: towers, projectors and the head.
+    """Modules of a whole model that stay in 16 bits: towers, projectors and the head. A warning says so of experts.
 
     Their whole paths from the model's root: transformers does not look for a name in the middle of a path.
     """
     model: Any = on_meta(checkpoint.family or LlavaLlamaForCausalLM, checkpoint.config)
+    if experts_of(model.decoder):
+        logger.warning(
+            "The experts of %s stay in 16 bits, as does the router: all experts of a layer are one tensor, and "
+            "bitsandbytes quantises linear maps, which are those of attention here.",
+            checkpoint.folder,
+        )
     return [*paths_of(model, (*model.vision_towers(), *model.projectors())), "lm_head"]
 
 

@@ -1,8 +1,8 @@
 """Weights that files may hold transposed: of Qwen3-VL's experts, published as [experts, inputs, outputs].
 
-transformers holds them as [experts, outputs, inputs], transposes them where it loads another shape than the model's, and
-saves them as it holds them. Under ZeRO-3 it sees no shapes and always transposes. So models that are opened here save
-them as they are published, which every program opens.
+transformers holds them as [experts, outputs, inputs], transposes them where it loads another shape than the model's,
+and saves them as it holds them. Under ZeRO-3 it sees no shapes and always transposes. So models that are opened here
+save them as they are published, which every program opens.
 
 Where both shapes are the same (as many inputs as outputs) nothing is transposed, as in transformers.
 """
@@ -30,7 +30,9 @@ def fitted_shapes(rules: Sequence[Any], held: Mapping[str, Shape], expected: Map
     return {name: _swapped(held[name], turned[name]) if name in turned else held[name] for name in held}
 
 
-def fitted_weights(rules: Sequence[Any], held: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+def fitted_weights(
+    rules: Sequence[Any], held: Mapping[str, Tensor], expected: Mapping[str, Shape]
+) -> dict[str, Tensor]:
     """A file's weights as transformers loads them; arguments as in `fitted_shapes`."""
     turned = _turned(rules, {name: tuple(held[name].shape) for name in held}, expected)
     return {name: held[name].transpose(*turned[name]) if name in turned else held[name] for name in held}

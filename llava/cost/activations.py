@@ -9,8 +9,9 @@ Choosing tokens is not counted: V2V and T2V score without a graph and leave inde
 (`queries: last`) that is less than any layer; with every instruction token voting it is bounded by
 `llava.compression.t2v`, which works in chunks.
 
-Letters: D width, F width of the MLP (of all experts that a token goes through), A their number, E all experts, q = heads x head_dim, k = key heads x head_dim, H heads, V vocabulary, R LoRA
-rank, c bytes of a value in the linear maps, s bytes of a value in the residual stream.
+Letters: D width, F width of the MLP (of all experts that a token goes through), A their number, E that of all experts,
+q = heads x head_dim, k = key heads x head_dim, H heads, V vocabulary, R LoRA rank, c bytes of a value in the linear
+maps, s bytes of a value in the residual stream.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def layer_bytes(decoder: DecoderShape, trained: Trained, adapters: Adapters, pre
 def _routing(decoder: DecoderShape, precision: Precision) -> int:
     """What sending a token to A experts keeps, by transformers' grouped matrix products; nothing without experts.
 
-    For each of the A what the expert gives and its share, c (D + 1), four indices of 8 bytes and two steps of the share in
-    float32; the probabilities of all E experts in float32.
+    For each of the A what the expert gives and its share, c (D + 1), four indices of 8 bytes and two steps of the share
+    in float32; the probabilities of all E experts in float32.
     """
     of_expert = precision.compute * (decoder.width + 1) + 4 * 8 + 2 * FLOAT32
     return decoder.active * of_expert + FLOAT32 * decoder.experts

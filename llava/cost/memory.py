@@ -238,7 +238,8 @@ def _buffers(setting: RecipeSetting, stage: ZeroStage) -> float:
     - stage 0: autocast's 16-bit copies of the trained weights in use, 2 bytes, and on several devices the
       gradient buckets of DistributedDataParallel, 4 bytes a trained weight (torch, `gradient_as_bucket_view`)
     - stages 1 and 2: two 16-bit buckets (`overlap_comm`) of `reduce_bucket_size`, which transformers sets to D x D
-    - stage 3: gathered 16-bit weights, at most `stage3_max_live_parameters`, and the two buckets
+    - stage 3: gathered 16-bit weights, at most `stage3_max_live_parameters` (or one layer, whose experts are gathered
+      together), and the two buckets
     - quantised weights: one map at a time, made 16-bit for its product
     """
     width, trained = setting.shape.decoder.width, setting.trained
@@ -247,9 +248,9 @@ def _buffers(setting: RecipeSetting, stage: ZeroStage) -> float:
     if stage.zero == 0:
         buckets = FLOAT32 * trained if setting.devices > 1 else 0
         return unpacked + HALF * trained + buckets
-    gathered = HALF * min(MAX_LIVE, setting.shape.total) if stage.zero == 3 and setting.devices > 1 else 0
-    if stage.offload:
-        gathered = HALF * min(MAX_LIVE, setting.shape.total)
+    gathered = 0
+    if stage.offload or (stage.zero == 3 and setting.devices > 1):
+        gathered = HALF * min(max(MAX_LIVE, setting.shape.decoder.layer_parameters), setting.shape.total)
     return unpacked + gathered + 2 * HALF * width * width
 
 

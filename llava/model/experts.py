@@ -45,8 +45,8 @@ class RouterLoss:
             decoder: language model without head.
             given: arguments of `forward` by name.
         """
-        layers = tuple(number for number, layer in enumerate(decoder.layers) if hasattr(getattr(layer, "mlp", None), "experts"))
-        if not layers or not is_asked(decoder.config, given):
+        layers = experts_of(decoder) if is_asked(decoder.config, given) else ()
+        if not layers:
             return None
         return cls(decoder, layers, decoder.config.router_aux_loss_coef)
 
@@ -84,6 +84,12 @@ class RouterLoss:
                     "with use_reentrant; give --activation_checkpointing_kwargs '{\"use_reentrant\": false}' (the "
                     "default), or leave output_router_logits out."
                 )
+
+
+def experts_of(decoder: Any) -> tuple[int, ...]:
+    """0-based numbers of the layers of a language model that hold experts."""
+    layers = enumerate(decoder.layers)
+    return tuple(number for number, layer in layers if hasattr(getattr(layer, "mlp", None), "experts"))
 
 
 def is_asked(config: Any, given: Mapping[str, Any]) -> bool:

@@ -58,7 +58,7 @@ class Targets:
         return labels_of(self.shifted)
 
     def share_of(self, num_items_in_batch: Tensor | int | None) -> Tensor | float:
-        """Which part of a step's targets these are: what is a mean of a batch counts by it, so that it adds up to one mean.
+        """Which part of a step's targets these are: by it a mean of a batch counts, so that means add up to one mean.
 
         Args:
             num_items_in_batch: targets of the whole (accumulated) batch; None for this batch alone.

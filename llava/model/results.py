@@ -45,8 +45,8 @@ class LlavaCausalLMOutput(CausalLMOutputWithPast):
     `logits` and `hidden_states` stand at the columns of `input_ids`; for LLaVA's own model an `<image>` is one column.
     What a column without a surviving token holds is said in `llava.model.columns`. Where the prompt was given as
     embeddings and their layout, they stand at the positions of the last of `layouts` and of each stage's. `attentions`
-    are each stage's own, [B, heads, L of the stage, L of the stage], and so are `router_logits`, [B * L, E] of each layer
-    with experts; `aux_loss` is the loss of the routers without its weight (`llava.model.experts`).
+    are each stage's own, [B, heads, L of the stage, L of the stage], and so are `router_logits`, [B * L, E] of each
+    layer with experts; `aux_loss` is the loss of the routers without its weight (`llava.model.experts`).
     """
 
     layouts: tuple[TokenLayout, ...] | None = None

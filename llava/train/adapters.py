@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llava.checkpoints.lora import ADAPTED, ADAPTER_CONFIG_FILE, adapted_by, load_adapters, lora_targets
+from llava.model.experts import experts_of
 from llava.model.parts import projector_weights
 from llava.train.arguments import TrainingArguments
 
@@ -115,13 +116,33 @@ def same_folder(one: str, other: str) -> bool:
     return Path(one).is_dir() and Path(other).is_dir() and os.path.samefile(one, other)
 
 
+def _require_maps(model: Any, args: TrainingArguments) -> None:
+    """Refuse maps that were asked for and that the language model lacks; warn of those among the usual ones."""
+    there = {name.rsplit(".", 1)[-1] for name, _ in model.decoder.layers.named_modules()}
+    absent = [name for name in adapted_maps(args) if name not in there]
+    if not absent:
+        return
+    why = "all experts of a layer are one tensor" if experts_of(model.decoder) else "its layers name others"
+    said = f"The language model has no linear maps {', '.join(absent)}: {why}, which adapters leave as it is."
+    if "lora_target_modules" in args.given:
+        having = ",".join(name.removesuffix("_proj") for name in ADAPTED if name in there)
+        raise ValueError(
+            f"--lora_target_modules is {args.lora_target_modules!r}. {said} Give --lora_target_modules {having}."
+        )
+    logger.warning("%s", said)
+
+
 def add_lora(model: Any, args: TrainingArguments) -> Any:
     """Put adapters around a model whose weights are frozen or trained as chosen already; returns peft's model.
 
     The language model is frozen whatever was chosen; what else is trained (projector, tower) goes on to be.
+
+    Raises:
+        ValueError: if `--lora_target_modules` names a linear map that no layer of the language model has.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    _require_maps(model, args)
     beside = chain(projector_weights(model).values(), *(tower.parameters() for tower in model.vision_towers()))
     trained = [weight for weight in beside if weight.requires_grad]
     config = LoraConfig(
