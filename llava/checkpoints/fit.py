@@ -282,7 +282,8 @@ def require_same_language_model(config: Any, base: Any, folder: Path) -> None:
 
 def _held(model: PreTrainedModel, files: Sequence[Path], key_mapping: Mapping[str, str] | None) -> dict[str, Held]:
     """What files hold, under the names that the weights get in the model."""
-    found, expected = {}, _shapes(model)
+    found: dict[str, Held] = {}
+    expected = _shapes(model)
     for path in files:
         header = read_header(path)
         names, rules = _renamed(model, header, key_mapping)

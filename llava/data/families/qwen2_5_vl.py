@@ -22,7 +22,7 @@ FRAMES_A_SECOND = 2.0
 class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
     """Inputs of Qwen2.5-VL; a medium's mark is the whole of `<|vision_start|>`, its placeholders, `<|vision_end|>`."""
 
-    model_types = ("qwen2_5_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
     image_inputs = ("pixel_values", "image_grid_thw")
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
     arguments: ClassVar[tuple[str, ...]] = (*TEXT_ARGUMENTS, *image_inputs, *video_inputs)
