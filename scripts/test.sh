@@ -36,6 +36,8 @@ if [ "$dry_run" = 1 ]; then PYTHON=${PYTHON:-python}; else setup_environment tes
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait starve others on a busy machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+compiled="${PYTHON%/bin/*}/torch_extensions" # see deepspeed_operation in scripts/lib/setup.sh
+if [ -d "$compiled" ]; then export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$compiled}"; fi
 
 # A process takes a whole file, since tests of a file share what they trained; tests/conftest.py puts the longest first.
 # A process needs about 1 GiB, and so does each of the two that a distributed test starts.
@@ -65,7 +67,8 @@ check() {
     fi
 }
 
-# begin NAME COMMAND...: starts a check of style, all of which run at once; `check NAME outcome NAME` waits for it.
+# begin NAME COMMAND...: starts a check of style, all of which run at once; `check NAME outcome NAME` waits for it. The two
+# that take longer than a few seconds end beside the tests, which leave a core idle now and then.
 begin() {
     local name=$1
     shift
@@ -74,7 +77,6 @@ begin() {
         return
     fi
     "$@" >"$outputs/$name" 2>&1 &
-    begun+=("$name")
     processes[$name]=$!
 }
 
@@ -85,6 +87,11 @@ outcome() {
     return "$status"
 }
 
+# waited_for NAME: prints a check of style that was begun; in a dry run there is none.
+waited_for() {
+    if [ "$dry_run" = 0 ]; then check "$1" outcome "$1"; fi
+}
+
 stop_all() {
     local left
     left=$(jobs -pr)
@@ -93,7 +100,6 @@ stop_all() {
     rm -r "$outputs"
 }
 
-begun=()
 declare -A processes
 if [ "$dry_run" = 0 ]; then
     outputs=$(mktemp -d)
@@ -105,8 +111,9 @@ begin "mypy" "$PYTHON" -m mypy
 begin "imports" lint-imports --no-logo --no-cache
 begin "ruff check" "$PYTHON" -m ruff check .
 begin "ruff format" "$PYTHON" -m ruff format --check .
-for name in "${begun[@]}"; do check "$name" outcome "$name"; done
+for name in imports "ruff check" "ruff format"; do waited_for "$name"; done
 check "pytest" "$PYTHON" -m pytest "$@"
+for name in shellcheck mypy; do waited_for "$name"; done
 
 if [ "$dry_run" = 1 ]; then exit 0; fi
 if [ "${#failed[@]}" -gt 0 ]; then

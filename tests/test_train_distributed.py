@@ -25,7 +25,7 @@ from llava.train.manifest import seal
 from llava.train.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 20
+STEPS = 8
 LORA: dict[str, object] = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 pytestmark = pytest.mark.slow
 

@@ -157,6 +157,14 @@ hadolint_if_any() {
         say "  hadolint could not be installed; the tests that need it are skipped"
 }
 
+# deepspeed_operation VENV: the operation that DeepSpeed on CPUs compiles on first use, a minute of one core, in a folder
+# of this environment: elsewhere another environment's build would replace it, and this one's that in turn.
+deepspeed_operation() {
+    TORCH_EXTENSIONS_DIR="$1/torch_extensions" DS_ACCELERATOR=cpu PATH="$1/bin:$PATH" "$1/bin/python" -c \
+        'from deepspeed.ops.op_builder import ShareMemCommBuilder; ShareMemCommBuilder().load()' >/dev/null 2>&1 ||
+        say "  DeepSpeed's operation for CPUs could not be compiled; the first test that needs it says why"
+}
+
 # borrow_torch BASE PYTHON: where BASE is itself a virtual environment, --system-site-packages does not reach its
 # packages; a path file does.
 borrow_torch() {
@@ -186,8 +194,10 @@ make_environment() {
     if [ "${#options[@]}" -gt 0 ]; then borrow_torch "$base" "$venv/bin/python"; fi
     install_packages "$venv" "$@"
     if [ "$group" = test ]; then
+        deepspeed_operation "$venv" &
         torchvision_apart "$venv"
         hadolint_if_any "$venv"
+        wait $!
     fi
     fingerprint "$group" >"$venv/.ready-$group"
 }
