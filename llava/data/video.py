@@ -192,7 +192,7 @@ def _from_video(path: Path, choose: FrameChoice, opening: str) -> Frames:
         return _picture(frame, opening)
 
     try:
-        taken, numbers, index = decode_frames(path, choose, keep)
+        taken, numbers, index = decode_frames(path, choose, keep, Image.fromarray)
     except av.FFmpegError as error:
         raise ValueError(error) from error
     return Frames(tuple(taken[number] for number in numbers), tuple(numbers), index.total, index.fps)

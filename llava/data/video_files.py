@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from llava.common.image_headers import UnfitFileError
 from llava.common.image_limits import ImageLimitError
+from llava.data.video_torchcodec import SAME_COLOURS, frames_like, torchcodec_decoder
 
 Kept = TypeVar("Kept")
 MOST_FRAME_PIXELS = 8192 * 4352
@@ -39,12 +42,16 @@ class VideoIndex:
         fps: frames a second; None where the file does not say.
         times: presentation time of each frame in the stream's unit, ascending; None where it is not exact to jump.
         keys: numbers of the key frames, ascending; empty without times.
+        stream: number of the stream in the file.
+        unit: seconds of the stream's unit of time.
     """
 
     total: int
     fps: float | None
     times: Sequence[int] | None = None
     keys: Sequence[int] = ()
+    stream: int = 0
+    unit: float = 0.0
 
 
 class _InexactError(Exception):
@@ -52,7 +59,10 @@ class _InexactError(Exception):
 
 
 def decode_frames(
-    path: Path, choose: Callable[[int, float | None], list[int]], keep: Callable[[Any, int], Kept]
+    path: Path,
+    choose: Callable[[int, float | None], list[int]],
+    keep: Callable[[Any, int], Kept],
+    keep_pixels: Callable[[np.ndarray], Kept],
 ) -> tuple[dict[int, Kept], list[int], VideoIndex]:
     """The chosen frames of a video file.
 
@@ -60,6 +70,7 @@ def decode_frames(
         path: the file.
         choose: says which frames to take, from how many there are and how many a second.
         keep: called with each chosen frame, as PyAV has it, and their number; returns what is kept of it.
+        keep_pixels: called with a chosen frame as torchcodec has it, uint8 [H, W, 3]; it needs no turning.
 
     Returns:
         what is kept, by number of the frame; the chosen numbers; the index. Where the file ends before its packets
@@ -78,7 +89,8 @@ def decode_frames(
     taken: dict[int, Kept] | None = None
     if index.times is not None:
         try:
-            taken = _jump(av, path, index, numbers, keep)
+            taken = _with_torchcodec(av, path, index, numbers, keep, keep_pixels)
+            taken = _jump(av, path, index, numbers, keep) if taken is None else taken
         except _InexactError:
             taken = None
     return (_read_on(av, path, numbers, keep) if taken is None else taken), chosen, index
@@ -126,6 +138,7 @@ def _read_index(av: Any, path: Path) -> VideoIndex:
     with _open(av, path) as container:
         stream = _stream(container)
         fps = None if not stream.average_rate else float(stream.average_rate)
+        number, unit = stream.index, float(stream.time_base or 0)
         exact = not _SEEKABLE.isdisjoint(container.format.name.split(","))
         exact = exact and stream.codec_context.codec.canonical_name in _ONE_EACH
         total, times, keys = 0, array("q"), array("q")
@@ -141,10 +154,10 @@ def _read_index(av: Any, path: Path) -> VideoIndex:
                     keys.append(packet.pts)
     ordered = sorted(times) if exact else []
     starts = set(keys)
-    numbers = [number for number, time in enumerate(ordered) if time in starts]
-    if not numbers or numbers[0] != 0 or len(set(ordered)) != total:
+    at = [place for place, time in enumerate(ordered) if time in starts]
+    if not at or at[0] != 0 or len(set(ordered)) != total:
         return VideoIndex(max(total, 1), fps)
-    return VideoIndex(total, fps, ordered, numbers)
+    return VideoIndex(total, fps, ordered, at, number, unit)
 
 
 def _jump(
@@ -168,6 +181,32 @@ def _jump(
             taken[number] = keep(_frame_at(frames, index.times[number]), len(numbers))
             at = number + 1
     return taken
+
+
+def _with_torchcodec(
+    av: Any,
+    path: Path,
+    index: VideoIndex,
+    numbers: Sequence[int],
+    keep: Callable[[Any, int], Kept],
+    keep_pixels: Callable[[np.ndarray], Kept],
+) -> dict[int, Kept] | None:
+    """As `_jump`, all frames but the first by torchcodec; None where PyAV is to decode them all."""
+    decoder = torchcodec_decoder()
+    if decoder is None or len(numbers) < 2:
+        return None
+    assert index.times is not None
+
+    def looked_at(frame: Any, _: int) -> tuple[Any, Kept]:
+        return frame, keep(frame, len(numbers))
+
+    frame, first = _jump(av, path, index, numbers[:1], looked_at)[numbers[0]]
+    if frame.format.name not in SAME_COLOURS or any(data.type.name == "DISPLAYMATRIX" for data in frame.side_data):
+        return None
+    seconds = {number: index.times[number] * index.unit for number in numbers}
+    pixels = frame.to_ndarray(format="rgb24")
+    taken = frames_like(decoder, path, index.stream, seconds, index.total, pixels, keep_pixels)
+    return None if taken is None else taken | {numbers[0]: first}
 
 
 def _frame_at(frames: Iterator[Any], time: int) -> Any:
