@@ -320,6 +320,12 @@ def test_flags_that_do_not_fit_are_a_sentence(words: list[str], sentence: str, c
     assert sentence in capsys.readouterr().err
 
 
+def test_a_model_in_transformers_format_is_a_sentence(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {}, "text_config": {}}')
+    assert main(["--shape", str(tmp_path), "--device", "cpu"]) == 2
+    assert "holds a qwen2_5_vl" in (said := capsys.readouterr().err) and "llava.eval.cost" in said
+
+
 @pytest.mark.slow
 def test_a_whole_recipe_is_timed_with_its_data_its_optimizer_and_its_saving(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "budget.yaml").write_text(BUDGET)

@@ -30,8 +30,9 @@ from llava.cost.machine import measured_on, usable_cores
 from llava.cost.medium_flags import add_medium_flags, asked_medium
 from llava.cost.seen_media import usual_medium
 from llava.inference.loading_flags import best_device, check_device
+from llava.model.llava_config import LlavaConfig
 from llava.model.packing import PACKING
-from llava.model.random_weights import SHAPES, random_model
+from llava.model.random_weights import SHAPES, random_config, random_model
 
 _OF_FAMILIES = {
     "llava-1.5": ("duet-192", "duet-128", "duet-64"),
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads or usable_cores())
         torch.manual_seed(0)
         dtype = getattr(torch, options.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+        _require_own_format(options.shape)
         model = random_model(options.shape, device, dtype)
         document = _measure(options, model, device)
     except (ValueError, OSError) as error:
@@ -165,6 +167,16 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--lengths says how long the rows are, so give one --text.")
 
 
+def _require_own_format(shape: str) -> None:
+    """Raise ValueError for a folder of a model that is not in LLaVA's own format, whose batches are not made here."""
+    config = random_config(shape)
+    if not isinstance(config, LlavaConfig):
+        raise ValueError(
+            f"--shape is {shape!r}, which holds a {config.model_type}; here models in LLaVA's own format are timed. "
+            f"python -m llava.eval.cost --model-path {shape} times every family."
+        )
+
+
 def _in_words(clock: str) -> str:
     return "the clock on the wall" if clock == "wall" else "processor seconds of the one thread"
 
@@ -188,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         "they leave, with random weights. What others are compared with is `none` on padded rows. Nothing is "
         "downloaded.",
     )
-    parser.add_argument("--shape", required=True, help=f"{', '.join(SHAPES)}, or a folder with a config.json")
+    parser.add_argument("--shape", required=True, help=f"{', '.join(SHAPES)}, or the folder of a LLaVA")
     for flag, choices, default, text in (
         ("--mode", tuple(MODES), ["prefill"], "what is timed"),
         ("--text", TEXTS, ["equal"], "rows of one length, or of lengths as in instruction data"),
