@@ -51,6 +51,31 @@ class LigerSwiGLUMLP(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+rotated: list[tuple[int, ...]] = []
+"""Shape of the queries of every call of `liger_rotary_pos_emb`."""
+
+
+def liger_rotary_pos_emb(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As Liger's: reads the left half of cos and sin alone."""
+    rotated.append(tuple(q.shape))
+    half = q.shape[-1] // 2
+    cos, sin = cos[..., :half].unsqueeze(unsqueeze_dim), sin[..., :half].unsqueeze(unsqueeze_dim)
+
+    def turned(states: Tensor) -> Tensor:
+        left, right = states[..., :half], states[..., half:]
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+    return turned(q), turned(k)
+
+
 class LigerFusedLinearCrossEntropyLoss(nn.Module):
     calls: list[tuple[int, int]] = []  # noqa: RUF012
     """Positions and vocabulary of every loss computed."""
@@ -82,9 +107,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if `liger-kernel` and `triton` were installed, until the test ends."""
     names = ("liger_kernel", "liger_kernel.transformers", "triton")
     package, inner, triton = (types.ModuleType(name) for name in names)
-    for name in ("LigerRMSNorm", "LigerSwiGLUMLP", "LigerFusedLinearCrossEntropyLoss"):
+    for name in ("LigerRMSNorm", "LigerSwiGLUMLP", "LigerFusedLinearCrossEntropyLoss", "liger_rotary_pos_emb"):
         setattr(inner, name, globals()[name])
     for module in (package, inner, triton):
         module.__spec__ = ModuleSpec(module.__name__, None)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(LigerFusedLinearCrossEntropyLoss, "calls", [])
+    rotated.clear()

@@ -14,7 +14,14 @@ import torch
 import torch._dynamo as dynamo
 import transformers.models.llama.modeling_llama as modeling_llama
 from distributed import losses, weights
-from liger_stand_in import LigerFusedLinearCrossEntropyLoss, LigerRMSNorm, LigerSwiGLUMLP, installed
+from liger_stand_in import (
+    LigerFusedLinearCrossEntropyLoss,
+    LigerRMSNorm,
+    LigerSwiGLUMLP,
+    installed,
+    liger_rotary_pos_emb,
+    rotated,
+)
 from tiny import DUET, chat, collate, pixels, tiny_llava
 from tiny_llava import flags, write_assets
 from tiny_vlms import FAMILIES, batch, prompt, vlm
@@ -71,7 +78,7 @@ def test_liger_takes_the_decoder_of_one_model_and_leaves_every_other_as_it_was(
     assert list(model.state_dict()) == names
     assert sorted(pointers) == sorted(weight.data_ptr() for weight in model.parameters())
     assert_alike(train_step(model, inputs), expected, 1e-5)
-    assert len(LigerFusedLinearCrossEntropyLoss.calls) == 1
+    assert len(LigerFusedLinearCrossEntropyLoss.calls) == 1 and len(rotated) == len(model.decoder.layers)
     layers = model.decoder.layers
     found = [type(module) for module in model.decoder.modules()]
     heads = 2 * len(layers) * hasattr(layers[0].self_attn, "q_norm")
@@ -80,7 +87,7 @@ def test_liger_takes_the_decoder_of_one_model_and_leaves_every_other_as_it_was(
     assert [type(module) for tower in model.vision_towers() for module in tower.modules()] == towers
     assert [type(module) for module in plain.modules()] == kinds
     assert_alike(train_step(plain, inputs), expected, 1e-6)
-    assert len(LigerFusedLinearCrossEntropyLoss.calls) == 1
+    assert len(LigerFusedLinearCrossEntropyLoss.calls) == 1 and len(rotated) == len(layers)
 
 
 def test_liger_changes_nothing_in_transformers_and_new_models_have_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +111,8 @@ def test_a_copy_of_a_model_with_liger_is_its_own(monkeypatch: pytest.MonkeyPatch
     inputs = collate(rows, labels=True) | {"images": pixels(1, dtype=torch.float32)}
     assert_alike(train_step(copied, inputs), train_step(model, inputs), 0)
     assert copied.decoder.norm.weight.data_ptr() != model.decoder.norm.weight.data_ptr()
+    copied.decoder.layers[0].self_attn.q_proj.weight.data.zero_()
+    assert copied(**inputs).loss != model(**inputs).loss, "its attention is its own, too"
 
 
 def test_where_liger_cannot_run_a_sentence_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +137,10 @@ def test_decoders_that_liger_would_compute_otherwise_are_refused_and_stay_whole(
     with pytest.raises(ValueError, match="the LlavaLlamaModel holds LayerNorm instead of LlamaRMSNorm"):
         use_liger(model)
     assert not any(isinstance(module, LigerRMSNorm | LigerSwiGLUMLP) for module in model.modules())
+    model = tiny_llava(dtype=torch.float32)
+    model.decoder.layers[1].self_attn.forward = lambda *arguments, **options: None
+    with pytest.raises(ValueError, match="holds LlamaAttention, which does not call apply_rotary_pos_emb"):
+        use_liger(model)
 
     class OtherModel(nn.Module):
         decoder = nn.Module()
@@ -170,6 +183,8 @@ def test_the_kernels_of_liger_give_the_losses_and_gradients_of_torch(family: str
         for method in ("__init__", "forward"):
             theirs = inspect.signature(getattr(getattr(real, ours.__name__), method)).parameters
             assert list(inspect.signature(getattr(ours, method)).parameters) == list(theirs)
+    theirs = inspect.signature(real.liger_rotary_pos_emb).parameters
+    assert list(inspect.signature(liger_rotary_pos_emb).parameters) == list(theirs)
     plain, model = (compress(vlm(family, torch.float32), BUDGET).train().to(GPU) for _ in range(2))
     inputs = {name: value.to(GPU) if isinstance(value, Tensor) else value for name, value in inputs_of(family).items()}
     use_liger(model)

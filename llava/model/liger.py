@@ -1,10 +1,10 @@
-"""Kernels of `liger-kernel` in one model: RMSNorm, SwiGLU, and the head fused with its cross entropy.
+"""Kernels of `liger-kernel` in one model: RMSNorm, SwiGLU, rotary positions, and the head fused with its cross entropy.
 
 `liger_kernel.transformers._apply_liger_kernel_to_instance`, which transformers' Trainer calls for
 `--use_liger_kernel`, also exchanges classes and functions of transformers' modules, for every model of the process,
 and replaces the instance's `forward`, which drops visual tokens here. So only modules of this instance are exchanged,
-for Liger's public ones with the same weights under the same names. Liger's rotary embedding is left out: attention
-calls `apply_rotary_pos_emb` of its module, which cannot be exchanged for one instance.
+for Liger's public ones with the same weights under the same names. Attention calls `apply_rotary_pos_emb` by name: the
+instance's `forward` is that of its class with Liger's function under this name, the class and its module stay.
 
 Read against liger-kernel 0.8.5.
 """
@@ -12,7 +12,9 @@ Read against liger-kernel 0.8.5.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ DECODERS = {
 }
 """Decoders it is applied to (and classes made of them), and their classes that Liger's modules compute the same as."""
 _NORMS_OF_HEADS = ("q_norm", "k_norm")
+_ROTARY = "apply_rotary_pos_emb"
 
 
 def require_liger(device: torch.device) -> None:
@@ -60,7 +63,7 @@ def require_liger(device: torch.device) -> None:
 
 
 def use_liger(model: Any) -> None:
-    """Exchange the norms and MLPs of a model's decoder for Liger's, and its loss for the fused one.
+    """Exchange norms, MLPs and rotary positions of a model's decoder for Liger's, and its loss for the fused one.
 
     Weights keep their names and are the same tensors. Towers stay as they are: they are frozen or short beside the
     decoder. Call it before adapters are added, hooks are registered or layers are compiled.
@@ -71,7 +74,7 @@ def use_liger(model: Any) -> None:
     Raises:
         ValueError: if its decoder is of a class that is not known, or has modules of other classes; nothing is changed.
     """
-    from liger_kernel.transformers import LigerRMSNorm, LigerSwiGLUMLP
+    from liger_kernel.transformers import LigerRMSNorm, LigerSwiGLUMLP, liger_rotary_pos_emb
 
     decoder = model.decoder
     norms, mlps = _known_modules(decoder)
@@ -89,8 +92,14 @@ def use_liger(model: Any) -> None:
         for name in ("gate_proj", "up_proj", "down_proj"):
             setattr(new, name, getattr(old, name))
         holder.mlp = new.train(old.training)
+        _rotate_by(liger_rotary_pos_emb, holder.self_attn)
     model.summed_loss = fused_cross_entropy
-    logger.info("Liger: %d norms, %d MLPs and the loss of the %s.", len(norms), len(mlps), type(decoder).__name__)
+    logger.info(
+        "Liger: %d norms, %d MLPs, their rotary positions and the loss of the %s.",
+        len(norms),
+        len(mlps),
+        type(decoder).__name__,
+    )
 
 
 def _known_modules(decoder: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
@@ -111,6 +120,9 @@ def _known_modules(decoder: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
     found = {(norm, type(getattr(holder, name)).__name__) for holder, name in norms}
     found |= {(mlp, type(layer.mlp).__name__) for layer in layers}
     others = sorted(f"{other} instead of {expected}" for expected, other in found if other != expected)
+    others += sorted(
+        {f"{type(part).__name__}, which does not call {_ROTARY}" for part in attentions if not _calls_rotary(part)}
+    )
     if others:
         raise ValueError(f"--use_liger_kernel: the {kind} holds {', '.join(others)}. Leave it out.")
     if decoder.config.hidden_act not in ("silu", "swish"):
@@ -119,6 +131,26 @@ def _known_modules(decoder: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
             "computes 'silu'. Leave it out."
         )
     return norms, layers
+
+
+def _calls_rotary(attention: nn.Module) -> bool:
+    """Whether the forward of an attention module is its class's own, and calls the function that is exchanged."""
+    code = getattr(type(attention).forward, "__code__", None)
+    return code is not None and _ROTARY in code.co_names and "forward" not in vars(attention)
+
+
+def _rotate_by(rotary: Callable[..., Any], attention: nn.Module) -> None:
+    """Let the forward of this attention module, and of no other, turn queries and keys by another function.
+
+    Args:
+        rotary: takes and returns what `apply_rotary_pos_emb` does; may write over queries and keys.
+        attention: module whose class's forward calls `apply_rotary_pos_emb`.
+    """
+    own = type(attention).forward
+    names = {**own.__globals__, _ROTARY: rotary}
+    forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+    forward.__kwdefaults__ = own.__kwdefaults__
+    attention.forward = MethodType(forward, attention)
 
 
 def fused_cross_entropy(head: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
