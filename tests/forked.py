@@ -56,14 +56,13 @@ def run_program(
         return subprocess.CompletedProcess(words, process.exitcode, said, told)
 
 
-class ForkedRanks:
-    """What `subprocess.Popen` offers, as far as the tests use it, for two ranks of `llava/train/train_mem.py`."""
+class _Forked:
+    """What `subprocess.Popen` offers, as far as the tests use it."""
 
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
-        self.args = command
-        self._process = _started(_launch, environment, command, str(folder), str(log))
-        assert self._process.pid is not None
-        self.pid = self._process.pid
+    def __init__(self, command: list[str], process: BaseProcess) -> None:
+        self.args, self._process = command, process
+        assert process.pid is not None
+        self.pid = process.pid
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -77,6 +76,20 @@ class ForkedRanks:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+
+class ForkedProgram(_Forked):
+    """`-m MODULE FLAGS` or `-c CODE FLAGS`; what it says is dropped."""
+
+    def __init__(self, words: list[str], cwd: str | Path = ".", env: Mapping[str, str] = os.environ) -> None:
+        super().__init__(words, _started(_one, env, words, os.path.abspath(cwd), os.devnull, os.devnull))
+
+
+class ForkedRanks(_Forked):
+    """Two ranks of `llava/train/train_mem.py`."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+        super().__init__(command, _started(_launch, environment, command, str(folder), str(log)))
 
 
 def _prepare(environment: dict[str, str], folder: str, output: str, errors: str) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from api_server import LONG, ApiServer, Gate, asked, photos, tiny_engine, until
 from openai import AsyncOpenAI
 from test_api import figures
 from tiny_folder import write_model
+from warm_python import warm_python
 
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine
@@ -326,7 +326,7 @@ def test_a_program_ends_on_sigterm_with_status_0(tmp_path: Path) -> None:
     environment = os.environ | {"LLAVA_API_KEYS": f"{key}, another-key", "OMP_NUM_THREADS": "1"}
     words = ["--model-path", str(tmp_path / "tiny"), "--device", "cpu", "--port", "0", "--conv-mode", "v1"]
     with subprocess.Popen(
-        [sys.executable, "-m", "llava.serve.api", *words],
+        [warm_python(), "-m", "llava.serve.api", *words],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import warm_python
 
 TESTS = Path(__file__).parent
 QUICK = {
@@ -29,7 +29,7 @@ def test_nothing_is_lost_by_an_attack(program: str, tmp_path: Path) -> None:
     """One process for all trials: each forks it instead of importing the libraries again."""
     output = tmp_path / "figures.json"
     words = [f"{name}={count}" for name, count in QUICK[program].items()]
-    command = [sys.executable, "-m", "attack", *words, "--seed", "7", "--output", str(output)]
+    command = [warm_python(), "-m", "attack", *words, "--seed", "7", "--output", str(output)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
     ended = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=1500)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm_python import warm_python
 
 from llava.compression import CompressionConfig
 from llava.cost.machine import DeviceFacts, System, TorchBuild, probe_devices, probe_system, probe_torch
@@ -444,7 +445,7 @@ def test_arguments_that_cannot_be_used(
 
 @pytest.mark.slow
 def test_the_command_line_runs_here(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llava.doctor", "--recipe", "pretrain", "--comm-test"]
+    command = [warm_python(), "-m", "llava.doctor", "--recipe", "pretrain", "--comm-test"]
     report = tmp_path / "found.json"
     done = subprocess.run([*command, "--json", str(report)], cwd=ROOT, capture_output=True, text=True, timeout=900)
     found = json.loads(report.read_text())

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import torch
 from eval_files_choice import MMBENCH, mmbench_rows, write_rows, write_sqa
 from eval_small import Squares, read_lines, texts, write_squares
+from forked import ForkedProgram
 from PIL import Image
 from tiny_folder import write_model
 
@@ -138,14 +137,13 @@ def test_workers_end_with_the_process_that_deals_out(model: Path, tmp_path: Path
     words += ["--benchmarks", "mmvet", "--batch-size", "1", "--device", "cpu", "--no-judge"]
     crowd = ["--num-gpus", "2", "--loader-workers", "1"]  # each of two processes has one that reads images for it
     answers = BenchmarkFiles(tmp_path / "out" / "llava-v1.5-tiny" / "own", "mmvet").answers
-    command = [sys.executable, "-m", "llava.eval.run", *words, *crowd, "--max-new-tokens", "4"]
-    dealing = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    dealing = ForkedProgram(["-m", "llava.eval.run", *words, *crowd, "--max-new-tokens", "4"])
     try:
         begun = psutil.Process(dealing.pid)
         until(lambda: len(begun.children(recursive=True)) >= 4 and bool(answers.all_parts()))
         left = {process.pid for process in begun.children(recursive=True)}
     finally:
-        dealing.kill()
+        dealing.send_signal(signal.SIGKILL)
     assert dealing.wait() == -signal.SIGKILL
     assert main([*words, "--max-new-tokens", "1", "--fresh", "--batch-size", "8"]) == 0
     until(lambda: not left & running().keys())

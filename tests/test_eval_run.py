@@ -24,6 +24,7 @@ from eval_files_choice import WRITERS as OF_CHOICE
 from eval_files_judged import WRITERS as JUDGED
 from eval_files_vqa import WRITERS as OF_VQA
 from eval_small import JudgedSquares, Squares, read_lines, texts, write_squares
+from forked import ForkedProgram
 from PIL import Image
 from tiny_folder import write_model
 
@@ -352,9 +353,8 @@ def test_any_kill_and_another_number_of_devices_lose_nothing(
     words += ["--benchmarks", "gqa", "--batch-size", "1", "--max-new-tokens", "4", "--device", "cpu"]
     answers = place(tmp_path, name="gqa").answers
 
-    command = [sys.executable, "-m", "llava.eval.run", *words]
-    alone = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    when(lambda: answered(answers) >= 3, alone.kill).join()
+    alone = ForkedProgram(["-m", "llava.eval.run", *words])
+    when(lambda: answered(answers) >= 3, lambda: alone.send_signal(signal.SIGKILL)).join()
     assert alone.wait() == -signal.SIGKILL
     first = answered(answers)
     assert 3 <= first < len(many)

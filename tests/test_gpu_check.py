@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm_python import warm_python
 
 from llava.bench import clock, modes
 from llava.bench.cases import Case, Setting
@@ -63,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict[str,
         text=True,
         timeout=1200,
         cwd=tests,
-        env=os.environ | {"PYTHON": sys.executable},
+        env=os.environ | {"PYTHON": warm_python()},
     )
     return done.returncode, read(out / "gpu_check.jsonl"), done.stdout + done.stderr
 

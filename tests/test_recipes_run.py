@@ -14,6 +14,7 @@ import eval_files_vqa
 import pytest
 from distributed import ENTRY, ROOT, environment, losses, weights
 from tiny_llava import write_assets
+from warm_python import warm_python
 
 from llava.eval.run import PAPER
 from llava.train.train import train
@@ -98,6 +99,7 @@ def test_recipe_trains(name: str, assets: Path) -> None:
 def test_reproduction_goes_through_and_does_nothing_twice(assets: Path, tmp_path: Path) -> None:
     """Data check, both phases, and the table beside the paper's row; a second start only evaluates."""
     variables = tiny(assets) | {"OUTPUT": str(tmp_path), "ACCUMULATION": "1", "COMPRESSION": ""}
+    variables["PYTHON"] = warm_python()
     del variables["DATA_PATH"], variables["IMAGE_FOLDER"], variables["GLOBAL_BATCH_SIZE"]
     for phase, data in (("PRETRAIN", "captions.json"), ("FINETUNE", "chats.json")):
         variables |= {f"{phase}_DATA_PATH": str(assets / data), f"{phase}_IMAGE_FOLDER": str(assets / "images")}

@@ -18,6 +18,7 @@ import pytest
 from distributed import ROOT, end, environment, leaves_ctrl_c_to_its_parent, start, tail, wait
 from tiny_llava import flags, write_assets
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from warm_python import warm_python
 
 from llava.train.launch import run_and_exit
 from llava.train.preemption import StopOnSignal
@@ -322,7 +323,7 @@ def test_a_recipe_whose_data_lacks_an_image_ends_with_an_error(assets: Path, tmp
     variables = {
         "LAUNCHER": "python",
         "DEVICE": "cpu",
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "MODEL": str(assets / "lm"),
         "WORKERS": "2",
         "VISION_TOWER": str(assets / "tower"),

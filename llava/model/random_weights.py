@@ -23,6 +23,7 @@ from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 TINY = "tiny"
 _OF_LLAVA = (None, "llava", "llava_llama", "llava_mistral", "llama", "mistral")
 _LANGUAGE_BIND = {**CLIP_LARGE_336, "image_size": 224, "hidden_act": "gelu", "add_time_attn": False, "lora_r": 0}
+_TINY_TOWER = {**CLIP_LARGE_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 _7B = MODELS["llava-1.5-7b"]
 SHAPES = {
     **{name: (shape, CLIP_LARGE_336) for name, shape in MODELS.items()},
@@ -32,13 +33,12 @@ SHAPES = {
         DecoderShape(16, 512, 8, 8, 64, 1376, 2048),
         {**CLIP_LARGE_336, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4},
     ),
-    TINY: (
-        DecoderShape(32, 64, 4, 4, 16, 172, 512),
-        {**CLIP_LARGE_336, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
-    ),
+    TINY: (DecoderShape(32, 64, 4, 4, 16, 172, 512), _TINY_TOWER),
+    "tiny-168": (DecoderShape(32, 64, 4, 4, 16, 172, 512), {**_TINY_TOWER, "image_size": 168, "num_hidden_layers": 4}),
 }
 """Dimensions of language models and towers' configurations. `tiny` has LLaVA-1.5-7B's layers and visual tokens;
-`medium` has as many visual tokens, too, and is large enough that a CPU spends its time in products."""
+`tiny-168` a quarter of the tokens, from images of 168 pixels, and a shallow tower; `medium` as many visual tokens as
+LLaVA-1.5-7B, too, and products large enough that a CPU spends its time in them."""
 _FIELDS: dict[str, dict[str, Any]] = {
     "llava-next-7b": {
         "mm_patch_merge_type": "spatial_unpad",

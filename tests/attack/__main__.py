@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +25,7 @@ from attack import evaluation, fuzz_files, load, training
 from attack.figures import Figures
 
 
-def fuzzed(count: int, seed: int) -> Figures:
+def fuzzed(scratch: Path, count: int, seed: int) -> Figures:
     """Damaged files of every kind through the programs' own readers; 100 x count of them."""
     found = fuzz_files.run(100 * count, seed)
     figures = Figures("damaged and odd files", found["tried"], failures=list(found["failures"]))
@@ -31,7 +33,9 @@ def fuzzed(count: int, seed: int) -> Figures:
     return figures
 
 
-ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
+PREPARED = {training: training.Trainings, evaluation: evaluation.Evaluations}
+"""What the attacks of a module disturb: undisturbed runs and what they need, made once for all of them."""
+ATTACKS: dict[str, Callable[[Any, int, int], Figures]] = {
     "kills": training.kills,
     "signals": training.signals,
     "damages": training.damages,
@@ -43,7 +47,7 @@ ATTACKS: dict[str, Callable[[Path, int, int], Figures]] = {
     "eval-full-disks": evaluation.full_disks,
     "eval-second-starts": evaluation.second_starts,
     "load": load.load,
-    "files": lambda scratch, count, seed: fuzzed(count, seed),
+    "files": fuzzed,
 }
 
 
@@ -70,18 +74,24 @@ def main() -> int:
     tqdm.monitor_interval = 0  # a thread of the parent may hold a lock while a trial is forked
     scratch = options.scratch or Path(tempfile.mkdtemp(prefix="attack-"))
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "tables")
-    figures = []
+    figures: list[Figures] = []
+    prepared = functools.cache(lambda kind: kind(_made(scratch / kind.__name__)))
     try:
         for name, count in options.attacks or [(name, None) for name in ATTACKS]:
-            folder = scratch / name
-            folder.mkdir(parents=True)
-            figures.append(ATTACKS[name](folder, count or options.count, options.seed))
+            kind = PREPARED.get(sys.modules[ATTACKS[name].__module__])
+            disturbed = prepared(kind) if kind else _made(scratch / name)
+            figures.append(ATTACKS[name](disturbed, count or options.count, options.seed))
             print(figures[-1].report(), flush=True)
             _write(options, figures)
     finally:
         if options.scratch is None:
             shutil.rmtree(scratch, ignore_errors=True)
     return int(any(figure.failures for figure in figures))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _write(options: argparse.Namespace, figures: list[Figures]) -> None:

@@ -81,9 +81,9 @@ class Evaluations:
         return BenchmarkFiles(output / MODEL / "own", "squares")
 
 
-def kills(scratch: Path, count: int, seed: int) -> Figures:
+def kills(runs: Evaluations, count: int, seed: int) -> Figures:
     """`kill -9` at a random moment, one to three times, then the same command again."""
-    figures, draw, runs = Figures("kill -9 of evaluation"), random.Random(seed), Evaluations(scratch)
+    figures, draw = Figures("kill -9 of evaluation"), random.Random(seed)
     for _ in range(count):
         output, moments = runs.folder(), []
         for _ in range(draw.randint(1, 3)):
@@ -96,9 +96,9 @@ def kills(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def interrupts(scratch: Path, count: int, seed: int) -> Figures:
+def interrupts(runs: Evaluations, count: int, seed: int) -> Figures:
     """Ctrl-C at a random moment: a word and status 130 in time, then the same command again."""
-    figures, draw, runs = Figures("Ctrl-C in evaluation"), random.Random(seed), Evaluations(scratch)
+    figures, draw = Figures("Ctrl-C in evaluation"), random.Random(seed)
     for _ in range(count):
         output, moment = runs.folder(), draw.uniform(0.1, 0.9) * runs.seconds
         program, log = runs.program(output), runs.log()
@@ -122,9 +122,9 @@ def interrupts(scratch: Path, count: int, seed: int) -> Figures:
 KINDS = ("zeroed", "garbled", "cut short", "half a line more", "removed")  # a bit of a stored answer has no digest
 
 
-def damages(scratch: Path, count: int, seed: int) -> Figures:
+def damages(runs: Evaluations, count: int, seed: int) -> Figures:
     """Every file of an unfinished evaluation damaged: the command names the file, or ends with the same answers."""
-    figures, draw, runs = Figures("damaged evaluations"), random.Random(seed), Evaluations(scratch)
+    figures, draw = Figures("damaged evaluations"), random.Random(seed)
     half_way = runs.folder()
     running = runs.start(half_way)
     while not runs.place(half_way).answers.all_parts() and running.poll() is None:
@@ -146,9 +146,9 @@ def damages(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def full_disks(scratch: Path, count: int, seed: int) -> Figures:
+def full_disks(runs: Evaluations, count: int, seed: int) -> Figures:
     """Files cannot grow beyond a random size, then they can: a sentence first, the same answers after."""
-    figures, draw, runs = Figures("full disks under evaluation"), random.Random(seed), Evaluations(scratch)
+    figures, draw = Figures("full disks under evaluation"), random.Random(seed)
     for _ in range(count):
         output, size = runs.folder(), draw.randrange(1000, 4000)  # what it says goes to a file as well
         first = run(runs.program(output), runs.log(), limit_file_size(size))
@@ -159,9 +159,9 @@ def full_disks(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def second_starts(scratch: Path, count: int, seed: int) -> Figures:
+def second_starts(runs: Evaluations, count: int, seed: int) -> Figures:
     """The same command once more while it runs: at the end the answers are those of one run."""
-    figures, draw, runs = Figures("second starts of evaluation"), random.Random(seed), Evaluations(scratch)
+    figures, draw = Figures("second starts of evaluation"), random.Random(seed)
     for _ in range(count):
         output = runs.folder()
         first = runs.start(output)

@@ -95,9 +95,9 @@ def judge(figures: Figures, trainings: Trainings, phase: str, output: Path, ende
         shutil.rmtree(output)
 
 
-def kills(scratch: Path, count: int, seed: int) -> Figures:
+def kills(trainings: Trainings, count: int, seed: int) -> Figures:
     """`kill -9` at a random moment, one to three times, then the same command again."""
-    figures, draw, trainings = Figures("kill -9 of training"), random.Random(seed), Trainings(scratch)
+    figures, draw = Figures("kill -9 of training"), random.Random(seed)
     for number in range(count):
         phase = list(PHASES)[number % len(PHASES)]
         trainings.reference(phase)
@@ -131,9 +131,9 @@ SIGNALS = (
 )
 
 
-def signals(scratch: Path, count: int, seed: int) -> Figures:
+def signals(trainings: Trainings, count: int, seed: int) -> Figures:
     """Other signals at a random moment, to the process or its group, then the same command again."""
-    figures, draw, trainings = Figures("signals to training"), random.Random(seed), Trainings(scratch)
+    figures, draw = Figures("signals to training"), random.Random(seed)
     for number in range(count):
         phase, sent = list(PHASES)[number % len(PHASES)], SIGNALS[number % len(SIGNALS)]
         trainings.reference(phase)
@@ -152,9 +152,9 @@ def signals(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def damages(scratch: Path, count: int, seed: int) -> Figures:
+def damages(trainings: Trainings, count: int, seed: int) -> Figures:
     """Every file of the newest checkpoint damaged in every way: the run goes on from the one before, bit for bit."""
-    figures, draw, trainings = Figures("damaged checkpoints"), random.Random(seed), Trainings(scratch)
+    figures, draw = Figures("damaged checkpoints"), random.Random(seed)
     trials = []
     for phase in PHASES:
         stopped = _half_way(trainings, phase)
@@ -187,9 +187,9 @@ def _half_way(trainings: Trainings, phase: str) -> Path:
     return output
 
 
-def full_disks(scratch: Path, count: int, seed: int) -> Figures:
+def full_disks(trainings: Trainings, count: int, seed: int) -> Figures:
     """Files cannot grow beyond a random size, then they can: a sentence first, a bit-identical end after."""
-    figures, draw, trainings = Figures("full disks"), random.Random(seed), Trainings(scratch)
+    figures, draw = Figures("full disks"), random.Random(seed)
     for number in range(count):
         phase = list(PHASES)[number % len(PHASES)]
         largest = max(path.stat().st_size for path in trainings.reference(phase).rglob("*") if path.is_file())
@@ -202,9 +202,9 @@ def full_disks(scratch: Path, count: int, seed: int) -> Figures:
     return figures
 
 
-def second_starts(scratch: Path, count: int, seed: int) -> Figures:
+def second_starts(trainings: Trainings, count: int, seed: int) -> Figures:
     """Three more starts into the folder of a run: they are refused in words, and the first ends as if alone."""
-    figures, draw, trainings = Figures("second starts"), random.Random(seed), Trainings(scratch)
+    figures, draw = Figures("second starts"), random.Random(seed)
     for number in range(count):
         phase = list(PHASES)[number % len(PHASES)]
         trainings.reference(phase)

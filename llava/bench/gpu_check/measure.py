@@ -48,6 +48,7 @@ class BenchmarkSizes:
         text: tokens of a row's prompt beside its image.
         budgets: that are compared, the first with all others.
         others: budgets of other methods.
+        model: of `llava.model.random_weights`.
     """
 
     batches: tuple[int, ...]
@@ -58,6 +59,7 @@ class BenchmarkSizes:
     text: int
     budgets: tuple[str, ...]
     others: tuple[str, ...]
+    model: str
 
 
 SIZES = {
@@ -70,8 +72,9 @@ SIZES = {
         TEXT_TOKENS,
         BUDGETS,
         ("visionzip-192", "visionzip-64", "pyramiddrop", "fastv"),
+        "llava-1.5-7b",
     ),
-    "tiny": BenchmarkSizes((2,), (2,), (2,), 1, 3, 20, (BASELINE, "duet-64"), ()),
+    "tiny": BenchmarkSizes((2,), (2,), (2,), 1, 3, 20, (BASELINE, "duet-64"), (), "tiny-168"),
 }
 
 
@@ -146,7 +149,7 @@ def _model(task: PartTask) -> Any:
         raise NotHereError(f"There is no GPU here, and {task.shape} takes hours on a CPU; --shape tiny is for one.")
     torch.manual_seed(0)
     began = time.monotonic()
-    model = random_model(task.shape, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    model = random_model(SIZES[task.shape].model, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     wait_for(device)
     task.found(
         "row",
