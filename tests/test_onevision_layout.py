@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_onevision import PINPOINTS, write_lmms
+from tiny_onevision import PINPOINTS, write_lmms, write_onevision
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava.checkpoints.contents import Kind, examine
+from llava.checkpoints.conversion import convert
 from llava.checkpoints.opening import Opened, open_model
+from llava.common.onevision_layout import layout_config
 from llava.common.onevision_layout import onevision_config as in_transformers_terms
 from llava.compression import CompressionConfig
 from llava.cost.shapes import ModelShape, model_kind, model_shape
@@ -122,6 +124,43 @@ def test_what_is_saved_of_it_is_in_transformers_format_and_opens_there(tmp_path:
 
 def _parts(found: Opened) -> tuple[Any, Any, Any]:
     return found.model, found.tokenizer, found.preprocessor
+
+
+def test_it_is_converted_to_transformers_format_and_back_without_loss(tmp_path: Path) -> None:
+    budget = {"t2v": {"layers": [2], "keep": [0.5]}}
+    write_lmms(tmp_path / "lmms", tied=True, compression=budget)
+    source = load_file(tmp_path / "lmms" / "model.safetensors")
+    convert(str(tmp_path / "lmms"), tmp_path / "hf", "hf")
+    convert(str(tmp_path / "hf"), tmp_path / "back", "llava")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == source.keys() and all(torch.equal(back[name], source[name]) for name in source)
+    first, again, between = (opened(tmp_path / name) for name in ("lmms", "back", "hf"))
+    for other in (again, between):
+        assert asked(Engine(*_parts(other)), (100, 60)) == asked(Engine(*_parts(first)), (100, 60))
+        assert other.model.compression.t2v.layers == (2,)
+        assert other.model.config.text_config.to_dict() == first.model.config.text_config.to_dict()
+    said = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert said["rope_theta"] == 10000.0 and said["image_grid_pinpoints"] == [pair[::-1] for pair in PINPOINTS]
+    for name, to in (("lmms", "llava"), ("hf", "hf")):
+        with pytest.raises(ValueError, match=f"which --to {to} asks for; it can be used as it is"):
+            convert(str(tmp_path / name), tmp_path / "other", to)
+
+
+def test_the_known_tower_is_named_in_the_layout_and_what_it_cannot_say_is_refused(tmp_path: Path) -> None:
+    described = in_transformers_terms(OF_7B, tmp_path)
+    there = LlavaOnevisionConfig.from_dict(described).to_dict()
+    said, tower = layout_config(there, "a")
+    assert said["mm_vision_tower"] == "google/siglip-so400m-patch14-384" and tower is None
+    assert (
+        in_transformers_terms(said, tmp_path)["vision_config"]
+        == in_transformers_terms(OF_7B, tmp_path)["vision_config"]
+    )
+    with pytest.raises(ValueError, match="vision_feature_layer in 'a' is -2; LLaVA-NeXT's own layout can only say -1"):
+        layout_config(there | {"vision_feature_layer": -2}, "a")
+    write_onevision(tmp_path / "hf")  # its processor has CLIP's mean, as transformers' default
+    with pytest.raises(ValueError, match=r"image_mean of the image processor of .*; LLaVA-NeXT's own layout"):
+        convert(str(tmp_path / "hf"), tmp_path / "other", "llava")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_published_configuration_is_that_of_the_published_conversion(tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AddedToken, GenerationConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerBase
 
-from llava.checkpoints.contents import Kind
+from llava.checkpoints import llava_onevision_format
+from llava.checkpoints.contents import Checkpoint, Kind
 from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.checkpoints.video_llava_format import write_processors
 from llava.common.atomic_write import UnwritableError, write_errors
 from llava.common.file_modes import follow_umask
+from llava.common.onevision_layout import layout_config
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE, MODEL, as_text
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
@@ -68,9 +70,10 @@ def convert(
     require_new(target)
     require_outside(target, source, model_base)
     checkpoint, base = resolve(source, model_base)
+    of_family = (checkpoint if base is None else base).kind is Kind.FAMILY
+    to_layout = of_family and to == "llava" and (base or checkpoint).config.model_type == "llava_onevision"
     if checkpoint.kind is Kind.FAMILY:
-        raise ValueError(f"{source!r} is a {checkpoint.config.model_type}; only LLaVAs are converted.")
-    of_family = base is not None and base.kind is Kind.FAMILY  # a merged model of transformers has one format
+        _require_other_format(checkpoint, to, source)
     if to == "hf" and not of_family:
         require_counterpart(checkpoint.config if base is None else checkpoint.config or base.config, source)
     # Adapters do not count: they are rounded when they are merged.
@@ -78,7 +81,9 @@ def convert(
     model, processor, tokenizer, _ = open_model(source, model_base, device="cpu", dtype=dtype)
     _make_savable(model.generation_config)
     with appearing_at_once(target) as folder:
-        if of_family:
+        if to_layout:
+            llava_onevision_format.write_layout(model, processor, tokenizer, folder, source)
+        elif of_family:  # a merged model of transformers has one format
             model.save_pretrained(folder)
             (tokenizer if processor is None else processor).save_pretrained(folder)
         elif to == "llava":
@@ -88,6 +93,18 @@ def convert(
             assert processor is not None
             _write_hf(model, tokenizer, processor, folder)
     return target
+
+
+def _require_other_format(checkpoint: Checkpoint, to: str, source: str) -> None:
+    """Raise ValueError where a whole model of another family has no such format, or is in it."""
+    kind, own_layout = checkpoint.config.model_type, checkpoint.key_mapping is not None
+    if kind != "llava_onevision":
+        raise ValueError(f"{source!r} is a {kind}; only LLaVAs are converted.")
+    if own_layout == (to == "llava"):
+        there = "LLaVA-NeXT's own layout" if own_layout else "transformers' format"
+        raise ValueError(f"{source!r} is a {kind} in {there}, which --to {to} asks for; it can be used as it is.")
+    if not own_layout:
+        layout_config(checkpoint.config.to_dict(), source)  # before any weight is read
 
 
 def _write_hf(model: LlavaLlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, processor: Any, folder: Path) -> None:

@@ -8,16 +8,21 @@ system's words where a conversation brings none.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
 from PIL import Image
 from transformers import AddedToken, LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava.checkpoints.settings_files import read_by_library
 from llava.checkpoints.tokenizer import read_tokenizer
-from llava.common.onevision_layout import onevision_config
+from llava.common.json_files import write_json
+from llava.common.onevision_layout import TOWER_FOLDER, layout_config, onevision_config
+from llava.common.shown import shown
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 
 # For `key_mapping` of transformers' `from_pretrained`: patterns of LLaVA-NeXT's names, and what stands there here.
@@ -26,6 +31,15 @@ NAMES_HERE = {
     r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?": "model.vision_tower.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+}
+# The other way, of a model's own names.
+_NAMES_THERE = {
+    r"^model\.language_model\.": "model.",
+    r"^model\.vision_tower\.(?:vision_model\.)?": "model.vision_tower.vision_tower.vision_model.",
+    r"^model\.multi_modal_projector\.linear_1\.": "model.mm_projector.0.",
+    r"^model\.multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
+    r"^model\.image_newline$": "model.image_newline",
+    r"^lm_head\.": "lm_head.",
 }
 CHAT_TEMPLATE = """\
 {%- if not messages or messages[0].role != 'system' %}
@@ -71,6 +85,60 @@ def config_here(raw: Mapping[str, Any], folder: Path) -> LlavaOnevisionConfig:
             "embeddings have more rows than tokens: give the model as it was trained, before they were cut off."
         )
     return config
+
+
+def write_layout(model: Any, processor: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
+    """Write a LLaVA-OneVision of transformers in LLaVA-NeXT's own layout.
+
+    Args:
+        model: `LlavaOnevisionForConditionalGeneration`, or the compressed one.
+        processor: its processor, or the parts of it.
+        tokenizer: its tokenizer.
+        folder: folder to write to.
+        source: where the model comes from, for messages.
+
+    Raises:
+        ValueError: if the model has what that layout does not say, or its pixels are made otherwise; names it.
+    """
+    images = processor.image_processor.to_dict()
+    for field, value in processor_settings(model.config)[0].items():
+        held = images.get(field)
+        if not _alike(held, value):
+            raise ValueError(
+                f"{field} of the image processor of {source!r} is {shown(held)}; LLaVA-NeXT's own layout has no "
+                f"processor, and its program takes {shown(value)}."
+            )
+    config, tower = layout_config(model.config.to_dict(), source)
+    config["torch_dtype"] = str(model.dtype).removeprefix("torch.")
+    config.pop("dtype", None)
+    tied = model.all_tied_weights_keys
+    state = {name_there(name): weight for name, weight in model.state_dict().items() if name not in tied}
+    save_torch_state_dict(state, folder)
+    write_json(folder / "config.json", config, indent=2)
+    if tower is not None:
+        (folder / TOWER_FOLDER).mkdir()
+        write_json(folder / TOWER_FOLDER / "config.json", tower, indent=2)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(other, float):
+        return isinstance(one, int | float) and math.isclose(one, other, rel_tol=1e-6)
+    if isinstance(other, dict):
+        return all(one.get(key) == value for key, value in other.items()) if hasattr(one, "get") else False
+    if isinstance(other, list):
+        return [list(x) if isinstance(x, tuple) else x for x in one or ()] == other
+    return bool(one == other)
+
+
+def name_there(name: str) -> str:
+    """What LLaVA-NeXT's program calls a weight of a LLaVA-OneVision."""
+    for pattern, replacement in _NAMES_THERE.items():
+        renamed, found = re.subn(pattern, replacement, name)
+        if found:
+            return renamed
+    raise ValueError(f"A LLaVA-OneVision has no weight {name!r}; it cannot be written in LLaVA-NeXT's own layout.")
 
 
 def tokenizer_here(folder: Path) -> PreTrainedTokenizerBase:

@@ -34,6 +34,8 @@ _TOWERS: dict[str, dict[str, Any]] = {
     }
 }
 """Dimensions of known towers by the last part of their names, as their publisher's `config.json` has them."""
+TOWER_FOLDER = "siglip"
+"""Folder inside a checkpoint with the `config.json` of a tower that is not a known one."""
 _KNOWN = "google/siglip-so400m-patch14-384"
 _UNSAID: dict[str, Any] = {
     "hidden_size": 768,
@@ -133,6 +135,63 @@ def onevision_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "video_token_index": video,
         **{field: config[field] for field in _OF_THE_WHOLE if field in config},
     }
+
+
+def layout_config(config: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A `config.json` of transformers' LLaVA-OneVision in LLaVA-NeXT's own layout.
+
+    Args:
+        config: content of the file, defaults written out.
+        source: where it comes from, for messages.
+
+    Returns:
+        The content there; and the `config.json` of the tower, where that is not a known one: it belongs into a folder
+        `TOWER_FOLDER` inside.
+
+    Raises:
+        ValueError: if the model has what that layout does not say; names it.
+    """
+    text, vision = config["text_config"], config["vision_config"]
+    for said, value, accepted in (
+        ("text_config of model_type", text["model_type"], "qwen2"),
+        ("vision_config of model_type", vision["model_type"], "siglip_vision_model"),
+        ("vision_use_head of its vision_config", vision.get("vision_use_head"), False),
+        ("vision_feature_layer", config["vision_feature_layer"], -1),
+        ("vision_feature_select_strategy", config["vision_feature_select_strategy"], "full"),
+        ("projector_hidden_act", config["projector_hidden_act"], "gelu"),
+        ("multimodal_projector_bias", config["multimodal_projector_bias"], True),
+    ):
+        if value != accepted:
+            raise ValueError(
+                f"{said} in {source!r} is {shown(value)}; LLaVA-NeXT's own layout can only say {shown(accepted)}."
+            )
+    tower = {field: vision[field] for field in _UNSAID} | {"num_hidden_layers": vision["num_hidden_layers"] + 1}
+    name = next((f"google/{name}" for name, known in _TOWERS.items() if known == tower), TOWER_FOLDER)
+    fields = {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava",
+        **{field: text[field] for field in _OF_THE_TEXT if text.get(field) is not None},
+        **{field: config[field] for field in _OF_THE_WHOLE if config.get(field) is not None},
+        "image_aspect_ratio": config["vision_aspect_ratio"],
+        "image_grid_pinpoints": [[width, height] for height, width in config["image_grid_pinpoints"]],
+        "mm_hidden_size": tower["hidden_size"],
+        "mm_newline_position": "one_token",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": name,
+        "tokenizer_model_max_length": text["max_position_embeddings"],
+        "tokenizer_padding_side": "right",
+        "use_mm_proj": True,
+    }
+    rope = fields.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") == "default" and "rope_theta" in rope:  # as LLaVA-NeXT's transformers has it
+        fields["rope_theta"] = fields.pop("rope_parameters")["rope_theta"]
+    return fields, ({"model_type": "siglip_vision_model", **tower} if name == TOWER_FOLDER else None)
 
 
 def _require_onevision(config: Mapping[str, Any], path: str) -> None:
