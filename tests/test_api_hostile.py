@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import LONG, ApiServer, asked, data_url, photos, tiny_engine, until
+from api_server import LONG, MODEL, ApiServer, asked, data_url, photos, tiny_engine, until
 from bytes_server import BytesServer, reply
 from PIL import Image
 from test_api import figures
@@ -24,6 +24,7 @@ from llava.common import bounded_http
 from llava.inference.engine import Engine
 from llava.serve.api import __main__ as program
 from llava.serve.api.access_keys import AccessKeys
+from llava.serve.api.completion_fields import AskingDefaults, read_completion
 from llava.serve.api.failures import ApiError
 from llava.serve.limits import MEBIBYTE, ServingLimits
 
@@ -397,6 +398,13 @@ def test_the_program_says_what_does_not_fit_before_it_loads_a_model(
     assert program.main([*model, "--allow-image-urls"]) == 2 and "proxy" in capsys.readouterr().err
     monkeypatch.setenv("LLAVA_API_KEYS", " ")
     assert program.main(model) == 2 and "LLAVA_API_KEYS" in capsys.readouterr().err
+
+
+def test_more_answers_than_ever_find_a_place_are_refused_for_good_and_not_told_to_come_again() -> None:
+    limits = program._limits(program._parser().parse_args(["--batch-size", "2", "--waiting", "1"]))
+    assert limits.choices == 3
+    with pytest.raises(ApiError, match="n is 4; it must be a whole number from 1 to 3"):
+        read_completion(asked(QUESTION, n=4), AskingDefaults(MODEL), limits)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

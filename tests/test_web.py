@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from llava.serve.web.comparison import comparison_html, flops
 from llava.serve.web.followed_prompt import FollowedPrompt
 from llava.serve.web.measured_answer import medium_of
 from llava.serve.web.offered_budgets import BY_HAND, NONE, OWN, Sliders
-from llava.serve.web.uploads import UploadFolder
+from llava.serve.web.uploads import ServesNoFiles, UploadFolder
 from llava.serve.web.visitors import MOST_SHOWN
 
 FAMILIES = tuple(WRITERS)
@@ -427,6 +428,29 @@ def test_temporary_files_are_gone_when_the_folder_is_closed(tmp_path: Path) -> N
 
 
 # === Visitors ===
+
+
+@pytest.mark.parametrize("inner", ["etc/passwd", "tmp/gradio_api/a.png", "gradio_api", "a/gradio_api/queue/join"])
+@pytest.mark.parametrize(
+    "place", ["/gradio_api/file=/", "/file=/", "/proxied/gradio_api/file=/", "/gradio_api/proxy=http://"]
+)
+def test_no_address_gives_a_file_of_the_machine_or_of_another_host(place: str, inner: str) -> None:
+    reached, sent = [], []
+
+    async def gradio(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read of such a request")
+
+    closed = ServesNoFiles(gradio)
+    asyncio.run(closed({"type": "http", "path": f"{place}{inner}"}, receive, send))
+    assert not reached and sent[0]["status"] == 404
+    asyncio.run(closed({"type": "http", "path": "/gradio_api/queue/join"}, receive, send))
+    assert reached == ["/gradio_api/queue/join"]
 
 
 def test_two_questions_at_once_do_not_mix(site: Site, media: tuple[list[Path], Path]) -> None:

@@ -173,8 +173,9 @@ class ServesNoFiles:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        path = str(scope.get("path", "")).rpartition("/gradio_api")[2]
-        if scope["type"] == "http" and path.startswith(_CLOSED):
+        path = str(scope.get("path", ""))
+        within = path.partition("/gradio_api")[2]  # what follows may hold the same words once more
+        if scope["type"] == "http" and (path.startswith(_CLOSED) or within.startswith(_CLOSED)):
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"Files are not served here."})
             return
