@@ -16,6 +16,7 @@ import eval_files_vqa
 import pytest
 from forked import run_program
 from tiny_llava import write_assets
+from warm_python import warm_python
 
 from llava.eval.run import PAPER
 from llava.serve.web import __main__ as web
@@ -47,12 +48,9 @@ def commands() -> list[str]:
 
 
 def shell(command: str, **variables: str) -> str:
-    """Run a command from the repository with this interpreter and return all it says.
-
-    `python -m` alone is forked from a process that has imported everything; scripts and pipes run in a shell.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PYTHON": sys.executable, "PATH": path} | variables
+    """Run a command from the repository with this interpreter, its imports done, and return all it says."""
+    folders = (Path(warm_python()).parent, Path(sys.executable).parent, os.environ["PATH"])
+    environment = os.environ | {"PYTHON": warm_python(), "PATH": os.pathsep.join(map(str, folders))} | variables
     if command.startswith("python -m "):
         done = run_program(shlex.split(command, comments=True)[1:], ROOT, environment)
     else:

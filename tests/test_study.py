@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from transformers import CLIPVisionConfig
+from warm_python import warm_python
 
 from llava.common.folder_lock import alone_in
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
@@ -193,7 +194,7 @@ SIZE = {
 
 
 def study(folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | SIZE | {"STUDY_OUTPUT": str(folder), "PYTHON": sys.executable}
+    environment = os.environ | SIZE | {"STUDY_OUTPUT": str(folder), "PYTHON": warm_python()}
     return subprocess.run(
         ["bash", "scripts/quickstart.sh", "--study"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
