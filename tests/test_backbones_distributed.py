@@ -13,7 +13,7 @@ from distributed import ROOT, assert_equal, losses, run, weights
 from tiny_llava import write_assets
 from tiny_onevision import write_onevision
 from tiny_qwen import write_qwen
-from tiny_qwen3 import write_qwen3
+from tiny_qwen3 import write_qwen3_moe
 
 from llava.checkpoints.consolidation import consolidate
 from llava.checkpoints.opening import open_model
@@ -72,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("write", "stage"), [(write_qwen3, 3), (write_onevision, 2)])
+@pytest.mark.parametrize(("write", "stage"), [(write_qwen3_moe, 3), (write_onevision, 2)])
 def test_a_picture_on_one_rank_and_text_on_the_other_train_as_one_process_does(
     folder: Path, write: Callable[[Path], Path], stage: int
 ) -> None:

@@ -138,6 +138,8 @@ BACKBONES = {
     "llava_onevision": Backbone(write_onevision, "vision_tower."),
 }
 ALL = pytest.mark.parametrize("name", BACKBONES)
+DENSE = pytest.mark.parametrize("name", [name for name in BACKBONES if name != "qwen3_vl_moe"])
+"""For what experts have no part in."""
 NEWLINE = "image_newline"
 
 
@@ -236,7 +238,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(place: Path, name: str, t
     assert losses(tmp_path / "out")[-2:] == losses(done)[-2:]
 
 
-@ALL
+@DENSE
 def test_a_projector_is_pretrained_alone_and_fine_tuning_begins_with_it(place: Path, name: str, tmp_path: Path) -> None:
     folder = trained(place, name, "pretrain", tune_mm_mlp_adapter=True)
     assert not list(folder.glob("*.safetensors"))
@@ -274,7 +276,7 @@ def test_adapters_sit_on_the_language_model_alone_and_open_over_their_base(place
     assert {path.name for path in whole.iterdir()} >= files | ({path.name for path in (place / name).glob("video_*")})
 
 
-@ALL
+@DENSE
 def test_a_frozen_tower_stays_out_of_the_graph_where_activations_are_computed_again(
     place: Path, name: str, tmp_path: Path
 ) -> None:
@@ -296,7 +298,7 @@ def test_a_frozen_tower_stays_out_of_the_graph_where_activations_are_computed_ag
     assert all(weight.grad is not None for weight in trained)
 
 
-@ALL
+@DENSE
 def test_adapters_go_on_from_their_checkpoint(place: Path, name: str, tmp_path: Path) -> None:
     options = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "q,k,v,o"}
     done = trained(place, name, "lora", save_strategy="steps", save_steps=2, **options)
@@ -321,7 +323,7 @@ def test_quantised_layers_train_adapters(place: Path, name: str, bits: int, tmp_
     assert len([key for key in changed if key.startswith(f"{decoder}.layers.")]) == 4 * maps
 
 
-@ALL
+@DENSE
 def test_a_length_that_leaves_no_answer_is_refused_before_anything_is_trained(
     place: Path, name: str, tmp_path: Path
 ) -> None:
@@ -329,7 +331,7 @@ def test_a_length_that_leaves_no_answer_is_refused_before_anything_is_trained(
         train(flags(place, name, tmp_path / "out", model_max_length=16))
 
 
-@ALL
+@DENSE
 @pytest.mark.parametrize("flag", ["version v1", "image_aspect_ratio pad", "video_flip 0.5", "video_tower somewhere"])
 def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: str, tmp_path: Path) -> None:
     key, value = flag.split()
@@ -337,7 +339,7 @@ def test_a_flag_of_llavas_own_models_is_refused(place: Path, name: str, flag: st
         train(flags(place, name, tmp_path / "out", **{key: value}))
 
 
-@ALL
+@DENSE
 def test_held_out_loss_is_that_of_transformers_and_the_best_weights_come_back(
     place: Path, name: str, tmp_path: Path
 ) -> None:
@@ -492,7 +494,7 @@ def test_mirrored_videos_need_a_tower_for_videos(place: Path, tmp_path: Path) ->
         train(next_flags(place, tmp_path / "out", video_flip=0.5))
 
 
-@ALL
+@DENSE
 def test_micro_batches_filled_by_tokens_have_the_losses_of_rows(place: Path, name: str, tmp_path: Path) -> None:
     """And the lengths that fill them are those with which samples enter the decoder."""
     by_rows = full(place, name)
