@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,17 @@ import tiny_text
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_vlms import IMAGE, batch, prompt, vlm
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaNextProcessor
+from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.checkpoints.contents import Kind
+from llava.checkpoints.conversion import convert
 from llava.checkpoints.opening import Opened, open_model, resolve
+from llava.compression import schedule
+from llava.cost.shapes import ModelShape
+from llava.data.check.command import main as check
+from llava.doctor.__main__ import main as doctor
+from llava.eval.run import main as evaluate
 from llava.model.builder import load_pretrained_model
 from llava.model.plugin import CompressedModel, VisualSpan, forward_like
 
@@ -150,3 +157,22 @@ def test_without_a_package_of_its_processor_a_model_is_opened_without_one(
     found = opened(written(stock, tmp_path / "folder", text_config=windowed))
     assert found.preprocessor is None and len(found.tokenizer) > 0
     assert "cannot be made, so images cannot be shown: ItsVideoProcessor requires the Torchvision" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_5", "llava_next_video", "qwen3_moe"])
+def test_models_that_look_like_ours_are_refused_by_their_type_in_every_program(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path / "model")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    folder, said = str(tmp_path / "model"), rf"{kind}'; accepted are .*qwen2_5_vl, qwen3_vl, qwen3_vl_moe"
+    for asked in (opened, lambda path: convert(path, tmp_path / "made", "llava"), ModelShape.of):
+        with pytest.raises(ValueError, match=said):
+            asked(folder)
+    with pytest.raises(SystemExit, match=said):
+        schedule.main(["--model", folder, "--preset", "none"])
+    assert evaluate(["--model-path", folder, "--benchmarks", "pope", "--device", "cpu", "--output", folder]) == 2
+    for program, words in ((check, ["--data", "none.json"]), (doctor, [])):
+        assert program(["--model", folder, *words]) == 2
+        printed = capsys.readouterr()
+        assert re.search(said, " ".join((printed.out + printed.err).split())), program

@@ -233,8 +233,8 @@ def _llava_config(raw: Mapping[str, Any], folder: Path, name: str | None) -> Lla
         language, extra = dict(raw), {}
         if isinstance(raw.get("text_config"), dict):
             raise ValueError(
-                f"{str(folder / 'config.json')!r} has a text_config, but its model_type is "
-                f"{shown(raw.get('model_type'))}; accepted is llava, as transformers writes it."
+                f"{str(folder / 'config.json')!r} has a text_config, as transformers writes it, but its model_type is "
+                f"{shown(raw.get('model_type'))}; accepted are llava, {', '.join((*_THEIRS, *built_in_types()))}."
             )
     path = folder / "config.json"
     kind = language.get("model_type") or _type_by_name(name or model_name_of(str(folder)))

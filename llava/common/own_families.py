@@ -14,6 +14,11 @@ from importlib.metadata import entry_points
 GROUP = "llava.families"
 
 
+def is_named(model_type: object) -> bool:
+    """Whether another package has a family for models of this type."""
+    return isinstance(model_type, str) and bool(entry_points(group=GROUP, name=model_type))
+
+
 def import_family(model_type: object) -> None:
     """Import what another package has for models of this type; nothing happens where no package has.
 

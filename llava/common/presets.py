@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+from llava.common.own_families import is_named
 from llava.common.shown import shown
 
 FAMILIES = {
@@ -35,6 +36,25 @@ def is_onevision_layout(config: Mapping[str, Any]) -> bool:
     named = config.get("architectures")
     of_class = isinstance(named, list) and "LlavaQwenForCausalLM" in named
     return "text_config" not in config and (of_class or config.get("model_type") == "llava_qwen")
+
+
+def require_known(config: Mapping[str, Any], place: str) -> None:
+    """Refuse the `config.json` of a model that no family is for; one without a `model_type` is LLaVA's.
+
+    Args:
+        config: content of the file.
+        place: where it stands, for the message.
+
+    Raises:
+        ValueError: says what is accepted.
+    """
+    kind, known = config.get("model_type"), [kind for kinds in FAMILIES.values() for kind in kinds]
+    if kind is None or kind in known or is_onevision_layout(config) or is_named(kind):
+        return
+    raise ValueError(
+        f"model_type in {place} is {shown(kind)}; accepted are {', '.join(known)}, and what an installed package has a "
+        "family for (docs/plug-in.md)."
+    )
 
 
 def family_of(model: Any) -> str:

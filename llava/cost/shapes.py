@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llava.common.json_files import need, read_object
-from llava.common.presets import family_of, is_onevision_layout
+from llava.common.presets import family_of, is_onevision_layout, require_known
 from llava.common.shown import shown
 from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
 from llava.cost.dimensions import DecoderShape, linear_maps
@@ -66,6 +66,7 @@ def config_of(name: str) -> dict[str, Any] | None:
     if not path.is_file():
         raise ValueError(f"There is no model {name!r}; give {', '.join(MODELS)} or a folder with a config.json.")
     config = read_object(path, "fetch or copy it anew")
+    require_known(config, str(path))
     of_next = is_onevision_layout(config)
     if not of_next and "vision_config" not in config:
         return _own_config(config, path)
