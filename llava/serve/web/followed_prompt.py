@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from llava.common.outside_files import in_words
+from llava.data.frames import Frames
 from llava.inference.chat import Chat, ChatRequest
 from llava.model.layer_attention import WatchedPrompt, watch_prompt
-from llava.model.traced_media import TracedUnit, traced_media
+from llava.model.traced_media import TracedUnit, frame_parts, traced_media
 from llava.serve.overlay import picture_of
 
 MOST_WORDS = 160
@@ -58,7 +58,7 @@ class FollowedPrompt:
         inputs = engine.batch([request.sample])
         del inputs["labels"]
         watched = watch_prompt(engine.model, inputs, request.compression)
-        units, names, pictures, reason = _shown(engine, inputs, request, watched.layouts[0].entered[0])
+        units, names, pictures, reason = _shown(chat, inputs, request, watched.layouts[0].entered[0])
         t2v = request.compression.t2v
         return cls(
             len(engine.model.decoder.layers),
@@ -85,9 +85,10 @@ def _gone(watched: WatchedPrompt, cuts: Sequence[int]) -> list[int]:
 
 
 def _shown(
-    engine: Any, inputs: dict[str, Any], request: ChatRequest, entered: int
+    chat: Chat, inputs: dict[str, Any], request: ChatRequest, entered: int
 ) -> tuple[list[TracedUnit], list[str], list[Image.Image], str]:
     """Units, their names and pictures; or none, and why."""
+    engine = chat.engine
     try:
         media = traced_media(engine.model, inputs, request.pixels, request.compression)
         if sum(medium.count for medium in media) != entered:
@@ -98,22 +99,29 @@ def _shown(
     except ValueError as error:
         return [], [], [], in_words(error)
     units, names, pictures = [], [], []
-    for number, (shown, medium) in enumerate(zip(request.pixels, media, strict=True), 1):
-        kind, processor = _made_by(engine, shown)
-        name = f"{kind} {number}" if len(media) > 1 else f"the {kind}"
+    for name, shown, medium in zip(_names(chat, request), request.pixels, media, strict=True):
         for unit in medium.units:
             units.append(unit)
             names.append(f"{name}, {unit.part}" if unit.part else name)
-            pictures.append(picture_of(unit.pixels, processor))
+            pictures.append(picture_of(unit.pixels, _made_by(engine.inputs.processor, shown)))
     return units, names, pictures, ""
 
 
-def _made_by(engine: Any, shown: Any) -> tuple[str, Any]:
-    """What a medium is, and the processor that normalised its pixels."""
-    processor, kind = engine.inputs.processor, getattr(shown, "kind", None)
-    if kind is not None:
-        return kind, getattr(processor, f"{kind}_processor")
-    return "video" if isinstance(shown, Tensor) and shown.dim() == 4 else "image", processor
+def _names(chat: Chat, request: ChatRequest) -> list[str]:
+    """What each medium of a prompt is, such as `image 2`; to some families each frame of a video is a medium."""
+    names = []
+    for number, shown in enumerate(chat.images, 1):
+        kind = "video" if isinstance(shown, Frames) else "image"
+        name = f"{kind} {number}" if len(chat.images) > 1 else f"the {kind}"
+        apart = isinstance(shown, Frames) and len(request.pixels) != len(chat.images)
+        names += [f"{name}, {part}" for part in frame_parts(len(shown))] if apart else [name]  # type: ignore[arg-type]
+    return names
+
+
+def _made_by(processor: Any, shown: Any) -> Any:
+    """The part of the model's processor that normalised a medium's pixels."""
+    kind = getattr(shown, "kind", None)
+    return processor if kind is None else getattr(processor, f"{kind}_processor")
 
 
 def _words(engine: Any, ids: list[int], voters: set[int]) -> list[tuple[str, bool]]:

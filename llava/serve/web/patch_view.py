@@ -23,6 +23,9 @@ from llava.serve.web.shown_messages import data_address
 STEP = 10
 """Side of a patch in the drawing."""
 LONGEST_SIDE = 448
+"""Pixels of a picture that is sent to the browser, unless its patches are many."""
+LEAST_PATCH = 6
+"""Pixels on a side of the smallest patch that is drawn; a picture of many is scrolled."""
 MOST_NUMBERS = 150_000
 """Attention values that are sent to the browser; of more layers some are left out."""
 TEXTURES = ("plain", "dots", "lines")
@@ -90,6 +93,7 @@ def _controls(uid: str, prompt: FollowedPrompt) -> str:
 def _figure(uid: str, number: int, unit: TracedUnit, name: str, picture: Image.Image) -> str:
     """A picture under a rectangle for each patch."""
     width, height = unit.columns * STEP, unit.rows * STEP
+    longest = max(LONGEST_SIDE, 2 * LEAST_PATCH * max(unit.rows, unit.columns))
     groups = _groups(unit)
     rects, dots = [], []
     for patch, (role, token) in enumerate(zip(unit.roles, unit.tokens, strict=True)):
@@ -109,10 +113,11 @@ def _figure(uid: str, number: int, unit: TracedUnit, name: str, picture: Image.I
         f"{roles[PatchRole.DROPPED]} dropped behind the vision tower"
     )
     return (
-        f'<figure class="dv-figure"><svg class="dv-map" viewBox="0 0 {width} {height}" tabindex="0" role="application" '
+        f'<figure class="dv-figure" style="--dv-least: {unit.columns * LEAST_PATCH}px">'
+        f'<svg class="dv-map" viewBox="0 0 {width} {height}" tabindex="0" role="application" '
         f'aria-roledescription="map of patches" aria-label="{escape(told)}" aria-describedby="{uid}-said" '
         f'data-unit="{number}"><title>{escape(told)}</title>{_patterns(uid, number, groups)}'
-        f'<image href="{data_address(picture, LONGEST_SIDE)}" width="{width}" height="{height}" '
+        f'<image href="{data_address(picture, longest)}" width="{width}" height="{height}" '
         'preserveAspectRatio="none"/>'
         f'<g class="dv-patches">{"".join(rects)}</g><g class="dv-anchors">{"".join(dots)}</g>'
         f'<g class="dv-links" aria-hidden="true"></g></svg>'
