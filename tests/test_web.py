@@ -146,10 +146,10 @@ def test_every_picture_crop_and_frame_has_its_patches(
     assert set(data["attention"]) == set(map(str, range(data["layers"])))
     assert all(0 <= share <= 100 for layer in data["attention"].values() for share in layer)
     if family in SEES_VIDEOS:
-        frames = [
-            unit["name"] for unit in data["units"] if "frame" in unit["name"] or unit["name"].startswith("image ")
-        ]
-        assert len(frames) >= 4
+        names = [unit["name"] for unit in data["units"]]
+        frames = [name for name in names if name.startswith("video 2, frame ")]
+        assert [f"video 2, frame {number} of {len(frames)}" for number in range(1, len(frames) + 1)] == frames
+        assert len(frames) >= 4 and all(name.startswith("image 1") for name in names if name not in frames)
 
 
 @pytest.mark.parametrize("family", ["llava-next", "llava-onevision"])
