@@ -39,10 +39,10 @@ def prepared(assets: Path, *words: str, **changes: object) -> Any:
 
 
 @pytest.mark.parametrize("spelling", ["gradient_checkpointing", "activation_checkpointing"])
-@pytest.mark.parametrize("value", ["auto", "before_drop", "all", "True", "False"])
+@pytest.mark.parametrize("value", ["auto", "before_drop", "all", "none", "True", "False"])
 def test_both_names_of_the_flag_take_every_value(assets: Path, tmp_path: Path, spelling: str, value: str) -> None:
     args = parse_arguments([*flags(assets, tmp_path, "finetune"), f"--{spelling}", value])[2]
-    assert args.activation_checkpointing is (value != "False")
+    assert args.activation_checkpointing is (value not in ("False", "none"))
     assert args.checkpointed_layers == (value if value in ("auto", "before_drop") else "all")
 
 

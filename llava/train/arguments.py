@@ -200,7 +200,7 @@ class TrainingArguments(transformers.TrainingArguments):
         "all",
         "Layers that compute their activations again where --activation_checkpointing is on: `all`, `before_drop` "
         "(those in front of the first drop), or `auto`: none, those or all, by the memory of the device. "
-        "--activation_checkpointing takes these values, too.",
+        "--activation_checkpointing takes these values and `none`, too.",
     )
     max_tokens_per_device: int | None = _flag(
         None,
@@ -301,6 +301,8 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
             logger.info("--%s asks for nothing that is done otherwise.", name)
         elif RENAMED.get(name, name) == "activation_checkpointing" and values and values[0].lower() in LAYERS_AGAIN:
             result += ["--activation_checkpointing", "True", "--checkpointed_layers", values[0].lower()]
+        elif RENAMED.get(name, name) == "activation_checkpointing" and values and values[0].lower() == "none":
+            result += ["--activation_checkpointing", "False"]
         elif name in RENAMED:
             logger.info("--%s is now --%s.", name, RENAMED[name])
             result += [f"--{RENAMED[name]}", *values]
