@@ -128,6 +128,21 @@ def test_stock_transformers_runs_on_the_same_weights_and_gives_the_same_loss() -
         case.run(case.before())
 
 
+@pytest.mark.parametrize("packing", ["auto", "on"])
+def test_peers_run_beside_packed_rows_too_and_say_that_theirs_are_padded(packing: str) -> None:
+    """With `--packing auto`, the default, the published way of scoring was left out without a word."""
+    setting = Setting(
+        llava(), {"none": NONE, "duet": DUET}, (9, 21), packings=(packing,), peers=("transformers", "published")
+    )
+    for mode in (modes.train_cases, modes.prefill_cases):
+        cases = mode(setting)
+        found = [(case.compression, case.packing, case.peer) for case in cases]
+        assert found[:3] == [("none", "off", ""), ("none", packing, ""), ("duet", packing, "")]
+        assert found[3:] == [("none", "off", "transformers"), ("duet", "off", "published")]
+        assert cases[4].work == cases[2].work
+        cases[4].run(cases[4].before())
+
+
 def test_the_published_tower_gives_the_same_features() -> None:
     model = llava()
     setting = Setting(model, {"none": NONE, "duet": DUET}, (12, 12), peers=("published",))

@@ -34,7 +34,7 @@ def peer_cases(setting: Setting, own: Sequence[Case], batch: Mapping[str, Any]) 
 
     Args:
         setting: names them.
-        own: this project's cases on the same batch; what they must compute is the peers' to compute.
+        own: this project's cases on the same batch; what they must compute is the peers' to compute, on padded rows.
         batch: as `llava.bench.inputs.rows_of` gives it.
 
     Raises:
@@ -43,15 +43,16 @@ def peer_cases(setting: Setting, own: Sequence[Case], batch: Mapping[str, Any]) 
     if not setting.peers:
         return []
     _require_llava(setting)
-    padded = {case.compression: case for case in reversed(own) if case.packing == "off"}
+    first = {case.compression: case for case in reversed(own)}
+    padded = first | {case.compression: case for case in reversed(own) if case.packing == "off"}
     found = []
     if "transformers" in setting.peers:
         found.append(_of_transformers(setting, padded[setting.baseline], batch))
     if "published" in setting.peers:
         for name, config in setting.compressions.items():
-            if name in padded and config.v2v is not None and config.v2v.score == "cls":
+            if config.v2v is not None and config.v2v.score == "cls":
                 run = partial(_published, setting.model, batch, config)
-                found.append(dataclasses.replace(padded[name], run=run, peer="published"))
+                found.append(dataclasses.replace(padded[name], packing="off", run=run, peer="published"))
     return found
 
 
