@@ -40,7 +40,13 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(assets: Path) -> Path:
     """A LoRA run of a few steps over a LLaVA, with a checkpoint in the middle."""
-    options = LORA | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "model_name_or_path": assets / "llava"}
+    options = LORA | {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "early_save_check": True,
+        "model_name_or_path": assets / "llava",
+    }
     return train(flags(assets, assets / "lora", "finetune", **options))
 
 

@@ -96,7 +96,7 @@ def test_what_a_killed_run_leaves_of_its_lock_is_no_model_and_no_checkpoint(asse
     (output / ".run.lock").touch()
     (output / ".run.lock-holder").write_text('{"host": 3, "pid": 1e400, "since": [] ')
     assert starting_point(str(output), False, None) is None
-    train(flags(assets, output, "pretrain", max_steps=1, early_save_check=False))
+    train(flags(assets, output, "pretrain", max_steps=1))
     assert not list(output.glob(".run.lock*"))
 
 

@@ -18,7 +18,7 @@ from llava.train.checkpoint import STAGING
 from llava.train.finished import require_trained
 from llava.train.train import train
 
-SAVING: dict[str, object] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "early_save_check": False}
+SAVING: dict[str, object] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
 KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "pretrain": ("pretrain", SAVING),
     "finetune": ("finetune", SAVING),
@@ -150,8 +150,8 @@ def test_the_marks_of_an_overwritten_model_do_not_vouch_for_half_of_a_new_one(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old projector beside the new summary would be taken for the new model."""
-    train(flags(assets, tmp_path / "out", "pretrain", max_steps=1, early_save_check=False))
-    other = flags(assets, tmp_path / "out", "pretrain", max_steps=2, early_save_check=False)
+    train(flags(assets, tmp_path / "out", "pretrain", max_steps=1))
+    other = flags(assets, tmp_path / "out", "pretrain", max_steps=2)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         cut("file 2", patch)
         train([*other, "--overwrite_output_dir", "True"])

@@ -59,7 +59,8 @@ def zero(request: pytest.FixtureRequest, assets: Path) -> Path:
     launcher, stage = request.param.split("-")
     out = assets / request.param
     config = ROOT / f"configs/deepspeed/zero{stage}.json"
-    changes = options(assets, deepspeed=config, save_strategy="steps", save_steps=STEPS // 2)
+    saving = {"save_strategy": "steps", "save_steps": STEPS // 2, "early_save_check": True}
+    changes = options(assets, deepspeed=config, **saving)
     run(launcher, flags(assets, out, "finetune", **changes), assets / f"{request.param}.log")
     return out
 

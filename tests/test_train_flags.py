@@ -34,7 +34,7 @@ LEFT_OUT = ("image_aspect_ratio", "mm_vision_select_layer")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tower, language model and data, and under `lora` adapters of rank 4."""
     folder = write_assets(tmp_path_factory.mktemp("assets"))
-    train(flags(folder, folder / "lora", "finetune", max_steps=1, early_save_check=False, **LORA))
+    train(flags(folder, folder / "lora", "finetune", max_steps=1, **LORA))
     return folder
 
 
@@ -146,7 +146,7 @@ def test_values_that_would_be_passed_over_are_refused(words: list[str], said: st
 def test_checkpoints_of_weights_alone_are_written_aloud_and_never_gone_on_from(
     assets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = {"save_only_model": True, "save_strategy": "steps", "save_steps": 1, "early_save_check": False}
+    options = {"save_only_model": True, "save_strategy": "steps", "save_steps": 1}
     train(flags(assets, tmp_path / "out", "finetune", max_steps=2, **options))
     assert "--save_only_model: checkpoints hold weights alone" in caplog.text
     (tmp_path / "out/model.safetensors").unlink()
@@ -170,7 +170,7 @@ HONOURED: list[dict[str, object]] = [
 @pytest.mark.parametrize("options", HONOURED, ids=lambda options: "-".join(map(str, options.values()))[:40])
 def test_what_is_called_honoured_runs(assets: Path, tmp_path: Path, options: dict[str, object]) -> None:
     """Two steps; the rate of the projector's own group is kept whatever the optimizer."""
-    more = {"max_steps": 2, "early_save_check": False, "mm_projector_lr": 1e-3}
+    more = {"max_steps": 2, "mm_projector_lr": 1e-3}
     train(flags(assets, tmp_path / "out", "finetune", **more | options))
     found = losses(tmp_path / "out")
     assert len(found) == 2 and all(loss == loss for loss in found)
@@ -187,7 +187,6 @@ def test_the_best_model_is_kept_by_its_held_out_loss(assets: Path, tmp_path: Pat
         "load_best_model_at_end": True,
         "learning_rate": 3.0,
         "max_steps": 2,
-        "early_save_check": False,
     }
     train(flags(assets, tmp_path / "out", "finetune", **options))
     found = [entry["eval_loss"] for entry in summary(tmp_path / "out")["evaluations"]]
@@ -284,7 +283,7 @@ def opened(assets: Path, **changes: object) -> Any:
 
 def test_adapters_that_go_on_keep_their_rank_and_scale(assets: Path, tmp_path: Path) -> None:
     options = {"lora_enable": True, "lora_weight_path": assets / "lora", "max_steps": 1, "learning_rate": 0.0}
-    train(flags(assets, tmp_path / "on", "finetune", mm_projector_type=None, early_save_check=False, **options))
+    train(flags(assets, tmp_path / "on", "finetune", mm_projector_type=None, **options))
     before, after = (
         json.loads((path / "adapter_config.json").read_text()) for path in (assets / "lora", tmp_path / "on")
     )
@@ -337,7 +336,7 @@ def test_adapters_that_are_none_or_of_another_base_are_said(
 def test_what_a_llava_leaves_out_is_read_as_llava_reads_it(
     assets: Path, tmp_path: Path, held: dict[str, object]
 ) -> None:
-    train(flags(assets, tmp_path / "llava", "finetune", max_steps=1, early_save_check=False, image_aspect_ratio=None))
+    train(flags(assets, tmp_path / "llava", "finetune", max_steps=1, image_aspect_ratio=None))
     path = tmp_path / "llava/config.json"
     written = {name: value for name, value in json.loads(path.read_text()).items() if name not in LEFT_OUT}
     path.write_text(json.dumps(written | held))

@@ -188,12 +188,10 @@ def test_a_norm_is_looked_at_one_step_late_whoever_computed_it(norm: Any) -> Non
 
 def test_a_run_that_broke_before_its_first_checkpoint_is_not_told_to_go_on(assets: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="There is no checkpoint to go on from: the next start begins anew"):
-        train(
-            flags(assets, tmp_path / "out", "finetune", **SAVING | {"learning_rate": 1e38, "early_save_check": False})
-        )
+        train(flags(assets, tmp_path / "out", "finetune", **SAVING | {"learning_rate": 1e38}))
 
 
 def test_samples_are_not_blamed_for_weights_that_a_rate_had_ruined(assets: Path, tmp_path: Path) -> None:
-    options = SAVING | {"learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0, "early_save_check": False}
+    options = SAVING | {"learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0}
     with pytest.raises(FloatingPointError, match=r"Not these samples are to blame: .* of magnitude .*--learning_rate"):
         train(flags(assets, tmp_path / "out", "finetune", **options))

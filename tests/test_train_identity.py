@@ -239,7 +239,6 @@ def test_a_rate_that_the_held_out_loss_steers_goes_on_only_with_the_same(assets:
         "eval_data_path": assets / "chats.json",
         "eval_strategy": "steps",
         "eval_steps": 1,
-        "early_save_check": False,
     }
     out = train(flags(assets, tmp_path / "out", "finetune", **options | {"max_steps": 2}))
     (out / "model.safetensors").unlink()

@@ -59,7 +59,7 @@ def test_fault_8_everything_is_saved_once_before_the_first_step(
         return seal_files(folder)
 
     monkeypatch.setattr(trainer, "seal", noted)
-    train(flags(assets, tmp_path / "out", phase, **SAVING))
+    train(flags(assets, tmp_path / "out", phase, **SAVING, early_save_check=True))
     assert steps == [0, 2, 4, -1]
     assert "A checkpoint takes about" in caplog.text
     assert not list((tmp_path / "out").glob("*checkpoint-0")) and not (tmp_path / "out" / checkpoint.STAGING).exists()
@@ -73,7 +73,7 @@ def test_fault_8_a_save_that_fails_fails_before_training(
 
     monkeypatch.setattr(trainer, "save_adapter", full)
     with pytest.raises(OSError, match="No space left"):
-        train(flags(assets, tmp_path / "out", "pretrain"))
+        train(flags(assets, tmp_path / "out", "pretrain", early_save_check=True))
     assert not (tmp_path / "out/trainer_state.json").exists()
 
 

@@ -59,7 +59,8 @@ def build(assets: Path, output: Path, phase: str, **changes: object):
 
 
 def test_pretraining_saves_projector_and_config_alone(assets: Path, tmp_path: Path) -> None:
-    train(flags(assets, tmp_path / "pre", "pretrain", save_strategy="steps", save_steps=2, gradient_checkpointing=True))
+    saving = {"save_strategy": "steps", "save_steps": 2, "early_save_check": True}
+    train(flags(assets, tmp_path / "pre", "pretrain", gradient_checkpointing=True, **saving))
     assert {"mm_projector.bin", "config.json", "train_summary.json", "trainer_state.json"} == {
         name for name in files(tmp_path / "pre") if not name.startswith("checkpoint-")
     }
@@ -80,7 +81,14 @@ def test_finetuning_saves_a_whole_model_that_loads(assets: Path, tmp_path: Path)
     train(flags(assets, tmp_path / "pre", "pretrain"))
     adapter = tmp_path / "pre/mm_projector.bin"
     train(
-        flags(assets, tmp_path / "llava-ft", "finetune", pretrain_mm_mlp_adapter=adapter, group_by_modality_length=True)
+        flags(
+            assets,
+            tmp_path / "llava-ft",
+            "finetune",
+            pretrain_mm_mlp_adapter=adapter,
+            group_by_modality_length=True,
+            early_save_check=True,
+        )
     )
     assert {"config.json", "model.safetensors", "tokenizer.json", "train_summary.json"} <= files(tmp_path / "llava-ft")
     assert "mm_projector.bin" not in files(tmp_path / "llava-ft")
