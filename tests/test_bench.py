@@ -143,6 +143,16 @@ def test_peers_run_beside_packed_rows_too_and_say_that_theirs_are_padded(packing
         cases[4].run(cases[4].before())
 
 
+def test_what_a_mode_does_not_run_is_said() -> None:
+    asked = Setting(llava(), {"none": NONE}, (9, 21), packings=("on",), peers=("transformers", "published"))
+    said = {mode: modes.left_out(mode, asked) for mode in modes.MODES}
+    assert said["prefill"] == said["train"] == ""
+    assert said["tower"].startswith("Peers that are not run in this mode: transformers. Nothing is packed")
+    assert "transformers, published" in said["decode"] and "Nothing is packed" in said["decode"]
+    assert said["recipe"] == "Peers that are not run in this mode: transformers, published."
+    assert not any(modes.left_out(mode, Setting(llava(), {"none": NONE}, (9,), ("auto",))) for mode in modes.MODES)
+
+
 def test_the_published_tower_gives_the_same_features() -> None:
     model = llava()
     setting = Setting(model, {"none": NONE, "duet": DUET}, (12, 12), peers=("published",))

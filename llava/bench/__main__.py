@@ -15,7 +15,7 @@ from llava.bench import attribution, results
 from llava.bench.cases import BASELINE, CHECKPOINTING, Case, Setting
 from llava.bench.clock import figure_of, in_turn
 from llava.bench.inputs import TEXTS, text_lengths
-from llava.bench.modes import MODES
+from llava.bench.modes import MODES, left_out
 from llava.bench.peers import BUDGETS, PEERS
 from llava.bench.picture import check_picture, draw
 from llava.common.json_files import write_json
@@ -93,6 +93,8 @@ def _measure(options: argparse.Namespace, model: Any, device: torch.device) -> d
             found = results.rows(mode, text, setting.lengths, cases, measured, clock)
             parts = {} if options.no_attribution else _attribute(cases, found, model, device)
             print(f"\n{mode}, {text} text: {len(setting.lengths)} rows of {_listed(setting.lengths)} text tokens")
+            if unrun := left_out(mode, setting):
+                print(unrun)
             print(results.table(mode, found))
             if parts:
                 print(attribution.table(parts))

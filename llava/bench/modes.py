@@ -14,7 +14,7 @@ import torch
 from llava.bench.cases import Case, Setting, as_trained
 from llava.bench.inputs import rows_of
 from llava.bench.memory_choice import level_by_memory, recomputed_layers
-from llava.bench.peers import peer_cases, peer_towers
+from llava.bench.peers import PEERS, peer_cases, peer_towers
 from llava.bench.recipe import recipe_cases
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import average_visual_tokens, kv_bytes, training_passes, visual_tokens_per_layer
@@ -131,6 +131,22 @@ MODES: Mapping[str, Callable[[Setting], Sequence[Case]]] = {
     "decode": decode_cases,
     "recipe": recipe_cases,
 }
+
+
+_PEERS_OF = {"tower": ("published",), "prefill": PEERS, "train": PEERS}
+_NOT_PACKED = {
+    "tower": "towers see images alone",
+    "decode": "behind a cache every row has one token",
+}
+
+
+def left_out(mode: str, setting: Setting) -> str:
+    """What was asked for and is not run in a mode, as sentences; empty if there is nothing."""
+    peers = [peer for peer in setting.peers if peer not in _PEERS_OF.get(mode, ())]
+    said = [f"Peers that are not run in this mode: {', '.join(peers)}."] if peers else []
+    if mode in _NOT_PACKED and "on" in setting.packings:
+        said.append(f"Nothing is packed in this mode: {_NOT_PACKED[mode]}.")
+    return " ".join(said)
 
 
 def decode_bytes(setting: Setting, config: CompressionConfig) -> tuple[int, int]:
