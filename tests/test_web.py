@@ -366,6 +366,19 @@ def test_good_files_among_bad_ones_are_taken(site: Site, media: tuple[list[Path]
     assert site.handlers.clear_pictures(visitor)[0].count("<img") == 0 and visitor.pending == []
 
 
+@pytest.mark.parametrize("ending", ["gif", "webp", "apng", "png"])
+def test_an_animation_of_any_kind_is_a_video(ending: str, site: Site, tmp_path: Path) -> None:
+    """A PNG, too, whose name does not say that it moves."""
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("#ee0000", "#00ee00", "#0000ee")]
+    kind = "PNG" if ending == "apng" else None
+    frames[0].save(tmp_path / f"moves.{ending}", kind, save_all=True, append_images=frames[1:], duration=100)
+    visitor = site.visitor(f"animation {ending}")
+    pictures, status = site.upload(visitor, tmp_path / f"moves.{ending}")
+    assert status == "" and "video 1, frame 1 of" in pictures
+    reddest, _, bluest = (visitor.pending[0].pictures[number].getpixel((20, 15)) for number in (0, 4, -1))
+    assert reddest[0] > 200 > reddest[2] and bluest[2] > 200 > bluest[0]
+
+
 def test_no_more_pictures_wait_than_a_question_may_show(site: Site, media: tuple[list[Path], Path]) -> None:
     visitor = site.visitor("many")
     for _ in range(MOST_SHOWN):

@@ -25,6 +25,8 @@ FrameChoice = Callable[[int, float | None], list[int]]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 ANIMATION_SUFFIXES = (".gif", ".apng", ".webp")
+DRAWN_SUFFIXES = (*ANIMATION_SUFFIXES, ".png")
+"""Of files that Pillow reads, of one frame or more; a `.png` that is animated seldom says so in its name."""
 ANIMATION_FORMATS = ("GIF", "PNG", "WEBP")
 MOST_COMPOSED_PIXELS = 10**10
 """Largest product of pixels and frames of an animation: to decode one frame, all before it are composed."""
@@ -89,7 +91,7 @@ def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) 
             return _from_folder(path, choose, opening)
         if not stat.S_ISREG(kind):
             raise UnfitFileError("it is neither a file nor a folder of images")
-        if path.suffix.lower() in ANIMATION_SUFFIXES:
+        if path.suffix.lower() in DRAWN_SUFFIXES:
             return _from_animation(path, choose, opening)
         return _from_video(path, choose, opening)
 
@@ -115,7 +117,7 @@ def count_frames(path: Path) -> int | None:
     with explained(f"Video {printable(str(path), LONGEST_NAME)}"):
         if path.is_dir():
             return len(_frame_files(path))
-        if path.suffix.lower() in ANIMATION_SUFFIXES:
+        if path.suffix.lower() in DRAWN_SUFFIXES:
             with open_image_file(path, ANIMATION_FORMATS) as image:
                 return int(getattr(image, "n_frames", 1))
         try:

@@ -21,7 +21,7 @@ from llava.common.image_opening import as_rgb
 from llava.data.families.base import ModelInputs
 from llava.data.frames import Frames
 from llava.data.images import explained, shown_name
-from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES, open_video
+from llava.data.video import DRAWN_SUFFIXES, VIDEO_SUFFIXES, open_video
 from llava.mm_utils import aspect_ratio_of
 
 MOST_UPLOAD_BYTES = 256 * 2**20
@@ -149,7 +149,7 @@ def read_upload(path: Path, name: str, inputs: ModelInputs) -> Image.Image | Fra
 
 def _is_animation(path: Path) -> bool:
     """Whether an image file that may be an animation has several frames; files that cannot be read are none."""
-    if path.suffix.lower() not in (*ANIMATION_SUFFIXES, ".png"):
+    if path.suffix.lower() not in DRAWN_SUFFIXES:
         return False
     try:
         with explained("The file"), open_image_file(path) as image:
