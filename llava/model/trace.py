@@ -121,10 +121,16 @@ def _tokens_of_units(
         own += [start + place for place in places]
         start += total
         seen += len(squares)
+    if len(sizes) > 1 and compression.v2v is not None:
+        raise ValueError(
+            "Some crops or frames bring other numbers of visual tokens than others (mm_patch_merge_type may leave the "
+            "whole of an image out), so they cannot be drawn in rows; python -m llava.serve.web shows them."
+        )
     if len(sizes) > 1:
         raise ValueError(
             "Without v2v some visual tokens are no patch of one image, crop or frame (mm_patch_merge_type), or images "
-            "and frames have different numbers of them, so they cannot be traced. Use a budget with v2v."
+            "and frames have different numbers of them, so they cannot be drawn in rows. Use a budget with v2v; "
+            "python -m llava.serve.web shows them without."
         )
     return own
 
