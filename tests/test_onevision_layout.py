@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_backbones_train import BUDGET, flags
+from tiny_llava import write_assets
 from tiny_onevision import PINPOINTS, write_lmms, write_onevision
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -27,6 +29,7 @@ from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
 from llava.model.families.llava_onevision import CompressedLlavaOnevision
 from llava.model.random_weights import random_config
+from llava.train.train import train
 
 GREEDY = GenerationSettings(temperature=0, max_new_tokens=6)
 OF_7B = {
@@ -161,6 +164,17 @@ def test_the_known_tower_is_named_in_the_layout_and_what_it_cannot_say_is_refuse
     with pytest.raises(ValueError, match=r"image_mean of the image processor of .*; LLaVA-NeXT's own layout"):
         convert(str(tmp_path / "hf"), tmp_path / "other", "llava")
     assert not (tmp_path / "other").exists()
+
+
+def test_adapters_that_were_trained_on_it_open_over_it(tmp_path: Path) -> None:
+    write_assets(tmp_path)
+    write_lmms(tmp_path / "lmms")
+    (tmp_path / "budget.yaml").write_text(json.dumps(BUDGET))
+    folder = train(flags(tmp_path, "lmms", tmp_path / "lora", max_steps=1, lora_enable=True, lora_r=4))
+    base, found = opened(tmp_path / "lmms").model, opened(folder).model
+    changed = {name for name, weight in found.named_parameters() if not torch.equal(weight, base.get_parameter(name))}
+    assert {name.split(".")[1] for name in changed} == {"language_model", "multi_modal_projector"}
+    assert found.compression.t2v.layers == (2, 3)
 
 
 def test_the_published_configuration_is_that_of_the_published_conversion(tmp_path: Path) -> None:

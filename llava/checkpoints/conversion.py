@@ -71,7 +71,7 @@ def convert(
     require_outside(target, source, model_base)
     checkpoint, base = resolve(source, model_base)
     of_family = (checkpoint if base is None else base).kind is Kind.FAMILY
-    to_layout = of_family and to == "llava" and (base or checkpoint).config.model_type == "llava_onevision"
+    to_layout = to == "llava" and checkpoint.kind is Kind.FAMILY
     if checkpoint.kind is Kind.FAMILY:
         _require_other_format(checkpoint, to, source)
     if to == "hf" and not of_family:
@@ -83,7 +83,7 @@ def convert(
     with appearing_at_once(target) as folder:
         if to_layout:
             llava_onevision_format.write_layout(model, processor, tokenizer, folder, source)
-        elif of_family:  # a merged model of transformers has one format
+        elif of_family:  # a merged model of transformers is written in its format, whatever is asked for
             model.save_pretrained(folder)
             (tokenizer if processor is None else processor).save_pretrained(folder)
         elif to == "llava":

@@ -94,7 +94,7 @@ def frames_like(
         video = decoder(str(path.resolve()), stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1)
         if len(video) != total:
             return None
-        taken = {}
+        taken: dict[int, Kept] = {}
         for number, time in seconds.items():
             frame = video.get_frame_at(number)
             pixels = frame.data.numpy()  # [H, W, 3]
