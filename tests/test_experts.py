@@ -116,6 +116,18 @@ def test_the_loss_of_the_routers_is_refused_where_padding_cannot_be_told(stock: 
         assert model(**packed, attention_mask=torch.ones_like(mask), output_router_logits=True).aux_loss > 0
 
 
+@pytest.mark.parametrize("config", ["none", BOTH], ids=str)
+def test_a_model_that_was_trained_with_the_loss_of_the_routers_answers_as_without(stock: Any, config: Any) -> None:
+    """transformers' own `generate` fails on such a configuration."""
+    model, inputs = compress(stock, config), batch(ROWS)
+    expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    model.decoder.config.output_router_logits = model.config.text_config.output_router_logits = True
+    try:
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), expected)
+    finally:
+        model.decoder.config.output_router_logits = model.config.text_config.output_router_logits = False
+
+
 # === Weights ===
 
 

@@ -18,6 +18,7 @@ from llava.compression.config import CompressionConfig
 from llava.model.accepted_inputs import check_cache, check_padding_mask, refuse_soft_prompts_of_peft
 from llava.model.cache_name import CACHE, as_named, named
 from llava.model.call_checks import asks_nothing, check_prompt
+from llava.model.experts import ASKED as ROUTERS
 from llava.model.generation_options import REFUSED, check_chosen_logits, check_options
 from llava.model.staged_cache import StagedCache, is_filled
 
@@ -120,6 +121,10 @@ class StagedGeneration(_Base):
             **named(cache),
             **kwargs,
         )
+        if getattr(self.config.get_text_config(decoder=True), ROUTERS, False):
+            inputs.setdefault(
+                ROUTERS, False
+            )  # transformers would want a loss of the new tokens, and fail on their mask
         if filled:
             inputs.pop("position_ids", None)
         if filled and not is_first_iteration:
