@@ -210,7 +210,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
-    [("llava", True), ("qwen2_5_vl", False), ("qwen3_vl", True), ("qwen3_vl_moe", True), ("llava_onevision", False)],
+    [("llava", True), ("qwen2_5_vl", False), ("qwen3_vl_moe", True), ("llava_onevision", False)],
 )
 def test_compiled_layers_learn_as_layers_do_and_lengths_compile_nothing_anew(
     family: str, checkpointing: bool, fresh: None
