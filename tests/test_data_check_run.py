@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import dying_worker
 import numpy as np
 import pytest
 from faulty_data import ASSUMED, checked, kinds, shown, talk, write_images
-from forked import run_program
 from tiny_text import byte_level, llama, llava_inputs
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from warm_python import warm_python
 
 from llava.constants import IGNORE_INDEX
 from llava.cost.shapes import CLIP_L_336, MODELS
@@ -49,7 +51,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 # === Workers ===
 
 
-def test_results_in_parallel_equal_those_of_one_process(folder: Path) -> None:
+def test_results_in_parallel_equal_those_of_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(warm_python()))
     names = sorted(path.name for path in folder.iterdir())
     data = [shown(f"r{index % 290}", names[index % len(names)], "word " * (index % 40)) for index in range(300)]
     alone, shared = checked(data, folder, 0), checked(data, folder, 2)
@@ -168,7 +171,8 @@ def test_command_reports_and_leaves_a_file_that_trains(
 ) -> None:
     arguments = ["--data_path", data_file, "--image-folder", folder, "--tokenizer", tokenizer, "--workers", "1"]
     outputs = ["--report", "report.json", "--text", "report.txt", "--write_clean", "clean.json", "--list-all", "all"]
-    done = run_program(["-m", "llava.data.check", *map(str, arguments), *outputs], cwd=tmp_path)
+    command = [warm_python(), "-m", "llava.data.check", *arguments, *outputs]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     original, clean = json.loads(data_file.read_text()), json.loads((tmp_path / "clean.json").read_text())
     report = json.loads((tmp_path / "report.json").read_text())
