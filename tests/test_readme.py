@@ -51,10 +51,7 @@ def shell(command: str, **variables: str) -> str:
     """Run a command from the repository with this interpreter, its imports done, and return all it says."""
     folders = (Path(warm_python()).parent, Path(sys.executable).parent, os.environ["PATH"])
     environment = os.environ | {"PYTHON": warm_python(), "PATH": os.pathsep.join(map(str, folders))} | variables
-    if command.startswith("python -m "):
-        done = run_program(shlex.split(command, comments=True)[1:], ROOT, environment)
-    else:
-        done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
