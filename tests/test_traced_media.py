@@ -284,6 +284,12 @@ def _embedded(model: Any, crop: Tensor) -> Tensor:
     return model.model.multi_modal_projector(features[layer][:, skipped:]).detach()[0]
 
 
+def test_a_family_that_does_not_say_what_its_tokens_show_is_told_about_in_a_sentence() -> None:
+    model = compress(vlm("pebbles"), "none")
+    with pytest.raises(ValueError, match=r"does not say which patches its visual tokens stand for .*counted all"):
+        traced_media(model, {}, [SimpleNamespace(kind="image")], model.checked("none"))
+
+
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chat]:
     made = {}
