@@ -26,7 +26,8 @@
 # The study of videos has its own folder and lengths (python -m playground.study.video --help says the others):
 #   VIDEO_STUDY_OUTPUT         where everything is written             playground/output/video-study
 #   VIDEO_STUDY_SEEDS          models                                  1
-#   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        850
+#   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        1400
+#   VIDEO_STUDY_LAST_STEPS     more of them, under each compression    400
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/help.sh
@@ -55,7 +56,7 @@ unset DRY_RUN # the recipes below are steps of this plan
 one_of DRY_RUN "$dry_run" 0 1
 one_of QUICKSTART_FRESH "${QUICKSTART_FRESH:-0}" 0 1
 for name in QUICKSTART_{CAPTIONS,TRAIN,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS} \
-    STUDY_{SEEDS,IMAGES,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS,JOBS} VIDEO_STUDY_{SEEDS,CLIP_STEPS}; do
+    STUDY_{SEEDS,IMAGES,QUESTIONS,PRETRAIN_STEPS,FINETUNE_STEPS,JOBS} VIDEO_STUDY_{SEEDS,{CLIP,LAST}_STEPS}; do
     if [ -n "${!name:-}" ] && [[ $name != QUICKSTART_*_STEPS || ${!name} != -1 ]]; then whole "$name" "${!name}"; fi
 done
 output="${QUICKSTART_OUTPUT:-playground/output/quickstart}"
@@ -83,7 +84,8 @@ if [ "$study" != 0 ]; then
     if [ "$study" = video ]; then
         command=(
             "$PYTHON" -m playground.study.video --out "${VIDEO_STUDY_OUTPUT:-playground/output/video-study}"
-            --seeds "${VIDEO_STUDY_SEEDS:-1}" --clip-steps "${VIDEO_STUDY_CLIP_STEPS:-850}"
+            --seeds "${VIDEO_STUDY_SEEDS:-1}" --clip-steps "${VIDEO_STUDY_CLIP_STEPS:-1400}"
+            --last-steps "${VIDEO_STUDY_LAST_STEPS:-400}"
         )
     fi
     if [ "$dry_run" = 1 ]; then

@@ -41,7 +41,8 @@ class Clip:
 
     Attributes:
         frames: for each frame its digits, each with the seed of its shade and of how it was written.
-        questions: all questions about the clip.
+        questions: all questions about the clip. None tells the answer to another: in training they are one
+            conversation, and every answer has to be seen.
     """
 
     frames: tuple[tuple[tuple[PlacedDigit, int], ...], ...]
@@ -118,7 +119,6 @@ def _changing(hand: _Hand) -> Clip:
         name = COLOURS[colour]
         values = listed(f"{name} {NUMBERS[number]}" for number in sorted(both))
         questions.append(ClipQuestion("change", f"What digit is {name}?", values))
-        questions.append(_colour_of(both[0], colour))
     return Clip(tuple(map(tuple, frames)), tuple(questions))
 
 
@@ -135,13 +135,13 @@ def _appearing(hand: _Hand) -> Clip:
         frames.append(
             tuple((PlacedDigit(one, *hand.cell(one.place), hand.sample(one.number)), hand.seed()) for one in digits)
         )
-    for _ in range(2 * AT_ONCE):
-        pair = [frames[frame][int(hand.rng.integers(AT_ONCE))][0].digit for frame in hand.several(FRAMES, 2)]
+    for one in hand.several(FRAMES, FRAMES):  # each digit once, with one of the next frame
+        pair = [frames[one][0][0].digit, frames[(one + 1) % FRAMES][1][0].digit]
+        if hand.rng.random() < 0.5:
+            pair.reverse()
         names = [COLOURS[digit.colour] for digit in pair]
         values = listed(f"{name} {NUMBERS[digit.number]}" for name, digit in zip(names, pair, strict=True))
-        question = ClipQuestion("appear", f"What digit is {' and '.join(names)}?", values)
-        if question.text not in {one.text for one in questions}:
-            questions.append(question)
+        questions.append(ClipQuestion("appear", f"What digit is {' and '.join(names)}?", values))
     return Clip(tuple(frames), tuple(questions))
 
 

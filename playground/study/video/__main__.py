@@ -19,8 +19,11 @@ from playground.study.__main__ import in_place, of_assets
 from playground.study.place import Place, StudySettings
 from playground.study.video.report import write_report
 from playground.study.video.summary import summarise
-from playground.study.video.work import identity, train
+from playground.study.video.work import Steps, identity, train
 from playground.study.work import ROOT
+
+OF_DATA = ("--seed", "1")
+"""Flag of what is drawn: the study's settings were chosen on clips of seed 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _study(place: Place, options: argparse.Namespace) -> int:
     make_data(place, options)
-    steps = options.pretrain_steps, options.picture_steps, options.clip_steps
+    steps = Steps(options.pretrain_steps, options.picture_steps, options.clip_steps, options.last_steps)
     try:
-        models = [train(place, seed, steps) for seed in range(options.seeds)]
-        summary = summarise(place, models)
+        for seed in range(options.seeds):
+            train(place, seed, steps)
+        summary = summarise(place)
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 1
@@ -48,15 +52,16 @@ def make_data(place: Place, options: argparse.Namespace) -> None:
     if done.is_file():
         return
     sizes = ("--pictures", options.pictures, "--train", options.clips, "--test", options.held_out)
-    command = [sys.executable, "-m", "playground.clips", "--out", str(place.data), *map(str, sizes)]
+    command = [sys.executable, "-m", "playground.clips", "--out", str(place.data), *map(str, sizes), *OF_DATA]
     subprocess.run(command, cwd=ROOT, check=True)
     done.touch()
 
 
 def _settings(options: argparse.Namespace) -> StudySettings:
     sizes = f"{options.pictures} pictures, {options.clips} clips, {options.held_out} held out"
-    steps = f"{identity()}, {options.picture_steps} steps of pictures"
-    of_data = f"{of_assets()}, {sizes}"
+    clip_steps = f"{options.clip_steps} of clips, {options.last_steps} of clips under each compression"
+    steps = f"{identity()}, {options.picture_steps} of pictures, {clip_steps}"
+    of_data = f"{of_assets()}, {sizes}, seed {OF_DATA[-1]}"
     return StudySettings(options.seeds, options.pretrain_steps, options.clip_steps, data=of_data, methods=steps)
 
 
@@ -67,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=FOLDER_TO_WRITE, required=True, help="folder; an unfinished study there goes on")
     parser.add_argument("--seeds", type=count(), default=1, help="models")
     parser.add_argument("--pictures", type=count(), default=5760, help="captioned and asked about, in training")
-    parser.add_argument("--clips", type=count(), default=3000, help="asked about in training")
-    parser.add_argument("--held-out", type=count(), default=100, help="held-out clips, two questions each")
+    parser.add_argument("--clips", type=count(), default=6000, help="asked about in training")
+    parser.add_argument("--held-out", type=count(), default=200, help="held-out clips, two questions each")
     parser.add_argument("--pretrain-steps", type=count(), default=120, help="of the projector, 48 captions each")
-    parser.add_argument("--picture-steps", type=count(), default=60, help="24 conversations about pictures each")
-    parser.add_argument("--clip-steps", type=count(), default=850, help="6 conversations about clips each")
+    parser.add_argument("--picture-steps", type=count(), default=80, help="24 conversations about pictures each")
+    parser.add_argument("--clip-steps", type=count(), default=1400, help="6 conversations about clips each")
+    parser.add_argument("--last-steps", type=count(), default=400, help="the same, under each compression")
     return parser
 
 

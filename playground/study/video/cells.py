@@ -1,4 +1,4 @@
-"""What is compared on videos: DUET and two controls at two budgets, and single frames without compression.
+"""What is compared on videos: DUET and controls at two budgets, training-free and trained, and single frames.
 
 A frame has 145 tokens, CLS included; a budget is what a layer sees on average, 53 and 93 % fewer, the shares of the
 paper's 960 and 136 of 2,048.
@@ -20,6 +20,9 @@ _DUET = {53: (90, 18), 93: (11, 4)}
 
 METHODS = ("DUET C", "random", "uniform")
 
+TRAINED = (("DUET C", 53), ("DUET C", 93), ("uniform", 93))
+"""Methods and budgets under which models are trained, besides."""
+
 
 @dataclass(frozen=True)
 class VideoCell(Cell):
@@ -27,14 +30,23 @@ class VideoCell(Cell):
 
     Attributes:
         shown: a set of held-out questions, as in `playground.clips.build.SHOWN`.
+        trained: whether the model that is asked was trained under the method; else it is the uncompressed one.
     """
 
     shown: str = WHOLE
+    trained: bool = False
 
     @property
     def name(self) -> str:
         """Name for files."""
-        return super().name if self.shown == WHOLE else f"{self.shown}-frame"
+        if self.shown != WHOLE:
+            return f"{self.shown}-frame"
+        return f"{super().name}-trained" if self.trained else super().name
+
+    @property
+    def model(self) -> VideoCell:
+        """The cell whose model is asked."""
+        return self if self.trained else VideoCell(UNCOMPRESSED)
 
     def compression(self, seed: int) -> CompressionConfig:
         """What the method does at this budget.
@@ -54,7 +66,8 @@ class VideoCell(Cell):
 
 
 def video_cells() -> list[VideoCell]:
-    """All rows: the uncompressed model, then methods at budgets, then single frames."""
+    """All rows: the uncompressed model, then methods at budgets, trained under some of them, then single frames."""
     cells = [VideoCell(UNCOMPRESSED)]
     cells += [VideoCell(method, budget) for budget in BUDGETS for method in METHODS]
+    cells += [VideoCell(method, budget, trained=True) for method, budget in TRAINED]
     return cells + [VideoCell(UNCOMPRESSED, shown=shown) for shown in SHOWN if shown != WHOLE]

@@ -12,13 +12,14 @@ from playground.quickstart.svg import Chart, ticks
 from playground.study.cells import UNCOMPRESSED
 from playground.study.place import Place
 from playground.study.report import COLOURS, share_range, share_text, standalone
-from playground.study.video.cells import METHODS
+from playground.study.video.cells import METHODS, TRAINED
 from playground.study.video.summary import VideoRow, VideoSummary
 
 PAPER = {53: 100.8, 93: 97.6}
 """Per cent of the uncompressed accuracy by budget: Table 4, Video-LLaVA-7B, DUET C."""
 
 PLOT = "study-video.svg"
+TRAINED_COLOURS = {"DUET C": "#7c3aed", "uniform": "#d97706"}
 
 
 def write_report(place: Place, summary: VideoSummary) -> Path:
@@ -38,14 +39,14 @@ def table(summary: VideoSummary, images: Path) -> str:
     lines = [
         _conditions(summary),
         "",
-        "| shown | method | fewer | visual tokens | right | 95 % interval | of uncompressed, % | "
+        "| shown | model | method | fewer | visual tokens | right | 95 % interval | of uncompressed, % | "
         + " | ".join(KINDS)
         + " |",
-        "|---" * (7 + len(KINDS)) + "|",
+        "|---" * (8 + len(KINDS)) + "|",
     ]
     lines += [_line(row, summary.rows[0]) for row in summary.rows]
     paper = " and ".join(f"{value} % at {budget} % fewer" for budget, value in PAPER.items())
-    lines += ["", f"The paper's Table 4 has, for DUET C, {paper}.", ""]
+    lines += ["", f"The paper's Table 4 has, for DUET C, training-free, {paper}.", ""]
     return "\n".join([*lines, f"![Accuracy on clips over visual tokens]({images / PLOT})"]) + "\n"
 
 
@@ -53,11 +54,13 @@ def _conditions(summary: VideoSummary) -> str:
     """Machine, time and command."""
     about = {key: markdown_text(str(value)) for key, value in summary.about.items()}
     machine = "; ".join(about[key] for key in ("date", "processor", "system", "versions") if about.get(key))
+    seconds = summary.about.get("seconds")
+    took = "" if seconds is None else f"; {seconds // 60} minutes in all"
+    _, further = about["methods"].split(", ", 1)
     return (
-        f"`bash scripts/quickstart.sh --video-study`. {machine}. Models: {about['seeds']}; "
-        f"{about['pretrain_steps']} batches of captions, {about['methods'].split(', ')[-1]}, {about['finetune_steps']} "
-        f"batches of clips; {summary.rows[0].questions} held-out questions, answered greedily."
-        + (f" The projector was {about['projector']}." if "projector" in about else "")
+        f"`bash scripts/quickstart.sh --video-study`{took}. {machine}. Seeds: {about['seeds']}; batches: "
+        f"{about['pretrain_steps']} of captions, {further}; {summary.rows[0].questions} held-out questions, answered "
+        "greedily."
     )
 
 
@@ -68,7 +71,8 @@ def _line(row: VideoRow, dense: VideoRow) -> str:
     if row.relative is not None and row.relative_interval is not None:
         relative = f"{100 * row.relative:.1f} ({share_range(row.relative_interval)})"
     kinds = [f"{row.right_of[kind]} / {row.questions_of[kind]}" for kind in KINDS]
-    cells = [shown, markdown_text(row.method), fewer, f"{row.tokens:.1f}", share_text(row.accuracy)]
+    model = "trained under it" if row.trained else "uncompressed"
+    cells = [shown, model, markdown_text(row.method), fewer, f"{row.tokens:.1f}", share_text(row.accuracy)]
     return "| " + " | ".join([*cells, share_range(row.interval), relative, *kinds]) + " |"
 
 
@@ -83,12 +87,15 @@ def plot(summary: VideoSummary) -> str:
             chart.line([(0, row.accuracy), (most * 1.08, row.accuracy)], colour, 1.5, "5 4")
             across, down = chart.at(most * 1.1, row.accuracy)
             chart.text(across, down + 4, f"{name} {row.accuracy:.1%}")
-    for number, method in enumerate(METHODS):
-        rows = sorted((row for row in summary.rows if row.method == method), key=lambda row: row.tokens)
-        chart.line([(row.tokens, row.accuracy) for row in rows], COLOURS[method])
+    drawn = [(method, False) for method in METHODS] + [(method, True) for method in dict(TRAINED)]
+    for number, (method, trained) in enumerate(drawn):
+        own = (row for row in summary.rows if (row.method, row.trained) == (method, trained))
+        rows, colour = sorted(own, key=lambda row: row.tokens), TRAINED_COLOURS[method] if trained else COLOURS[method]
+        name = f"{method}, trained under it" if trained else method
+        chart.line([(row.tokens, row.accuracy) for row in rows], colour)
         for row in rows:
-            chart.interval(row.tokens, *row.interval, COLOURS[method])
-            chart.dot(row.tokens, row.accuracy, COLOURS[method], f"{method}, {row.tokens:.1f}: {row.accuracy:.1%}")
+            chart.interval(row.tokens, *row.interval, colour)
+            chart.dot(row.tokens, row.accuracy, colour, f"{name}, {row.tokens:.1f}: {row.accuracy:.1%}")
         across, down = chart.at(most * 1.1, 0.5)
-        chart.text(across, down + 18 * number, method, colour=COLOURS[method])
+        chart.text(across, down + 18 * number, name, colour=colour)
     return standalone(chart.svg("Clips: accuracy over visual tokens"))

@@ -27,7 +27,7 @@ class VideoRow:
     """One row. Shares are between 0 and 1, intervals hold 95 %.
 
     Attributes:
-        shown, method, budget: as in `VideoCell`.
+        shown, method, budget, trained: as in `VideoCell`.
         tokens: visual tokens that a layer sees of a video, mean over layers.
         right: right answers of each seed.
         questions: questions of each seed.
@@ -40,6 +40,7 @@ class VideoRow:
     shown: str
     method: str
     budget: int | None
+    trained: bool
     tokens: float
     right: tuple[int, ...]
     questions: int
@@ -72,12 +73,11 @@ class VideoSummary:
         return read_record(cls, path, "run the study again, which writes it anew")
 
 
-def summarise(place: Place, models: Sequence[Path]) -> VideoSummary:
-    """Ask the model of every seed all that is not answered yet, and count.
+def summarise(place: Place) -> VideoSummary:
+    """Ask the models of every seed all that is not answered yet, and count.
 
     Args:
-        place: the study's folder.
-        models: folder of each seed's model.
+        place: the study's folder, whose models are trained.
 
     Raises:
         ValueError: if some question has no answer.
@@ -85,7 +85,7 @@ def summarise(place: Place, models: Sequence[Path]) -> VideoSummary:
     rows: list[VideoRow] = []
     dense: Right | None = None
     for cell in video_cells():
-        answers = [ask(place, seed, model, cell) for seed, model in enumerate(models)]
+        answers = [ask(place, seed, cell) for seed in range(place.settings.seeds)]
         right = np.array([[good for _, good in one] for one in answers])
         dense = right if dense is None else dense
         rows.append(_row(cell, right, dense, [kind for kind, _ in answers[0]]))
@@ -105,6 +105,7 @@ def _row(cell: VideoCell, right: Right, dense: Right, kinds: Sequence[str]) -> V
         cell.shown,
         cell.method,
         cell.budget,
+        cell.trained,
         tokens=tokens_of(cell),
         right=tuple(int(count) for count in right.sum(axis=1)),
         questions=right.shape[1],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,34 +42,56 @@ class Phase:
 PHASES = (
     Phase("projector", "pretrain", "pretrain.json", 48, 3e-3),
     Phase("pictures", "finetune", "pictures.json", 24, 1e-3),
-    Phase("clips", "finetune", "clips.json", 6, 7e-4),
+    Phase("clips", "finetune", "clips.json", 6, 1e-3),
 )
 """Captions teach the projector; then language model and projector learn from pictures, and from clips."""
 
+LAST = Phase("last", "finetune", "clips.json", 6, 5e-4)
+"""Training on clips goes on under a compression, or without one; each starts from the model of all phases before."""
 
-def train(place: Place, seed: int, steps: Sequence[int]) -> Path:
-    """Run the phases of a seed that are not done; returns the folder of the model.
+
+@dataclass(frozen=True)
+class Steps:
+    """How many steps each phase has."""
+
+    pretrain: int
+    pictures: int
+    clips: int
+    last: int
+
+
+def train(place: Place, seed: int, steps: Steps) -> None:
+    """Run the phases of a seed that are not done: those that all its models share, then the last for each model.
 
     Args:
         place: the study's folder.
         seed: starts the projector and shuffles the data.
         steps: of each phase.
     """
-    output = place.root
-    for phase, count in zip(PHASES, steps, strict=True):
-        before, output = output, place.model(seed, Cell(phase.name))
-        settings = _settings(place, seed, phase) | {"MAX_STEPS": str(count), "OUTPUT_DIR": str(output)}
-        extra: tuple[str, ...] = ()
-        without: tuple[str, ...] = ()
-        if phase.recipe == "finetune":
-            extra = ("--mm_projector_lr", str(2 * phase.rate))
-            if (before / PROJECTOR).is_file():
-                settings["ADAPTER"] = str(before / PROJECTOR)
-            else:  # a whole model has its towers and its projector
-                settings["MODEL"] = str(before)
-                without = ("--image_tower", "--video_tower", "--pretrain_mm_mlp_adapter")
-        train_by_recipe(phase.recipe, place.log(seed, phase.name), settings, extra, RECIPES, without)
-    return output
+    uncompressed = VideoCell(UNCOMPRESSED)
+    before = place.root
+    for phase, count in zip(PHASES, (steps.pretrain, steps.pictures, steps.clips), strict=True):
+        before = _run(place, seed, phase, count, before, Cell(phase.name), uncompressed)
+    for cell in dict.fromkeys(cell.model for cell in video_cells()):
+        _run(place, seed, LAST, steps.last, before, cell, cell)
+
+
+def _run(place: Place, seed: int, phase: Phase, steps: int, before: Path, output: Cell, under: VideoCell) -> Path:
+    """Train on from the folder of the phase before; returns the folder of what came out."""
+    folder = place.model(seed, output)
+    settings = _settings(place, seed, phase) | {"MAX_STEPS": str(steps), "OUTPUT_DIR": str(folder)}
+    settings["COMPRESSION"] = str(place.compression_file(seed, under))
+    extra: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    if phase.recipe == "finetune":
+        extra = ("--mm_projector_lr", str(2 * phase.rate))
+        if (before / PROJECTOR).is_file():
+            settings["ADAPTER"] = str(before / PROJECTOR)
+        else:  # a whole model has its towers and its projector
+            settings["MODEL"] = str(before)
+            without = ("--image_tower", "--video_tower", "--pretrain_mm_mlp_adapter")
+    train_by_recipe(phase.recipe, place.log(seed, output.name), settings, extra, RECIPES, without)
+    return folder
 
 
 def _settings(place: Place, seed: int, phase: Phase) -> dict[str, str]:
@@ -87,7 +108,6 @@ def _settings(place: Place, seed: int, phase: Phase) -> dict[str, str]:
         "IMAGE_FOLDER": str(place.data / "images"),
         "VIDEO_FOLDER": str(place.data / "videos"),
         "DATA_CACHE_DIR": str(place.root / "cache"),
-        "COMPRESSION": str(place.compression_file(seed, VideoCell(UNCOMPRESSED))),
     }
 
 
@@ -124,8 +144,8 @@ SETS = {one.name: one for one in (Clips, FirstFrame, MiddleFrame, LastFrame)}
 """Benchmarks by the frames that they show."""
 
 
-def ask(place: Place, seed: int, model: Path, cell: VideoCell) -> list[tuple[str, bool]]:
-    """Ask a model the held-out questions of a row; answers that are there are not asked again.
+def ask(place: Place, seed: int, cell: VideoCell) -> list[tuple[str, bool]]:
+    """Ask the model of a row its held-out questions; answers that are there are not asked again.
 
     Returns:
         the kind of each question, and whether its answer is the right one, word by word.
@@ -139,11 +159,11 @@ def ask(place: Place, seed: int, model: Path, cell: VideoCell) -> list[tuple[str
         status = evaluation.main(
             [
                 "--model-path",
-                str(model),
+                str(place.model(seed, cell.model)),
                 "--eval-folder",
                 str(place.data / "eval"),
                 "--compression",
-                str(place.compression_file(seed, VideoCell(cell.method, cell.budget))),
+                str(place.compression_file(seed, cell)),
                 "--output",
                 str(output),
                 "--no-judge",
@@ -161,7 +181,8 @@ def ask(place: Place, seed: int, model: Path, cell: VideoCell) -> list[tuple[str
 
 def identity() -> str:
     """Changes with the flags of all phases and with what any row does, not with where the repository lies."""
-    flags = [recipe_flags(phase.recipe, {"OUTPUT_DIR": "here"}, (), RECIPES) for phase in PHASES]
+    phases = (*PHASES, LAST)
+    flags = [recipe_flags(phase.recipe, {"OUTPUT_DIR": "here"}, (), RECIPES) for phase in phases]
     compressions = [cell.compression(0).to_dict() for cell in video_cells()]
-    known = json.dumps([flags, [dataclasses.asdict(phase) for phase in PHASES], compressions])
+    known = json.dumps([flags, [dataclasses.asdict(phase) for phase in phases], compressions])
     return hashlib.sha256(known.replace(str(ROOT), "").encode()).hexdigest()[:16]
