@@ -26,7 +26,7 @@
 # The study of videos has its own folder and lengths (python -m playground.study.video --help says the others):
 #   VIDEO_STUDY_OUTPUT         where everything is written             playground/output/video-study
 #   VIDEO_STUDY_SEEDS          models                                  1
-#   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        1400
+#   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        1300
 #   VIDEO_STUDY_LAST_STEPS     more of them, under each compression    400
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -84,7 +84,7 @@ if [ "$study" != 0 ]; then
     if [ "$study" = video ]; then
         command=(
             "$PYTHON" -m playground.study.video --out "${VIDEO_STUDY_OUTPUT:-playground/output/video-study}"
-            --seeds "${VIDEO_STUDY_SEEDS:-1}" --clip-steps "${VIDEO_STUDY_CLIP_STEPS:-1400}"
+            --seeds "${VIDEO_STUDY_SEEDS:-1}" --clip-steps "${VIDEO_STUDY_CLIP_STEPS:-1300}"
             --last-steps "${VIDEO_STUDY_LAST_STEPS:-400}"
         )
     fi

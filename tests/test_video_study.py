@@ -35,7 +35,7 @@ def test_every_method_has_the_budget_of_its_column(cell: VideoCell) -> None:
 
 def test_rows_are_files_of_their_own_and_other_methods_are_refused() -> None:
     names = [cell.name for cell in video_cells()]
-    assert len(set(names)) == len(names) == 1 + len(METHODS) * len(BUDGETS) + len(TRAINED) + 3
+    assert len(set(names)) == len(names) == 1 + (len(METHODS) + len(TRAINED)) * len(BUDGETS) + 3
     assert VideoCell(UNCOMPRESSED, shown="last").name == "last-frame"
     with pytest.raises(ValueError, match=r"no 'FastV' at 53 .* the methods are DUET C, random, uniform"):
         VideoCell("FastV", 53).compression(0)

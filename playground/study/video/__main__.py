@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=count(), default=200, help="held-out clips, two questions each")
     parser.add_argument("--pretrain-steps", type=count(), default=120, help="of the projector, 48 captions each")
     parser.add_argument("--picture-steps", type=count(), default=80, help="24 conversations about pictures each")
-    parser.add_argument("--clip-steps", type=count(), default=1400, help="6 conversations about clips each")
+    parser.add_argument("--clip-steps", type=count(), default=1300, help="6 conversations about clips each")
     parser.add_argument("--last-steps", type=count(), default=400, help="the same, under each compression")
     return parser
 

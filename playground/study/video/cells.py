@@ -20,8 +20,8 @@ _DUET = {53: (90, 18), 93: (11, 4)}
 
 METHODS = ("DUET C", "random", "uniform")
 
-TRAINED = (("DUET C", 53), ("DUET C", 93), ("uniform", 93))
-"""Methods and budgets under which models are trained, besides."""
+TRAINED = ("DUET C", "uniform")
+"""Those of the methods under which models are trained, besides."""
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def video_cells() -> list[VideoCell]:
     """All rows: the uncompressed model, then methods at budgets, trained under some of them, then single frames."""
     cells = [VideoCell(UNCOMPRESSED)]
     cells += [VideoCell(method, budget) for budget in BUDGETS for method in METHODS]
-    cells += [VideoCell(method, budget, trained=True) for method, budget in TRAINED]
+    cells += [VideoCell(method, budget, trained=True) for budget in BUDGETS for method in TRAINED]
     return cells + [VideoCell(UNCOMPRESSED, shown=shown) for shown in SHOWN if shown != WHOLE]

@@ -87,7 +87,7 @@ def plot(summary: VideoSummary) -> str:
             chart.line([(0, row.accuracy), (most * 1.08, row.accuracy)], colour, 1.5, "5 4")
             across, down = chart.at(most * 1.1, row.accuracy)
             chart.text(across, down + 4, f"{name} {row.accuracy:.1%}")
-    drawn = [(method, False) for method in METHODS] + [(method, True) for method in dict(TRAINED)]
+    drawn = [(method, False) for method in METHODS] + [(method, True) for method in TRAINED]
     for number, (method, trained) in enumerate(drawn):
         own = (row for row in summary.rows if (row.method, row.trained) == (method, trained))
         rows, colour = sorted(own, key=lambda row: row.tokens), TRAINED_COLOURS[method] if trained else COLOURS[method]
