@@ -4,7 +4,7 @@
 #
 #   bash scripts/quickstart.sh
 #   bash scripts/quickstart.sh --study    # instead, the paper's Tables 1 and 3 in miniature: up to 2 hours on 2 cores
-#   bash scripts/quickstart.sh --video-study    # or its Table 4: a Video-LLaVA that is asked about short videos
+#   bash scripts/quickstart.sh --video-study    # or its Table 4: a Video-LLaVA and short videos; 36 minutes on one core
 #
 # A step that is done already is skipped, unless its settings or an earlier step changed. All optional:
 #   DRY_RUN=1                  only print the command of every step; nothing is set up

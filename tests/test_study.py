@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,8 @@ def test_a_damaged_note_of_the_time_ends_no_study(
     assert place.seconds == 20 and "seconds.txt is damaged" in capsys.readouterr().err
     add_time(place, 1.6)
     assert place.seconds == 22 and not capsys.readouterr().err
+    running = dataclasses.replace(place, began=time.perf_counter() - 30)
+    assert running.seconds is not None and running.seconds >= 52 and running.noted == 22
 
 
 def answered(place: Place) -> None:

@@ -8,6 +8,7 @@ The same command goes on where it was stopped: what a cell needs is done again o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import signal
@@ -56,7 +57,7 @@ def in_place(out: Path, settings: Callable[[], StudySettings], study: Callable[[
         try:
             busy = f"{root} is in use by another study"
             held.enter_context(alone_in(root, busy, "wait for it or stop it, or choose another --out"))
-            place = Place.open(root, settings())
+            place = dataclasses.replace(Place.open(root, settings()), began=began)
         except (ValueError, OSError) as error:
             print(f"study: {error}", file=sys.stderr)
             return 2
@@ -132,7 +133,7 @@ def _cells_to_do(place: Place, seed: int) -> list[Cell]:
 
 def add_time(place: Place, seconds: float) -> None:
     """Keep how long the study has run in all, over its interruptions."""
-    record, before = place.root / "seconds.txt", place.seconds
+    record, before = place.root / "seconds.txt", place.noted
     if before is None and record.is_file():
         print(f"study: {record} is damaged; the time that it held is not counted.", file=sys.stderr)
     record.write_text(f"{(before or 0.0) + seconds:.0f}\n")

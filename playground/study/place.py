@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +37,15 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Place:
-    """The study's folder."""
+    """The study's folder.
+
+    Attributes:
+        began: `time.perf_counter()` when the study that runs in it now was started, or started again.
+    """
 
     root: Path
     settings: StudySettings
+    began: float | None = None
 
     @classmethod
     def open(cls, root: Path, settings: StudySettings) -> Place:
@@ -67,7 +73,12 @@ class Place:
 
     @property
     def seconds(self) -> float | None:
-        """How long the study has run; None where nobody noted it, or the note is damaged."""
+        """How long the study has run, up to now; None where it does not run and no time is noted."""
+        return self.noted if self.began is None else (self.noted or 0.0) + time.perf_counter() - self.began
+
+    @property
+    def noted(self) -> float | None:
+        """How long it had run when it last ended; None where nobody noted it, or the note is damaged."""
         record = self.root / "seconds.txt"
         try:
             seconds = float(record.read_text()) if record.is_file() else math.nan
