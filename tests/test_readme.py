@@ -28,9 +28,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OUTPUT = "playground/output/quickstart"
 WRITERS = eval_files_vqa.WRITERS | eval_files_choice.WRITERS
 TINY = {
-    "QUICKSTART_CAPTIONS": "64",
-    "QUICKSTART_TRAIN": "64",
-    "QUICKSTART_QUESTIONS": "24",
+    "QUICKSTART_CAPTIONS": "16",
+    "QUICKSTART_TRAIN": "16",
+    "QUICKSTART_QUESTIONS": "12",
     "QUICKSTART_PRETRAIN_STEPS": "1",
     "QUICKSTART_FINETUNE_STEPS": "1",
 }
@@ -69,7 +69,7 @@ def test_quickstart_evaluates_every_budget(quickstart: Path) -> None:
     results = Results.load(quickstart / "results.json")
     budgets = [f"{choice}-{share}" for choice in ("duet", "random", "uniform") for share in (67, 78, 89)]
     assert [setting.name for setting in results.settings] == ["none", *budgets, "blank images"]
-    assert all(len(setting.answers) == 24 for setting in results.settings)
+    assert all(len(setting.answers) == 12 for setting in results.settings)
     averages = {setting.name: setting.average_tokens for setting in results.settings}
     assert averages["none"] == averages["blank images"] == 144
     for share, average in ((67, 47.5), (78, 31.75), (89, 15.5)):

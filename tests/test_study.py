@@ -189,7 +189,7 @@ def test_tables_and_plots_show_every_cell(tmp_path: Path) -> None:
 
 SIZE = {
     "STUDY_SEEDS": "1",
-    "STUDY_IMAGES": "64",
+    "STUDY_IMAGES": "16",
     "STUDY_QUESTIONS": "3",
     "STUDY_JOBS": "1",
     "STUDY_PRETRAIN_STEPS": "1",
@@ -208,7 +208,7 @@ def study(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_an_unfinished_study_goes_on_to_its_report(tmp_path: Path) -> None:
     """All but one trained cell are there; the command does the rest, from the images to the report."""
     left = Cell("DUET C+S", 89)
-    options = ["--out", str(tmp_path), "--seeds", "1", "--images", "64", "--questions", "3"]
+    options = ["--out", str(tmp_path), "--seeds", "1", "--images", "16", "--questions", "3"]
     parsed = _parser().parse_args([*options, "--pretrain-steps", "1", "--finetune-steps", "1"])
     place = Place.open(tmp_path, _settings(parsed))
     questions = [Question(i, f"{i}.png", "What?", "yes") for i in range(3)]

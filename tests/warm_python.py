@@ -81,7 +81,7 @@ def warm_python() -> str:
 
 
 def _serve(environment: dict[str, str], address: str, executable: str, own_path: list[str], owner: int) -> None:
-    """Fork for each client, as long as the test process lives."""
+    """Fork for each client, as long as the test process lives; it removes the folder where it ends without a word."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who ended are not waited for
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address + ".new")
@@ -97,6 +97,7 @@ def _serve(environment: dict[str, str], address: str, executable: str, own_path:
             listening.close()
             _attend(client, executable, own_path)
         client.close()
+    shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
 def _lives(pid: int) -> bool:
