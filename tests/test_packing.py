@@ -87,7 +87,7 @@ def test_a_step_on_packed_rows_is_that_on_padded_ones(stock: dict[str, Any], fam
     assert_same_step(model, inputs, return_logits=True, output_hidden_states=True)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl", OWN])
+@pytest.mark.parametrize("family", EVERY)
 def test_choices_are_the_same_in_single_precision(family: str) -> None:
     model = compress(vlm(family, dtype=torch.float32), BUDGETS["both"]).train()
     prompts = [prompt(family, seed, kinds, torch.float32) for seed, kinds in enumerate(KINDS[family])]
