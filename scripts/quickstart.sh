@@ -18,14 +18,14 @@
 #
 # The study trains and questions a model for every method, budget and seed; a cell that is done is never done again.
 #   STUDY_OUTPUT               where everything is written             playground/output/study
-#   STUDY_SEEDS                models of each kind                     3
+#   STUDY_SEEDS                models of each kind; may grow           3
 #   STUDY_IMAGES, STUDY_QUESTIONS        for training, held out        10240, 1000
 #   STUDY_PRETRAIN_STEPS, STUDY_FINETUNE_STEPS                         160, 120
 #   STUDY_JOBS                 cells at a time                         2
 #
 # The study of videos has its own folder and lengths (python -m playground.study.video --help says the others):
 #   VIDEO_STUDY_OUTPUT         where everything is written             playground/output/video-study
-#   VIDEO_STUDY_SEEDS          models                                  1
+#   VIDEO_STUDY_SEEDS          models of each kind; may grow           1
 #   VIDEO_STUDY_CLIP_STEPS     6 conversations about clips each        1300
 #   VIDEO_STUDY_LAST_STEPS     more of them, under each compression    400
 set -euo pipefail

@@ -87,7 +87,15 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     Place.open(tmp_path, SETTINGS)
     assert Place.open(tmp_path, SETTINGS).settings == SETTINGS
     with pytest.raises(ValueError, match=r"holds a study of other settings .* STUDY_OUTPUT"):
-        Place.open(tmp_path, StudySettings(3, 1, 1, "made up", "all"))
+        Place.open(tmp_path, StudySettings(3, 1, 2, "made up", "all"))
+
+
+def test_a_study_grows_by_seeds_and_does_not_shrink(tmp_path: Path) -> None:
+    Place.open(tmp_path, SETTINGS)
+    more = dataclasses.replace(SETTINGS, seeds=3)
+    assert Place.open(tmp_path, more).settings == more == Place.open(tmp_path, more).settings
+    with pytest.raises(ValueError, match="holds a study of other settings"):
+        Place.open(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("note", ["", "soon", "nan", "inf", "-3", "9" * 5000, "\x1b[2J"])

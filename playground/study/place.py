@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,15 +51,15 @@ class Place:
 
     @classmethod
     def open(cls, root: Path, settings: StudySettings) -> Place:
-        """Begin a study in a folder, or go on with it.
+        """Begin a study in a folder, or go on with it, with more seeds, too.
 
         Raises:
-            ValueError: if the folder holds a study of other settings, or something else.
+            ValueError: if the folder holds a study of other settings or of more seeds, or something else.
         """
         record = root / "study.json"
         if record.is_file():
             found = read_object(record, "remove the folder, or name another with STUDY_OUTPUT")
-            if found != dataclasses.asdict(settings):
+            if not _goes_on(found, settings):
                 raise ValueError(
                     f"{root} holds a study of other settings ({found}; now {dataclasses.asdict(settings)}). Remove the "
                     "folder, or name another with STUDY_OUTPUT."
@@ -124,3 +126,11 @@ class Place:
 def only_locked(folder: Path) -> bool:
     """Whether a folder holds nothing but the lock of a study that is about to begin in it."""
     return all(path.name.startswith(LOCK_FILE) for path in folder.iterdir())
+
+
+def _goes_on(found: Mapping[str, Any], settings: StudySettings) -> bool:
+    """Whether a study of these settings may go on where one was recorded: nothing but the number of seeds has grown."""
+    asked = dataclasses.asdict(settings)
+    seeds = found.get("seeds")
+    grown = isinstance(seeds, int) and seeds < settings.seeds
+    return found == asked or (grown and {**found, "seeds": settings.seeds} == asked)
