@@ -237,6 +237,16 @@ def test_what_is_not_llava_onevision_is_refused_in_words(changes: dict[str, Any]
         examine(tmp_path / "lmms")
 
 
+@pytest.mark.parametrize("wrong", [{"image_size": "x"}, {"image_size": 0}, {"num_hidden_layers": 1}, {"hidden_act": 3}])
+def test_a_tower_that_no_file_should_say_is_refused_in_words(wrong: dict[str, Any], tmp_path: Path) -> None:
+    write_lmms(tmp_path / "lmms")
+    path = tmp_path / "lmms/siglip/config.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"vision_config": held["vision_config"] | wrong}))
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} (of|in) the vision tower 'siglip' is"):
+        examine(tmp_path / "lmms")
+
+
 def test_no_weight_of_it_is_made_up(tmp_path: Path) -> None:
     write_lmms(tmp_path / "lmms")
     assert examine(tmp_path / "lmms").kind is Kind.FAMILY

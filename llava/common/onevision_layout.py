@@ -34,6 +34,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
     }
 }
 """Dimensions of known towers by the last part of their names, as their publisher's `config.json` has them."""
+_WIDEST = 1 << 20
 TOWER_FOLDER = "siglip"
 """Folder inside a checkpoint with the `config.json` of a tower that is not a known one."""
 _KNOWN = "google/siglip-so400m-patch14-384"
@@ -236,9 +237,14 @@ def _tower(name: Any, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{where}; {accepted}. Another model than LLaVA-OneVision opens in transformers' format, if any."
         )
-    layers = need(_UNSAID | held, "num_hidden_layers", int, f"the vision tower {name!r}")
-    if layers < 2:
-        raise ValueError(f"num_hidden_layers of the vision tower {name!r} is {layers}; it must be 2 or more.")
     dimensions = _UNSAID | {field: held[field] for field in _UNSAID if field in held}
+    for field, usual in _UNSAID.items():
+        least = 2 if field == "num_hidden_layers" else 1
+        value = need(dimensions, field, type(usual), f"the vision tower {name!r}")
+        if isinstance(value, int) and not least <= value <= _WIDEST:
+            raise ValueError(
+                f"{field} of the vision tower {name!r} is {value}; it must be a whole number from {least} to {_WIDEST}."
+            )
+    layers = dimensions["num_hidden_layers"]
     left = {"num_hidden_layers": layers - 1, "vision_use_head": False}
     return {"model_type": "siglip_vision_model", **dimensions, **left}
