@@ -11,11 +11,10 @@ from collections import Counter
 
 import pytest
 import torch
+from forked import COLLECTED
 
 torch.set_num_threads(1)
-gc.set_threshold(
-    20_000, 50, 100
-)  # Python's own 700 collects all the time among so many small objects: 8 % of the tests
+gc.set_threshold(*COLLECTED)
 
 collect_ignore = [] if "TORCHVISION_AT" in os.environ else ["with_torchvision"]  # see test_stock_processors.py
 

@@ -25,6 +25,8 @@ from unittest.mock import patch
 
 PRELOADED = ("llava.train.train", "llava.train.launch", "deepspeed", "transformers.trainer", "datasets")
 RANKS = 2
+COLLECTED = (20_000, 50, 100)
+"""For `gc.set_threshold`: Python's own 700 collects all the time among so many small objects, 8 % of the tests."""
 
 
 def _started(target: Callable[..., None], environment: Mapping[str, str], *arguments: Any) -> BaseProcess:
@@ -96,6 +98,7 @@ def _prepare(environment: dict[str, str], folder: str, output: str, errors: str)
     """Make the forked process what a new one would be."""
     multiprocessing.set_start_method("fork", force=True)  # Python's own choice, which the server overrode
     gc.freeze()  # the imported modules are not searched by every collection
+    gc.set_threshold(*COLLECTED)
     os.setsid()
     os.chdir(folder)
     for name, stream in {output: 1, errors: 2}.items() if output != errors else ((output, 1),):
