@@ -65,7 +65,7 @@ FILES = [
     ("cut.mp4", ["video_broken"]),
     ("page.mp4", ["video_broken"]),
     ("damaged", ["video_broken"]),
-    ("good.png", ["video_broken"]),
+    ("good.png", ["video_short"]),
     ("a\0.mp4", ["video_unreadable"]),
 ]
 VIDEO = {"family": "video-llava", "frames": 8, "visual_tokens": (4,), "frame_tokens": (5,)}

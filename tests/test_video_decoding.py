@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_text import byte_level
 
 from llava.data import video_files
 from llava.data.families.llava import LlavaInputs
 from llava.data.frames import FrameSampling, frame_numbers
-from llava.data.video import open_video
+from llava.data.images import BadImageError
+from llava.data.video import count_frames, open_video
 
 
 def film(path: Path, count: int, codec: str = "mpeg4", rate: int = 10, **options: int) -> Path:
@@ -69,6 +71,41 @@ def test_few_frames_are_decoded_and_they_are_the_ones_asked_for(
     early = open_video(path, lambda total, fps: [1, 3, 3])
     assert [picture.getpixel((9, 9))[0] for picture in early] == pytest.approx([5, 15, 15], abs=6)
     assert len(counted) <= 4, "nothing behind the last one that is wanted"
+
+
+@pytest.mark.parametrize("name", ["front.mp4", "usual.mov", "a.mkv", "a.webm"])
+def test_half_a_download_is_no_shorter_video(name: str, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="reads video files")
+    film(tmp_path / "whole.mp4", 30)
+    path = tmp_path / name
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as source,
+        av.open(
+            str(path), "w", format="matroska" if name.startswith("a.") else "mp4", options={"movflags": "faststart"}
+        ) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    whole = path.read_bytes()
+    assert open_video(path, lambda total, fps: [0, total - 1]).numbers == (0, 29) and count_frames(path) in (30, None)
+    for length in (len(whole) - 1, len(whole) * 3 // 4):
+        path.write_bytes(whole[:length])
+        for read in (lambda: open_video(path, lambda *_: [0]), lambda: count_frames(path)):
+            with pytest.raises(BadImageError, match=f"it has {length} bytes and says that it ends after {len(whole)}"):
+                read()
+    path.write_bytes(whole + b"\0\0\0\x09free" * 2 if name.endswith(("mp4", "mov")) else whole + bytes(9))
+    assert open_video(path, lambda total, fps: [total - 1]).numbers == (29,), "more than it says is no fault"
+
+
+def test_hidden_files_beside_frames_are_no_frames(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"._{number}.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves them in archives
+    frames = open_video(tmp_path, lambda total, fps: frame_numbers(total, total))
+    assert [picture.getpixel((1, 1))[0] for picture in frames] == [1, 2, 10] and count_frames(tmp_path) == 3
 
 
 def test_a_jump_that_leads_elsewhere_is_not_trusted(tmp_path: Path, monkeypatch: Any, counted: list[int]) -> None:

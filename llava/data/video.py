@@ -127,8 +127,9 @@ def count_frames(path: Path) -> int | None:
 
 
 def _frame_files(path: Path) -> list[Path]:
-    """The images of a folder, in the order of their names."""
-    files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    """The images of a folder, in the order of their names; hidden files (`._1.jpg`, as macOS leaves them) are none."""
+    shown_files = (file for file in path.iterdir() if not file.name.startswith("."))
+    files = sorted((file for file in shown_files if file.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
     if not files:
         raise UnfitFileError(f"the folder holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return files

@@ -18,6 +18,7 @@ import numpy as np
 
 from llava.common.image_headers import UnfitFileError
 from llava.common.image_limits import ImageLimitError
+from llava.data.video_ends import require_whole
 from llava.data.video_torchcodec import SAME_COLOURS, frames_like, torchcodec_decoder
 
 Kept = TypeVar("Kept")
@@ -77,12 +78,13 @@ def decode_frames(
         said, the last frame stands for those missing.
 
     Raises:
-        UnfitFileError, ImageLimitError: if it holds no pictures, or larger ones than are accepted.
+        UnfitFileError, ImageLimitError: if its end is missing, it holds no pictures, or larger ones than are accepted.
         av.FFmpegError: if it cannot be read.
         ValueError: whatever `choose` and `keep` raise.
     """
     import av
 
+    require_whole(path)
     index = _read_index(av, path)
     chosen = choose(index.total, index.fps)
     numbers = sorted(set(chosen))
@@ -104,6 +106,7 @@ def frames_by_header(path: Path) -> int | None:
     """
     import av
 
+    require_whole(path)
     with _open(av, path) as container:
         return _stream(container).frames or None
 
