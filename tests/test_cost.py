@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -15,11 +14,12 @@ from tiny_folder import write_model
 from llava.compression.config import CompressionConfig
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.cost.flops import training_flops, visual_tokens_per_layer
+from llava.cost.seen_media import SeenMedium
 from llava.cost.shapes import MODELS
 from llava.eval import cost
 from llava.eval.cost import BatchShape, decode_rate, main, measure, table
 from llava.model import LlavaConfig
-from llava.model.measured_work import shapes_of
+from llava.model.measured_work import shapes_of_model
 from llava.model.random_weights import random_batch, random_config, random_model
 
 BUDGETS = {"none": CompressionConfig(), "duet": CompressionConfig.resolve(tiny.DUET)}
@@ -103,7 +103,7 @@ def test_the_command_line_prints_and_writes_everything(
     none, duet = json.loads(target.read_text())["budgets"]
     assert len(duet["train_seconds"]) == len(duet["tower_seconds"]) == 2
     config = LlavaConfig.from_pretrained(folder)
-    decoder, vision = shapes_of(config, SimpleNamespace(**config.mm_vision_config))
+    decoder, vision = shapes_of_model(config)
     tokens = visual_tokens_per_layer(CompressionConfig.from_yaml(budget), decoder.layers, vision)
     assert duet["train_flops"] == training_flops(tokens, 12, decoder, vision, passes=4) < none["train_flops"]
 
@@ -130,9 +130,10 @@ def test_what_does_not_fit_is_a_sentence(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("name", MODELS)
 def test_named_shapes_have_their_dimensions(name: str):
     model = random_model(name, torch.device("meta"), torch.bfloat16)
-    decoder, vision = shapes_of(model.config, model.get_vision_tower().config)
+    decoder, vision = shapes_of_model(model.config)
     assert decoder == MODELS[name]
-    assert (vision.patches, vision.layers, vision.width) == (576, 23, 1024)
+    assert isinstance(vision, SeenMedium)
+    assert (vision.plain, vision.tower.layers, vision.tower.width) == (576, 23, 1024)
     assert model.dtype == torch.bfloat16
 
 

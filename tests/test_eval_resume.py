@@ -20,9 +20,9 @@ from eval_small import Squares, read_lines, texts, write_squares
 from forked import ForkedProgram
 from PIL import Image
 from tiny_folder import write_model
+from video_frames import read_frames
 
 from llava.data.images import BadImageError, open_picture, open_rgb
-from llava.data.video import read_frames
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.mmbench import table_questions
 from llava.eval.benchmarks.questions import Question

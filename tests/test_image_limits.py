@@ -23,6 +23,7 @@ from bytes_server import BytesServer, reply
 from PIL import Image, ImageFile
 from tiny_text import byte_level, llava_inputs
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from video_frames import read_frames
 
 from llava.common import image_limits
 from llava.common.image_headers import check_directory
@@ -34,7 +35,6 @@ from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families.llava import LlavaInputs
 from llava.data.images import BadImageError, open_rgb
 from llava.data.records import Record
-from llava.data.video import read_frames
 from llava.eval.benchmarks.questions import Question
 from llava.inference.batches import Preparer, Prompt, Task, media_of
 from llava.inference.typed_images import open_image, read_image

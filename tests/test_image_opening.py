@@ -17,6 +17,7 @@ from tiny_folder import write_model
 from tiny_text import byte_level, llava_inputs
 from transformers import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from video_frames import read_frames
 
 from llava.checkpoints.transformers_format import config_there
 from llava.common.image_opening import as_rgb, opening_of
@@ -25,7 +26,6 @@ from llava.data.dataset import DataConfig, LazySupervisedDataset
 from llava.data.families.llava import LlavaInputs
 from llava.data.images import BadImageError, image_path, open_picture, open_rgb
 from llava.data.records import Record
-from llava.data.video import read_frames
 from llava.eval.benchmarks.questions import Question
 from llava.eval.harnesses.harness import prompt_of
 from llava.eval.runner.answer_file import AnswerFile

@@ -21,8 +21,7 @@ from llava.checkpoints.conversion import convert
 from llava.checkpoints.opening import open_model
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.families import VideoLlavaInputs, family_of
-from llava.data.frames import Frames, FrameSampling
-from llava.data.video import frame_numbers
+from llava.data.frames import Frames, FrameSampling, frame_numbers
 from llava.model import LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.model.mixed_media import shown_media

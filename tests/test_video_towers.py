@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from llava.compression import V2VConfig
-from llava.data.video import frame_numbers
+from llava.data.frames import frame_numbers
 from llava.data.video_marks import expand_marks
 from llava.model.multimodal_encoder.languagebind_pixels import LanguageBindImageProcessor, LanguageBindVideoProcessor
 from llava.model.multimodal_encoder.languagebind_towers import LanguageBindImageTower, LanguageBindVideoTower

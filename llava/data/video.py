@@ -16,7 +16,7 @@ from llava.common.image_limits import ImageLimitError, open_image_file
 from llava.common.image_opening import DEFAULT_OPENING, as_rgb, check_opening
 from llava.common.outside_files import why_unreadable
 from llava.common.shown import printable
-from llava.data.frames import Frames, frame_numbers
+from llava.data.frames import Frames
 from llava.data.images import LONGEST_NAME, BadImageError, MissingImageError, explained, open_rgb
 from llava.data.video_files import decode_frames, frames_by_header
 
@@ -45,23 +45,6 @@ _TURNS = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
 }
-
-
-def read_frames(path: Path, count: int, opening: str = DEFAULT_OPENING) -> list[Image.Image]:
-    """Frames of a video at equal distances, the first and the last among them, as RGB images.
-
-    A video with fewer frames gives some of them twice, so that every question shows as many images.
-
-    Args:
-        path, opening: as in `open_video`.
-        count: frames to take.
-
-    Raises:
-        ValueError: as in `open_video`, or if count is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"{count} frames of {path} are asked for; ask for 1 or more.")
-    return list(open_video(path, lambda total, fps: frame_numbers(total, count), opening))
 
 
 def open_video(path: Path, choose: FrameChoice, opening: str = DEFAULT_OPENING) -> Frames:

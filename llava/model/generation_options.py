@@ -66,11 +66,3 @@ def check_chosen_logits(return_logits: Any) -> None:
     """Raise ValueError for `return_logits=False` of `forward`, given to `generate`, which chooses tokens by logits."""
     if return_logits is False:
         raise ValueError("return_logits is False, but generate chooses tokens by their logits; leave it out.")
-
-
-def options_table() -> str:
-    """The Markdown table of docs/plug-in.md: what is refused and what works with a remark."""
-    lines = ["| argument or option | with a compression |", "|---|---|"]
-    lines += [f"| `{name}` | refused: {reason} |" for name, reason in REFUSED.items() if name not in NOTED]
-    lines += [f"| `{name}` | {note} |" for name, note in NOTED.items()]
-    return "\n".join(lines) + "\n"

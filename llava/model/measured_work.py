@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import prefill_flops, training_flops, visual_tokens_per_layer
 from llava.cost.seen_media import Medium, Vision, seen_by
-from llava.cost.shapes import DecoderShape, VisionShape
+from llava.cost.shapes import DecoderShape
 from llava.model.cache_name import cache_of
 
 
@@ -57,14 +56,6 @@ def shapes_of_model(config: Any, medium: Medium | None = None, together: int = 1
         ValueError: if it cannot be shown that.
     """
     return DecoderShape.of(config.get_text_config()), seen_by(config.to_dict(), medium, together)
-
-
-def shapes_of(config: Any, tower: Any) -> tuple[DecoderShape, VisionShape]:
-    """Dimensions of a LLaVA by its configuration and that of its tower."""
-    vision = VisionShape.of(tower, config.mm_vision_select_layer)
-    if config.mm_vision_select_feature == "cls_patch":
-        vision = dataclasses.replace(vision, patches=vision.tokens, has_cls=False)
-    return DecoderShape.of(config), vision
 
 
 def row_flops(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llava.compression import V2VConfig
-from llava.data.video import frame_numbers
+from llava.data.frames import frame_numbers
 from llava.data.video_marks import expand_marks, within_published_limits
 from llava.mm_utils import preprocess_image
 from llava.model.multimodal_encoder.encode import encode_images
