@@ -121,9 +121,9 @@ class ModelThread:
         return None
 
     def _together(self, batch: list[WaitingRow]) -> None:
-        heard = _Heard(batch, self._step)
+        listener = _SinkListener(batch, self._step)
         samples = [row.sample for row in batch]
-        broken = answer_rows(self._engine, samples, [row.settings for row in batch], batch[0].compression, heard)
+        broken = answer_rows(self._engine, samples, [row.settings for row in batch], batch[0].compression, listener)
         for number in broken:
             batch[number].fail(NonFiniteLogitsError(NOT_FINITE))
         for row in batch:
@@ -133,7 +133,7 @@ class ModelThread:
         self._stepped = time.monotonic()
 
 
-class _Heard:
+class _SinkListener:
     """Hands what comes of a batch to the sinks of its rows."""
 
     def __init__(self, batch: list[WaitingRow], step: Callable[[], None]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from llava.common.json_lines import append_lines
 
 _ENOUGH = 1000  # before so many samples a share says little
 
@@ -74,5 +75,5 @@ class SkippedSamples:
             return
         self._named.add(name)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": name, "problem": problem}, ensure_ascii=False) + "\n")
+        with self.path.open("ab", buffering=0) as file:
+            append_lines(file, [{"id": name, "problem": problem}])
