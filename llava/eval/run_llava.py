@@ -23,7 +23,13 @@ from llava.eval.runner.flags import COMPRESSION_DEFAULTS, add_compression_flags,
 from llava.inference.chat import Chat
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
+from llava.inference.loading_flags import (
+    add_asking_flags,
+    add_loading_flags,
+    add_media_flags,
+    check_device,
+    open_engine,
+)
 from llava.inference.places import image_files
 from llava.inference.question_text import check_question
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image
@@ -101,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.image_file is None and not options.video_file:
+    if not options.image_file and not options.video_file:
         parser.error("the following arguments are required: --image-file/--image_file, or --video-file")
-    options.image_file = options.image_file or []
 
     def program() -> int:
         eval_model(options)
@@ -117,19 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m llava.eval.run_llava", description="Ask a model one question about images."
     )
     add_loading_flags(parser)
-    parser.add_argument(
-        "--image-file",
-        "--image_file",
-        nargs="+",
-        action="extend",
-        help="paths or addresses, joined by --sep, or one after the other; may be given several times",
-    )
-    parser.add_argument(
-        "--video-file",
-        "--video_file",
-        nargs="+",
-        action="extend",
-        help="videos, behind the images: files, animations or folders of frames",
+    add_media_flags(
+        parser,
+        images="paths or addresses, joined by --sep, or one after the other; may be given several times",
+        videos="videos, behind the images: files, animations or folders of frames",
     )
     parser.add_argument("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} says where an image goes")
     parser.add_argument("--sep", help="between image files (default: a comma)")

@@ -80,6 +80,19 @@ def limits_of(options: argparse.Namespace) -> MediaLimits:
     return MediaLimits(**{name: getattr(options, name, None) for name in (*MEDIA_FLAGS, "video_flip")})
 
 
+def add_media_flags(parser: argparse.ArgumentParser, images: str, videos: str, image: str = "FILE_OR_URL") -> None:
+    """Add `--image-file` and `--video-file`, which are empty lists where they are not given.
+
+    Args:
+        parser: parser of the program.
+        images, videos: help of each flag.
+        image: what names an image, for the line of usage.
+    """
+    for kind, metavar, text in (("image", image, images), ("video", "FILE_OR_FOLDER", videos)):
+        spellings = (f"--{kind}-file", f"--{kind}_file")
+        parser.add_argument(*spellings, nargs="+", action="extend", default=[], metavar=metavar, help=text)
+
+
 def add_asking_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of programs that ask questions one by one: template, sampling, length of the answer."""
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")

@@ -32,7 +32,13 @@ from llava.data.families.processor import OWN_TEMPLATE
 from llava.data.frames import Frames
 from llava.inference.chat import Chat, Shown
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
+from llava.inference.loading_flags import (
+    add_asking_flags,
+    add_loading_flags,
+    add_media_flags,
+    check_device,
+    open_engine,
+)
 from llava.inference.places import typed_place
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
 from llava.inference.typed_videos import checked_video, read_video
@@ -261,23 +267,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_loading_flags(parser)
-    parser.add_argument(
-        "--image-file",
-        "--image_file",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE_OR_URL",
-        help="images of the first question: paths or http(s) addresses; may be given several times",
-    )
-    parser.add_argument(
-        "--video-file",
-        "--video_file",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE_OR_FOLDER",
-        help="videos of the first question, behind its images: files, animations or folders of frames",
+    add_media_flags(
+        parser,
+        images="images of the first question: paths or http(s) addresses; may be given several times",
+        videos="videos of the first question, behind its images: files, animations or folders of frames",
     )
     add_asking_flags(parser)
     parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")

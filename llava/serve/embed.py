@@ -31,7 +31,7 @@ from llava.conversation import conv_templates
 from llava.data.frames import Frames
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine
-from llava.inference.loading_flags import add_loading_flags, check_device, open_engine
+from llava.inference.loading_flags import add_loading_flags, add_media_flags, check_device, open_engine
 from llava.inference.typed_images import read_image
 from llava.inference.typed_videos import checked_video, read_video
 from llava.mm_utils import aspect_ratio_of, model_name_of
@@ -200,18 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_flags(parser)
     parser.add_argument("--conv-mode", "--conv_mode", help="conversation template; by default that of training")
-    parser.add_argument(
-        "--image-file", "--image_file", nargs="+", action="extend", default=[], metavar="FILE", help="images"
-    )
-    parser.add_argument(
-        "--video-file",
-        "--video_file",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE_OR_FOLDER",
-        help="videos, for whole prompts",
-    )
+    add_media_flags(parser, images="images", videos="videos, for whole prompts", image="FILE")
     parser.add_argument("--question", default="", help="question about each; without one no requests are written")
     parser.add_argument(
         "--form",
