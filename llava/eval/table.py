@@ -95,7 +95,7 @@ def _measured(table: PublishedTable, rows: Sequence[MeasuredRow], training: Sequ
 def _text(tables: Sequence[Table], form: str) -> str:
     if form == "csv":
         return comma_separated(tables)
-    return "\n".join((markdown if form == "markdown" else latex)(table) for table in tables)
+    return "\n".join(map({"markdown": markdown, "latex": latex}[form], tables))
 
 
 def _write(tables: Sequence[Table], form: str, folder: Path) -> None:

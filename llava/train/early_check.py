@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from llava.checkpoints.lora import NON_LORA_FILE
 from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
+from llava.common.own_scores import unknown_choice
 from llava.model.collectives import whole_shape
 from llava.model.parts import projector_weights
 from llava.model.weights import PROJECTOR_FILE, read_shapes
@@ -32,14 +33,20 @@ def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
     Args:
         model: model in training, wrapped by peft for `lora`.
         part: `model`, `adapter_only` or `lora`.
+
+    Raises:
+        ValueError: for any other part.
     """
-    named = {name: (whole_shape(weight), weight.requires_grad) for name, weight in model.named_parameters()}
-    if part == "adapter_only":
-        return {name: whole_shape(weight) for name, weight in projector_weights(model).items()}
-    if part == "lora":
-        trained = {name: shape for name, (shape, is_trained) in named.items() if is_trained}
-        return {name.replace(".default.", "."): shape for name, shape in trained.items()}
-    return {name: shape for name, (shape, _) in named.items()}
+    match part:
+        case "model":
+            return {name: whole_shape(weight) for name, weight in model.named_parameters()}
+        case "adapter_only":
+            return {name: whole_shape(weight) for name, weight in projector_weights(model).items()}
+        case "lora":
+            trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            return {name.replace(".default.", "."): whole_shape(weight) for name, weight in trained.items()}
+        case other:
+            raise unknown_choice("part", other, ("model", "adapter_only", "lora"))
 
 
 def require_whole(

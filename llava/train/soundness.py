@@ -16,9 +16,10 @@ from torch import distributed
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
+from llava.common.own_scores import require_choice
 from llava.model.collectives import of_all_ranks, ranks_must_agree, require_everywhere
 from llava.train.facts import FACTS_FILE, facts_fault
-from llava.train.manifest import MANIFEST_FILE, PIECE, Manifest, faults
+from llava.train.manifest import MANIFEST_FILE, PIECE, VERIFY, Manifest, faults
 from llava.train.readable import format_fault
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ def damage(folder: str | Path, verify: str = "full", light: bool = False) -> lis
         folder: folder of the checkpoint.
         verify: one of `manifest.VERIFY`.
         light: leave out what takes time with large files, as another process sees to it.
+
+    Raises:
+        ValueError: if `verify` is none of them.
     """
+    require_choice("--verify_checkpoint", verify, VERIFY)
     folder = Path(folder)
     try:
         if not folder.is_dir():

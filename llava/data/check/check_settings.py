@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava.common.image_opening import DEFAULT_OPENING
+from llava.common.own_scores import require_choice
 
 LLAVA, NEXT, VIDEO = "llava-1.5", "llava-next", "video-llava"
 """Families whose data is checked, as `llava.common.presets.FAMILIES` has them."""
@@ -45,6 +46,9 @@ class CheckSettings:
     frame_tokens: tuple[int, ...] = ()
     counted_frames: bool = True
     uncut: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_choice("images", self.images, IMAGE_MODES)
 
     def counts(self, kind: str, budget: int) -> list[int]:
         """Visual tokens of each mark of an image, or of the frames of a video, under a budget by its number."""
