@@ -78,6 +78,14 @@ class Round:
     taken: Mapping[str, Taken]
     errors: Mapping[str, str]
 
+    def note_in(self, measured: Mapping[str, Measured]) -> None:
+        """Add it to the measurements of its cases; what the warm-up took is left out."""
+        for name, error in self.errors.items():
+            measured[name].error = error
+        for name, taken in self.taken.items():
+            if self.number:
+                measured[name].add(taken)
+
 
 def figure_of(device: torch.device) -> str:
     """The clock that counts: that on the wall on a GPU or with several threads, `cpu` where one thread does it all.
@@ -126,11 +134,7 @@ def in_turn(cases: Sequence[Timed], repeats: int, device: torch.device) -> dict[
     """What all rounds of each case took, by its name."""
     measured = {case.name: Measured() for case in cases}
     for one in rounds(cases, repeats, device):
-        for name, error in one.errors.items():
-            measured[name].error = error
-        for name, taken in one.taken.items():
-            if one.number:
-                measured[name].add(taken)
+        one.note_in(measured)
     return measured
 
 

@@ -185,11 +185,7 @@ def _compare(task: PartTask, mode: str, setting: Setting, **about: Any) -> None:
     about = {"text": text, "batch": len(lengths), **about}
     measured = {case.name: Measured() for case in cases}
     for one in rounds(cases, SIZES[task.shape].rounds, torch.device(task.device), task.left):
-        for name, error in one.errors.items():
-            measured[name].error = error
-        for name, taken in one.taken.items():
-            if one.number:
-                measured[name].add(taken)
+        one.note_in(measured)
         seconds = {name: taken.wall for name, taken in one.taken.items()}
         task.found("round", round=one.number, warm_up=one.number == 0, seconds=seconds, **about)
     whole = about.get("gradients_of", "all").startswith("all")
