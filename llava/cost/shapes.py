@@ -20,7 +20,7 @@ from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
 from llava.cost.dimensions import DecoderShape, linear_maps
 from llava.cost.dimensions import VisionShape as VisionShape
 from llava.cost.seen_media import PIXEL_LIMITS, Medium, SeenMedium, Vision, of_video_llava, seen_by, tower_of
-from llava.cost.weights_of import weights_of
+from llava.cost.weight_counts import weight_counts
 
 _OF_A_DECODER = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 _OF_A_TOWER = ("num_hidden_layers", "hidden_size", "intermediate_size", "image_size", "patch_size")
@@ -173,7 +173,7 @@ class ModelShape:
             family=model_kind(name),
         )
         if "vision_config" in config:
-            return replace(shape, counted=weights_of(config))
+            return replace(shape, counted=weight_counts(config))
         if family_of(config) == "video-llava":
             towers = sum(
                 replace(shape, vision=tower_of(seen_by(config, part)), tower_layers=depth).tower

@@ -69,7 +69,7 @@ class RouterLoss:
         self._require_graph(logits)
         config, device = self.decoder.config, logits[0].device
         of_layers = [layouts[sum(cut <= layer for cut in cuts)].valid for layer in self.layers]
-        live = torch.cat([valid.flatten().to(device) for valid in of_layers])
+        live = torch.cat([valid.flatten().to(device) for valid in of_layers])  # bool [layers * B * L]
         together = torch.cat([layer.to(device) for layer in logits])  # [layers * B * L, E]
         found: Tensor = load_balancing_loss_func((together,), config.num_experts, config.num_experts_per_tok, live)
         return found

@@ -197,6 +197,7 @@ class JoinedCrops:
         if not rows * columns:
             return []
         whole = what_patches_see(crops, self.side, self.patch).unflatten(0, self.grid[::-1])
+        # [down, across, 3, p * patch, p * patch]
         whole = whole.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # [3, down * p * patch, across * p * patch]
         down, across = (slice(lines.start * self.patch, lines.stop * self.patch) for lines in self.seen)
         width = columns + self.newline
@@ -230,7 +231,7 @@ def _medium_of_squares(model: Any, medium: Any, compression: CompressionConfig, 
 def _merged_squares(medium: Any, tower: Any, merging: CropMerging | None, v2v: V2VConfig) -> TracedMedium:
     """Squares that V2V merges one by one, wherever their tokens stand among those of the medium."""
     squares, parts = units_of(medium), _parts(medium)
-    merged = tower.merge(torch.stack(squares).to(tower.device), v2v)
+    merged = tower.merge(torch.stack(squares).to(tower.device), v2v)  # of [M, 3, S, S]
     each, side = merged.tokens.shape[1], math.isqrt(merged.num_patches)
     count, without = len(squares) * each, int(merging is not None and merging.without_base)
     places = list(range(count))

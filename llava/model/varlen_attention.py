@@ -127,8 +127,8 @@ def _row_by_row(
     states, rows = (query, key, value), [length for length in lengths if length]
     if len(set(rows)) == 1:
         by_row = (part[0].unflatten(1, (len(rows), rows[0])).transpose(0, 1) for part in states)  # [B, heads, L, d]
-        return attend(*by_row).transpose(1, 2).flatten(0, 1)[None]
-    parts = zip(*(part.split(rows, dim=2) for part in states), strict=True)
+        return attend(*by_row).transpose(1, 2).flatten(0, 1)[None]  # [1, B * L, H, d]
+    parts = zip(*(part.split(rows, dim=2) for part in states), strict=True)  # for each row [1, heads, its L, d]
     return torch.cat([attend(*part).transpose(1, 2) for part in parts], dim=1)
 
 

@@ -77,7 +77,7 @@ class ModelThread:
                     self._ended(time.monotonic() - began)
                 self.answering = []
                 del batch, wanted  # their images are not kept while nothing is asked
-        except BaseException as error:  # whatever it is, who waits must hear of it
+        except BaseException as error:  # of any kind: all waiting requests are told
             self._die(error)
 
     def _die(self, error: BaseException) -> None:

@@ -129,7 +129,7 @@ def _trained_as(config: Any, model_args: ModelArguments, data_args: DataArgument
     return {
         "model_type": config.model_type,
         "image_aspect_ratio": data_args.image_aspect_ratio,
-        "mm_video_tower": getattr(model_args, "video_tower", None) or getattr(config, "mm_video_tower", None),
+        "mm_video_tower": model_args.video_tower or config.mm_video_tower,
     }
 
 

@@ -15,8 +15,8 @@ from llava.train.arguments import TrainingArguments
 from llava.train.own_kernels import OwnKernels
 from llava.train.soundness import damage_seen_by_all, taken_up
 
-# Programs that DeepSpeed copies into every checkpoint. `python -m llava.model.consolidate` does the same work, and a
-# checkpoint without programs gives nobody the habit of running one that came with the data.
+# Programs that DeepSpeed copies into every checkpoint; they are removed, so that a checkpoint holds no code to run.
+# `python -m llava.model.consolidate` does the same work.
 RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 
 

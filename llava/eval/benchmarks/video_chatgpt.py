@@ -29,7 +29,7 @@ QUESTION_FOLDER = "Benchmarking_QA"
 VIDEO_FOLDER = "Test_Videos"
 REMINDER = "Only provide the Python dictionary string, such as {'score': 4}."
 
-# What makes a number comparable is the wording of the request, so it is the one that Video-ChatGPT published.
+# The wording is that of Video-ChatGPT's program: grades depend on it, and others are not comparable.
 _SYSTEM = (
     "You are an intelligent chatbot designed for evaluating the {purpose}Here's how you can accomplish the task:"
     "------##INSTRUCTIONS: {instructions}"

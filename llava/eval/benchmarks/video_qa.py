@@ -37,7 +37,7 @@ MAX_TOKENS = 64
 ANSWER_FIELDS = ("id", "question", "answer", "pred")
 """What a line of Video-LLaVA's answer files holds."""
 
-# What makes a number comparable is the wording of the request, so it is the one that Video-ChatGPT published.
+# The wording is that of Video-ChatGPT's program: grades depend on it, and others are not comparable.
 _SYSTEM = (
     "You are an intelligent chatbot designed for evaluating the correctness of generative outputs for question-answer "
     "pairs. Your task is to compare the predicted answer with the correct answer and determine if they match "

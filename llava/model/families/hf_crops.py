@@ -83,8 +83,13 @@ def merged_crops(
 
 
 def _seen(rows: int, columns: int, size: Tensor) -> tuple[slice, slice]:
-    """The lines of a patch map that transformers leaves when it cuts away the padding."""
-    left = unpad_image(torch.arange(rows * columns).view(1, rows, columns), size)[0]
+    """Rows and columns of a patch map that transformers leaves when it cuts away the padding.
+
+    Args:
+        rows, columns: of the map.
+        size: int64 [2], height and width of the image.
+    """
+    left = unpad_image(torch.arange(rows * columns).view(1, rows, columns), size)[0]  # [rows left, columns left]
     if not left.numel():
         return slice(0, 0), slice(0, 0)
     (top, first), (bottom, last) = (divmod(int(left[corner]), columns) for corner in ((0, 0), (-1, -1)))

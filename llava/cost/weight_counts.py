@@ -11,7 +11,7 @@ _TOWERS = (".visual.", ".vision_tower.", ".image_tower.", ".video_tower.")
 _PROJECTORS = (".merger.", ".deepstack_merger_list.", ".multi_modal_projector.", ".image_newline")
 
 
-def weights_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+def weight_counts(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """Weights of language model (head included), projector and towers.
 
     A head that is the embedding counts once.
