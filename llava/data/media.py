@@ -29,6 +29,17 @@ KEYS = {"image": IMAGE_KEYS, "video": VIDEO_KEYS}
 MARKS = {"image": DEFAULT_IMAGE_TOKEN, "video": DEFAULT_VIDEO_TOKEN}
 """What stands for each kind of media in a text."""
 
+_ASKED_OF_ONE = (
+    "nframes",
+    "min_frames",
+    "max_frames",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+    "resized_height",
+    "resized_width",
+)
+"""What Qwen's `qwen_vl_utils` heeds beside the name of an image or a video."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 # `<img>` and `<picture>` are left to HTML; with a number or "pad" they mark media, as in other models' data.
 _MARK = re.compile(
@@ -60,8 +71,8 @@ def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]
         name: name of the record, for errors.
 
     Raises:
-        ValueError: if a name is empty or of the wrong kind, `image` and `images` (or `video` and `videos`) differ, or
-            another key names media.
+        ValueError: if a name is empty or of the wrong kind, `image` and `images` (or `video` and `videos`) differ,
+            another key names media, or one asks for a size or a number of frames of its own, as Qwen's may.
     """
     media = {kind: _read_kind(data, kind, name) for kind in KEYS}
     unread = unread_media(data, media["image"], media["video"])
@@ -69,6 +80,12 @@ def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]
         raise ValueError(
             f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image', videos "
             "under 'video' (a name or a list of names, in the order of their marks), other media cannot be trained on."
+        )
+    asked = [key for key in _ASKED_OF_ONE if any(media.values()) and data.get(key) is not None]
+    if asked:
+        raise ValueError(
+            f"record {name!r} has {asked[0]!r}: {shown(data[asked[0]])}, which is not heeded for single images and "
+            "videos; leave it out. Flags such as --max_pixels, --video_fps and --video_max_frames hold for all."
         )
     return media
 
