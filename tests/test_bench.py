@@ -202,7 +202,7 @@ def test_layers_that_are_computed_again_are_work_and_change_no_gradient(monkeypa
     needs = [memory_choice.step_bytes(setting, DUET, level) for level in memory_choice.LEVELS]
     assert needs == sorted(needs, reverse=True)
     for room, chosen in ((needs[0], "off"), (needs[1], "before_drop"), (needs[2], "on"), (0, "on")):
-        monkeypatch.setattr(memory_choice, "_room", lambda model, room=room: room)
+        monkeypatch.setattr(memory_choice, "room_for", lambda *given, room=room: room)
         assert memory_choice.level_by_memory(setting, DUET) == chosen
 
 

@@ -65,10 +65,10 @@ def test_the_quickest_level_that_fits_is_chosen(assets: Path, monkeypatch: pytes
     assert list(needs) == list(LEVELS) and needs["none"] > needs["before_drop"] > needs["all"]
     for level, then in (("none", "before_drop"), ("before_drop", "all"), ("all", "all")):
         for room, expected in ((needs[level], level), (needs[level] - 1, then)):
-            monkeypatch.setattr(checkpointing, "_room", lambda *given, held=room: held)
+            monkeypatch.setattr(checkpointing, "room_for", lambda *given, held=room: held)
             found = choose(model, data, args)
             assert found.level == expected and found.fits == (room >= needs["all"])
-    monkeypatch.setattr(checkpointing, "_room", lambda *given: None)
+    monkeypatch.setattr(checkpointing, "room_for", lambda *given: None)
     assert choose(model, data, args).level == "all", "a device that does not say what is free gets the most careful"
 
 
@@ -139,14 +139,14 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
     changes: dict[str, object] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lora_enable": True}
     words = [*flags(assets, tmp_path / "out", "finetune", **changes), "--gradient_checkpointing", "auto"]
     needs = choose(*prepared(assets, "--gradient_checkpointing", "auto", lora_enable=True)).needs
-    monkeypatch.setattr(checkpointing, "_room", lambda *given: needs["before_drop"])
+    monkeypatch.setattr(checkpointing, "room_for", lambda *given: needs["before_drop"])
     train(words)
     assert "Activation checkpointing: the layers before the first drop. GiB that a device needs" in caplog.text
     facts = RunFacts.read(tmp_path / "out/checkpoint-2")
     assert facts is not None and level_of(facts.arguments) == "before_drop"
     described = json.loads((tmp_path / "out/train_summary.json").read_text())["metrics"]
     assert 0 < described["recomputed_flops"] < described["flops"] / 4
-    monkeypatch.setattr(checkpointing, "_room", lambda *given: None)
+    monkeypatch.setattr(checkpointing, "room_for", lambda *given: None)
     caplog.clear()
     train(words)  # it has finished: nothing is chosen anew
     assert "before the first drop, as when the run began" in caplog.text and "nothing is left to do" in caplog.text
@@ -155,7 +155,7 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
     train([*words, "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-2")])
     assert "before the first drop, as when the run began" in caplog.text
     assert "will not be equal bit for bit" not in caplog.text
-    monkeypatch.setattr(checkpointing, "_room", lambda *given: needs["before_drop"])
+    monkeypatch.setattr(checkpointing, "room_for", lambda *given: needs["before_drop"])
     whole = [*flags(assets, tmp_path / "whole", "finetune", **changes), "--gradient_checkpointing", "auto"]
     train(whole)
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")

@@ -32,6 +32,7 @@ from llava.cost.seen_media import usual_medium
 from llava.inference.loading_flags import best_device, check_device
 from llava.model.llava_config import LlavaConfig
 from llava.model.packing import PACKING
+from llava.model.parts import bytes_of
 from llava.model.random_weights import SHAPES, random_config, random_model
 
 _OF_FAMILIES = {
@@ -109,7 +110,7 @@ def _attribute(
     cases: Sequence[Case], found: Sequence[dict[str, Any]], model: Any, device: torch.device
 ) -> dict[str, attribution.Attribution]:
     """Profile each case of this project that could be timed, and add what comes out to its row."""
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    weights = bytes_of(model.parameters())
     parts = {}
     for case, row in zip(cases, found, strict=True):
         if "error" in row:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from llava.bench.cases import Setting
 from llava.bench.inputs import answer_tokens
 from llava.compression.config import CompressionConfig
 from llava.cost.activations import Adapters, DeviceBatch, Precision, backward_peak, outside_bytes
 from llava.cost.flops import visual_tokens_per_layer
-from llava.cost.machine import probe_system
 from llava.cost.memory import RESERVE
 from llava.cost.seen_media import tower_of
 from llava.cost.shapes import ModelShape
 from llava.model.measured_work import shapes_of_model
-from llava.train.checkpointing import ERROR
+from llava.train.checkpointing import ERROR, room_for
 
 LEVELS = ("off", "before_drop", "on")
 """The quickest first; the last needs the least memory."""
@@ -30,11 +25,11 @@ def recomputed_layers(config: CompressionConfig, depth: int, level: str) -> int:
 
 def level_by_memory(setting: Setting, config: CompressionConfig) -> str:
     """The quickest of `LEVELS` whose activations fit beside weights and gradients."""
-    room = _room(setting.model)
+    room = room_for(setting.model, setting.model.device)
     for level in LEVELS[:-1]:
         if level == "before_drop" and config.t2v is None:
             continue
-        if step_bytes(setting, config, level) <= room:
+        if room is None or step_bytes(setting, config, level) <= room:
             return level
     return LEVELS[-1]
 
@@ -55,13 +50,3 @@ def step_bytes(setting: Setting, config: CompressionConfig, level: str) -> float
     weights = list(model.parameters())
     held = sum(weight.numel() * weight.element_size() * (1 + weight.requires_grad) for weight in weights)
     return held + (1 + ERROR) * kept + RESERVE
-
-
-def _room(model: Any) -> float:
-    """Bytes that are free, and those that this process holds already."""
-    if model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(model.device)
-        return free + torch.cuda.memory_reserved(model.device)
-    free_memory = probe_system(".").memory_free
-    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return float("inf") if free_memory is None else free_memory + held

@@ -22,6 +22,7 @@ from llava.cost.seen_media import seen_by
 from llava.cost.shapes import DecoderShape
 from llava.model import measured_work
 from llava.model.measured_work import row_flops, shapes_of_model, tower_run
+from llava.model.parts import bytes_of
 
 
 def tower_cases(setting: Setting) -> list[Case]:
@@ -159,7 +160,7 @@ def decode_bytes(setting: Setting, config: CompressionConfig) -> tuple[int, int]
         for length in setting.lengths
         for passed in range(setting.new_tokens)
     )
-    return sum(weight.numel() * weight.element_size() for weight in weights), cached
+    return bytes_of(weights), cached
 
 
 def with_plan(model: Any, batch: Mapping[str, Any], config: CompressionConfig) -> dict[str, Any]:

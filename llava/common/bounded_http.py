@@ -34,7 +34,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from llava.common.shown import LONGEST, printable
+from llava.common.shown import LONGEST, printable, shown_bytes
 from llava.common.timed_connections import PlainConnection, Route, TimedTls, TlsConnection, is_public
 
 USER_AGENT = "duet-llava"
@@ -273,7 +273,7 @@ def _what_arrives(reply: http.client.HTTPResponse, target: _Target, most: int, r
 def _pieces(reply: http.client.HTTPResponse, target: _Target, most: float, route: Route) -> Iterator[bytes]:
     """The decompressed body, piece by piece, each of bounded size."""
     length, came, made = reply.length, 0, 0
-    too_large = FetchError(f"{target.name} sends more than {_size(most)}, which is the most that is read here.")
+    too_large = FetchError(f"{target.name} sends more than {shown_bytes(most)}, which is the most that is read here.")
     if length is not None and length > most:
         raise too_large
     inflating = _inflating(reply.headers.get("Content-Encoding", ""), target)
@@ -291,13 +291,6 @@ def _pieces(reply: http.client.HTTPResponse, target: _Target, most: float, route
         raise FetchError(f"{target.name} broke off after {came} of {length} bytes; try again.", transient=True)
     if inflating and not inflating.is_whole:
         raise FetchError(f"{target.name} broke off within a compressed body; try again.", transient=True)
-
-
-def _size(count: float) -> str:
-    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:.4g} {name}"
-    return f"{count} bytes"
 
 
 class _Inflating:

@@ -37,6 +37,14 @@ def shown(value: object, longest: int = LONGEST) -> str:
     return text
 
 
+def shown_bytes(count: float) -> str:
+    """A number of bytes in MiB or KiB, if it is that large, with four digits."""
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.4g} {name}"
+    return f"{count} bytes"
+
+
 def printable(text: object, longest: int | None = None, lines: bool = False) -> str:
     r"""A text from outside for a terminal or a report, in which characters that act there stand as Python writes them:
     `\x1b`, `\r`, `\u202e`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 NEWLINE = "image_newline"
 
@@ -53,6 +53,11 @@ def weights_of(model: nn.Module, modules: Iterable[nn.Module]) -> Mapping[str, n
     """The weights inside some modules by their names in the model."""
     paths = paths_of(model, modules)
     return {name: weight for name, weight in model.named_parameters() if lies_in(name, paths)}
+
+
+def bytes_of(weights: Iterable[Tensor]) -> int:
+    """Bytes that some weights take."""
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def projector_weights(model: Any) -> dict[str, nn.Parameter]:

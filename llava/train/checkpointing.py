@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from llava.cost.seen_media import seen_by
 from llava.cost.shapes import ModelShape
 from llava.data.dataset import LazySupervisedDataset
 from llava.model.collectives import of_all_ranks
+from llava.model.parts import bytes_of
 from llava.train.adapters import compute_dtype
 from llava.train.arguments import TrainingArguments
 from llava.train.facts import RunFacts
@@ -123,7 +123,7 @@ def choose(model: Any, dataset: LazySupervisedDataset, args: TrainingArguments) 
     setting, stage = _setting(model, args), _stage(args)
     levels = [level for level in LEVELS if level != "before_drop" or model.compression.t2v is not None]
     needs = {level: _need(model, level, setting, stage, batch, args) for level in levels}
-    room = _room(model, args)
+    room = room_for(model, args.device)
     fitting = [level for level in levels if room is not None and needs[level] <= room]
     return Choice(fitting[0] if fitting else "all", needs, room, rows, tokens)
 
@@ -146,7 +146,7 @@ def _need(
     held = peak_memory(setting, stage, batch)
     states = held.states
     if stage.zero == 0:  # what the weights take is known
-        states += _bytes(model) - held.weights - held.tower
+        states += bytes_of(model.parameters()) - held.weights - held.tower
     return states + max((1 + ERROR) * step, tower_pass(shape, batch.rows, compute), held.update)
 
 
@@ -210,20 +210,16 @@ def _stage(args: TrainingArguments) -> ZeroStage:
     return ZeroStage(str(zero), zero, offload and zero == 3)
 
 
-def _room(model: nn.Module, args: TrainingArguments) -> int | None:
+def room_for(model: nn.Module, device: torch.device) -> int | None:
     """Bytes that this process may use: what is free, and what it holds already; None where the device does not say."""
-    if args.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(args.device)
-        return int(free + torch.cuda.memory_reserved(args.device))
-    if args.device.type != "cpu":
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    if device.type != "cpu":
         return None
-    free_memory = probe_system(str(Path(args.output_dir))).memory_free
+    free_memory = probe_system(".").memory_free
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return None if free_memory is None else int(free_memory / processes + _bytes(model))
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return None if free_memory is None else int(free_memory / processes + bytes_of(model.parameters()))
 
 
 def _set(args: TrainingArguments, level: str) -> None:

@@ -22,10 +22,13 @@ from torch import Tensor
 from llava.compression.salience import QueryRole, salient_spans
 from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
     LITERAL_IMAGE_TOKEN,
+    LITERAL_VIDEO_TOKEN,
     WRITTEN_IMAGE_TOKEN,
+    WRITTEN_VIDEO_TOKEN,
 )
 from llava.conversation import Segment
 from llava.data import chat_template, plain_text, tokenization
@@ -43,8 +46,7 @@ from llava.model.splice import PlanSettings
 OWN_TEMPLATE = "chat_template"
 """Name of the only template that such models are asked in: the one beside their weights."""
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "query_mask", "labels", "mm_token_type_ids")
-_VIDEO_MARK, _WRITTEN_VIDEO, _LITERAL_VIDEO = "<video>", "\\<video>", "\ufdd0video>"
-_MARK = re.compile(f"{DEFAULT_IMAGE_TOKEN}|{_VIDEO_MARK}")
+_MARK = re.compile(f"{DEFAULT_IMAGE_TOKEN}|{DEFAULT_VIDEO_TOKEN}")
 _AROUND_MARK = re.compile(rf"\s*{DEFAULT_IMAGE_TOKEN}\s*")
 _USUAL_SIZE = (640, 480)  # of a picture, to order samples by before any is looked at
 
@@ -196,25 +198,25 @@ class ProcessorInputs(ModelInputs):
 
     def question(self, text: str, media: Sequence[Any]) -> str:
         """As in `ModelInputs`; marks are `<image>` and `<video>`, by default all in front."""
-        text = text.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN).replace(_WRITTEN_VIDEO, _LITERAL_VIDEO)
+        text = text.replace(WRITTEN_IMAGE_TOKEN, LITERAL_IMAGE_TOKEN).replace(WRITTEN_VIDEO_TOKEN, LITERAL_VIDEO_TOKEN)
         written, kinds = [mark[1:-1] for mark in _MARK.findall(text)], [medium.kind for medium in media]
         if written and written != kinds:
             raise ValueError(
                 f"The question holds the marks {', '.join(written)}, but {', '.join(kinds) or 'nothing'} is shown; "
                 f"write one for each, in their order, or none to have them in front. {WRITTEN_IMAGE_TOKEN} and "
-                f"{_WRITTEN_VIDEO} are the words themselves."
+                f"{WRITTEN_VIDEO_TOKEN} are the words themselves."
             )
         if not written:
             text = DEFAULT_IMAGE_TOKEN * len(kinds) + text
-        return self.marked(text).replace(_LITERAL_VIDEO, _VIDEO_MARK)
+        return self.marked(text).replace(LITERAL_VIDEO_TOKEN, DEFAULT_VIDEO_TOKEN)
 
     def written_mark(self, media: Sequence[Any]) -> str:
         """As in `ModelInputs`."""
-        return "".join(_VIDEO_MARK if medium.kind == "video" else DEFAULT_IMAGE_TOKEN for medium in media)
+        return "".join(DEFAULT_VIDEO_TOKEN if medium.kind == "video" else DEFAULT_IMAGE_TOKEN for medium in media)
 
     def marked(self, turn: str) -> str:
         """As in `ModelInputs`; a video's mark becomes one like an image's, for what is shown says which it is."""
-        return turn.replace(_VIDEO_MARK, DEFAULT_IMAGE_TOKEN)
+        return turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN)
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from llava.common.shown import shown_bytes
 from llava.inference.engine import Engine
 from llava.serve.api.access_keys import AccessKeys
 from llava.serve.api.completion_fields import AskingDefaults
@@ -23,7 +24,7 @@ from llava.serve.api.exchange import Exchange, RowEvent, first_delta
 from llava.serve.api.failures import FAILED, OVERLOADED, ApiError, ending, overtime
 from llava.serve.api.replies import ReplyForm, event, finish_reason
 from llava.serve.api.request_reader import PreparedRequest, RequestReader
-from llava.serve.limits import MEBIBYTE, ServingLimits
+from llava.serve.limits import ServingLimits
 from llava.serve.measures import Measures
 from llava.serve.model_thread import ModelThread
 from llava.serve.waiting_rows import WaitingRows
@@ -193,7 +194,7 @@ class ChatService:
         """Read the body within the bounds of size, memory and time."""
         most = self.limits.body_bytes
         too_large = ApiError(
-            413, f"The request has more than the {_mebibytes(most)} that are accepted; send smaller images."
+            413, f"The request has more than the {shown_bytes(most)} that are accepted; send smaller images."
         )
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > most:
@@ -204,7 +205,7 @@ class ChatService:
                     if body.size + len(piece) > most:
                         raise too_large
                     if self._held + len(piece) > self.limits.held_bytes:
-                        raise self._full(f"requests of {_mebibytes(self._held)} are being read")
+                        raise self._full(f"requests of {shown_bytes(self._held)} are being read")
                     body.add(piece)
         except TimeoutError:
             message = f"The request did not arrive within {self.limits.upload_seconds:g} seconds; send less at once."
@@ -345,7 +346,3 @@ async def _drain(request: Request, most: int) -> None:
                 size += len(piece)
                 if size > most:
                     return
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / MEBIBYTE:.4g} MiB"
