@@ -97,7 +97,7 @@ def test_the_method_stays_short_enough_to_be_read() -> None:
 
 @pytest.mark.parametrize("rule", [long_code, unsafe_loads, swallowed_errors], ids=lambda rule: rule.__name__)
 def test_no_module_breaks_a_rule(rule: Callable[[Path, ast.Module], Iterator[str]]) -> None:
-    """Weights are never unpickled; a masked ImportError turns an upgrade into a riddle (fault 10)."""
+    """Weights are never unpickled; a masked ImportError hides why an upgrade fails (fault 10)."""
     assert complaints(rule) == []
 
 

@@ -38,7 +38,7 @@ class MergePlan:
     Attributes:
         dominant: [B, K] patches kept as they are, most important first.
         pool: [B, R] candidates for merging, in the order the anchors are drawn from.
-        anchors: [B, C] patch at the heart of each contextual token.
+        anchors: [B, C] patch that each contextual token is merged around.
         members: [B, M] patches averaged into a contextual token.
         assignment: [B, M] number of the contextual token that each member goes to.
     """

@@ -96,7 +96,7 @@ def settle_checkpointing(
         return None
     chosen = choose(model, dataset, args)
     careful = max(of_all_ranks([chosen.level]), key=LEVELS.index)
-    _say(chosen, careful, model, args)
+    _say(chosen, careful, args)
     _set(args, careful)
     return replace(chosen, level=careful)
 
@@ -227,7 +227,7 @@ def _set(args: TrainingArguments, level: str) -> None:
     args.checkpointed_layers = "before_drop" if level == "before_drop" else "all"
 
 
-def _say(chosen: Choice, level: str, model: Any, args: TrainingArguments) -> None:
+def _say(chosen: Choice, level: str, args: TrainingArguments) -> None:
     """Log the choice with what it rests on."""
     needs = ", ".join(f"{_WORDS[name]} {need / GIB:.1f}" for name, need in chosen.needs.items())
     room = "how much is free it does not say" if chosen.room is None else f"there are {chosen.room / GIB:.1f}"

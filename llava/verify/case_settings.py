@@ -1,7 +1,7 @@
 """From the settings of a case to a configuration, and where published behaviour was not copied.
 
-The published program accepts settings that mean something else than they say. Where such a setting has an honest
-equivalent, the equivalent is replayed; where it has none, the case is refused with the reason.
+The published program accepts settings that mean something else than they say. Where what it does can be said
+by another setting, that one is replayed; else the case is refused with the reason.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _REMOVE = "remove it and the answers beside it"
 
 
 class OtherSettingsError(ValueError):
-    """Answers that are there were given under other settings, or nobody knows under which.
+    """Answers that are there were given under other settings, or it is not recorded under which.
 
     Attributes:
         reason: what differs, as a main clause.

@@ -1,4 +1,4 @@
-"""The result file of one benchmark: numbers, and everything needed to read them honestly."""
+"""The result file of one benchmark: numbers, and the model, budget, settings and machine that they belong to."""
 
 from __future__ import annotations
 

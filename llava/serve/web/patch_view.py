@@ -116,7 +116,7 @@ def _figure(uid: str, number: int, unit: TracedUnit, name: str, picture: Image.I
         f'<figure class="dv-figure" style="--dv-least: {unit.columns * LEAST_PATCH}px">'
         f'<svg class="dv-map" viewBox="0 0 {width} {height}" tabindex="0" role="application" '
         f'aria-roledescription="map of patches" aria-label="{escape(told)}" aria-describedby="{uid}-said" '
-        f'data-unit="{number}"><title>{escape(told)}</title>{_patterns(uid, number, groups)}'
+        f'data-unit="{number}"><title>{escape(told)}</title>{_patterns(uid, number)}'
         f'<image href="{data_address(picture, longest)}" width="{width}" height="{height}" '
         'preserveAspectRatio="none"/>'
         f'<g class="dv-patches">{"".join(rects)}</g><g class="dv-anchors">{"".join(dots)}</g>'
@@ -143,7 +143,7 @@ def _look(uid: str, role: int, token: int, groups: dict[int, int]) -> tuple[str,
     return "dv-p dv-kept", ' fill="transparent" data-fill="transparent"'
 
 
-def _patterns(uid: str, number: int, groups: dict[int, int]) -> str:
+def _patterns(uid: str, number: int) -> str:
     """Fills that are told apart without colours: lines for what is dropped, textures for merged tokens."""
     if number:  # those of the first picture serve all of a view, but for colours that it does not have
         return ""
