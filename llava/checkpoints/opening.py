@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,8 +59,8 @@ class Opened(NamedTuple):
 
 
 def open_model(
-    path: str,
-    base: str | None = None,
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
     *,
     name: str | None = None,
     bits: int = 16,
@@ -94,6 +95,7 @@ def open_model(
     """
     hub = {option: options.pop(option) for option in HUB_OPTIONS if option in options}
     options = _loading_options(device_map, device, options)
+    path, base = os.fspath(path), None if base is None else os.fspath(base)
     checkpoint, under = resolve(path, base, name, **hub)
     whole = checkpoint if under is None else under
     if bits != 16:
