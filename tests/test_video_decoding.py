@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_text import byte_level
+from video_frames import decoded_times
 
 from llava.data import video_files
 from llava.data.families.llava import LlavaInputs
@@ -37,16 +38,7 @@ def film(path: Path, count: int, codec: str = "mpeg4", rate: int = 10, **options
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of what was decoded: one entry for each frame."""
-    times: list[int] = []
-    stock = video_files.decoded
-
-    def decoded(container: Any, stream: Any) -> Any:
-        for frame in stock(container, stream):
-            times.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(video_files, "decoded", decoded)
-    return times
+    return decoded_times(monkeypatch)
 
 
 FILES = [

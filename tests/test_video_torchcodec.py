@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from test_video_decoding import film
+from video_frames import decoded_times
 
-from llava.data import video_files, video_torchcodec
+from llava.data import video_torchcodec
 from llava.data.images import BadImageError
 from llava.data.video import open_video
 from llava.data.video_torchcodec import VARIABLE, torchcodec_decoder
@@ -86,16 +87,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
 @pytest.fixture
 def by_pyav(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Times of the frames that PyAV decodes."""
-    times: list[int] = []
-    stock = video_files.decoded
-
-    def decoded(container: Any, stream: Any) -> Any:
-        for frame in stock(container, stream):
-            times.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(video_files, "decoded", decoded)
-    return times
+    return decoded_times(monkeypatch)
 
 
 def pictures(path: Path, numbers: list[int] = NUMBERS, **options: Any) -> list[np.ndarray]:
