@@ -240,8 +240,9 @@ def half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets
 
 
-def arguments(assets: Path, output: Path) -> list[str]:
-    return flags(assets, output, "pretrain", max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=3)
+def arguments(assets: Path, output: Path, **changes: object) -> list[str]:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 3}
+    return flags(assets, output, "pretrain", max_steps=6, **saving | changes)
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["with its digest", "without"])
@@ -300,7 +301,7 @@ def test_a_library_that_writes_what_resuming_would_refuse_is_found_before_the_fi
     """A newer version that pickles another class must not be noticed only when the run is gone on from."""
     monkeypatch.setattr("llava.checkpoints.pickles.OF_RANDOM_STATES", ())
     with pytest.raises(OSError, match=r"rng_state\.pth.*numpy.*constraints\.txt"):
-        train(arguments(half_way, tmp_path / "run"))
+        train(arguments(half_way, tmp_path / "run", early_save_check=True))
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 

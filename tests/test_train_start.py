@@ -373,7 +373,7 @@ def test_what_is_saved_is_opened_again_before_the_first_step(
 
     monkeypatch.setattr(trainer, "require_opens", spoiled)
     with pytest.raises(OSError, match=r"cannot be opened again: .*mm_projector.*Nothing was trained yet"):
-        train(flags(assets, tmp_path / "out", "finetune", max_steps=1, **options))
+        train(flags(assets, tmp_path / "out", "finetune", max_steps=1, early_save_check=True, **options))
     assert len(folders) == 1 and not list((tmp_path / "out").glob("*.safetensors"))
 
 

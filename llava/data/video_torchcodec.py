@@ -32,16 +32,16 @@ SAME_COLOURS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj44
 _SAME_TIME = 1e-4  # seconds
 
 
-def torchcodec_decoder(environment: Mapping[str, str] = os.environ) -> Any | None:
+def torchcodec_decoder(environment: Mapping[str, str] | None = None) -> Any | None:
     """The class `torchcodec.decoders.VideoDecoder`; None where PyAV is to decode.
 
     Args:
-        environment: holds `VARIABLE`, or does not.
+        environment: holds `VARIABLE`, or does not; None for `os.environ`.
 
     Raises:
         UnfitFileError: if the variable says something else, or asks for torchcodec, which cannot be used.
     """
-    choice = environment.get(VARIABLE) or CHOICES[0]
+    choice = (os.environ if environment is None else environment).get(VARIABLE) or CHOICES[0]
     if choice not in CHOICES:
         raise UnfitFileError(f"{VARIABLE} is {shown(choice)}, which is none of {', '.join(CHOICES)}")
     if choice == "pyav":
