@@ -12,13 +12,13 @@ from warm_python import warm_python
 
 TESTS = Path(__file__).parent
 QUICK = {
-    "training": {"kills": 2, "signals": 2, "damages": 5, "full-disks": 2, "second-starts": 1},
+    "training": {"kills": 2, "signals": 1, "damages": 3, "full-disks": 1, "second-starts": 1},
     "evaluation": {
         "eval-kills": 2,
-        "eval-interrupts": 2,
-        "eval-damages": 4,
-        "eval-full-disks": 2,
-        "eval-second-starts": 2,
+        "eval-interrupts": 1,
+        "eval-damages": 2,
+        "eval-full-disks": 1,
+        "eval-second-starts": 1,
     },
 }
 
