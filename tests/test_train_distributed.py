@@ -206,7 +206,7 @@ def wait_for(path: Path, process: Process, log: Path, patience: float = 600) -> 
 
 
 PARTS: dict[str, tuple[str, str, dict[str, object]]] = {
-    "full": ("torchrun", "finetune", {}),
+    "full": ("forked", "finetune", {}),
     "lora": ("forked", "finetune", LORA),
     "adapter-only": ("forked", "pretrain", {"pretrain_mm_mlp_adapter": None, "group_by_modality_length": False}),
 }
