@@ -73,7 +73,6 @@ begin() {
     local name=$1
     shift
     if [ "$dry_run" = 1 ]; then
-        if [ "$1" = scripts_pass ]; then shift; fi
         check "$name" "$@"
         return
     fi
@@ -120,7 +119,9 @@ if [ "$dry_run" = 0 ]; then
     trap stop_all EXIT
 fi
 mapfile -t shell_scripts < <(find scripts .ci -name '*.sh' -o -path .ci/run)
-begin "shellcheck" scripts_pass shellcheck -x "${shell_scripts[@]}"
+shellcheck=(shellcheck -x "${shell_scripts[@]}")
+if [ "$dry_run" = 0 ]; then shellcheck=(scripts_pass "${shellcheck[@]}"); fi
+begin "shellcheck" "${shellcheck[@]}"
 begin "mypy" "$PYTHON" -m mypy
 begin "imports" lint-imports --no-logo --no-cache
 begin "ruff check" "$PYTHON" -m ruff check .

@@ -15,7 +15,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
@@ -37,25 +36,6 @@ def _started(target: Callable[..., None], environment: Mapping[str, str], *argum
     with patch.dict(os.environ, environment):
         process.start()
     return process
-
-
-def run_program(
-    words: list[str], cwd: str | Path, env: Mapping[str, str] = os.environ, timeout: float = 900
-) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([sys.executable, *words], capture_output=True, text=True)` returns.
-
-    Args:
-        words: `-m MODULE FLAGS` or `-c CODE FLAGS`, as for an interpreter.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = (Path(folder) / name for name in ("stdout", "stderr"))
-        process = _started(_one, env, words, str(cwd), str(output), str(errors))
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(words, timeout)
-        said, told = (path.read_text(encoding="utf-8", errors="surrogateescape") for path in (output, errors))
-        return subprocess.CompletedProcess(words, process.exitcode, said, told)
 
 
 class _Forked:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from forked import run_program
+from warm_python import run_program
 
 from llava.eval import data, run, table
 from llava.eval.benchmarks import NAMES, get_benchmark

@@ -6,8 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
-from forked import run_program
 from tiny_folder import write_model, write_pictures
+from warm_python import run_program
 
 from llava.compression.config import CompressionConfig
 from llava.cost.flops import prefill_flops, visual_tokens_per_layer

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import run_program
 from PIL import Image
 from tiny_text import llama
 from tiny_vlms import vlm
@@ -18,6 +17,7 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
 )
+from warm_python import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {

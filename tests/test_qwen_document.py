@@ -13,9 +13,9 @@ import eval_files_vqa
 import pytest
 from distributed import ENTRY
 from fake_machine import MACHINES, ROOT, Shell
-from forked import run_program
 from PIL import Image
 from tiny_qwen import write_qwen
+from warm_python import run_program
 
 from llava.compression.config import CompressionConfig
 from llava.cost import overview

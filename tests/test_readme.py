@@ -14,9 +14,8 @@ from pathlib import Path
 import eval_files_choice
 import eval_files_vqa
 import pytest
-from forked import run_program
 from tiny_llava import write_assets
-from warm_python import warm_python
+from warm_python import run_program, warm_python
 
 from llava.eval.run import PAPER
 from llava.serve.web import __main__ as web

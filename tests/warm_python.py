@@ -25,11 +25,14 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing import forkserver, process, resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
 from forked import _started
+
+from llava.common.child_processes import is_running
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 CLIENT = """#!{python} -IS
@@ -80,6 +83,14 @@ def warm_python() -> str:
     return str(path)
 
 
+def run_program(
+    words: list[str], cwd: str | Path, env: Mapping[str, str] = os.environ, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run([sys.executable, *words], capture_output=True, text=True)` returns."""
+    command = [warm_python(), *words]
+    return subprocess.run(command, cwd=cwd, env=dict(env), timeout=timeout, capture_output=True, text=True)
+
+
 def _serve(environment: dict[str, str], address: str, executable: str, own_path: list[str], owner: int) -> None:
     """Fork for each client, as long as the test process lives; it removes the folder where it ends without a word."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who ended are not waited for
@@ -88,7 +99,7 @@ def _serve(environment: dict[str, str], address: str, executable: str, own_path:
     listening.listen(64)
     os.rename(address + ".new", address)
     listening.settimeout(1)
-    while _lives(owner):
+    while is_running(owner):
         try:
             client, _ = listening.accept()
         except TimeoutError:
@@ -98,14 +109,6 @@ def _serve(environment: dict[str, str], address: str, executable: str, own_path:
             _attend(client, executable, own_path)
         client.close()
     shutil.rmtree(Path(address).parent, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _attend(client: socket.socket, executable: str, own_path: list[str]) -> NoReturn:

@@ -100,17 +100,18 @@ def forks_end_with_parent() -> Iterator[None]:
 
 def _end_without(above: int, parent: int) -> None:
     """End with the parent, or with the process above, which is another under forkserver."""
-    while os.getppid() == above and _is_there(parent):
+    while os.getppid() == above and is_running(parent):
         time.sleep(_LOOK_EVERY)
     os._exit(1)
 
 
-def _is_there(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of this number; where that cannot be told, it counts as there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (OSError, OverflowError):
         return True
     return True
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava.common.child_processes import is_running
 from llava.common.outside_files import read_text
 
 logger = logging.getLogger(__name__)
@@ -128,10 +129,4 @@ def _is_gone(about: dict[str, Any]) -> bool:
     pid = about.get("pid")
     if about.get("host") != socket.gethostname() or type(pid) is not int or pid <= 0:
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
+    return not is_running(pid)
