@@ -122,9 +122,8 @@ class StagedGeneration(_Base):
             **kwargs,
         )
         if getattr(self.config.get_text_config(decoder=True), ROUTERS, False):
-            inputs.setdefault(
-                ROUTERS, False
-            )  # transformers would want a loss of the new tokens, and fail on their mask
+            # transformers would want a loss of the new tokens, and fail on their mask
+            inputs.setdefault(ROUTERS, False)
         if filled:
             inputs.pop("position_ids", None)
         if filled and not is_first_iteration:
