@@ -1,4 +1,4 @@
-"""docs/training.md says what the code does: generated parts are fresh, and what it names exists."""
+"""The documents on training say what the code does: generated parts are fresh, and what they name exists."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from transformers import HfArgumentParser
 
 from llava.data.mixture_files import read_mixture
 from llava.data.video_torchcodec import VARIABLE as VIDEO_DECODER
-from llava.doctor.document import DOCUMENT, renewed
+from llava.doctor.document import DOCUMENTS, renewed
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = DOCUMENT.read_text(encoding="utf-8")
+TEXT = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
 # Modules that `python -m` runs, and where their `main` is.
 PROGRAMS = {
     "llava.doctor": "llava.doctor.__main__",
@@ -46,10 +46,12 @@ def commands() -> list[str]:
 
 
 def test_generated_parts_are_fresh() -> None:
-    assert renewed(TEXT) == TEXT, "run python -m llava.doctor.document"
-    assert "<function" not in TEXT
-    with pytest.raises(ValueError, match="must have"):
-        renewed(TEXT.replace("generated: memory", "generated: nothing"))
+    for document, parts in DOCUMENTS.items():
+        text = document.read_text(encoding="utf-8")
+        assert renewed(text, parts) == text, "run python -m llava.doctor.document"
+        assert "<function" not in text
+        with pytest.raises(ValueError, match="must have"):
+            renewed(text.replace(f"generated: {next(iter(parts))}", "generated: nothing"), parts)
 
 
 def test_every_path_and_module_exists() -> None:
@@ -129,7 +131,7 @@ def said_by_the_code() -> str:
 
 def test_every_message_that_is_explained_is_one_that_the_code_says() -> None:
     of_others = {"Error building extension", "operator torchvision::nms does not exist"}
-    rows = WRITTEN.split("## 8.")[1].split("## 9.")[0].splitlines()
+    rows = WRITTEN.split("## 9.")[1].split("\n## ")[0].splitlines()
     quoted = {text for row in rows if row.startswith("| ") for text in re.findall(r"`([^`]+)`", row.split("|")[1])}
     said = said_by_the_code()
     assert len(quoted) > 10

@@ -1,4 +1,4 @@
-"""The parts of docs/training.md that follow from the code: arguments, resuming, memory, and the recipes' variables.
+"""The parts of the documents on training that follow from the code: flags, resuming, memory, the recipes' variables.
 
 python -m llava.doctor.document           # writes them anew
 python -m llava.doctor.document --check   # says whether they are fresh; status 1 if not
@@ -30,7 +30,6 @@ from llava.train.resuming import GROUPS, Change
 from llava.train.supported import REFUSED, SOME_VALUES, WITHOUT_EFFECT_HERE, support_of
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = ROOT / "docs" / "training.md"
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _GIB = 2**30
 # Differences that are no argument's, or more than one's.
@@ -123,42 +122,44 @@ def resuming() -> str:
     return "\n".join(lines) + "\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "arguments": arguments,
-    "spellings": spellings,
-    "transformers": transformers_arguments,
-    "foreign": foreign,
-    "memory": memory,
-    "variables": variables,
-    "resuming": resuming,
+# Document: its generated parts.
+DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "docs" / "training.md": {"memory": memory, "resuming": resuming},
+    ROOT / "docs" / "training-flags.md": {
+        "arguments": arguments,
+        "spellings": spellings,
+        "transformers": transformers_arguments,
+        "foreign": foreign,
+        "variables": variables,
+    },
 }
 
 
-def renewed(text: str) -> str:
+def renewed(text: str, parts: dict[str, Callable[[], str]]) -> str:
     """A document with its generated parts written anew.
 
     Raises:
-        ValueError: if it lacks a part, or names an unknown one.
+        ValueError: if it lacks one of `parts`, or has another.
     """
     found = [name for _, name, _ in _PART.findall(text)]
-    if sorted(found) != sorted(PARTS):
-        raise ValueError(f"The document has the generated parts {sorted(found)}; it must have {sorted(PARTS)}.")
-    return _PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n{match[3]}", text)
+    if sorted(found) != sorted(parts):
+        raise ValueError(f"The document has the generated parts {sorted(found)}; it must have {sorted(parts)}.")
+    return _PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n{match[3]}", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write the generated parts of docs/training.md anew.")
+    parser = argparse.ArgumentParser(description="Write the generated parts of the documents on training anew.")
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a part is stale")
     options = parser.parse_args(arguments)
-    before = DOCUMENT.read_text(encoding="utf-8")
-    after = renewed(before)
-    if options.check:
-        if before != after:
-            sys.exit(f"document: {DOCUMENT} is stale; run python -m llava.doctor.document.")
-        return
-    write_whole(DOCUMENT, after)
-    print(f"Wrote {DOCUMENT}.")
+    for document, parts in DOCUMENTS.items():
+        before = document.read_text(encoding="utf-8")
+        after = renewed(before, parts)
+        if not options.check:
+            write_whole(document, after)
+            print(f"Wrote {document}.")
+        elif before != after:
+            sys.exit(f"document: {document} is stale; run python -m llava.doctor.document.")
 
 
 if __name__ == "__main__":
