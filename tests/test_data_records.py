@@ -266,6 +266,36 @@ def test_turns_that_nobody_can_place_are_named(turns: Any, words: str) -> None:
         parse_record({"id": "a", "conversations": turns}, 0)
 
 
+def weighed(**weights: Any) -> list[dict[str, Any]]:
+    """A conversation whose turns have weights: of the `system`, the `human`, the `first` answer and the `last`."""
+    roles = {"system": "system", "human": "human", "first": "gpt", "again": "human", "last": "gpt"}
+    return [{"from": role, "value": name, **weights.get(name, {})} for name, role in roles.items()]
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        (weighed(first={"loss": False}), "turn 2 has 'loss': False, which is not heeded: every answer is trained"),
+        (weighed(first={"weight": 1}, last={"weight": 0}), "turn 4 has 'weight': 0"),
+        (weighed(last={"weight": 0.5}), "turn 4 has 'weight': 0.5"),
+        (weighed(last={"train": "false"}), "turn 4 has 'train': 'false'"),
+        (weighed(human={"training": True}), "turn 1 has 'training': True"),
+    ],
+)
+def test_a_turn_that_is_to_be_trained_otherwise_than_it_is_is_an_error(turns: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"record 'a': {words}"):
+        parse_record({"id": "a", "conversations": turns}, 0)
+    assert kinds(checked([{"conversations": turns}])) == [(0, "schema")]
+
+
+def test_weights_of_turns_may_say_what_is_done_anyway() -> None:
+    none, asked, taught = {"weight": None, "loss": None}, {"weight": 0.0, "loss": False}, {"weight": 1.0, "loss": True}
+    given = parse_record({"conversations": weighed(system=none, human=asked, first=taught, last=taught)}, 0)
+    assert given == parse_record({"conversations": weighed()}, 0)
+    left_out = [{"from": "gpt", "value": "Welcome", "loss": False}, *talk("Hi", "Hello")]
+    assert parse_record({"conversations": left_out}, 0).turns == ("Hi", "Hello")
+
+
 def test_one_key_of_turns_is_enough() -> None:
     with pytest.raises(ValueError, match="both 'conversations' and 'messages'"):
         parse_record(TEXT | {"messages": talk("Hi", "Hello")}, 0)
@@ -349,6 +379,14 @@ def test_rows_without_a_system_turn_keep_the_templates_and_plain_has_none() -> N
         parse_record(TEXT | {"system": 3}, 0)
     with pytest.raises(ValueError, match="a system turn and another text under 'system'"):
         parse_record({"system": "T", "conversations": said(("system", "S"), ("human", "x"), ("gpt", "y"))}, 0)
+
+
+def test_a_system_prompt_under_another_key_is_an_error_unless_it_repeats_the_one_that_is_read() -> None:
+    for data in (TEXT, TEXT | {"system": "Be long."}):
+        with pytest.raises(ValueError, match="record '0' has 'system_prompt', which is not read; name it 'system'"):
+            parse_record(data | {"system_prompt": "Be brief."}, 0)
+    assert parse_record(TEXT | {"system_prompt": ""}, 0).system is None
+    assert parse_record(TEXT | {"system_prompt": "Be brief.", "system": "Be brief."}, 0).system == "Be brief."
 
 
 def test_system_prompts_survive_the_table_and_count_as_words(tmp_path: Path) -> None:

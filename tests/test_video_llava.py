@@ -361,11 +361,20 @@ def test_another_number_of_frames_than_the_tower_attends_over_is_refused() -> No
             VideoLlavaInputs(model.config, llama(), model.processors(), "v1", sampling=asked)
     same = VideoLlavaInputs(model.config, llama(), model.processors(), "v1", sampling=FrameSampling(count=FRAMES))
     assert same.video_marks == FRAMES
+
+
+@pytest.mark.parametrize(("sampling", "frames"), [({"count": 8}, 8), ({"most": 2}, 2), ({"count": 3, "most": 9}, 3)])
+def test_a_tower_that_attends_over_no_time_is_shown_as_many_frames_as_were_asked_for(
+    sampling: dict[str, int], frames: int
+) -> None:
     free = video_llava(timed=False)
-    assert (
-        VideoLlavaInputs(free.config, llama(), free.processors(), "v1", sampling=FrameSampling(count=8)).video_marks
-        == 8
-    )
+    made = VideoLlavaInputs(free.config, llama(), free.processors(), "v1", sampling=FrameSampling(**sampling))
+    numbers = made.frame_numbers(50, 25.0)
+    picture = Image.new("RGB", (20, 20))
+    (shown,) = made.video(Frames((picture,) * len(numbers), tuple(numbers), 50, 25.0), "A video")
+    assert made.taught("<video>", {"video"}).count("<image>") == made.marks(shown) == shown.shape[1] == frames
+    with pytest.raises(ValueError, match="fps is 2, but a Video-LLaVA is shown as many of every video"):
+        VideoLlavaInputs(free.config, llama(), free.processors(), "v1", sampling=FrameSampling(fps=2.0))
 
 
 def test_a_batch_of_training_brings_its_plan_and_the_plan_fits() -> None:

@@ -40,6 +40,10 @@ _ASKED_OF_ONE = (
     "resized_width",
 )
 """What Qwen's `qwen_vl_utils` heeds beside the name of an image or a video."""
+_ASKED_OF_VIDEO = ("fps", "num_frames")
+"""Further ones beside a video: frames a second that `qwen_vl_utils` takes, and how many frames lmms-finetune takes."""
+_OF_CLIPS = ("video_start", "video_end", "start", "end", "start_frame", "end_frame")
+"""Where a clip lies within its video, in the forms of `qwen_vl_utils` and of Cambrian-S; whole videos are read."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 # `<img>` and `<picture>` are left to HTML; with a number or "pad" they mark media, as in other models' data.
 _MARK = re.compile(
@@ -72,7 +76,7 @@ def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]
 
     Raises:
         ValueError: if a name is empty or of the wrong kind, `image` and `images` (or `video` and `videos`) differ,
-            another key names media, or one asks for a size or a number of frames of its own, as Qwen's may.
+            another key names media, or one asks for a part of a video, or for a size or a number of frames of its own.
     """
     media = {kind: _read_kind(data, kind, name) for kind in KEYS}
     unread = unread_media(data, media["image"], media["video"])
@@ -81,7 +85,14 @@ def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]
             f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image', videos "
             "under 'video' (a name or a list of names, in the order of their marks), other media cannot be trained on."
         )
-    asked = [key for key in _ASKED_OF_ONE if any(media.values()) and data.get(key) is not None]
+    heeded_elsewhere = _ASKED_OF_ONE if any(media.values()) else ()
+    heeded_elsewhere += (*_ASKED_OF_VIDEO, *_OF_CLIPS) if media["video"] else ()
+    asked = [key for key in heeded_elsewhere if data.get(key) not in (None, "")]
+    if asked and asked[0] in _OF_CLIPS:
+        raise ValueError(
+            f"record {name!r} names a part of its media under {asked[0]!r}: {shown(data[asked[0]])}, but videos are "
+            "shown whole; cut the file and leave the key out."
+        )
     if asked:
         raise ValueError(
             f"record {name!r} has {asked[0]!r}: {shown(data[asked[0]])}, which is not heeded for single images and "

@@ -8,8 +8,6 @@ from typing import Any
 
 IMAGE_KEYS = ("image", "images")
 VIDEO_KEYS = ("video", "videos")
-_OF_CLIPS = ("video_start", "video_end")
-"""Where a clip lies within its video, in Qwen's forms; whole videos are read."""
 
 _PLACE = (
     r"(?:file_?|full_?|rel_?|abs_?|local_?)?path|file|file_?name|name|ur[il]|link|src|bytes|base_?64|b64|data|list|folder|"
@@ -55,7 +53,6 @@ def unread_media(data: Mapping[Any, Any], images: Sequence[str] = (), videos: Se
 
     With a number, a letter or a word of order (`image_2`, `image_b`, `second_image`) a key names another image. Keys
     with the word image, video or the like and anything else (`image_alt`) name media if their value is such a file.
-    `video_start` and `video_end` choose a clip, which nothing here does.
 
     Args:
         data: a record, a turn or a question.
@@ -68,8 +65,6 @@ def unread_media(data: Mapping[Any, Any], images: Sequence[str] = (), videos: Se
     for key, value in data.items():
         if not isinstance(key, str) or key in keys:
             continue
-        if key in _OF_CLIPS and videos and value is not None:
-            found.append(key)
         if not _can_name_media(value):
             continue
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-\s.]", "_", key).lower()

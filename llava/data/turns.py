@@ -12,6 +12,8 @@ from llava.data.media_keys import IMAGE_KEYS, VIDEO_KEYS, unread_media
 TURN_KEYS = ("conversations", "messages")
 _ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _ACCEPTED = "'human' or 'user', 'gpt' or 'assistant', and 'system'"
+_WEIGHTS = ("loss", "weight", "train", "training")
+"""Whether, or how much, a single turn is trained, as ms-swift, OpenAI's files and axolotl have it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def read_turns(data: Mapping[Any, Any], name: str) -> RecordTurns:
     Turns are `{"from": "human" | "gpt", "value"}` under `conversations`, or `{"role": "user" | "assistant", "content"}`
     under `messages`; keys and spellings may be mixed. A first turn of the `system`, or a text under the key `system`,
     replaces the system prompt of the template unless it is empty. One turn of the assistant in front of all human ones
-    is left out, as in LLaVA. A whole number is read as its digits.
+    is left out, as in LLaVA. A whole number is read as its digits. All answers are trained alike.
 
     Args:
         data: the record as parsed.
@@ -53,9 +55,10 @@ def read_turns(data: Mapping[Any, Any], name: str) -> RecordTurns:
 
     Raises:
         ValueError: if turns are missing or of the wrong kind, do not alternate, have an unknown role, no text, or name
-            media.
+            media; or if a turn, or the record by `system_prompt`, asks for something that is not done.
     """
-    turns = [_turn(turn, number, name) for number, turn in enumerate(_list_of_turns(data, name))]
+    given = _list_of_turns(data, name)
+    turns = [_turn(turn, number, name) for number, turn in enumerate(given)]
     said = next((turn.text for turn in turns[:1] if turn.role == "system"), None)
     spoken = turns[1:] if said is not None else turns
     left_out = int(bool(spoken) and spoken[0].role == "assistant")
@@ -63,6 +66,8 @@ def read_turns(data: Mapping[Any, Any], name: str) -> RecordTurns:
     if not spoken:
         raise ValueError(f"record {name!r} has no human turn.")
     _check_order(spoken, name)
+    for turn in spoken:
+        _check_weight(given[turn.number], turn, name)
     return RecordTurns(tuple(turn.text for turn in spoken), _system(data, said, name), left_out)
 
 
@@ -126,6 +131,17 @@ def _check_order(spoken: Sequence[_Turn], name: str) -> None:
         former = turn
 
 
+def _check_weight(given: Mapping[Any, Any], turn: _Turn, name: str) -> None:
+    """Raise ValueError where a turn says that it is to be trained otherwise than it is: answers by 1, others by 0."""
+    weight = int(turn.role == "assistant")
+    for key in _WEIGHTS:
+        if given.get(key) not in (None, weight):
+            raise ValueError(
+                f"record {name!r}: turn {turn.number} has {key!r}: {shown(given[key])}, which is not heeded: every "
+                "answer is trained, all alike, and nothing else is; leave the key out if that is meant."
+            )
+
+
 def _system(data: Mapping[Any, Any], said: str | None, name: str) -> str | None:
     """The row's system prompt, from its first turn or the key beside the turns."""
     beside = data.get("system")
@@ -133,4 +149,7 @@ def _system(data: Mapping[Any, Any], said: str | None, name: str) -> str | None:
         raise ValueError(f"record {name!r}: 'system' is {shown(beside)}; it must be text.")
     if said and beside and said != beside:
         raise ValueError(f"record {name!r} has a system turn and another text under 'system'; keep one of the two.")
-    return said or beside or None
+    system = said or beside or None
+    if data.get("system_prompt") not in (None, "", system):
+        raise ValueError(f"record {name!r} has 'system_prompt', which is not read; name it 'system'.")
+    return system

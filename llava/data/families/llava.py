@@ -124,7 +124,7 @@ class LlavaInputs(ModelInputs):
     @property
     def video_marks(self) -> int:
         """As in `ModelInputs`: an image for each frame, and as many of every video."""
-        return self.sampling.count or self.usual_frames
+        return len(self.sampling.numbers(1, None, self.usual_frames))
 
     def question(self, text: str, media: Sequence[Any]) -> str:
         """As in `ModelInputs`; marks are `<image>`, a line each in front, and `\\<image>` is the word itself."""

@@ -63,6 +63,11 @@ class VideoLlavaInputs(LlavaInputs):
                 f"The model attends over {video.num_frames} frames of a video, at equal distances; leave out the "
                 f"number of frames, or ask for {video.num_frames}."
             )
+        if fps is not None:
+            raise ValueError(
+                f"Frames of videos: fps is {fps:g}, but a Video-LLaVA is shown as many of every video; leave "
+                "--video_fps out, and say how many with --frames_upbound."
+            )
         self.usual_frames = self.frames_of(self.config)  # type: ignore[misc]
 
     def _processor(self, kind: str) -> Any:
