@@ -17,6 +17,7 @@ from transformers.video_utils import VideoMetadata
 from llava.checkpoints.opening import Opened, open_model
 from llava.data.families import family_of
 from llava.data.frames import Frames, FrameSampling
+from llava.data.media_limits import MediaLimits
 
 SIZES = {"a": (70, 40), "b": (20, 20), "c": (31, 90), "v": (48, 32), "w": (33, 50)}
 CONVERSATIONS: dict[str, list[str]] = {
@@ -195,6 +196,14 @@ def test_frames_are_those_that_the_processor_takes_of_so_many_a_second(folder: P
     assert inputs_of(own).frame_numbers(1, 25.0) == [0]
     assert inputs_of(own).frame_numbers(6, None) == [0, 1, 2, 3, 4, 5], "nothing says how fast a folder of frames is"
     assert inputs_of(own, count=4).frame_numbers(100, 25.0) == [0, 25, 50, 75]
+
+
+def test_limits_below_a_group_of_frames_leave_one_group(own: Opened) -> None:
+    assert inputs_of(own, most=1).frame_numbers(50, 25.0) == [0, 25]
+    limited = inputs_of(own)
+    for limits in ({"video_max_frames": 1, "video_min_frames": 1}, {"video_min_frames": 1, "video_fps": 0.1}):
+        limited.processor = MediaLimits(**limits).applied_to(own.preprocessor)
+        assert limited.frame_numbers(50, 25.0) == [0, 25]
 
 
 def test_a_video_of_one_frame_and_frames_of_several_sizes(own: Opened) -> None:

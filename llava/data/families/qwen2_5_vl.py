@@ -73,7 +73,8 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
     def frame_numbers(self, total: int, fps: float | None) -> list[int]:
         """As in `ModelInputs`: frames at equal distances, as many as the processor's rule takes for the seconds.
 
-        Where nothing says how fast the video is, as of a folder of frames, all of them up to the largest number.
+        Where nothing says how fast the video is, as of a folder of frames, all of them up to the largest number. At
+        least one group of frames is taken, whatever the limits.
         """
         from transformers.video_utils import VideoMetadata
 
@@ -84,7 +85,8 @@ class Qwen2_5_VLInputs(ProcessorInputs):  # noqa: N801 (theirs)
         metadata = VideoMetadata(total_num_frames=total, fps=fps)
         if asked.count is None and fps is not None:
             rate = asked.fps or processor.fps or FRAMES_A_SECOND
-            numbers = processor.sample_frames(metadata, max_frames=asked.most, fps=rate)
+            fewest, most = (max(frames, group) for frames in (processor.min_frames, asked.most or processor.max_frames))
+            numbers = processor.sample_frames(metadata, min_frames=fewest, max_frames=most, fps=rate)
         else:
             most = min(asked.count or total, asked.most or processor.max_frames, total)
             numbers = processor.sample_frames(metadata, num_frames=max(most - most % group, group))
