@@ -28,6 +28,7 @@ from llava.checkpoints.settings_files import (
 )
 from llava.checkpoints.transformers_format import NAMES_HERE, config_here, is_hf_config
 from llava.checkpoints.video_llava_format import fill_towers
+from llava.common.known_towers import known_tower
 from llava.common.path_flags import require_model
 from llava.common.presets import is_onevision_layout
 from llava.common.shown import shown
@@ -35,7 +36,6 @@ from llava.mm_utils import model_name_of
 from llava.model.compressed_model import built_in_types, family_of_folder
 from llava.model.crop_merging import CropMerging
 from llava.model.llava_config import LlavaConfig
-from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.weights import PROJECTOR_FILE, weight_files
 
 logger = logging.getLogger(__name__)

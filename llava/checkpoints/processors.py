@@ -26,9 +26,10 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.processing_utils import ProcessorMixin
 
 from llava.checkpoints import llava_onevision_format
-from llava.checkpoints.settings_files import in_short, read_by_library, read_config
+from llava.checkpoints.settings_files import read_by_library, read_config
 from llava.checkpoints.tokenizer import has_tokenizer
 from llava.common.json_files import write_json
+from llava.common.outside_files import in_short
 from llava.common.presets import is_onevision_layout
 from llava.data.families import family_of
 from llava.data.families.processor import ProcessorInputs

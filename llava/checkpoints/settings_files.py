@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil, GenerationConfig
 from transformers.activations import ACT2FN
 
 from llava.common.json_files import need, read_object
-from llava.common.outside_files import DAMAGED
+from llava.common.outside_files import DAMAGED, in_short
 from llava.common.shown import shown
 from llava.common.yaml_files import read_yaml
 from llava.compression.config import CompressionConfig
@@ -65,13 +65,6 @@ def read_by_library(path: str | Path, library: str = "transformers") -> Iterator
         yield
     except _FAULTS as error:
         raise ValueError(f"{str(path)!r} is not what {library} reads ({in_short(error)}); {ADVICE}.") from error
-
-
-def in_short(error: BaseException, longest: int = 300) -> str:
-    """What an error says, on one line; its class, too, where the message alone says little."""
-    said = " ".join(str(error).split())
-    said = said if len(said) > 25 else f"{type(error).__name__}: {said}".removesuffix(": ")
-    return said if len(said) <= longest else f"{said[: longest - 3]}..."
 
 
 def check_settings_files(folder: Path, of_clip: bool = True) -> None:

@@ -22,9 +22,10 @@ from llava.checkpoints.sentencepiece_model import (
     shape_spaces,
     special_tokens,
 )
-from llava.checkpoints.settings_files import ADVICE, in_short
+from llava.checkpoints.settings_files import ADVICE
 from llava.checkpoints.transformers_format import is_hf_config
 from llava.common.json_files import read_object
+from llava.common.outside_files import in_short
 from llava.common.path_flags import require_model
 from llava.conversation import SeparatorStyle, get_template
 from llava.model.llava_config import LlavaConfig

@@ -18,10 +18,10 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from llava.checkpoints import llava_next_format, video_llava_format
 from llava.checkpoints.settings_files import read_by_library
+from llava.common.known_towers import name_of_tower
 from llava.common.shown import shown
 from llava.conversation import TEMPLATE_FIELD
 from llava.model.llava_config import LlavaConfig
-from llava.model.multimodal_encoder.known_towers import name_of_tower
 from llava.model.parts import NEWLINE
 
 TOWER = "model.vision_tower."

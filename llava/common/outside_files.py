@@ -60,6 +60,13 @@ def in_words(error: BaseException) -> str:
     return f"{shown(os.fsdecode(error.filename))} cannot be opened: {why_unreadable(error)}."
 
 
+def in_short(error: BaseException, longest: int = 300) -> str:
+    """What an error says, on one line; its class, too, where the message alone says little."""
+    said = " ".join(str(error).split())
+    said = said if len(said) > 25 else f"{type(error).__name__}: {said}".removesuffix(": ")
+    return said if len(said) <= longest else f"{said[: longest - 3]}..."
+
+
 def told_by_system(error: BaseException) -> bool:
     """Whether an error is the system's own, about a file or folder that it names."""
     return isinstance(error, OSError) and bool(error.errno) and isinstance(error.filename, str | bytes)

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llava.common.shown import shown
+
+_WITH_HEAD_NORMS = ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text")
+"""`model_type` of the language models whose queries and keys have norms of their own."""
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -14,7 +19,7 @@ class DecoderShape:
     Attributes:
         layers, width, heads, kv_heads, head_dim, vocab: as in transformers.
         mlp: width inside the MLP; of a mixture of experts inside all that one token goes through together.
-        head_norms: whether queries and keys have norms of their own (Qwen3).
+        head_norms: whether queries and keys have norms of their own.
         experts, active: experts of a layer, and how many of them a token goes through; 0 where layers have one MLP.
     """
 
@@ -34,19 +39,28 @@ class DecoderShape:
         """Read the dimensions from a transformers configuration of a Llama-like model.
 
         Raises:
-            ValueError: if only some layers hold a mixture of experts.
+            ValueError: if heads do not divide the width, only some layers hold a mixture of experts, or it does not say
+                how many of them a token goes through.
         """
-        heads = config.num_attention_heads
+        heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
+        if not head_dim and config.hidden_size % heads:
+            raise ValueError(
+                f"The language model has a hidden_size of {config.hidden_size}, which its num_attention_heads {heads} "
+                "do not divide; correct one of the two in its configuration, or give a head_dim."
+            )
         experts, active = _experts_of(config)
+        of_expert = (
+            getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        )  # Mixtral says the latter
         return cls(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            mlp=active * config.moe_intermediate_size if experts else config.intermediate_size,
+            head_dim=head_dim or config.hidden_size // heads,
+            mlp=active * of_expert if experts else config.intermediate_size,
             vocab=config.vocab_size,
-            head_norms=str(getattr(config, "model_type", "")).startswith("qwen3"),
+            head_norms=getattr(config, "model_type", None) in _WITH_HEAD_NORMS,
             experts=experts,
             active=active,
         )
@@ -77,7 +91,13 @@ def _experts_of(config: Any) -> tuple[int, int]:
             "Only some layers of this language model hold a mixture of experts (mlp_only_layers or decoder_sparse_step "
             "in its configuration); costs are known of models whose layers are alike."
         )
-    return int(experts), int(config.num_experts_per_tok)
+    active = getattr(config, "num_experts_per_tok", None)
+    if not isinstance(active, int) or not isinstance(experts, int) or not 0 < active <= experts:
+        raise ValueError(
+            f"The language model has {shown(experts)} experts a layer, and num_experts_per_tok is {shown(active)}; it "
+            "must be a whole number from 1 to that of the experts."
+        )
+    return experts, active
 
 
 @dataclass(frozen=True)
@@ -107,9 +127,19 @@ class VisionShape:
 
     @classmethod
     def of(cls, config: Any, select_layer: int = -2) -> VisionShape:
-        """Read the dimensions from a CLIP vision configuration; `select_layer` indexes its hidden states."""
+        """Read the dimensions from a CLIP vision configuration; `select_layer` indexes its hidden states.
+
+        Raises:
+            ValueError: if it is not the number of one of them.
+        """
+        layers = config.num_hidden_layers
+        if not isinstance(select_layer, int) or not -layers - 1 <= select_layer <= layers:
+            raise ValueError(
+                f"The vision tower gives the features of layer {shown(select_layer)}; costs are known of one of "
+                f"its {layers} layers, a whole number from {-layers - 1} to {layers}."
+            )
         return cls(
-            layers=select_layer % (config.num_hidden_layers + 1),
+            layers=select_layer % (layers + 1),
             width=config.hidden_size,
             mlp=config.intermediate_size,
             patches=(config.image_size // config.patch_size) ** 2,

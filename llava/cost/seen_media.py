@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, is_anyres, most_crops, unpadded
 from llava.common.presets import family_of
 from llava.compression.config import V2VConfig
 from llava.cost.dimensions import CLIP_L_336, VisionShape
@@ -222,11 +223,15 @@ class _Merging:
         own = "vision_config" not in config
         kind = config.get("mm_patch_merge_type") or ("flat" if own else "spatial_unpad")
         pinpoints = config.get("image_grid_pinpoints")
-        if pinpoints and not own:  # transformers writes the height first
-            pinpoints = [[width, height] for height, width in pinpoints]
-        from llava.common.anyres import most_crops
+        return cls(pinpoints if own else _width_first(pinpoints), kind, most_crops(config.get("image_aspect_ratio")))
 
-        return cls(pinpoints, kind, most_crops(config.get("image_aspect_ratio")))
+
+def _width_first(pinpoints: Any) -> Any:
+    """Canvases of transformers, which writes their height first; what are none stay as they are, to be refused."""
+    try:
+        return [[width, height] for height, width in pinpoints]
+    except (TypeError, ValueError):
+        return pinpoints
 
 
 def _crops(
@@ -243,8 +248,6 @@ def _crops(
         return one.several(medium.frames)
     across = math.isqrt(tower.patches)
     side = side or across * math.isqrt(tower.patch_values // 3)
-    from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, unpadded
-
     canvases = canvases_of(merging.pinpoints or default_pinpoints(side), side)
     width, height = best_canvas((medium.width, medium.height), canvases)
     crops = 1 + (width // side) * (height // side)
@@ -305,6 +308,10 @@ def _of_qwen(config: Mapping[str, Any], medium: Medium) -> SeenMedium:
     units, windows = max(math.ceil(medium.frames / settings["temporal_patch_size"]), 1), None
     if tower.windowed:
         side = settings["window_size"] // step * merge
+        if side < 1:
+            raise ValueError(
+                f"window_size of the vision tower is {settings['window_size']}; it must be at least {step}."
+            )
         parts = [[min(side, length - first) for first in range(0, length, side)] for length in (rows, columns)]
         windows = tuple(high * wide for high in parts[0] for wide in parts[1])
     groups = rows * columns // merge**2
@@ -359,13 +366,10 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium, together: int) -> S
             projects_all=True,
             pooled=tower.patches / pooled,
         )
-    from llava.common.anyres import is_anyres, most_crops
-
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not is_anyres(aspect):
         return SeenMedium.of(tower)
     if together > 1:
         return dataclasses.replace(SeenMedium.of(tower), plain=tower.patches + 1, beside=1)
-    pinpoints = [[width, height] for height, width in config["image_grid_pinpoints"]]
-    merging = _Merging(pinpoints, "spatial_unpad", most_crops(aspect))
+    merging = _Merging(_width_first(config["image_grid_pinpoints"]), "spatial_unpad", most_crops(aspect))
     return _crops(tower, medium, merging, settings["image_size"], shrinks=True)

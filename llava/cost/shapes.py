@@ -13,7 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from llava.common.json_files import need, read_object
+from llava.common.known_towers import KNOWN_TOWERS, known_tower
+from llava.common.outside_files import DAMAGED, in_short
 from llava.common.presets import family_of, is_onevision_layout, require_known
 from llava.common.shown import shown
 from llava.cost.dimensions import CLIP_L_336 as CLIP_L_336
@@ -81,8 +85,8 @@ def config_of(name: str) -> dict[str, Any] | None:
         else:
             found = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True).to_dict()
         _need_counts(found.get("text_config") or found, _OF_A_DECODER, f"{path}: text_config")
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{str(path)!r} describes no model that is known: {str(error).splitlines()[0]}") from error
+    except (*DAMAGED, StrictDataclassError) as error:  # of transformers, for a setting that it does not expect
+        raise ValueError(f"{str(path)!r} describes no model that is known: {in_short(error)}") from error
     return found | _limits_beside(path)
 
 
@@ -100,16 +104,47 @@ def _own_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """A `config.json` in LLaVA's format with all that a shape is made of, each a whole number from 1."""
     _need_counts(config, _OF_A_DECODER, str(path))
     _need_counts(config, ("num_key_value_heads", "head_dim"), str(path), optional=True)
+    _projector_layers(config, str(path))
+    config = {**config, "mm_vision_config": config.get("mm_vision_config") or _named_tower(config, path)}
     for key in ("mm_vision_config", "mm_image_config", "mm_video_config"):
         vision = need(config, key, dict, str(path), optional=True)
         if not vision:
             continue
         _need_counts(vision, _OF_A_TOWER, f"{path}: {key}")
+        _need_counts(vision, ("num_frames",), f"{path}: {key}", optional=True)
+        need({"model_type": "", **vision}, "model_type", str, f"{path}: {key}")
+        if vision["image_size"] < vision["patch_size"]:
+            raise ValueError(
+                f"patch_size in {path}: {key} is {vision['patch_size']}; it must be at most the image_size "
+                f"{vision['image_size']}."
+            )
         if "mm_vision_select_layer" in config:
             select, depth = need(config, "mm_vision_select_layer", int, str(path)), vision["num_hidden_layers"]
             if not -depth - 1 <= select <= depth:
                 raise ValueError(f"mm_vision_select_layer in {path} is {shown(select)}; the tower has {depth} layers.")
     return config
+
+
+def _named_tower(config: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """Dimensions of the tower for images that a `config.json` in LLaVA's format names; None where it names none.
+
+    Raises:
+        ValueError: if that is neither a known one nor a folder, or it is there that of no tower.
+    """
+    name = need(config, "mm_vision_tower", str, str(path), optional=True)
+    if not name:
+        return None
+    found = known_tower(name)
+    held = next((place for place in (Path(name), path.parent / name) if (place / "config.json").is_file()), None)
+    if held is not None:
+        found = read_object(held / "config.json", "fetch or copy it anew")
+        found = need(found, "vision_config", dict, str(held / "config.json"), optional=True) or found
+    if found is None:
+        raise ValueError(
+            f"mm_vision_tower in {path} is {shown(name)}, whose dimensions are not known; write them into the file "
+            f"under mm_vision_config, or name the folder of the tower. Known are {', '.join(KNOWN_TOWERS)}."
+        )
+    return found
 
 
 def _need_counts(values: dict[str, Any], keys: Sequence[str], place: str, optional: bool = False) -> None:
@@ -253,8 +288,17 @@ class ModelShape:
         return self.layer_linears * (0.5 + scale)
 
 
-def _projector_layers(config: dict[str, Any]) -> int:
-    """Linear maps of the projector that a `config.json` names; LLaVA-1.5's two where it names none."""
-    kind = need(config, "mm_projector_type", str, "config.json", optional=True) or "mlp2x_gelu"
-    deep = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
-    return int(deep.group(1)) if deep else int(kind != "identity")
+def _projector_layers(config: dict[str, Any], place: str = "config.json") -> int:
+    """Linear maps of the projector that a `config.json` names; LLaVA-1.5's two where it names none.
+
+    Raises:
+        ValueError: if it names none that LLaVA has.
+    """
+    kind = need(config, "mm_projector_type", str, place, optional=True) or "mlp2x_gelu"
+    deep = re.fullmatch(r"mlp([1-9]\d?)x_gelu", kind)
+    if deep is None and kind not in ("linear", "identity"):
+        raise ValueError(
+            f"mm_projector_type in {place} is {shown(kind)}; it must be linear, identity or mlpNx_gelu such as "
+            "mlp2x_gelu."
+        )
+    return int(deep.group(1)) if deep else int(kind == "linear")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-_TOWERS = (".visual.", ".vision_tower.", ".image_tower.", ".video_tower.")
-_PROJECTORS = (".merger.", ".deepstack_merger_list.", ".multi_modal_projector.", ".image_newline")
+_PROJECTORS = (".merger.", ".deepstack_merger_list.", ".multi_modal_projector.", ".image_newline.")
+"""Parts of the names that transformers gives the weights of projectors, which may lie inside a tower."""
 
 
 def weight_counts(config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -30,9 +30,15 @@ def weight_counts(config: Mapping[str, Any]) -> tuple[int, int, int]:
             model = AutoModelForImageTextToText.from_config(made)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"A {config.get('model_type')} cannot be counted: {error}") from error
-    counts = [0, 0, 0]
+    of_language = {
+        id(weight) for part in (model.get_decoder(), model.get_output_embeddings()) for weight in part.parameters()
+    }
+    language, projector, towers = 0, 0, 0
     for name, weight in model.named_parameters():
-        place = f".{name}."
-        part = 1 if any(mark in place for mark in _PROJECTORS) else 2 if any(mark in place for mark in _TOWERS) else 0
-        counts[part] += weight.numel()
-    return counts[0], counts[1], counts[2]
+        if id(weight) in of_language:
+            language += weight.numel()
+        elif any(mark in f".{name}." for mark in _PROJECTORS):
+            projector += weight.numel()
+        else:
+            towers += weight.numel()
+    return language, projector, towers

@@ -24,7 +24,7 @@ class Workload:
         trains_language_model: whether its own weights get gradients; adapters beside them do not count.
         trains_vision_tower: whether the tower's do.
         activation_checkpointing: whether activations are computed again in the backward pass.
-        projector: weights of the linear maps of the projectors; None for those of LLaVA's two-layer MLP.
+        projector: weights of the linear maps of the projectors.
         group: patches for which a projector inside the tower runs once; 0 where it runs once for each visual token.
         before_drop: whether, of the decoder's layers, only those before the first drop are computed again.
     """
@@ -35,7 +35,7 @@ class Workload:
     trains_language_model: bool = True
     trains_vision_tower: bool = False
     activation_checkpointing: bool = False
-    projector: int | None = None
+    projector: int = 0
     group: int = 0
     before_drop: bool = False
 
@@ -103,17 +103,10 @@ class Workload:
         tower = 0 if self.vision is None else sum(map(self.vision.flops, seen))
         inside = sum(count for count in tower_tokens or () if count)
         projected = inside // self.group if self.group and inside else first
-        outside = head + 3 * 2 * self._projector * projected + tower
+        outside = head + 3 * 2 * self.projector * projected + tower
         trained = tower if self.trains_vision_tower else 0
         recomputed = (again + trained) * self.activation_checkpointing
         return (2 + self.trains_language_model) * forward + 2 * trained + outside + recomputed, recomputed
-
-    @property
-    def _projector(self) -> int:
-        """Weights of the projectors' linear maps."""
-        if self.projector is not None:
-            return self.projector
-        return 0 if self.vision is None else (self.vision.width + self.decoder.width) * self.decoder.width
 
     def describe(self, peak_flops: float | None) -> str:
         """What the FLOPs and the utilisation rest on, in words."""

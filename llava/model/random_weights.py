@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
 
 from llava.common.anyres import default_pinpoints
+from llava.common.known_towers import CLIP_LARGE_336
 from llava.common.onevision_layout import onevision_config
 from llava.common.presets import family_of, is_onevision_layout
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -18,7 +19,6 @@ from llava.cost.shapes import MODELS, DecoderShape
 from llava.model.compressed_model import compress
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.llava_config import LlavaConfig
-from llava.model.multimodal_encoder.known_towers import CLIP_LARGE_336
 
 TINY = "tiny"
 _OF_LLAVA = (None, "llava", "llava_llama", "llava_mistral", "llama", "mistral")

@@ -20,8 +20,8 @@ from llava.checkpoints.settings_files import read_config
 from llava.checkpoints.video_llava_format import fill_towers
 from llava.common.anyres import canvases_of, default_pinpoints, is_anyres
 from llava.common.image_opening import opening_of
+from llava.common.known_towers import known_tower
 from llava.model.llava_config import LlavaConfig
-from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.train.adapters import same_folder, settle_adapters
 from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, TrainingArguments
 from llava.train.together import check_aspect_ratio

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llava.checkpoints.settings_files import in_short
+from llava.common.outside_files import in_short
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.languagebind import languagebind_config
 from llava.model.multimodal_encoder.languagebind_adapters import is_wrapped, merged

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +21,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from llava.common.child_processes import forks_end_with_parent
 from llava.common.json_files import write_json
 from playground.clips.clip import FRAMES, Clip, ClipRenderer, draw_clip
-from playground.world.build import IMAGE_TOKEN, TURNS, caption_sample, image_name, write_images
+from playground.world import build as world
+from playground.world.build import IMAGE_TOKEN, conversation, image_name
 from playground.world.language import COLOURS, PLACES, ask
 from playground.world.photos import Split
 from playground.world.scene import Scene
@@ -56,11 +53,11 @@ class ClipsSize:
 
 def build_clips(out: Path, size: ClipsSize, seed: int = 0, workers: int = 2) -> None:
     """Writes all files under `out`. The same sizes and seed give the same bytes, whatever the number of workers."""
-    scenes = write_images(out, "train", size.pictures, seed, workers)
+    scenes = world.write_images(out, "train", size.pictures, seed, workers)
     talked_about = write_videos(out / "videos" / "train", "train", size.train, seed, workers)
     asked_about = write_videos(out / "eval" / folder_of(WHOLE) / "videos", "test", size.test, seed, workers)
     rng = random.Random(seed)
-    write_json(out / "pretrain.json", [caption_sample(n, scene) for n, scene in enumerate(scenes)], indent=1)
+    write_json(out / "pretrain.json", [world.caption_sample(n, scene) for n, scene in enumerate(scenes)], indent=1)
     write_json(out / "pictures.json", [about_picture(n, scene, rng) for n, scene in enumerate(scenes)], indent=1)
     write_json(out / "clips.json", [about_clip(n, clip, rng) for n, clip in enumerate(talked_about)], indent=1)
     for name in SHOWN:
@@ -75,15 +72,8 @@ def folder_of(name: str) -> str:
 def write_videos(folder: Path, split: Split, count: int, seed: int, workers: int) -> list[Clip]:
     """Draws and writes `count` clips of a split, each a folder of frames; returns them in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     write = partial(_write_chunk, folder, split, seed)
-    clips: list[Clip] = []
-    bar = tqdm(total=count, desc=f"{split} clips", unit="clip")
-    with bar, forks_end_with_parent(), ProcessPoolExecutor(workers) as pool:
-        for drawn in pool.map(write, chunks):
-            clips += drawn
-            bar.update(len(drawn))
-    return clips
+    return world.draw_in_chunks(write, count, CHUNK, workers, f"{split} clips", "clip")
 
 
 def _write_chunk(folder: Path, split: Split, seed: int, numbers: range) -> list[Clip]:
@@ -108,7 +98,7 @@ def video_name(number: int) -> str:
 
 def about_picture(number: int, scene: Scene, rng: random.Random) -> dict[str, Any]:
     """A sample for instruction tuning: a picture, questions of the quickstart's kinds, and where two digits stand."""
-    asked = [(question.text, question.answer) for question in ask(scene.digits, TURNS, rng)]
+    asked = [(question.text, question.answer) for question in ask(scene.digits, world.TURNS, rng)]
     for digit in rng.sample(scene.digits, 2):
         colour = COLOURS[digit.colour]
         asked.append((f"Which place is {colour}?", f"{colour} {PLACES[digit.place]}"))
@@ -122,15 +112,6 @@ def about_clip(number: int, clip: Clip, rng: random.Random) -> dict[str, Any]:
     asked = [(question.text, question.answer) for question in rng.sample(clip.questions, len(clip.questions))]
     turns = conversation(VIDEO_TOKEN, asked)
     return {"id": f"clip-{number:06d}", "video": f"train/{video_name(number)}", "conversations": turns}
-
-
-def conversation(token: str, asked: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """The turns of questions with their answers, `token` in front of the first."""
-    turns: list[dict[str, str]] = []
-    for question, answer in asked:
-        text = question if turns else f"{token}\n{question}"
-        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
-    return turns
 
 
 def write_questions(folder: Path, name: str, clips: list[Clip]) -> None:

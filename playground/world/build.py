@@ -9,12 +9,12 @@ OUT/test.jsonl       one held-out question per line: question_id, image, text, a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,7 @@ from playground.world.scene import Renderer, Scene, draw_scene
 CHUNK = 250
 TURNS = 3
 IMAGE_TOKEN = "<image>"
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class WorldSize:
     test: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("pretrain", "instruct", "test"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"The size {name!r} is {getattr(self, name)}; it must be at least 1.")
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"The size {name!r} is {value}; it must be at least 1.")
 
 
 def build_world(out: Path, size: WorldSize, seed: int = 0, workers: int = 2) -> None:
@@ -54,23 +55,40 @@ def build_world(out: Path, size: WorldSize, seed: int = 0, workers: int = 2) -> 
     train = write_images(out, "train", max(size.pretrain, size.instruct), seed, workers)
     test = write_images(out, "test", size.test, seed, workers)
     rng = random.Random(seed)
-    _write_json(out / "pretrain.json", [caption_sample(i, train[i]) for i in range(size.pretrain)])
-    _write_json(out / "instruct.json", [conversation_sample(i, train[i], rng) for i in range(size.instruct)])
+    captions = [caption_sample(i, train[i]) for i in range(size.pretrain)]
+    write_json(out / "pretrain.json", captions, indent=1)
+    talks = [conversation_sample(i, train[i], rng) for i in range(size.instruct)]
+    write_json(out / "instruct.json", talks, indent=1)
     write_lines(out / "test.jsonl", (held_out_question(i, scene, rng) for i, scene in enumerate(test)))
 
 
 def write_images(out: Path, split: Split, count: int, seed: int, workers: int) -> list[Scene]:
     """Draws and writes `count` images of a split and returns their scenes in order."""
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     write = partial(_write_chunk, out, split, seed)
-    scenes: list[Scene] = []
-    bar = tqdm(total=count, desc=f"{split} images", unit="image")
+    return draw_in_chunks(write, count, CHUNK, workers, f"{split} images", "image")
+
+
+def draw_in_chunks(
+    draw: Callable[[range], list[Drawn]], count: int, chunk: int, workers: int, title: str, unit: str
+) -> list[Drawn]:
+    """Everything of the numbers below `count`, in order, drawn by several processes.
+
+    Args:
+        draw: draws what has the numbers of a range.
+        count: how many there are.
+        chunk: numbers that a process draws at a time.
+        workers: number of processes.
+        title, unit: of the progress bar.
+    """
+    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    found: list[Drawn] = []
+    bar = tqdm(total=count, desc=title, unit=unit)
     with bar, forks_end_with_parent(), ProcessPoolExecutor(workers) as pool:
-        for drawn in pool.map(write, chunks):
-            scenes += drawn
+        for drawn in pool.map(draw, chunks):
+            found += drawn
             bar.update(len(drawn))
-    return scenes
+    return found
 
 
 def _write_chunk(out: Path, split: Split, seed: int, indices: range) -> list[Scene]:
@@ -92,17 +110,23 @@ def image_name(split: Split, index: int) -> str:
 
 def caption_sample(index: int, scene: Scene) -> dict[str, Any]:
     """A sample for projector pre-training: the image and its caption."""
-    turns = [_turn("human", IMAGE_TOKEN), _turn("gpt", describe(scene.digits))]
+    turns = [{"from": "human", "value": IMAGE_TOKEN}, {"from": "gpt", "value": describe(scene.digits)}]
     return {"id": f"caption-{index:06d}", "image": image_name("train", index), "conversations": turns}
 
 
 def conversation_sample(index: int, scene: Scene, rng: random.Random) -> dict[str, Any]:
     """A sample for instruction tuning: the image and a few different questions about it."""
-    turns: list[dict[str, str]] = []
-    for question in ask(scene.digits, TURNS, rng):
-        text = question.text if turns else f"{IMAGE_TOKEN}\n{question.text}"
-        turns += [_turn("human", text), _turn("gpt", question.answer)]
+    turns = conversation(IMAGE_TOKEN, [(question.text, question.answer) for question in ask(scene.digits, TURNS, rng)])
     return {"id": f"talk-{index:06d}", "image": image_name("train", index), "conversations": turns}
+
+
+def conversation(token: str, asked: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """The turns of questions with their answers, `token` in front of the first."""
+    turns: list[dict[str, str]] = []
+    for question, answer in asked:
+        text = question if turns else f"{token}\n{question}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
+    return turns
 
 
 def held_out_question(index: int, scene: Scene, rng: random.Random) -> dict[str, Any]:
@@ -115,11 +139,3 @@ def held_out_question(index: int, scene: Scene, rng: random.Random) -> dict[str,
         "answer": question.answer,
         "category": question.kind,
     }
-
-
-def _turn(speaker: str, text: str) -> dict[str, str]:
-    return {"from": speaker, "value": text}
-
-
-def _write_json(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    write_json(path, samples, indent=1)

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from llava.common.known_towers import known_tower
 from llava.model.llava_config import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.known_towers import known_tower
 from llava.model.multimodal_encoder.languagebind_towers import (
     LanguageBindImageTower,
     LanguageBindVideoTower,

@@ -19,17 +19,21 @@ _CLIP_LARGE = {
     "hidden_act": "quick_gelu",
 }
 CLIP_LARGE_336 = _CLIP_LARGE | {"image_size": 336}  # of LLaVA-1.5
-_KNOWN = {"clip-vit-large-patch14": _CLIP_LARGE | {"image_size": 224}, "clip-vit-large-patch14-336": CLIP_LARGE_336}
+KNOWN_TOWERS = {
+    "clip-vit-large-patch14": _CLIP_LARGE | {"image_size": 224},
+    "clip-vit-large-patch14-336": CLIP_LARGE_336,
+}
+"""By the last component of their names."""
 
 
 def known_tower(name: str) -> dict[str, Any] | None:
     """Dimensions of the tower called `name`, whatever folder or owner stands before its last component; or None."""
-    return _KNOWN.get(PurePath(name).name)
+    return KNOWN_TOWERS.get(PurePath(name).name)
 
 
 def name_of_tower(dimensions: Mapping[str, Any]) -> str | None:
     """Hub name of the known tower with these dimensions; or None."""
-    for name, known in _KNOWN.items():
+    for name, known in KNOWN_TOWERS.items():
         if all(dimensions.get(field) == value for field, value in known.items()):
             return f"openai/{name}"
     return None
