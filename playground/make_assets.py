@@ -7,7 +7,6 @@ CPU cores: see `playground/assets/README.md`.  Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -18,6 +17,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, Pre
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.common.file_modes import follow_umask
+from llava.common.json_files import read_object, write_json
 from llava.common.number_flags import MOST_PROCESSES, SEED, count
 from llava.common.outputs import claim_folder
 from llava.common.path_flags import FOLDER_TO_WRITE
@@ -62,9 +62,7 @@ def _save_small(model: PreTrainedModel, folder: Path) -> None:
 
 def _set_entry(path: Path, key: str, value: str) -> None:
     """Sets one entry of a JSON file."""
-    content = json.loads(path.read_text())
-    content[key] = value
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, read_object(path, "make it anew") | {key: value}, indent=2)
 
 
 def main() -> None:

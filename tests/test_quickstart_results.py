@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from playground.quickstart.evaluate import varied_questions
+from llava.common.json_lines import write_lines
+from playground.quickstart.evaluate import read_questions, varied_questions
 from playground.quickstart.results import Accuracy, Question, Results, Setting, plain, rows, text_table, wilson_interval
 from playground.quickstart.svg import ticks
 
@@ -58,6 +59,19 @@ def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
     assert text_table(again) == text_table(results)
     with pytest.raises(ValueError, match="none, duet-67"):
         again.setting("fastv")
+
+
+def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
+    line = {"question_id": 0, "image": "a.png", "text": "?", "answer": "one"}
+    path = tmp_path / "test.jsonl"
+    for wrong, said in (
+        (line | {"kind": "digit"}, "'kind', which is not known"),
+        (line | {"text": 3}, "text is 3, not"),
+    ):
+        write_lines(path, [line, wrong])
+        with pytest.raises(ValueError, match=rf"{said}.* in .*test.jsonl, line 2"):
+            read_questions(path, None)
+        assert [question.answer for question in read_questions(path, 1)] == ["one"]
 
 
 def test_questions_are_taken_in_turn_from_each_category() -> None:

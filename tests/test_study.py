@@ -16,10 +16,11 @@ from transformers import CLIPVisionConfig
 from warm_python import warm_python
 
 from llava.common.folder_lock import alone_in
+from llava.compression import CompressionConfig
 from llava.cost.flops import average_visual_tokens, visual_tokens_per_layer
 from llava.cost.shapes import VisionShape
 from playground.quickstart.results import BLANK, Question, Results, Setting
-from playground.study.__main__ import _cells_to_do, _parser, _settings, add_time
+from playground.study.__main__ import _cells_to_do, _parser, _settings, add_time, in_place, make_data
 from playground.study.cells import BUDGETS, LAYERS, METHODS, PATCHES, UNCOMPRESSED, Cell, all_cells, reaches
 from playground.study.place import Place, StudySettings
 from playground.study.report import PAPER, plot, tables
@@ -181,6 +182,29 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert _cells_to_do(place, 1) == [Cell("VisionZip", 78)]
     with pytest.raises(ValueError, match=r"visionzip-78\.json is missing: the study is not finished"):
         summarise(place)
+
+
+def test_a_compression_that_a_kill_cut_short_is_written_anew(tmp_path: Path) -> None:
+    place, cell = Place(tmp_path, SETTINGS), Cell("DUET C", 67)
+    path = place.compression_file(0, cell)
+    whole = path.read_text()
+    path.write_text(whole[:9])
+    assert place.compression_file(0, cell).read_text() == whole
+    assert CompressionConfig.from_yaml(path) == cell.compression(0)
+
+
+def test_data_that_cannot_be_made_end_the_study_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def study(place: Place) -> int:
+        make_data(place, "playground.no_such_world")
+        raise AssertionError
+
+    assert in_place(tmp_path / "study", lambda: SETTINGS, study) == 1
+    assert "study: playground.no_such_world ended with status 1" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "data" / ".done").exists()
 
 
 def test_tables_and_plots_show_every_cell(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llava.common.json_lines import read_objects
+from llava.common.json_lines import placed_objects
 from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_READ, as_text
@@ -34,12 +34,14 @@ from llava.compression import CompressionConfig
 from llava.cost.flops import prefill_flops, visual_tokens_per_layer
 from llava.cost.machine import describe_machine
 from llava.cost.shapes import DecoderShape, VisionShape
+from llava.cost.timing import wait_for
 from llava.data.images import image_path
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine, ModelSpec
 from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import best_device
 from llava.model.trace import CompressionTrace, trace_compression
+from playground.quickstart.fields import record_of
 from playground.quickstart.results import BLANK, Question, Results, Setting, Trace, text_table
 
 GREEDY = GenerationSettings(max_new_tokens=12, more={"do_sample": False})
@@ -96,8 +98,13 @@ def trace(engine: Engine, batch: Batch, compression: CompressionConfig) -> Compr
 
 
 def read_questions(path: Path, limit: int | None) -> list[Question]:
-    """Read a question file: a JSON object a line with question_id, image, text, answer and perhaps category."""
-    return [Question(**line) for line in read_objects(path, "write the questions anew")[:limit]]
+    """Read a question file: a JSON object a line with question_id, image, text, answer and perhaps category.
+
+    Raises:
+        ValueError: if a line holds anything else; says which.
+    """
+    advice = "write the questions anew"
+    return [record_of(Question, line, place, advice) for place, line in placed_objects(path, advice)[:limit]]
 
 
 def new_settings(files: Sequence[Path], blank: bool = True) -> list[Setting]:
@@ -181,17 +188,11 @@ def answer_all(engine: Engine, results: Results, batches: Sequence[Batch], path:
 
 def timed_answers(engine: Engine, batch: Batch, compression: CompressionConfig) -> tuple[list[str], float]:
     """Answers, and seconds from pixels on the device to text."""
-    synchronise()
+    wait_for(engine.model.device)
     started = time.perf_counter()
     answers = answer(engine, batch, compression)
-    synchronise()
+    wait_for(engine.model.device)
     return answers, time.perf_counter() - started
-
-
-def synchronise() -> None:
-    """Wait for the device, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def varied_questions(questions: Sequence[Question], count: int) -> list[int]:

@@ -25,11 +25,15 @@ def read_record(kind: type[Record], path: Path, advice: str) -> Record:
     Raises:
         ValueError: if the file is not JSON or a field is missing, unknown or of another type; names file and field.
     """
-    value = read_object(path, advice, strict=False)
+    return record_of(kind, read_object(path, advice, strict=False), repr(str(path)), advice)
+
+
+def record_of(kind: type[Record], value: Any, origin: str, advice: str) -> Record:
+    """The dataclass that a value of a JSON file holds; `origin` names the file. Else as `read_record`."""
     try:
         return _record(kind, value, "")
     except TypeError as error:
-        raise ValueError(f"{error} in {str(path)!r}; {advice}.") from error
+        raise ValueError(f"{error} in {origin}; {advice}.") from error
 
 
 def _record(kind: type[Any], value: Any, place: str) -> Any:

@@ -22,18 +22,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llava.common.atomic_write import write_whole
 from llava.common.folder_lock import alone_in
 from llava.common.number_flags import MOST_PROCESSES, count
 from llava.common.path_flags import FOLDER_TO_WRITE
-from llava.common.program import as_program
+from llava.common.program import INTERRUPTED, as_program
 from llava.cost.machine import usable_cores
 from playground.study.cells import UNCOMPRESSED, Cell, all_cells
 from playground.study.place import Place, StudySettings
 from playground.study.report import write_report
 from playground.study.work import ROOT, identity, run_cell, train_projector
 from playground.study.worker_pool import workers
-
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +47,7 @@ def in_place(out: Path, settings: Callable[[], StudySettings], study: Callable[[
     Args:
         out: folder of the study, new or of the same study.
         settings: says what it is a study of; errors that it raises are told.
-        study: runs what is not done, and returns the exit status.
+        study: runs what is not done, and returns the exit status; a ValueError that it raises is told.
     """
     began = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop or interrupted: both end alike
@@ -63,6 +62,9 @@ def in_place(out: Path, settings: Callable[[], StudySettings], study: Callable[[
             return 2
         try:
             return study(place)
+        except ValueError as error:
+            print(f"study: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("study: stopped; the same command goes on with what is not finished.", file=sys.stderr)
             return INTERRUPTED
@@ -71,7 +73,8 @@ def in_place(out: Path, settings: Callable[[], StudySettings], study: Callable[[
 
 
 def _study(place: Place, options: argparse.Namespace) -> int:
-    make_data(place, options)
+    counts = ("--pretrain", options.images, "--train", options.images, "--test", options.questions)
+    make_data(place, "playground.world", *counts)
     failed = run_all(place, options.jobs)
     for name, reason in failed.items():
         print(f"study: {name} failed: {reason}", file=sys.stderr)
@@ -84,14 +87,24 @@ def _study(place: Place, options: argparse.Namespace) -> int:
     return 0
 
 
-def make_data(place: Place, options: argparse.Namespace) -> None:
-    """Images, captions, conversations and held-out questions, once."""
+def make_data(place: Place, module: str, *flags: object) -> None:
+    """What a study is about, written once by a module's command line.
+
+    Args:
+        place: its folder.
+        module: module that writes into `--out`.
+        flags: its other flags, with their values.
+
+    Raises:
+        ValueError: if it fails.
+    """
     done = place.data / ".done"
     if done.is_file():
         return
-    counts = ("--pretrain", options.images, "--train", options.images, "--test", options.questions)
-    command = [sys.executable, "-m", "playground.world", "--out", str(place.data), *map(str, counts)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    command = [sys.executable, "-m", module, "--out", str(place.data), *map(str, flags)]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if status:
+        raise ValueError(f"{module} ended with status {status}, so {place.data} is not whole. Run the study again.")
     done.touch()
 
 
@@ -103,6 +116,9 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))  # read by the processes that start below
     waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
+    for seed in waiting:
+        for cell in (Cell(UNCOMPRESSED), *all_cells()):
+            place.compression_file(seed, cell)  # several processes read them later
     failed: dict[str, BaseException] = {}
     total = sum(map(len, waiting.values()))
     with workers(jobs) as pool, tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar:
@@ -136,7 +152,7 @@ def add_time(place: Place, seconds: float) -> None:
     record, before = place.root / "seconds.txt", place.noted
     if before is None and record.is_file():
         print(f"study: {record} is damaged; the time that it held is not counted.", file=sys.stderr)
-    record.write_text(f"{(before or 0.0) + seconds:.0f}\n")
+    write_whole(record, f"{(before or 0.0) + seconds:.0f}\n")
 
 
 def of_assets() -> str:

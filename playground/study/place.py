@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from llava.common.atomic_write import write_whole
 from llava.common.folder_lock import LOCK_FILE
 from llava.common.json_files import read_object, write_json
-from llava.compression import CompressionConfig
 from playground.study.cells import Cell
 
 
@@ -117,10 +117,7 @@ class Place:
         """The cell's compression as YAML, written when it is asked for."""
         path = self.root / f"seed-{seed}" / "compressions" / f"{cell.name}.yaml"
         text = yaml.safe_dump(cell.compression(seed).to_dict(), sort_keys=False)
-        if not path.is_file() or CompressionConfig.from_yaml(path) != cell.compression(seed):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        return path
+        return path if path.is_file() and path.read_bytes() == text.encode() else write_whole(path, text)
 
 
 def only_locked(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llava.common.atomic_write import write_whole
 from llava.common.shown import shown
@@ -100,7 +101,7 @@ def _relative_table(summary: Summary, half: str) -> list[str]:
         for budget in BUDGETS:
             row = summary.row(half, method, budget)
             mark = "" if reaches(Cell(method, budget)) else " †"
-            cells.append(f"{_relative(row)}{mark}")
+            cells.append(f"{relative_text(row)}{mark}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines.append("| *the paper* | " + " | ".join(f"*{value}*" for value in PAPER[half]) + " |")
     return [*lines, "", "† At about 20 tokens a layer: these methods show all patches to the first layer."]
@@ -148,7 +149,8 @@ def standalone(svg: str) -> str:
     return svg.replace("<svg ", f"<svg {font} ", 1) + "\n"
 
 
-def _relative(row: Row) -> str:
+def relative_text(row: Any) -> str:
+    """Per cent of the uncompressed accuracy, with its interval, of a row of either study."""
     if row.relative is None or row.relative_interval is None:
         return "-"
     return f"{100 * row.relative:.1f} ({share_range(row.relative_interval)})"

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +52,29 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """All rows, and what they were measured on."""
+class Saved:
+    """What a study was measured on; a summary of one adds its rows."""
 
     about: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_json(path, dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds anything else; names file and field.
+        """
+        return read_record(cls, path, "run the study again, which writes it anew")
+
+
+@dataclass(frozen=True)
+class Summary(Saved):
+    """All rows, and what they were measured on."""
+
     rows: list[Row]
 
     def row(self, half: str, method: str, budget: int | None = None) -> Row:
@@ -68,19 +87,6 @@ class Summary:
             if (row.half, row.method, row.budget) == (half, method, budget):
                 return row
         raise ValueError(f"The study has no row for {method!r} at {budget!r} in the half {half!r}.")
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        write_json(path, dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def load(cls, path: Path) -> Summary:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: if the file holds anything else; names file and field.
-        """
-        return read_record(cls, path, "run the study again, which writes it anew")
 
 
 def summarise(place: Place) -> Summary:
@@ -117,10 +123,6 @@ def _right(results: list[Results], name: str) -> tuple[Right, float]:
 
 
 def _row(half: str, cell: Cell, right: Right, tokens: float, dense: Right) -> Row:
-    accuracies, against = right.mean(axis=1), dense.mean(axis=1)
-    drawn, drawn_against = resampled(right), resampled(dense)
-    defined = bool(against.all())
-    usable = drawn_against.all(axis=1)  # few questions may be drawn so that none is right
     return Row(
         half,
         cell.method,
@@ -128,11 +130,27 @@ def _row(half: str, cell: Cell, right: Right, tokens: float, dense: Right) -> Ro
         tokens,
         right=tuple(int(count) for count in right.sum(axis=1)),
         questions=right.shape[1],
-        accuracy=float(accuracies.mean()),
-        interval=interval(drawn.mean(axis=1)),
-        relative=float((accuracies / against).mean()) if defined else None,
-        relative_interval=interval((drawn[usable] / drawn_against[usable]).mean(axis=1)) if defined else None,
+        **compared(right, dense),
     )
+
+
+def compared(right: Right, dense: Right) -> dict[str, Any]:
+    """The fields `accuracy`, `interval`, `relative` and `relative_interval` of a row.
+
+    Args:
+        right: of the row.
+        dense: of the uncompressed model.
+    """
+    accuracies, against = right.mean(axis=1), dense.mean(axis=1)
+    drawn, drawn_against = resampled(right), resampled(dense)
+    defined = bool(against.all())
+    usable = drawn_against.all(axis=1)  # few questions may be drawn so that none is right
+    return {
+        "accuracy": float(accuracies.mean()),
+        "interval": interval(drawn.mean(axis=1)),
+        "relative": float((accuracies / against).mean()) if defined else None,
+        "relative_interval": interval((drawn[usable] / drawn_against[usable]).mean(axis=1)) if defined else None,
+    }
 
 
 def resampled(right: Right, resamples: int = RESAMPLES) -> NDArray[np.float64]:

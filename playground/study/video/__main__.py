@@ -8,19 +8,17 @@ The same command goes on where it was stopped: with the phase of training, and t
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from llava.common.number_flags import count
 from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
-from playground.study.__main__ import in_place, of_assets
+from playground.study.__main__ import in_place, make_data, of_assets
 from playground.study.place import Place, StudySettings
 from playground.study.video.report import write_report
 from playground.study.video.summary import summarise
 from playground.study.video.work import Steps, identity, train
-from playground.study.work import ROOT
 
 OF_DATA = ("--seed", "1")
 """Flag of what is drawn: the study's settings were chosen on clips of seed 0."""
@@ -33,28 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _study(place: Place, options: argparse.Namespace) -> int:
-    make_data(place, options)
-    steps = Steps(options.pretrain_steps, options.picture_steps, options.clip_steps, options.last_steps)
-    try:
-        for seed in range(options.seeds):
-            train(place, seed, steps)
-        summary = summarise(place)
-    except ValueError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote {write_report(place, summary)}.")
-    return 0
-
-
-def make_data(place: Place, options: argparse.Namespace) -> None:
-    """Pictures, clips, questions and towers, once."""
-    done = place.data / ".done"
-    if done.is_file():
-        return
     sizes = ("--pictures", options.pictures, "--train", options.clips, "--test", options.held_out)
-    command = [sys.executable, "-m", "playground.clips", "--out", str(place.data), *map(str, sizes), *OF_DATA]
-    subprocess.run(command, cwd=ROOT, check=True)
-    done.touch()
+    make_data(place, "playground.clips", *sizes, *OF_DATA)
+    steps = Steps(options.pretrain_steps, options.picture_steps, options.clip_steps, options.last_steps)
+    for seed in range(options.seeds):
+        train(place, seed, steps)
+    print(f"Wrote {write_report(place, summarise(place))}.")
+    return 0
 
 
 def _settings(options: argparse.Namespace) -> StudySettings:

@@ -11,7 +11,7 @@ from playground.clips.clip import FRAMES, KINDS
 from playground.quickstart.svg import Chart, ticks
 from playground.study.cells import UNCOMPRESSED
 from playground.study.place import Place
-from playground.study.report import COLOURS, share_range, share_text, standalone
+from playground.study.report import COLOURS, relative_text, share_range, share_text, standalone
 from playground.study.video.cells import METHODS, TRAINED
 from playground.study.video.summary import VideoRow, VideoSummary
 
@@ -67,13 +67,10 @@ def _conditions(summary: VideoSummary) -> str:
 def _line(row: VideoRow, dense: VideoRow) -> str:
     fewer = "-" if row.budget is None else f"{1 - row.tokens / dense.tokens:.0%}"
     shown = "all frames" if row.shown == WHOLE else f"{row.shown} frame, {FRAMES} times"
-    relative = "-"
-    if row.relative is not None and row.relative_interval is not None:
-        relative = f"{100 * row.relative:.1f} ({share_range(row.relative_interval)})"
     kinds = [f"{row.right_of[kind]} / {row.questions_of[kind]}" for kind in KINDS]
     model = "trained under it" if row.trained else "uncompressed"
     cells = [shown, model, markdown_text(row.method), fewer, f"{row.tokens:.1f}", share_text(row.accuracy)]
-    return "| " + " | ".join([*cells, share_range(row.interval), relative, *kinds]) + " |"
+    return "| " + " | ".join([*cells, share_range(row.interval), relative_text(row), *kinds]) + " |"
 
 
 def plot(summary: VideoSummary) -> str:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llava.common.json_files import write_json
 from llava.cost.flops import average_visual_tokens, tokens_per_layer
 from llava.cost.machine import describe_machine
 from playground.clips.clip import FRAMES, KINDS
-from playground.quickstart.fields import read_record
 from playground.study.cells import LAYERS
 from playground.study.place import Place
-from playground.study.summary import Right, interval, resampled
+from playground.study.summary import Right, Saved, compared
 from playground.study.video.cells import FRAME_TOKENS, VideoCell, video_cells
 from playground.study.video.work import ask
 
@@ -53,24 +49,10 @@ class VideoRow:
 
 
 @dataclass(frozen=True)
-class VideoSummary:
+class VideoSummary(Saved):
     """All rows, and what they were measured on; the first is the uncompressed model's."""
 
-    about: dict[str, Any]
     rows: list[VideoRow]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        write_json(path, dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def load(cls, path: Path) -> VideoSummary:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: if the file holds anything else; names file and field.
-        """
-        return read_record(cls, path, "run the study again, which writes it anew")
 
 
 def summarise(place: Place) -> VideoSummary:
@@ -89,17 +71,12 @@ def summarise(place: Place) -> VideoSummary:
         right = np.array([[good for _, good in one] for one in answers])
         dense = right if dense is None else dense
         rows.append(_row(cell, right, dense, [kind for kind, _ in answers[0]]))
-    about = describe_machine() | dataclasses.asdict(place.settings) | {"seconds": _whole(place.seconds)}
+    seconds = None if place.seconds is None else int(place.seconds)
+    about = describe_machine() | dataclasses.asdict(place.settings) | {"seconds": seconds}
     return VideoSummary({name: about[name] for name in sorted(about)}, rows)
 
 
-def _whole(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds)
-
-
 def _row(cell: VideoCell, right: Right, dense: Right, kinds: Sequence[str]) -> VideoRow:
-    drawn, against = resampled(right), resampled(dense)
-    defined, usable = bool(dense.any(axis=1).all()), against.all(axis=1)
     of_kind = {kind: np.array([one == kind for one in kinds]) for kind in KINDS}
     return VideoRow(
         cell.shown,
@@ -111,10 +88,7 @@ def _row(cell: VideoCell, right: Right, dense: Right, kinds: Sequence[str]) -> V
         questions=right.shape[1],
         right_of={kind: int(right[:, which].sum()) for kind, which in of_kind.items()},
         questions_of={kind: int(which.sum()) * len(right) for kind, which in of_kind.items()},
-        accuracy=float(right.mean()),
-        interval=interval(drawn.mean(axis=1)),
-        relative=float((right.mean(axis=1) / dense.mean(axis=1)).mean()) if defined else None,
-        relative_interval=interval((drawn[usable] / against[usable]).mean(axis=1)) if defined else None,
+        **compared(right, dense),
     )
 
 
