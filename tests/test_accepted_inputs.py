@@ -120,6 +120,8 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
         ({"images": {"pixels": 1}}, "pixel_values is missing"),
         ({"images": np.zeros((1, 56, 56, 3), np.uint8)}, r"images has shape \(1, 56, 56, 3\)"),
         ({"images": np.zeros((1, 3, 56, 56), np.uint8)}, "holds uint8"),
+        ({"images": [pixels(1)[:0]]}, r"images\[0\] has shape \(0, 3, 56, 56\)"),
+        ({"attention_mask": torch.zeros(1, 5)}, "No row holds a token: attention_mask hides all of them"),
         ({"images": [[pixels(1)[0], pixels(1)[0]]]}, r"row 0 holds 1 image placeholders, but images\[0\] holds 2"),
     ],
 )
@@ -178,6 +180,8 @@ def test_images_come_as_callers_have_them(model: Any) -> None:
         assert torch.equal(model(ids[1:], images=c).logits, model(ids[1:], images=images[2:]).logits)
         answers = [model.generate(ids, images=given, max_new_tokens=2) for given in (images, [[a, b], [c]])]
     assert torch.equal(*answers)
+    with pytest.raises(ValueError, match=r"have the shapes \(3, 42, 56\), \(3, 56, 56\); make all of them"):
+        model(ids, images=[a, b[:, :42], c])
     with pytest.raises(ValueError, match="row 0 holds 2 image placeholders"):
         model(ids, images=[[a], [b, c]])
     with pytest.raises(ValueError, match="lists for 1 rows, but 2 prompts"):

@@ -150,6 +150,81 @@ def test_embeddings_beside_ids_or_pixels_are_refused(compressed: dict[str, Any],
             model(given)
 
 
+@pytest.mark.parametrize("family", EVERY)
+def test_ids_and_labels_of_another_kind_are_named(compressed: dict[str, Any], family: str) -> None:
+    """Each used to end in an error of torch's, or (uint8 pixels, whole-number embeddings) in a wrong answer."""
+    model, inputs = compressed[family], shown(family)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    width = model.get_input_embeddings().embedding_dim
+    for changes, words in (
+        ({"input_ids": ids.double()}, r"input_ids holds torch.float64; give whole numbers"),
+        ({"input_ids": ids.bool()}, r"input_ids holds torch.bool"),
+        ({"input_ids": ids.masked_fill(ids == ids[0, -1], 64)}, "holds 64, but the model has word embeddings for 0 to"),
+        ({"input_ids": ids.masked_fill(ids == ids[0, -1], -7)}, "holds -7, but the model has word embeddings"),
+        ({"labels": ids.tolist()}, r"labels is a list; give a tensor \[1, \d+\]"),
+        ({"past_key_values": ((ids, ids),)}, "past_key_values is a tuple; it must be a StagedCache"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(**inputs | changes)
+    for name in model.pixel_inputs():
+        if isinstance(inputs.get(name), torch.Tensor):
+            with pytest.raises(ValueError, match=f"{name} holds uint8, which no .*processor has scaled"):
+                model(**inputs | {name: inputs[name].to(torch.uint8)})
+    with pytest.raises(ValueError, match=r"inputs_embeds holds torch.int64; give floating-point numbers"):
+        model(inputs_embeds=torch.ones(1, 4, width, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"is a list; give a tensor \[rows, tokens\]"):
+        model.generate(ids.tolist(), attention_mask=mask, max_new_tokens=1)
+    with torch.no_grad():
+        whole = model(**inputs | {"input_ids": ids.int()}, use_cache=True)
+        assert torch.equal(whole.logits, model(**inputs).logits)
+        padded = {"input_ids": ids.masked_fill(mask == 0, -1), "attention_mask": mask}
+        assert torch.equal(model(**inputs | padded).logits, model(**inputs).logits), "padding may hold any id"
+    for new, words in (
+        ([[5]], "is a list"),
+        (torch.tensor([5]), "has shape"),
+        (torch.tensor([[5.0]]), "holds torch.fl"),
+    ):
+        with pytest.raises(ValueError, match=f"input_ids {words}"):
+            model(input_ids=new, past_key_values=whole.past_key_values)
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_grids_that_are_not_those_of_the_patches_are_named(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    for pixels, name in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+        grid = inputs[name]
+        for changes, words in (
+            ({name: grid.tolist()}, f"{name} is list; give whole numbers"),
+            ({name: grid.double()}, f"{name} is of shape .*float64; give whole numbers"),
+            ({name: grid[0]}, f"{name} is of shape"),
+            ({name: torch.cat([grid, grid])}, f"{pixels} has shape .*, but {name} .* is that of"),
+            ({pixels: inputs[pixels][:-4]}, f"{pixels} has shape .*, but {name} .* is that of"),
+            ({pixels: inputs[pixels][0]}, f"{pixels} has shape .*, but {name} .* is that of"),
+        ):
+            for call in (model, model.generate):
+                with pytest.raises(ValueError, match=words):
+                    call(**inputs | changes)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_crops_that_are_not_those_of_the_sizes_are_named(compressed: dict[str, Any], family: str) -> None:
+    model, inputs = compressed[family], shown(family)
+    crops, sizes = inputs["pixel_values"], inputs["image_sizes"]
+    for changes in (
+        {"pixel_values": torch.cat([crops, crops])},
+        {"pixel_values": crops[:, :2]},
+        {"pixel_values": crops[0, :2]},
+    ):
+        with pytest.raises(ValueError, match=r"pixel_values has shape .*, but images of image_sizes are cut into \["):
+            model(**inputs | changes)
+    if family == "llava_onevision":
+        together = inputs["batch_num_images"]
+        with pytest.raises(ValueError, match="batch_num_images counts 1 images, but image_sizes holds 2"):
+            model(**inputs | {"image_sizes": torch.cat([sizes, sizes])})
+        listed = model(**inputs | {"batch_num_images": together.tolist()})
+        assert torch.equal(listed.logits, model(**inputs).logits), "as the stock model takes it, too"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_inner_model_does_not_run_uncompressed(stock: dict[str, Any], family: str) -> None:
     model, inputs = compress(stock[family], T2V), shown(family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,16 @@ def test_a_folder_without_image_processor_says_so(tower_folder, caplog):
         tower.load_model()
     assert "There is no preprocessor_config.json" in caplog.text
     assert tower.image_processor.crop_size["height"] == 56
+
+
+@pytest.mark.parametrize("content", [b"", b'{"image_mean": [0.1', b"[1]", b"\xff\xfe"])
+def test_a_damaged_image_processor_is_not_taken_for_a_missing_one(tower_folder, content):
+    folder, _ = tower_folder
+    settings = folder / "preprocessor_config.json"
+    settings.write_bytes(content)
+    tower = build_vision_tower(LlavaConfig(mm_vision_tower=str(folder)))
+    with pytest.raises(ValueError, match=re.escape(str(settings))):
+        tower.load_model()
 
 
 def test_a_checkpoint_carries_its_tower_image_processor_and_budget(tmp_path, tower_folder):

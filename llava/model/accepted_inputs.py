@@ -18,6 +18,7 @@ from llava.model.staged_cache import StagedCache
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments by which padding-free collators describe where packed sequences begin."""
 
+_IDS = (torch.int64, torch.int32)
 _ONE_SEQUENCE_A_ROW = "give each sequence a row of its own, padded, with an attention_mask"
 
 
@@ -39,11 +40,15 @@ def check_cache(cache: Any) -> None:
 
 def check_tokens(name: str, tokens: Any) -> None:
     """Raise ValueError unless a prompt is a tensor of rows with tokens: ids [B, T], or embeddings [B, T, D]."""
-    expected = ("rows", "tokens", "width") if name == "inputs_embeds" else ("rows", "tokens")
+    embedded = name == "inputs_embeds"
+    expected = ("rows", "tokens", "width") if embedded else ("rows", "tokens")
     fits = isinstance(tokens, Tensor) and tokens.dim() == len(expected) and min(tokens.shape[:2]) > 0
     if not fits:
         shape = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"is a {type(tokens).__name__}"
         raise ValueError(f"{name} {shape}; give a tensor [{', '.join(expected)}] with at least one of each.")
+    if not (tokens.is_floating_point() if embedded else tokens.dtype in _IDS):
+        kind = "floating-point numbers" if embedded else "whole numbers (torch.long)"
+        raise ValueError(f"{name} holds {tokens.dtype}; give {kind}.")
 
 
 def check_no_media(given: Mapping[str, Any], advice: str) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from llava.compression.config import CompressionConfig
 from llava.constants import IGNORE_INDEX
 from llava.model.accepted_inputs import (
-    check_cache,
     check_causal,
     check_counting,
     check_matrix,
@@ -67,7 +66,6 @@ def check_call(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[str,
         ValueError: names what cannot be done and what to change.
     """
     embeds, mask, cache = (inputs.get(name) for name in ("inputs_embeds", "attention_mask", CACHE))
-    check_cache(cache)
     check_causal(more)
     check_no_media(more, model.pixels_are)
     if cache is not None and is_filled(cache):
@@ -115,7 +113,7 @@ def check_new_text(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[
     Raises:
         ValueError: for images, labels, and what does not fit the cache.
     """
-    ids, held = inputs.get("input_ids"), ""
+    tokens, ids, held = check_one_prompt(model, inputs), inputs.get("input_ids"), ""
     if ids is not None and (ids.shape[1] > 1 or ids.device.type == "cpu"):
         typed = model.is_placeholder(ids) if ids.shape[1] > 1 else ids < 0
         held = "The text behind past_key_values holds placeholders of images or videos, which cannot be added there. "
@@ -128,7 +126,6 @@ def check_new_text(model: StagedModel, inputs: Mapping[str, Any], more: Mapping[
     if labels_given({**inputs, **more}):
         raise ValueError("There is no loss for tokens behind a filled cache; give the whole sequence with labels.")
     check_packing(more, packed=False)
-    tokens = check_one_prompt(model, inputs)
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     check_behind_cache(cache, tokens.shape[:2], mask, positions, model.position_axes)
 
@@ -139,8 +136,10 @@ def labels_given(inputs: Mapping[str, Any]) -> bool:
 
 
 def _check_labels(inputs: Mapping[str, Any], more: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Raise ValueError where labels have another shape than the input, [B, T]."""
+    """Raise ValueError where labels are no tensor, or have another shape than the input, [B, T]."""
     for name, given in (("labels", inputs.get("labels")), ("shift_labels", more.get("shift_labels"))):
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{name} is a {type(given).__name__}; give a tensor {list(shape)} of whole numbers.")
         if given is not None and tuple(given.shape) != shape:
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}, but the input has {shape}; give one label for each column, "
@@ -193,8 +192,29 @@ def _check_pixels(model: StagedModel, inputs: Mapping[str, Any]) -> None:
                 f"{name} is a {type(pixels).__name__}; make the inputs with the model's own processor and "
                 "return_tensors='pt'."
             )
+        if name.startswith("pixel") and not pixels.is_floating_point():
+            raise ValueError(
+                f"{name} holds {str(pixels.dtype).removeprefix('torch.')}, which no processor has scaled and "
+                "normalised; make the inputs with the model's own processor."
+            )
         if grid in model.visual_inputs and inputs.get(grid) is None:
             raise ValueError(f"{name} came without {grid}; give all that the model's own processor returns.")
+        if grid in model.visual_inputs:
+            _check_grid(name, pixels, grid, inputs[grid])
+
+
+def _check_grid(name: str, pixels: Tensor, named: str, grid: Any) -> None:
+    """Raise ValueError unless patches [P, d] are as many as their grid, int64 [images, 3], has places."""
+    is_grid = isinstance(grid, Tensor) and grid.dim() == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
+    if not is_grid:
+        shape = f"of shape {tuple(grid.shape)}, {grid.dtype}" if isinstance(grid, Tensor) else type(grid).__name__
+        raise ValueError(f"{named} is {shape}; give whole numbers [images, 3], as the model's own processor returns.")
+    places = int(grid.prod(dim=1).sum())
+    if pixels.dim() != 2 or len(pixels) != places:
+        raise ValueError(
+            f"{name} has shape {tuple(pixels.shape)}, but {named} {grid.tolist()} is that of {places} patches; give "
+            "both as the model's own processor returns them."
+        )
 
 
 def check_one_prompt(model: StagedModel, inputs: Mapping[str, Any]) -> Tensor:
@@ -215,6 +235,26 @@ def check_one_prompt(model: StagedModel, inputs: Mapping[str, Any]) -> Tensor:
         raise ValueError("Neither input_ids nor inputs_embeds is given; give the prompt as input_ids.")
     check_tokens("input_ids", ids)
     return ids
+
+
+def check_ids(model: StagedModel, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for ids on the host that are neither words nor placeholders; padding may hold any."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    words = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if words is None or ids.device.type != "cpu":
+        return
+    unknown = (ids < 0) | (ids >= words)
+    if not bool(unknown.any()):
+        return
+    unknown &= ~model.is_placeholder(ids)
+    if mask is not None and mask.shape == ids.shape:
+        unknown &= mask.bool().to(ids.device)
+    if bool(unknown.any()):
+        raise ValueError(
+            f"input_ids holds {int(ids[unknown][0])}, but the model has word embeddings for 0 to {words - 1}. Its "
+            "tokenizer is another model's, or was given tokens for which the model has no rows "
+            "(resize_token_embeddings)."
+        )
 
 
 def shown(model: StagedModel, inputs: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ def shown_images(
         if attention_mask is not None:
             is_image &= attention_mask.bool().to(is_image.device)
         used = _used(is_image.sum(dim=1).tolist(), len(crops), of_rows)
+    check_one_shape(crops[index].shape[1:] for index in used)
     cut = any(len(image) > 1 for image in crops)
     sizes: list[Size | None] = [*sizes_of(image_sizes, len(crops))] if cut else [None] * len(crops)
     if used:
@@ -82,6 +83,16 @@ def shown_images(
         warn_unseen()
     dummy = [crops[0][:1]] if crops and (training or ranks_must_agree()) else []
     return ShownImages(dummy, [None] * len(dummy), False, True)
+
+
+def check_one_shape(shapes: Iterable[Sequence[int]]) -> None:
+    """Raise ValueError where the images of a batch, each [3, height, width], differ."""
+    found = sorted({tuple(shape) for shape in shapes})
+    if len(found) > 1:
+        raise ValueError(
+            f"Images of one batch have the shapes {', '.join(map(str, found))}; make all of them with the model's own "
+            "image processor."
+        )
 
 
 def _is_stacked(images: Any) -> bool:
@@ -251,7 +262,8 @@ def _pixel_values(mapping: Any) -> Any:
 
 def _check_pixels(image: Tensor, name: str, dimensions: tuple[int, ...]) -> None:
     shape = tuple(image.shape)
-    if len(shape) not in dimensions or shape[-3] != 3:
+    empty = 0 in (shape[1:] if 5 in dimensions else shape)  # a batch may be of no image
+    if len(shape) not in dimensions or shape[-3] != 3 or empty:
         raise ValueError(
             f"{name} has shape {shape}; an image is [3, height, width] with the channels in front, several are "
             "[count, 3, height, width]. Make them with llava.mm_utils.process_images."

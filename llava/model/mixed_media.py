@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llava.compression.config import V2VConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.collectives import is_partitioned, ranks_must_agree
-from llava.model.image_inputs import pixel_values_of, warn_unseen
+from llava.model.image_inputs import check_one_shape, pixel_values_of, warn_unseen
 from llava.model.placeholders import VisualSpan
 from llava.model.splice import PlanSettings, SplicePlan
 
@@ -257,7 +257,8 @@ def media_spans(model: Any, shown: ShownMedia, v2v: V2VConfig | None) -> list[Vi
     of_images: Iterator[Tensor] = iter(())
     of_frames: Iterator[Tensor] = iter(())
     if images:
-        of_images = iter(model.encode_images(_stacked(images, model.device), v2v))
+        check_one_shape(image.shape for image in images)
+        of_images = iter(model.encode_images(torch.stack([image.to(model.device) for image in images]), v2v))
     elif "image" in shown.towers:
         unseen += _unseen(model.encode_images(_blank(model.get_image_tower(), model), v2v))
     if videos:
@@ -279,13 +280,3 @@ def _blank(tower: Any, model: Any) -> Tensor:
     """Pixels [T, 3, height, width] of zeros: one image, or the frames of one video."""
     side, frames = tower.config.image_size, getattr(tower, "num_frames", 1)
     return torch.zeros(frames, 3, side, side, device=model.device, dtype=model.dtype)
-
-
-def _stacked(images: Sequence[Tensor], device: torch.device) -> Tensor:
-    shapes = sorted({tuple(image.shape) for image in images})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"Images of one batch have the shapes {', '.join(map(str, shapes))}; make all of them with the model's own "
-            "image processor."
-        )
-    return torch.stack([image.to(device) for image in images])

@@ -349,6 +349,8 @@ def _pad(
     visual = is_image.flatten()[stream.token]  # [B, T] -> [S]
     lengths = torch.bincount(stream.row, minlength=len(width))  # [B]
     longest = int(lengths.max())
+    if longest == 0:
+        raise ValueError("No row holds a token: attention_mask hides all of them, or model_max_length is 0.")
     match padding_side:
         case "right":
             column = stream.column

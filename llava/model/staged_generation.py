@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin
 
 from llava.compression.config import CompressionConfig
-from llava.model.accepted_inputs import check_cache, check_padding_mask, refuse_soft_prompts_of_peft
+from llava.model.accepted_inputs import check_cache, check_padding_mask, check_tokens, refuse_soft_prompts_of_peft
 from llava.model.cache_name import CACHE, as_named, named
 from llava.model.call_checks import asks_nothing, check_prompt
 from llava.model.experts import ASKED as ROUTERS
@@ -67,7 +67,7 @@ class StagedGeneration(_Base):
         by_name = dict(zip(_BEHIND_CONFIG, args, strict=False)) | kwargs
         if self._goes_in_stages(kwargs):
             cache = self.check_generation(by_name, generation_config)
-            _check_mask(inputs, by_name, is_filled(cache))
+            _check_prompt(inputs, by_name, is_filled(cache))
         elif kwargs.get("compression") is not None and by_name.get("assistant_model") is not None:
             if self.is_staged():
                 raise ValueError(
@@ -195,9 +195,12 @@ class StagedGeneration(_Base):
         given._is_user_defined = True  # tells transformers that the cache outlives the call
 
 
-def _check_mask(inputs: Any, given: Mapping[str, Any], filled: bool) -> None:
-    """Raise ValueError for a mask that is no tensor or does not fit the prompt, before transformers looks at it."""
+def _check_prompt(inputs: Any, given: Mapping[str, Any], filled: bool) -> None:
+    """Raise ValueError for ids or a mask that are no tensor or do not fit, before transformers looks at them."""
     several = (inputs, given.get("input_ids"), given.get("inputs_embeds"))
+    for ids in several[:2]:
+        if ids is not None and not isinstance(ids, Tensor):
+            check_tokens("input_ids", ids)
     tokens = next((tokens for tokens in several if isinstance(tokens, Tensor) and tokens.dim() > 1), None)
     if tokens is not None:
         rows, columns = tokens.shape[:2]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from llava.compression.config import CompressionConfig
-from llava.model.accepted_inputs import separated, stands_apart, without_packing
+from llava.model.accepted_inputs import check_cache, separated, stands_apart, without_packing
 from llava.model.behind_cache import check_compression_behind_cache
 from llava.model.cache_name import CACHE
-from llava.model.call_checks import check_call, labels_given, text_alone
+from llava.model.call_checks import check_call, check_ids, labels_given, text_alone
 from llava.model.columns import given_answer
 from llava.model.experts import ASKED as ROUTERS
 from llava.model.experts import RouterLoss, refuse_beside_padding
@@ -246,6 +246,7 @@ class StagedModel(StagedGeneration):
         """Forward under a compression, on inputs by name: those of the stock signature, and what else was given."""
         own = {name: more.pop(name, None) for name in OWN_INPUTS}
         given, cache, asked = inputs | more | own, inputs.get(CACHE), own["compression"]
+        check_cache(cache)
         filled: StagedCache | None = cache if is_filled(cache) else None
         chosen = None
         if asked is not None:
@@ -307,6 +308,7 @@ class StagedModel(StagedGeneration):
         if ids is None or inputs.get("inputs_embeds") is not None:
             return of_embeddings(inputs)
         inputs = on_host(with_host_inputs(inputs))
+        check_ids(self, inputs)
         given = {name: inputs.get(name) for name in self.visual_inputs}
         with record_function("llava.images"):
             spans: Mapping[int, Sequence[VisualSpan]] = self.visual_spans(compression, given)

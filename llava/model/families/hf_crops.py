@@ -25,8 +25,18 @@ from llava.model.traced_media import (
 
 
 def without_padding(pixels: Tensor, crops: Sequence[int]) -> Tensor:
-    """Crops [all K, 3, height, width] of images; in a tensor [images, most K, ...] those with fewer are padded."""
-    if pixels.dim() != 5:
+    """Crops [all K, 3, height, width] of images; in a tensor [images, most K, ...] those with fewer are padded.
+
+    Raises:
+        ValueError: if there are not the K crops of each image.
+    """
+    padded = pixels.dim() == 5
+    if len(pixels) != (len(crops) if padded else sum(crops)) or (padded and pixels.shape[1] < max(crops, default=0)):
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixels.shape)}, but images of image_sizes are cut into {list(crops)} "
+            "crops; give both as the model's own processor returns them."
+        )
+    if not padded:
         return pixels
     return torch.cat([image[:count] for image, count in zip(pixels, crops, strict=True)])
 

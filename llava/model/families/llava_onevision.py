@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,9 +133,16 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         vision = self.config.vision_config
         return vision.image_size // vision.patch_size
 
-    def _crops(self, sizes: Tensor, together: Tensor | None) -> list[int]:
+    def _crops(self, sizes: Tensor, together: Iterable[Any] | None) -> list[int]:
         """Crops of each image: one where a prompt holds several images; `together` counts the images of each prompt."""
-        alone = [True] * len(sizes) if together is None else [n == 1 for n in together.tolist() for _ in range(n)]
+        alone = [True] * len(sizes)
+        if together is not None:
+            alone = [count == 1 for count in map(int, together) for _ in range(count)]
+        if len(alone) != len(sizes):
+            raise ValueError(
+                f"batch_num_images counts {len(alone)} images, but image_sizes holds {len(sizes)}; give both as the "
+                "model's own processor returns them."
+            )
         config = self.config
         return [
             image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size) if cut else 1

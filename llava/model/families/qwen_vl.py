@@ -242,7 +242,7 @@ class QwenVLFamily(CompressedModel):
             attention_mask = valid | (first & ~valid.any(dim=1, keepdim=True))
             kinds = kinds * valid.to(kinds.device)
         positions, _ = self.model.get_rope_index(
-            input_ids,
+            input_ids.long(),
             mm_token_type_ids=kinds,
             attention_mask=attention_mask,
             **{name: inputs.get(name) for name in self.rope_inputs},

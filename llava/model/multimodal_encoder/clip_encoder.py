@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from llava.common.json_files import read_object
 from llava.model.multimodal_encoder.transformers_tower import (
     TransformersTower,
     check_select_feature,
@@ -87,7 +90,14 @@ class CLIPVisionTower(TransformersTower):
             )
 
     def read_image_processor(self, source: str) -> bool:
-        """Take the image processor from a directory or hub name; False, and no change, where it has none."""
+        """Take the image processor from a directory or hub name; False, and no change, where it has none.
+
+        Raises:
+            ValueError: if the directory's file is damaged, of which transformers says the same as of a missing one.
+        """
+        settings = Path(source) / IMAGE_PROCESSOR_NAME
+        if settings.is_file():
+            read_object(settings, "fetch or copy it anew", mark=False)
         try:
             self.image_processor = CLIPImageProcessorPil.from_pretrained(source)
         except OSError:
