@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, is_anyres, most_crops, unpadded
 from llava.common.presets import family_of
 from llava.compression.config import V2VConfig
 from llava.cost.dimensions import CLIP_L_336, VisionShape
@@ -223,6 +222,8 @@ class _Merging:
         own = "vision_config" not in config
         kind = config.get("mm_patch_merge_type") or ("flat" if own else "spatial_unpad")
         pinpoints = config.get("image_grid_pinpoints")
+        from llava.common.anyres import most_crops  # needs Pillow, without which the schedule's module is imported
+
         return cls(pinpoints if own else _width_first(pinpoints), kind, most_crops(config.get("image_aspect_ratio")))
 
 
@@ -248,6 +249,8 @@ def _crops(
         return one.several(medium.frames)
     across = math.isqrt(tower.patches)
     side = side or across * math.isqrt(tower.patch_values // 3)
+    from llava.common.anyres import best_canvas, canvases_of, default_pinpoints, unpadded
+
     canvases = canvases_of(merging.pinpoints or default_pinpoints(side), side)
     width, height = best_canvas((medium.width, medium.height), canvases)
     crops = 1 + (width // side) * (height // side)
@@ -366,6 +369,8 @@ def _of_onevision(config: Mapping[str, Any], medium: Medium, together: int) -> S
             projects_all=True,
             pooled=tower.patches / pooled,
         )
+    from llava.common.anyres import is_anyres, most_crops
+
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not is_anyres(aspect):
         return SeenMedium.of(tower)

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from llava.common.json_files import need, read_object
 from llava.common.known_towers import KNOWN_TOWERS, known_tower
 from llava.common.outside_files import DAMAGED, in_short
@@ -74,6 +72,7 @@ def config_of(name: str) -> dict[str, Any] | None:
     of_next = is_onevision_layout(config)
     if not of_next and "vision_config" not in config:
         return _own_config(config, path)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from llava.common.onevision_layout import onevision_config
