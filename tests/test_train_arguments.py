@@ -30,6 +30,34 @@ def test_flags_with_minus_equals_and_without_value_keep_their_values() -> None:
     assert modern_spelling(["--group_by_length", "False", "--max_steps", "-1"]) == ["--max_steps", "-1"]
 
 
+@pytest.mark.parametrize("word", ["Yes", "t", "Y", "1"])
+def test_length_groups_are_asked_for_in_every_word_for_yes(word: str) -> None:
+    assert modern_spelling(["--group_by_length", word]) == ["--train_sampling_strategy", "group_by_length"]
+    assert modern_spelling(["--group_by_length", "n"]) == []
+    with pytest.raises(ValueError, match=r"--group_by_length: .*got maybe"):
+        modern_spelling(["--group_by_length", "maybe"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lora_target_modules", "q_proj", "k_proj"], "Write them as one: --lora_target_modules q_proj,k_proj."),
+        (["--lora_target_modules", "q,", "k,", "v"], "Write them as one: --lora_target_modules q,k,v."),
+        (["--mm-tunable-parts", "mm_mlp_adapter", "mm_language_model"], "mm_mlp_adapter,mm_language_model."),
+        (["--layer_list", "16", "24"], "--layer_list takes one word, but 2 stand behind it: 16 24. Write them as one"),
+        (["--layer_list=[16,", "24]"], "Write them as one: --layer_list '[16,24]'."),
+        (["--image_token_ratio_list", "0.5", "0.0"], "Write them as one: --image_token_ratio_list '[0.5,0.0]'."),
+        (["--image_grid_pinpoints", "[[672,", "336]]"], "Put quotes around them if they are one ('[[672, 336]]')"),
+        (["--image_folder", "my", "pictures"], "quotes around them if they are one ('my pictures'), or leave out"),
+        (["--bf16", "False", "more"], "or leave out 'more'."),
+    ],
+)
+def test_several_words_behind_a_flag_of_one_are_refused_with_how_to_write_them(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_arguments([*BASE, *words])
+    assert said in str(caught.value)
+
+
 def test_defaults_are_llavas() -> None:
     model_args, data_args, args = parse_arguments(BASE)
     assert (model_args.mm_projector_type, model_args.mm_vision_select_layer) == ("linear", -2)

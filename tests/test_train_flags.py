@@ -307,6 +307,8 @@ def test_adapters_with_another_rank_or_scale_are_refused(assets: Path, flag: str
         ({"use_rslora": True}, "have use_rslora True"),
         ({"use_dora": True}, "have use_dora True"),
         ({"alpha_pattern": {"q_proj": 3}}, "have alpha_pattern"),
+        ({"init_lora_weights": "pissa"}, "have init_lora_weights 'pissa'"),  # the weights below were changed, too
+        ({"alora_invocation_tokens": [5]}, r"have alora_invocation_tokens \[5\]"),
     ],
 )
 def test_adapters_of_another_kind_are_refused(

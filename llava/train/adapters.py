@@ -18,19 +18,16 @@ from llava.train.arguments import TrainingArguments
 logger = logging.getLogger(__name__)
 
 _RECORDED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_bias": "bias", "lora_dropout": "lora_dropout"}
-# Fields of peft's LoraConfig that change what adapters compute or where they sit; refused when set.
-_OTHER_KINDS = (
-    "use_rslora",
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "lora_bias",
-    "target_parameters",
+# Fields of peft's LoraConfig that are settled otherwise, or change nothing of adapters that are trained already; any
+# other one that is set makes adapters of another kind.
+_PLAIN = (
+    *_RECORDED.values(),
+    *("target_modules", "exclude_modules", "base_model_name_or_path", "revision", "inference_mode"),
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "megatron_core", "runtime_config"),
+    *("init_lora_weights", "eva_config", "ensure_weight_tying", "qalora_group_size"),
 )
+# Values of `init_lora_weights` that leave the weights under the adapters as they are; `pissa` and others change them.
+_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
@@ -83,13 +80,17 @@ def settle_adapters(args: TrainingArguments, model: str) -> None:
 
 def _maps_of_our_kind(held: Any, folder: str) -> tuple[str, ...]:
     """The linear maps that adapters sit on."""
-    options = [name for name in _OTHER_KINDS if getattr(held, name, None)]
+    usual = vars(type(held)())
+    given = [name for name in usual if name not in _PLAIN and getattr(held, name)]
+    odd = [name for name in given if getattr(held, name) != usual[name]]
+    if held.init_lora_weights not in _PLAIN_BEGINNINGS:
+        odd.append("init_lora_weights")
     adapted = adapted_by(held.target_modules)
-    if options or adapted is None:
-        what = f"{options[0]} {getattr(held, options[0])!r}" if options else f"target_modules {held.target_modules!r}"
+    if odd or adapted is None:
+        name = odd[0] if odd else "target_modules"
         raise ValueError(
-            f"The adapters in {folder!r} have {what}; only plain LoRA on {', '.join(ADAPTED)} goes on here. Merge "
-            "them (scripts/merge_lora_weights.py) and begin new ones on the result."
+            f"The adapters in {folder!r} have {name} {getattr(held, name)!r}; only plain LoRA on {', '.join(ADAPTED)} "
+            "goes on here. Merge them (scripts/merge_lora_weights.py) and begin new ones on the result."
         )
     return adapted
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import logging
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava.common.path_flags import read_paths
@@ -237,6 +240,12 @@ WITHOUT_EFFECT = frozenset(
     )
 )
 
+# Flags that hold a list in one word, and how it is written.
+_LISTS = {
+    **dict.fromkeys(("lora_target_modules", "mm_tunable_parts", "optim_args"), "{}"),
+    **dict.fromkeys(("layer_list", "image_token_ratio_list"), "[{}]"),
+}
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Read the command line.
@@ -272,9 +281,7 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
     require_in_range(said)
     paths = read_paths(said, PATHS)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
-        meant = f" Perhaps --{near[0]} is meant." if near else ""
-        raise ValueError(f"{' '.join(unknown)!r} on the command line is no flag of this program.{meant}")
+        raise ValueError(_why_unknown(unknown, arguments, names))
     parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(list(arguments), look_for_args_file=False)
     model_args, data_args, training_args = parsed
     for args in parsed:
@@ -282,6 +289,22 @@ def _parse(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, Tra
         for name in paths.keys() & vars(args).keys():
             setattr(args, name, paths[name])
     return model_args, data_args, training_args
+
+
+def _why_unknown(unknown: Sequence[str], arguments: Sequence[str], names: Collection[str]) -> str:
+    """What to say of words that no flag takes: a flag is unknown, or one that takes a single word got several."""
+    for name, values in _flags(arguments):
+        if name in names and unknown[0] in values[1:]:
+            words = " ".join(values)
+            said = f"--{name} takes one word, but {len(values)} stand behind it: {words}."
+            if name not in _LISTS:
+                quoted = shlex.quote(words)
+                return f"{said} Put quotes around them if they are one ({quoted}), or leave out {unknown[0]!r}."
+            listed = ",".join(re.findall(r"[^\s,\[\]]+", words))
+            return f"{said} Write them as one: --{name} {shlex.quote(_LISTS[name].format(listed))}."
+    near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], names, 1)
+    meant = f" Perhaps --{near[0]} is meant." if near else ""
+    return f"{' '.join(unknown)!r} on the command line is no flag of this program.{meant}"
 
 
 def modern_spelling(argv: Sequence[str]) -> list[str]:
@@ -295,7 +318,7 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
         if name in WITHOUT_EFFECT:
             logger.info("--%s has no effect any more.", name)
         elif name == "group_by_length":
-            if not values or values[0].lower() in ("true", "1", "yes"):
+            if _is_yes(name, values):
                 result += ["--train_sampling_strategy", "group_by_length"]
         elif is_left_out(name, values) or (name in FOREIGN and is_switched_off(name, values)):
             logger.info("--%s asks for nothing that is done otherwise.", name)
@@ -311,6 +334,14 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
         else:
             result += [f"--{name}", *values] if name else values
     return result
+
+
+def _is_yes(name: str, values: Sequence[str]) -> bool:
+    """Whether a flag of yes and no says yes, in the words that transformers takes for other ones."""
+    try:
+        return not values or bool(string_to_bool(values[0]))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--{name}: {error}") from error
 
 
 def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
