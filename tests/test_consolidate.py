@@ -13,9 +13,11 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from hostile import new_zip
 from safetensors.torch import load_file
 from tiny_llava import flags, write_assets
+from tiny_qwen import write_qwen
 from torch import Tensor
 
 from llava.checkpoints.consolidation import consolidate, main
+from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError
 from llava.model.builder import load_pretrained_model
 from llava.model.weights import read_state_dict
@@ -192,3 +194,19 @@ def test_what_cannot_be_put_together_is_said(runs: Path, tmp_path: Path, wrong: 
     assert len(str(refused.value)) > 60
     assert not target.exists() or [path.name for path in target.iterdir()] == ["mine"]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("lost", [None, "model.visual.merger.mlp.0.bias"])
+def test_pieces_of_a_model_of_transformers_make_it_up_or_are_refused(tmp_path: Path, lost: str | None) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    model = open_model(write_qwen(checkpoint), device="cpu").model
+    names = dict(model.named_parameters())
+    torch.manual_seed(0)
+    weights = {name: torch.randn_like(weight) for name, weight in names.items() if name != lost}
+    write_zero(checkpoint, 2, weights, {})
+    if lost is not None:
+        with pytest.raises(ValueError, match=rf"lacks '{lost}' .*but .*checkpoint-2"):
+            consolidate(checkpoint, tmp_path / "out")
+        return
+    whole = open_model(consolidate(checkpoint, tmp_path / "out"), device="cpu", dtype=torch.float32).model
+    assert all(torch.equal(weight, weights[name]) for name, weight in whole.named_parameters())

@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers import LlavaConfig as HFConfig
 
 from llava.checkpoints.conversion import convert, main
+from llava.checkpoints.language_model import write_language_model
+from llava.checkpoints.opening import open_model
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.weights import read_header, weight_files, widest_dtype
@@ -148,6 +150,20 @@ def test_what_has_no_counterpart_is_refused_before_any_work(folders: Path, tmp_p
     assert "transformers' LLaVA-NeXT has only 'spatial_unpad'" in refusal("crops", **crops)
     with pytest.raises(ValueError, match="has no vision tower"):
         convert(str(folders / "vicuna"), tmp_path / "out", "hf")
+
+
+def test_weights_of_8_bits_are_not_written_as_if_they_were_whole(folders: Path, tmp_path: Path) -> None:
+    """Programs that do not know how they were quantised would read their bytes as numbers."""
+    opened = open_model(folders / "llava", bits=8, device="cpu")
+    opened.model.save_pretrained(tmp_path / "quantised")
+    opened.tokenizer.save_pretrained(tmp_path / "quantised")
+    with pytest.raises(ValueError, match=r"is quantised .* convert the model it was made from"):
+        convert(str(tmp_path / "quantised"), tmp_path / "out", "hf")
+    with pytest.raises(ValueError, match="name a model that is not quantised"):
+        write_language_model(opened.model, opened.tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(str(tmp_path / "quantised"), tmp_path / "llava", "llava")
+    assert open_model(tmp_path / "llava", device="cpu").model.quantization_method is not None
 
 
 # === To LLaVA, and there and back ===

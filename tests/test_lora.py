@@ -161,6 +161,18 @@ def test_a_run_can_go_on_from_the_adapters_of_another(assets: Path, trained: Pat
         assert torch.equal(own[name], weight), name
 
 
+def test_a_whole_model_in_place_of_adapters_opens_and_sees_as_it_was_trained(
+    assets: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Also where a model of another family lay there, whose processor its own folder would name."""
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3}))
+    whole = train(flags(assets, tmp_path / "out", "finetune", max_steps=1, overwrite_output_dir=True))
+    _, model, processor, _ = load_pretrained_model(str(whole), device="cpu")
+    assert tuple(processor.image_mean) == tuple(model.get_vision_tower().image_processor.image_mean) != (0.5,) * 3
+    assert "adapter_config.json" not in files(whole)
+
+
 # === Merging ===
 
 

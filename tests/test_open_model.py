@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 import tiny_text
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_qwen import write_qwen
 from tiny_vlms import IMAGE, batch, prompt, vlm
-from transformers import CONFIG_MAPPING, LlavaConfig, LlavaForConditionalGeneration, LlavaNextProcessor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextProcessor,
+)
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.checkpoints.contents import Kind
@@ -176,3 +185,21 @@ def test_models_that_look_like_ours_are_refused_by_their_type_in_every_program(
         assert program(["--model", folder, *words]) == 2
         printed = capsys.readouterr()
         assert re.search(said, " ".join((printed.out + printed.err).split())), program
+
+
+def test_adapters_of_peft_with_a_tokenizer_alone_are_shown_images_by_the_processor_of_their_base(
+    tmp_path: Path,
+) -> None:
+    base = write_qwen(tmp_path / "qwen")
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    targets = r".*language_model\.layers.*\.q_proj"
+    get_peft_model(model, LoraConfig(r=2, target_modules=targets)).save_pretrained(tmp_path / "adapters")
+    opened = open_model(base, device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(tmp_path / "adapters")
+    over = open_model(tmp_path / "adapters", base, device="cpu")
+    assert type(over.preprocessor) is type(opened.preprocessor) and over.tokenizer.vocab_size > 0
+    tokenizer.add_tokens(["<ours>"])
+    tokenizer.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(ValueError, match=r"'.*adapters' has a tokenizer without a processor.*with other tokens"):
+        open_model(tmp_path / "adapters", base, device="cpu")

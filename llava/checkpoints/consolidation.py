@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from llava.checkpoints.contents import Kind, examine
+from llava.checkpoints.contents import examine
 from llava.checkpoints.conversion import appearing_at_once, require_new, require_outside
 from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
@@ -90,9 +90,9 @@ def consolidate(checkpoint: str | Path, target: str | Path) -> Path:
             _write_whole(state, folder)
             _name_dtype(folder / "config.json")
             found = examine(folder)
-            if found.kind is Kind.LLAVA and found.config is not None:
-                model = on_meta(LlavaLlamaForCausalLM, found.config)
-                require_complete(model, found.files, apart=TOWERS, described=str(checkpoint))
+            model = on_meta(found.family.stock if found.family else LlavaLlamaForCausalLM, found.config)
+            apart = () if found.family else TOWERS
+            require_complete(model, found.files, apart=apart, described=str(checkpoint))
     return target
 
 

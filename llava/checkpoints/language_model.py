@@ -28,9 +28,15 @@ def write_language_model(model: Any, tokenizer: PreTrainedTokenizerBase, target:
         the folder.
 
     Raises:
-        ValueError: if `target` is not empty, or transformers has no language model of that kind by itself.
+        ValueError: if `target` is not empty, the model is quantised, or transformers has no language model of that
+            kind by itself.
     """
     require_new(target)
+    if getattr(model, "quantization_method", None) is not None:
+        raise ValueError(
+            "--language-model writes the weights as they are opened, and those of 4 or 8 bits mean nothing to other "
+            "programs; leave --load-4bit and --load-8bit out, and name a model that is not quantised."
+        )
     config = text_config_of(model.config)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(

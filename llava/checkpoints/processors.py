@@ -27,7 +27,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from llava.checkpoints import llava_onevision_format
 from llava.checkpoints.settings_files import read_by_library, read_config
-from llava.checkpoints.tokenizer import has_tokenizer
+from llava.checkpoints.tokenizer import has_tokenizer, read_tokenizer
+from llava.checkpoints.transformers_format import PROCESSOR_FILES
 from llava.common.json_files import write_json
 from llava.common.outside_files import in_short
 from llava.common.presets import is_onevision_layout
@@ -105,14 +106,36 @@ def parts_of(folder: Path, config: Any) -> ProcessorParts | None:
 def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Transformers' processor in the first of some folders that has one, and its tokenizer.
 
-    Without the packages that the processor needs, what can be made of it without them: its parts for text and images,
-    or None; a warning says so.
+    peft leaves a tokenizer beside adapters and no processor; that of the base is taken then. Without the packages that
+    the processor needs, what can be made of it without them: its parts for text and images, or None; a warning says so.
 
     Args:
         config: configuration of the model.
         folders: folder of its checkpoint, and of what that goes on top of.
+
+    Raises:
+        ValueError: if it cannot be read, or a folder before its own has a tokenizer with other tokens or another chat
+            template.
     """
-    folder = next((folder for folder in folders if has_tokenizer(folder)), folders[0])
+    folder = next(filter(_has_processor, folders), next(filter(has_tokenizer, folders), folders[0]))
+    processor, tokenizer = _processor_in(folder, config)
+    first = next(filter(has_tokenizer, folders), folder)
+    if first != folder:
+        own, templates = (
+            read_tokenizer(first),
+            (None, tokenizer.chat_template, getattr(processor, "chat_template", None)),
+        )
+        if own.get_vocab() != tokenizer.get_vocab() or own.chat_template not in templates:
+            raise ValueError(
+                f"{str(first)!r} has a tokenizer without a processor, and the processor in {str(folder)!r} has one "
+                "with other tokens or another chat template; put the processor's files beside the tokenizer that the "
+                "model was trained with."
+            )
+    return processor, tokenizer
+
+
+def _processor_in(folder: Path, config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """As `processor_of`, of one folder."""
     if _is_onevision_layout(folder):
         return _onevision_processor(config, folder)
     with read_by_library(folder):
@@ -138,6 +161,10 @@ def config_of(folder: Path) -> Any:
     if _is_onevision_layout(folder):
         return llava_onevision_format.config_here(read_config(folder / "config.json"), folder)
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSOR_FILES) or _is_onevision_layout(folder)
 
 
 def _is_onevision_layout(folder: Path) -> bool:

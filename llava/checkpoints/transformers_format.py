@@ -28,6 +28,8 @@ TOWER = "model.vision_tower."
 TOWERS = (TOWER, "model.image_tower.", "model.video_tower.")
 """What names of the weights of towers begin with; those of images and of videos are a Video-LLaVA's."""
 PROJECTOR = "model.mm_projector."
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Either holds the settings of an image processor."""
 
 # For `key_mapping` of transformers' `from_pretrained`: patterns of their names, and what stands there in LLaVA's.
 NAMES_HERE = {
@@ -134,6 +136,11 @@ def require_counterpart(config: LlavaConfig | None, source: str) -> None:
     """
     if config is None or not config.sees:
         raise ValueError(f"{source!r} has no vision tower (mm_vision_tower in config.json); it is not a LLaVA.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{source!r} is quantised (quantization_config in its config.json), and its weights mean nothing under "
+            "other names; convert the model it was made from."
+        )
     kind = config.mm_projector_type
     if kind != "mlp2x_gelu":
         raise ValueError(
@@ -260,7 +267,7 @@ def _pads(folder: str | Path) -> bool:
 
 
 def _processor_settings(folder: str | Path) -> dict[str, Any] | None:
-    if not any((Path(folder) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((Path(folder) / name).is_file() for name in PROCESSOR_FILES):
         return None
     try:
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(str(folder))

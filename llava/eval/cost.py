@@ -310,7 +310,8 @@ def _inputs(options: argparse.Namespace, model: Any) -> ModelInputs | None:
     """What makes the inputs of a model that is not in LLaVA's own format; None of one that is."""
     if not isinstance(model, CompressedModel):
         return None
-    processor, tokenizer = processor_of(model.config, resolve(options.model_path, options.model_base)[0].folder)
+    opened = resolve(options.model_path, options.model_base)
+    processor, tokenizer = processor_of(model.config, *(one.folder for one in opened if one is not None))
     return Engine(model, tokenizer, processor).inputs
 
 

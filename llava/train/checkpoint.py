@@ -25,6 +25,17 @@ logger = logging.getLogger(__name__)
 STAGING = ".unfinished"  # inside the output folder, so that a rename never crosses file systems
 YES, _NO = ("true", "yes", "1"), ("false", "no", "0")  # as the command line reads them for other flags
 FINISHED = (PROJECTOR_FILE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+# What else a model may bring along, and what would be read with one that does not: settings of its processor, adapters.
+_BESIDE = (
+    "adapter_config.json",
+    "non_lora_trainables.bin",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def find_checkpoint(output_dir: str | Path, verify: str = "full") -> Path | None:
@@ -208,10 +219,14 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 def publish_model(staged: Path, output_dir: Path) -> None:
     """Move the files of a final model to where users look for them, those that mark a finished run last.
 
+    Those of a model that is overwritten go first: nothing of it may vouch for the files of this one, or be read with
+    them.
+
     The projector of a run whose folder itself is named `checkpoint-N` goes to
     `<parent>/mm_projector/checkpoint-N.bin`, as in LLaVA.
     """
-    for name in FINISHED:  # of a model that is overwritten: they must not vouch for the files of this one
+    overwritten = any((output_dir / name).exists() for name in FINISHED)
+    for name in (*_BESIDE, *FINISHED) if overwritten else ():
         (output_dir / name).unlink(missing_ok=True)
     for path in sorted(staged.iterdir(), key=lambda path: path.name in FINISHED):
         target = output_dir / path.name
