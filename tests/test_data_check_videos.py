@@ -47,6 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(12):
             container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
         container.mux(stream.encode())
+    (folder / "thin").mkdir()
+    for number in range(8):
+        Image.new("RGB", (1, 9000)).save(folder / f"thin/{number}.png")
     (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:300])
     (folder / "page.mp4").write_text("<html>404 Not Found</html>")
     (folder / "empty.mp4").write_bytes(b"")
@@ -66,6 +69,7 @@ FILES = [
     ("page.mp4", ["video_broken"]),
     ("damaged", ["video_broken"]),
     ("good.png", ["video_short"]),
+    ("thin", ["video_bomb"]),
     ("a\0.mp4", ["video_unreadable"]),
 ]
 VIDEO = {"family": "video-llava", "frames": 8, "visual_tokens": (4,), "frame_tokens": (5,)}
@@ -81,7 +85,7 @@ def test_videos_are_looked_at_as_images_are(name: str, expected: list[str], fold
     result = checked([shown("a", video=name)], folder)
     assert [kind for _, kind in kinds(result)] == expected
     by_header = [kind for _, kind in kinds(checked([shown("a", video=name)], folder, images="header"))]
-    assert by_header == expected or (name in ("damaged", "cut.mp4") and by_header in ([], ["video_broken"]))
+    assert by_header == expected or (name in ("damaged", "cut.mp4", "thin") and by_header in ([], ["video_broken"]))
     assert kinds(checked([shown("a", video=name)], folder, images="skip")) == []
 
 

@@ -152,3 +152,23 @@ def test_the_data_check_counts_text_as_training_does(folder: Path, engine: Engin
     assert check.main([*words, "--version", "v1"]) == 2
     (tmp_path / "bad.json").write_text(json.dumps([records[1] | {"image": "gone.png"}]))
     assert check.main([*words, "--data-path", str(tmp_path / "bad.json")]) == 1
+
+
+def test_the_data_check_names_images_that_the_models_processor_refuses(folder: Path, tmp_path: Path) -> None:
+    sizes = {"thin.png": (1, 500), "wide.png": (30_000, 200), "good.png": (40, 30)}
+    talk = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": "no"}]
+    for name, size in sizes.items():
+        Image.new("1", size).save(tmp_path / name)
+    (tmp_path / "data.json").write_text(json.dumps([{"image": name, "conversations": talk} for name in sizes]))
+    words = ["--data-path", str(tmp_path / "data.json"), "--image-folder", str(tmp_path), "--model", str(folder)]
+    words += ["--compression", "none", "--workers", "0", "--report", str(tmp_path / "report.json")]
+    assert check.main(words) == 1
+    errors = {
+        name: [example["detail"] for example in found["examples"]]
+        for name, found in json.loads((tmp_path / "report.json").read_text())["findings"].items()
+        if found["severity"] == "error" and found["records"]
+    }
+    (detail,) = errors.pop("image_refused")
+    assert detail.startswith("thin.png is 1x500, which the model's processor refuses: absolute aspect ratio")
+    assert errors == {}, "a wide image is not padded to a square here"
+    assert check.main([*words, "--images", "header"]) == 0

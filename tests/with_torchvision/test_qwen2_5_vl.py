@@ -15,6 +15,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
 from llava.checkpoints.opening import Opened, open_model
+from llava.data.check.check_settings import CheckSettings
+from llava.data.check.videos import check_videos
 from llava.data.families import family_of
 from llava.data.frames import Frames, FrameSampling
 from llava.data.media_limits import MediaLimits
@@ -213,3 +215,17 @@ def test_a_video_of_one_frame_and_frames_of_several_sizes(own: Opened) -> None:
     with pytest.raises(ValueError, match=r"A video has frames of different sizes \(20x20, 70x40\)"):
         inputs.video(Frames((picture("a"), picture("b")), (0, 1), 2, 25.0), "A video")
     assert inputs.blank("video").kind == "video"
+
+
+def test_the_data_check_has_the_processor_look_at_the_frames_that_are_shown(folder: Path, tmp_path: Path) -> None:
+    for name, sizes in (("good", ["v"] * 6), ("mixed", ["v", "w", "v"]), ("late", ["v"] * 6)):
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(sizes):
+            picture(size).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "late/5.png").write_bytes(b"cut off")  # of six frames at equal distances two would pass it over
+    own = {"template": "chat_template", "tokenizer": str(folder), "counted_frames": False, "frames": 2}
+    files = [(str(tmp_path), name) for name in ("good", "mixed", "late")]
+    good, mixed, late = check_videos(files, CheckSettings(**own))
+    assert good == () and [finding.kind for finding in (*mixed, *late)] == ["video_refused", "video_broken"]
+    assert mixed[0].detail.startswith("mixed has frames of different sizes (33x50, 48x32)")
+    assert check_videos(files, CheckSettings(**own, images="header")) == [(), (), ()]

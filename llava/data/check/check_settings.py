@@ -25,7 +25,8 @@ class CheckSettings:
         images: `full` decodes every image and the frames of every video that are shown, `header` reads their first
             bytes, `skip` opens none.
         image_opening: `upright` or `llava`, as in training.
-        aspect_ratio: as in training: decides how much memory a thin image takes.
+        aspect_ratio: as in training: decides how much memory a thin image takes; None where a processor of the model's
+            own prepares images.
         family: `llava-1.5`, `llava-next` or `video-llava`.
         frames: frames of a video that are shown; 0 where the model is trained on none.
         frame_tokens: tokens of each of them under each budget.
@@ -39,7 +40,7 @@ class CheckSettings:
     budgets: tuple[str, ...] = ("none",)
     visual_tokens: tuple[int, ...] = (576,)
     images: str = "full"
-    aspect_ratio: str = "pad"
+    aspect_ratio: str | None = "pad"
     image_opening: str = DEFAULT_OPENING
     family: str = LLAVA
     frames: int = 0

@@ -130,7 +130,7 @@ def _settings(options: argparse.Namespace, media: ModelMedia) -> CheckSettings:
         budgets=tuple(options.compression),
         visual_tokens=of_images,
         images=options.images,
-        aspect_ratio=options.image_aspect_ratio,
+        aspect_ratio=None if media.by_processor else options.image_aspect_ratio,
         image_opening=check_opening(options.image_opening or recorded.get("image_opening") or DEFAULT_OPENING),
         family=media.family,
         frames=media.frames,

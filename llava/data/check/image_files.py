@@ -27,6 +27,7 @@ from llava.common.image_opening import orientation
 from llava.common.outside_files import kind_of_file, why_unreadable
 from llava.data.check.check_settings import CheckSettings
 from llava.data.check.findings import Finding
+from llava.data.check.preparing import own_inputs
 from llava.data.images import BadImageError, image_path, open_rgb, why_unusable
 
 THIN = 10  # longer side over shorter side
@@ -54,7 +55,7 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
             return [fault]
         findings = _read_header(path, name, settings)
         if settings.images == "full" and not any(finding.is_error for finding in findings):
-            findings += _decode(path, name, settings.image_opening)
+            findings += _decode(path, name, settings)
         return findings
     except Exception as error:  # Pillow's readers raise many kinds on damaged files, as they would in training
         return [_broken(name, error)]
@@ -118,11 +119,11 @@ def _beginning(path: Path) -> str:
         return f": begins with {file.read(16)!r}"
 
 
-def _look_at_size(image: Image.Image, name: str, aspect_ratio: str) -> list[Finding]:
+def _look_at_size(image: Image.Image, name: str, aspect_ratio: str | None) -> list[Finding]:
     width, height = image.size
     short, long = sorted(image.size)
     findings, size = [], f"{name}: {width} x {height}"
-    prepared = prepared_pixels(image.size, aspect_ratio)
+    prepared = 0 if aspect_ratio is None else prepared_pixels(image.size, aspect_ratio)
     if prepared > most_prepared_pixels(aspect_ratio):
         return [Finding("image_bomb", f"{size}, {prepared:.2g} pixels after --image-aspect-ratio {aspect_ratio}")]
     if long > THIN * short:
@@ -154,12 +155,18 @@ def _look_at_format(image: Any, path: Path, name: str) -> list[Finding]:
     return findings
 
 
-def _decode(path: Path, name: str, opening: str) -> list[Finding]:
-    """Open as training does."""
+def _decode(path: Path, name: str, settings: CheckSettings) -> list[Finding]:
+    """Open as training does, and have a processor of the model's own prepare it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            open_rgb(path, opening)
+            picture = open_rgb(path, settings.image_opening)
         except BadImageError as error:
             return [_broken(name, error.__cause__ if isinstance(error.__cause__, Exception) else error)]
+        inputs = own_inputs(settings, "image_processor")
+        try:
+            if inputs is not None:
+                inputs.image(picture, name)
+        except BadImageError as error:
+            return [Finding("image_refused", str(error))]
     return []

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from llava.common.image_limits import ImageLimitError
+from llava.common.image_limits import ImageLimitError, check_prepared
 from llava.common.outside_files import why_unreadable
-from llava.data.check.check_settings import CheckSettings
+from llava.data.check.check_settings import VIDEO, CheckSettings
 from llava.data.check.findings import Finding
+from llava.data.check.preparing import own_inputs
 from llava.data.frames import frame_numbers
 from llava.data.images import BadImageError, image_path, why_unusable
 from llava.data.video import count_frames, open_video
@@ -34,7 +35,9 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            total = _count(path, settings)
+            total = _count(path, name, settings)
+    except _RefusedError as error:
+        return [Finding("video_refused", str(error))]
     except Exception as error:  # decoders raise many kinds on damaged files, as they would in training
         return [_broken(name, error)]
     if settings.counted_frames and total is not None and total < settings.frames:
@@ -42,11 +45,30 @@ def _check(folder: str, name: str, settings: CheckSettings) -> list[Finding]:
     return []
 
 
-def _count(path: Path, settings: CheckSettings) -> int | None:
-    """Frames of a video; None where only decoding would tell."""
-    if settings.images == "full":
-        return open_video(path, lambda total, fps: frame_numbers(total, settings.frames), settings.image_opening).total
-    return count_frames(path)
+class _RefusedError(Exception):
+    """The model's own processor does not take a video; the message says why."""
+
+
+def _count(path: Path, name: str, settings: CheckSettings) -> int | None:
+    """Frames of a video; None where only decoding would tell.
+
+    The frames that are shown are decoded, and prepared as far as that can fail, unless headers are to do.
+    """
+    if settings.images != "full":
+        return count_frames(path)
+    inputs = own_inputs(settings, "video_processor")
+    if inputs is None:
+        frames = open_video(path, lambda total, _: frame_numbers(total, settings.frames), settings.image_opening)
+        for size in {picture.size for picture in frames}:
+            if settings.family == VIDEO:
+                check_prepared(size, None)
+        return frames.total
+    frames = open_video(path, inputs.frame_numbers, settings.image_opening)
+    try:
+        inputs.video(frames, name)
+    except ValueError as error:  # as in training, where it makes a sample a bad one
+        raise _RefusedError(error) from error
+    return frames.total
 
 
 def _file_fault(path: Path, name: str) -> Finding | None:
