@@ -30,11 +30,11 @@ from llava.eval.benchmarks.reading import read_questions
 from llava.eval.run import main
 from llava.eval.runner import device_workers as workers
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.answer_settings import open_checkpoint
+from llava.eval.runner.fingerprint import open_checkpoint
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.sessions import counted, described
 from llava.eval.scoring.benchmark_result import Result
-from llava.inference.engine import Engine, ModelSpec
+from llava.inference.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -254,15 +254,28 @@ def test_a_result_names_every_device_that_answered(ask: Callable[..., int], tmp_
     ]
 
 
-def test_too_little_memory_for_the_model_is_a_sentence(ask: Callable[..., int], monkeypatch, capsys):
-    def load(spec: ModelSpec, *device: str) -> Engine:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14 GiB.\nMore.")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14 GiB.\nMore."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 14 GiB.\nMore."),
+    ],
+)
+def test_too_little_memory_is_a_sentence(error: RuntimeError, ask: Callable[..., int], monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> Engine:
+        raise error
 
-    monkeypatch.setattr(Engine, "open", load)
-    assert ask() == 1
+    first = str(error).splitlines()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "open", fail)
+        assert ask() == 1
     said = capsys.readouterr().err
     assert "cpu has too little memory for the model; give --load-4bit, or use a GPU with more memory." in said
-    assert "(CUDA out of memory. Tried to allocate 14 GiB.)" in said and "Traceback" not in said
+    assert f"({first})" in said and "Traceback" not in said
+    monkeypatch.setattr(Engine, "generate", fail)
+    assert ask() == 1
+    said = capsys.readouterr().err
+    assert "too little memory for this batch; give a smaller --batch-size." in said and f"({first})" in said
 
 
 # === What is shown and asked ===

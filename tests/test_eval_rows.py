@@ -24,6 +24,10 @@ from llava.eval.tables.rows import family
         ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"),
         ("out/tiny-duet-64/finetune/checkpoint-12", "tiny"),
         ("out/tiny-none/finetune", "tiny"),
+        # A folder around the model names the work that it belongs to, not the model.
+        ("/data/video-llava-7b/checkpoints/llava-v1.5-7b-duet-192", "llava-1.5-7b"),
+        ("/data/llava-v1.5-13b-work/llava-v1.5-7b/finetune", "llava-1.5-7b"),
+        ("hub/models--liuhaotian--llava-v1.5-13b/snapshots/4481d270cc", "llava-1.5-13b"),
     ],
 )
 def test_models_are_compared_within_families(model: str, name: str) -> None:

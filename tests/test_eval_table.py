@@ -177,6 +177,20 @@ def test_files_are_written_one_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     assert "‡" not in (tmp_path / "report" / "table-1.md").read_text(), "the same folder twice is one run"
 
 
+def test_tables_and_drawings_of_names_that_differ_in_marks_alone_are_all_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, model in enumerate(("my model", "my-model", "my+model")):
+        save(tmp_path / "results", {"a/b": 40.0 + number}, model, "duet-64")
+    out = tmp_path / "report"
+    shown(capsys, tmp_path / "results", "--out", out, "--plots")
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"my-model{ending}" for ending in ("-2.md", "-3.md", "-a-b-2.svg", "-a-b-3.svg", "-a-b.svg", ".md")
+    ]
+    texts = [(out / f"my-model{number}.md").read_text() for number in ("", "-2", "-3")]
+    assert [f"{score:.1f}" in text for score, text in zip((40, 41, 42), texts, strict=True)] == [True] * 3
+
+
 def test_bad_input_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a folder" in refused(capsys, tmp_path / "nowhere")
     assert "There is no result file in" in refused(capsys, tmp_path, "--paper")

@@ -7,12 +7,14 @@ import io
 import json
 from collections import Counter
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from llava.eval.runner.exit_status import exit_status
 from llava.eval.tables.assemble import Line, Table
 from llava.eval.tables.plots import accuracy_over_budget
 from llava.eval.tables.render import comma_separated, latex, markdown
@@ -182,3 +184,43 @@ def test_a_damaged_summary_of_the_study_is_told_in_a_sentence(tmp_path: Path) ->
         path.write_text(text)
         with pytest.raises(ValueError, match=r"summary\.json"):
             Summary.load(path)
+
+
+PATH = "/nowhere/\x1b[2J\u202e.json"
+COMMANDS = {
+    "eval_textvqa": ["--annotation-file", PATH, "--result-file", PATH],
+    "eval_pope": ["--annotation-dir", PATH, "--question-file", PATH, "--result-file", PATH],
+    "eval_science_qa": ["--base-dir", PATH, "--result-file", PATH],
+    "summarize_gpt_review": ["--files", PATH],
+    "table": [PATH],
+    "score": [PATH],
+    "cost": ["--model-path", PATH, "--device", "cpu"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_on_the_command_line_does_not_act_on_the_terminal(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = import_module(f"llava.eval.{command}").main
+    assert program(COMMANDS[command]) == 2
+    said = capsys.readouterr().err
+    assert r"\x1b[2J\u202e" in said and not {"\x1b", "\u202e"} & set(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(MemoryError(), 1), (RuntimeError("CUDA out of memory. Tried 2 GiB.\nMore."), 1), (RuntimeError("a bug"), None)],
+)
+def test_memory_that_runs_out_is_a_sentence_and_a_fault_keeps_its_traceback(
+    error: Exception, status: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> int:
+        raise error
+
+    if status is None:
+        with pytest.raises(RuntimeError, match="a bug"):
+            exit_status(program)
+    else:
+        assert exit_status(program, kept="") == status
+        assert capsys.readouterr().err.startswith("That takes more memory than there is (")

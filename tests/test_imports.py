@@ -52,6 +52,13 @@ def test_every_module_imports_without_optional_packages() -> None:
     assert int(done.stdout.split()[-1]) > 20
 
 
+def test_answers_are_scored_and_judged_without_waiting_for_torch() -> None:
+    commands = "score, data, eval_pope, eval_textvqa, eval_science_qa, eval_video_qa, eval_gpt_review_bench"
+    done = run(f"import sys\nfrom llava.eval import {commands}\nprint(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & {"torch", "transformers"}
+
+
 def test_the_method_imports_torch_and_nothing_above_it() -> None:
     done = run("import sys, llava.compression, llava.compression.schedule\nprint(*sys.modules)")
     assert done.returncode == 0, done.stderr

@@ -250,6 +250,10 @@ def test_vqav2_test_split_has_a_submission_and_no_headline(tmp_path: Path) -> No
     submission = json.loads(path.read_text(encoding="utf-8"))
     assert [line["question_id"] for line in submission] == [262144000 + number for number in range(8)]
     assert [line["answer"] for line in submission] == ["floor", "no", "", "bat", "yes", "noon", "", ""]
+    listed = tmp_path / "vqav2" / "llava_vqav2_mscoco_test2015.jsonl"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))  # of another download
+    with pytest.raises(ValueError, match="lacks 1 of 5 questions that were answered, the first is 262144000"):
+        get_benchmark("vqav2").write_submission(tmp_path, answered, tmp_path / "empty")
 
 
 def test_vqav2_validation_split(tmp_path: Path) -> None:

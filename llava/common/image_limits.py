@@ -37,7 +37,8 @@ USUAL_MOST_PIXELS = 89_478_485
 MOST_PADDED_PIXELS = 4 * USUAL_MOST_PIXELS
 TOWER_SIDE = 336  # pixels of CLIP's input
 
-_TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory")  # torch has no class for this on CPUs
+# Words of torch's own errors, which have no class of their own on CPUs.
+_TOO_LITTLE_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class ImageLimitError(UnfitFileError):

@@ -132,5 +132,15 @@ def require_number(flag: str, value: float | None, accepted: Numbers) -> None:
         raise ValueError(f"--{flag} is {shown(value)}; it must be {accepted}.")
 
 
+def require_at_least(name: str, value: int | None, smallest: int) -> None:
+    """Refuse a number that is too small; None passes.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if value is not None and value < smallest:
+        raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
+
+
 def _plain(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e10 else f"{value:g}"

@@ -23,9 +23,11 @@ import torch
 
 from llava.checkpoints.opening import open_model, resolve
 from llava.checkpoints.processors import processor_of
+from llava.common.image_limits import is_lack_of_memory
 from llava.common.json_files import write_json
-from llava.common.number_flags import checked_later, count
+from llava.common.number_flags import checked_later, count, require_at_least
 from llava.common.outputs import require_apart
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE, MODEL
 from llava.common.presets import family_of
 from llava.common.program import as_program
@@ -39,8 +41,9 @@ from llava.cost.seen_media import Vision, usual_medium
 from llava.cost.shapes import DecoderShape
 from llava.cost.timing import interleaved, timed, wait_for
 from llava.data.families import ModelInputs
-from llava.eval.runner.answer_settings import open_checkpoint
-from llava.eval.tables.costs import BatchShape, Cost, decode_rate, further_lines, require_at_least, table
+from llava.eval.runner.exit_status import tell
+from llava.eval.runner.flags import DTYPES
+from llava.eval.tables.costs import BatchShape, Cost, decode_rate, further_lines, table
 from llava.inference.engine import Engine
 from llava.inference.loading_flags import best_device, check_device
 from llava.inference.made_batches import made_batch, realised
@@ -57,7 +60,6 @@ USUAL_OF_FAMILIES = {
     "qwen2.5-vl": ("none", "qwen-640", "qwen-320", "qwen-160"),
 }
 _TOWERS = ("vision", "image", "video")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def measure(
@@ -105,10 +107,9 @@ def _fitted(
     """
     try:
         config.check_made_for(model, decoder.layers)
-        tokens = visual_tokens_per_layer(config, decoder.layers, vision, images)
+        return visual_tokens_per_layer(config, decoder.layers, vision, images)
     except ValueError as error:
         raise ValueError(f"Budget {name!r} does not fit this model: {error}") from error
-    return tokens
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
         require_apart({"--json": options.json}, [options.model_path, options.model_base, *(options.compression or [])])
-        load = _load(options)
-        budgets = _budgets(options, load)
+        config = _config(options)
+        load = _load(options, config.to_dict())
+        budgets = _budgets(options, load, config)
         model = _model(options)
         inputs = _inputs(options, model)
         load = dataclasses.replace(load, medium=realised(inputs, load.medium))
@@ -220,11 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure_tower(model, budgets, costs, load, options.repeats, inputs)
         if "train" in options.also:
             measure_training(model, budgets, costs, load, options.repeats, options.activation_checkpointing, inputs)
-    except torch.OutOfMemoryError as error:
-        print(f"Out of memory; lower --batch-size or --text-tokens: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if is_lack_of_memory(error):
+            tell(f"Out of memory; lower --batch-size or --text-tokens: {error}")
+            return 1
+        tell(in_words(error))
         return 2
     print(measured_on(model.device))
     print(f"{options.model_path}, {str(model.dtype).removeprefix('torch.')}; {load.sentence()}")
@@ -244,7 +246,8 @@ def _config(options: argparse.Namespace) -> Any:
         return random_config(options.model_path)
     if options.model_path in SHAPES:
         raise ValueError(f"{options.model_path} names a shape, not a folder; add --random-weights to measure it.")
-    config, _ = open_checkpoint(options.model_path, options.model_base)
+    checkpoint, base = resolve(options.model_path, options.model_base)
+    config: Any = checkpoint.config if checkpoint.config is not None or base is None else base.config
     if not hasattr(config, "vision_config") and not any(config.to_dict().get(f"mm_{kind}_tower") for kind in _TOWERS):
         raise ValueError(
             f"{options.model_path}, a {config.model_type}, names no vision tower (mm_vision_tower in config.json), so "
@@ -253,9 +256,8 @@ def _config(options: argparse.Namespace) -> Any:
     return config
 
 
-def _load(options: argparse.Namespace) -> BatchShape:
-    """What the flags ask of the model."""
-    config = _config(options).to_dict()
+def _load(options: argparse.Namespace, config: dict[str, Any]) -> BatchShape:
+    """What the flags ask of a model of that configuration."""
     usual = usual_medium(config)
     numbers = options.batch_size, options.text_tokens, options.images, options.new_tokens
     medium = asked_medium(options, usual)
@@ -263,13 +265,12 @@ def _load(options: argparse.Namespace) -> BatchShape:
     return BatchShape(*numbers, usual if medium is None and not alike else medium)
 
 
-def _budgets(options: argparse.Namespace, load: BatchShape) -> dict[str, CompressionConfig]:
+def _budgets(options: argparse.Namespace, load: BatchShape, config: Any) -> dict[str, CompressionConfig]:
     """What is asked for, or those of `USUAL_BUDGETS` that fit; found out before weights are made or read.
 
     Raises:
-        ValueError: if a budget that is asked for does not fit the model, or there is no such model.
+        ValueError: if a budget that is asked for does not fit the model.
     """
-    config = _config(options)
     decoder, vision = shapes_of_model(config, load.medium, load.images)
     if options.compression is None:
         scale, family = options.scale_to_depth, family_of(config)

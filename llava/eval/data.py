@@ -22,6 +22,7 @@ from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark
 from llava.eval.benchmarks.datasets import EVAL_ZIP, Dataset, DatasetPart
 from llava.eval.benchmarks.questions import Question
+from llava.eval.runner.exit_status import exit_status
 
 SAMPLE = 500
 """Images and videos that are looked for unless all are asked for, evenly spread over the questions."""
@@ -49,13 +50,13 @@ class Findings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        benchmarks = get_benchmarks(options.benchmarks)
-        if options.images and not options.check:
-            raise ValueError("--images is about what --check looks for; give both.")
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    benchmarks = get_benchmarks(options.benchmarks)
+    if options.images and not options.check:
+        raise ValueError("--images is about what --check looks for; give both.")
     if not options.check:
         print(f"Evaluation folder: {options.eval_folder}\neval.zip of LLaVA: {EVAL_ZIP}\n")
         print("\n\n".join(directions(benchmark, benchmark.dataset(), options.eval_folder) for benchmark in benchmarks))

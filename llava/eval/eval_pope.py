@@ -18,6 +18,7 @@ from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
+from llava.eval.runner.exit_status import exit_status
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.yes_no import Confusion, pope_reads
 
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--question-file", type=FILE_TO_READ, required=True, help="llava_pope_test.jsonl")
     parser.add_argument("--result-file", type=FILE_TO_READ, required=True, help="answers, JSON lines")
     options = parser.parse_args(arguments)
-    try:
-        counts, unread = _count(options.annotation_dir, options.question_file, options.result_file)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    counts, unread = _count(options.annotation_dir, options.question_file, options.result_file)
     for split, confusion in counts.items():
         print(report(split, confusion))
     print(f"Average F1: {mean(confusion.f1 for confusion in counts.values())}")

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import write_json
@@ -22,6 +21,7 @@ from llava.common.program import as_program
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.sqa import FAILED, OPTIONS, ScienceQA, option_index, read_letter, read_problems
+from llava.eval.runner.exit_status import exit_status
 from llava.eval.scoring.unread import Unread
 
 
@@ -86,22 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", help="key of pid_splits.json (default: test)")
     parser.add_argument("--options", type=list, default=list(OPTIONS), help="letters (default: ABCDE)")
     options = parser.parse_args(arguments)
-    try:
-        require_apart(
-            {"--output-file": options.output_file, "--output-result": options.output_result},
-            [options.result_file, options.base_dir / "problems.json", options.base_dir / "pid_splits.json"],
-        )
-        problems = read_problems(options.base_dir, options.split, ScienceQA.name)
-        _check(problems, options)
-        given = answers_by_id(options.result_file)
-        analyses, results = analyse(problems, given, options.options)
-        unread = _unread(problems, given, options.options)
-        for path, content in ((options.output_file, analyses), (options.output_result, results)):
-            if path is not None:
-                _write(path, content)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    require_apart(
+        {"--output-file": options.output_file, "--output-result": options.output_result},
+        [options.result_file, options.base_dir / "problems.json", options.base_dir / "pid_splits.json"],
+    )
+    problems = read_problems(options.base_dir, options.split, ScienceQA.name)
+    _check(problems, options)
+    given = answers_by_id(options.result_file)
+    analyses, results = analyse(problems, given, options.options)
+    unread = _unread(problems, given, options.options)
+    for path, content in ((options.output_file, analyses), (options.output_result, results)):
+        if path is not None:
+            write_json(path, content, indent=2, end="")
     print(summary(analyses, results))
     unread.tell(ScienceQA.unread_as)
     return 0
@@ -125,10 +125,6 @@ def _check(problems: Mapping[str, Any], options: argparse.Namespace) -> None:
     most = max(problem["answer"] for problem in problems.values()) + 1
     if most > len(options.options):
         raise ValueError(f"--options has {len(options.options)} letters, but right answers need {most}; give more.")
-
-
-def _write(path: Path, content: Any) -> None:
-    write_json(path, content, indent=2, end="")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
+from llava.common.shown import say
 from llava.eval.benchmarks.answer_lines import read_answers
 from llava.eval.benchmarks.textvqa import Annotations, TextVQA, read_annotations, textvqa_accuracy
+from llava.eval.runner.exit_status import exit_status
 from llava.eval.scoring.unread import Unread
 from llava.eval.scoring.vqa_normalise import evalai_answer
 
@@ -37,7 +39,7 @@ def eval_single(annotations: Annotations, annotation_file: Path, result_file: Pa
         accuracy = textvqa_accuracy(annotations, answers, annotation_file)
     except ValueError as error:
         raise ValueError(f"{result_file}: {error}") from error
-    print(f"{result_file.stem}\nSamples: {len(lines)}\nAccuracy: {accuracy:.2f}%\n")
+    say(f"{result_file.stem}\nSamples: {len(lines)}\nAccuracy: {accuracy:.2f}%\n")
     Unread.count((text for _, _, text in answers), lambda text: bool(evalai_answer(text))).tell(TextVQA.unread_as)
     return accuracy
 
@@ -49,23 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--result-file", type=FILE_TO_READ, help="answers, JSON lines")
     parser.add_argument("--result-dir", type=FOLDER_TO_READ, help="folder of answer files, each scored")
     options = parser.parse_args(arguments)
-    try:
-        files = [options.result_file] if options.result_file is not None else []
-        if options.result_dir is not None:
-            if not options.result_dir.is_dir():
-                raise ValueError(f"{options.result_dir} is not a folder; give the folder of the answer files.")
-            files += sorted(options.result_dir.iterdir())
-        if not files:
-            raise ValueError("There is nothing to score; give --result-file or --result-dir.")
-        annotations = read_annotations(options.annotation_file)
-        for path in files:
-            if path.suffix == ".jsonl" or path == options.result_file:
-                eval_single(annotations, options.annotation_file, path)
-            else:
-                print(f"Skipping {path.name}")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    files = [options.result_file] if options.result_file is not None else []
+    if options.result_dir is not None:
+        if not options.result_dir.is_dir():
+            raise ValueError(f"{options.result_dir} is not a folder; give the folder of the answer files.")
+        files += sorted(options.result_dir.iterdir())
+    if not files:
+        raise ValueError("There is nothing to score; give --result-file or --result-dir.")
+    annotations = read_annotations(options.annotation_file)
+    for path in files:
+        if path.suffix == ".jsonl" or path == options.result_file:
+            eval_single(annotations, options.annotation_file, path)
+        else:
+            say(f"Skipping {path.name}")
     return 0
 
 

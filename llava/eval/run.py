@@ -22,9 +22,10 @@ import torch
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.common.program import as_program
+from llava.common.shown import say
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
 from llava.eval.benchmarks.base import Benchmark, JudgedBenchmark
-from llava.eval.runner.exit_status import exit_status, printed, tell
+from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.runner.flags import add_batch_flags, add_compression_flags, add_generation_flags, check_options
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import EvaluatedModel, Job
@@ -151,7 +152,7 @@ def _score(one: BenchmarkRun, root: Path, judge: Any, results: list[Result]) -> 
             f"`python -m llava.eval.score {one.files.folder}`, scores them."
         )
         return False
-    print(printed(summary_line(result)), flush=True)
+    say(summary_line(result))
     results.append(result)
     return not one.job.problems
 

@@ -18,9 +18,10 @@ from llava.common.json_files import need
 from llava.common.outside_files import files_below
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ
 from llava.common.program import as_program
+from llava.common.shown import say
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.runner.answer_settings import SETTINGS_SUFFIX, read_described
-from llava.eval.runner.exit_status import exit_status, printed, tell
+from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.runner.result_files import BenchmarkFiles, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 
@@ -63,7 +64,7 @@ def _score_folder(options: argparse.Namespace) -> int:
             failed = True
             tell(f"{benchmark.title} could not be scored: {error}")
             continue
-        print(printed(f"{files.folder}: {summary_line(results[-1])}"))
+        say(f"{files.folder}: {summary_line(results[-1])}")
         if not results[-1].num_answered:
             failed = True
             tell(f"{files.answers.path} holds no answers, so {benchmark.title} has no score; run llava.eval.run again.")

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from llava.common.json_files import as_json
-from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ, as_text
 from llava.common.program import as_program
+from llava.common.shown import say
 from llava.eval.benchmarks.answer_lines import read_answer_lines
+from llava.eval.runner.exit_status import exit_status
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 RULER = "=" * 33
@@ -108,16 +109,16 @@ def _check(line: dict[str, Any], place: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        if not options.files and options.dir is None:
-            raise ValueError("No review is named; give --files, or --dir with a folder of them.")
-        folder = options.dir or Path()
-        files = [folder / name for name in options.files] if options.files else review_files(folder)
-        for path in sorted(files):
-            print("\n".join(summarise(path, options.ignore or ())))
-    except (ValueError, OSError) as error:
-        print(in_words(error), file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.files and options.dir is None:
+        raise ValueError("No review is named; give --files, or --dir with a folder of them.")
+    folder = options.dir or Path()
+    files = [folder / name for name in options.files] if options.files else review_files(folder)
+    for path in sorted(files):
+        say("\n".join(summarise(path, options.ignore or ())))
     return 0
 
 

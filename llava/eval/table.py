@@ -16,16 +16,18 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from llava.common.atomic_write import write_whole
-from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
+from llava.common.shown import say
+from llava.eval.runner.exit_status import exit_status
 from llava.eval.scoring.benchmark_result import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
 from llava.eval.tables.gathering import measured_rows
-from llava.eval.tables.plots import FORMATS, accuracy_over_budget, training_time_over_budget
+from llava.eval.tables.plots import FORMATS, accuracy_over_budget
 from llava.eval.tables.published import PublishedTable, read_table, table_names
 from llava.eval.tables.render import comma_separated, latex, markdown
 from llava.eval.tables.rows import MeasuredRow
@@ -37,20 +39,20 @@ ENDINGS = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.plots and options.out is None:
-            raise ValueError("--plots needs --out, the folder that drawings are written to.")
-        rows, training = _found(options.folders)
-        tables = _tables(options, rows, training)
-        if options.out is None:
-            print(_text(tables, options.format), end="")
-        else:
-            _write(tables, options.format, options.out)
-        if options.plots:
-            _draw(rows, training, options.out, options.plot_format)
-    except (ValueError, OSError) as error:
-        print(in_words(error), file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(options), kept="")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.plots and options.out is None:
+        raise ValueError("--plots needs --out, the folder that drawings are written to.")
+    rows, training = _found(options.folders)
+    tables = _tables(options, rows, training)
+    if options.out is None:
+        say(_text(tables, options.format), end="")
+    else:
+        _write(tables, options.format, options.out)
+    if options.plots:
+        _draw(rows, training, options.out, options.plot_format)
     return 0
 
 
@@ -101,29 +103,31 @@ def _text(tables: Sequence[Table], form: str) -> str:
 def _write(tables: Sequence[Table], form: str, folder: Path) -> None:
     """One file for each table, each in one step."""
     folder.mkdir(parents=True, exist_ok=True)
+    taken: set[Path] = set()
     for table in tables:
-        path = folder / f"{_file_name(table.name)}{ENDINGS[form]}"
+        path = _free_path(folder, table.name, ENDINGS[form], taken)
         write_whole(path, _text([table], form))
-        print(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _draw(rows: Sequence[MeasuredRow], training: Sequence[TrainingRun], folder: Path, ending: str) -> None:
     """Accuracy over budget for each family and benchmark, training time over budget for each family."""
+    taken: set[Path] = set()
     for family in dict.fromkeys(row.family for row in rows):
         some = [row for row in rows if row.family == family]
         for name, title in {name: title for row in some for name, title in row.titles.items()}.items():
             series, baseline = _accuracies(some, name)
             if series:
-                path = folder / f"{_file_name(family)}-{name}{ending}"
-                print(f"wrote {accuracy_over_budget(series, path, title=family, ylabel=title, baseline=baseline)}")
+                path = _free_path(folder, f"{family}-{name}", ending, taken)
+                say(f"wrote {accuracy_over_budget(series, path, title=family, ylabel=title, baseline=baseline)}")
     for family in dict.fromkeys(run.family for run in training):
         times: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
         for run in training:
             if run.family == family:
                 hours = run.total / 3600
                 times[_method(run.compression)].append((run.tokens, hours, hours, hours))
-        path = folder / f"{_file_name(family)}-training-time{ending}"
-        print(f"wrote {training_time_over_budget(times, path, title=family)}")
+        path = _free_path(folder, f"{family}-training-time", ending, taken)
+        say(f"wrote {accuracy_over_budget(times, path, title=family, ylabel='training time (h)')}")
 
 
 def _accuracies(
@@ -162,8 +166,20 @@ def _method(compression: str) -> str:
     return re.sub(r"-\d{1,4}(?=-|$)", "", compression)
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-") or "table"
+def _free_path(folder: Path, name: str, ending: str, taken: set[Path]) -> Path:
+    """Where to write what has a name; of several that make one file name all but the first get a number.
+
+    Args:
+        folder: folder of the file.
+        name: name, in any characters.
+        ending: ending of the file.
+        taken: files of this call; the path is added.
+    """
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-") or "table"
+    paths = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{ending}" for number in count(1))
+    path = next(path for path in paths if path not in taken)
+    taken.add(path)
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from llava.eval.scoring.yes_no import mme_points, mme_reading
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+_PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 
 _FOLDER = "MME"
 _RELEASE = "MME_Benchmark_release_version"
@@ -51,8 +52,6 @@ Truths = Mapping[tuple[str, str, str], Truth]
 
 @dataclass(frozen=True)
 class _Verdict:
-    category: str
-    image: str
     file: str
     truth: Truth
     text: str
@@ -87,7 +86,7 @@ class MME(Benchmark):
                 [[verdict.right for verdict in verdicts] for verdicts in images.values()],
                 [len(verdicts) >= asked[key] for key, verdicts in images.items()],
             )
-        sums = {name: sum(values.get(category, 0.0) for category in part) for name, part in _parts().items()}
+        sums = {name: sum(values.get(category, 0.0) for category in part) for name, part in _PARTS.items()}
         total = sum(sums.values())
         notes = ["The headline is the sum of perception and cognition, at most 2800."]
         missing = [category for category in (*PERCEPTION, *COGNITION) if category not in values]
@@ -166,17 +165,13 @@ def _by_image(truths: Truths, answers: Sequence[Answer]) -> dict[tuple[str, str]
                 f"{shown(str(answer.question.question_id))[1:-1]} (looked for in {category}/{image}.txt); {_RELEASE} "
                 "and llava_mme.jsonl do not belong together, download both again."
             )
-        groups[category, image].append(_Verdict(category, image, name.name, truth, answer.text))
+        groups[category, image].append(_Verdict(name.name, truth, answer.text))
     return groups
 
 
 def _asked(truths: Truths) -> Counter[tuple[str, str]]:
     """How many questions there are about each image."""
     return Counter((category, image) for category, image, _ in truths)
-
-
-def _parts() -> dict[str, tuple[str, ...]]:
-    return {"perception": PERCEPTION, "cognition": COGNITION}
 
 
 def _line(verdict: _Verdict) -> str:

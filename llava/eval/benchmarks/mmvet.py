@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava.common.json_files import write_json
 from llava.common.yaml_files import table_beside
@@ -28,6 +28,14 @@ _SCORE = re.compile(
 )
 
 
+class _Truth(NamedTuple):
+    """What mm-vet.json says of a question."""
+
+    question: str
+    answer: str
+    capabilities: list[str]
+
+
 class MMVet(JudgedBenchmark):
     """MM-Vet's 218 questions; the score is the mean of the judge's grades times 100."""
 
@@ -44,13 +52,19 @@ class MMVet(JudgedBenchmark):
         path = _place(root, "mm-vet.json")
         facts = read_json(path, self.name)
         truths = [_truth(facts, answer.question, path) for answer in answers]
-        requests = [_request(truth, answer) for truth, answer in zip(truths, answers, strict=True)]
+        requests = [
+            JudgeRequest(
+                ({"role": "user", "content": grading_prompt(truth.question, truth.answer, answer.text)},),
+                {"question_id": answer.question.question_id},
+            )
+            for truth, answer in zip(truths, answers, strict=True)
+        ]
         verdicts = judge.grade(requests, read_score, reviews, REMINDER, MAX_TOKENS)
         grades_of(verdicts)
         scores: dict[str, list[float]] = {}
         for truth, verdict in zip(truths, verdicts, strict=True):
             if verdict.grade is not None:
-                for name in ("total", *sorted(map(str, truth["capability"]))):
+                for name in ("total", *sorted(truth.capabilities)):
                     scores.setdefault(name, []).append(100 * verdict.grade["score"])
         values = {name: fmean(numbers) for name, numbers in scores.items()}
         return judged_scores(values["total"], values, verdicts, PUBLISHED_JUDGE)
@@ -103,21 +117,13 @@ def read_score(text: str) -> Grade | None:
     return {"score": score} if score <= 1 else None
 
 
-def _request(truth: Mapping[str, Any], answer: Answer) -> JudgeRequest:
-    place = f"Question {answer.question.question_id} of MM-Vet"
-    prompt = grading_prompt(need_text(truth, "question", place), need_text(truth, "answer", place), answer.text)
-    return JudgeRequest(({"role": "user", "content": prompt},), {"question_id": answer.question.question_id})
-
-
-def _truth(facts: Any, question: Question, path: Path) -> Mapping[str, Any]:
+def _truth(facts: Any, question: Question, path: Path) -> _Truth:
     name = f"v1_{question.question_id}"
     if not isinstance(facts, dict) or not isinstance(facts.get(name), dict):
         raise ValueError(f"{path} has no question {name}; it does not fit llava-mm-vet.jsonl, download both again.")
-    for needed in ("question", "answer"):
-        need_text(facts[name], needed, f"{path}, {name}")
-    need_list(facts[name], "capability", f"{path}, {name}")
-    truth: Mapping[str, Any] = facts[name]
-    return truth
+    record, place = facts[name], f"{path}, {name}"
+    asked, answer = (need_text(record, field, place) for field in ("question", "answer"))
+    return _Truth(asked, answer, [str(capability) for capability in need_list(record, "capability", place)])
 
 
 def _place(root: Path, name: str) -> Path:

@@ -20,6 +20,9 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 """What LLaVA puts behind a question that has a short answer."""
 
 _ANSWERS = "people"
+_OF_VALIDATION = (
+    "Validation split, scored here with the official formula; papers print what the server says of the test split."
+)
 
 
 class OpenAnswers(Benchmark):
@@ -48,8 +51,23 @@ class OpenAnswers(Benchmark):
         return read_questions(asked, images, self.name)
 
     def score(self, root: Path, answers: Sequence[Answer]) -> Scores:
-        """See `Benchmark.score`."""
-        return open_scores(answers, f"the evaluation server of {self.title.removesuffix('v2')}")
+        """See `Benchmark.score`: soft accuracy in per cent, in all and by type of answer; none without labels."""
+        groups: dict[str, list[float]] = defaultdict(list)
+        for answer in answers:
+            facts = answer.question.facts
+            if _ANSWERS not in facts:
+                server = f"the evaluation server of {self.title.removesuffix('v2')}"
+                note = f"These questions have no public labels; {server} scores the submission file."
+                return Scores(None, notes=(note,))
+            try:
+                share = vqa_accuracy(answer.text, facts[_ANSWERS])
+            except ValueError as error:
+                raise ValueError(f"The annotation of question {answer.question.question_id}: {error}") from error
+            groups["accuracy"].append(share)
+            if facts["answer_type"]:
+                groups[f"answer_type/{facts['answer_type']}"].append(share)
+        values = {name: per_cent(shares) for name, shares in groups.items()}
+        return Scores(values["accuracy"], values, (_OF_VALIDATION,))
 
     def reads(self, answer: Answer) -> bool:
         """See `Benchmark.reads`; of marks and articles alone nothing is left to compare."""
@@ -102,33 +120,3 @@ def labelled_question(
     answers = tuple(need_text(answer, "answer", place) for answer in need_list(annotation, "answers", place))
     answer_type = need(annotation, "answer_type", str, place, optional=True)
     return Question(question_id, text, (image,), facts={_ANSWERS: answers, "answer_type": answer_type})
-
-
-def open_scores(answers: Sequence[Answer], server: str) -> Scores:
-    """Soft accuracy in per cent, in all and by type of answer; no headline where the questions have no labels.
-
-    Args:
-        answers: people's answers; at least one.
-        server: who scores answers without labels, as a noun.
-
-    Raises:
-        ValueError: if a question has not ten people's answers.
-    """
-    groups: dict[str, list[float]] = defaultdict(list)
-    for answer in answers:
-        facts = answer.question.facts
-        if _ANSWERS not in facts:
-            note = f"These questions have no public labels; {server} scores the submission file."
-            return Scores(None, notes=(note,))
-        try:
-            share = vqa_accuracy(answer.text, facts[_ANSWERS])
-        except ValueError as error:
-            raise ValueError(f"The annotation of question {answer.question.question_id}: {error}") from error
-        groups["accuracy"].append(share)
-        if facts["answer_type"]:
-            groups[f"answer_type/{facts['answer_type']}"].append(share)
-    values = {name: per_cent(shares) for name, shares in groups.items()}
-    note = (
-        "Validation split, scored here with the official formula; papers print what the server says of the test split."
-    )
-    return Scores(values["accuracy"], values, (note,))

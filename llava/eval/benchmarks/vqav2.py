@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.common.json_files import need
+from llava.common.shown import shown
 from llava.eval.benchmarks.open_answers import SHORT_ANSWER, OpenAnswers, labelled_question
 from llava.eval.benchmarks.questions import Question
 from llava.eval.benchmarks.reading import need_id, need_list, need_question, read_json_as, read_json_lines, require_some
@@ -53,11 +54,17 @@ class VQAv2(OpenAnswers):
 
     def submission(self, path: Path, given: Mapping[str, str]) -> list[dict[str, Any]]:
         """See `OpenAnswers.submission`: every question of the whole test split, empty where there is no answer."""
-        submission = []
+        submission, unlisted = [], dict.fromkeys(given)
         for number, record in enumerate(require_some(read_json_lines(path, self.name), path), start=1):
             question_id = need_id(record, "question_id", f"{path}, line {number}")
             text = given.get(str(question_id))
+            unlisted.pop(str(question_id), None)
             submission.append({"question_id": question_id, "answer": "" if text is None else evalai_answer(text)})
+        if unlisted:
+            raise ValueError(
+                f"{path} lacks {len(unlisted)} of {len(given)} questions that were answered, the first is "
+                f"{shown(next(iter(unlisted)))[1:-1]}; the two files do not belong together, download both again."
+            )
         return submission
 
 

@@ -134,7 +134,7 @@ class Judge:
         """
         digests = [request.digest(self.api.model) for request in requests]
         with VerdictFile(reviews) as file:
-            graded = {name for name, line in file.lines.items() if parse(_content(line)) is not None}
+            graded = {name for name, line in file.lines.items() if parse(line["content"]) is not None}
             missing = {
                 digest: request for digest, request in zip(digests, requests, strict=True) if digest not in graded
             }
@@ -291,13 +291,8 @@ def verdict_line(digest: str, request: JudgeRequest, reply: Reply, grade: Grade 
     return line | ({"ungraded": True} if grade is None else grade)
 
 
-def _content(line: Mapping[str, Any]) -> str:
-    content: str = line["content"]
-    return content
-
-
 def _verdict(line: Mapping[str, Any], parse: Parser) -> Verdict:
-    return Verdict(parse(_content(line)), _content(line), line["judge"], line.get("temperature", 0.0))
+    return Verdict(parse(line["content"]), line["content"], line["judge"], line.get("temperature", 0.0))
 
 
 def _line(line: bytes) -> dict[str, Any] | None:

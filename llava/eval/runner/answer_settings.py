@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llava.checkpoints.opening import resolve
 from llava.common.json_files import as_json, need, read_object
 from llava.eval.benchmarks.questions import Question
-from llava.eval.runner.fingerprint import Fingerprint, fingerprint
 
 SETTINGS_SUFFIX = ".settings.json"
 _DESCRIBING: dict[str, dict[str, type]] = {
@@ -32,17 +30,6 @@ class OtherSettingsError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, Fingerprint]:
-    """The configuration that a model will have, and the fingerprint of its files, without loading it.
-
-    Raises:
-        ValueError: if there is nothing to open.
-    """
-    checkpoint, base = resolve(model_path, model_base)
-    config = checkpoint.config if checkpoint.config is not None or base is None else base.config
-    return config, fingerprint(checkpoint, base)
 
 
 def hash_of(questions: Sequence[Question]) -> str:

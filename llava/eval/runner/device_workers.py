@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 
 from llava.common.child_processes import ctrl_c_left_to_parent, end_with
+from llava.common.image_limits import is_lack_of_memory
 from llava.cost.machine import device_name
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.questions import Question
@@ -112,7 +113,9 @@ class ThisProcess(DeviceWorkers):
             self.devices = [device_name(self._engine.device)]
         try:
             yield from run_assignment(self._engine, assignment, tasks, rank=0, workers=1)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error):
+                raise
             raise WorkerError(_reason(error)) from error
 
     def close(self, patience: float = _PATIENCE) -> None:
@@ -209,7 +212,9 @@ def load(spec: ModelSpec, device: str) -> Engine:
     """
     try:
         return Engine.open(spec, device, {"": device})
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
         smaller = "" if spec.bits == 4 else "give --load-4bit, or "
         raise WorkerError(
             f"{device} has too little memory for the model; {smaller}use a GPU with more memory. ({_first_line(error)})"
@@ -259,7 +264,7 @@ def _work(connection: Connection, spec: ModelSpec, device: str, rank: int, worke
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the process that deals out is gone
     except Exception as error:
-        if not isinstance(error, ValueError | WorkerError):
+        if not (isinstance(error, ValueError | WorkerError) or is_lack_of_memory(error)):
             logger.exception("Evaluation process %d failed.", rank)
         kind = ValueError if isinstance(error, ValueError) else WorkerError
         connection.send(kind(_reason(error)))
@@ -276,7 +281,7 @@ def _dealt(connection: Connection) -> Iterator[Task]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_lack_of_memory(error):
         first = _first_line(error)
         return f"The device has too little memory for this batch; give a smaller --batch-size. ({first})"
     return str(error) if isinstance(error, ValueError | WorkerError) else f"{type(error).__name__}: {error}"

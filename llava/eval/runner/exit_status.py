@@ -6,9 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 
+from llava.common.image_limits import is_lack_of_memory
 from llava.common.outside_files import in_words
 from llava.common.program import INTERRUPTED
-from llava.common.shown import printable
+from llava.common.shown import say
 
 KEPT = "What was done until now is kept, and the same command goes on from there."
 
@@ -25,8 +26,8 @@ def exit_status(program: Callable[[], int], kept: str = KEPT) -> int:
         kept: what is said of its work where Ctrl-C ends it.
 
     Returns:
-        its status; 2 for wrong input, a file that cannot be read or written, or memory that ran out; 130 if it was
-        interrupted; 1 if a worker process died or its device ran out of memory.
+        its status; 2 for wrong input, or a file that cannot be read or written; 130 if it was interrupted; 1 if a
+        worker process died or memory ran out, of the device or of the machine.
     """
     logging.basicConfig(level=logging.WARNING)
     try:
@@ -34,19 +35,20 @@ def exit_status(program: Callable[[], int], kept: str = KEPT) -> int:
     except WorkerError as error:
         tell(f"{error} {KEPT}")
         return 1
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError) as error:
         tell(in_words(error))
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        tell(f"That takes more memory than there is ({first}). {kept}".rstrip())
+        return 1
     except KeyboardInterrupt:
         tell(f"Stopped. {kept}".rstrip())
         return INTERRUPTED
 
 
 def tell(text: str) -> None:
-    """Print lines on standard error, as `printed` makes them."""
-    print(printed(text), file=sys.stderr, flush=True)
-
-
-def printed(text: str) -> str:
-    """Lines for a terminal; control characters, as of a file's name or a server's reply, are made visible."""
-    return "\n".join(map(printable, text.split("\n")))
+    """Print lines on standard error, as `llava.common.shown.say` does."""
+    say(text, file=sys.stderr)

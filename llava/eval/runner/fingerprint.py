@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from llava.checkpoints.contents import Checkpoint
 from llava.checkpoints.lora import NON_LORA_FILE
+from llava.checkpoints.opening import resolve
 from llava.checkpoints.tokenizer import TOKENIZER_FILES
 from llava.model.weights import weight_files
 
@@ -41,6 +42,17 @@ _LARGEST_HEADER = 100_000_000
 
 Fingerprint = dict[str, list[Any]]
 """Size and digest of each file, by what it belongs to and its name."""
+
+
+def open_checkpoint(model_path: str, model_base: str | None) -> tuple[Any, Fingerprint]:
+    """The configuration that a model will have, and the fingerprint of its files, without loading it.
+
+    Raises:
+        ValueError: if there is nothing to open.
+    """
+    checkpoint, base = resolve(model_path, model_base)
+    config = checkpoint.config if checkpoint.config is not None or base is None else base.config
+    return config, fingerprint(checkpoint, base)
 
 
 def fingerprint(checkpoint: Checkpoint, base: Checkpoint | None) -> Fingerprint:

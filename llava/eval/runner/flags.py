@@ -16,6 +16,7 @@ from llava.common.number_flags import (
     budget_number,
     count,
     not_negative,
+    require_at_least,
     require_number,
     share,
 )
@@ -181,16 +182,6 @@ def check_options(options: argparse.Namespace) -> None:
         require_number(flag, value, accepted)
     if options.device:
         check_device(options.device)
-
-
-def require_at_least(name: str, value: int | None, smallest: int) -> None:
-    """Refuse a number that is too small; None passes.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    if value is not None and value < smallest:
-        raise ValueError(f"--{name} is {value}; it must be {smallest} or more.")
 
 
 def _text(value: Any) -> str | None:

@@ -14,8 +14,8 @@ from llava.compression.config import CompressionConfig
 from llava.cost.flops import visual_tokens_per_layer
 from llava.cost.seen_media import seen_by
 from llava.data.families import ModelInputs, family_of
-from llava.eval.runner.answer_settings import open_checkpoint
 from llava.eval.runner.device_workers import DeviceWorkers, ThisProcess, WorkerProcesses
+from llava.eval.runner.fingerprint import open_checkpoint
 from llava.eval.runner.flags import budget, compression_name
 from llava.eval.runner.jobs import EvaluatedModel
 from llava.inference.engine import ModelSpec

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from llava.common.number_flags import require_at_least
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_READ, FOLDER_OR_NONE, as_text
 from llava.eval.benchmarks.questions import Question
@@ -16,13 +17,7 @@ from llava.eval.benchmarks.reading import read_questions
 from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.answer_settings import SETTINGS_SUFFIX, OtherSettingsError
 from llava.eval.runner.exit_status import exit_status, tell
-from llava.eval.runner.flags import (
-    add_batch_flags,
-    add_compression_flags,
-    add_generation_flags,
-    check_options,
-    require_at_least,
-)
+from llava.eval.runner.flags import add_batch_flags, add_compression_flags, add_generation_flags, check_options
 from llava.eval.runner.from_flags import devices_of, evaluated_model, generation_of, loader_workers_of, workers_of
 from llava.eval.runner.jobs import Job
 from llava.eval.runner.result_files import result_file

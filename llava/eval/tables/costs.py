@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from llava.common.number_flags import require_at_least
 from llava.cost.flops import average_visual_tokens, describe
 from llava.cost.seen_media import Medium
 from llava.cost.timing import spread
@@ -68,12 +69,6 @@ class BatchShape:
         )
 
 
-def require_at_least(flag: str, value: int, smallest: int) -> None:
-    """Raise ValueError, naming the flag, for a smaller value."""
-    if value < smallest:
-        raise ValueError(f"--{flag} is {value}; it must be {smallest} or more.")
-
-
 def further_lines(costs: Sequence[Cost]) -> list[str]:
     """A line for each budget and each of the further measurements; against the first budget."""
     lines, dense = [], costs[0]
@@ -104,16 +99,13 @@ def table(costs: Sequence[Cost], load: BatchShape) -> str:
         measured = f"{median(seconds) * 1e3:.1f} ({min(seconds) * 1e3:.1f}-{max(seconds) * 1e3:.1f})"
         peak = "not measured" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
         lines.append(
-            f"{cost.budget:{width}}  {average_visual_tokens(cost.visual_tokens):7.2f} {_rows_flops(cost, load):8.3g}"
+            f"{cost.budget:{width}}  {average_visual_tokens(cost.visual_tokens):7.2f} "
+            f"{cost.flops * load.rows / 1e12:8.3g}"
             f"  {cost.kv_bytes / 2**20:9.2f}  {measured:>28}"
             f"  {median(dense.prefill_seconds) / median(seconds):6.2f}x {dense.flops / cost.flops:10.2f}x"
             f"  {decode_rate(cost, load):8.1f} {peak:>12}  {describe(cost.visual_tokens)}"
         )
     return "\n".join(lines)
-
-
-def _rows_flops(cost: Cost, load: BatchShape) -> float:
-    return cost.flops * load.rows / 1e12
 
 
 def decode_rate(cost: Cost, load: BatchShape) -> float:

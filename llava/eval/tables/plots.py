@@ -60,11 +60,6 @@ def accuracy_over_budget(
     return path
 
 
-def training_time_over_budget(series: Series, path: Path, *, title: str = "", baseline: float | None = None) -> Path:
-    """Draw training hours over budgets; arguments, return and errors as in `accuracy_over_budget`."""
-    return accuracy_over_budget(series, path, title=title, ylabel="training time (h)", baseline=baseline)
-
-
 def _label(method: str) -> str:
     """A name for the legend, which leaves out what begins with an underscore."""
     name = printable(method)

@@ -129,10 +129,10 @@ def family(model: str) -> str:
     >>> family("./checkpoints/reproduce/llava-v1.5-7b-duet-192/finetune")
     'llava-1.5-7b'
     """
-    text = model.lower().replace("_", "-")
-    for name, pattern in _FAMILIES.items():
-        if re.search(pattern, text):
-            return name
+    for part in reversed(re.split(r"[/\\]", model.lower().replace("_", "-"))):  # a folder around it may be of another
+        for name, pattern in _FAMILIES.items():
+            if re.search(pattern, part):
+                return name
     return _telling_part(model).removesuffix(f"-{_named_preset(model)}")
 
 
