@@ -207,11 +207,9 @@ def _check_public(target: _Target, route: Route) -> None:
         if _is_proxied(target):
             return
         raise
-    private = [address for address in addresses if not is_public(address)]
-    if private:
+    if not all(map(is_public, addresses)):  # which they are says something about the network here, so it is not told
         raise FetchError(
-            f"{target.name} is {private[0]}, an address of this machine or of a private network; only public hosts are "
-            "accepted here."
+            f"{target.name} is on this machine or in a private network; only public hosts are accepted here."
         )
 
 
