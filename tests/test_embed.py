@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from test_chat import pictures
 from tiny_backbones import WRITERS, write_media
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -187,10 +190,37 @@ def test_a_broken_image_keeps_no_other_from_its_file(
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_name_that_is_not_utf8_keeps_no_other_from_the_index(
+    folders: dict[str, Path], budget: Path, media: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    """Writing the index failed at its end, when every image had been embedded."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(media[0][0], odd)
+    made = ["--image-file", odd, media[0][0], "--compression", budget, "--question", QUESTION]
+    assert run(folders["llava-1.5"], tmp_path / "out", *made) == 0
+    rows = lines(tmp_path / "out" / embed.INDEX)
+    assert [row["of"] for row in rows] == [str(odd), str(media[0][0])]
+    assert all((tmp_path / "out" / row["file"]).is_file() for row in rows)
+    assert len(lines(tmp_path / "out" / embed.REQUESTS)) == 2
+
+
+def test_a_file_that_is_given_as_an_image_and_as_a_video_is_embedded_as_both(
+    folders: dict[str, Path], budget: Path, tmp_path: Path
+) -> None:
+    """It was taken for a video twice."""
+    moving, frames = tmp_path / "moving.gif", pictures(4)
+    frames[0].save(moving, save_all=True, append_images=frames[1:], duration=100)
+    made = ["--image-file", moving, "--video-file", moving, "--compression", budget, "--question", QUESTION]
+    assert run(folders["video-llava"], tmp_path / "out", *made, "--form", "input_embeds") == 0
+    image, video = lines(tmp_path / "out" / embed.INDEX)
+    assert image["visual_tokens"] < video["visual_tokens"] and image["file"] != video["file"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ([], "nothing to embed"),
+        (["--image-file", "{image}", "--question", " "], "--question is blank"),
         (["--video-file", "{clip}"], "goes with whole prompts"),
         (["--image-file", "{image}", "--form", "input_embeds"], "--question"),
         (["--image-file", "{image}", "--compression", "no-such-budget"], "no-such-budget"),

@@ -8,11 +8,10 @@ python -m llava.serve.embed --model-path CHECKPOINT --compression duet-v2v-64 --
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +20,7 @@ from llava.checkpoints.conversion import require_new, require_outside
 from llava.checkpoints.language_model import write_language_model
 from llava.checkpoints.transformers_format import type_there
 from llava.common.atomic_write import whole_file, write_whole
+from llava.common.json_lines import write_lines
 from llava.common.number_flags import count, not_negative
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE
@@ -32,6 +32,7 @@ from llava.data.frames import Frames
 from llava.inference.batches import Prompt
 from llava.inference.engine import Engine
 from llava.inference.loading_flags import add_loading_flags, add_media_flags, check_device, open_engine
+from llava.inference.question_text import check_question
 from llava.inference.typed_images import read_image
 from llava.inference.typed_videos import checked_video, read_video
 from llava.mm_utils import aspect_ratio_of, model_name_of
@@ -48,6 +49,7 @@ from llava.serve.embeddings import (
 
 IMAGE_FORM = FORMS[0]
 INDEX, REQUESTS, TEMPLATE = "embeddings.jsonl", "requests.jsonl", "chat_template.jinja"
+Medium = TypeVar("Medium", Image.Image, Frames, Image.Image | Frames)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,71 +87,76 @@ class _Writer:
         self.options = options
         self.name = options.served_name or model_name_of(options.model_path)
         self._taken: set[str] = set()
+        self._failed = 0
 
     def run(self) -> tuple[int, int]:
         """Write everything; returns how many files were written, and how many media could not be read."""
         options, folder = self.options, self.options.output
-        folder.mkdir(parents=True, exist_ok=True)
-        written, failed = 0, 0
-        with whole_file(folder / INDEX) as index, whole_file(folder / REQUESTS) as requests:
-            for place, row, request in self._rows():
-                if row is None:
-                    failed += 1
-                    continue
-                index.write(json.dumps({"of": place} | row, ensure_ascii=False) + "\n")
+        index: list[dict[str, Any]] = []
+
+        def requests() -> Iterator[dict[str, Any]]:
+            for place, values, visual, request in self._embedded():
+                index.append({"of": place} | self._saved(place, values) | {"visual_tokens": visual})
                 if request is not None:
-                    requests.write(json.dumps(request, ensure_ascii=False) + "\n")
-                written += 1
+                    yield request
+
+        write_lines(folder / REQUESTS, requests())
+        write_lines(folder / INDEX, index)
         if not options.question:
             (folder / REQUESTS).unlink()
         elif options.form == IMAGE_FORM and self.engine.inputs.template in conv_templates:
             write_whole(folder / TEMPLATE, chat_template(self.engine.inputs.template))
-        return written, failed
+        return len(index), self._failed
 
-    def _rows(self) -> Iterator[tuple[str, dict[str, Any] | None, dict[str, Any] | None]]:
-        """For each medium its place, its row of the index (None if it could not be read), and its request."""
-        if self.options.form == IMAGE_FORM:
+    def _embedded(self) -> Iterator[tuple[str, torch.Tensor, int, dict[str, Any] | None]]:
+        """Of each medium that can be read: place, embeddings, how many of them are visual, and request if asked for."""
+        options = self.options
+        if options.form == IMAGE_FORM:
             yield from self._images()
             return
-        for place in [*self.options.image_file, *self.options.video_file]:
-            medium = self._read(place)
-            if medium is None:
-                yield place, None, None
-                continue
-            made = prompt_embedding(self.engine, Prompt(self.options.question, (medium,)), self.budget)
-            request = prompt_request(
-                self.options.form, self.name, made.values, self.options.max_new_tokens, self.options.temperature
-            )
-            yield place, self._saved(place, made.values) | {"visual_tokens": made.visual}, request
-
-    def _images(self) -> Iterator[tuple[str, dict[str, Any] | None, dict[str, Any] | None]]:
-        more = {"max_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
-        places, size = self.options.image_file, self.options.batch_size
-        for start in range(0, len(places), size):
-            read = [(place, self._read(place)) for place in places[start : start + size]]
-            pictures = [picture for _, picture in read if isinstance(picture, Image.Image)]
-            made = iter(image_embeddings(self.engine, pictures, self.budget) if pictures else ())
-            for place, picture in read:
-                if picture is None:
-                    yield place, None, None
+        readers: dict[Callable[[str], Image.Image | Frames], list[str]] = {
+            self._picture: options.image_file,
+            self._video: options.video_file,
+        }
+        for read, places in readers.items():
+            for place in places:
+                medium = self._read(read, place)
+                if medium is None:
                     continue
-                image = next(made)
-                question = self.options.question
-                request = chat_request(self.name, question, [image], more) if question else None
-                yield place, self._saved(place, image) | {"visual_tokens": len(image)}, request
+                made = prompt_embedding(self.engine, Prompt(options.question, (medium,)), self.budget)
+                request = prompt_request(
+                    options.form, self.name, made.values, options.max_new_tokens, options.temperature
+                )
+                yield place, made.values, made.visual, request
 
-    def _read(self, place: str) -> Image.Image | Frames | None:
+    def _images(self) -> Iterator[tuple[str, torch.Tensor, int, dict[str, Any] | None]]:
+        question, places, size = self.options.question, self.options.image_file, self.options.batch_size
+        more = {"max_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
+        for start in range(0, len(places), size):
+            read = [(place, self._read(self._picture, place)) for place in places[start : start + size]]
+            shown = [(place, picture) for place, picture in read if picture is not None]
+            made = image_embeddings(self.engine, [picture for _, picture in shown], self.budget) if shown else []
+            for (place, _), image in zip(shown, made, strict=True):
+                request = chat_request(self.name, question, [image], more) if question else None
+                yield place, image, len(image), request
+
+    def _read(self, read: Callable[[str], Medium], place: str) -> Medium | None:
         """An image or a video; None, after a sentence on standard error, where it cannot be read."""
         try:
-            if place in self.options.video_file:
-                return read_video(place, self.engine.inputs)
-            inputs = self.engine.inputs
-            picture = read_image(place, inputs.image_opening, aspect_ratio=aspect_ratio_of(self.engine.model.config))
-            inputs.image(picture, "The image")  # to say now what would be said of the whole batch
-            return picture
+            return read(place)
         except (ValueError, OSError) as error:
             say(in_words(error), file=sys.stderr)
+            self._failed += 1
             return None
+
+    def _picture(self, place: str) -> Image.Image:
+        inputs = self.engine.inputs
+        picture = read_image(place, inputs.image_opening, aspect_ratio=aspect_ratio_of(self.engine.model.config))
+        inputs.image(picture, "The image")  # to say now what would be said of the whole batch
+        return picture
+
+    def _video(self, place: str) -> Frames:
+        return read_video(place, self.engine.inputs)
 
     def _saved(self, place: str, values: torch.Tensor) -> dict[str, Any]:
         """Write a tensor under a name of its own; returns what the index says of it."""
@@ -182,6 +189,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--video-file goes with whole prompts: --form {FORMS[1]} or {FORMS[2]}.")
     if options.form != IMAGE_FORM and not options.question:
         raise ValueError(f"--form {options.form} embeds a whole prompt; give its question (--question).")
+    if options.question:
+        check_question(options.question, "--question")
     if options.compression:
         CompressionConfig.resolve(options.compression)
     for place in options.video_file:
