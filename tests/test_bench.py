@@ -333,16 +333,27 @@ def test_the_command_prints_and_writes_what_was_measured(folder: Path, tmp_path:
     ("words", "sentence"),
     [
         (["--shape", "huge"], "There is no shape 'huge'; give llava-1.5-7b"),
-        (["--shape", "tiny", "--repeats", "0"], "--repeats is 0"),
         (["--shape", "tiny", "--picture", "out.gif"], "--picture is out.gif; a drawing must end in .svg"),
         (["--shape", "tiny", "--json", "nowhere/out.json"], "--json names a file in 'nowhere'"),
         (["--shape", "tiny", "--lengths", "5,9", "--text", "equal", "ragged"], "so give one --text"),
+        (["--shape", "tiny", "--lengths", "5,9", "--batch-size", "2"], "neither --batch-size nor --text-tokens"),
         (["--shape", "tiny", "--no-attribution", "--picture", "out.svg"], "leave out --no-attribution"),
     ],
 )
 def test_flags_that_do_not_fit_are_a_sentence(words: list[str], sentence: str, capsys) -> None:
     assert main([*words, "--device", "cpu"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_what_was_measured_before_a_mode_that_cannot_be_run_is_written(tmp_path: Path, capsys) -> None:
+    """Hours of measuring were lost where a later mode refused the model; rows of given lengths were called equal."""
+    folder = write_model(tmp_path / "next", image_aspect_ratio="anyres")
+    words = ["--shape", str(folder), "--mode", "tower", "recipe", "--repeats", "1", "--device", "cpu", "--lengths"]
+    words += ["9,12", "--no-attribution", "--compression", "none", "--json", str(tmp_path / "out.json")]
+    assert main(words) == 2
+    assert "--mode recipe makes data for a LLaVA-1.5; this model is a llava-next" in capsys.readouterr().err
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (row["mode"], row["lengths"], row["text"]) == ("tower", [9, 12], "ragged")
 
 
 def test_a_model_in_transformers_format_is_a_sentence(tmp_path: Path, capsys) -> None:

@@ -30,6 +30,7 @@ PROGRAMS = (
     "llava.eval.cost",
     "llava.eval.eval_video_qa",
     "llava.verify.__main__",
+    "llava.bench.__main__",
     "llava.bench.data_memory",
     "llava.bench.serving",
     "llava.bench.loader",

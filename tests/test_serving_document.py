@@ -122,6 +122,30 @@ def test_the_benchmark_measures_and_writes_its_page(
     assert page.read_text() == f"Before\n<!-- measured -->\n{printed}<!-- /measured -->\nbehind\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "more", "said"),
+    [
+        ('{"text": "What?"}', [], "test.jsonl, line 1 lacks image or text"),
+        ("", [], "test.jsonl holds no question"),
+        ('{"image": "../1.png", "text": "What?"}', [], "does not lie in the image folder"),
+        ('{"image": "1.png", "text": "What?"}', ["--json", "data/test.jsonl"], "which this command reads"),
+        ('{"image": "1.png", "text": "What?"}', ["--compression", "none", "b/none.yaml"], "called alike"),
+    ],
+)
+def test_what_the_benchmark_cannot_ask_is_said_in_words(
+    line: str, more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Tracebacks, a file of questions that was overwritten, and one of two budgets that was not measured."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "tiny", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "b" / "none.yaml").write_text("v2v: {dominant: 5, contextual: 3}\n")
+    (tmp_path / "data" / "test.jsonl").write_text(f"{line}\n")
+    assert serving.main(["--model-path", "tiny", "--questions", "data/test.jsonl", *more]) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "data" / "test.jsonl").read_text() == f"{line}\n"
+
+
 class _Served:
     def __init__(self, address: str) -> None:
         self.address = address

@@ -32,9 +32,10 @@ from llava.inference.usage import size
 from llava.serve.web import __main__ as program
 from llava.serve.web import visitors as visitors_module
 from llava.serve.web.comparison import comparison_html, flops
+from llava.serve.web.example_questions import example_questions
 from llava.serve.web.followed_prompt import FollowedPrompt
 from llava.serve.web.measured_answer import medium_of
-from llava.serve.web.offered_budgets import BY_HAND, NONE, OWN, Sliders
+from llava.serve.web.offered_budgets import BY_HAND, NONE, OWN, OfferedBudgets, Sliders
 from llava.serve.web.uploads import ServesNoFiles, UploadFolder
 from llava.serve.web.visitors import MOST_SHOWN
 
@@ -414,6 +415,33 @@ def test_examples_are_those_that_the_model_can_be_shown(family: str, sites: dict
         pictures, question, _ = site.handlers.example(visitor, number)
         page = site.ask(visitor, question, compare=False)
         assert "<img" in pictures and page["status"] == "" and visitor.sides[0].measured is not None
+
+
+@pytest.mark.parametrize(
+    "line", ['{"image": "1.png"}', '{"text": "Who?", "image": 7}', '{"video": "1.mp4", "text": "?"}', ""]
+)
+def test_questions_of_another_kind_are_refused_in_words_or_passed_over(site: Site, tmp_path: Path, line: str) -> None:
+    """Such a file beside the model, or under `--examples`, ended the page with a KeyError."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.jsonl").write_text(f"{line}\n")
+    inputs = site.handlers.engine.inputs
+    with pytest.raises(
+        ValueError, match=r"test\.jsonl(, line 1 lacks image or text; a question is such as| holds no q)"
+    ):
+        example_questions("model", inputs, tmp_path / "data")
+    beside = example_questions(str(tmp_path / "model"), inputs)
+    assert [one.text for one in beside] == [one.text for one in example_questions(str(tmp_path), inputs)]
+
+
+def test_budgets_that_are_called_alike_are_refused(site: Site, tmp_path: Path) -> None:
+    """The second took the place of the first."""
+    files = [tmp_path / folder / "mine.yaml" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("v2v: {dominant: 5, contextual: 3}\n")
+    engine = site.handlers.engine
+    with pytest.raises(ValueError, match=r"b/mine\.yaml', but 'mine' is offered already; rename it"):
+        OfferedBudgets(engine.model, engine.inputs, files)
 
 
 def test_a_video_file_is_shown_frame_by_frame(site: Site, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ import torch
 from llava.bench import attribution, results
 from llava.bench.cases import BASELINE, CHECKPOINTING, Case, Setting
 from llava.bench.clock import figure_of, in_turn
-from llava.bench.inputs import TEXTS, text_lengths
+from llava.bench.inputs import TEXTS, text_lengths, text_of
 from llava.bench.modes import MODES, left_out
 from llava.bench.peers import BUDGETS, PEERS
 from llava.bench.picture import check_picture, draw
 from llava.common.json_files import write_json
-from llava.common.number_flags import checked_later, count, require_number
+from llava.common.number_flags import count
 from llava.common.outputs import require_apart
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.presets import family_of
@@ -66,13 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         print(f"bench: the model itself does not fit: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
-    if options.json:
-        write_json(options.json, document, indent=1)
     return 1 if any("error" in row for row in document["rows"]) else 0
 
 
 def _measure(options: argparse.Namespace, model: Any, device: torch.device) -> dict[str, Any]:
-    """Time every mode with every text, print it, and return all of it."""
+    """Time every mode with every text, print it, and return all of it; `--json` holds what is measured so far."""
     clock = figure_of(device)
     document: dict[str, Any] = {
         "machine": measured_on(device),
@@ -87,7 +85,7 @@ def _measure(options: argparse.Namespace, model: Any, device: torch.device) -> d
     print(f"{document['machine']}\n{options.shape}, {document['dtype']}; the figure is {_in_words(clock)}")
     pictures: dict[str, dict[str, attribution.Attribution]] = {}
     for mode in options.mode:
-        for text in options.text:
+        for text in [text_of(options.lengths)] if options.lengths else options.text:
             setting = _setting(options, model, text)
             cases = list(MODES[mode](setting))
             measured = in_turn(cases, options.repeats, device)
@@ -101,6 +99,8 @@ def _measure(options: argparse.Namespace, model: Any, device: torch.device) -> d
                 print(attribution.table(parts))
                 pictures[f"{mode}, {text} text"] = parts
             document["rows"] += found
+            if options.json:
+                write_json(options.json, document, indent=1)
     if options.picture and pictures:
         draw(pictures, options.picture)
     return document
@@ -157,7 +157,6 @@ def _scaled(config: CompressionConfig, layers: int) -> CompressionConfig:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise ValueError for flags that do not fit each other, before weights are made."""
-    require_number("--repeats", options.repeats, count(1))
     if options.json and not options.json.resolve().parent.is_dir():
         raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
     outputs: dict[str, Path | None] = {"--json": options.json, "--picture": options.picture}
@@ -166,8 +165,11 @@ def _check(options: argparse.Namespace) -> None:
         check_picture(options.picture)
         if options.no_attribution:
             raise ValueError("--picture draws where the time goes; leave out --no-attribution.")
-    if options.lengths and len(options.text) > 1:
-        raise ValueError("--lengths says how long the rows are, so give one --text.")
+    if options.lengths and (len(options.text) > 1 or options.batch_size or options.text_tokens):
+        raise ValueError(
+            "--lengths says how many rows there are and how long, so give one --text, and neither --batch-size nor "
+            "--text-tokens."
+        )
 
 
 def _require_own_format(shape: str) -> None:
@@ -225,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--threads", count(), None, "of a CPU (default: its cores); with 1 processor seconds count"),
     ):
         names = (flag, "--" + flag.removeprefix("--").replace("-", "_"))
-        parser.add_argument(*dict.fromkeys(names), type=checked_later(number), default=preset, help=text)
+        parser.add_argument(*dict.fromkeys(names), type=number, default=preset, help=text)
     parser.add_argument("--lengths", type=_lengths, metavar="N,N,...", help="text tokens of each row")
     add_medium_flags(parser)
     parser.add_argument("--device", help="cuda (also ROCm) or cpu; by default a GPU where there is one")

@@ -42,6 +42,11 @@ def text_lengths(text: str, rows: int, mean: int) -> tuple[int, ...]:
     raise ValueError(f"--text is {text!r}; it must be {' or '.join(TEXTS)}.")
 
 
+def text_of(lengths: Sequence[int]) -> str:
+    """Which of `TEXTS` rows of these lengths are."""
+    return "equal" if len(set(lengths)) == 1 else "ragged"
+
+
 def answer_tokens(length: int) -> int:
     """Text tokens of a row, behind its instruction, that it is trained on: the last fifth."""
     return max(1, length // 5)

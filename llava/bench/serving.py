@@ -30,21 +30,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llava.common.atomic_write import write_whole
 from llava.common.json_files import write_json
-from llava.common.json_lines import read_objects
 from llava.common.number_flags import count, positive
 from llava.common.outputs import require_apart
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_READ, FILE_TO_WRITE, FOLDER_TO_READ, MODEL
 from llava.common.program import as_program
 from llava.common.shown import say
 from llava.compression.config import CompressionConfig
 from llava.cost.machine import describe_machine
+from llava.mm_utils import model_name_of
 from llava.serve.api.access_keys import VARIABLE
-from llava.serve.usual_model import USUAL, quickstart_model
+from llava.serve.usual_model import USUAL, picture_questions, quickstart_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = (1, 8, 32)
-BUDGETS = tuple(f"playground/quickstart/{name}.yaml" for name in ("none", "duet-89"))
+BUDGETS = tuple(str(ROOT / "playground" / "quickstart" / f"{name}.yaml") for name in ("none", "duet-89"))
 MARKS = "<!-- measured -->", "<!-- /measured -->"
 """Lines of a page between which the table stands."""
 _BODIES = 256  # different questions
@@ -96,14 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.page is not None:
             _marked(options.page)
-        require_apart({"--json": options.json, "--page": options.page}, [*options.compression])
+        read = [*options.compression, options.questions, options.model_path]
+        require_apart({"--json": options.json, "--page": options.page}, read)
         budgets = {Path(name).stem: CompressionConfig.resolve(name).to_dict() for name in options.compression}
+        if len(budgets) < len(options.compression):
+            raise ValueError("--compression names two budgets that are called alike; rename a file, or leave one out.")
         options.model_path = options.model_path or quickstart_model()
         bodies = {name: _bodies(options, budget) for name, budget in budgets.items()}
         with served(options) as address:
             cells = measure(address, bodies, options.clients or CLIENTS, options.seconds, options.rounds)
     except (ValueError, OSError) as error:
-        say(error, file=sys.stderr)
+        say(in_words(error), file=sys.stderr)
         return 2
     document = {
         "machine": describe_machine(),
@@ -119,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(options.json, document, indent=1)
     if options.page is not None:
         before, after = _marked(options.page)
-        options.page.write_text(f"{before}{MARKS[0]}\n{table(document)}\n{MARKS[1]}{after}", encoding="utf-8")
+        write_whole(options.page, f"{before}{MARKS[0]}\n{table(document)}\n{MARKS[1]}{after}")
     return 0
 
 
@@ -277,13 +282,13 @@ def _bodies(options: argparse.Namespace, budget: dict[str, Any]) -> list[bytes]:
     data = Path(options.model_path).resolve().parent / "data"
     questions = options.questions or data / "test.jsonl"
     folder = options.image_folder or data / "images"
-    name = Path(options.model_path).resolve().name
+    name = model_name_of(options.model_path)
     bodies = []
-    for asked in read_objects(questions, "give a file of questions with image and text")[:_BODIES]:
-        content = base64.b64encode((folder / asked["image"]).read_bytes()).decode()
+    for text, picture, _ in itertools.islice(picture_questions(questions, folder), _BODIES):
+        content = base64.b64encode(picture.read_bytes()).decode()
         parts = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}},
-            {"type": "text", "text": asked["text"]},
+            {"type": "text", "text": text},
         ]
         body = {"model": name, "messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 16}
         bodies.append(json.dumps(body | {"compression": budget}).encode())

@@ -1,9 +1,14 @@
-"""The model that programs serve where none is named."""
+"""The model that programs serve where none is named, and the questions that lie beside it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from llava.common.json_lines import placed_objects
+from llava.data.images import image_path
 
 OUTPUT = Path("playground/output/quickstart")
 USUAL = "the model that scripts/quickstart.sh trained"
@@ -24,3 +29,24 @@ def quickstart_model() -> str:
             "scripts/quickstart.sh first, or name a checkpoint with --model-path."
         )
     return str(found)
+
+
+def picture_questions(file: Path, images: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Questions about pictures, in order: the text, the picture's file, and the whole line.
+
+    Args:
+        file: JSON lines with `text` and `image`, as `python -m playground.world` writes them.
+        images: folder in which the names of the images start.
+
+    Raises:
+        ValueError: if the file cannot be read or holds no question, a line lacks one of both, or an image does not lie
+            in the folder.
+    """
+    example = '{"image": "1.png", "text": "What is this?"}'
+    lines = placed_objects(file, f"a question is such as {example}")
+    if not lines:
+        raise ValueError(f"{file} holds no question; write lines such as {example} into it.")
+    for place, line in lines:
+        if not all(isinstance(line.get(key), str) and line[key].strip() for key in ("image", "text")):
+            raise ValueError(f"{place} lacks image or text; a question is such as {example}.")
+        yield line["text"], image_path(images, line["image"]), line

@@ -20,7 +20,7 @@ from llava.bench.attribution import attributed, matched
 from llava.bench.cases import BASELINE, Case, Setting, as_trained
 from llava.bench.clock import Measured, attempt, rounds
 from llava.bench.gpu_check.task import NotHereError, PartTask
-from llava.bench.inputs import rows_of, text_lengths
+from llava.bench.inputs import rows_of, text_lengths, text_of
 from llava.bench.peers import PEERS
 from llava.compression.config import CompressionConfig
 from llava.cost.hardware import device_peak
@@ -181,7 +181,7 @@ def _compare(task: PartTask, mode: str, setting: Setting, **about: Any) -> None:
         about: what else belongs in each line.
     """
     cases, lengths = modes.MODES[mode](setting), setting.lengths
-    text = "equal" if len(set(lengths)) == 1 else "ragged"
+    text = text_of(lengths)
     about = {"text": text, "batch": len(lengths), **about}
     measured = {case.name: Measured() for case in cases}
     for one in rounds(cases, SIZES[task.shape].rounds, torch.device(task.device), task.left):

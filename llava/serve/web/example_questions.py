@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from llava.common.json_lines import read_objects
 from llava.data.families.base import ModelInputs
 from llava.data.frames import Frames
-from llava.data.images import image_path, open_rgb
+from llava.data.images import open_rgb
 from llava.inference.chat import Shown
+from llava.serve.usual_model import picture_questions
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def example_questions(model_path: str, inputs: ModelInputs, folder: Path | None 
             beside the model.
 
     Raises:
-        ValueError: if `folder` is named and holds no such file.
+        ValueError: if `folder` is named and holds no such file, or one that cannot be read.
     """
     beside = Path(model_path).resolve().parent / "data"
     place = folder or beside
@@ -60,12 +60,22 @@ def example_questions(model_path: str, inputs: ModelInputs, folder: Path | None 
         raise ValueError(
             f"--examples is {str(place)!r}, which holds no {_QUESTIONS}; python -m playground.world makes one."
         )
+    try:
+        return _held_out(place, inputs)
+    except ValueError as error:
+        if folder is not None:
+            raise
+        logger.info("The questions beside the model are not shown: %s", error)
+        return _drawn(inputs)
+
+
+def _held_out(place: Path, inputs: ModelInputs) -> list[ExampleQuestion]:
+    """The first question of each of the first categories in a folder; without categories the first questions."""
     by_kind: dict[str, ExampleQuestion] = {}
-    for line in read_objects(place / _QUESTIONS, "write the questions anew"):
+    for text, picture, line in picture_questions(place / _QUESTIONS, place / _IMAGES):
         kind = str(line.get("category", len(by_kind)))
         if kind not in by_kind:
-            picture = open_rgb(image_path(str(place / _IMAGES), str(line["image"])), inputs.image_opening)
-            by_kind[kind] = ExampleQuestion(str(line["text"]), picture)
+            by_kind[kind] = ExampleQuestion(text, open_rgb(picture, inputs.image_opening))
         if len(by_kind) == MOST_EXAMPLES:
             break
     return list(by_kind.values())

@@ -67,7 +67,7 @@ class OfferedBudgets:
         most: largest number of tokens (or percent) that can be kept of an image.
 
     Raises:
-        ValueError: if a file cannot be read, or does not fit the model.
+        ValueError: if a file cannot be read, does not fit the model, or is called like another budget.
     """
 
     def __init__(self, model: Any, inputs: ModelInputs, files: Sequence[str | Path] = ()) -> None:
@@ -81,7 +81,11 @@ class OfferedBudgets:
         tokens = model.tower_tokens()
         self.counted, self.most = tokens is not None, 99 if tokens is None else tokens
         self.named = {OWN: model.compression, NONE: CompressionConfig()}
-        self.named |= {Path(file).stem: model.checked(str(file)) for file in files}
+        for file in files:
+            name = Path(file).stem
+            if name in (*self.named, BY_HAND):
+                raise ValueError(f"--budgets names a file {str(file)!r}, but {name!r} is offered already; rename it.")
+            self.named[name] = model.checked(str(file))
         for name in presets():
             label, config = self._fitting(name)
             if config is not None and config != CompressionConfig():
