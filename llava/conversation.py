@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from llava.common.shown import shown
+
 TEMPLATE_FIELD = "conversation_template"
 """Key of `config.json` that names the template that a model was trained with."""
 
@@ -328,12 +330,12 @@ def recorded_template(config: Any) -> str | None:
     name = config.get(TEMPLATE_FIELD) if isinstance(config, Mapping) else getattr(config, TEMPLATE_FIELD, None)
     if name is None:
         return None
-    if name not in conv_templates:
+    if not isinstance(name, str) or name not in conv_templates:
         raise ValueError(
-            f"{TEMPLATE_FIELD} in config.json is {name!r}, which this version does not know; accepted are "
+            f"{TEMPLATE_FIELD} in config.json is {shown(name)}, which this version does not know; accepted are "
             f"{', '.join(conv_templates)}."
         )
-    return None if conv_templates[name].sep_style is SeparatorStyle.PLAIN else str(name)
+    return None if is_for_captions(name) else name
 
 
 def fill_template(name: str, turns: Sequence[str | None], system: str | None = None) -> Conversation:

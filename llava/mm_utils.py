@@ -276,7 +276,8 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.prompt = input_ids
         spelled = [tokenizer(keyword, add_special_tokens=False).input_ids for keyword in self.keywords]
         self.keyword_ids = [ids for ids in spelled if ids]
-        self.window = max((len(ids) for ids in self.keyword_ids), default=0) + 1
+        letters = [len(keyword.encode()) for keyword in self.keywords]  # a model may spell one byte by byte
+        self.window = max([*letters, *map(len, self.keyword_ids)], default=0) + 1
 
     def __call__(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any) -> torch.Tensor:
         """Which rows of `output_ids` [B, T] are finished, as a bool tensor [B]."""

@@ -254,7 +254,7 @@ def test_the_doctor_tells_the_memory_of_the_familys_own_recipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What can be imported here is tried in tests/test_doctor.py, in a process of its own, which takes seconds.
-    monkeypatch.setattr(examination, "try_imports", lambda: {"errors": {}, "operations": {}})
+    monkeypatch.setattr(examination, "try_imports", lambda: examination.Imports({}, {}))
     report = tmp_path / "doctor.json"
     words = ["--model", str(folders[family]), "--devices", "2", "--device-memory", "80", "--json", str(report)]
     status, out = doctor.main([*words, "--compression", "none"]), capsys.readouterr()

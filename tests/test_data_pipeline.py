@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_text import byte_level, llama, llava_inputs
+from transformers import AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -213,6 +214,15 @@ def test_keywords_stop_each_row_by_itself(with_prompt: bool) -> None:
     output = torch.cat([prompt, new], dim=1) if with_prompt else new
     assert stop(output, None).tolist() == [True, False]
     assert stop(output[:, :-1], None).tolist() == [False, False]
+
+
+def test_a_keyword_that_the_model_spells_byte_by_byte_stops_it() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "playground" / "assets" / "language_model")
+    spelled = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in b"seven"])
+    assert len(tokenizer("seven", add_special_tokens=False).input_ids) < len(spelled)
+    new = torch.tensor([spelled])
+    stop = KeywordsStoppingCriteria(["seven"], tokenizer, torch.zeros(1, 9, dtype=torch.long))
+    assert [stop(new[:, :length], None).item() for length in range(1, 6)] == [False] * 4 + [True]
 
 
 # === Data set and collator ===

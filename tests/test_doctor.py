@@ -22,6 +22,7 @@ from llava.cost.memory import GIB
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
 from llava.doctor import __main__ as program
+from llava.doctor import packages
 from llava.doctor.communication import CommunicationTest, try_communication
 from llava.doctor.diagnosis import to_json, to_text
 from llava.doctor.examination import Imports, Machine
@@ -231,6 +232,23 @@ def test_processes_that_hang_or_fail_are_ended() -> None:
     assert not late.works and "hangs" in late.detail
     wrong = try_communication("no-such-backend", 1)
     assert not wrong.works and "process 0 failed" in wrong.detail and "no-such-backend" in wrong.detail.lower()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("", "ended the process (exit status 0): it said nothing"),
+        ("import sys; sys.exit('no torch')", "ended the process (exit status 1): no torch"),
+        ("print('{no JSON')", "Expecting property name"),
+        ("import time; time.sleep(60)", "took more than 0.2 s"),
+    ],
+)
+def test_imports_that_cannot_be_tried_are_told(program: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.run
+    monkeypatch.setattr(packages, "IMPORT_SECONDS", 0.2 if "sleep" in program else 60)
+    monkeypatch.setattr(subprocess, "run", lambda _, **how: run([sys.executable, "-c", program], **how))
+    found = packages.try_imports()
+    assert said in (found.problem or "") and not found.errors and not found.operations
 
 
 # === Faults ===

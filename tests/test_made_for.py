@@ -176,7 +176,7 @@ def test_what_no_budget_is_named_for_takes_those_that_fit(
     assert data_check.main(words) == 0
     assert data_check.main([*words, "--compression", "none", "duet-192"]) == 2
     assert "duet-192 is made for llava-1.5 with 32 decoder layers, but the decoder has 40" in capsys.readouterr().err
-    monkeypatch.setattr(examination, "try_imports", lambda: {"errors": {}, "operations": {}})  # takes seconds
+    monkeypatch.setattr(examination, "try_imports", lambda: examination.Imports({}, {}))  # takes seconds
     doctor.main(["--model", "llava-1.5-13b", "--devices", "8", "--device-memory", "80"])
     captured = capsys.readouterr()
     assert "COMPRESSION=none" in captured.out and not captured.err

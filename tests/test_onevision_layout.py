@@ -229,6 +229,7 @@ def test_the_data_check_reads_data_as_such_a_model_is_trained(tmp_path: Path) ->
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end .* True"),
         ({"mm_hidden_size": 17}, "mm_hidden_size .* is 17, but its vision tower .* is 16 wide"),
         ({"vocab_size": 335}, "marks <image> and <video> have the ids"),
+        ({"vocab_size": "large"}, "vocab_size in .* is 'large'; it must be a whole number"),
     ],
 )
 def test_what_is_not_llava_onevision_is_refused_in_words(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

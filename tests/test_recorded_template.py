@@ -158,6 +158,8 @@ def test_models_that_record_none_go_by_the_rules_of_today() -> None:
     assert LlavaInputs.template_for(older, "llava-v1.5-7b", usual="vicuna_v1") == "v0"
     with pytest.raises(ValueError, match=r"conversation_template in config\.json is 'newer', which this version"):
         LlavaInputs.template_for(SimpleNamespace(conversation_template="newer"), "llava-v1.5-7b")
+    with pytest.raises(ValueError, match=r"conversation_template in config\.json is \['v1'\], which this version"):
+        recorded_template({"conversation_template": ["v1"]})
 
 
 def test_another_template_is_used_when_asked_for_and_warned_about(

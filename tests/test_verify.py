@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llava.verify import verify_folder
 from llava.verify.__main__ import main
+from llava.verify.case import find_cases
 from llava.verify.case_settings import Deviation
 from llava.verify.compare import compare
 
@@ -181,7 +182,7 @@ def _drop(name: str) -> Callable[[Tensors], object]:
     [
         (lambda work: (work.copy("v2v/d_16_contextual_one") / "case.json").unlink(), "case.json is missing"),
         (lambda work: (work.copy("v2v/d_16_contextual_one") / "inputs.safetensors").unlink(), "inputs.safetensors"),
-        (lambda work: (work.copy("v2v/d_16_contextual_one") / "case.json").write_text("{"), "not valid JSON"),
+        (lambda work: (work.copy("v2v/d_16_contextual_one") / "case.json").write_text("{"), "is not JSON"),
         (lambda work: (work.copy("v2v/d_16_contextual_one") / "outputs.safetensors").write_bytes(b"?"), "safetensors"),
         (lambda work: work.make("v2v/d_16_contextual_one", lambda case: case.update(kind="v3v")), "v3v"),
         (lambda work: work.make("v2v/d_16_contextual_one", lambda case: case.update(model="big")), "models/big"),
@@ -207,6 +208,13 @@ def test_unreadable_cases_say_why(
     assert main([str(workshop.root)]) == 2
     line = capsys.readouterr().out.splitlines()[0]
     assert " unreadable " in line and says in line
+
+
+def test_links_that_lead_in_a_circle_end(workshop: Workshop) -> None:
+    folder = workshop.copy("v2v/d_16_contextual_one")
+    for name in ("again", "and_again"):
+        (folder / name).symlink_to(folder.parent, target_is_directory=True)
+    assert find_cases(folder.parent) == [folder]
 
 
 def test_folders_without_cases_and_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,6 +312,11 @@ def test_excuses_cover_only_what_they_name() -> None:
     measured: dict[str, Tensor | None] = {"logits": torch.zeros(2), "final_mask": torch.tensor([True, False])}
     entries, _ = compare(measured, recorded, deviations=[Deviation("why", "logits")])
     assert [(entry.name, entry.passes) for entry in entries] == [("logits", True), ("final_mask", False)]
+
+
+def test_a_fraction_is_no_whole_number() -> None:
+    (found,), _ = compare({"row_lengths": torch.tensor([3.0, 3.7])}, {"row_lengths": torch.tensor([3, 3])})
+    assert found.exact and found.error == 1 and not found.agrees
 
 
 def test_a_quantity_that_is_not_finite_or_missing_fails() -> None:

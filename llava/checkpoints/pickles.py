@@ -26,6 +26,8 @@ from typing import Any
 
 from torch.serialization import get_safe_globals, get_unsafe_globals_in_checkpoint, safe_globals
 
+from llava.common.shown import first_of
+
 SUFFIXES = frozenset((".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"))
 TAGS = ("latest", "latest_universal")  # files in which DeepSpeed keeps the name of the folder that it reads
 TRAINING_ARGUMENTS = "training_args.bin"
@@ -278,6 +280,6 @@ def _named_in(data: bytes) -> list[str]:
 
 
 def _refusal(path: Path, named: list[str], reason: str = "") -> str:
-    asked = ", ".join(map(repr, named[:5])) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+    asked = first_of([repr(name) for name in named], 5)
     what = f"would call {asked} when it is opened" if named else "is pickled in a way that cannot be looked through"
     return f"{str(path)!r} {what}{f' ({reason})' if reason else ''}, so it was not opened."

@@ -54,41 +54,42 @@ def most_pixels() -> int:
     return Image.MAX_IMAGE_PIXELS or USUAL_MOST_PIXELS
 
 
-def read_file(path: str | Path, most: int = MOST_FILE_BYTES) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """The content of a regular file; never waits for a pipe, a socket or a device.
 
     Args:
         path: path of the file, links are followed.
-        most: bytes that it may have.
 
     Raises:
         OSError: if there is none or it cannot be read.
         UnfitFileError: if it is something else than a file, or empty.
-        ImageLimitError: if it is larger.
+        ImageLimitError: if it is larger than `MOST_FILE_BYTES`.
     """
     try:
         status = os.stat(path)
     except ValueError as error:
         raise UnfitFileError(why_unreadable(error)) from error
-    _check_status(status, most)  # before it is opened, which devices may take for a command
+    _check_status(status)  # before it is opened, which devices may take for a command
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_status(os.fstat(descriptor), most)
+        _check_status(os.fstat(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
     with open(descriptor, "rb") as file:
-        return file.read(most)
+        return file.read(MOST_FILE_BYTES)
 
 
-def _check_status(status: os.stat_result, most: int) -> None:
+def _check_status(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = kind_of_file(status.st_mode)
         raise UnfitFileError(f"it is {kind}, not a file; name an image file ({', '.join(FORMATS)})")
     if status.st_size == 0:
         raise UnfitFileError("the file is empty; copy it anew")
-    if status.st_size > most:
-        raise ImageLimitError(f"the file has {status.st_size:,} bytes, more than the {most:,} that are accepted")
+    if status.st_size > MOST_FILE_BYTES:
+        raise ImageLimitError(
+            f"the file has {status.st_size:,} bytes, more than the {MOST_FILE_BYTES:,} that are accepted"
+        )
 
 
 def open_image_file(source: str | Path | bytes | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:

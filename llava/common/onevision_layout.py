@@ -118,7 +118,7 @@ def onevision_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         canvases = canvases_of(config.get("image_grid_pinpoints"), vision["image_size"])
     except ValueError as error:
         raise ValueError(f"{error} ({path})") from error
-    rows = config.get("vocab_size", 0)
+    rows = need(config, "vocab_size", int, repr(path), optional=True) or 0
     image, video = USUAL_MARK_IDS if max(USUAL_MARK_IDS) < rows else (max(rows - 2, 0), max(rows - 1, 0))
     return {
         "model_type": "llava_onevision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,6 +35,12 @@ def shown(value: object, longest: int = LONGEST) -> str:
         if len(text) > longest:
             return text[: max(longest - len(_CUT), 0)] + _CUT
     return text
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """The first `most` of several texts, and how many there are besides: `a, b and 7 more`."""
+    listed = ", ".join(texts[:most])
+    return f"{listed} and {len(texts) - most} more" if len(texts) > most else listed
 
 
 def shown_bytes(count: float) -> str:

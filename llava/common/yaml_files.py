@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from llava.common.outside_files import LARGEST_CONFIGURATION, read_text
+from llava.common.outside_files import read_text
 from llava.common.shown import shown
 
 DEEPEST = 20
@@ -53,18 +53,17 @@ _AMBIGUOUS = (
 )
 
 
-def read_yaml(path: str | Path, largest: int = LARGEST_CONFIGURATION) -> Any:
+def read_yaml(path: str | Path) -> Any:
     """The value in a YAML file: lists, mappings with keys of text, text, numbers, booleans and None.
 
     Args:
         path: path of the file.
-        largest: bytes that it may have.
 
     Raises:
         ValueError: if it cannot be read, is not YAML, holds nothing, or holds something that reads otherwise than it
             looks; names the file, and the line where there is one.
     """
-    return parse_yaml(read_text(path, largest), str(path))
+    return parse_yaml(read_text(path), str(path))
 
 
 def table_beside(module_file: str) -> Any:

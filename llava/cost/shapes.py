@@ -46,7 +46,11 @@ def model_shape(name: str, medium: Medium | None = None) -> tuple[DecoderShape, 
     Raises:
         ValueError: for any other name, or if it cannot be shown that.
     """
-    config = config_of(name)
+    return _shapes(name, config_of(name), medium)
+
+
+def _shapes(name: str, config: dict[str, Any] | None, medium: Medium | None) -> tuple[DecoderShape, Vision]:
+    """`model_shape` of what `config_of` gives."""
     if config is None:
         decoder, shape = MODELS[name], SeenMedium.of(CLIP_L_336)
         return decoder, CLIP_L_336 if medium is None else shape.several(medium.frames)
@@ -155,7 +159,11 @@ def _need_counts(values: dict[str, Any], keys: Sequence[str], place: str, option
 
 def model_kind(name: str) -> str:
     """The family of a model in `MODELS`, or of a checkpoint folder, as `llava.common.presets.family_of` has it."""
-    return family_of({"model_type": "llava_llama", **(config_of(name) or {})})
+    return _family_of(config_of(name))
+
+
+def _family_of(config: dict[str, Any] | None) -> str:
+    return family_of({"model_type": "llava_llama", **(config or {})})
 
 
 @dataclass(frozen=True)
@@ -194,8 +202,9 @@ class ModelShape:
         Raises:
             ValueError: for any other name, or if it cannot be shown that.
         """
-        decoder, vision = model_shape(name, medium)
-        config = config_of(name) or {}
+        held = config_of(name)
+        decoder, vision = _shapes(name, held, medium)
+        config = held or {}
         tower = config.get("mm_vision_config") or {}
         shape = cls(
             name,
@@ -204,7 +213,7 @@ class ModelShape:
             tower_layers=tower.get("num_hidden_layers", tower_of(vision).layers + 1),
             projector_layers=_projector_layers(config),
             tied=bool(config.get("tie_word_embeddings", False)),
-            family=model_kind(name),
+            family=_family_of(held),
         )
         if "vision_config" in config:
             return replace(shape, counted=weight_counts(config))

@@ -20,7 +20,7 @@ from llava.cost.memory import GIB
 from llava.cost.overview import fitting
 from llava.cost.recipes import RECIPES, recipes_of
 from llava.cost.scaling import add_scaling_flag, for_depth
-from llava.cost.shapes import MODELS, ModelShape, model_kind
+from llava.cost.shapes import MODELS, ModelShape
 from llava.doctor.diagnosis import Diagnosis, to_json, to_text
 from llava.doctor.examination import Machine, examine
 from llava.doctor.faults import find_faults
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"doctor: {problem}", file=sys.stderr)
         return 2
     try:
-        shape, kind = ModelShape.of(options.model), model_kind(options.model)
-        usual, depth = (DEFAULT_COMPRESSION, "none"), shape.decoder.layers
+        shape = ModelShape.of(options.model)
+        kind, usual, depth = shape.family, (DEFAULT_COMPRESSION, "none"), shape.decoder.layers
         name = options.compression or fitting(kind, shape.decoder, shape.vision, usual, options.scale_to_depth)[0]
         compression = for_depth(name, depth, options.scale_to_depth)
         compression.check_made_for(kind, depth)

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from llava.cost.timing import wait_for
+
 SECONDS = 90
 VALUES = 2**24  # float32: 64 MiB
 ROUNDS = 3
@@ -103,8 +105,7 @@ def reduce_once(backend: str, rank: int, world: int, meeting: str) -> float:
         values.fill_(rank + 1)
         start = time.perf_counter()
         distributed.all_reduce(values)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
         if not bool((values == world * (world + 1) / 2).all()):
             raise RuntimeError(f"an all-reduce over {world} processes gave a wrong sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,10 +108,7 @@ def _machine_lines(machine: Machine) -> list[str]:
 
 
 def _devices(machine: Machine) -> str:
-    kinds: dict[str, int] = {}
-    for device in machine.devices:
-        name = f"{device.name}, {device.memory / GIB:.1f} GiB, {device.architecture}"
-        kinds[name] = kinds.get(name, 0) + 1
+    kinds = Counter(f"{one.name}, {one.memory / GIB:.1f} GiB, {one.architecture}" for one in machine.devices)
     return "; ".join(f"{count} x {name}" for name, count in kinds.items()) or "none that torch can use, only the CPU"
 
 

@@ -21,7 +21,7 @@ import transformers
 from llava.common.atomic_write import write_whole
 from llava.common.program import as_program
 from llava.compression.config import CompressionConfig
-from llava.cost.memory import STAGES, RecipeSetting, peak_memory, why_not
+from llava.cost.memory import GIB, STAGES, RecipeSetting, peak_memory, why_not
 from llava.cost.recipes import RECIPES
 from llava.cost.shapes import ModelShape
 from llava.train.arguments import RENAMED, WITHOUT_EFFECT, DataArguments, ModelArguments, TrainingArguments
@@ -31,7 +31,6 @@ from llava.train.supported import REFUSED, SOME_VALUES, WITHOUT_EFFECT_HERE, sup
 
 ROOT = Path(__file__).resolve().parents[2]
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_GIB = 2**30
 # Differences that are no argument's, or more than one's.
 _COMPARED = (
     ("samples of a step (devices x batch size x accumulation), order or content of the data", Change.REFUSED.value),
@@ -92,7 +91,7 @@ def memory() -> str:
     for recipe in RECIPES.values():
         setting = RecipeSetting(recipe, shape, compression, batch_size=recipe.batch_size)
         cells = [
-            "no" if why_not(recipe, stage) else f"{peak_memory(setting, stage).total(checkpointing=True) / _GIB:.1f}"
+            "no" if why_not(recipe, stage) else f"{peak_memory(setting, stage).total(checkpointing=True) / GIB:.1f}"
             for stage in STAGES
         ]
         lines.append(f"| `{recipe.name}` | {recipe.batch_size} | " + " | ".join(cells) + " |")

@@ -12,22 +12,7 @@ import torch
 from llava.cost.machine import DeviceFacts, System, TorchBuild, probe_devices, probe_system, probe_torch, value_or
 from llava.doctor.communication import CommunicationTest, try_communication
 from llava.doctor.kernels import Check, attention_checks, precision_checks
-from llava.doctor.packages import Package, read_packages, try_imports
-
-
-@dataclass(frozen=True)
-class Imports:
-    """Results of importing packages in a process of its own.
-
-    Attributes:
-        errors: why a module cannot be imported although it is installed, by its name.
-        operations: whether each operation of DeepSpeed can be used or built here, by name.
-        problem: why nothing could be tried.
-    """
-
-    errors: dict[str, str]
-    operations: dict[str, bool]
-    problem: str | None = None
+from llava.doctor.packages import Imports, Package, read_packages, try_imports
 
 
 @dataclass(frozen=True)
@@ -66,16 +51,7 @@ def examine(output_dir: str = "./checkpoints", comm_test: bool = False) -> Machi
         precision=precision_checks(device),
         attention=attention_checks(device),
         packages=value_or(read_packages, ()),
-        imports=probe_imports(),
+        imports=try_imports(),
         tools={tool: shutil.which(tool) for tool in ("g++", "ninja", "nvcc", "hipcc")},
         communication=communication,
     )
-
-
-def probe_imports() -> Imports:
-    """Import what training imports."""
-    try:
-        found = try_imports()
-    except (OSError, RuntimeError, ValueError) as error:
-        return Imports({}, {}, f"{error}")
-    return Imports(found["errors"], found["operations"])

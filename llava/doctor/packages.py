@@ -10,7 +10,6 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
@@ -54,6 +53,21 @@ class Package:
         return not Requirement(f"x{self.accepted}").specifier.contains(version, prereleases=True)
 
 
+@dataclass(frozen=True)
+class Imports:
+    """Results of importing packages in a process of its own.
+
+    Attributes:
+        errors: why a module cannot be imported although it is installed, by its name.
+        operations: whether each operation of DeepSpeed can be used or built here, by name.
+        problem: why nothing could be tried.
+    """
+
+    errors: dict[str, str]
+    operations: dict[str, bool]
+    problem: str | None = None
+
+
 def read_packages() -> tuple[Package, ...]:
     """What training needs, always needed packages first; torchvision is added where it is installed."""
     pins = read_pins(_CHECKOUT / "constraints.txt")
@@ -78,23 +92,20 @@ def read_pins(path: Path) -> dict[str, str]:
     return {_plain(name): version for name, version in pairs}
 
 
-def try_imports() -> dict[str, Any]:
-    """Import what training imports, in a process of its own: see `llava.doctor.imports`.
-
-    Raises:
-        RuntimeError: if that process does not come to an end by itself or says nothing.
-    """
+def try_imports() -> Imports:
+    """Import what training imports, in a process of its own: see `llava.doctor.imports`."""
     command = [sys.executable, "-m", "llava.doctor.imports"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"Importing the packages took more than {IMPORT_SECONDS} s and was given up.") from error
-    marked = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not marked:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"Importing the packages ended the process (exit status {done.returncode}): {last}")
-    found: dict[str, Any] = json.loads(marked[-1])
-    return found
+        marked = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if marked:
+            return Imports(**json.loads(marked[-1]))
+    except subprocess.TimeoutExpired:
+        return Imports({}, {}, f"Importing the packages took more than {IMPORT_SECONDS} s and was given up.")
+    except (OSError, ValueError) as error:
+        return Imports({}, {}, str(error))
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return Imports({}, {}, f"Importing the packages ended the process (exit status {done.returncode}): {last}")
 
 
 def _requirements() -> list[tuple[str, Requirement]]:

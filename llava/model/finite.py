@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
+from llava.common.shown import first_of
+
 _SHOWN = 5
 
 
@@ -68,8 +70,8 @@ def require_finite_model(model: nn.Module, name: str) -> None:
         else "fetch or copy it anew, or take an earlier checkpoint"
     )
     raise ValueError(
-        f"{name!r} cannot be used: {_listed(broken)} {fault} not finite (NaN or infinity), so that every answer would "
-        f"be meaningless; {advice}."
+        f"{name!r} cannot be used: {first_of(broken, _SHOWN)} {fault} not finite (NaN or infinity), so that every "
+        f"answer would be meaningless; {advice}."
     )
 
 
@@ -83,11 +85,6 @@ def _scales(weights: dict[str, nn.Parameter]) -> Iterable[tuple[str, Tensor]]:
                 scale = getattr(place, field, None)
                 if isinstance(scale, Tensor):
                     yield f"{name} ({field})", scale
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 NOT_FINITE = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from llava.common.shown import first_of
 from llava.model.collectives import of_all_ranks
 from llava.model.finite import not_finite
 
@@ -157,5 +158,4 @@ def _tensors(model: nn.Module, optimizer: Any | None, frozen: bool) -> Iterator[
 
 
 def _listed(ids: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, ids[:_SHOWN]))
-    return f"{shown} and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else shown
+    return first_of([repr(one) for one in ids], _SHOWN)

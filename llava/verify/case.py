@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava.common.json_files import NotJsonError, parse_json
+from llava.common.json_files import read_object
 from llava.common.shown import shown
 from llava.verify.kinds import KINDS, Contents
 
@@ -74,12 +74,19 @@ def case_name(folder: Path) -> str:
 
 
 def find_cases(root: Path) -> list[Path]:
-    """Folders under `root` (itself included) that hold at least one file of a case, sorted."""
-    return sorted(
-        Path(folder)
-        for folder, _, files in os.walk(root, followlinks=True)
-        if any(name in files for name in CASE_FILES)
-    )
+    """Folders under `root` (itself included) that hold at least one file of a case, sorted.
+
+    Links are followed; a folder that is reached twice counts once.
+    """
+    found, seen = [], set[str]()
+    for folder, below, files in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            below.clear()
+        elif any(name in files for name in CASE_FILES):
+            found.append(Path(folder))
+        seen.add(place)
+    return sorted(found)
 
 
 def read_case(folder: Path) -> Case:
@@ -105,12 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UnreadableCaseError(f"{path.name} is missing from {path.parent}.")
     try:
-        content = parse_json(path.read_bytes())
-    except NotJsonError as error:
-        raise UnreadableCaseError(f"{path.name} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UnreadableCaseError(f"{path.name} must hold an object, not {type(content).__name__}.")
-    return content
+        return read_object(path, "record the case anew", strict=False)
+    except ValueError as error:
+        raise UnreadableCaseError(str(error)) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

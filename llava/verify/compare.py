@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llava.verify.case_settings import Deviation
@@ -123,7 +124,8 @@ def _measure(
 
 def _difference(name: str, value: Tensor, truth: Tensor, mask: Tensor | None, exact: bool) -> float:
     if exact:
-        return float((value.long() != truth.long()).sum())
+        kind = torch.float64 if value.is_floating_point() else torch.int64  # a measured 3.7 is no recorded 3
+        return float((value.to(kind) != truth.to(kind)).sum())
     difference = (value.double() - truth.double()).abs()
     if mask is not None and mask.shape == difference.shape[: mask.dim()]:
         difference = difference[mask.bool()]

@@ -33,7 +33,7 @@ def of_prompt(case: Case, prompt: CasePrompt, compression: CompressionConfig, pe
         return found
     images = prompt.is_image.sum(dim=1)
     pruned = (images > 0) & ~prompt.left_alone
-    found += _of_voters(case, pruned, prompt.voters, compression.t2v.queries == "salient", prompt.is_image)
+    found += _of_voters(case, pruned, prompt.voters, prompt.salient, prompt.is_image)
     found += _of_padding(case, prompt.valid, bool(pruned.any()))
     if int(images.max()) > 1:
         reason = "several images in a row: the published T2V prunes the first only and lets the others vote"

@@ -28,12 +28,11 @@ def replay(case: Case, model: LlavaLlamaForCausalLM, prompt: CasePrompt, compres
         raise UnreadableCaseError(f"The case holds {len(prompt.ids)} prompts; a generate case has one.")
     count = case.outputs["new_tokens"].numel()
     measured = _step_by_step(case, model, prompt, compression, count)
-    salient = compression.t2v is not None and compression.t2v.queries == "salient"
     measured["new_tokens_of_generate"] = model.generate(
         prompt.ids.to(model.device),
         images=match_images(prompt.is_image, case.images()),
         attention_mask=prompt.valid.to(model.device),
-        query_mask=prompt.query_mask(salient),
+        query_mask=prompt.query_mask,
         compression=compression,
         max_new_tokens=count,
         do_sample=False,

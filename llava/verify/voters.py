@@ -28,6 +28,7 @@ class CasePrompt:
         labels: int64 [B, T] or None.
         voters: bool [B, T], who votes by the published rules; nobody in a row without image.
         left_alone: bool [B], rows that training does not prune for want of a label.
+        salient: whether it is recorded salient positions that vote.
     """
 
     ids: Tensor
@@ -36,10 +37,12 @@ class CasePrompt:
     labels: Tensor | None
     voters: Tensor
     left_alone: Tensor
+    salient: bool
 
-    def query_mask(self, salient: bool) -> Tensor:
+    @property
+    def query_mask(self) -> Tensor:
         """int64 [B, T] that lets exactly `voters` vote, by the flag that the configuration asks for."""
-        return self.voters.long() * int(QueryRole.SALIENT if salient else QueryRole.INSTRUCTION)
+        return self.voters.long() * int(QueryRole.SALIENT if self.salient else QueryRole.INSTRUCTION)
 
 
 def read_prompt(case: Case, salient: bool) -> CasePrompt:
@@ -56,7 +59,7 @@ def read_prompt(case: Case, salient: bool) -> CasePrompt:
     behind = (is_image.long().cumsum(dim=1) > 0) & ~is_image & valid
     salient_voters = salient_positions(case, ids.shape) if salient else None
     voters = choose_voters(behind, labels, case.training, salient_voters)
-    return CasePrompt(ids, valid, is_image, labels, voters, left_alone(valid, labels, case.training))
+    return CasePrompt(ids, valid, is_image, labels, voters, left_alone(valid, labels, case.training), salient)
 
 
 def choose_voters(behind: Tensor, labels: Tensor | None, training: bool, salient: Tensor | None) -> Tensor:

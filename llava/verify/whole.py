@@ -64,22 +64,16 @@ def recorded(case: Case) -> dict[str, Tensor]:
 
 
 def prepare(
-    case: Case,
-    model: LlavaLlamaForCausalLM,
-    prompt: CasePrompt,
-    compression: CompressionConfig,
-    padding_side: str = "right",
+    case: Case, model: LlavaLlamaForCausalLM, prompt: CasePrompt, compression: CompressionConfig
 ) -> tuple[Tensor, TokenLayout]:
     """Embeddings [B, L, D] and layout of a prompt in which exactly the published voters vote."""
-    salient = compression.t2v is not None and compression.t2v.queries == "salient"
     return model.prepare_multimodal_inputs(
         prompt.ids.to(model.device),
         prompt.valid,
         prompt.labels,
         match_images(prompt.is_image, case.images()),
-        prompt.query_mask(salient),
+        prompt.query_mask,
         compression,
-        padding_side,
     )
 
 

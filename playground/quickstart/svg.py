@@ -53,13 +53,7 @@ class Chart:
         inner_width, inner_height = self.width - LEFT - RIGHT, self.height - TOP - BOTTOM
         return LEFT + across * inner_width, TOP + (1 - up) * inner_height
 
-    def axes(
-        self,
-        x_ticks: Sequence[float],
-        y_ticks: Sequence[float],
-        x_text: Callable[[float], str] = number,
-        y_text: Callable[[float], str] = number,
-    ) -> None:
+    def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], y_text: Callable[[float], str] = number) -> None:
         """Grid lines, tick labels and the names of the axes."""
         left, bottom = self.at(self.x_range[0], self.y_range[0])
         right, _ = self.at(self.x_range[1], self.y_range[0])
@@ -68,7 +62,7 @@ class Chart:
             self._line((left, row), (right, row), FAINT, 1)
             self.text(left - 8, row + 4, y_text(y), "end")
         for x in x_ticks:
-            self.text(self.at(x, 0)[0], bottom + 18, x_text(x), "middle")
+            self.text(self.at(x, 0)[0], bottom + 18, number(x), "middle")
         self._line((left, bottom), (right, bottom), INK, 1)
         self.text((left + right) / 2, self.height - 8, self.x_name, "middle")
         middle = (TOP + bottom) / 2

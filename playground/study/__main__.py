@@ -116,9 +116,9 @@ def run_all(place: Place, jobs: int) -> dict[str, BaseException]:
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))  # read by the processes that start below
     waiting = {seed: _cells_to_do(place, seed) for seed in range(place.settings.seeds)}
-    for seed in waiting:
+    for one in waiting:
         for cell in (Cell(UNCOMPRESSED), *all_cells()):
-            place.compression_file(seed, cell)  # several processes read them later
+            place.compression_file(one, cell)  # several processes read them later
     failed: dict[str, BaseException] = {}
     total = sum(map(len, waiting.values()))
     with workers(jobs) as pool, tqdm(total=total, desc="Study", unit="cell", smoothing=0.1) as bar:

@@ -153,30 +153,29 @@ def compared(right: Right, dense: Right) -> dict[str, Any]:
     }
 
 
-def resampled(right: Right, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+def resampled(right: Right) -> NDArray[np.float64]:
     """Accuracies in repeated draws of seeds and questions, with replacement.
 
     Every call draws the same seeds and questions, so that two methods are compared on the same draw.
 
     Args:
         right: [S, Q].
-        resamples: R.
 
     Returns:
-        [R, S]: the accuracy of each drawn seed on the drawn questions.
+        [R, S]: the accuracy of each drawn seed on the drawn questions; R is `RESAMPLES`.
     """
     seeds, questions = right.shape
-    drawn, weights = _draws(seeds, questions, resamples)
+    drawn, weights = _draws(seeds, questions)
     accuracies = weights @ right.T.astype(np.float64) / questions  # [R, S]
     return np.take_along_axis(accuracies, drawn, axis=1)
 
 
 @cache
-def _draws(seeds: int, questions: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _draws(seeds: int, questions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Drawn seeds, [R, S], and how often each question was drawn, [R, Q]."""
     draw = np.random.default_rng(0)
-    weights = draw.multinomial(questions, np.full(questions, 1 / questions), size=resamples)
-    return draw.integers(seeds, size=(resamples, seeds)), weights
+    weights = draw.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES)
+    return draw.integers(seeds, size=(RESAMPLES, seeds)), weights
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
