@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.common.atomic_write import write_whole
 from llava.common.json_lines import write_lines
-from playground.quickstart.evaluate import read_questions, varied_questions
+from playground.quickstart.evaluate import new_settings, read_questions, varied_questions
 from playground.quickstart.results import Accuracy, Question, Results, Setting, plain, rows, text_table, wilson_interval
 from playground.quickstart.svg import ticks
 
@@ -72,6 +73,16 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{said}.* in .*test.jsonl, line 2"):
             read_questions(path, None)
         assert [question.answer for question in read_questions(path, 1)] == ["one"]
+
+
+def test_budgets_that_are_called_alike_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a/half.yaml", "b/half.yaml", "blank images.yaml")]
+    for number, path in enumerate(files, start=1):
+        write_whole(path, f"t2v: {{layers: [{number}], keep: [0.5]}}\n")
+    assert [setting.name for setting in new_settings(files[1:2])] == ["half", "blank images"]
+    for wrong in (files[:2], files[2:]):
+        with pytest.raises(ValueError, match=rf"more than one '{wrong[0].stem}'"):
+            new_settings(wrong)
 
 
 def test_questions_are_taken_in_turn_from_each_category() -> None:

@@ -108,7 +108,15 @@ def read_questions(path: Path, limit: int | None) -> list[Question]:
 
 
 def new_settings(files: Sequence[Path], blank: bool = True) -> list[Setting]:
-    """A setting for each compression file, and with `blank` the uncompressed model that sees nothing."""
+    """A setting for each compression file, and with `blank` the uncompressed model that sees nothing.
+
+    Raises:
+        ValueError: if two files are called alike, by which nobody could tell their results apart, or one holds none.
+    """
+    names = [path.stem for path in files]
+    for name in names:
+        if names.count(name) > 1 or name == BLANK:
+            raise ValueError(f"--compression names more than one {name!r}; results are called so, so rename the file.")
     settings = [Setting(path.stem, CompressionConfig.from_yaml(path).to_dict()) for path in files]
     return [*settings, Setting(BLANK, CompressionConfig().to_dict())] if blank else settings
 
