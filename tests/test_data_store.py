@@ -337,6 +337,25 @@ def test_padding_and_truncation_do_not_make_another_tokenizer() -> None:
     assert tokenizer_key(tokenizer) == padded != before
 
 
+def test_a_family_that_derives_from_another_does_not_get_its_tokens(data: Path, tmp_path: Path) -> None:
+    plain = llava_inputs(byte_level(), processor())
+
+    class Shouting(type(plain)):  # type: ignore[misc]
+        model_types = ("shouting",)
+
+        def taught(self, turn: str, kinds: Any) -> str:
+            return str(super().taught(turn.upper().replace("<IMAGE>", "<image>"), kinds))
+
+    made = {kind: kind(plain.config, plain.tokenizer, plain.processor, "v1") for kind in (type(plain), Shouting)}
+    typed = type("Typed", (Shouting,), {"model_types": ("typed",), "__module__": "typed_into_an_interpreter"})
+    made[typed] = typed(plain.config, plain.tokenizer, plain.processor, "v1")
+    for inputs in made.values():
+        read = LazySupervisedDataset(data, inputs, DataConfig(4096, 4, cache_dir=tmp_path / "cache"))
+        for number, record in enumerate(read.records):
+            assert read.encode(number) == RecordEncoder(inputs).encode(record)
+    assert len(tables(tmp_path / "cache", "tokens")) == 2 and made[typed].key is None
+
+
 def test_a_nameless_finder_still_encodes(data: Path, tmp_path: Path) -> None:
     nothing = open_data(data, tmp_path, find_salient=lambda text: [])
     assert not any(bits & 2 for index in range(len(nothing)) for bits in nothing.encode(index).query_mask)

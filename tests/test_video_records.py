@@ -22,6 +22,7 @@ from llava.data.frames import Frames, frame_numbers
 from llava.data.images import BadImageError
 from llava.data.mixture import open_mix
 from llava.data.records import parse_record
+from llava.data.video import open_video
 from llava.model.splice import PlanSettings
 
 SIDE = 8
@@ -205,6 +206,14 @@ def data_of(folder: Path, *records: Any, kind: type[LlavaInputs] = Films, **chan
 
 def reds(sample: dict[str, Any]) -> list[Any]:
     return [[int(f.mean()) for f in m] if isinstance(m, tuple) else int(m.mean()) for m in sample["images"]]
+
+
+def test_frames_of_a_folder_are_in_the_order_of_their_numbers_whatever_their_names(tmp_path: Path) -> None:
+    names = ["1.png", "2b.png", "10.png", "a\u00b2 3.png", "a\u00b2 20.png", "\u00b24.png", "\u00b2.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (6, 4), (10 * number, 0, 0)).save(tmp_path / name)
+    shown_frames = open_video(tmp_path, lambda total, fps: list(range(total)))
+    assert [picture.getpixel((0, 0))[0] // 10 for picture in shown_frames] == list(range(len(names)))
 
 
 def test_images_and_videos_of_a_sample_stand_in_the_order_of_their_marks(folder: Path) -> None:

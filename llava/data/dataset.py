@@ -207,7 +207,8 @@ class LazySupervisedDataset(Dataset):
         tables = [token_table(table, self._encoder, config.cache_dir, config.num_proc) for table in self.records.tables]
         if None in tables:
             logger.info(
-                "The finder of salient words has no name to keep its work under; samples are encoded as needed."
+                "Samples are encoded as needed: the finder of salient words has no name to keep its work under, or the "
+                "family's class no source text."
             )
             return None
         return tables

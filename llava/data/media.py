@@ -85,7 +85,7 @@ def read_media(data: Mapping[Any, Any], name: str) -> dict[str, tuple[str, ...]]
             f"record {name!r} names media under {shown(unread[0])}, which is not read; images go under 'image', videos "
             "under 'video' (a name or a list of names, in the order of their marks), other media cannot be trained on."
         )
-    heeded_elsewhere = _ASKED_OF_ONE if any(media.values()) else ()
+    heeded_elsewhere: tuple[str, ...] = _ASKED_OF_ONE if any(media.values()) else ()
     heeded_elsewhere += (*_ASKED_OF_VIDEO, *_OF_CLIPS) if media["video"] else ()
     asked = [key for key in heeded_elsewhere if data.get(key) not in (None, "")]
     if asked and asked[0] in _OF_CLIPS:

@@ -74,11 +74,11 @@ class RecordEncoder:
     @property
     def key(self) -> str | None:
         """Cache key of everything that the encoding of a record depends on; None where that has no name."""
-        finder = self._finder_key()
-        if finder is None:
+        finder, inputs = self._finder_key(), self.inputs.key
+        if finder is None or inputs is None:
             return None
         code = source_of(salience, salient)
-        return digest_text([tokenizer_key(self.inputs.tokenizer), self.inputs.key, finder, code])
+        return digest_text([tokenizer_key(self.inputs.tokenizer), inputs, finder, code])
 
     def _finder_key(self) -> str | None:
         if self.find_salient is salient_spans:

@@ -138,7 +138,8 @@ def _check_shown(pixels: int) -> None:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key by which 2.jpg comes before 10.jpg."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+    parts = re.split(r"([0-9]+)", path.name)  # every second one is a number
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def _from_animation(path: Path, choose: FrameChoice, opening: str) -> Frames:

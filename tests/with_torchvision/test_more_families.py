@@ -18,6 +18,7 @@ from transformers.video_utils import VideoMetadata
 
 from llava.checkpoints.opening import Opened, open_model
 from llava.data.frames import Frames
+from llava.data.media_limits import MediaLimits
 
 BOTH = {
     "v2v": {"dominant": 0.3, "contextual": 2, "score": "received", "cluster_width": 2},
@@ -178,6 +179,10 @@ def test_frames_of_qwen3_are_those_that_its_processor_takes(family: Family) -> N
     assert inputs_of(family.own, count=4).frame_numbers(100, 25.0) == [0, 33, 66, 99]
     assert family.inputs.frame_numbers(6, None) == [0, 1, 2, 3, 4, 5]
     assert family.inputs.frame_numbers(1, 25.0) == [0, 0]
+    assert inputs_of(family.own, most=1).frame_numbers(50, 25.0) == [0, 49], "one frame is fewer than a group"
+    limited = inputs_of(family.own)
+    limited.processor = MediaLimits(video_min_frames=1, video_fps=0.1).applied_to(family.processor)
+    assert limited.frame_numbers(50, 25.0) == [0, 49]
     (shown,) = family.inputs.video(Frames((picture("v"),) * 2, (0, 0), 1, 25.0), "A video")
     assert shown.inputs["video_grid_thw"].tolist()[0][0] == 1
     assert family.inputs.blank("video").kind == "video"

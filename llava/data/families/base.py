@@ -20,6 +20,7 @@ from llava.common.image_opening import opening_of
 from llava.compression.config import V2VConfig
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.data.families.encoding_key import encoding_key
 from llava.data.families.registry import register_inputs
 from llava.data.frames import Frames, FrameSampling
 from llava.data.mark_words import words_of_others
@@ -27,7 +28,7 @@ from llava.data.salient import SalientFinder
 from llava.data.tokenization import EncodedText, kept_tokens, one_question, shortened
 from llava.model.splice import PlanSettings
 
-_USUAL_SIZE = (640, 480)
+USUAL_SIZE = (640, 480)
 _USUAL_FRAMES, _USUAL_FPS = 300, 30.0
 Sample = dict[str, Any]
 Collator = Callable[[Sequence[Sample]], dict[str, Any]]
@@ -197,13 +198,15 @@ class ModelInputs(ABC):
         Args:
             kind: `image`, or `video` for one of the media that a video becomes.
         """
-        black = Image.new("RGB", (1, 1))
-        if kind == "image":
-            medium = self.image(black, "An image")
-        else:
-            numbers = self.frame_numbers(1, None)
-            medium = self.video(Frames((black,) * len(numbers), tuple(numbers), 1), "A video")[0]
+        medium = self._shown_still(kind, Image.new("RGB", (1, 1)), 1, None)[0]
         return medium.zero_() if isinstance(medium, Tensor) else medium
+
+    def _shown_still(self, kind: str, picture: Image.Image, total: int, fps: float | None) -> list[Any]:
+        """The media of a picture, as an image or as a video of so many frames that are all alike."""
+        if kind == "image":
+            return [self.image(picture, "An image")]
+        numbers = self.frame_numbers(total, fps)
+        return self.video(Frames((picture,) * len(numbers), tuple(numbers), total, fps), "A video")
 
     def blanks(self, kind: str) -> list[Any]:
         """As many blank media as one image or one video has marks for."""
@@ -217,12 +220,7 @@ class ModelInputs(ABC):
         """Visual tokens of an `image` or a `video` before it is seen, to order samples by: of pictures of 640 x 480."""
         if settings is None:
             return 0
-        picture = Image.new("RGB", _USUAL_SIZE)
-        if kind == "image":
-            media = [self.image(picture, "An image")]
-        else:
-            numbers = self.frame_numbers(_USUAL_FRAMES, _USUAL_FPS)
-            media = self.video(Frames((picture,) * len(numbers), tuple(numbers), _USUAL_FRAMES, _USUAL_FPS), "A video")
+        media = self._shown_still(kind, Image.new("RGB", USUAL_SIZE), _USUAL_FRAMES, _USUAL_FPS)
         return sum(sum(self.tokens(medium, settings)) for medium in media)
 
     @abstractmethod
@@ -258,9 +256,13 @@ class ModelInputs(ABC):
         return DEFAULT_IMAGE_TOKEN * sum(map(self.marks, media))
 
     @property
-    @abstractmethod
-    def key(self) -> str:
-        """Stands for all that `encode` depends on but the tokenizer and the finder of salient words."""
+    def key(self) -> str | None:
+        """Stands for all that `taught` and `encode` depend on but the tokenizer and the finder; see `encoding_key`."""
+        return encoding_key(type(self), self.encoding_facts())
+
+    def encoding_facts(self) -> list[str]:
+        """What they depend on beside those and the code of the class."""
+        return [self.template, str(self.video_marks)]
 
     @abstractmethod
     def marked(self, turn: str) -> str:

@@ -6,20 +6,16 @@ An image is pixels [3, S, S], or with `image_aspect_ratio` `anyres` the `Crops` 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from llava import conversation, mm_utils
 from llava.common.anyres import is_anyres
 from llava.compression.salience import salient_spans
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, LITERAL_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import SeparatorStyle, fill_template, get_template, recorded_template
-from llava.data import plain_text, records, tokenization
-from llava.data.cache import digest_text
 from llava.data.collator import SupervisedCollator, stacked
 from llava.data.families.base import ModelInputs
 from llava.data.frames import Frames
@@ -27,7 +23,6 @@ from llava.data.images import within_limits
 from llava.data.mark_words import words_of_others
 from llava.data.records import wrap_image_marks
 from llava.data.salient import SalientFinder
-from llava.data.store import source_of
 from llava.data.tokenization import EncodedText, encode_conversation, encode_prompt
 from llava.mm_utils import aspect_ratio_of, preprocess_image
 from llava.model.crops import Crops
@@ -150,11 +145,9 @@ class LlavaInputs(ModelInputs):
         """As in `ModelInputs`."""
         return [None] * (len(medium.pixels) if isinstance(medium, Crops) else self.marks(medium))
 
-    @property
-    def key(self) -> str:
+    def encoding_facts(self) -> list[str]:
         """As in `ModelInputs`."""
-        code = source_of(sys.modules[__name__], tokenization, plain_text, records, conversation, mm_utils)
-        return digest_text([repr(get_template(self.template)), str(self._start_end), str(self.video_marks), code])
+        return [*super().encoding_facts(), repr(get_template(self.template)), str(self._start_end)]
 
     def marked(self, turn: str) -> str:
         """As in `ModelInputs`; the model's `mm_use_im_start_end` surrounds marks, and so do some templates."""

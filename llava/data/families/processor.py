@@ -8,7 +8,6 @@ arguments and says what stands in the place of a medium (`placeholders`).
 from __future__ import annotations
 
 import re
-import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.compression.salience import QueryRole, salient_spans
+from llava.compression.salience import salient_spans
 from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     DEFAULT_VIDEO_TOKEN,
@@ -31,16 +30,13 @@ from llava.constants import (
     WRITTEN_VIDEO_TOKEN,
 )
 from llava.conversation import Segment
-from llava.data import chat_template, plain_text, tokenization
-from llava.data.cache import digest_text
 from llava.data.chat_template import Message, template_segments
-from llava.data.families.base import ModelInputs, Sample
+from llava.data.families.base import USUAL_SIZE, ModelInputs, Sample
 from llava.data.frames import Frames
 from llava.data.images import BadImageError, within_limits
 from llava.data.processor_collator import ProcessorCollator
 from llava.data.salient import SalientFinder
-from llava.data.store import source_of
-from llava.data.tokenization import EncodedText, encode_segments
+from llava.data.tokenization import EncodedText, encode_segments, shortened
 from llava.model.splice import PlanSettings
 
 OWN_TEMPLATE = "chat_template"
@@ -48,7 +44,6 @@ OWN_TEMPLATE = "chat_template"
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "query_mask", "labels", "mm_token_type_ids")
 _MARK = re.compile(f"{DEFAULT_IMAGE_TOKEN}|{DEFAULT_VIDEO_TOKEN}")
 _AROUND_MARK = re.compile(rf"\s*{DEFAULT_IMAGE_TOKEN}\s*")
-_USUAL_SIZE = (640, 480)  # of a picture, to order samples by before any is looked at
 
 
 @dataclass(frozen=True)
@@ -218,12 +213,9 @@ class ProcessorInputs(ModelInputs):
         """As in `ModelInputs`; a video's mark becomes one like an image's, for what is shown says which it is."""
         return turn.replace(DEFAULT_VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN)
 
-    @property
-    def key(self) -> str:
+    def encoding_facts(self) -> list[str]:
         """As in `ModelInputs`."""
-        modules = (sys.modules[name] for name in (type(self).__module__, __name__))
-        code = source_of(*modules, tokenization, plain_text, chat_template)
-        return digest_text([type(self).__name__, self._template(), code])
+        return [*super().encoding_facts(), self._template()]
 
     def encode(
         self,
@@ -314,7 +306,7 @@ class ProcessorInputs(ModelInputs):
 
     def usual_tokens(self, kind: str, settings: PlanSettings | None) -> int:
         """As in `ModelInputs`: of a picture of 640 x 480, for each pair of frames of a video."""
-        shown = self.image(Image.new("RGB", _USUAL_SIZE), "An image")
+        shown = self.image(Image.new("RGB", USUAL_SIZE), "An image")
         each = len(shown.ids) if settings is None else sum(self.tokens(shown, settings))
         return each * (1 if kind == "image" else self.usual_frames // 2)
 
@@ -326,11 +318,7 @@ class ProcessorInputs(ModelInputs):
         ends = [start + len(shown.ids) for start, shown in zip(sample["starts"], sample["images"], strict=True)]
         whole = sum(end <= max_length for end in ends)
         kept = min([max_length, *sample["starts"][whole:]])
-        rows = {name: sample[name][:kept].clone() for name in ("input_ids", "labels", "query_mask")}
-        rows["query_mask"][-1:] &= ~int(QueryRole.LAST)
-        return (
-            sample | rows | {"images": sample["images"][:whole], "starts": sample["starts"][:whole], "truncated": True}
-        )
+        return shortened(sample, kept, whole) | {"starts": sample["starts"][:whole]}
 
     def tower_tokens(self, medium: Shown) -> list[int]:
         """As in `ModelInputs`: the patches of each frame."""

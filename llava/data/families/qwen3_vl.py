@@ -47,18 +47,16 @@ class Qwen3VLInputs(Qwen2_5_VLInputs):
     def frame_numbers(self, total: int, fps: float | None) -> list[int]:
         """As in `ModelInputs`: frames at equal distances, as many as the processor's rule takes for the seconds.
 
-        Where nothing says how fast the video is, as of a folder of frames, all of them up to the largest number. The
-        frame of a video that has only one is shown twice.
+        Where nothing says how fast the video is, as of a folder of frames, all of them up to the largest number. At
+        least two are taken, whatever the limits; the frame of a video that has only one is shown twice.
         """
         from transformers.video_utils import VideoMetadata
 
         processor, asked = self.video_processor(), self.sampling
         if total == 1:
             return [0, 0]
-        metadata, most = VideoMetadata(total_num_frames=total, fps=fps), asked.most or processor.max_frames
+        metadata, wanted = VideoMetadata(total_num_frames=total, fps=fps), asked.count or total
         if asked.count is None and fps is not None:
-            numbers = processor.sample_frames(metadata, fps=asked.fps or processor.fps)
-            if len(numbers) <= most:
-                return list(numbers.tolist())
-        most = max(min(asked.count or total, most, total), processor.temporal_patch_size)
-        return list(processor.sample_frames(metadata, num_frames=most).tolist())
+            wanted = len(processor.sample_frames(metadata, fps=asked.fps or processor.fps))
+        count = max(min(wanted, asked.most or processor.max_frames, total), processor.temporal_patch_size)
+        return list(processor.sample_frames(metadata, num_frames=count).tolist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,20 +12,16 @@ from torch import Tensor
 
 from llava.common.image_limits import check_prepared
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     DEFAULT_VIDEO_TOKEN,
     LITERAL_IMAGE_TOKEN,
     WRITTEN_IMAGE_TOKEN,
 )
-from llava.data import video_marks
-from llava.data.cache import digest_text
 from llava.data.families.llava import LlavaInputs
 from llava.data.frames import Frames
 from llava.data.images import within_limits
 from llava.data.mark_words import words_of_others
-from llava.data.store import source_of
+from llava.data.records import wrap_image_marks
 from llava.data.video_marks import expand_marks
 from llava.mm_utils import aspect_ratio_of, preprocess_image
 from llava.model.mixed_media import marks_of
@@ -137,15 +132,9 @@ class VideoLlavaInputs(LlavaInputs):
                 f"none to have them in front. {WRITTEN_IMAGE_TOKEN} is the word itself."
             )
         if marks:
-            return expand_marks_of_images(text, self._start_end)
+            return wrap_image_marks(text, self._start_end, use_image_tags=False)
         front = "".join(DEFAULT_VIDEO_TOKEN if medium.dim() == 4 else DEFAULT_IMAGE_TOKEN for medium in media)
         return self.marked(front) + "\n" * bool(media) + text
-
-    @property
-    def key(self) -> str:
-        """As in `ModelInputs`."""
-        code = source_of(sys.modules[__name__], video_marks)
-        return digest_text([super().key, str(self.video_marks), code])
 
     def written_mark(self, media: Sequence[Any]) -> str:
         """As in `ModelInputs`."""
@@ -158,10 +147,3 @@ class VideoLlavaInputs(LlavaInputs):
     def taught(self, turn: str, kinds: Collection[str]) -> str:
         """As in `ModelInputs`; nothing is moved to the front."""
         return self.marked(words_of_others(turn, kinds))
-
-
-def expand_marks_of_images(turn: str, use_im_start_end: bool) -> str:
-    """A turn in which `<video>` is a word."""
-    if not use_im_start_end:
-        return turn
-    return turn.replace(DEFAULT_IMAGE_TOKEN, f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}")
