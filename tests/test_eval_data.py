@@ -105,6 +105,16 @@ def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:
     assert "images or videos are missing" in problems[1]
 
 
+def test_a_folder_in_the_place_of_a_table_keeps_no_other_benchmark_from_its_check(tmp_path: Path) -> None:
+    dataset = written(tmp_path, "mmbench")
+    path = tmp_path / "mmbench" / "mmbench_dev_20230712.tsv"
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    assert any(
+        "it is a folder; name a file" in said for said in check(get_benchmark("mmbench"), dataset, tmp_path).problems
+    )
+
+
 def test_a_question_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     dataset = written(tmp_path, "mme")
     path = tmp_path / "MME" / "llava_mme.jsonl"

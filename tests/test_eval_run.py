@@ -236,6 +236,29 @@ def test_what_a_kill_left_is_merged_and_a_torn_line_is_asked_again(ask: Callable
     assert not answers.all_parts()
 
 
+def test_a_whole_answer_without_a_line_break_is_an_answer(ask: Callable[..., int], tmp_path: Path):
+    """Editors leave the last line break out."""
+    assert ask() == 0
+    whole = place(tmp_path).answers.path.read_text()
+    place(tmp_path).answers.path.write_text(whole.removesuffix("\n"))
+    assert ask() == 0
+    assert Result.load(place(tmp_path).result).complete
+    assert read_lines(place(tmp_path).answers.path) == [json.loads(line) for line in whole.splitlines()]
+
+
+@pytest.mark.parametrize("sessions", [[{}], ["cpu"], [{"answers": "all"}], {}])
+def test_sessions_that_were_edited_are_refused_in_a_sentence(
+    sessions: object, ask: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert ask("--limit", "1") == 0
+    settings = json.loads(place(tmp_path).settings.read_text())
+    settings["about"]["sessions"] = sessions
+    place(tmp_path).settings.write_text(json.dumps(settings))
+    assert ask() == 2
+    said = capsys.readouterr().err
+    assert "session" in said and "remove it and the answers beside it" in said and "Traceback" not in said
+
+
 def test_changed_settings_are_refused(
     ask: Callable[..., int], model: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

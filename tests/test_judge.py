@@ -16,6 +16,7 @@ from judge_server import GARBAGE, HANG, MODEL, JudgeServer
 
 from llava.eval.judging.chat_api import ChatApi, ChatError, Reply
 from llava.eval.judging.judge import Judge, JudgeRequest, VerdictFile, judge_is_configured, judged_scores
+from llava.eval.runner.answer_file import AnswerFile
 
 ASK = ({"role": "user", "content": "Is 1 equal to 1?"},)
 
@@ -260,6 +261,15 @@ def test_a_kill_loses_no_verdict_and_none_is_asked_for_twice(tmp_path: Path):
     assert all(asked[f"q{line['question_id']}"] == 1 for line in kept)
     lines = [json.loads(line) for line in reviews.read_text().splitlines()]
     assert sorted(line["question_id"] for line in lines) == list(range(12))
+
+
+def test_no_verdict_is_paid_for_by_two_runs_at_once(tmp_path: Path):
+    reviews = tmp_path / "graded" / "verdicts.jsonl"
+    with JudgeServer(lambda request: "yes") as server, AnswerFile(reviews).locked():
+        judge = Judge.from_environment(server.environment())
+        with pytest.raises(ValueError, match=r"Another run is writing .*verdicts\.jsonl"):
+            grade(judge, ["q"], reviews)
+        assert not server.requests
 
 
 def test_ends_of_verdict_files(tmp_path: Path):

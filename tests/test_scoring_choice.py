@@ -375,6 +375,8 @@ def test_tables_that_cannot_be_asked_are_named(tmp_path: Path):
         ({"A": "", "B": "", "C": ""}, "index 7 has no question or no option A"),
         ({"A": ""}, "index 7 has an option C, but not all before it"),
         ({"B": " "}, "index 7 has an option C, but not all before it"),
+        ({"answer": "b"}, "index 7 has the answer 'b'; it must be one of A, B, C"),
+        ({"answer": "D"}, "index 7 has the answer 'D'; it must be one of A, B, C"),
         ({"index": "seven"}, "is not a table of MMBench"),
     ):
         files.write_rows(path, [rows[0] | change])
@@ -441,6 +443,16 @@ def test_seed_accuracy_by_hand(root: Path):
     assert scores.headline is None and scores.values["video"] == 100 and scores.notes
     with pytest.raises(ValueError, match="has no question '999'"):
         benchmark.score(root, [Answer(Question(999, "What?"), "A")])
+
+
+def test_seed_refuses_a_right_answer_that_nobody_can_give(tmp_path: Path):
+    files.write_seed(tmp_path)
+    path = tmp_path / "seed_bench" / "SEED-Bench.json"
+    content = json.loads(path.read_text())
+    content["questions"][1]["answer"] = "b"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="question 2 has the answer 'b'; it must be one of A, B, C, D"):
+        get_benchmark("seed").score(tmp_path, answered(tmp_path, "seed", SEED_TEXTS))
 
 
 def test_seed_without_frames_is_about_images_alone(tmp_path: Path):

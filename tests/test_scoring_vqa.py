@@ -171,6 +171,10 @@ def test_eval_textvqa_prints_llavas_lines(tmp_path: Path, capsys: pytest.Capture
     assert eval_textvqa.main([*annotation, "--result-file", str(tmp_path / "none.jsonl")]) == 2
     assert "There is no answer file" in capsys.readouterr().err
     assert eval_textvqa.main(annotation) == 2
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("", encoding="utf-8")
+    assert eval_textvqa.main([*annotation, "--result-dir", str(tmp_path / "notes")]) == 2, "nothing was scored"
+    assert "holds no answers (*.jsonl)" in capsys.readouterr().err
 
 
 # GQA.
@@ -254,6 +258,14 @@ def test_vqav2_test_split_has_a_submission_and_no_headline(tmp_path: Path) -> No
     listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))  # of another download
     with pytest.raises(ValueError, match="lacks 1 of 5 questions that were answered, the first is 262144000"):
         get_benchmark("vqav2").write_submission(tmp_path, answered, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["vqav2", "vizwiz"])
+def test_two_answers_under_one_id_are_not_submitted_as_one(name: str, tmp_path: Path) -> None:
+    getattr(files, f"write_{name}")(tmp_path)
+    answered = answer(tmp_path, name, ["yes"] * 6)
+    with pytest.raises(ValueError, match=f"question id '{answered[0].question.question_id}' comes twice"):
+        get_benchmark(name).write_submission(tmp_path, [*answered, answered[0]], tmp_path / "x")
 
 
 def test_vqav2_validation_split(tmp_path: Path) -> None:

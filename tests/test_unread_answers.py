@@ -14,10 +14,11 @@ import pytest
 from saved_results import shown
 
 from llava.common.json_files import write_json
-from llava.eval import eval_pope, eval_science_qa, eval_textvqa
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa, score
 from llava.eval.benchmarks import NAMES, get_benchmark
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.questions import Answer
+from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.answer_settings import hash_of
 from llava.eval.runner.result_files import BenchmarkFiles
 from llava.eval.runner.scored import score_answers, summary_line
@@ -60,6 +61,25 @@ def scored(tmp_path: Path, name: str, texts: Sequence[str | None]) -> Result:
     about = {"model": "tiny", "compression": "none", "versions": {}, "device": "", "settings": {}}
     write_json(place.settings, {"identity": identity, "run": "5c0f21e7", "about": about})
     return score_answers(place, get_benchmark(name), root, None)
+
+
+def test_answers_of_a_benchmark_that_is_not_here_keep_no_other_from_its_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of a package that is not installed on this machine, or of `model_vqa_loader`, which writes such files too."""
+    first = scored(tmp_path, "pope", ["yes"])
+    (tmp_path / "results" / "colours.settings.json").write_text("{}")
+    assert score.main([str(tmp_path / "results"), "--eval-folder", str(tmp_path / "data")]) == 1
+    printed = capsys.readouterr()
+    assert f"{first.headline:.2f}" in printed.out and "There is no benchmark 'colours'" in printed.err
+
+
+def test_parts_are_set_aside_line_by_line(tmp_path: Path):
+    answers = AnswerFile(tmp_path / "a.jsonl", "5c0f21e7")
+    answers.part(0).write_text('{"question_id": 1}\n{"question_id": 2, "te')
+    answers.part(1).write_text('{"question_id": 3}\n')
+    former = answers.set_aside()
+    assert former.read_text().splitlines() == ['{"question_id": 1}', '{"question_id": 2, "te', '{"question_id": 3}']
 
 
 def test_all_benchmarks_are_here():

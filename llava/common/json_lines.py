@@ -27,8 +27,8 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
     Args:
         path: the file.
         advice: what to do about a line that is none, as a main clause.
-        torn_end: whether a kill may have cut the last line short; what stands behind the last line break is left out,
-            and the file is no list.
+        torn_end: whether a kill may have cut the last line short; what stands behind the last line break is left out
+            unless it is a whole object, and the file is no list.
 
     Raises:
         ValueError: if a line is not a JSON object, or the file is no regular one or cannot be read.
@@ -40,7 +40,7 @@ def placed_objects(path: Path, advice: str, torn_end: bool = False) -> list[tupl
     else:
         lines = content.split(b"\n")
         numbered = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-        if torn_end and lines[-1].strip():
+        if torn_end and lines[-1].strip() and not _is_object(lines[-1]):
             numbered.pop()
         places = [place for place, _ in numbered]
         values = [_parsed(line, place, advice) for place, line in numbered]
@@ -85,6 +85,13 @@ def append_lines(file: FileIO, values: Iterable[Any]) -> None:
         OSError: as `append_whole`.
     """
     append_whole(file, "".join(json.dumps(value) + "\n" for value in values).encode())
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except NotJsonError:
+        return False
 
 
 def _parsed(text: bytes, place: str, advice: str) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.eval.benchmarks import benchmark_names, get_benchmarks
@@ -111,8 +112,8 @@ def check(benchmark: Benchmark, dataset: Dataset, root: Path, all_images: bool =
         return Findings(None, 0, 0, tuple(problems))
     try:
         questions = benchmark.questions(root)
-    except ValueError as error:
-        return Findings(None, 0, 0, (*problems, str(error)))
+    except (ValueError, OSError) as error:
+        return Findings(None, 0, 0, (*problems, in_words(error)))
     counted = sum(not within or any(within in path.parts for path in pictures(question)) for question in questions)
     if expected is not None and counted != expected:
         problems.append(

@@ -38,7 +38,6 @@ from llava.eval.benchmarks.reading import (
     require_some,
 )
 from llava.eval.judging.judge import Judge, Verdict
-from llava.eval.runner.answer_file import AnswerFile
 from llava.eval.runner.exit_status import exit_status
 from llava.eval.runner.result_files import result_file
 from llava.eval.scoring.unread import Unread
@@ -55,13 +54,12 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
     result_file(options.output, "--output")
     require_apart(
         {"--output": options.output},
-        [options.question, options.context, options.rule, *(path.expanduser() for path in options.answer_list)],
+        [options.question, options.context, options.rule, *options.answer_list],
     )
     judge = Judge.from_environment(environment)
     rules: Mapping[str, Any] = read_json_as(dict, options.rule, LLaVABench.name) if options.rule else shipped_rules()
     captions = read_captions(options.context)
-    paths = [path.expanduser() for path in options.answer_list]
-    first, second = (read_references(path) for path in paths)
+    first, second = (read_references(path) for path in options.answer_list)
     requests = []
     questions = require_some(read_json_lines(options.question, LLaVABench.name), options.question)
     for number, question in enumerate(questions, start=1):
@@ -75,12 +73,11 @@ def review(options: argparse.Namespace, environment: Mapping[str, str] | None = 
                 question,
                 captions,
                 rules,
-                reference_of(first, identity, paths[0]),
-                reference_of(second, identity, paths[1]),
+                reference_of(first, identity, options.answer_list[0]),
+                reference_of(second, identity, options.answer_list[1]),
             )
         )
-    with AnswerFile(options.output).locked():  # two at once would ask, and pay, for each review twice
-        return judge.grade(requests, read_two_scores, options.output, REMINDER, options.max_tokens)
+    return judge.grade(requests, read_two_scores, options.output, REMINDER, options.max_tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
     ungraded = sum(verdict.grade is None for verdict in verdicts)
     print(f"{len(verdicts)} reviews are in {options.output}, {ungraded} of them without two scores.")
     for path in options.answer_list:
-        texts = [str(answer["text"]) for answer in read_references(path.expanduser()).values()]
+        texts = [str(answer["text"]) for answer in read_references(path).values()]
         empty = Unread.count(texts).empty
         if empty:
             print(f"{empty} of {len(texts)} answers in {path} are empty.", file=sys.stderr)

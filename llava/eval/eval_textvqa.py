@@ -60,6 +60,8 @@ def _run(options: argparse.Namespace) -> int:
         if not options.result_dir.is_dir():
             raise ValueError(f"{options.result_dir} is not a folder; give the folder of the answer files.")
         files += sorted(options.result_dir.iterdir())
+        if not any(path.suffix == ".jsonl" for path in files):
+            raise ValueError(f"{options.result_dir} holds no answers (*.jsonl); give the folder of the answer files.")
     if not files:
         raise ValueError("There is nothing to score; give --result-file or --result-dir.")
     annotations = read_annotations(options.annotation_file)

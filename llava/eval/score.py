@@ -20,6 +20,7 @@ from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ
 from llava.common.program import as_program
 from llava.common.shown import say
 from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks.base import Benchmark
 from llava.eval.runner.answer_settings import SETTINGS_SUFFIX, read_described
 from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.runner.result_files import BenchmarkFiles, result_file
@@ -48,11 +49,17 @@ def _score_folder(options: argparse.Namespace) -> int:
         raise ValueError(f"There are no answers of llava.eval.run in {options.folder}; give its --output.")
     if options.out is not None and len({path.parent for path in paths}) > 1:
         raise ValueError(f"{options.folder} holds several models or budgets; --out is for one of them.")
-    found = [BenchmarkFiles(path.parent, path.name.removesuffix(SETTINGS_SUFFIX)) for path in paths]
-    benchmarks = [get_benchmark(files.name) for files in found]
-    judge = choose_judge(options.judge, benchmarks)
     results, failed = [], False
-    for files, benchmark in zip(found, benchmarks, strict=True):
+    found: list[tuple[BenchmarkFiles, Benchmark]] = []
+    for path in paths:
+        try:
+            name = path.name.removesuffix(SETTINGS_SUFFIX)
+            found.append((BenchmarkFiles(path.parent, name), get_benchmark(name)))
+        except ValueError as error:  # of a package that is not installed here, or not of llava.eval.run
+            failed = True
+            tell(f"The answers of {path} could not be scored: {error}")
+    judge = choose_judge(options.judge, [benchmark for _, benchmark in found])
+    for files, benchmark in found:
         try:
             root = options.eval_folder
             if root is None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from llava.common.atomic_write import whole_file
+from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answer, Question
+from llava.eval.benchmarks.questions import Answer, Question, texts_by_id
 from llava.eval.benchmarks.reading import require, require_characters, require_some
 from llava.eval.benchmarks.sqa import LETTER_PROMPT
 from llava.eval.scoring.scores import Scores, per_cent
@@ -91,7 +92,7 @@ class MMBench(Benchmark):
     def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark.write_submission`: the table that the server takes, as xlsx."""
         path = stem.with_name(f"{stem.name}.xlsx")
-        write_table(root / self.place, {str(answer.question.question_id): answer.text for answer in answers}, path)
+        write_table(root / self.place, texts_by_id(answers), path)
         return path
 
 
@@ -124,6 +125,9 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
         options = _options(row, place)
         if not options or row["question"] is None:
             raise ValueError(f"{place} has no question or no option A; download the file again.")
+        letters, right = LETTERS[: len(options)], row.get("answer")
+        if right is not None and right not in letters:
+            raise ValueError(f"{place} has the answer {shown(right)}; it must be one of {', '.join(letters)}.")
         for name in ("hint", "question", *LETTERS):
             require_characters(row.get(name) or "", name, place)
         question = Question(
@@ -133,12 +137,12 @@ def table_questions(path: Path, suffix: str | None, benchmark: str = MMBench.nam
             facts={
                 "question": row["question"],
                 "hint": row.get("hint"),
-                "answer": row.get("answer"),
+                "answer": right,
                 "l2-category": row.get("l2-category"),
                 "rotations": rotations[row["index"] % ROUND],
             },
         )
-        questions.append(_asked(question, options, LETTERS[: len(options)], 0, suffix))
+        questions.append(_asked(question, options, letters, 0, suffix))
     return require_some(questions, path)
 
 
@@ -239,8 +243,9 @@ def _read_table(path: Path, benchmark: str) -> DataFrame:
     """
     import pandas
 
+    require(path, benchmark)
     try:
-        table = pandas.read_table(require(path, benchmark), dtype=str, keep_default_na=False)
+        table = pandas.read_table(path, dtype=str, keep_default_na=False)
         table["index"] = table["index"].astype(int)
         missing = [name for name in ("question", "image", "A") if name not in table.columns]
         again = table["index"].duplicated() | (table["index"] < 0)
@@ -250,8 +255,6 @@ def _read_table(path: Path, benchmark: str) -> DataFrame:
         if twice:  # pandas numbers the second of two equal names
             raise ValueError(f"the column {twice[0].rpartition('.')[0]!r} comes twice")
     except (ValueError, KeyError, OverflowError) as error:
-        if not path.exists():
-            raise
         raise ValueError(f"{path} is not a table of MMBench ({error}); download it again.") from error
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}, only {', '.join(table.columns)}; download it again.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from llava.common.json_files import need, write_json
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answer, Question
+from llava.eval.benchmarks.questions import Answer, Question, texts_by_id
 from llava.eval.benchmarks.reading import need_list, need_text, read_questions
 from llava.eval.scoring.m4c import vqa_accuracy
 from llava.eval.scoring.scores import Scores, per_cent
@@ -77,8 +77,7 @@ class OpenAnswers(Benchmark):
         """See `Benchmark.write_submission`: JSON for the server; nothing for the validation split."""
         if any(_ANSWERS in answer.question.facts for answer in answers):
             return None
-        given = {str(answer.question.question_id): answer.text for answer in answers}
-        submission = self.submission(root / self.folder / self.submitted, given)
+        submission = self.submission(root / self.folder / self.submitted, texts_by_id(answers))
         return write_json(stem.with_name(f"{stem.name}.json"), submission, end="")
 
     @abstractmethod

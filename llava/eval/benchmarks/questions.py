@@ -62,3 +62,18 @@ class Answer:
 
     question: Question
     text: str
+
+
+def texts_by_id(answers: Iterable[Answer]) -> dict[str, str]:
+    """Texts of answers by question id as text, in order, for files that hold one answer for each id.
+
+    Raises:
+        ValueError: if an id comes twice.
+    """
+    texts: dict[str, str] = {}
+    for answer in answers:
+        name = str(answer.question.question_id)
+        if name in texts:
+            raise ValueError(f"The question id {name!r} comes twice; here one answer stands for each id.")
+        texts[name] = answer.text
+    return texts

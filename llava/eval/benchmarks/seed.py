@@ -15,7 +15,7 @@ from pathlib import Path
 from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.questions import Answer, Question
+from llava.eval.benchmarks.questions import Answer, Question, texts_by_id
 from llava.eval.benchmarks.reading import (
     need_field,
     need_id,
@@ -75,7 +75,7 @@ class SEED(Benchmark):
         """See `Benchmark.score`; an answer is right if it is the letter and nothing else."""
         path = root / _FOLDER / "SEED-Bench.json"
         asked = {str(question.question_id): question for question in read_annotation(path, self.name)}
-        given = {str(answer.question.question_id): answer.text for answer in answers}
+        given = texts_by_id(answers)
         unknown = next((number for number in given if number not in asked), None)
         if unknown is not None:
             raise ValueError(f"{path} has no question {unknown!r}, but it was answered; download both files again.")
@@ -92,7 +92,7 @@ class SEED(Benchmark):
         """See `Benchmark.write_submission`: JSON lines for the leaderboard."""
         path = stem.with_name(f"{stem.name}.jsonl")
         asked = read_annotation(root / _FOLDER / "SEED-Bench.json", self.name)
-        given = {str(answer.question.question_id): answer.text for answer in answers}
+        given = texts_by_id(answers)
         write_predictions(path, [question for question in asked if str(question.question_id) in given], given)
         return path
 
@@ -138,10 +138,13 @@ def read_annotation(path: Path, benchmark: str = SEED.name) -> list[SeedQuestion
         kind = record.get("data_type", "image" if type_id <= _LAST_IMAGE_TYPE else "video")
         if kind not in ("image", "video"):
             raise ValueError(f"{place} has the data_type {shown(kind)}; it must be image or video.")
+        answer = need_text(record, "answer", place)
+        if answer not in LETTERS:
+            raise ValueError(f"{place} has the answer {shown(answer)}; it must be one of {', '.join(LETTERS)}.")
         questions.append(
             SeedQuestion(
                 need_id(record, "question_id", place),
-                need_text(record, "answer", place),
+                answer,
                 names.get(type_id, f"type {type_id}"),
                 kind,
             )

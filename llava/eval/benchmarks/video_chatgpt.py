@@ -7,8 +7,7 @@ information, detail orientation, contextual understanding), so these are one ben
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -159,30 +158,23 @@ class VideoGeneration(JudgedBenchmark):
 
     def write_submission(self, root: Path, answers: Sequence[Answer], stem: Path) -> Path | None:
         """See `Benchmark`: the prediction file that Video-ChatGPT's evaluation reads."""
-        return write_json(stem.with_name(f"{stem.name}.json"), self.predictions(answers), end="")
+        predictions = []
+        for given in self.by_record(answers).values():
+            facts = given[0].question.facts
+            asked = {key: answer.question.text for key, answer in zip(self.keys, given, strict=True)}
+            said = {key.replace("Q", "pred"): answer.text for key, answer in zip(self.keys, given, strict=True)}
+            predictions.append({**asked, "A": facts["answer"], "video_name": facts["video_name"], **said})
+        return write_json(stem.with_name(f"{stem.name}.json"), predictions, end="")
 
-    @abstractmethod
-    def predictions(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """Records of the prediction file."""
-
-
-class _OneQuestion(VideoGeneration):
-    """A question file with one question in a record."""
-
-    def predictions(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """See `VideoGeneration`."""
-        return [
-            {
-                "Q": answer.question.text,
-                "A": answer.question.facts["answer"],
-                "video_name": answer.question.facts["video_name"],
-                "pred": answer.text,
-            }
-            for answer in answers
-        ]
+    def by_record(self, answers: Sequence[Answer]) -> dict[int, list[Answer]]:
+        """The answers of each record of which every question has one, by the record's number."""
+        records: dict[int, list[Answer]] = {}
+        for answer in answers:
+            records.setdefault(answer.question.facts["record"], []).append(answer)
+        return {number: given for number, given in records.items() if len(given) == len(self.keys)}
 
 
-class Generic(_OneQuestion):
+class Generic(VideoGeneration):
     """Correctness of information, detail orientation and contextual understanding of the same answers."""
 
     name = "vcg_generic"
@@ -191,7 +183,7 @@ class Generic(_OneQuestion):
     aspects = tuple(ASPECTS[name] for name in ("correctness", "detail_orientation", "contextual_understanding"))
 
 
-class Temporal(_OneQuestion):
+class Temporal(VideoGeneration):
     """Temporal understanding."""
 
     name = "vcg_temporal"
@@ -212,7 +204,7 @@ class Consistency(VideoGeneration):
     def requests(self, answers: Sequence[Answer]) -> dict[str, list[JudgeRequest]]:
         """See `VideoGeneration`; a record of which one question has no answer is left out."""
         requests = []
-        for number, pair in _both(answers).items():
+        for number, pair in self.by_record(answers).items():
             words = _TWO_PAIRS.format(
                 questions=[answer.question.text for answer in pair],
                 answer=pair[0].question.facts["answer"],
@@ -227,25 +219,3 @@ class Consistency(VideoGeneration):
             "The judge sees both questions; Video-ChatGPT's released program shows it the first one twice, which "
             "published numbers may rest on.",
         )
-
-    def predictions(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """See `VideoGeneration`."""
-        return [
-            {
-                "Q1": first.question.text,
-                "Q2": second.question.text,
-                "A": first.question.facts["answer"],
-                "video_name": first.question.facts["video_name"],
-                "pred1": first.text,
-                "pred2": second.text,
-            }
-            for first, second in _both(answers).values()
-        ]
-
-
-def _both(answers: Sequence[Answer]) -> Mapping[int, tuple[Answer, Answer]]:
-    """The two answers of each record that has both, by the record's number."""
-    by_record: dict[int, list[Answer]] = {}
-    for answer in answers:
-        by_record.setdefault(answer.question.facts["record"], []).append(answer)
-    return {number: (pair[0], pair[1]) for number, pair in by_record.items() if len(pair) == 2}

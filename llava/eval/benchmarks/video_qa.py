@@ -18,7 +18,7 @@ from llava.common.json_lines import write_lines
 from llava.common.shown import shown
 from llava.data.video import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from llava.eval.benchmarks.base import JudgedBenchmark
-from llava.eval.benchmarks.questions import Answer, Question
+from llava.eval.benchmarks.questions import Answer, Question, texts_by_id
 from llava.eval.benchmarks.reading import (
     file_in,
     need_id,
@@ -120,17 +120,16 @@ class VideoQA(JudgedBenchmark):
         Raises:
             ValueError: if a question id comes twice: the evaluation tells answers by it.
         """
-        lines: dict[str, dict[str, Any]] = {}
-        for answer in answers:
-            question = answer.question
-            if str(question.question_id) in lines:
-                raise ValueError(
-                    f"The question id {question.question_id!r} comes twice in test_q.json, and Video-LLaVA's answer "
-                    "file holds one answer for each id."
-                )
-            values = (question.question_id, question.text, question.facts["answer"], answer.text)
-            lines[str(question.question_id)] = dict(zip(ANSWER_FIELDS, values, strict=True))
-        return write_lines(stem.with_name(f"{stem.name}.jsonl"), lines.values())
+        lines = [
+            {
+                "id": answer.question.question_id,
+                "question": answer.question.text,
+                "answer": answer.question.facts["answer"],
+                "pred": text,
+            }
+            for answer, text in zip(answers, texts_by_id(answers).values(), strict=True)
+        ]
+        return write_lines(stem.with_name(f"{stem.name}.jsonl"), lines)
 
     def _folder(self, root: Path) -> Path:
         usual = root / "GPT_Zero_Shot_QA" / self.folder
@@ -271,7 +270,7 @@ def videos_by_name(folder: Path) -> dict[str, Path]:
     """Videos and folders of frames of a folder; where several have one name, the format that Video-LLaVA prefers."""
     order = [*VIDEO_SUFFIXES, *ANIMATION_SUFFIXES]
     found: dict[str, tuple[int, Path]] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         suffix = path.suffix.lower()
         name, rank = (path.stem, order.index(suffix)) if suffix in order else (path.name, len(order))
         if (suffix in order or path.is_dir()) and (name not in found or rank < found[name][0]):

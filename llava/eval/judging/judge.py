@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.common.atomic_write import append_whole
+from llava.common.folder_lock import alone_in
 from llava.common.json_files import NotJsonError, parse_json
 from llava.common.json_lines import LARGEST, append_lines
 from llava.common.outside_files import read_bytes
@@ -130,10 +131,12 @@ class Judge:
             max_tokens: longest reply.
 
         Raises:
-            ValueError: if the judge cannot be asked or the file holds something else; verdicts so far are kept.
+            ValueError: if the judge cannot be asked, the file holds something else, or another run asks for verdicts
+                into the same file, each of which would be paid for twice; verdicts so far are kept.
         """
         digests = [request.digest(self.api.model) for request in requests]
-        with VerdictFile(reviews) as file:
+        busy, hint = f"Another run is writing {reviews}", "wait for it or stop it, or choose another place"
+        with alone_in(reviews.parent, busy, hint, f".{reviews.name}.lock"), VerdictFile(reviews) as file:
             graded = {name for name, line in file.lines.items() if parse(line["content"]) is not None}
             missing = {
                 digest: request for digest, request in zip(digests, requests, strict=True) if digest not in graded

@@ -118,8 +118,9 @@ class AnswerFile:
         if self.path.exists():
             os.replace(self.path, former)
         for part in self.all_parts():
+            content = read_bytes(part, LARGEST)
             with former.open("ab") as file:
-                file.write(read_bytes(part, LARGEST))
+                file.write(content if content.endswith(b"\n") else content + b"\n")  # what is torn stays on its line
             part.unlink()
         return former
 

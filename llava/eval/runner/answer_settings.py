@@ -17,6 +17,7 @@ _DESCRIBING: dict[str, dict[str, type]] = {
     "identity": {"questions": str, "compression": dict, "seed": int},
     "about": {"model": str, "compression": str, "versions": dict, "device": str, "settings": dict},
 }
+_OF_SESSION: dict[str, type] = {"device": str, "versions": dict, "batch_size": int, "num_gpus": int, "answers": int}
 _REMOVE = "remove it and the answers beside it"
 
 
@@ -82,6 +83,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     with _to_remove():
         for key, kind in (("identity", dict), ("run", str), ("about", dict)):
             need(content, key, kind, str(path), optional=True)
+        sessions = need(content.get("about") or {}, "sessions", list, f"{path}: about", optional=True)
+        for number, session in enumerate(sessions or (), start=1):
+            need({"session": session}, "session", dict, f"{path}: about, number {number}")
+            for key, kind in _OF_SESSION.items():
+                need(session, key, kind, f"{path}: about, session {number}")
     return content
 
 

@@ -29,7 +29,7 @@ from llava.cost.machine import device_name
 from llava.eval.benchmarks.answer_lines import answer_line
 from llava.eval.benchmarks.questions import Question
 from llava.eval.runner.answer_file import AnswerFile
-from llava.eval.runner.exit_status import WorkerError
+from llava.eval.runner.exit_status import WorkerError, first_line
 from llava.inference.batches import Task
 from llava.inference.engine import Engine, ModelSpec, Outcome
 from llava.inference.generation import GenerationSettings
@@ -217,7 +217,7 @@ def load(spec: ModelSpec, device: str) -> Engine:
             raise
         smaller = "" if spec.bits == 4 else "give --load-4bit, or "
         raise WorkerError(
-            f"{device} has too little memory for the model; {smaller}use a GPU with more memory. ({_first_line(error)})"
+            f"{device} has too little memory for the model; {smaller}use a GPU with more memory. ({first_line(error)})"
         ) from error
 
 
@@ -282,10 +282,5 @@ def _dealt(connection: Connection) -> Iterator[Task]:
 
 def _reason(error: Exception) -> str:
     if is_lack_of_memory(error):
-        first = _first_line(error)
-        return f"The device has too little memory for this batch; give a smaller --batch-size. ({first})"
+        return f"The device has too little memory for this batch; give a smaller --batch-size. ({first_line(error)})"
     return str(error) if isinstance(error, ValueError | WorkerError) else f"{type(error).__name__}: {error}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

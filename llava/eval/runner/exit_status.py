@@ -41,12 +41,16 @@ def exit_status(program: Callable[[], int], kept: str = KEPT) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_lack_of_memory(error):
             raise
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        tell(f"That takes more memory than there is ({first}). {kept}".rstrip())
+        tell(f"That takes more memory than there is ({first_line(error)}). {kept}".rstrip())
         return 1
     except KeyboardInterrupt:
         tell(f"Stopped. {kept}".rstrip())
         return INTERRUPTED
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def tell(text: str) -> None:

@@ -117,16 +117,16 @@ class Job:
         """
         if fresh:
             self.answers.remove()
-        elif self.answers.path.exists() or self.answers.all_parts():
+        known = self.answers.path.exists() or bool(self.answers.all_parts())
+        if known:
             check_same(self.identity, self.settings, self.answers.path, self.hint)
         self.answers.path.parent.mkdir(parents=True, exist_ok=True)
-        answered = self._take_up(fresh)
+        answered = self._take_up(known)
         self._note()
         self.left = [number for number in range(len(self.questions))[: self.limit] if number not in answered]
 
-    def _take_up(self, fresh: bool) -> dict[int, dict[str, Any]]:
-        """Go on with the run that the settings file names, or begin one; returns its answers."""
-        known = not fresh and (self.answers.path.exists() or bool(self.answers.all_parts()))
+    def _take_up(self, known: bool) -> dict[int, dict[str, Any]]:
+        """Go on with the run whose answers are there, if that is known, or begin one; returns its answers."""
         former = read_settings(self.settings) if known else {}
         self.answers = replace(self.answers, run=former.get("run") or secrets.token_hex(4))
         if not known:
