@@ -86,8 +86,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         sessions = need(content.get("about") or {}, "sessions", list, f"{path}: about", optional=True)
         for number, session in enumerate(sessions or (), start=1):
             need({"session": session}, "session", dict, f"{path}: about, number {number}")
-            for key, kind in _OF_SESSION.items():
-                need(session, key, kind, f"{path}: about, session {number}")
+            for name, expected in _OF_SESSION.items():
+                need(session, name, expected, f"{path}: about, session {number}")
     return content
 
 
