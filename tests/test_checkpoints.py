@@ -263,7 +263,9 @@ def test_other_architectures_are_refused_in_a_sentence(folders: Path, tmp_path: 
     assert "can be neither found" in with_config("f", mm_vision_tower=str(tmp_path / "gone/tower"))
     hf = folders / "llava-1.5-7b-hf"
     assert "features of one layer" in refusal(copied(hf, tmp_path / "g", vision_feature_layer=[-2, -3]))
-    assert "with biases" in refusal(copied(hf, tmp_path / "h", projector_hidden_act="relu"))
+    assert "only 'gelu' is supported" in refusal(copied(hf, tmp_path / "h", projector_hidden_act="relu"))
+    unbiased = copied(hf, tmp_path / "h2", multimodal_projector_bias=False)
+    assert "multimodal_projector_bias in" in refusal(unbiased)
     qwen = {"model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 2}
     assert "model_type 'qwen2'" in refusal(copied(hf, tmp_path / "i", text_config=qwen))
 

@@ -193,6 +193,45 @@ def test_the_best_model_is_kept_by_its_held_out_loss(assets: Path, tmp_path: Pat
     assert len(found) == 4 and found[-1] == pytest.approx(min(found[1:3]), rel=1e-5)
 
 
+def test_a_run_that_was_moved_ends_with_its_own_best_checkpoint_not_with_that_of_the_old_place(
+    assets: Path, tmp_path: Path
+) -> None:
+    options: dict[str, object] = {
+        "eval_data_path": assets / "chats.json",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "learning_rate": 3.0,
+        "max_steps": 2,
+    }
+    before = train(flags(assets, tmp_path / "before", "finetune", **options))
+    best = min(summary(before)["evaluations"][:2], key=lambda one: one["eval_loss"])["step"]
+    assert best == 1, "the rate is far too large"
+    shutil.copytree(before / "checkpoint-2", tmp_path / "after/checkpoint-2")
+    (before / "checkpoint-1").rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match=r"before/checkpoint-1 has the lowest held-out loss so far.*Copy it there"):
+        train(flags(assets, tmp_path / "after", "finetune", **options))
+    (tmp_path / "aside").rename(tmp_path / "after/checkpoint-1")
+    after = train(flags(assets, tmp_path / "after", "finetune", **options))
+    first, found = weights(after / "checkpoint-1"), weights(after)
+    assert all(torch.equal(found[name], first[name]) for name in found)
+
+
+def test_held_out_images_that_cannot_be_read_do_not_make_a_loss_of_zero(assets: Path, tmp_path: Path) -> None:
+    records = [record for record in json.loads((assets / "chats.json").read_text()) if "image" in record]
+    lost = [record | {"image": "nowhere.png"} for record in records]
+    held = {"eval_data_path": tmp_path / "held.json", "on_bad_sample": "skip", "max_bad_share": 1.0, "max_steps": 1}
+    (tmp_path / "held.json").write_text(json.dumps(lost))
+    with pytest.raises(ValueError, match=r"No sample of --eval_data_path has a label.*--image_folder"):
+        train(flags(assets, tmp_path / "out", "finetune", **held))
+    (tmp_path / "held.json").write_text(json.dumps([lost[0], *records[1:]]))
+    train(flags(assets, tmp_path / "out", "finetune", **held))
+    (measured,) = summary(tmp_path / "out")["evaluations"]
+    assert measured["eval_skipped"] == 1 and measured["eval_loss"] > 1
+
+
 def test_a_trainer_is_not_given_what_it_would_pass_over(assets: Path, tmp_path: Path) -> None:
     model_args, data_args, args = parse_arguments(flags(assets, tmp_path, "finetune"))
     model = load_model(model_args, data_args, args, load_tokenizer(model_args, args))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from llava.cost.flops import training_flops, training_passes
 from llava.cost.hardware import device_peak, peak_flops, peak_memory_bytes
 from llava.cost.shapes import DecoderShape, VisionShape
 from llava.cost.workload import Workload
-from llava.train.meter import TrainingMeter, summary_table
+from llava.train import meter as module
+from llava.train.meter import Tally, TrainingMeter, summary_table
 
 CPU = torch.device("cpu")
 LAYERS = 6
@@ -288,7 +291,12 @@ def test_without_a_known_peak_there_is_no_utilisation(mixed) -> None:
 # === Several processes ===
 
 
-def test_two_processes_together_are_one_that_saw_both(mixed, text_only) -> None:
+def beside(monkeypatch: pytest.MonkeyPatch, other: Tally) -> None:
+    """Let another process have a tally, too."""
+    monkeypatch.setattr(module, "of_all_ranks", lambda own: [*own, other])
+
+
+def test_two_processes_together_are_one_that_saw_both(mixed, text_only, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     first, second, both = (TrainingMeter(duet_workload(), CPU, 1e6, clock) for _ in range(3))
     for meter in (first, second, both):
@@ -301,10 +309,12 @@ def test_two_processes_together_are_one_that_saw_both(mixed, text_only) -> None:
     both.add(mixed, 6)
     both.add(text_only, 1)
     clock.pass_by(3)
-    sent: list[Tensor] = []
-    second.totals(gather=lambda rows: sent.append(rows) or rows)
-    merged = first.totals(gather=lambda rows: torch.cat([rows, sent[0]]))
     alone = both.totals()
+    sent: list[Tally] = []
+    monkeypatch.setattr(module, "of_all_ranks", lambda own: sent.extend(own) or own)
+    second.totals()
+    beside(monkeypatch, pickle.loads(pickle.dumps(sent[0])))
+    merged = first.totals()
     assert (merged.pop("devices"), alone.pop("devices")) == (2, 1)
     assert merged.pop("peak_memory_gib") == pytest.approx(alone.pop("peak_memory_gib"), rel=0.01)
     halved = {"tflops", "mfu", "hfu", "data_wait_share"}  # of one device; the one that saw both did the work of two
@@ -312,19 +322,15 @@ def test_two_processes_together_are_one_that_saw_both(mixed, text_only) -> None:
     assert {name: value for name, value in merged.items() if name not in halved} == {
         name: value for name, value in alone.items() if name not in halved
     }
-    snapshot = first.snapshot(gather=lambda rows: torch.cat([rows, sent[0]]))
+    snapshot = first.snapshot()
     assert snapshot["samples_per_second"] == pytest.approx(4 / 4)
 
 
-def test_memory_of_several_processes_is_that_of_the_largest() -> None:
+def test_memory_of_several_processes_is_that_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = TrainingMeter(duet_workload(), CPU)
     own = meter.snapshot()["peak_memory_gib"]
-
-    def gather(rows: Tensor) -> Tensor:
-        other = torch.where(rows == rows.max(), 2 * rows, rows)  # memory is the only number that is not 0
-        return torch.cat([rows, other])
-
-    assert meter.snapshot(gather)["peak_memory_gib"] == pytest.approx(2 * own, rel=0.1)
+    beside(monkeypatch, replace(Tally.zero(3), peak_memory=int(2 * own * 2**30)))
+    assert meter.snapshot()["peak_memory_gib"] == pytest.approx(2 * own, rel=0.1)
 
 
 # === The table ===

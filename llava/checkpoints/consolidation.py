@@ -33,6 +33,7 @@ from llava.checkpoints.fit import on_meta, require_complete
 from llava.checkpoints.lora import NON_LORA_FILE, is_lora_folder
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles, weights_only_loading
 from llava.checkpoints.transformers_format import TOWERS
+from llava.common.json_files import write_json
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE, as_text
 from llava.model.families.llava import LlavaLlamaForCausalLM
@@ -155,7 +156,7 @@ def _write_whole(state: Mapping[str, Any], folder: Path) -> None:
         save_file(_float32(state, names), folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index, indent=2)
 
 
 def _copy_settings(checkpoint: Path, folder: Path) -> None:
@@ -170,7 +171,7 @@ def _name_dtype(path: Path) -> None:
     """Let `config.json` say what the weights have now, for whoever opens them with the dtype "auto"."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("torch_dtype", None)
-    path.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings | {"dtype": "float32"}, indent=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

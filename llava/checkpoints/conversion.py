@@ -24,11 +24,12 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AddedToken, GenerationConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerBase
 
 from llava.checkpoints import llava_onevision_format
 from llava.checkpoints.contents import Checkpoint, Kind
 from llava.checkpoints.opening import open_model, resolve
+from llava.checkpoints.tokenizer import add_marks
 from llava.checkpoints.transformers_format import config_there, image_processor_there, name_there, require_counterpart
 from llava.checkpoints.video_llava_format import write_processors
 from llava.common.atomic_write import UnwritableError, write_errors
@@ -156,12 +157,9 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, others: Sequence[str]) -> di
 
     They are added behind the others where they are not there yet.
     """
-    known = tokenizer.get_vocab()
-    for mark in (DEFAULT_IMAGE_TOKEN, *others):
-        if mark not in known:
-            tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)], special_tokens=True)
+    add_marks(tokenizer, DEFAULT_IMAGE_TOKEN, *others)
     shared = (tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token, None)
-    if _PAD_TOKEN in known or tokenizer.pad_token in shared:
+    if _PAD_TOKEN in tokenizer.get_vocab() or tokenizer.pad_token in shared:
         tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
     ids = {mark.strip("<>"): tokenizer.convert_tokens_to_ids(mark) for mark in (DEFAULT_IMAGE_TOKEN, *others)}
     return ids | {"pad": tokenizer.pad_token_id}

@@ -50,13 +50,8 @@ def load_family_over(base: Checkpoint, checkpoint: Checkpoint, options: Mapping[
     """A compressed model of transformers with the projector or the adapters that were trained on it.
 
     Raises:
-        ValueError: if they do not fit the base, or adapters would be merged into 4 or 8 bits.
+        ValueError: if they do not fit the base.
     """
-    if checkpoint.kind is Kind.LORA and "quantization_config" in options:
-        raise ValueError(
-            f"{str(checkpoint.folder)!r} holds LoRA adapters, and merging them into 4 or 8 bits would round the "
-            "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
-        )
     config = base.config if checkpoint.config is None else checkpoint.config
     require_same_language_model(config.get_text_config(), base.config.get_text_config(), base.folder)
     model = base.family.of(load_family(base, options, config), None)

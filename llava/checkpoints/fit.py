@@ -49,13 +49,16 @@ _OLD_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|(?:^|\.)position_ids)$")
 
 def on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A model with names and shapes of weights, and no numbers; whole, in a run that partitions its weights too."""
-    with _without_partitions(), torch.device("meta"):
+    with without_partitions(), torch.device("meta"):
         return model_class(config)
 
 
 @contextmanager
-def _without_partitions() -> Iterator[None]:
-    """Keep transformers from making parts of a model under ZeRO-3, which would gather weights that have no numbers."""
+def without_partitions() -> Iterator[None]:
+    """Keep transformers from cutting a model into the pieces of the run's own ZeRO-3, as a separate program would.
+
+    Of a model on the meta device it would gather weights that have no numbers.
+    """
     held = deepspeed._hf_deepspeed_config_weak_ref
     settings = None if held is None else held()
     if settings is None:

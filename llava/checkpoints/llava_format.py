@@ -96,11 +96,6 @@ def _require_towers(outline: Any, held: frozenset[str]) -> None:
 
 def load_over(base: Checkpoint, checkpoint: Checkpoint, options: dict[str, Any]) -> LlavaLlamaForCausalLM:
     """A projector or adapters over the model they were trained with."""
-    if checkpoint.kind is Kind.LORA and "quantization_config" in options:
-        raise ValueError(
-            f"{str(checkpoint.folder)!r} holds LoRA adapters, and merging them into 4 or 8 bits would round the "
-            "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
-        )
     assert base.config is not None
     config = _config_over(base, checkpoint)
     own = checkpoint.files[0] if checkpoint.files else checkpoint.folder / NON_LORA_FILE

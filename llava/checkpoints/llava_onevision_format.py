@@ -16,10 +16,10 @@ from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from PIL import Image
-from transformers import AddedToken, LlavaOnevisionConfig, PreTrainedTokenizerBase
+from transformers import LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava.checkpoints.settings_files import read_by_library
-from llava.checkpoints.tokenizer import read_tokenizer
+from llava.checkpoints.tokenizer import add_marks, read_tokenizer
 from llava.common.json_files import write_json
 from llava.common.onevision_layout import TOWER_FOLDER, layout_config, onevision_config
 from llava.common.shown import shown
@@ -148,10 +148,7 @@ def tokenizer_here(folder: Path) -> PreTrainedTokenizerBase:
         ValueError: if there is none, or it cannot be read.
     """
     tokenizer = read_tokenizer(folder)
-    known = tokenizer.get_vocab()
-    for mark in (DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN):
-        if mark not in known:
-            tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)], special_tokens=True)
+    add_marks(tokenizer, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN)
     return tokenizer
 
 

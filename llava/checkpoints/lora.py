@@ -77,8 +77,7 @@ def is_lora_folder(folder: str | Path) -> bool:
 
 def base_model_of(folder: str | Path) -> str | None:
     """Name of the model that the adapters were trained on, as they recorded it."""
-    path = Path(folder) / ADAPTER_CONFIG_FILE
-    name: str | None = need(read_adapter_config(folder), "base_model_name_or_path", str, repr(str(path)), optional=True)
+    name: str | None = read_adapter_config(folder).get("base_model_name_or_path")
     return name
 
 
@@ -182,7 +181,7 @@ def merge_lora(model: Any, folder: str | Path) -> Any:
         config = LoraConfig.from_pretrained(str(folder))
     if config.megatron_config:
         raise ValueError(
-            f"{str(Path(folder) / ADAPTER_CONFIG_FILE)!r} asks for Megatron's layers (megatron_config) from the "
+            f"{str(path)!r} asks for Megatron's layers (megatron_config) from the "
             f"module {config.megatron_core!r}; adapters of a LLaVA have none. Take them from somewhere else."
         )
     if isinstance(model.config, LlavaConfig):  # LLaVA lists names such as q_proj, which CLIP's layers have as well

@@ -98,6 +98,11 @@ def open_model(
     path, base = os.fspath(path), None if base is None else os.fspath(base)
     checkpoint, under = resolve(path, base, name, **hub)
     whole = checkpoint if under is None else under
+    if checkpoint.kind is Kind.LORA and (bits != 16 or "quantization_config" in options):
+        raise ValueError(
+            f"{str(checkpoint.folder)!r} holds LoRA adapters, and merging them into 4 or 8 bits would round the "
+            "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
+        )
     if bits != 16:
         compute = options["dtype"]
         if compute == "auto":

@@ -79,7 +79,7 @@ class ProcessorParts:
             settings = json.loads(path.read_text("utf-8"))
             if "image_processor" in settings:
                 settings["image_processor"] |= json.loads(self.image_processor.to_json_string())
-            (target / path.name).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+            write_json(target / path.name, settings, indent=2)
 
 
 def parts_of(folder: Path, config: Any) -> ProcessorParts | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, is_protobuf_available, is_sentencepiece_available
@@ -133,6 +133,13 @@ def read_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     if pieces is not None and type(tokenizer) is PreTrainedTokenizerFast:
         _require_same_ids(name, pieces, tokenizer)
     return tokenizer
+
+
+def add_marks(tokenizer: PreTrainedTokenizerBase, *marks: str) -> None:
+    """Add marks of images and videos behind the other tokens, where they are not there yet."""
+    known = tokenizer.get_vocab()
+    new = [AddedToken(mark, special=True, normalized=False) for mark in marks if mark not in known]
+    tokenizer.add_tokens(new, special_tokens=True)
 
 
 def _from_transformers(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:

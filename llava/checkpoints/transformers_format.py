@@ -8,7 +8,7 @@ There `config.json` holds `text_config` and `vision_config`, and the weights are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,12 @@ _NOT_THE_TEXT = ("architectures", "dtype", "model_type", "transformers_version",
 # What image processors of transformers' LLaVAs have beside CLIP's.
 _NOT_CLIPS = ("do_pad", "image_processor_type", "image_grid_pinpoints")
 _FEATURES = {"default": "patch", "full": "cls_patch"}
+_CLASSES = {"llava": HFConfig, "llava_next": LlavaNextConfig, "video_llava": VideoLlavaConfig}
 
 
 def is_hf_config(config: Mapping[str, Any]) -> bool:
     """Whether the content of a `config.json` is that of transformers' LLaVA rather than of LLaVA's own format."""
-    return config.get("model_type") in ("llava", "llava_next", "video_llava") and "text_config" in config
+    return config.get("model_type") in _CLASSES and "text_config" in config
 
 
 def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,45 +88,52 @@ def config_here(raw: Mapping[str, Any], folder: str | Path) -> tuple[dict[str, A
     Raises:
         ValueError: if the model has something that LLaVA's layout cannot say; names it.
     """
-    if video_llava_format.is_video_llava(raw):
-        return video_llava_format.config_here(raw, folder, {name: raw[name] for name in _CARRIED if name in raw})
-    cuts = llava_next_format.is_llava_next(raw)
+    sees_videos = raw["model_type"] == "video_llava"
     with read_by_library(Path(folder) / "config.json"):
-        parsed: Any = (LlavaNextConfig if cuts else HFConfig).from_dict(dict(raw))
+        parsed: Any = _CLASSES[raw["model_type"]].from_dict(dict(raw))
+    _require_sayable(parsed, folder, ("default",) if sees_videos else tuple(_FEATURES))
     vision, text = parsed.vision_config, parsed.text_config
-    if vision.model_type != "clip_vision_model":
-        raise ValueError(
-            f"The vision tower in {str(folder)!r} is a {shown(vision.model_type)}; only CLIP's is supported."
-        )
+    fields = {
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": parsed.vision_feature_layer,
+        "mm_vision_select_feature": _FEATURES[parsed.vision_feature_select_strategy],
+        "use_mm_proj": True,
+    }
+    if sees_videos:
+        fields |= video_llava_format.fields_here(parsed, raw)
+    else:
+        fields |= {
+            "mm_vision_tower": vision.name_or_path or name_of_tower(vision.to_dict()) or "clip_vision_tower",
+            "mm_vision_config": vision.to_dict(),
+            "mm_patch_merge_type": "flat",
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            "image_aspect_ratio": "pad" if _pads(folder) else "square",
+        }
+    if llava_next_format.is_llava_next(raw):
+        fields |= llava_next_format.fields_here(parsed, raw)
+    fields |= {name: raw[name] for name in (*_CARRIED, "quantization_config") if name in raw}
+    shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
+    return text.to_dict() | shared, fields
+
+
+def _require_sayable(parsed: Any, folder: str | Path, strategies: Sequence[str]) -> None:
+    """Raise ValueError where a model of transformers has what LLaVA's layout cannot say; names it."""
+    for said, value, accepted in (
+        ("The model_type of the vision tower", parsed.vision_config.model_type, ("clip_vision_model",)),
+        ("projector_hidden_act", parsed.projector_hidden_act, ("gelu",)),
+        ("multimodal_projector_bias", parsed.multimodal_projector_bias, (True,)),
+        ("vision_feature_select_strategy", parsed.vision_feature_select_strategy, strategies),
+    ):
+        if value not in accepted:
+            only = " and ".join(map(shown, accepted))
+            raise ValueError(f"{said} in {str(folder)!r} is {shown(value)}; only {only} is supported.")
     if not isinstance(parsed.vision_feature_layer, int):
         raise ValueError(
             f"vision_feature_layer in {str(folder)!r} is {shown(parsed.vision_feature_layer)}; only the features of "
             "one layer are supported, such as -2."
         )
-    if parsed.projector_hidden_act != "gelu" or not parsed.multimodal_projector_bias:
-        raise ValueError(
-            f"The projector in {str(folder)!r} has the activation {shown(parsed.projector_hidden_act)} and "
-            f"multimodal_projector_bias {parsed.multimodal_projector_bias}; only 'gelu' with biases is supported."
-        )
-    fields = {
-        "mm_vision_tower": vision.name_or_path or name_of_tower(vision.to_dict()) or "clip_vision_tower",
-        "mm_vision_config": vision.to_dict(),
-        "mm_hidden_size": vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": parsed.vision_feature_layer,
-        "mm_vision_select_feature": _FEATURES[parsed.vision_feature_select_strategy],
-        "mm_patch_merge_type": "flat",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
-        "image_aspect_ratio": "pad" if _pads(folder) else "square",
-    }
-    fields |= llava_next_format.fields_here(parsed, raw) if cuts else {}
-    fields |= {name: raw[name] for name in _CARRIED if name in raw}
-    if "quantization_config" in raw:
-        fields["quantization_config"] = raw["quantization_config"]
-    shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
-    return text.to_dict() | shared, fields
 
 
 def require_counterpart(config: LlavaConfig | None, source: str) -> None:

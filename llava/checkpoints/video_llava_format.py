@@ -54,56 +54,24 @@ def fill_towers(config: LlavaConfig, folder: Path) -> None:
             setattr(config, f"mm_{kind}_config", languagebind_config(settings).to_dict())
 
 
-def config_here(
-    raw: Mapping[str, Any], folder: str | Path, carried: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A `config.json` of transformers' Video-LLaVA as (language model's fields, LLaVA's fields).
+def fields_here(parsed: VideoLlavaConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """LLaVA's fields that other LLaVAs of transformers lack or have otherwise.
 
     The video tower has no attention over time, and pixels are made as the published towers were trained.
 
     Args:
-        raw: content of the file.
-        folder: where it lies.
-        carried: LLaVA's fields among them that every conversion from here carries over.
-
-    Raises:
-        ValueError: if the model has something that LLaVA's layout cannot say; names it.
+        parsed: configuration of transformers.
+        raw: content of its file, with what a conversion from here carried over.
     """
-    with read_by_library(Path(folder) / "config.json"):
-        parsed = VideoLlavaConfig.from_dict(dict(raw))
-    vision, text = parsed.vision_config, parsed.text_config
-    strategy = parsed.vision_feature_select_strategy
-    for said, value, accepted in (
-        ("vision_config of model_type", vision.model_type, "clip_vision_model"),
-        ("projector_hidden_act", parsed.projector_hidden_act, "gelu"),
-        ("multimodal_projector_bias", parsed.multimodal_projector_bias, True),
-        ("vision_feature_select_strategy", strategy, "default"),
-    ):
-        if value != accepted:
-            raise ValueError(f"{said} in {str(folder)!r} is {shown(value)}; only {shown(accepted)} is supported.")
-    if not isinstance(parsed.vision_feature_layer, int):
-        raise ValueError(
-            f"vision_feature_layer in {str(folder)!r} is {shown(parsed.vision_feature_layer)}; only the features of "
-            "one layer are supported, such as -2."
-        )
-    tower = vision.to_dict() | {"lora_r": 0, "add_time_attn": False}
+    tower = parsed.vision_config.to_dict() | {"lora_r": 0, "add_time_attn": False}
     fields = {
         "mm_image_tower": IMAGE_TOWER_NAME,
         "mm_image_config": tower | {"num_frames": 1},
         "mm_video_tower": VIDEO_TOWER_NAME,
         "mm_video_config": tower | {"num_frames": raw.get(FRAMES_FIELD, _FRAMES)},
-        "mm_hidden_size": vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": parsed.vision_feature_layer,
-        "mm_vision_select_feature": "patch",
-        "use_mm_proj": True,
         "image_aspect_ratio": "pad",
     }
-    fields |= {name: raw[name] for name in _CARRIED if name in raw} | dict(carried)
-    if "quantization_config" in raw:
-        fields["quantization_config"] = raw["quantization_config"]
-    shared = {"tie_word_embeddings": parsed.tie_word_embeddings, "dtype": parsed.dtype or text.dtype}
-    return text.to_dict() | shared, fields
+    return fields | {name: raw[name] for name in _CARRIED if name in raw}
 
 
 def require_counterpart(config: LlavaConfig, source: str) -> None:
@@ -204,11 +172,6 @@ def write_processors(config: VideoLlavaConfig, folder: Path) -> None:
         ),
     ):
         write_json(folder / name, settings, indent=2)
-
-
-def is_video_llava(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a `config.json` is that of transformers' Video-LLaVA."""
-    return config.get("model_type") == "video_llava"
 
 
 def with_merged_towers(files: Iterable[Path], config: LlavaConfig) -> dict[str, Tensor] | None:

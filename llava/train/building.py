@@ -36,6 +36,7 @@ from llava.train.non_finite import require_finite_start
 from llava.train.own_kernels import exchange_kernels
 from llava.train.start import OF_THE_PROJECTOR, find_start, image_opening, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
+from llava.train.validation import require_measurable
 
 logger = logging.getLogger(__name__)
 
@@ -254,17 +255,21 @@ def make_data(
 
 def _processors(model: Any, data_args: DataArguments) -> Any:
     """The image processor of a LLaVA; those of a Video-LLaVA, of which that of videos mirrors what the flag says."""
-    found: dict[str, Any] = model.processors() if model.config.sees_videos else {"video": None}
+    if not model.config.sees_videos:
+        return model.vision_towers()[0].image_processor
+    found: dict[str, Any] = model.processors()
     if found["video"] is not None:
         found["video"] = found["video"].flipping(data_args.video_flip)
-    return found if model.config.sees_videos else model.vision_towers()[0].image_processor
+    return found
 
 
 def make_held_out(dataset: LazySupervisedDataset, data_args: DataArguments) -> LazySupervisedDataset | None:
-    """Held-out data, read as the training data is; None without any."""
+    """Held-out data, read as the training data is; None without any. Errors as in `require_measurable`."""
     if data_args.eval_data_path is None:
         return None
-    return LazySupervisedDataset(data_args.eval_data_path, dataset.inputs.for_evaluation(), dataset.config)
+    held_out = LazySupervisedDataset(data_args.eval_data_path, dataset.inputs.for_evaluation(), dataset.config)
+    require_measurable(held_out)
+    return held_out
 
 
 def _attention(model_args: ModelArguments, training_args: TrainingArguments) -> str:

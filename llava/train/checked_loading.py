@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.checkpoints.pickles import require_safe_pickles, weights_only_loading
 from llava.model.collectives import require_everywhere
 from llava.train.arguments import TrainingArguments
 from llava.train.own_kernels import OwnKernels
-from llava.train.soundness import damage_seen_by_all, taken_up
+from llava.train.soundness import STATE_FILE, damage_seen_by_all, taken_up
 
 # Programs that DeepSpeed copies into every checkpoint; they are removed, so that a checkpoint holds no code to run.
 # `python -m llava.model.consolidate` does the same work.
@@ -46,6 +47,34 @@ class CheckedLoading(OwnKernels):
         """
         with contextlib.nullcontext() if checkpoint is None else taken_up(checkpoint):
             super()._load_rng_state(checkpoint)
+
+    def _init_training_state(
+        self, max_steps: Any, steps_of_an_epoch: Any, epochs: Any, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        """As in transformers, which forgets a best checkpoint that does not lie where the run was when it was saved.
+
+        Raises:
+            ValueError: on every rank, if it is to be the result, and is neither in the output folder nor there.
+        """
+        found = super()._init_training_state(max_steps, steps_of_an_epoch, epochs, checkpoint, trial)
+        if checkpoint is not None:
+            require_everywhere(lambda: self._find_best(checkpoint))
+        return found
+
+    def _find_best(self, checkpoint: str) -> None:
+        """Take the best checkpoint of a run in its own output folder for the one that `trainer_state.json` names."""
+        named = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).best_model_checkpoint
+        if named is None:
+            return
+        own = Path(self.args.output_dir) / Path(named).name
+        if own.is_dir():
+            self.state.best_model_checkpoint = str(own)
+        elif self.args.load_best_model_at_end and not Path(named).is_dir():
+            raise ValueError(
+                f"{checkpoint} says that {named} has the lowest held-out loss so far, but neither that nor {own} is "
+                "there, so the run could not end with it. Copy it there, or end with the last weights: "
+                "--load_best_model_at_end False."
+            )
 
     def whole_best_checkpoint(self) -> str:
         """The checkpoint with the lowest held-out loss. All ranks must call it.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from llava.checkpoints.fit import without_partitions
 from llava.checkpoints.lora import NON_LORA_FILE
 from llava.checkpoints.opening import open_model
 from llava.checkpoints.pickles import UnsafePickleError, require_safe_pickles
@@ -27,7 +26,7 @@ Shape = tuple[int, ...]
 _ADAM_BYTES = 8  # two float32 values for each trained weight
 
 
-def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
+def expected_weights(model: Any, part: str) -> dict[str, Shape]:
     """Names and shapes that a checkpoint must hold.
 
     Args:
@@ -51,7 +50,7 @@ def expected_weights(model: Any, part: str) -> dict[str, tuple[int, ...]]:
 
 def require_whole(
     folder: str | Path,
-    expected: dict[str, tuple[int, ...]],
+    expected: dict[str, Shape],
     shapes_here: Callable[[Mapping[str, Shape]], Mapping[str, Shape]] | None = None,
 ) -> None:
     """Read the weights of a checkpoint back and compare names and shapes.
@@ -68,7 +67,7 @@ def require_whole(
     if in_pieces(folder):
         logger.info("Weights are saved in pieces (stage3_gather_16bit_weights_on_model_save is off); not read back.")
         return
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Shape] = {}
     for path in _weights_in(folder):
         shapes = read_shapes(path)
         found |= shapes if shapes_here is None else shapes_here(shapes)
@@ -92,7 +91,7 @@ def require_opens(folder: str | Path, base: str | None, args: TrainingArguments)
     if in_pieces(Path(folder)):
         return
     try:
-        with _outside_the_run(args):
+        with without_partitions(), torch.random.fork_rng(devices=[]):
             open_model(str(folder), base, device_map={"": "meta"}, device="cpu", cache_dir=args.cache_dir)
     except (ValueError, OSError) as error:
         raise OSError(f"The trial save cannot be opened again: {error} Nothing was trained yet.") from error
@@ -121,20 +120,6 @@ def in_pieces(folder: Path) -> bool:
 def _weights_in(folder: Path) -> list[Path]:
     places = [*sorted(folder.glob("*.safetensors")), folder / PROJECTOR_FILE, folder / NON_LORA_FILE]
     return [path for path in places if path.is_file()]
-
-
-@contextmanager
-def _outside_the_run(args: TrainingArguments) -> Iterator[None]:
-    """Load as a separate program would: without ZeRO-3's partitions, and without changing the random state."""
-    settings = getattr(args, "hf_deepspeed_config", None)
-    if settings is not None:
-        unset_hf_deepspeed_config()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        if settings is not None:
-            set_hf_deepspeed_config(settings)
 
 
 def require_room(

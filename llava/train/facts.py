@@ -158,9 +158,8 @@ def require_same_run(checkpoint: str | Path, now: RunFacts) -> None:
 
 def what_differs(then: RunFacts, now: RunFacts) -> list[str]:
     """Differences between a run and a finished one, as sentences; empty where both would end with the same weights."""
-    applied = (one for one in differences(then.arguments, now.arguments, now.tower_layers))
-    changed = [f"{one}." for one in applied if one.change is Change.APPLIED]
-    return _refusals(then, now) + changed
+    found = differences(then.arguments, now.arguments, now.tower_layers)
+    return _refusals(then, now) + [f"{one}." for one in found if one.change is Change.APPLIED]
 
 
 def say_what_changed(checkpoint: str | Path, now: RunFacts) -> None:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from llava.compression.layout import TokenLayout
 from llava.cost.hardware import peak_memory_bytes
 from llava.cost.workload import Workload
+from llava.model.collectives import of_all_ranks
 
-Gather = Callable[[Tensor], Tensor]
 _Batch = TypeVar("_Batch")
 
 
@@ -84,20 +83,6 @@ class Tally:
             else:
                 together[name] = max(values) if name == "peak_memory" else sum(values)
         return cls(**together)
-
-    def to_vector(self) -> Tensor:
-        """float64 [n]: the numbers in the order of the attributes, to send to other processes."""
-        single = [float(getattr(self, name)) for name in _NAMES if name not in _BY_STAGE]
-        return torch.tensor([*single, *self.positions, *self.tokens, *self.visual], dtype=torch.float64)
-
-    @classmethod
-    def from_vector(cls, vector: Tensor) -> Tally:
-        """The inverse of `to_vector`; counts above 2**53 are rounded."""
-        single = len(_NAMES) - len(_BY_STAGE)
-        values: dict[str, Any] = dict(zip(_NAMES, vector[:single].tolist(), strict=False))
-        counts = {name: int(value) for name, value in values.items() if name not in ("seconds", "waited")}
-        by_stage = vector[single:].long().view(len(_BY_STAGE), -1).tolist()
-        return cls(**values | counts | {name: tuple(row) for name, row in zip(_BY_STAGE, by_stage, strict=True)})
 
 
 _BY_STAGE = ("positions", "tokens", "visual")
@@ -192,29 +177,20 @@ class TrainingMeter:
         batch = Tally.of(layouts, seen, self.work.flops(layouts, seen, tower_tokens))
         self._window = Tally.merged((self._window, batch))
 
-    def snapshot(self, gather: Gather | None = None) -> dict[str, float]:
-        """Metrics since the last snapshot, for a log.
-
-        Args:
-            gather: takes float64 [1, n] of this process to [processes, n] of all, such as `Accelerator.gather`; every
-                process must call it then. None reports this process alone.
-        """
+    def snapshot(self) -> dict[str, float]:
+        """Metrics of all processes since the last snapshot, for a log. All ranks must call it."""
         self._advance()
         self._window.peak_memory = peak_memory_bytes(self.device).bytes
         window, self._window = self._window, Tally.zero(len(self.work.stages))
         self._before = Tally.merged((self._before, window))
-        return metrics(*self._over_processes(window, gather), self.work, self.peak_flops)
+        return metrics(*_over_processes(window), self.work, self.peak_flops)
 
-    def totals(self, gather: Gather | None = None) -> dict[str, Any]:
-        """Metrics and counts since the meter was made, for a report; plain values.
-
-        Args:
-            gather: as in `snapshot`.
-        """
+    def totals(self) -> dict[str, Any]:
+        """Metrics and counts of all processes since the meter was made, for a report. All ranks must call it."""
         self._advance()
         memory = peak_memory_bytes(self.device)
         self._window.peak_memory = memory.bytes
-        tally, devices = self._over_processes(Tally.merged((self._before, self._window)), gather)
+        tally, devices = _over_processes(Tally.merged((self._before, self._window)))
         return {
             "devices": devices,
             "seconds": tally.seconds / devices,
@@ -242,11 +218,11 @@ class TrainingMeter:
             self._window.seconds += now - self._since
             self._since = now
 
-    def _over_processes(self, tally: Tally, gather: Gather | None) -> tuple[Tally, int]:
-        if gather is None:
-            return tally, 1
-        rows = gather(tally.to_vector()[None]).cpu()
-        return Tally.merged([Tally.from_vector(row) for row in rows]), len(rows)
+
+def _over_processes(tally: Tally) -> tuple[Tally, int]:
+    """The tallies of all processes as one, and how many they are."""
+    tallies = of_all_ranks([tally])
+    return Tally.merged(tallies), len(tallies)
 
 
 def metrics(tally: Tally, devices: int, work: Workload, peak_flops: float | None) -> dict[str, float]:

@@ -40,10 +40,10 @@ def require_inputs_kept(model_args: ModelArguments, data_args: DataArguments, ar
         )
     folders = {
         "--model_name_or_path": model_args.model_name_or_path,
-        **{f"--{kind}_tower": getattr(model_args, f"{kind}_tower", None) for kind in TOWER_KINDS},
+        **{f"--{kind}_tower": getattr(model_args, f"{kind}_tower") for kind in TOWER_KINDS},
         "--lora_weight_path": args.lora_weight_path,
         "--image_folder": data_args.image_folder if data_args.image_folder != "." else None,  # the default
-        "--video_folder": getattr(data_args, "video_folder", None),
+        "--video_folder": data_args.video_folder,
     }
     files = {
         "--data_path": data_args.data_path,

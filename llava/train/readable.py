@@ -6,10 +6,10 @@ import json
 import zipfile
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from llava.common.outside_files import DAMAGED
+from llava.model.finite import not_finite
 
 _PICKLES = (".bin", ".pt", ".pth")
 # NotImplementedError, of a zip of another kind, is a RuntimeError.
@@ -39,9 +39,8 @@ def format_fault(path: Path, thorough: bool = False) -> str | None:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys()) if thorough else []
-                return next(
-                    (f"{name!r} is not finite" for name in names if not _is_finite(file.get_tensor(name))), None
-                )
+                broken = (name for name in names if not_finite([(name, file.get_tensor(name))]))
+                return next((f"{name!r} is not finite" for name in broken), None)
         if path.suffix in _PICKLES:
             if not zipfile.is_zipfile(path):
                 return "it is no file of torch.save"
@@ -53,10 +52,3 @@ def format_fault(path: Path, thorough: bool = False) -> str | None:
     except _DAMAGED as error:
         return str(error).partition("\n")[0] or type(error).__name__
     return None
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # PyTorch finds no extremes among 8-bit floats
-    return bool(torch.stack(torch.aminmax(numbers)).isfinite().all())

@@ -197,20 +197,17 @@ def _given(model_args: ModelArguments, data_args: DataArguments) -> dict[str, An
 
 
 def _recorded_beside(path: Path, fields: Mapping[str, Any]) -> list[_Source]:
-    """What a `config.json` beside adapters or a projector says; nothing where there is none."""
-    if not path.is_file():
-        return []
-    held = read_config(path)
-    if not any(held.get(f"mm_{kind}_tower") for kind in TOWER_KINDS):
-        return []
-    return [_recorded(path, held, fields)]
+    """What a `config.json` beside adapters or a projector says; nothing where there is none, or no tower in it.
 
-
-def _recorded(path: Path, held: Mapping[str, Any], fields: Mapping[str, Any]) -> _Source:
-    """What a `config.json` says of these fields; one that it leaves out, or that is null, has LLaVA's default."""
+    A field that it leaves out, or that is null, has LLaVA's default.
+    """
+    held = read_config(path) if path.is_file() else {}
+    towers = {name: held.get(name) for name in _TOWERS}
+    if not any(towers.values()):
+        return []
     silent = [field for field in fields if held.get(field) is None]
     says = {field: fields[field] if field in silent else held[field] for field in fields}
-    return _Source(f"in {str(path)!r}", says | {name: held.get(name) for name in _TOWERS}, silent)
+    return [_Source(f"in {str(path)!r}", says | towers, silent)]
 
 
 def _settle(field: str, sources: Sequence[_Source], depth: int | None) -> Any:

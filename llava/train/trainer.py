@@ -20,7 +20,7 @@ from llava.cost.hardware import device_peak
 from llava.cost.workload import Workload
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sampler import EpochSampler
-from llava.model.collectives import whole_shape
+from llava.model.collectives import of_all_ranks, whole_shape
 from llava.model.compressed_model import CompressedModel
 from llava.model.weights import PROJECTOR_FILE, load_projectors
 from llava.train.adapters import compute_dtype
@@ -180,17 +180,13 @@ class LlavaTrainer(FilledSteps):
         """
         self._steps.look()
         if "loss" in logs:
-            logs |= self.meter.snapshot(self._rows_of_ranks)
+            logs |= self.meter.snapshot()
         super().log(logs, start_time)
 
     def totals(self) -> dict[str, Any]:
         """Metrics and counts of the whole run since it was started or resumed. All ranks must call it."""
-        own = asdict(self.counts)
-        summed = self._sum_over_ranks(torch.tensor(list(own.values()))).long().tolist()
-        return self.meter.totals(self._rows_of_ranks) | {"counts": dict(zip(own, summed, strict=True))}
-
-    def _rows_of_ranks(self, row: Tensor) -> Tensor:
-        return self.accelerator.gather(row.to(self.args.device))
+        ranks = [asdict(counts) for counts in of_all_ranks([self.counts])]
+        return self.meter.totals() | {"counts": {name: sum(counts[name] for counts in ranks) for name in ranks[0]}}
 
     # === Learning rates ===
 
