@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava.checkpoints.contents import Kind, examine
+from llava.checkpoints.settings_files import read_by_library
 from llava.model.builder import load_pretrained_model
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
@@ -268,6 +270,23 @@ def test_other_architectures_are_refused_in_a_sentence(folders: Path, tmp_path: 
     assert "multimodal_projector_bias in" in refusal(unbiased)
     qwen = {"model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 2}
     assert "model_type 'qwen2'" in refusal(copied(hf, tmp_path / "i", text_config=qwen))
+
+
+def test_a_package_that_opening_needs_and_that_is_not_there_is_said(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft and bitsandbytes come with an extra; those of other quantisations are nobody's."""
+    said = "needs a package that is not installed"
+    awq = copied(folders / "llava-v1.5-7b", tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
+    assert f"awq' {said}" in refusal(awq)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    without = refusal(folders / "llava-v1.5-7b-lora", folders / "vicuna")
+    assert f"llava-v1.5-7b-lora' {said}" in without and "pip install '.[train]'" in without
+
+
+def test_memory_that_runs_out_while_a_model_is_read_is_no_fault_of_its_files() -> None:
+    with pytest.raises(torch.OutOfMemoryError), read_by_library("model"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_folders_that_hold_nothing_or_too_much(folders: Path, tmp_path: Path) -> None:

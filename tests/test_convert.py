@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ def test_what_has_no_counterpart_is_refused_before_any_work(folders: Path, tmp_p
     assert "transformers' LLaVA-NeXT has only 'spatial_unpad'" in refusal("crops", **crops)
     with pytest.raises(ValueError, match="has no vision tower"):
         convert(str(folders / "vicuna"), tmp_path / "out", "hf")
+
+
+def test_numbers_of_8_bits_say_that_a_model_is_quantised(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "hf", tmp_path / "hf")
+    for path in weight_files(tmp_path / "hf"):
+        held = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+        save_file(held, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"hold numbers of 8 bits \(torch.float8_e4m3fn\), so the model is quantised"):
+        convert(str(tmp_path / "hf"), tmp_path / "out", "llava")
 
 
 def test_weights_of_8_bits_are_not_written_as_if_they_were_whole(folders: Path, tmp_path: Path) -> None:

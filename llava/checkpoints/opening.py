@@ -17,6 +17,7 @@ from llava.checkpoints.fit import on_meta
 from llava.checkpoints.llava_format import image_processor_of, load_over, load_whole, tokenizer_of
 from llava.checkpoints.lora import ADAPTER_FILES, NON_LORA_FILE, base_model_of
 from llava.checkpoints.processors import processor_of
+from llava.checkpoints.settings_files import needing_packages
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.compression.config import CompressionConfig
 from llava.conversation import recorded_template
@@ -103,22 +104,18 @@ def open_model(
             f"{str(checkpoint.folder)!r} holds LoRA adapters, and merging them into 4 or 8 bits would round the "
             "result; merge them with scripts/merge_lora_weights.py and open the merged model in 4 or 8 bits."
         )
-    if bits != 16:
-        compute = options["dtype"]
-        if compute == "auto":
-            compute = torch.float32 if options["device_map"] == "cpu" else torch.float16
-        options["quantization_config"] = bitsandbytes_config(bits, compute, kept=never_quantised(whole))
-    of_family = whole.kind is Kind.FAMILY
-    if under is None:
-        model = load_family(whole, options) if of_family else load_whole(whole, whole.config, options)
-    elif of_family:
-        model = load_family_over(under, checkpoint, options)
-    else:
-        model = load_over(under, checkpoint, options)
+    with needing_packages(f"Opening {path!r}"):
+        if bits != 16:
+            compute = options["dtype"]
+            if compute == "auto":
+                compute = torch.float32 if options["device_map"] == "cpu" else torch.float16
+            options["quantization_config"] = bitsandbytes_config(bits, compute, kept=never_quantised(whole))
+        model = _load(checkpoint, under, options)
     try:
         require_finite_model(model, path)
     except ValueError as error:
         raise ValueError(f"{error}{_faulty_file(checkpoint, under)}") from None
+    of_family = whole.kind is Kind.FAMILY
     if of_family and under is None:
         model = whole.family.of(model, compression)
     elif compression is not None:
@@ -131,6 +128,16 @@ def open_model(
     stop_at_end_mark(model.generation_config, tokenizer, recorded_template(config))
     context = config.max_sequence_length or config.tokenizer_model_max_length or DEFAULT_CONTEXT_LENGTH
     return Opened(model, image_processor_of(checkpoint, under, model), tokenizer, context)
+
+
+def _load(checkpoint: Checkpoint, base: Checkpoint | None, options: dict[str, Any]) -> Any:
+    """The model of a checkpoint, whole or over its base; that of another family is compressed in the latter case."""
+    if base is not None:
+        over = load_family_over if base.kind is Kind.FAMILY else load_over
+        return over(base, checkpoint, options)
+    if checkpoint.kind is Kind.FAMILY:
+        return load_family(checkpoint, options)
+    return load_whole(checkpoint, checkpoint.config, options)
 
 
 def _faulty_file(checkpoint: Checkpoint, base: Checkpoint | None) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import CLIPImageProcessorPil, GenerationConfig
@@ -63,8 +64,29 @@ def read_by_library(path: str | Path, library: str = "transformers") -> Iterator
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the files
+        raise
     except _FAULTS as error:
         raise ValueError(f"{str(path)!r} is not what {library} reads ({in_short(error)}); {ADVICE}.") from error
+
+
+@contextmanager
+def needing_packages(what: str) -> Iterator[None]:
+    """Say in a sentence which package is missing that a library imports when it is first needed.
+
+    Args:
+        what: is done, such as "Opening 'model'".
+
+    Raises:
+        ValueError: instead of ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"{what} needs a package that is not installed ({in_short(error)}); peft and bitsandbytes come with "
+            "pip install '.[train]'."
+        ) from error
 
 
 def check_settings_files(folder: Path, of_clip: bool = True) -> None:

@@ -160,6 +160,12 @@ def widest_dtype(files: Iterable[str | Path]) -> torch.dtype:
     held = {tensor.dtype for path in files for tensor in read_header(path).values() if tensor.is_floating_point()}
     if not held:
         raise ValueError("The weight files hold no floating-point numbers; give the folder of a model.")
+    eighths = [dtype for dtype in held if dtype.itemsize == 1]
+    if eighths:
+        raise ValueError(
+            f"The weight files hold numbers of 8 bits ({eighths[0]}), so the model is quantised; give the one that it "
+            "was made from."
+        )
     return functools.reduce(torch.promote_types, held)
 
 

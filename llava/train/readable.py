@@ -39,8 +39,8 @@ def format_fault(path: Path, thorough: bool = False) -> str | None:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys()) if thorough else []
-                broken = (name for name in names if not_finite([(name, file.get_tensor(name))]))
-                return next((f"{name!r} is not finite" for name in broken), None)
+                odd = (name for name in names if not_finite([(name, file.get_tensor(name))]))
+                return next((f"{name!r} is not finite" for name in odd), None)
         if path.suffix in _PICKLES:
             if not zipfile.is_zipfile(path):
                 return "it is no file of torch.save"
