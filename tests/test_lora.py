@@ -112,6 +112,17 @@ def test_qlora_learns_on_a_cpu(assets: Path, tmp_path: Path, bits: int) -> None:
     assert {weight.dtype for weight in merged.parameters()} == {torch.float32}, "opens unquantised, and merges"
 
 
+def test_small_steps_of_the_projector_beside_4_bits_are_not_lost_in_bfloat16(assets: Path, tmp_path: Path) -> None:
+    """A step of 2e-5 is less than half of the distance between bfloat16 numbers beyond 0.01."""
+    options = LORA | {"bits": 4, "bf16": True, "learning_rate": 2e-5, "max_steps": 1, "warmup_steps": 0}
+    train(flags(assets, tmp_path / "out", "finetune", model_name_or_path=assets / "llava", **options))
+    name = "model.mm_projector.0.weight"
+    before = weights(assets / "llava")[name].bfloat16().float()  # as it is read beside 4 bits
+    steps = (weights(tmp_path / "out")[f"base_model.model.{name}"].float() - before).abs()
+    large = before.abs() > 0.01
+    assert steps[large].mean() == pytest.approx(2e-5, rel=0.3)
+
+
 def test_what_does_not_go_together_is_said(assets: Path, tmp_path: Path) -> None:
     def refuse(**changes: object) -> str:
         with pytest.raises(ValueError) as caught:

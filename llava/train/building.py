@@ -24,6 +24,7 @@ from llava.data.families.base import Collator
 from llava.data.frames import FrameSampling
 from llava.data.salient import salient_words
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.liger import use_liger
 from llava.model.llava_config import LlavaConfig
 from llava.model.packing import packing_of_call
 from llava.model.parts import projector_weights
@@ -33,7 +34,6 @@ from llava.train.arguments import TOWER_KINDS, DataArguments, ModelArguments, Tr
 from llava.train.family_start import load_from_family
 from llava.train.media_flags import refuse_limits
 from llava.train.non_finite import require_finite_start
-from llava.train.own_kernels import exchange_kernels
 from llava.train.start import OF_THE_PROJECTOR, find_start, image_opening, require_rows, settle_flags, settle_pinpoints
 from llava.train.template import record_template, settle_template
 from llava.train.validation import require_measurable
@@ -66,7 +66,8 @@ def load(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         refuse_limits(data_args, model_args.model_name_or_path, start.config.model_type)
         tokenizer = load_tokenizer(model_args, training_args)
         loaded = Loaded(load_model(model_args, data_args, training_args, tokenizer), tokenizer, None)
-    exchange_kernels(loaded.model, training_args)
+    if training_args.use_liger_kernel:  # before adapters are added
+        use_liger(loaded.model)
     return loaded
 
 
@@ -195,7 +196,7 @@ def choose_trained(model: Any, model_args: ModelArguments, training_args: Traini
             "Everything is frozen; leave out --freeze_backbone or --freeze_mm_mlp_adapter, or give images."
         )
     if not training_args.deepspeed:
-        _store_frozen_weights_in(compute_dtype(training_args), model)
+        _store_weights(model, frozen=compute_dtype(training_args))
     if training_args.activation_checkpointing and not model.get_input_embeddings().weight.requires_grad:
         model.enable_input_require_grads()
 
@@ -285,14 +286,14 @@ def _stored_dtype(args: TrainingArguments) -> torch.dtype:
     return compute_dtype(args) if args.deepspeed or args.bits != 16 else torch.float32
 
 
-def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
-    """Halve the memory of frozen weights.
+def _store_weights(model: nn.Module, frozen: torch.dtype) -> None:
+    """Halve the memory of frozen weights; trained ones are float32, also beside a model that was read in 4 or 8 bits.
 
-    Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in bfloat16.
+    No engine keeps a float32 copy of them here, and a step of 2e-5 is lost in bfloat16.
     """
     for weight in model.parameters():
-        if not weight.requires_grad and weight.is_floating_point():
-            weight.data = weight.data.to(dtype)
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if weight.requires_grad else frozen)
 
 
 def _repair_generation_config(model: Any) -> None:

@@ -157,14 +157,6 @@ def prune_checkpoints(output_dir: str | Path, limit: int | None, newest: Path, b
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def lacks_its_end(folder: str | Path) -> bool:
-    """Whether a run published its model and was killed before its summary, as earlier versions could be.
-
-    It left a checkpoint, and goes on from that to its end.
-    """
-    return not (Path(folder) / SUMMARY_FILE).exists() and bool(_checkpoints(folder))
-
-
 def _is_ours(folder: Path) -> bool:
     """Whether a folder of this place holds what a run wrote."""
     return not folder.is_symlink() and any(os.path.isfile(folder / name) for name in (MANIFEST_FILE, STATE_FILE))
@@ -291,8 +283,10 @@ def _free_name(path: Path) -> Path:
 
 
 def _refuse_finished_run(folder: Path) -> None:
+    if not (folder / SUMMARY_FILE).exists() and _checkpoints(folder):
+        return  # of an earlier version, killed between model and summary: it goes on from its checkpoint to its end
     for name in FINISHED:
-        if (folder / name).exists() and not lacks_its_end(folder):
+        if (folder / name).exists():
             raise ValueError(
                 f"{folder} already holds a trained model ({name}); choose another --output_dir or say "
                 "--overwrite_output_dir True."

@@ -7,14 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from llava.model.compiled_layers import compile_layers
-from llava.model.liger import use_liger
 from llava.train.arguments import TrainingArguments
-
-
-def exchange_kernels(model: Any, args: TrainingArguments) -> None:
-    """With `--use_liger_kernel`, put Liger's kernels into a model; before adapters are added."""
-    if args.use_liger_kernel:
-        use_liger(model)
 
 
 class OwnKernels(Trainer):
