@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.bench.__main__ import main as bench
 from llava.bench.loader import main, training_rates
 from llava.cost.dimensions import CLIP_L_336
 from llava.cost.flops import training_flops
@@ -34,6 +35,26 @@ def test_own_data_is_read(tmp_path: Path) -> None:
     data = ["--data-path", str(tmp_path / "own.json"), "--image-folder", str(tmp_path)]
     main([*data, "--workers", "0", "--batch-size", "2", "--batches", "1", "--json", str(tmp_path / "f")])
     assert json.loads((tmp_path / "f").read_text())["milliseconds_of_a_core"]["opening"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data-path", "nowhere.json", "--image-folder", "."], "nowhere.json"),
+        (["--hfu", "0"], "argument --hfu: it is '0'; it must be a number above 0 to 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_words(words: list[str], said: str, capsys, monkeypatch, tmp_path) -> None:
+    """They ended in a traceback, the second after everything was measured."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_device_that_torch_does_not_know_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(["--shape", "tiny", "--device", "foo"]) == 2
+    assert "bench: --device is 'foo', which this torch cannot use" in capsys.readouterr().err
 
 
 def test_rates_of_training_are_those_of_the_cost() -> None:

@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would say when it starts and stops
     try:
         _check(options)
+        check_device(options.device)
         device = torch.device(best_device(options.device))
-        check_device(str(device))
         if device.type == "cpu":
             torch.set_num_threads(options.threads or usable_cores())
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ def _setting(options: argparse.Namespace, model: Any, text: str) -> Setting:
         peers=tuple(peer for peer in options.peers if peer in PEERS),
         new_tokens=options.new_tokens,
         medium=asked_medium(options, usual_medium(model.config.to_dict())),
-        options={"train_flags": options.train_flags},
+        train_flags=options.train_flags,
     )
 
 

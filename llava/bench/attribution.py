@@ -19,7 +19,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from llava.bench.clock import Timed
+from llava.bench.cases import Case
 from llava.cost.timing import wait_for
 
 OWN = "llava."
@@ -89,7 +89,7 @@ def matched(found: Attribution, seconds: float) -> Attribution:
     return replace(found, parts=parts)
 
 
-def attributed(case: Timed, device: torch.device) -> Attribution:
+def attributed(case: Case, device: torch.device) -> Attribution:
     """Run a case once under torch's profiler."""
     on_gpu = device.type == "cuda"
     ready = case.before()

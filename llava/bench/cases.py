@@ -14,10 +14,6 @@ CHECKPOINTING = ("off", "before_drop", "on", "auto")
 """Which layers compute their activations again: none, those before the first drop, all, or as memory allows."""
 
 
-def nothing() -> None:
-    """What a case without preparation does before it is timed."""
-
-
 def as_trained(model: Any, again: int | None = None) -> None:
     """Training mode, and which layers compute their activations again in the backward pass.
 
@@ -55,7 +51,7 @@ class Case:
     compression: str
     packing: str
     run: Callable[[Any], object]
-    before: Callable[[], Any] = nothing
+    before: Callable[[], Any] = lambda: None
     work: float = 0
     padded_work: float = 0
     units: float | None = None
@@ -82,7 +78,7 @@ class Setting:
         peers: other programs to run, by name.
         new_tokens: that decoding makes.
         medium: what a row shows; None for what is usual of the model's family.
-        options: further settings of single modes.
+        train_flags: of the mode `recipe`: further flags of the training program, as one would type them.
     """
 
     model: Any
@@ -93,7 +89,7 @@ class Setting:
     peers: tuple[str, ...] = ()
     new_tokens: int = 16
     medium: Medium | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    train_flags: str = ""
 
     @property
     def baseline(self) -> str:

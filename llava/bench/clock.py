@@ -11,27 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Protocol
 
 import torch
 
+from llava.bench.cases import Case
 from llava.cost.timing import wait_for
-
-
-class Timed(Protocol):
-    """What can be timed; `llava.bench.cases.Case` is."""
-
-    @property
-    def name(self) -> str:
-        """Tells it from the others."""
-
-    @property
-    def before(self) -> Callable[[], Any]:
-        """Work that is not timed."""
-
-    @property
-    def run(self) -> Callable[[Any], object]:
-        """Work that is timed; gets what `before` returned."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,7 @@ def figure_of(device: torch.device) -> str:
 
 
 def rounds(
-    cases: Sequence[Timed], repeats: int, device: torch.device, left: Callable[[], float] | None = None
+    cases: Sequence[Case], repeats: int, device: torch.device, left: Callable[[], float] | None = None
 ) -> Iterator[Round]:
     """Run all cases to warm up, then in rounds.
 
@@ -130,7 +114,7 @@ def rounds(
         yield Round(number, found, errors)
 
 
-def in_turn(cases: Sequence[Timed], repeats: int, device: torch.device) -> dict[str, Measured]:
+def in_turn(cases: Sequence[Case], repeats: int, device: torch.device) -> dict[str, Measured]:
     """What all rounds of each case took, by its name."""
     measured = {case.name: Measured() for case in cases}
     for one in rounds(cases, repeats, device):
@@ -138,7 +122,7 @@ def in_turn(cases: Sequence[Timed], repeats: int, device: torch.device) -> dict[
     return measured
 
 
-def attempt(case: Timed, device: torch.device) -> tuple[Taken | None, str | None]:
+def attempt(case: Case, device: torch.device) -> tuple[Taken | None, str | None]:
     """What a call takes, or why it ran out of memory; what it had taken is free again then."""
     error = None
     try:
@@ -151,7 +135,7 @@ def attempt(case: Timed, device: torch.device) -> tuple[Taken | None, str | None
     return None, error
 
 
-def _timed(case: Timed, device: torch.device) -> Taken:
+def _timed(case: Case, device: torch.device) -> Taken:
     ready = case.before()
     on_gpu = device.type == "cuda"
     if on_gpu:

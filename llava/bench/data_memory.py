@@ -68,18 +68,17 @@ def write_conversations(path: Path, count: int, seed: int = 0) -> None:
         file.write("\n]\n")
 
 
-def make_tokenizer(seed: int = 0, vocabulary: int = 6000) -> PreTrainedTokenizerBase:
+def make_tokenizer(vocabulary: int = 6000) -> PreTrainedTokenizerBase:
     """A byte-level tokenizer that gives those words about one token each, as Llama's gives English.
 
     Args:
-        seed: of the words.
         vocabulary: most tokens; 256 or more. The fewer, the more tokens a word takes.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=min(vocabulary, 6000), initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator([_words(random.Random(seed), 20_000)], trainer)
+    backend.train_from_iterator([_words(random.Random(0), 20_000)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
@@ -162,11 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Memory of data-loading workers: mapped tables against a list.")
     parser.add_argument("--records", type=count(), default=665_000)
-    parser.add_argument("--workers", type=count(0, MOST_PROCESSES), default=4)
+    parser.add_argument("--workers", type=count(1, MOST_PROCESSES), default=4)
     parser.add_argument(
         "--num-proc", type=count(1, MOST_PROCESSES), help="processes that tokenise; by default as the trainer chooses"
     )
-    parser.add_argument("--encoded", type=count(0), default=2000, help="samples that each worker encodes from the list")
+    parser.add_argument("--encoded", type=count(), default=2000, help="samples that each worker encodes from the list")
     parser.add_argument(
         "--folder", type=FOLDER_TO_WRITE, help="where the data is made, and kept; by default a temporary folder"
     )

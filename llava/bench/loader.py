@@ -32,6 +32,7 @@ from llava.bench.data_memory import make_tokenizer, write_conversations
 from llava.common.child_processes import leave_signals_to_parent
 from llava.common.json_files import write_json
 from llava.common.number_flags import MOST_PROCESSES, count, positive, share
+from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ
 from llava.common.presets import presets
 from llava.common.program import as_program
@@ -146,7 +147,7 @@ def training_rates(peak_tflops: float, hfu: float) -> dict[str, dict[str, float]
         "pretrain": (CAPTION_TOKENS, training_passes(False, True)),
     }
     for name in BUDGETS:
-        tokens = visual_tokens_per_layer(_config(name), decoder.layers, CLIP_L_336)
+        tokens = visual_tokens_per_layer(CompressionConfig.from_preset(name), decoder.layers, CLIP_L_336)
         found[name] = {
             phase: peak_tflops * 1e12 * hfu / training_flops(tokens, text, decoder, passes=passes)
             for phase, (text, passes) in phases.items()
@@ -161,7 +162,8 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(str(options.tokenizer))
     if path is None:
         path = make_data(folder, options.batch_size * 8)
-    tokens, *_ = visual_tokens_per_layer(_config(options.compression), MODELS["llava-1.5-7b"].layers, CLIP_L_336)
+    budget = CompressionConfig.from_preset(options.compression)
+    tokens, *_ = visual_tokens_per_layer(budget, MODELS["llava-1.5-7b"].layers, CLIP_L_336)
     cache = folder if options.data_path is None else None
     dataset, collator = open_data(Path(path), Path(images), tokenizer, tokens, cache)
     core = parts(dataset, collator, options.batch_size, options.batch_size * 4)
@@ -210,24 +212,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-path", type=TO_READ, help="conversations; by default some are made")
     parser.add_argument("--image-folder", type=FOLDER_TO_READ, help="where the names of their images start")
     parser.add_argument("--tokenizer", type=MODEL, help="folder or name of a tokenizer; by default one is made")
-    parser.add_argument("--compression", default="duet-64", choices=("none", *presets()), help="budget of the plans")
+    parser.add_argument("--compression", default="duet-64", choices=presets(), help="budget of the plans")
     parser.add_argument("--workers", type=count(0, MOST_PROCESSES), nargs="+", default=[0, min(4, usable_cores())])
     parser.add_argument("--batch-size", type=count(1, 4096), default=16, help="samples of a batch")
     parser.add_argument("--batches", type=count(), default=16, help="batches that are timed")
     parser.add_argument("--rate", type=positive(1e9), help="measured samples/s of training, instead of computed ones")
     parser.add_argument("--peak-tflops", type=positive(1e9), default=989.4, help="of one device; by default an H200's")
-    parser.add_argument("--hfu", type=share(), default=0.45, help="share of the peak that training reaches")
+    parser.add_argument("--hfu", type=share(above=True), default=0.45, help="share of the peak that training reaches")
     parser.add_argument("--json", type=FILE_TO_WRITE, help="write all figures to this file")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
-        found = measured(options, Path(temporary))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            found = measured(options, Path(temporary))
+    except (ValueError, OSError) as error:
+        parser.error(in_words(error))
     print(report(found))
     if options.json:
         write_json(options.json, found, indent=1)
-
-
-def _config(name: str) -> CompressionConfig:
-    return CompressionConfig() if name == "none" else CompressionConfig.from_preset(name)
 
 
 def _core_seconds(run: Callable[[], object]) -> float:

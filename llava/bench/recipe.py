@@ -116,7 +116,7 @@ def _flags(setting: Setting, folder: Path, compression: Path, packing: str) -> l
     }
     given |= {"use_cpu": True, "bf16": False} if model.device.type == "cpu" else {"bf16": True}
     own = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return [*own, *shlex.split(str(setting.options.get("train_flags", "")))]
+    return [*own, *shlex.split(setting.train_flags)]
 
 
 def _folder(temporary: Any) -> str:
