@@ -407,6 +407,14 @@ def test_more_answers_than_ever_find_a_place_are_refused_for_good_and_not_told_t
         read_completion(asked(QUESTION, n=4), AskingDefaults(MODEL), limits)
 
 
+def test_what_the_server_does_by_default_is_not_refused_as_if_the_client_had_asked_for_it() -> None:
+    """Under `--temperature 3` every request that named none was told that its temperature is 3."""
+    defaults, limits = AskingDefaults(MODEL, temperature=3.0), ServingLimits()
+    assert read_completion(asked(QUESTION, temperature=None), defaults, limits).rows[0].temperature == 3
+    with pytest.raises(ApiError, match="temperature is 3; it must be a number from 0 to 2"):
+        read_completion(asked(QUESTION, temperature=3), defaults, limits)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "llava.serve.graceful_server")

@@ -69,8 +69,7 @@ def eval_model(args: Any) -> str:
     """
     given = {name: getattr(args, name, value) for name, value in DEFAULTS.items()}
     options = argparse.Namespace(model_path=args.model_path, **given)
-    if options.device:
-        check_device(options.device)
+    check_device(options.device)
     if options.conv_mode:
         get_template(options.conv_mode)
     if not isinstance(args.query, str):

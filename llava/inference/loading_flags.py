@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
 from llava.common.image_opening import OPENINGS
 from llava.common.number_flags import checked_later, count, not_negative, positive, share
 from llava.common.path_flags import MODEL
+from llava.compression.config import CompressionConfig
+from llava.cost.scaling import add_scaling_flag
 from llava.data.media_limits import MediaLimits
 from llava.inference.engine import Engine, ModelSpec
+from llava.inference.generation import GenerationSettings
+from llava.model.budget_flags import BudgetFlags
 
 
-def check_device(device: str) -> None:
-    """Say what is wrong with the name of a device.
+def check_device(device: str | None) -> None:
+    """Say what is wrong with the device that `--device` names; None, where it is not given, is the usual one.
 
     Raises:
         ValueError: if torch cannot use it.
     """
+    if not device:
+        return
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -115,6 +122,33 @@ def add_asking_flags(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="longest answer (default: 512)",
     )
+
+
+def asked_settings(options: argparse.Namespace) -> GenerationSettings:
+    """What the flags of `add_asking_flags` say of generation.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    return GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
+
+
+def add_budget_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--compression` and `--scale-to-depth`."""
+    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
+    add_scaling_flag(parser)
+
+
+def asked_budget(options: argparse.Namespace, model: Any) -> CompressionConfig | None:
+    """The budget that the flags of `add_budget_flags` ask for; None for the model's own.
+
+    Raises:
+        ValueError: if there is no such budget, or it cannot be scaled to the model's depth.
+    """
+    if options.compression is None and not options.scale_to_depth:
+        return None
+    flags = BudgetFlags(compression=options.compression, scale_to_depth=options.scale_to_depth)
+    return flags.over(model.compression, len(model.decoder.layers))
 
 
 def open_engine(options: argparse.Namespace) -> Engine:

@@ -59,7 +59,10 @@ def made_batch(
     if not labels:
         batch.pop("labels", None)
     # The dtype of pixels is the model's, as `forward` itself would make it.
-    return {name: value.to(model.dtype) if is_pixels(value) else value for name, value in batch.items()}
+    return {
+        name: value.to(model.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
 
 
 def realised(inputs: ModelInputs | None, medium: Medium | None) -> Medium | None:
@@ -91,11 +94,6 @@ def as_prepared(shown: Any, medium: Medium, config: Any) -> Medium:
     ((time, rows, columns),) = grid.tolist()
     side = settings.patch_size
     return Medium(columns * side, rows * side, time * settings.temporal_patch_size if medium.frames else 0)
-
-
-def is_pixels(value: Any) -> bool:
-    """Whether an argument of a model is a tensor of real numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _shown(inputs: ModelInputs, images: int, medium: Medium) -> Sample:

@@ -26,16 +26,17 @@ from llava.common.shown import say
 from llava.compression.config import CompressionConfig
 from llava.conversation import conv_templates, get_template
 from llava.cost.flops import describe, visual_tokens_per_layer
-from llava.cost.scaling import add_scaling_flag
 from llava.cost.seen_media import SeenMedium, seen_by, usual_medium
 from llava.data.families.processor import OWN_TEMPLATE
 from llava.data.frames import Frames
 from llava.inference.chat import Chat, Shown
-from llava.inference.generation import GenerationSettings
 from llava.inference.loading_flags import (
     add_asking_flags,
+    add_budget_flags,
     add_loading_flags,
     add_media_flags,
+    asked_budget,
+    asked_settings,
     check_device,
     open_engine,
 )
@@ -43,7 +44,6 @@ from llava.inference.places import typed_place
 from llava.inference.typed_images import ANY_ADDRESSES, as_seen, open_image, read_image
 from llava.inference.typed_videos import checked_video, read_video
 from llava.mm_utils import aspect_ratio_of
-from llava.model.budget_flags import BudgetFlags
 from llava.model.trace import check_traced
 from llava.serve.overlay import draw_overlay
 from llava.serve.typed_lines import check_line, typed_lines
@@ -103,13 +103,9 @@ class Session:
         pictures = {place: open_image(place, ANY_ADDRESSES) for place in options.image_file}
         for place in options.video_file:
             checked_video(place)
-        settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
+        settings = asked_settings(options)
         engine = open_engine(options)
-        budget = options.compression
-        if options.scale_to_depth:
-            flags = BudgetFlags(compression=budget, scale_to_depth=True)
-            budget = flags.over(engine.model.compression, len(engine.model.decoder.layers))
-        chat = Chat.over(engine, settings, budget, options.reencode)
+        chat = Chat.over(engine, settings, asked_budget(options, engine.model), options.reencode)
         if options.save_overlay:
             check_traced(engine.model)
         ratio, opening = aspect_ratio_of(engine.model.config), engine.inputs.image_opening
@@ -244,11 +240,10 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: names the option.
     """
-    if options.device:
-        check_device(options.device)
+    check_device(options.device)
     if options.conv_mode and options.conv_mode != OWN_TEMPLATE:
         get_template(options.conv_mode)
-    if options.compression:
+    if options.compression is not None:
         CompressionConfig.resolve(options.compression)
     path = options.save_overlay
     if path and not path.resolve().parent.is_dir():
@@ -273,8 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         videos="videos of the first question, behind its images: files, animations or folders of frames",
     )
     add_asking_flags(parser)
-    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
-    add_scaling_flag(parser)
+    add_budget_flags(parser)
     _add_ways_to_go_on(parser)
     parser.add_argument("--show-tokens", "--show_tokens", action="store_true", help="after each answer, what it took")
     parser.add_argument(

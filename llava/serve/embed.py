@@ -179,8 +179,7 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: names the option.
     """
-    if options.device:
-        check_device(options.device)
+    check_device(options.device)
     if not options.image_file and not options.video_file:
         raise ValueError(
             "There is nothing to embed; name images (--image-file) or, for prompts, videos (--video-file)."
@@ -191,7 +190,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--form {options.form} embeds a whole prompt; give its question (--question).")
     if options.question:
         check_question(options.question, "--question")
-    if options.compression:
+    if options.compression is not None:
         CompressionConfig.resolve(options.compression)
     for place in options.video_file:
         checked_video(place)

@@ -75,7 +75,8 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
     """
     stages = _stages(trace, layers)
     each = trace.entered[0] // len(pixels)
-    unseen = " (one is CLS)" if each > len(_patches(trace, 0, each).roles) or _has_cls(trace) else ""
+    has_cls = trace.merged.has_cls if trace.merged is not None else each > len(_patches(trace, 0, each).roles)
+    unseen = " (one is CLS)" if has_cls else ""
     rows = []
     for number, image in enumerate(pixels):
         patches = _patches(trace, number, each)
@@ -89,10 +90,6 @@ def draw_overlay(trace: CompressionTrace, pixels: Sequence[Tensor], image_proces
         rows.append(_beside(panels))
     width = max(row.width for row in rows) + 2 * MARGIN
     return _stacked([*rows, _legend(width - 2 * MARGIN, trace.merged is not None, bool(trace.alive))], width)
-
-
-def _has_cls(trace: CompressionTrace) -> bool:
-    return trace.merged is not None and trace.merged.has_cls
 
 
 def _stages(trace: CompressionTrace, layers: int) -> list[DrawnStage]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from llava.compression.config import CompressionConfig
@@ -43,7 +43,6 @@ class WaitingRow:
         length: tokens of the prompt in the language model.
         sink: where it goes.
         has_left: set when nobody wants it any more.
-        since: time at which it began to wait, by `time.monotonic`.
         is_streamed: whether its text is sent as it comes.
         is_shown: whether some has been sent, so that it cannot be begun anew.
         is_over: whether it has an answer or failed.
@@ -56,7 +55,6 @@ class WaitingRow:
     sink: AnswerSink
     has_left: threading.Event
     is_streamed: bool = False
-    since: float = field(default_factory=time.monotonic)
     is_shown: bool = False
     is_over: bool = False
 

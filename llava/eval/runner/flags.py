@@ -180,8 +180,7 @@ def check_options(options: argparse.Namespace) -> None:
         if accepted.whole and accepted.smallest == 1:
             require_at_least(flag, value, 1)
         require_number(flag, value, accepted)
-    if options.device:
-        check_device(options.device)
+    check_device(options.device)
 
 
 def _text(value: Any) -> str | None:

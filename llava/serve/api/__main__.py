@@ -18,12 +18,16 @@ from llava.common.outside_files import in_words
 from llava.common.program import as_program
 from llava.common.shown import say
 from llava.compression.config import CompressionConfig
-from llava.cost.scaling import add_scaling_flag
-from llava.inference.engine import Engine
-from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
+from llava.inference.loading_flags import (
+    add_asking_flags,
+    add_budget_flags,
+    add_loading_flags,
+    asked_budget,
+    asked_settings,
+    check_device,
+    open_engine,
+)
 from llava.mm_utils import model_name_of
-from llava.model.budget_flags import BudgetFlags
 from llava.serve.api.access_keys import VARIABLE, AccessKeys
 from llava.serve.api.completion_fields import AskingDefaults
 from llava.serve.limits import MEBIBYTE, ServingLimits
@@ -57,14 +61,16 @@ def _serve(options: argparse.Namespace) -> int:
             "'.[serve]'."
         ) from error
     keys = AccessKeys.of(os.environ)
-    asked = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
+    asked = asked_settings(options)
     _check(options)
     options.model_path = options.model_path or quickstart_model()
     limits = _limits(options)
     with bound(options.host, options.port) as made:
         engine = open_engine(options)
         engine.inputs.with_roles(engine.inputs.template)
-        _choose_budget(engine, options)
+        budget = asked_budget(options, engine.model)
+        if budget is not None:
+            engine.model.set_compression(budget)
         defaults = AskingDefaults(
             options.served_model_name or model_name_of(options.model_path),
             asked.temperature or 0.0,
@@ -87,22 +93,14 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _choose_budget(engine: Engine, options: argparse.Namespace) -> None:
-    """Make the budget of the command line the model's own, which requests that name none get."""
-    if options.compression or options.scale_to_depth:
-        flags = BudgetFlags(compression=options.compression, scale_to_depth=options.scale_to_depth)
-        engine.model.set_compression(flags.over(engine.model.compression, len(engine.model.decoder.layers)))
-
-
 def _check(options: argparse.Namespace) -> None:
     """Say before the model is loaded what could only fail afterwards.
 
     Raises:
         ValueError: names the option.
     """
-    if options.device:
-        check_device(options.device)
-    if options.compression:
+    check_device(options.device)
+    if options.compression is not None:
         CompressionConfig.resolve(options.compression)
     if options.max_new_tokens > options.most_new_tokens:
         raise ValueError(
@@ -142,8 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_flags(parser, USUAL)
     add_asking_flags(parser)
-    parser.add_argument("--compression", help="preset or YAML file; by default what the model was trained with")
-    add_scaling_flag(parser)
+    add_budget_flags(parser)
     parser.add_argument(
         "--host", default=HERE[0], help="interface to listen on (default: 127.0.0.1, this machine alone)"
     )

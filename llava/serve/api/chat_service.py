@@ -20,7 +20,7 @@ from llava.common.shown import shown_bytes
 from llava.inference.engine import Engine
 from llava.serve.api.access_keys import AccessKeys
 from llava.serve.api.completion_fields import AskingDefaults
-from llava.serve.api.exchange import Exchange, RowEvent, first_delta
+from llava.serve.api.exchange import Exchange, RowEvent
 from llava.serve.api.failures import FAILED, OVERLOADED, ApiError, ending, overtime
 from llava.serve.api.replies import ReplyForm, event, finish_reason
 from llava.serve.api.request_reader import PreparedRequest, RequestReader
@@ -125,7 +125,7 @@ class ChatService:
                 self.keys.check(request.headers.get("authorization"))
                 self._check_open(request)
                 held.enter_context(self._place(1))
-                body = held.enter_context(_Body(self))
+                body = held.enter_context(contextlib.closing(_Body(self)))
                 await self._receive(request, body)
             except ApiError:
                 await _drain(request, self.limits.body_bytes)
@@ -135,7 +135,7 @@ class ChatService:
             try:
                 with self._expected():
                     prepared = await self._unless_left(request, self._prepare(body, ends))
-                body.release()
+                body.close()
                 held.enter_context(self._place(len(prepared.rows) - 1))
                 exchange = held.enter_context(self._begun(prepared, ends))
                 reply = ReplyForm(f"chatcmpl-{secrets.token_hex(12)}", self.defaults.model, int(time.time()))
@@ -202,7 +202,7 @@ class ChatService:
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
                 async for piece in request.stream():
-                    if body.size + len(piece) > most:
+                    if len(body.content) + len(piece) > most:
                         raise too_large
                     if self._held + len(piece) > self.limits.held_bytes:
                         raise self._full(f"requests of {shown_bytes(self._held)} are being read")
@@ -216,7 +216,7 @@ class ChatService:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(ends):
-                return await loop.run_in_executor(self._pool, self._reader.read, body.whole(), gone.is_set)
+                return await loop.run_in_executor(self._pool, self._reader.read, bytes(body.content), gone.is_set)
         except TimeoutError:
             raise overtime(self.limits.seconds) from None
         finally:
@@ -267,7 +267,7 @@ class ChatService:
         request = exchange.prepared.request
         unsaid: dict[str, Any] = {"usage": None} if request.include_usage else {}
         for index in range(len(exchange.prepared.rows)):
-            yield event(reply.piece(index, first_delta()) | unsaid)
+            yield event(reply.piece(index, {"role": "assistant", "content": ""}) | unsaid)
         came: RowEvent | None = first
         try:
             while came is not None:
@@ -289,31 +289,19 @@ class ChatService:
 
 
 class _Body:
-    """The body of a request while it is read; its bytes count among those that the server holds."""
+    """The body of a request while it is read; its bytes count among those that the server holds until it is closed."""
 
     def __init__(self, service: ChatService) -> None:
         self._service = service
-        self._pieces: list[bytes] = []
-        self.size = 0
-
-    def __enter__(self) -> _Body:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
+        self.content = bytearray()
 
     def add(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self.size += len(piece)
+        self.content += piece
         self._service._held += len(piece)
 
-    def whole(self) -> bytes:
-        return b"".join(self._pieces)
-
-    def release(self) -> None:
-        self._service._held -= self.size
-        self.size = 0
-        self._pieces.clear()
+    def close(self) -> None:
+        self._service._held -= len(self.content)
+        self.content.clear()
 
 
 class _EventStream(StreamingResponse):

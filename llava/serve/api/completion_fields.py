@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llava.common.presets import presets
@@ -193,7 +193,9 @@ def _flag(given: Mapping[str, Any], name: str) -> bool:
 
 
 def _number(given: Mapping[str, Any], name: str, low: float, high: float, default: float) -> float:
-    value = given.get(name, default)
+    if name not in given:
+        return default  # of the server, which may be another than what requests may ask for
+    value = given[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise refused(f"{name} is {shown(value)}; it must be a number from {low:g} to {high:g}.", name)
     return float(value)
@@ -238,8 +240,7 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _seeded(settings: RowSettings, seed: int) -> RowSettings:
-    wrapped = (seed + _SEEDS) % (2 * _SEEDS) - _SEEDS
-    return RowSettings(settings.temperature, settings.top_p, settings.max_new_tokens, wrapped, settings.stop)
+    return replace(settings, seed=(seed + _SEEDS) % (2 * _SEEDS) - _SEEDS)
 
 
 def _stream_options(value: Any, stream: bool) -> bool:

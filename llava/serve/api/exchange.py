@@ -7,7 +7,6 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from llava.inference.row_batches import RowAnswer
 from llava.model.finite import NonFiniteLogitsError
@@ -168,8 +167,3 @@ def as_api_error(error: Exception) -> ApiError:
         case _:
             kind = type(error).__name__
             return ApiError(500, f"The model failed on this request ({kind}); the server's log says more.", FAILED)
-
-
-def first_delta() -> dict[str, Any]:
-    """What the first piece of a stream says."""
-    return {"role": "assistant", "content": ""}

@@ -36,7 +36,7 @@ def make_app(service: ChatService) -> FastAPI:
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(HTTPException, _told_by_framework)
     app.add_exception_handler(Exception, _unexpected)
-    created = int(time.time())
+    known = _model(service, int(time.time()))
 
     @app.post(COMPLETIONS)
     async def completions(request: Request) -> Response:
@@ -45,7 +45,7 @@ def make_app(service: ChatService) -> FastAPI:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         service.keys.check(request.headers.get("authorization"))
-        return {"object": "list", "data": [_model(service, created)]}
+        return {"object": "list", "data": [known]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def make_app(service: ChatService) -> FastAPI:
         if name != service.defaults.model:
             message = f"There is no model {shown(name)}; this server has {service.defaults.model!r}."
             raise ApiError(404, message, NOT_FOUND, "model", "model_not_found")
-        return _model(service, created)
+        return known
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -111,33 +111,28 @@ class RequestReader:
         return checked
 
     def _sample(self, conversation: SentConversation, gone: Callable[[], bool]) -> Sample:
+        inputs = self._engine.inputs
         turns: list[str] = []
         media: list[Any] = []
         numbers = {"image": 0, "video": 0}
-        for turn in conversation.turns:
-            if len(turns) % 2:  # the model's
-                turns.append(words_of_others("".join(map(str, turn)), ()))
-                continue
-            parts: list[str | list[Any]] = []
-            for part in turn:
-                if isinstance(part, SentMedium):
-                    if gone():
-                        raise ApiError(499, "Nobody waits for the answer any more.")
-                    numbers[part.kind] += 1
-                    parts.append(self._media.media(part, numbers[part.kind]))
-                    media += parts[-1]
-                else:
-                    parts.append(part)
-            turns.append(self._written(parts))
         try:
+            for turn in conversation.turns:
+                if len(turns) % 2:  # the model's
+                    turns.append(words_of_others("".join(map(str, turn)), ()))
+                    continue
+                parts: list[str | list[Any]] = []
+                for part in turn:
+                    if isinstance(part, SentMedium):
+                        if gone():
+                            raise ApiError(499, "Nobody waits for the answer any more.")
+                        numbers[part.kind] += 1
+                        parts.append(self._media.media(part, numbers[part.kind]))
+                        media += parts[-1]
+                    else:
+                        parts.append(part)
+                turns.append(inputs.asked(parts))
             system = None if conversation.system is None else words_of_others(conversation.system, ())
-            return self._engine.inputs.prompt(turns, media, system=system)
-        except ValueError as error:
-            raise refused(str(error), "messages") from error
-
-    def _written(self, parts: list[str | list[Any]]) -> str:
-        try:
-            return self._engine.inputs.asked(parts)
+            return inputs.prompt(turns, media, system=system)
         except ValueError as error:
             raise refused(str(error), "messages") from error
 

@@ -23,7 +23,7 @@ from llava.common.shown import say
 from llava.inference.chat import Chat
 from llava.inference.engine import Engine
 from llava.inference.generation import GenerationSettings
-from llava.inference.loading_flags import add_asking_flags, add_loading_flags, check_device, open_engine
+from llava.inference.loading_flags import add_asking_flags, add_loading_flags, asked_settings, check_device, open_engine
 from llava.serve.usual_model import USUAL, quickstart_model
 from llava.serve.web.example_questions import ExampleQuestion, example_questions
 from llava.serve.web.handlers import Handlers
@@ -68,13 +68,12 @@ def open_page(options: argparse.Namespace, folder: UploadFolder) -> WebPage:
     Raises:
         ValueError: if there is no model, an option does not fit it, or gradio is not installed.
     """
-    if options.device:
-        check_device(options.device)
+    check_device(options.device)
     options.model_path = options.model_path or quickstart_model()
     quiet_libraries()
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("The page needs gradio: pip install -c constraints.txt -e '.[serve]'.")
-    settings = GenerationSettings(options.temperature, options.top_p, max_new_tokens=options.max_new_tokens)
+    settings = asked_settings(options)
     engine = open_engine(options)
     budgets = OfferedBudgets(engine.model, engine.inputs, options.budgets or _quickstart_budgets(options.model_path))
     examples = example_questions(options.model_path, engine.inputs, options.examples)

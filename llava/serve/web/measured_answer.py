@@ -116,13 +116,12 @@ class MeasuredAnswer:
         return sum(self.visual_tokens) / len(self.visual_tokens)
 
 
-def timed_prefills(chats: Sequence[Chat], seconds: float, rounds: int = 3) -> list[float]:
-    """The fastest prefill of the last answers of conversations, run in turns, so that a busy moment touches all alike.
+def timed_prefills(chats: Sequence[Chat], seconds: float) -> list[float]:
+    """The fastest of up to three prefills of each conversation's last answer, run in turns: a busy moment touches all.
 
     Args:
         chats: conversations with one model, each of which has answered.
         seconds: after which no further round begins.
-        rounds: most rounds.
 
     Returns:
         seconds from prepared pixels and ids to the first token's logits, for each.
@@ -134,7 +133,7 @@ def timed_prefills(chats: Sequence[Chat], seconds: float, rounds: int = 3) -> li
         del batch["labels"]
         runs.append(partial(prefill, model, batch, chat.last_request.compression))
     began, fastest = time.perf_counter(), [float("inf")] * len(chats)
-    for _ in range(rounds):
+    for _ in range(3):
         fastest = [min(known, timed(run, model.device)) for known, run in zip(fastest, runs, strict=True)]
         if time.perf_counter() - began > seconds:
             break

@@ -186,7 +186,7 @@ class WebPage:
             **_PRIVATE,
         )
         for number, button in enumerate(self._examples):
-            chosen = self._visiting(partial(_choose_example, handlers, number))
+            chosen = self._visiting(partial(handlers.example, number=number))
             button.click(chosen, None, [self._thumbs, self._question, self._status], **_AT_ONCE)
         self._clear.click(self._visiting(handlers.clear_pictures), None, [self._thumbs, self._status], **_AT_ONCE)
         answers = [*self._chats, self._status, self._question, self._thumbs, self._compared, *self._views]
@@ -223,10 +223,6 @@ class WebPage:
         """Gradio hands its `Request` to the parameter that is annotated so."""
         function.__annotations__["request"] = self._gr.Request
         return function
-
-
-def _choose_example(handlers: Handlers, number: int, visitor: Visitor) -> tuple[str, str, str]:
-    return handlers.example(visitor, number)
 
 
 def _ask(
