@@ -68,6 +68,13 @@ def by_hand(engine: Engine, question: str, files: Sequence[str]) -> str:
     return engine.tokenizer.decode(ids[0, len(encoded["input_ids"]) :], skip_special_tokens=True).strip()
 
 
+def test_a_question_of_more_tokens_than_the_model_can_number_is_refused_to_harnesses_too(folder: Path) -> None:
+    """lmms-eval and VLMEvalKit got an answer at positions that no training has seen."""
+    engine = Engine.open(ModelSpec(str(folder), dtype="float32"), "cpu")
+    with pytest.raises(ValueError, match=rf"takes \d+ tokens, but the model can number {engine.inputs.limit}"):
+        engine.answer([Prompt("word " * engine.inputs.limit)], GenerationSettings(0, max_new_tokens=1))
+
+
 def test_five_programs_give_the_same_answer_to_the_same_question(
     folder: Path,
     pictures: list[str],

@@ -126,3 +126,9 @@ def test_a_temperature_that_is_no_number_is_not_taken_for_the_likeliest_token() 
     for value in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ValueError, match="temperature is "):
             GenerationSettings(value)
+
+
+@pytest.mark.parametrize("value", [0, 1e-45, 1e-38])
+def test_a_temperature_that_logits_cannot_be_divided_by_takes_the_likeliest_token(value: float) -> None:
+    """Every question ended in `probability tensor contains either inf, nan or element < 0`."""
+    assert GenerationSettings(value, top_p=0.5).options() == {"do_sample": False, "temperature": 1.0, "top_p": 1}

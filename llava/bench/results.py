@@ -29,45 +29,41 @@ def rows(
         both sides (`limit_padded`); `units_per_second`, `peak_mib`. None where nothing was measured or computed.
     """
     first = cases[0]
-    reference = measured[first.name]
-    return [_row(mode, text, lengths, case, measured[case.name], first, reference, clock) for case in cases]
+    reference = _seconds(measured[first.name], clock)
+    found = []
+    for case in cases:
+        taken = measured[case.name]
+        seconds = _seconds(taken, clock)
+        speedup = reference / seconds if seconds and reference else None
+        limit = first.work / case.work if case.work and first.work else None
+        row: dict[str, Any] = {
+            "mode": mode,
+            "compression": case.compression,
+            "text": text,
+            "packing": case.packing,
+            "peer": case.peer,
+            "seconds": seconds,
+            "clock": clock,
+            "speedup": speedup,
+            "limit": limit,
+            "quotient": speedup / limit if speedup and limit else None,
+            "limit_padded": first.padded_work / case.padded_work if case.padded_work and first.padded_work else None,
+            "padding_share": 1 - case.work / case.padded_work if case.padded_work else None,
+            "work": case.work,
+            "work_per_second": case.work / seconds if seconds and case.work else None,
+            "units_per_second": case.units / seconds if seconds and case.units else None,
+            "peak_mib": taken.peak and round(taken.peak / MIB, 1),
+            "lengths": list(lengths),
+            "rounds": {"wall": taken.wall, "cpu": taken.cpu},
+            **({"error": taken.error} if taken.error else {}),
+            **case.about,
+        }
+        found.append(row)
+    return found
 
 
-def _row(
-    mode: str,
-    text: str,
-    lengths: Sequence[int],
-    case: Case,
-    taken: Measured,
-    first: Case,
-    reference: Measured,
-    clock: str,
-) -> dict[str, Any]:
-    seconds = taken.seconds(clock) if taken.wall else None
-    speedup = reference.seconds(clock) / seconds if seconds and reference.wall else None
-    limit = first.work / case.work if case.work and first.work else None
-    return {
-        "mode": mode,
-        "compression": case.compression,
-        "text": text,
-        "packing": case.packing,
-        "peer": case.peer,
-        "seconds": seconds,
-        "clock": clock,
-        "speedup": speedup,
-        "limit": limit,
-        "quotient": speedup / limit if speedup and limit else None,
-        "limit_padded": first.padded_work / case.padded_work if case.padded_work and first.padded_work else None,
-        "padding_share": 1 - case.work / case.padded_work if case.padded_work else None,
-        "work": case.work,
-        "work_per_second": case.work / seconds if seconds and case.work else None,
-        "units_per_second": case.units / seconds if seconds and case.units else None,
-        "peak_mib": taken.peak and round(taken.peak / MIB, 1),
-        "lengths": list(lengths),
-        "rounds": {"wall": taken.wall, "cpu": taken.cpu},
-        **({"error": taken.error} if taken.error else {}),
-        **case.about,
-    }
+def _seconds(taken: Measured, clock: str) -> float | None:
+    return taken.seconds(clock) if taken.wall else None
 
 
 def table(mode: str, found: Sequence[Mapping[str, Any]]) -> str:

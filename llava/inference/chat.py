@@ -203,8 +203,7 @@ class Chat:
         request = self._prefilled
         if request is None or not request.pixels:
             raise ValueError("No question with an image has been answered yet; ask one first.")
-        inputs = self.engine.batch([request.sample])
-        del inputs["labels"]
+        inputs = self.engine.asked([request.sample])
         units = [unit for medium in request.pixels for unit in units_of(medium)]
         return trace_batch(self.model, inputs, request.pixels, request.compression), units
 
@@ -245,8 +244,7 @@ class Chat:
             inputs = {"input_ids": more_ids, "past_key_values": cache}
         else:
             self._prefilled = request
-            inputs = self.engine.batch([request.sample])
-            del inputs["labels"]
+            inputs = self.engine.asked([request.sample])
             more["compression"] = request.compression
         generated = self.engine.generate(inputs, self.settings, **more)
         generated.require_finite()

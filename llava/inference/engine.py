@@ -172,19 +172,27 @@ class Engine:
         """What a prompt shows, read and prepared; see `llava.inference.batches.media_of`."""
         return media_of(prompt, self.inputs)
 
-    def sample(self, prompt: PromptLike) -> Sample:
+    def sample(self, prompt: PromptLike, compression: CompressionConfig | None = None) -> Sample:
         """One prompt as the family encodes it.
 
+        Args:
+            prompt: prompt to encode.
+            compression: budget under which it has to fit the model; None for the model's own.
+
         Raises:
-            ValueError: if its media cannot be read or shown, or do not go with its marks.
+            ValueError: if its media cannot be read or shown, do not go with its marks, or it has more tokens than the
+                model can number.
         """
-        media = self.media(prompt)
-        return self.inputs.prompt([self.inputs.question(prompt.text, media)], media)
+        return Preparer(self.inputs, self.model.plan_settings(compression)).sample(prompt)[0]
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Samples as arguments of the model's `forward`, on its device."""
         batch: dict[str, Any] = to_device(self.inputs.batch(samples), self.device)
         return batch
+
+    def asked(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Samples as arguments of the model's `generate`, on its device: those of `batch` without labels."""
+        return {name: value for name, value in self.batch(samples).items() if name != "labels"}
 
     def answer(self, prompts: Sequence[PromptLike], settings: GenerationSettings) -> list[str]:
         """Answers to a batch of prompts, in order.
@@ -197,9 +205,7 @@ class Engine:
             llava.model.finite.NonFiniteLogitsError: if the model computed NaN or infinity for one of them.
             ValueError: as in `sample`.
         """
-        batch = self.batch([self.sample(prompt) for prompt in prompts])
-        del batch["labels"]
-        generated = self.generate(batch, settings)
+        generated = self.generate(self.asked([self.sample(prompt) for prompt in prompts]), settings)
         generated.require_finite()
         return generated.texts
 
@@ -247,7 +253,7 @@ class Engine:
         """One call of the model's `generate`, each row of which ends where its answer does.
 
         Args:
-            inputs: arguments of the model, on its device, such as those of `batch` without labels.
+            inputs: arguments of the model, on its device, such as those of `asked`.
             settings: settings of generation.
             more: arguments of this call alone, such as `compression`, `streamer`, `past_key_values`.
         """

@@ -15,13 +15,16 @@ from llava.common.shown import shown
 from llava.compression.layout import TokenLayout
 from llava.model.staged_cache import StagedCache
 
+LOWEST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken: what is left of the others is no number any more."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """LLaVA's settings of generation; None leaves the checkpoint's own.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
+        temperature: 0, or less than `LOWEST_TEMPERATURE`, takes the likeliest token.
         top_p: tokens are sampled from the likeliest of this total share, in (0, 1].
         num_beams: number of beams of a beam search, 1 or more.
         max_new_tokens: longest answer, 1 or more.
@@ -55,7 +58,7 @@ class GenerationSettings:
         """Options of transformers' `generate`."""
         options: dict[str, Any] = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
         if self.temperature is not None:
-            samples = self.temperature > 0
+            samples = self.temperature >= LOWEST_TEMPERATURE
             options["do_sample"] = samples
             # The neutral values override those that a checkpoint's generation_config.json may hold.
             options["temperature"], options["top_p"] = (self.temperature, self.top_p) if samples else (1.0, 1)

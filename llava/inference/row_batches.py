@@ -101,8 +101,7 @@ def answer_rows(
     Raises:
         ValueError: if the model refuses the prompts.
     """
-    inputs = engine.batch(samples)
-    del inputs["labels"]
+    inputs = engine.asked(samples)
     more: dict[str, Any] = {"compression": compression}
     cache = CountingCache(engine.model.decoder.config) if engine.model.is_staged(compression) else None
     if cache is not None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-LOWEST_TEMPERATURE = 1e-5
-"""Below it the likeliest token is taken: what is left of the others is no number any more."""
+from llava.inference.generation import LOWEST_TEMPERATURE
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def prompt_embedding(engine: Engine, prompt: Prompt, compression: CompressionCon
 
 
 def _prefill(engine: Engine, prompts: Sequence[Prompt], compression: CompressionConfig) -> Prefill:
-    model, batch = engine.model, engine.batch([engine.sample(prompt) for prompt in prompts])
+    model, batch = engine.model, engine.batch([engine.sample(prompt, compression) for prompt in prompts])
     made: Prefill = model.prefill(batch, compression)
     if model.position_axes or made.added:
         raise ValueError(

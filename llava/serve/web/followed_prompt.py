@@ -55,8 +55,7 @@ class FollowedPrompt:
         if request is None or not request.pixels:
             return None
         engine = chat.engine
-        inputs = engine.batch([request.sample])
-        del inputs["labels"]
+        inputs = engine.asked([request.sample])
         watched = watch_prompt(engine.model, inputs, request.compression)
         units, names, pictures, reason = _shown(chat, inputs, request, watched.layouts[0].entered[0])
         t2v = request.compression.t2v

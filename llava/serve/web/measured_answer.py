@@ -129,8 +129,7 @@ def timed_prefills(chats: Sequence[Chat], seconds: float) -> list[float]:
     model, runs = chats[0].model, []
     for chat in chats:
         assert chat.last_request is not None
-        batch = chat.engine.batch([chat.last_request.sample])
-        del batch["labels"]
+        batch = chat.engine.asked([chat.last_request.sample])
         runs.append(partial(prefill, model, batch, chat.last_request.compression))
     began, fastest = time.perf_counter(), [float("inf")] * len(chats)
     for _ in range(3):
