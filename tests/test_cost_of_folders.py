@@ -101,6 +101,12 @@ def test_a_tower_that_is_only_named_has_its_own_dimensions(
     assert shape.tower_layers == (4 if name == "tower" else 24)
 
 
+def test_a_named_tower_without_cls_gives_no_cls(tmp_path: Path) -> None:
+    written(tmp_path / "tower", {"model_type": "siglip", "vision_config": TOWER})
+    shape = ModelShape.of(written(tmp_path, OWN | {"mm_vision_tower": "tower"}))
+    assert not tower_of(shape.vision).has_cls
+
+
 def test_a_language_model_alone_is_asked_about_with_llavas_own_tower(tmp_path: Path) -> None:
     shape = ModelShape.of(written(tmp_path, {"model_type": "llama", **TEXT}))
     assert shape.vision == CLIP_L_336

@@ -22,8 +22,8 @@ from playground.clips.__main__ import ASSETS, main
 from playground.clips.build import SHOWN, ClipsSize, build_clips, folder_of
 from playground.clips.clip import FRAMES, KINDS, Clip, draw_clip
 from playground.clips.towers import LENGTH, write_towers
-from playground.world import CELL, split_digits
 from playground.world.language import COLOURS, NUMBERS, PLACES
+from playground.world.scene import CELL, split_digits
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from PIL import Image
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
-from playground.world import GRID, IMAGE_SIZE, PLACES, Digit, Renderer, ask, describe, draw_scene, split_digits
 from playground.world.build import WorldSize, build_world
-from playground.world.language import COLOURS, NUMBERS
+from playground.world.language import COLOURS, NUMBERS, PLACES, Digit, ask, describe
 from playground.world.photos import PHOTOS, load_photos
+from playground.world.scene import GRID, IMAGE_SIZE, Renderer, draw_scene, split_digits
 
 ASSETS = Path(__file__).parent.parent / "playground" / "assets"
 SIZE = WorldSize(pretrain=8, instruct=20, test=12)

@@ -20,7 +20,7 @@ from llava.bench.peers import BUDGETS, PEERS
 from llava.bench.picture import check_picture, draw
 from llava.common.json_files import write_json
 from llava.common.number_flags import count
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.presets import family_of
 from llava.common.program import as_program
@@ -157,8 +157,7 @@ def _scaled(config: CompressionConfig, layers: int) -> CompressionConfig:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise ValueError for flags that do not fit each other, before weights are made."""
-    if options.json and not options.json.resolve().parent.is_dir():
-        raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
+    require_folder("--json", options.json)
     outputs: dict[str, Path | None] = {"--json": options.json, "--picture": options.picture}
     require_apart({flag: path for flag, path in outputs.items() if path}, [options.shape, *(options.compression or [])])
     if options.picture:

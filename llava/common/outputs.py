@@ -58,6 +58,16 @@ def require_apart(outputs: Mapping[str, Place], inputs: Iterable[Place]) -> None
             raise ValueError(f"{flag} is {str(path)!r}, {inside} this command reads; name another file.")
 
 
+def require_folder(flag: str, path: Path | None) -> None:
+    """Refuse a file to write whose folder is not there; None, of a flag that was not given, passes.
+
+    Raises:
+        ValueError: naming flag and folder.
+    """
+    if path and not path.resolve().parent.is_dir():
+        raise ValueError(f"{flag} names a file in {str(path.parent)!r}, which is not a folder; make it first.")
+
+
 def _belongs(path: Path, place: Path) -> bool:
     """Whether an output that exists is an input, or a file of a model's folder that is one."""
     if not path.is_file():

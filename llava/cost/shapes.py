@@ -141,7 +141,9 @@ def _named_tower(config: dict[str, Any], path: Path) -> dict[str, Any] | None:
     held = next((place for place in (Path(name), path.parent / name) if (place / "config.json").is_file()), None)
     if held is not None:
         found = read_object(held / "config.json", "fetch or copy it anew")
-        found = need(found, "vision_config", dict, str(held / "config.json"), optional=True) or found
+        inside = need(found, "vision_config", dict, str(held / "config.json"), optional=True)
+        if inside is not None:  # of a model for images and texts
+            found = {"model_type": f"{found.get('model_type', 'clip')}_vision_model", **inside}
     if found is None:
         raise ValueError(
             f"mm_vision_tower in {path} is {shown(name)}, whose dimensions are not known; write them into the file "

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count, positive
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_WRITE, MODEL, as_text
 from llava.common.presets import presets
 from llava.common.program import as_program
@@ -164,9 +164,8 @@ def _problem(options: argparse.Namespace) -> str:
         value = getattr(options, name)
         if value is not None and not value > 0:
             return f"--{name.replace('_', '-')} is {value}; it must be a positive number."
-    if options.json and not options.json.resolve().parent.is_dir():
-        return f"--json names a file in {str(options.json.parent)!r}, which is not a folder."
     try:
+        require_folder("--json", options.json)
         require_apart({"--json": options.json}, [options.model, options.compression])
     except ValueError as error:
         return str(error)

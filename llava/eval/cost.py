@@ -26,7 +26,7 @@ from llava.checkpoints.processors import processor_of
 from llava.common.image_limits import is_lack_of_memory
 from llava.common.json_files import write_json
 from llava.common.number_flags import checked_later, count, require_at_least
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE, MODEL
 from llava.common.presets import family_of
@@ -208,8 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "tower" in options.also and not options.images:
             raise ValueError("--also tower measures the vision tower, but --images is 0; give at least 1.")
         require_at_least("repeats", options.repeats, 1)
-        if options.json and not options.json.resolve().parent.is_dir():
-            raise ValueError(f"--json names a file in {str(options.json.parent)!r}, which is not a folder.")
+        require_folder("--json", options.json)
         require_apart({"--json": options.json}, [options.model_path, options.model_base, *(options.compression or [])])
         config = _config(options)
         load = _load(options, config.to_dict())

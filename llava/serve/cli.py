@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava.common.atomic_write import whole_file
 from llava.common.image_opening import opening_of
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE
 from llava.common.program import as_program
@@ -246,8 +246,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.compression is not None:
         CompressionConfig.resolve(options.compression)
     path = options.save_overlay
-    if path and not path.resolve().parent.is_dir():
-        raise ValueError(f"--save-overlay names a file in {str(path.parent)!r}, which is not a folder.")
+    require_folder("--save-overlay", path)
     if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--save-overlay is {str(path)!r}; it must end in .png, .jpg or .webp.")
     shown = [*options.image_file, *options.video_file]

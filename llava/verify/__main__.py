@@ -12,7 +12,7 @@ import torch
 
 from llava.common.atomic_write import write_whole
 from llava.common.number_flags import checked_later, not_negative
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.path_flags import FILE_TO_WRITE, TO_READ
 from llava.common.program import as_program
 from llava.verify.compare import DEFAULT_TOLERANCE
@@ -72,11 +72,10 @@ def _problem(options: argparse.Namespace) -> str:
         return f"There is no folder {str(options.cases)!r}; give one with recorded cases."
     if not (math.isfinite(options.tolerance) and options.tolerance > 0):
         return f"--tolerance is {options.tolerance}; it must be a positive number."
-    if options.json and not options.json.resolve().parent.is_dir():
-        return f"--json names a file in {str(options.json.parent)!r}, which is not a folder."
     if options.device.partition(":")[0] not in ("cpu", "cuda"):
         return f"--device is {options.device!r}; it must be cpu or cuda (also for ROCm)."
     try:
+        require_folder("--json", options.json)
         require_apart({"--json": options.json}, [options.cases, *options.cases.rglob("case.json")])
     except ValueError as error:
         return str(error)

@@ -16,7 +16,7 @@ from llava.common.atomic_write import write_whole
 from llava.common.image_opening import DEFAULT_OPENING, OPENINGS, check_opening
 from llava.common.json_files import read_object, write_json
 from llava.common.number_flags import MOST_PROCESSES, checked_later, count, positive, share
-from llava.common.outputs import require_apart
+from llava.common.outputs import require_apart, require_folder
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FILE_TO_WRITE, FOLDER_TO_READ, MODEL, TO_READ, as_text
 from llava.common.shown import say
@@ -302,8 +302,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if path is None:
             continue
         flag = f"--{name.replace('_', '-')}"
-        if not path.resolve().parent.is_dir():
-            raise ValueError(f"{flag} names a file in {str(path.parent)!r}, which is not a folder; make it first.")
+        require_folder(flag, path)
         chosen[flag] = path
     require_apart(chosen, [options.tokenizer])
 
