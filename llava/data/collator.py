@@ -23,6 +23,19 @@ REPORTED = ("sample_ids", "truncated", "unsupervised", "problems", "tower_tokens
 """What collators give beside the arguments of the model, for reports; those of a family need not give all."""
 
 
+def reported(samples: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """`sample_ids`, `truncated`, `unsupervised` and `problems` of some samples: lists [B].
+
+    Unsupervised are those without a label; a problem is None, or why a medium was left out.
+    """
+    return {
+        "sample_ids": [sample["sample_id"] for sample in samples],
+        "truncated": [sample["truncated"] for sample in samples],
+        "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
+        "problems": [sample.get("problem") for sample in samples],
+    }
+
+
 def _one_image(medium: Any) -> Sequence[int | None]:
     return [None]
 
@@ -50,8 +63,7 @@ class SupervisedCollator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask` (int64 [B, T]), `attention_mask` (bool [B, T]),
         what the media become (`images` [M, 3, H, W] for M images in reading order), with settings `plan` (a
-        `SplicePlan`), and for reports `sample_ids`, `truncated`, `unsupervised` and `problems` (lists [B]; a problem is
-        None, or why an image of the sample was left out) and `tower_tokens` (of each image, crop and frame).
+        `SplicePlan`), and for reports what `reported` gives and `tower_tokens` (of each image, crop and frame).
         """
         lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         batch: dict[str, Any] = {
@@ -59,10 +71,7 @@ class SupervisedCollator:
             "labels": _pad(samples, "labels", IGNORE_INDEX),
             "query_mask": _pad(samples, "query_mask", 0),
             "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],
-            "sample_ids": [sample["sample_id"] for sample in samples],
-            "truncated": [sample["truncated"] for sample in samples],
-            "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
-            "problems": [sample.get("problem") for sample in samples],
+            **reported(samples),
         }
         media = [medium for sample in samples for medium in sample["images"]]
         batch["tower_tokens"] = [count for medium in media for count in self.tower_tokens(medium)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import reported
 from llava.model.host_inputs import HostInputs
 
 
@@ -42,9 +43,8 @@ class ProcessorCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns a dict: `input_ids`, `labels`, `query_mask`, `attention_mask`, `mm_token_type_ids` (int64 [B, T]; the
-        last is 1 on images and 2 on videos), what the media become, and for reports `sample_ids`, `truncated`,
-        `unsupervised` and `problems` (lists [B]; see `llava.data.collator`) and `tower_tokens` (a list of numbers);
-        `host_inputs` keeps a copy of what the model plans by on the host.
+        last is 1 on images and 2 on videos), what the media become, and for reports what `reported` gives and
+        `tower_tokens` (a list of numbers); `host_inputs` keeps a copy of what the model plans by on the host.
         """
         ids = self._pad(samples, "input_ids", self.pad_token_id)
         mask = self._rows([torch.ones_like(sample["input_ids"]) for sample in samples], 0)
@@ -54,10 +54,7 @@ class ProcessorCollator:
             "labels": self._pad(samples, "labels", IGNORE_INDEX),
             "query_mask": self._pad(samples, "query_mask", 0),
             "attention_mask": mask,
-            "sample_ids": [sample["sample_id"] for sample in samples],
-            "truncated": [sample["truncated"] for sample in samples],
-            "unsupervised": [not (sample["labels"][1:] != IGNORE_INDEX).any().item() for sample in samples],
-            "problems": [sample.get("problem") for sample in samples],
+            **reported(samples),
         }
         if self.with_kinds:
             batch["mm_token_type_ids"] = ((ids == image).long() + 2 * (ids == video).long()) * mask

@@ -7,6 +7,7 @@ continues with the order it was interrupted in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch.utils.data import Sampler
 Indices = NDArray[np.int64]
 
 
+@dataclass(eq=False, repr=False)
 class EpochSampler(Sampler[int]):
     """Shuffles, and if asked to puts samples of like kind and length into the same batch.
 
-    Args:
+    Attributes:
         num_samples: size of the data set.
         seed: seed of the order; `set_epoch` changes the order from epoch to epoch.
         batch_size: samples of one rank in one forward pass.
@@ -29,26 +31,17 @@ class EpochSampler(Sampler[int]):
         lengths: length of every sample; None shuffles only.
         kinds: samples of different kinds (with and without an image) do not share a batch; None: all are
             alike.
+        epoch: whose order the next iteration follows.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        seed: int,
-        batch_size: int = 1,
-        world_size: int = 1,
-        accumulation: int = 1,
-        lengths: Sequence[int] | NDArray[np.int64] | None = None,
-        kinds: Sequence[bool] | NDArray[np.bool_] | None = None,
-    ) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self.batch_size = batch_size
-        self.world_size = world_size
-        self.accumulation = accumulation
-        self.lengths = lengths
-        self.kinds = kinds
-        self.epoch = 0
+    num_samples: int
+    seed: int
+    batch_size: int = 1
+    world_size: int = 1
+    accumulation: int = 1
+    lengths: Sequence[int] | NDArray[np.int64] | None = None
+    kinds: Sequence[bool] | NDArray[np.bool_] | None = None
+    epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""

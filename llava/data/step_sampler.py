@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ class Order(Iterable[int], Sized, Protocol):
     """A sampler that knows how many samples it gives."""
 
 
+@dataclass(eq=False, repr=False)
 class StepSampler(Sampler[list[int]]):
     """The samples of this rank, an optimizer step at a time.
 
@@ -22,7 +24,7 @@ class StepSampler(Sampler[list[int]]):
     who takes which of them is another: longest first, each to the rank with the fewest tokens so far. All ranks compute
     the same from the same order, so nothing is sent between them.
 
-    Args:
+    Attributes:
         order: gives the samples of an epoch, all ranks' together, anew for each iteration.
         batch_size: samples of one rank in one forward pass of the recipe.
         accumulation: forward passes of one of its steps.
@@ -31,23 +33,13 @@ class StepSampler(Sampler[list[int]]):
         drop_last: whether batches are left out that are not whole, or that not every rank has.
     """
 
-    def __init__(
-        self,
-        order: Order,
-        batch_size: int,
-        accumulation: int = 1,
-        world_size: int = 1,
-        rank: int = 0,
-        lengths: Sequence[int] | NDArray[Any] | None = None,
-        drop_last: bool = False,
-    ) -> None:
-        self.order = order
-        self.batch_size = batch_size
-        self.accumulation = accumulation
-        self.world_size = world_size
-        self.rank = rank
-        self.lengths = lengths
-        self.drop_last = drop_last
+    order: Order
+    batch_size: int
+    accumulation: int = 1
+    world_size: int = 1
+    rank: int = 0
+    lengths: Sequence[int] | NDArray[Any] | None = None
+    drop_last: bool = False
 
     def __len__(self) -> int:
         """Steps of an epoch."""
