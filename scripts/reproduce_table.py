@@ -29,6 +29,7 @@ from llava.eval.tables.training import (
     read_summary,
     trained_visual_tokens,
     training_seconds,
+    was_resumed,
 )
 
 SCORES, TIMES = "table-3", "table-6"
@@ -120,11 +121,13 @@ def phase_line(name: str, folder: Path) -> str:
     summary = read_summary(folder)
     if not summary:
         return f"{name:<9} not trained yet"
-    hours = training_seconds(folder) / 3600
-    tokens = trained_visual_tokens(summary, str(folder / SUMMARY_FILE))
+    place = str(folder / SUMMARY_FILE)
+    since = " since it was resumed" if was_resumed(summary, place) else ""
+    hours = f"{training_seconds(folder) / 3600:.2f} h{since}"
+    tokens = trained_visual_tokens(summary, place)
     if tokens is None:
-        return f"{name:<9} {hours:.2f} h, visual tokens were not recorded"
-    return f"{name:<9} {hours:.2f} h, {tokens:.2f} visual tokens per image and layer on average"
+        return f"{name:<9} {hours}, visual tokens were not recorded"
+    return f"{name:<9} {hours}, {tokens:.2f} visual tokens per image and layer on average"
 
 
 def saving_line(folder: Path, uncompressed: Path, paper: float | None) -> str:
@@ -132,6 +135,9 @@ def saving_line(folder: Path, uncompressed: Path, paper: float | None) -> str:
     seconds = [sum(training_seconds(run / name) for name in PHASES) for run in (folder, uncompressed)]
     if not all(seconds):
         return "training time saved: one of the runs has no train_summary.json"
+    phases = [run / name for run in (folder, uncompressed) for name in PHASES]
+    if any(was_resumed(read_summary(phase), str(phase / SUMMARY_FILE)) for phase in phases):
+        return "training time saved: not known, for one of the runs was resumed and lacks the time before that"
     saved = 100 * (1 - seconds[0] / seconds[1])
     return f"training time saved: {saved:.1f} % (paper: {written(paper)} %)"
 

@@ -33,9 +33,10 @@ def save(
         result.save(place / f"{name}{RESULT_SUFFIX}")
 
 
-def save_training(folder: Path, compression: str, hours: float) -> None:
+def save_training(folder: Path, compression: str, hours: float, **more: object) -> None:
     for phase, share in (("pretrain", 0.25), ("finetune", 0.75)):
         summary = {
+            **more,
             "compression": CompressionConfig.from_preset(compression).to_dict(),
             "average_visual_tokens": 191.75,
             "result": {"train_runtime": 3600 * hours * share},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from saved_results import HALF_POPE, WHOLE, refused, save, save_training, shown, table_of
 
 from llava.eval.scoring.benchmark_result import RESULT_SUFFIX
+from llava.eval.table import main
+from llava.eval.tables.training import was_resumed
 
 
 def test_a_result_stands_beside_its_row_relative_to_what_was_measured(
@@ -158,6 +161,42 @@ def test_training_time_stands_beside_table_6(tmp_path: Path, capsys: pytest.Capt
     saved = {line["Budget"]: line["Training time saved (%), measured"] for line in lines}
     assert saved == {"576": "0.0", "192": "25.0", "128": "-", "64": "-"}
     assert any("duet-192: 3.00 h of pretrain and finetune, as against" in note for note in notes)
+
+
+def test_time_is_saved_only_against_as_much_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def saved(name: str, **more: object) -> str:
+        save_training(
+            tmp_path / name / "llava-v1.5-7b-none", "none", 4, counts={"samples": 1000}, metrics={"devices": 8}
+        )
+        save_training(tmp_path / name / "llava-v1.5-7b-duet-192", "duet-192", 3, **more)
+        lines, notes = table_of(shown(capsys, tmp_path / name, "--paper"), "Table 6:")
+        assert name == "same" or any("of as many samples on as many devices" in note for note in notes)
+        return next(line["Training time saved (%), measured"] for line in lines if line["Budget"] == "192")
+
+    assert saved("same", counts={"samples": 995}, metrics={"devices": 8}) == "25.0", "some could not be read"
+    assert saved("part", counts={"samples": 100}, metrics={"devices": 8}) == "-"
+    assert saved("more", counts={"samples": 1000}, metrics={"devices": 16}) == "-"
+
+
+def test_the_time_of_a_resumed_training_is_not_taken_for_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_training(tmp_path / "llava-v1.5-7b-none", "none", 4)
+    save_training(tmp_path / "llava-v1.5-7b-duet-192", "duet-192", 1)
+    path = tmp_path / "llava-v1.5-7b-duet-192" / "finetune" / "train_summary.json"
+    summary = json.loads(path.read_text())
+    # 5,197 steps, as transformers writes it: the rate counts the steps since the checkpoint that it went on from.
+    for steps, resumed in ((5197, False), (1300, True)):
+        seconds = summary["result"]["train_runtime"]
+        summary["result"] |= {"step": 5197, "train_steps_per_second": round(steps / seconds, 3)}
+        path.write_text(json.dumps(summary))
+        assert was_resumed(summary, "x") == resumed
+    lines, notes = table_of(shown(capsys, tmp_path, "--paper"), "Table 6:")
+    assert next(line for line in lines if line["Budget"] == "192")["Training time saved (%), measured"] == "-"
+    assert any("h of pretrain and finetune since it was resumed" in note for note in notes)
+    assert main([str(tmp_path), "--paper", "--out", str(tmp_path / "out"), "--plots"]) == 0
+    assert "duet-192 was resumed" in capsys.readouterr().err
+    assert "duet" not in (tmp_path / "out" / "llava-1.5-7b-training-time.svg").read_text()
 
 
 def test_files_are_written_one_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -408,6 +408,9 @@ def test_mmbench_submission_has_llavas_columns(
     assert pandas.read_excel(tmp_path / "upload" / "run.xlsx").equals(table)
     assert convert.main([*words, "other"]) == 2
     assert "There is no answer file" in capsys.readouterr().err
+    (tmp_path / "strange.jsonl").write_text('{"question_id": 999, "prompt": "?", "text": "A"}\n')
+    assert convert.main([*words, "strange"]) == 2, "every prediction would be empty"
+    assert "lacks 1 of 1 questions that were answered, such as 999" in capsys.readouterr().err
 
 
 def test_without_openpyxl_a_sentence_says_so(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

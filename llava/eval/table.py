@@ -23,7 +23,7 @@ from llava.common.atomic_write import write_whole
 from llava.common.path_flags import FOLDER_TO_READ, FOLDER_TO_WRITE
 from llava.common.program import as_program
 from llava.common.shown import say
-from llava.eval.runner.exit_status import exit_status
+from llava.eval.runner.exit_status import exit_status, tell
 from llava.eval.scoring.benchmark_result import find_results
 from llava.eval.tables.assemble import TRAINING_TIME_SAVED, Table, fitting_rows, own_table, paper_table
 from llava.eval.tables.gathering import measured_rows
@@ -120,9 +120,13 @@ def _draw(rows: Sequence[MeasuredRow], training: Sequence[TrainingRun], folder: 
             if series:
                 path = _free_path(folder, f"{family}-{name}", ending, taken)
                 say(f"wrote {accuracy_over_budget(series, path, title=family, ylabel=title, baseline=baseline)}")
-    for family in dict.fromkeys(run.family for run in training):
+    for run in training:
+        if run.resumed:
+            tell(f"{run.folder} was resumed, and the time before that is not recorded; its hours are not drawn.")
+    whole = [run for run in training if not run.resumed]
+    for family in dict.fromkeys(run.family for run in whole):
         times: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-        for run in training:
+        for run in whole:
             if run.family == family:
                 hours = run.total / 3600
                 times[_method(run.compression)].append((run.tokens, hours, hours, hours))

@@ -207,9 +207,15 @@ def write_table(annotation: Path, predictions: Mapping[str, str], path: Path) ->
         path: xlsx file to write, in one step.
 
     Raises:
-        ValueError: if the table is missing or openpyxl is not installed.
+        ValueError: if the table is missing or lacks a question that was answered, or openpyxl is not installed.
     """
     table = _read_table(annotation, MMBench.name)
+    unlisted = list(predictions.keys() - {str(index) for index in table["index"]})
+    if unlisted:
+        raise ValueError(
+            f"{annotation} lacks {len(unlisted)} of {len(predictions)} questions that were answered, such as "
+            f"{shown(unlisted[0])[1:-1]}; the two files do not belong together, give the table that was asked."
+        )
     table = table.drop(columns=[name for name in DROPPED if name in table.columns])
     said = [predictions.get(str(index)) for index in table["index"]]
     said = [None if text is None else _NOT_IN_XLSX.sub("", text) for text in said]

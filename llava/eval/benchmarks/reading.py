@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -269,7 +269,11 @@ def image_names(record: Mapping[str, Any], place: str) -> list[str]:
                 "names."
             )
         require_characters(name, "image", place)
-    require_seen(record, names, place)
+    again = record.get("images") or []  # may repeat them
+    repeated = names == (again if isinstance(again, list) else [again])
+    unseen = ([] if not again or repeated else ["images"]) + unread_media(record, names)
+    if unseen:
+        raise ValueError(f"{place} has a field {unseen[0]!r}, which is not read; name its images in `image`.")
     return names
 
 
@@ -284,21 +288,3 @@ def one_image(record: Mapping[str, Any], place: str) -> str:
     if len(names) != 1:
         raise ValueError(f"{place} names {len(names)} images; name one as `image`.")
     return names[0]
-
-
-def require_seen(record: Mapping[str, Any], names: Sequence[str], place: str) -> None:
-    """See that a record names no media besides its images; `images` may repeat them.
-
-    Args:
-        record: record of a question file.
-        names: that its field `image` gives.
-        place: file and line, for the error.
-
-    Raises:
-        ValueError: if another field names what would not be shown.
-    """
-    again = record.get("images") or []
-    repeated = list(names) == (again if isinstance(again, list) else [again])
-    unseen = ([] if not again or repeated else ["images"]) + unread_media(record, names)
-    if unseen:
-        raise ValueError(f"{place} has a field {unseen[0]!r}, which is not read; name its images in `image`.")

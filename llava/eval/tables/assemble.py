@@ -221,9 +221,12 @@ def _trained(
     saved = time_saved(run, training)
     phases = " and ".join(run.seconds)
     hours = f"{run.folder}: {run.total / 3600:.2f} h of {phases}"
-    notes.append(
-        f"{hours}, as against {saved[1].folder}." if saved else f"{hours}; no uncompressed run to compare with."
-    )
+    if saved:
+        notes.append(f"{hours}, as against {saved[1].folder}.")
+    elif run.resumed:
+        notes.append(f"{hours} since it was resumed; what came before is not recorded, so none is said to be saved.")
+    else:
+        notes.append(f"{hours}; no uncompressed run to compare with, of as many samples on as many devices.")
     columns = [column for column, shows in published.others.items() if shows == TRAINING_TIME_SAVED]
     others = dict.fromkeys(columns, saved[0]) if saved else {}
     return Line(row.budget, row.method, _paper(row), {}, others, None, run.tokens, str(run.folder))

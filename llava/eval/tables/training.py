@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ class TrainingRun:
         family: family of the model, by the folder's name.
         compression: preset that equals what was trained with; `own` if none does.
         tokens: visual tokens a decoder layer saw of one image, mean over layers, in the last phase.
-        seconds: seconds of the phases, by name.
+        seconds: seconds of the phases, by name; of a phase that was resumed, those since then.
+        resumed: whether a phase was.
+        work: samples that each phase trained on, and devices, by name of the phase; None where the file does not say.
     """
 
     folder: Path
@@ -34,6 +37,8 @@ class TrainingRun:
     compression: str
     tokens: float
     seconds: Mapping[str, float]
+    resumed: bool = False
+    work: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -66,6 +71,23 @@ def training_seconds(folder: Path) -> float:
     return float(need(result, "train_runtime", float, f"{place}: result", optional=True) or 0.0)
 
 
+def was_resumed(summary: Mapping[str, Any], place: str) -> bool:
+    """Whether a phase was resumed from a checkpoint: its seconds are those since then, as transformers counts them.
+
+    Args:
+        summary: what `read_summary` gave.
+        place: its file, for messages.
+
+    Raises:
+        ValueError: if a number that tells it is none.
+    """
+    result = need(summary, "result", dict, place, optional=True) or {}
+    names = ("step", "train_steps_per_second", "train_runtime")
+    steps, rate, seconds = (need(result, name, float, f"{place}: result", optional=True) for name in names)
+    # The rate counts the steps since the phase was resumed, and is rounded to three decimals.
+    return bool(steps and rate and seconds) and (rate + 1e-3) * seconds < steps - 1
+
+
 def find_training(folder: Path) -> list[TrainingRun]:
     """All trainings below a folder, in the order of their paths; those without a time are left out.
 
@@ -86,10 +108,11 @@ def time_saved(run: TrainingRun, runs: Iterable[TrainingRun]) -> tuple[float, Tr
 
     Args:
         run: any.
-        runs: those to choose from: the first without compression of the same family and the same phases.
+        runs: those to choose from: the first without compression of the same family and the same phases, of as many
+            samples, within 1 %, on as many devices.
 
     Returns:
-        None if there is none to compare with.
+        None if there is none to compare with, or the time of the run's first part is not known, for it was resumed.
     """
     whole = next(
         (
@@ -98,10 +121,22 @@ def time_saved(run: TrainingRun, runs: Iterable[TrainingRun]) -> tuple[float, Tr
             if other.compression == UNCOMPRESSED
             and other.family == run.family
             and set(other.seconds) == set(run.seconds)
+            and not other.resumed
+            and _as_much_work(run, other)
         ),
         None,
     )
-    return None if whole is None else (100 * (1 - run.total / whole.total), whole)
+    return None if whole is None or run.resumed else (100 * (1 - run.total / whole.total), whole)
+
+
+def _as_much_work(run: TrainingRun, other: TrainingRun) -> bool:
+    """Whether each phase of two runs trained on as many samples and devices, as far as both say how many."""
+    pairs = [
+        (own, theirs)
+        for name, work in run.work.items()
+        for own, theirs in zip(work, other.work.get(name, (None, None)), strict=True)
+    ]
+    return all(None in pair or math.isclose(*pair, rel_tol=0.01) for pair in pairs)
 
 
 def trained_visual_tokens(summary: Mapping[str, Any], place: str) -> float | None:
@@ -133,7 +168,17 @@ def _run(folder: Path, phases: list[Path]) -> TrainingRun:
     summaries = {phase.name if phase.name in PHASES else "training": read_summary(phase) for phase in phases}
     last = list(summaries.values())[-1]
     seconds = {name: training_seconds(phase) for name, phase in zip(summaries, phases, strict=True)}
-    place = str(phases[-1] / SUMMARY_FILE)
+    places = [str(phase / SUMMARY_FILE) for phase in phases]
+    resumed = any(map(was_resumed, summaries.values(), places))
+    work = dict(zip(summaries, map(_work, summaries.values(), places), strict=True))
     models = family(str(folder))
-    compression = preset_of(need(last, "compression", dict, place, optional=True), models) or "own"
-    return TrainingRun(folder, models, compression, trained_visual_tokens(last, place) or 0.0, seconds)
+    compression = preset_of(need(last, "compression", dict, places[-1], optional=True), models) or "own"
+    tokens = trained_visual_tokens(last, places[-1]) or 0.0
+    return TrainingRun(folder, models, compression, tokens, seconds, resumed, work)
+
+
+def _work(summary: Mapping[str, Any], place: str) -> tuple[float | None, float | None]:
+    """Samples that a phase trained on, and devices."""
+    counts, metrics = (need(summary, name, dict, place, optional=True) or {} for name in ("counts", "metrics"))
+    samples = need(counts, "samples", float, f"{place}: counts", optional=True)
+    return samples, need(metrics, "devices", float, f"{place}: metrics", optional=True)
