@@ -285,3 +285,7 @@ def test_the_table_stands_beside_the_papers_row(tmp_path: Path, capsys: pytest.C
     assert lines[4].split()[:2] == ["pretrain", "0.75"] and lines[5].split()[:2] == ["finetune", "2.25"]
     assert "191.75 visual tokens" in lines[5]
     assert lines[6] == "training time saved: 25.0 % (paper: 26.0 %)"
+    half = {"train_runtime": 4050, "step": 5000, "train_steps_per_second": 0.617}  # 2,500 steps in this time
+    (tmp_path / "run/finetune/train_summary.json").write_text(json.dumps({"result": half}))
+    resumed = printed()
+    assert "1.12 h since it was resumed" in resumed[5] and "saved: not known" in resumed[6]

@@ -136,7 +136,8 @@ def _as_much_work(run: TrainingRun, other: TrainingRun) -> bool:
         for name, work in run.work.items()
         for own, theirs in zip(work, other.work.get(name, (None, None)), strict=True)
     ]
-    return all(None in pair or math.isclose(*pair, rel_tol=0.01) for pair in pairs)
+    known = [(own, theirs) for own, theirs in pairs if own is not None and theirs is not None]
+    return all(math.isclose(own, theirs, rel_tol=0.01) for own, theirs in known)
 
 
 def trained_visual_tokens(summary: Mapping[str, Any], place: str) -> float | None:
