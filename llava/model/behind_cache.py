@@ -85,7 +85,7 @@ def check_compression_behind_cache(
 
     Args:
         cache: filled.
-        given: position_ids of the call, if any.
+        given: compression of the call, if any.
         configured: the model's own, for a cache that does not say what it was filled under.
     """
     if given is None:

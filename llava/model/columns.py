@@ -11,7 +11,6 @@ packed form of a layout [1, S'] stands for [B, L'].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -95,12 +94,10 @@ def hidden_states_at_columns(
     Returns:
         as many, [B, T, D] each.
     """
-    bounds = [0, *cuts, max(len(hidden_states) - 1, 0)]
-    stages = [0] + [stage for stage, (first, last) in enumerate(pairwise(bounds)) for _ in range(first, last)]
     indices = [survivor_index(layout, width) for layout in layouts]
     return tuple(
-        None if states is None else at_columns(states, indices[stage])
-        for states, stage in zip(hidden_states, stages, strict=True)
+        None if states is None else at_columns(states, indices[sum(cut < layers for cut in cuts)])
+        for layers, states in enumerate(hidden_states)  # after so many layers; in front of a drop that follows them
     )
 
 

@@ -74,10 +74,7 @@ class LlavaMetaModel(_OpensWithTower):
         self.vision_tower = self.image_tower = self.video_tower = None
         self.mm_projector = None
         self.image_newline = None
-        if self.config.mm_vision_tower:
-            self.vision_tower = build_vision_tower(self.config)
-        self.image_tower = build_image_tower(self.config)
-        self.video_tower = build_video_tower(self.config)
+        self._build_missing_towers()
         if self.config.sees:
             self.mm_projector = build_vision_projector(self.config)
             if self.config.mm_vision_tower and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
@@ -108,16 +105,16 @@ class LlavaMetaModel(_OpensWithTower):
             raise ValueError(f"The towers have the widths {widths}; one projector serves both, so they must be equal.")
         for name, tower in self.named_towers():
             tower.load_model()
-            tower.to(device=self.config_device(), dtype=self.config_dtype())
+            tower.to(self.embed_tokens.weight)  # its device and data type
             self.config.mm_hidden_size = tower.hidden_size
             setattr(self.config, f"mm_{name.removesuffix('_tower')}_config", tower.config.to_dict())
         if self.mm_projector is None:
             self.mm_projector = build_vision_projector(self.config)
-            self.mm_projector.to(device=self.config_device(), dtype=self.config_dtype())
+            self.mm_projector.to(self.embed_tokens.weight)
         self.mm_projector.requires_grad_(True)
         if self.image_newline is None and has_newline(require_merge_type(self.config.mm_patch_merge_type)):
             newline = _new_newline(self.config.hidden_size)
-            self.image_newline = nn.Parameter(newline.to(device=self.config_device(), dtype=self.config_dtype()))
+            self.image_newline = nn.Parameter(newline.to(self.embed_tokens.weight))
         adapter = getattr(model_args, "pretrain_mm_mlp_adapter", None)
         if adapter:
             load_projector(self.mm_projector, adapter, self.image_newline)
@@ -137,14 +134,6 @@ class LlavaMetaModel(_OpensWithTower):
         for field in _OF_MODEL_ARGUMENTS:
             value = getattr(model_args, field, None)
             setattr(self.config, field, getattr(LlavaConfig, field) if value is None else value)
-
-    def config_device(self) -> torch.device:
-        """Device of the language model."""
-        return self.embed_tokens.weight.device
-
-    def config_dtype(self) -> torch.dtype:
-        """Data type of the language model."""
-        return self.embed_tokens.weight.dtype
 
 
 def _new_newline(width: int) -> nn.Parameter:
@@ -220,7 +209,7 @@ class LlavaMetaForCausalLM(_OpensWithTower):
         """Features of the tower in the language model's width."""
         model = self.get_model()
         with record_function("llava.projector"):
-            projected: Tensor = model.mm_projector(features.to(model.config_dtype()))
+            projected: Tensor = model.mm_projector(features.to(model.embed_tokens.weight.dtype))
         return projected
 
     def require_tower(self) -> VisionTower:

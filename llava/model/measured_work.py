@@ -14,6 +14,7 @@ from llava.cost.flops import prefill_flops, training_flops, visual_tokens_per_la
 from llava.cost.seen_media import Medium, Vision, seen_by
 from llava.cost.shapes import DecoderShape
 from llava.model.cache_name import cache_of
+from llava.model.trace import tower_of
 
 
 @torch.no_grad()
@@ -93,9 +94,9 @@ def tower_run(model: Any, batch: Mapping[str, Any], compression: CompressionConf
     if not hasattr(model, "named_towers"):
         shown = {name: batch.get(name) for name in model.visual_inputs}
         return partial(model.visual_spans, compression, shown)
-    images, towers = batch["images"], dict(model.named_towers())
+    images = batch["images"]
+    tower = tower_of(model, images[0])
     if not isinstance(images, Tensor):
-        stacked = images[0].dim() == 4 and "vision_tower" in towers  # crops of several images
-        images = torch.cat(images) if stacked else torch.stack(images)
-    tower = towers.get("vision_tower") or towers["video_tower" if images.dim() == 5 else "image_tower"]
+        in_crops = images[0].dim() == 4 and not model.config.sees_videos
+        images = torch.cat(images) if in_crops else torch.stack(images)
     return partial(tower, images, compression.v2v)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 NEWLINE = "image_newline"
+"""Weight of LLaVA-NeXT that stands behind the rows of its patch maps."""
 
 
 def parts_named(model: Any, names: Iterable[str], what: str) -> tuple[nn.Module, ...]:

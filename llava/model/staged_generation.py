@@ -164,8 +164,9 @@ class StagedGeneration(_Base):
                 self, inputs_tensor, model_kwargs, model_input_name, generation_config
             )
         generation_config.use_cache = True
-        check_cache(as_named(model_kwargs).get(CACHE))
-        if is_filled(as_named(model_kwargs).get(CACHE)):
+        cache = as_named(model_kwargs).get(CACHE)
+        check_cache(cache)
+        if is_filled(cache):
             raise ValueError(
                 "past_key_values already holds tokens; generate starts from the whole prompt, so leave it out."
             )

@@ -30,7 +30,6 @@ from llava.model.parts import NEWLINE, paths_of, projector_weights
 
 logger = logging.getLogger(__name__)
 
-"""Weight of LLaVA-NeXT that stands behind the rows of its patch maps."""
 PROJECTOR_FILE = "mm_projector.bin"
 # Pickles are small programs, so that other bytes than were written end in any of Python's errors.
 _UNREADABLE = (*DAMAGED, AssertionError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile)
@@ -65,7 +64,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{str(index)!r} is no index of weight files (an object with weight_map); fetch it anew."
-        ) from (error)
+        ) from error
     files = [index.parent / name for name in named]
     lost = [shown(path.name)[1:-1] for path in files if not os.path.isfile(path)]
     if lost:

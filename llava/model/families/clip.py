@@ -21,39 +21,27 @@ from llava.model.placeholders import VisualSpan
 class ClipFamily(CompressedModel):
     """A family with towers like CLIP's, all of one kind, and LLaVA's two inputs that choose among their features."""
 
-    def towers(self) -> tuple[Any, ...]:
-        """The vision towers, that of images first."""
-        return (self.model.vision_tower,)
-
-    def vision_towers(self) -> tuple[nn.Module, ...]:
-        """As `towers` has them."""
-        return self.towers()
-
-    def projectors(self) -> tuple[nn.Module, ...]:
-        """One, of all towers."""
-        return (self.model.multi_modal_projector,)
-
     def unused_modules(self) -> tuple[nn.Module, ...]:
         """Layers of the towers behind the last one that is selected, and the norm at the end."""
         selected = self.config.vision_feature_layer
         found: list[nn.Module] = []
-        for tower in self.towers():
+        for tower in self.vision_towers():
             found += behind_selected(tower, [selected] if isinstance(selected, int) else selected)
         return tuple(found)
 
     def check_tower(self) -> None:
         """Refuse towers unlike CLIP's, and features of several layers."""
-        for tower in self.towers():
+        for tower in self.vision_towers():
             check_tower(tower, self.config.vision_feature_layer)
 
     def tower_tokens(self) -> int | None:
         """Tokens of one image, crop or frame, CLS included; None for towers whose images differ in size."""
-        tower = self.towers()[0]
+        tower = self.vision_towers()[0]
         return image_tokens(tower) if hasattr(tower, "embeddings") else None
 
     def has_cls(self) -> bool:
         """Not where the tower is SigLIP's, for example."""
-        tower = self.towers()[0]
+        tower = self.vision_towers()[0]
         return not hasattr(tower, "embeddings") or has_cls(tower)
 
     def selected(self, inputs: Mapping[str, Any]) -> tuple[Any, str]:

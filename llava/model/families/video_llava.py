@@ -30,10 +30,6 @@ class CompressedVideoLlava(ClipFamily, VideoLlavaForConditionalGeneration):
     )
     forward = forward_like(VideoLlavaForConditionalGeneration)
 
-    def towers(self) -> tuple[Any, ...]:
-        """One for images and one for frames."""
-        return self.model.image_tower, self.model.video_tower
-
     def visual_spans(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[int, list[VisualSpan]]:
         """One span an image, and one a frame."""
         images = inputs["pixel_values"] if inputs["pixel_values_images"] is None else inputs["pixel_values_images"]

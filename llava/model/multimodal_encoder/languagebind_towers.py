@@ -17,7 +17,6 @@ from torch import Tensor
 
 from llava.common.json_files import read_object
 from llava.compression.config import V2VConfig
-from llava.compression.v2v import V2VResult
 from llava.model.multimodal_encoder.encode import TowerOutput
 from llava.model.multimodal_encoder.languagebind import (
     LanguageBindVideoModel,
@@ -153,10 +152,6 @@ class LanguageBindVideoTower(_LanguageBindTower):
             v2v: what shortens each frame by itself.
         """
         return super().forward(self._frames(images), v2v)
-
-    def merge(self, images: Tensor | Sequence[Tensor], v2v: V2VConfig) -> V2VResult:
-        """V2V on each frame of clips [B, 3, T, height, width]; also says what became of every patch."""
-        return super().merge(self._frames(images), v2v)
 
     def encode(self, images: Tensor | Sequence[Tensor], v2v: V2VConfig | None = None) -> TowerOutput:
         """Run the tower on clips [B, 3, T, height, width], or on their frames, which `forward` makes of them."""
