@@ -221,6 +221,31 @@ def test_crop_takes_back_the_newest_tokens():
         cache.crop(2)
 
 
+def test_a_cache_is_not_cropped_to_where_its_layers_hold_different_tokens():
+    """Text behind the image may go, and comes back the same; before it each layer would have lost something else."""
+    model, image = tiny_llava(compression=tiny.DUET), IMAGES[:1]
+    ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 9, 7]])
+    cache = model(ids, images=image, use_cache=True).past_key_values
+    expected = model(torch.tensor([[8, 4]]), past_key_values=cache).logits
+    for change in (lambda: cache.crop(-6), lambda: cache.crop(-100), lambda: cache.discard([6])):
+        with pytest.raises(ValueError, match="tokens of the cache cannot be forgotten, but 5"):
+            change()
+    cache.crop(-4)  # the two that are new, and two of the prompt
+    with pytest.raises(ValueError, match="The newest 2 tokens of the cache cannot be forgotten, but 1"):
+        cache.crop(-2)
+    again = model(torch.tensor([[9, 7, 8, 4]]), past_key_values=cache).logits
+    torch.testing.assert_close(again[:, 2:], expected)
+    padded = filled_cache(model)  # rows of different length, padded on the right: layers hold different padding
+    with pytest.raises(ValueError, match="cannot be forgotten, but 0"):
+        padded.crop(-1)
+    text = torch.tensor([[1, 5, 6]])
+    emptied = model(text, use_cache=True).past_key_values
+    emptied.crop(-3)
+    assert not emptied.stages and emptied.get_seq_length() == 0
+    refilled = model(ids, images=image, past_key_values=emptied, use_cache=True).past_key_values
+    torch.testing.assert_close(model(torch.tensor([[8, 4]]), past_key_values=refilled).logits, expected)
+
+
 def test_rows_of_a_cache_can_be_reordered_selected_and_repeated():
     model = tiny_llava(compression=tiny.DUET)
     token = torch.tensor([[5], [6], [7]])

@@ -384,11 +384,11 @@ def test_without_compression_the_twin_costs_and_breaks_nothing(stock: dict[str, 
 def test_towers_that_v2v_cannot_work_with_are_refused_at_once() -> None:
     """When the model is made, when a compression is set, and when one call asks for it; T2V alone works."""
     models = {"fullatt_block_indexes": vlm("qwen2_5_vl"), r"vision_feature_layer is \[-2, -1\]": vlm("llava")}
-    models["vision_feature_layer is -9, but the vision tower has"] = vlm("video_llava")
+    models["vision_feature_layer is -9, but the tower has"] = vlm("video_llava")
     models["The vision tower is a PixtralVisionModel"] = pixtral()
     models["fullatt_block_indexes"].model.visual.fullatt_block_indexes = [3, 7]
     models[r"vision_feature_layer is \[-2, -1\]"].config.vision_feature_layer = [-2, -1]
-    models["vision_feature_layer is -9, but the vision tower has"].config.vision_feature_layer = -9
+    models["vision_feature_layer is -9, but the tower has"].config.vision_feature_layer = -9
     for words, model in models.items():
         with pytest.raises(ValueError, match=words):
             compress(model, BOTH)

@@ -77,6 +77,21 @@ def _holds_media(value: Any) -> bool:
     return not (value is None or isinstance(value, (bool, int, float)))
 
 
+def check_normalised(name: str, pixels: Tensor, advice: str) -> None:
+    """Raise ValueError for pixels that are no floating-point numbers.
+
+    Args:
+        name: what they are called in the message.
+        pixels: in any shape.
+        advice: what to do instead.
+    """
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"{name} holds {str(pixels.dtype).removeprefix('torch.')}, which no processor has scaled and normalised; "
+            f"{advice}."
+        )
+
+
 def is_attention_matrix(attention_mask: Any) -> bool:
     """Whether a mask is a whole attention matrix [B, heads, T, T] rather than padding."""
     return isinstance(attention_mask, Tensor) and attention_mask.dim() == 4

@@ -17,6 +17,7 @@ from llava.model.accepted_inputs import (
     check_counting,
     check_matrix,
     check_no_media,
+    check_normalised,
     check_packing,
     check_padding_mask,
     check_position_shape,
@@ -192,11 +193,8 @@ def _check_pixels(model: StagedModel, inputs: Mapping[str, Any]) -> None:
                 f"{name} is a {type(pixels).__name__}; make the inputs with the model's own processor and "
                 "return_tensors='pt'."
             )
-        if name.startswith("pixel") and not pixels.is_floating_point():
-            raise ValueError(
-                f"{name} holds {str(pixels.dtype).removeprefix('torch.')}, which no processor has scaled and "
-                "normalised; make the inputs with the model's own processor."
-            )
+        if name.startswith("pixel"):
+            check_normalised(name, pixels, "make the inputs with the model's own processor")
         if grid in model.visual_inputs and inputs.get(grid) is None:
             raise ValueError(f"{name} came without {grid}; give all that the model's own processor returns.")
         if grid in model.visual_inputs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava.common.anyres import Size, checked_size
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import check_normalised
 from llava.model.collectives import ranks_must_agree
 from llava.model.splice import SplicePlan
 
@@ -141,7 +142,8 @@ def _used(per_row: list[int], count: int, of_rows: list[int] | None) -> list[int
     """
     placeholders = sum(per_row)
     if of_rows is not None:
-        return _used_of_rows(per_row, of_rows)
+        advice = "holds {} images; give one image for each placeholder, in reading order"
+        return used_of_rows(per_row, [1] * count, of_rows, advice)
     if placeholders == 0:
         return []
     if count == placeholders:
@@ -154,8 +156,18 @@ def _used(per_row: list[int], count: int, of_rows: list[int] | None) -> list[int
     )
 
 
-def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
-    """Which images placeholders stand for, where images come row by row; one of a row without any is a dummy."""
+def used_of_rows(per_row: list[int], marks: list[int], of_rows: list[int], advice: str) -> list[int]:
+    """Which images placeholders stand for, where images come row by row; one of a row without any is a dummy.
+
+    Args:
+        per_row: placeholders of each row.
+        marks: placeholders that each image (or video) needs.
+        of_rows: images of each row.
+        advice: what is said of a row's images that need `{}` placeholders, where the row has others.
+
+    Raises:
+        ValueError: if the placeholders of a row are not those of its images.
+    """
     if len(of_rows) != len(per_row):
         raise ValueError(
             f"images holds lists for {len(of_rows)} rows, but {len(per_row)} prompts were given; give one each."
@@ -163,12 +175,12 @@ def _used_of_rows(per_row: list[int], of_rows: list[int]) -> list[int]:
     used: list[int] = []
     first = 0
     for row, (marked, given) in enumerate(zip(per_row, of_rows, strict=True)):
-        if marked != given and not (marked == 0 and given == 1):
+        needed = sum(marks[first : first + given])
+        if marked != needed and not (marked == 0 and given == 1):
             raise ValueError(
-                f"The prompt of row {row} holds {marked} image placeholders, but images[{row}] holds {given} images; "
-                "give one image for each placeholder, in reading order."
+                f"The prompt of row {row} holds {marked} image placeholders, but images[{row}] {advice.format(needed)}."
             )
-        used += range(first, first + marked)
+        used += range(first, first + given) if marked else ()
         first += given
     return used
 
@@ -201,31 +213,34 @@ def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:
         return list(images[None] if images.dim() == 3 else images), None
     if not isinstance(images, (list, tuple)):
         raise ValueError(_refusal("images", images))
-    if not any(image is None or isinstance(image, (list, tuple)) for image in images):
-        return [_one(image, f"images[{place}]") for place, image in enumerate(images)], None
-    rows = [_row(row, f"images[{place}]") for place, row in enumerate(images)]
-    return [image for row in rows for image in row], [len(row) for row in rows]
+    return of_sequence(images, _one)
 
 
-def _row(row: Any, name: str) -> list[Tensor]:
-    """Images of one row of a nested list."""
-    if row is None:
-        return []
-    if isinstance(row, (list, tuple)):
-        return [_one(image, f"{name}[{place}]") for place, image in enumerate(row)]
-    return [_one(row, name)]
+def of_sequence(images: Sequence[Any], one: Callable[[Any, str], Tensor]) -> tuple[list[Tensor], list[int] | None]:
+    """Images of a sequence in reading order, and how many each row has where it holds sequences, or None for a row.
+
+    Args:
+        images: the sequence.
+        one: from an image as it came, and its name in messages, to the image.
+    """
+    if not any(image is None or isinstance(image, list | tuple) for image in images):
+        return [one(image, f"images[{place}]") for place, image in enumerate(images)], None
+    found: list[Tensor] = []
+    counts = []
+    for place, row in enumerate(images):
+        held = row if isinstance(row, list | tuple) else [] if row is None else [row]
+        found += [one(image, f"images[{place}][{number}]") for number, image in enumerate(held)]
+        counts.append(len(held))
+    return found, counts
 
 
 def _one(image: Any, name: str) -> Tensor:
     """One image [3, height, width] or [crops, 3, height, width]."""
-    if isinstance(image, Mapping):
-        image = _pixel_values(image)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image, name)
-    if not isinstance(image, Tensor):
+    pixels = pixel_values_of(image, name)
+    if not isinstance(pixels, Tensor):
         raise ValueError(_refusal(name, image))
-    _check_pixels(image, name, (3, 4))
-    return image
+    _check_pixels(pixels, name, (3, 4))
+    return pixels
 
 
 def _from_array(array: Any, name: str) -> Tensor:
@@ -244,7 +259,7 @@ def pixel_values_of(given: Any, name: str) -> Any:
     Raises:
         ValueError: for a mapping without `pixel_values`, or an array of other things than numbers.
     """
-    if isinstance(given, Mapping) or hasattr(given, "data_format"):
+    if isinstance(given, Mapping):
         given = _pixel_values(given)
     if isinstance(given, np.ndarray):
         return list(given) if given.dtype == object and given.ndim else _from_array(given, name)
@@ -268,11 +283,7 @@ def _check_pixels(image: Tensor, name: str, dimensions: tuple[int, ...]) -> None
             f"{name} has shape {shape}; an image is [3, height, width] with the channels in front, several are "
             "[count, 3, height, width]. Make them with llava.mm_utils.process_images."
         )
-    if not image.is_floating_point():
-        raise ValueError(
-            f"{name} holds {str(image.dtype).removeprefix('torch.')}, which no image processor has scaled and "
-            "normalised; make the pixels with llava.mm_utils.process_images."
-        )
+    check_normalised(name, image, "make the pixels with llava.mm_utils.process_images")
 
 
 def _refusal(name: str, value: Any) -> str:

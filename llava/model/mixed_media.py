@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.accepted_inputs import check_normalised
 from llava.model.collectives import is_partitioned, ranks_must_agree
-from llava.model.image_inputs import check_one_shape, pixel_values_of, warn_unseen
+from llava.model.image_inputs import check_one_shape, of_sequence, pixel_values_of, used_of_rows, warn_unseen
 from llava.model.placeholders import VisualSpan
 from llava.model.splice import PlanSettings, SplicePlan
 
@@ -124,11 +125,8 @@ def _used(per_row: list[int], marks: list[int], of_rows: list[int] | None) -> li
         of_rows: media of each row, where they were given row by row.
     """
     if of_rows is not None:
-        if len(of_rows) != len(per_row):
-            raise ValueError(
-                f"images holds lists for {len(of_rows)} rows, but {len(per_row)} prompts were given; give one each."
-            )
-        return list(_of_rows(per_row, marks, of_rows))
+        advice = "needs {}; an image needs one, a video one for each of its frames"
+        return used_of_rows(per_row, marks, of_rows, advice)
     if sum(per_row) == 0:
         return []
     # Every row without a placeholder may have used up one medium, which nobody sees.
@@ -161,20 +159,6 @@ def _in_order(per_row: list[int], marks: list[int], with_dummies: bool) -> list[
     return used if at == len(marks) else None
 
 
-def _of_rows(per_row: list[int], marks: list[int], of_rows: list[int]) -> Iterator[int]:
-    first = 0
-    for row, (marked, given) in enumerate(zip(per_row, of_rows, strict=True)):
-        needs = sum(marks[first : first + given])
-        if marked != needs and not (marked == 0 and given == 1):
-            raise ValueError(
-                f"The prompt of row {row} holds {marked} image placeholders, but images[{row}] needs {needs}; an image "
-                "needs one, a video one for each of its frames."
-            )
-        if marked:
-            yield from range(first, first + given)
-        first += given
-
-
 def _may_have_three_frames(tower: Any) -> bool:
     """Whether a video may look like three images: [3, 3, height, width]."""
     return tower is not None and (not tower.config.add_time_attn or tower.num_frames == 3)
@@ -202,13 +186,7 @@ def media_tensors(images: Any, three_frames: bool = False) -> tuple[list[Tensor]
         return _taken_apart(images, three_frames), None
     if not isinstance(images, list | tuple):
         raise ValueError(f"images is a {type(images).__name__}; {_SHAPES}.")
-    if not any(image is None or isinstance(image, list | tuple) for image in images):
-        return [_one(image, f"images[{place}]") for place, image in enumerate(images)], None
-    rows: list[list[Tensor]] = []
-    for place, row in enumerate(images):
-        held: Sequence[Any] = row if isinstance(row, list | tuple) else [] if row is None else [row]
-        rows.append([_one(image, f"images[{place}][{number}]") for number, image in enumerate(held)])
-    return [medium for row in rows for medium in row], [len(row) for row in rows]
+    return of_sequence(images, _one)
 
 
 def _taken_apart(pixels: Tensor, three_frames: bool) -> list[Tensor]:
@@ -233,11 +211,7 @@ def _one(medium: Any, name: str) -> Tensor:
         raise ValueError(f"{name} is a {type(medium).__name__}; {_SHAPES}.")
     if pixels.dim() not in (3, 4) or pixels.shape[0] != 3 or 0 in pixels.shape:
         raise ValueError(f"{name} has shape {tuple(pixels.shape)}; {_SHAPES}.")
-    if not pixels.is_floating_point():
-        raise ValueError(
-            f"{name} holds {str(pixels.dtype).removeprefix('torch.')}, which no processor has scaled and normalised; "
-            "make the pixels with the model's own image and video processors."
-        )
+    check_normalised(name, pixels, "make the pixels with the model's own image and video processors")
     return pixels
 
 

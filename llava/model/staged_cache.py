@@ -52,6 +52,10 @@ class StagedCache(DynamicCache):
         """What the prompt was compressed by, where the model that filled the cache has said it."""
         self._expected: Tensor | None = None
         self._place: Tensor | None = None
+        self._new = 0  # columns behind the prompt
+        self._text_end: Tensor | None = (
+            None  # int64 scalar, columns at the end of the prompt that are text in every row
+        )
 
     @property
     def rows(self) -> int:
@@ -61,6 +65,9 @@ class StagedCache(DynamicCache):
     def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
         """Open a stage at prefill: `layout` says what the layers from `first_layer` on are about to cache."""
         rows, self._place = in_rows(layout) if layout.is_packed else (layout, None)
+        if not self.stages:
+            is_text = (rows.valid & ~rows.is_visual).all(dim=0)  # [L]
+            self._new, self._text_end = 0, is_text.flip(0).long().cumprod(dim=0).sum()
         key_mask = rows.valid if rows.is_padded else None
         self.stages.append(CachedStage(first_layer, key_mask, rows.next_position()))
 
@@ -90,6 +97,7 @@ class StagedCache(DynamicCache):
     def append(self, stage: CachedStage, count: int) -> Tensor:
         """Make room for `count` new tokens in every row of a stage; returns their positions, int64 [B, count]."""
         device = stage.next_position.device
+        self._new += count if stage is self.stages[0] else 0
         if self._expected is None:
             positions = stage.next_position + torch.arange(count, device=device)  # [B, 1] -> [B, count]
             stage.next_position = stage.next_position + count
@@ -113,10 +121,11 @@ class StagedCache(DynamicCache):
         conversation is to go on.
 
         Raises:
-            ValueError: if there is not one count for each row.
+            ValueError: if there is not one count for each row, or one is larger than `crop` takes.
         """
         if len(counts) != self.rows:
             raise ValueError(f"{len(counts)} counts were given for {self.rows} rows; give one for each row.")
+        self._require_alike(max(counts, default=0))
         self.crop(-min(counts, default=0))
         rest = torch.tensor(counts) - min(counts, default=0)
         if not rest.any():
@@ -138,18 +147,42 @@ class StagedCache(DynamicCache):
         super().reset()
         self.stages.clear()
         self.filled_under = None
-        self._expected = self._place = None
+        self._expected = self._place = self._text_end = None
+        self._new = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the newest `-tokens_to_remove` tokens (a negative number, as in transformers)."""
+        """Forget the newest `-tokens_to_remove` tokens (a negative number, as in transformers).
+
+        Raises:
+            ValueError: if more are to go than stand behind the visual tokens, of which layers hold different numbers,
+                and behind the padding of rows that are padded on the right.
+        """
+        self._require_alike(-tokens_to_remove)
         super().crop(tokens_to_remove)
-        if tokens_to_remove < 0:
+        if tokens_to_remove < 0 and self.get_seq_length() == 0:
+            self.reset()
+        elif tokens_to_remove < 0:
             for stage in self.stages:
                 gone: int | Tensor = -tokens_to_remove
                 if stage.key_mask is not None:
                     gone = stage.key_mask[:, tokens_to_remove:].sum(dim=1, keepdim=True)
                     stage.key_mask = stage.key_mask[:, :tokens_to_remove]
                 stage.next_position = stage.next_position - gone
+            if self._text_end is not None:
+                self._text_end = self._text_end - max(-tokens_to_remove - self._new, 0)
+            self._new = max(self._new + tokens_to_remove, 0)
+
+    def _require_alike(self, count: int) -> None:
+        """Raise ValueError unless the newest `count` columns are the same tokens in every layer."""
+        if not self.stages or count <= self._new:
+            return
+        most = self._new + (0 if self._text_end is None else int(self._text_end))
+        if count > most:
+            raise ValueError(
+                f"The newest {count} tokens of the cache cannot be forgotten, but {most}: visual tokens and padding "
+                "stand before these, of which layers hold different numbers. Give the whole conversation without "
+                "past_key_values."
+            )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams that survived."""

@@ -15,6 +15,7 @@ from llava.compression.config import V2VConfig
 from llava.compression.v2v import V2VResult
 from llava.model.compressed_model import CompressedModel
 from llava.model.multimodal_encoder.encode import behind_selected, encode_images, has_cls
+from llava.model.multimodal_encoder.transformers_tower import check_select_layer
 from llava.model.placeholders import VisualSpan
 
 
@@ -109,12 +110,7 @@ def check_tower(tower: Any, select_layer: int | list[int]) -> None:
             f"The vision tower is a {type(tower).__name__}, which V2V cannot look into; towers like CLIP's and "
             "SigLIP's are accepted. Use a compression with t2v alone."
         )
-    depth = len(tower.encoder.layers)
-    if not (1 <= layer <= depth or -depth <= layer <= -1):
-        raise ValueError(
-            f"vision_feature_layer is {layer}, but the vision tower has {depth} layers; accepted are 1 to {depth} and "
-            f"-{depth} to -1."
-        )
+    check_select_layer(layer, len(tower.encoder.layers), "vision_feature_layer")
 
 
 def image_tokens(tower: Any) -> int:

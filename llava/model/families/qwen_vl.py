@@ -121,12 +121,9 @@ class QwenVLFamily(CompressedModel):
 
         The tower runs once for both: with images on some ranks and videos on others, all make the same calls.
         """
-        kinds = (
-            (self.config.image_token_id, "pixel_values", "image_grid_thw"),
-            (self.config.video_token_id, "pixel_values_videos", "video_grid_thw"),
-        )
-        given = [(token, inputs[pixels], inputs[grid]) for token, pixels, grid in kinds if inputs[pixels] is not None]
-        spans: dict[int, list[VisualSpan]] = {token: [] for token, _, _ in kinds}
+        kinds = self._kinds
+        given = [(token, inputs[name], inputs[grid]) for _, token, name, grid in kinds if inputs[name] is not None]
+        spans: dict[int, list[VisualSpan]] = {token: [] for _, token, _, _ in kinds}
         if not given:
             return spans
         pixels, grid = (torch.cat(parts) for parts in list(zip(*given, strict=True))[1:])  # [P, d], [images, 3]
@@ -138,12 +135,8 @@ class QwenVLFamily(CompressedModel):
     def traced_media(self, compression: CompressionConfig, inputs: Mapping[str, Any]) -> dict[str, list[TracedMedium]]:
         """What became of the groups of patches of each `image` and `video`; arguments as in `visual_spans`."""
         spans = self.visual_spans(compression, inputs)
-        kinds = (
-            ("image", self.config.image_token_id, "pixel_values", "image_grid_thw"),
-            ("video", self.config.video_token_id, "pixel_values_videos", "video_grid_thw"),
-        )
         found: dict[str, list[TracedMedium]] = {}
-        for kind, token, pixels, grid in kinds:
+        for kind, token, pixels, grid in self._kinds:
             sizes = [] if inputs[grid] is None else inputs[grid].tolist()
             seen = inputs[pixels].split([math.prod(size) for size in sizes]) if sizes else ()
             left = iter(spans[token])
@@ -152,6 +145,14 @@ class QwenVLFamily(CompressedModel):
                 for size, patches in zip(sizes, seen, strict=True)
             ]
         return found
+
+    @property
+    def _kinds(self) -> tuple[tuple[str, int, str, str], ...]:
+        """Images and videos: their placeholder, and the inputs that hold their patches and the grid of these."""
+        return (
+            ("image", self.config.image_token_id, "pixel_values", "image_grid_thw"),
+            ("video", self.config.video_token_id, "pixel_values_videos", "video_grid_thw"),
+        )
 
     def _traced(self, frames: Sequence[VisualSpan], patches: Tensor, size: Sequence[int], kind: str) -> TracedMedium:
         """An image or a video of spans, the patches behind them and its grid (see `unflattened`)."""

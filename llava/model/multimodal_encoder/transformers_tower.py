@@ -96,10 +96,16 @@ def check_select_feature(select_feature: str) -> str:
     return select_feature
 
 
-def check_select_layer(select_layer: int, depth: int) -> None:
-    """Raise ValueError for a layer that a tower of `depth` layers does not have, or the embedding."""
-    if not -depth <= select_layer <= depth or select_layer % (depth + 1) == 0:
+def check_select_layer(select_layer: int, depth: int, field: str = "mm_vision_select_layer") -> None:
+    """Raise ValueError for a layer that a tower of `depth` layers does not have, or the embedding.
+
+    Args:
+        select_layer: index into the hidden states.
+        depth: layers of the tower.
+        field: where the index stands, for the message.
+    """
+    if not -depth <= select_layer <= depth or select_layer == 0:
         raise ValueError(
-            f"mm_vision_select_layer is {select_layer}, but the tower has {depth} layers; "
+            f"{field} is {select_layer}, but the tower has {depth} layers; "
             f"choose 1 to {depth}, or -1 to -{depth} counted from the end."
         )
