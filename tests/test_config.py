@@ -31,6 +31,7 @@ from llava.cost.flops import (
 )
 from llava.cost.shapes import CLIP_L_336, MODELS, DecoderShape, VisionShape
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.staged_cache import key_value_bytes
 
 # ----------------------------------------------------------------------------------------------------- validation
 
@@ -354,7 +355,7 @@ def test_kv_bytes_equal_the_bytes_of_a_real_cache(name: str):
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
         shape, vision = DecoderShape.of(model.config), VisionShape.of(model.get_vision_tower().config)
         tokens = visual_tokens_per_layer(model.compression, shape.layers, vision, images=2)
-        assert kv_bytes(tokens, len(row.ids) - 2, shape) == held == output.past_key_values.key_value_bytes()
+        assert kv_bytes(tokens, len(row.ids) - 2, shape) == held == key_value_bytes(output.past_key_values)
 
 
 def test_full_kv_cache_of_llava():

@@ -39,7 +39,7 @@ from llava.cost.shapes import DecoderShape
 from llava.model.loss import labels_at
 from llava.model.plugin import CompressedModel, VisualSpan, register_family
 from llava.model.splice import plan_splice
-from llava.model.staged_cache import StagedCache
+from llava.model.staged_cache import StagedCache, key_value_bytes
 
 NO_DROP = {"t2v": {"layers": [2, 4], "keep": [1.0, 1.0]}}
 T2V = {"t2v": {"layers": [2, 4], "keep": [0.5, 0.25]}}
@@ -168,7 +168,7 @@ def test_realised_tokens_equal_the_schedule(stock: dict[str, Any], family: str, 
         cache = output.past_key_values
         assert [layer.keys.shape[2] for layer in cache.layers] == [words + count for count in tokens]
         shape = DecoderShape.of(model.config.get_text_config())
-        assert cache.key_value_bytes() == kv_bytes(tokens, words, shape, bytes_per_value=8)
+        assert key_value_bytes(cache) == kv_bytes(tokens, words, shape, bytes_per_value=8)
 
 
 def _entered(family: str, item: Any, compression: CompressionConfig) -> int:

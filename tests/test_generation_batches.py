@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava.cost.flops import kv_bytes, visual_tokens_per_layer
 from llava.cost.shapes import DecoderShape
-from llava.model.staged_cache import StagedCache
+from llava.model.staged_cache import StagedCache, key_value_bytes
 
 NEW = 4
 MIXED = [
@@ -261,10 +261,10 @@ def test_the_cache_takes_the_bytes_that_the_schedule_says(name: str, kv_heads: i
     shape = DecoderShape.of(model.config)
     for row, own in zip(MIXED, images_of(MIXED, PICTURES.float()), strict=True):
         cache = model(**collate([row]), images=own if len(own) else None, use_cache=True).past_key_values
-        assert cache.key_value_bytes() == expected_bytes(model, row, shape)
+        assert key_value_bytes(cache) == expected_bytes(model, row, shape)
     twins = [MIXED[2]] * 3
     cache = model(**collate(twins), images=PICTURES[:3].float(), use_cache=True).past_key_values
-    assert cache.key_value_bytes() == 3 * expected_bytes(model, MIXED[2], shape)
+    assert key_value_bytes(cache) == 3 * expected_bytes(model, MIXED[2], shape)
 
 
 def expected_bytes(model, row: Row, shape: DecoderShape) -> int:
@@ -297,7 +297,7 @@ def test_a_padded_batch_caches_its_longest_row_in_every_layer(name: str):
         for layer in range(shape.layers)
     ]
     per_token = 2 * shape.kv_heads * shape.head_dim * 4
-    assert cache.key_value_bytes() == len(MIXED) * per_token * sum(longest)
+    assert key_value_bytes(cache) == len(MIXED) * per_token * sum(longest)
 
 
 def test_the_schedule_of_a_tiny_tower_agrees_with_the_settings():

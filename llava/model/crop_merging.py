@@ -137,16 +137,12 @@ class CropMerging:
         """Whether the squeezed whole is left out where there are other crops."""
         return "nobase" in self.merge_type
 
-    def grid_of_image(self, size: Sequence[Any] | None, crops: int) -> Size:
-        """As `grid`, of an image whose size may not have been said: that is an error, too."""
-        return self.grid(_known(size), crops)
-
     @property
     def newline(self) -> bool:
         """Whether `image_newline` is needed."""
         return has_newline(self.merge_type)
 
-    def grid(self, size: Sequence[Any], crops: int) -> Size:
+    def grid(self, size: Sequence[Any] | None, crops: int) -> Size:
         """Crops (across, down) of the canvas of an image.
 
         Args:
@@ -154,8 +150,9 @@ class CropMerging:
             crops: K, as the image came.
 
         Raises:
-            ValueError: if an image of that size is cut into another number.
+            ValueError: if the size was not said, or an image of that size is cut into another number.
         """
+        size = _known(size)
         width, height = best_canvas(size, self.canvases) if self.canvases else (0, 0)
         across, down = width // self.side, height // self.side
         if crops != 1 + across * down:
@@ -168,13 +165,10 @@ class CropMerging:
 
     def map_shape(self, size: Sequence[Any], grid: Size) -> Size:
         """Rows and columns of the patch map as it is shown, newlines not counted."""
-        columns, rows = grid[0] * self.patches, grid[1] * self.patches
+        rows, columns = (max(lines.stop - lines.start, 0) for lines in self.seen(size, grid))
         if "maxpool2x2" in self.merge_type:
             return rows // 2, columns // 2
-        if not self.newline:
-            return rows, columns
-        of_rows, of_columns = self.seen(size, grid)
-        return self._shrunk(max(of_rows.stop - of_rows.start, 0), max(of_columns.stop - of_columns.start, 0))
+        return self._shrunk(rows, columns) if self.newline else (rows, columns)
 
     def count(self, crops: int, size: Sequence[Any] | None = None) -> int:
         """Visual tokens that `merge` gives for an image of `crops` crops; arguments and errors as there."""
@@ -182,7 +176,7 @@ class CropMerging:
             return crops * self.of_crop
         if crops == 1:
             return self.of_crop + self.newline
-        rows, columns = self.map_shape(_known(size), self.grid_of_image(size, crops))
+        rows, columns = self.map_shape(_known(size), self.grid(size, crops))
         return rows * (columns + self.newline) + (0 if self.without_base else self.of_crop)
 
     def merge(self, features: Tensor, size: Sequence[Any] | None = None, newline: Tensor | None = None) -> Tensor:
@@ -201,9 +195,7 @@ class CropMerging:
         end = [self.end(newline, features[0])] if self.newline else []
         if len(features) == 1:
             return torch.cat([features[0], *end])
-        size = _known(size)
-        grid = self.grid(size, len(features))
-        shown_map = self._mapped(features[1:], size, grid)  # [R, C, D]
+        shown_map = self._mapped(features[1:], _known(size), self.grid(size, len(features)))  # [R, C, D]
         if end:
             rows, _, width = shown_map.shape
             shown_map = torch.cat([shown_map, end[0].expand(rows, 1, width)], dim=1)

@@ -119,7 +119,7 @@ def encode_crops(
         if v2v is None and len(image) > 1:
             found.append(merging.merge(tokens[here], size, newline))
         elif result is not None and len(image) > 1:
-            order = raster_order(result, here, merging.grid_of_image(size, len(image)), merging.patches)
+            order = raster_order(result, here, merging.grid(size, len(image)), merging.patches)
             skipped = result.tokens.shape[1] if merging.without_base else 0
             found.append(tokens[here].flatten(0, 1)[order[skipped:]])
         else:

@@ -67,14 +67,11 @@ def shown_images(
     """
     tensors, of_rows = image_tensors(images)
     stacked = bool(tensors) and _is_stacked(images)
-    crops = [image if image.dim() == 4 else image[None] for image in tensors or []]
+    crops = [image if image.dim() == 4 else image[None] for image in tensors]
     if plan is not None:
         used = list(range(len(crops))) if any(plan.counts) else []
     else:
-        is_image = input_ids == IMAGE_TOKEN_INDEX
-        if attention_mask is not None:
-            is_image &= attention_mask.bool().to(is_image.device)
-        used = _used(is_image.sum(dim=1).tolist(), len(crops), of_rows)
+        used = _used(placeholders_of_rows(input_ids, attention_mask), len(crops), of_rows)
     check_one_shape(crops[index].shape[1:] for index in used)
     cut = any(len(image) > 1 for image in crops)
     sizes: list[Size | None] = [*sizes_of(image_sizes, len(crops))] if cut else [None] * len(crops)
@@ -84,6 +81,15 @@ def shown_images(
         warn_unseen()
     dummy = [crops[0][:1]] if crops and (training or ranks_must_agree()) else []
     return ShownImages(dummy, [None] * len(dummy), False, True)
+
+
+def placeholders_of_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
+    """How many placeholders each row of ids [B, T] holds, but for those under a mask [B, T] of 0."""
+    is_image = input_ids == IMAGE_TOKEN_INDEX
+    if attention_mask is not None:
+        is_image &= attention_mask.bool().to(is_image.device)
+    per_row: list[int] = is_image.sum(dim=1).tolist()
+    return per_row
 
 
 def check_one_shape(shapes: Iterable[Sequence[int]]) -> None:
@@ -191,7 +197,7 @@ def warn_unseen() -> None:
     logger.warning("Images were given, but no prompt holds an <image>: nobody will see them.")
 
 
-def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:
+def image_tensors(images: Any) -> tuple[list[Tensor], list[int] | None]:
     """Images of a batch in reading order, whatever they came as.
 
     Args:
@@ -200,13 +206,13 @@ def image_tensors(images: Any) -> tuple[list[Tensor] | None, list[int] | None]:
             [crops, 3, height, width]. A sequence of sequences holds the images of each row.
 
     Returns:
-        the images, and how many each row has where that was said; both None without images.
+        the images, and how many each row has where that was said.
 
     Raises:
         ValueError: for anything else; says what it is and what to give.
     """
     if images is None:
-        return None, None
+        return [], None
     images = pixel_values_of(images, "images")
     if isinstance(images, Tensor):
         _check_pixels(images, "images", (3, 4, 5))

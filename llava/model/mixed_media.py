@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from llava.compression.config import V2VConfig
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.accepted_inputs import check_normalised
 from llava.model.collectives import is_partitioned, ranks_must_agree
-from llava.model.image_inputs import check_one_shape, of_sequence, pixel_values_of, used_of_rows, warn_unseen
+from llava.model.image_inputs import (
+    check_one_shape,
+    of_sequence,
+    pixel_values_of,
+    placeholders_of_rows,
+    used_of_rows,
+    warn_unseen,
+)
 from llava.model.placeholders import VisualSpan
 from llava.model.splice import PlanSettings, SplicePlan
 
@@ -95,10 +101,8 @@ def shown_media(
     if plan is not None:
         used = list(range(len(media))) if any(plan.counts) else []
     else:
-        is_mark = input_ids == IMAGE_TOKEN_INDEX
-        if attention_mask is not None:
-            is_mark &= attention_mask.bool().to(is_mark.device)
-        used = _used(is_mark.sum(dim=1).tolist(), [marks_of(medium) for medium in media], of_rows)
+        per_row = placeholders_of_rows(input_ids, attention_mask)
+        used = _used(per_row, [marks_of(medium) for medium in media], of_rows)
     if media and not used and not training:
         warn_unseen()
     shown = [media[number] for number in used]

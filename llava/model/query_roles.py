@@ -10,6 +10,7 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llava.common.own_scores import unknown_choice
 from llava.compression.salience import ROLES_OF_QUERIES, QueryRole
@@ -57,7 +58,7 @@ def _following_token(valid: Tensor) -> Tensor:
     width = valid.shape[1]
     column = torch.where(valid, torch.arange(width), width)  # [B, T]
     nearest = column.flip(1).cummin(dim=1).values.flip(1)  # at or behind each column
-    following = torch.cat([nearest[:, 1:], torch.full_like(nearest[:, :1], width)], dim=1)
+    following = F.pad(nearest[:, 1:], (0, 1), value=width)
     return torch.where(following < width, following, -1)
 
 
@@ -72,15 +73,10 @@ def who_votes(roles: Tensor, before_answer: Tensor, valid: Tensor, is_visual: Te
     behind_image = is_visual.long().cumsum(dim=1) > 0  # [B, L]
     vote = (roles & int(ROLES_OF_QUERIES[queries]) > 0) & behind_image
     last = (roles & int(QueryRole.LAST) > 0) & behind_image
-    end = valid & ~_next(valid, False)
+    end = valid & ~F.pad(valid[:, 1:], (0, 1), value=False)
     for fallback in (last, before_answer & behind_image, end):
         vote = torch.where(vote.any(dim=1, keepdim=True), vote, fallback & is_visual.any(dim=1, keepdim=True))
     return vote
-
-
-def _next(values: Tensor, fill: bool) -> Tensor:
-    """The value of the following position, `fill` behind the last one."""
-    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], dim=1)
 
 
 @functools.cache

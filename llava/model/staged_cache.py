@@ -138,10 +138,6 @@ class StagedCache(DynamicCache):
             stage.next_position = stage.next_position - (held & ~keep).sum(dim=1, keepdim=True)
             stage.key_mask = held & keep
 
-    def key_value_bytes(self) -> int:
-        """Bytes held by the cached keys and values."""
-        return key_value_bytes(self)
-
     def reset(self) -> None:
         """Forget everything."""
         super().reset()

@@ -35,6 +35,12 @@ class ClipFamily(CompressedModel):
         for tower in self.vision_towers():
             check_tower(tower, self.config.vision_feature_layer)
 
+    @property
+    def _side(self) -> int:
+        """Patches on a side of an image, crop or frame."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
     def tower_tokens(self) -> int | None:
         """Tokens of one image, crop or frame, CLS included; None for towers whose images differ in size."""
         tower = self.vision_towers()[0]

@@ -55,11 +55,12 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
         """In which order the tokens [K * N0] of the crops of each image stand, as `v2v.crop_order` names it."""
         if v2v.crop_order == "crops":
             return [None] * len(counts)
-        vision, first, found = self.config.vision_config, 0, list[Tensor | None]()
+        config, first, found = self.config, 0, list[Tensor | None]()
         for count, size in zip(counts, sizes, strict=True):
-            down, across = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, vision.image_size)
-            patches = vision.image_size // vision.patch_size
-            found.append(raster_order(merged, slice(first, first + count), (across, down), patches))
+            down, across = get_anyres_image_grid_shape(
+                size, config.image_grid_pinpoints, config.vision_config.image_size
+            )
+            found.append(raster_order(merged, slice(first, first + count), (across, down), self._side))
             first += count
         return found
 
@@ -68,7 +69,7 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
         pixels, sizes, v2v = inputs["pixel_values"], inputs["image_sizes"], compression.v2v
         if pixels is None or not len(pixels):
             return {"image": []}
-        counts, vision = [self._crops(size) for size in sizes], self.config.vision_config
+        counts = [self._crops(size) for size in sizes]
         pixels = without_padding(pixels, counts)
         images = pixels.split(counts)
         if v2v is None:
@@ -76,7 +77,7 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
             return {"image": [joined_crops(*one, self.config) for one in found]}
         merged = self.scored(self.model.vision_tower, pixels, inputs, v2v)
         orders, numbers = self._orders(merged, counts, sizes, v2v), iter(range(len(pixels)))
-        side, patch = vision.image_size // vision.patch_size, vision.patch_size
+        side, patch = self._side, self.config.vision_config.patch_size
         held = [[(merged, next(numbers)) for _ in image] for image in images]
         places = [None if order is None else order.argsort().tolist() for order in orders]
         of_each = zip(images, held, places, strict=True)
@@ -91,9 +92,7 @@ class CompressedLlavaNext(ClipFamily, LlavaNextForConditionalGeneration):
 
         The stock packing decides, on features of width 1.
         """
-        vision = self.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        blank = [torch.zeros(count, patches, 1) for count in counts]
+        blank = [torch.zeros(count, self._side**2, 1) for count in counts]
         strategy = self.config.vision_feature_select_strategy
         packed, _ = self.model.pack_image_features(blank, sizes, strategy, image_newline=torch.ones(1))
         return [image[:, 0] > 0 for image in packed]

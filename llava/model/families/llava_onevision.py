@@ -127,12 +127,6 @@ class CompressedLlavaOnevision(ClipFamily, LlavaOnevisionForConditionalGeneratio
         blank = torch.zeros(1, *(count * self._side for count in grid))
         return unpad_image(blank, size).numel() / (int(ratio.removeprefix("anyres_max_")) * self._side**2)
 
-    @property
-    def _side(self) -> int:
-        """Patches on a side of a crop or frame."""
-        vision = self.config.vision_config
-        return vision.image_size // vision.patch_size
-
     def _crops(self, sizes: Tensor, together: Iterable[Any] | None) -> list[int]:
         """Crops of each image: one where a prompt holds several images; `together` counts the images of each prompt."""
         alone = [True] * len(sizes)

@@ -14,7 +14,6 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.languagebind_towers import (
     LanguageBindImageTower,
     LanguageBindVideoTower,
-    read_tower_config,
 )
 from llava.model.multimodal_encoder.tower import VisionTower
 
@@ -58,8 +57,8 @@ def build_image_tower(config: LlavaConfig) -> LanguageBindImageTower | None:
     name = config.mm_image_tower
     if not name:
         return None
-    settings = config.mm_image_config or read_tower_config(name, "LanguageBindImage")
-    return LanguageBindImageTower(name, config.mm_vision_select_layer, config.mm_vision_select_feature, settings)
+    layer, feature = config.mm_vision_select_layer, config.mm_vision_select_feature
+    return LanguageBindImageTower(name, layer, feature, config.mm_image_config or None)
 
 
 def build_video_tower(config: LlavaConfig) -> LanguageBindVideoTower | None:
@@ -71,8 +70,7 @@ def build_video_tower(config: LlavaConfig) -> LanguageBindVideoTower | None:
     name = config.mm_video_tower
     if not name:
         return None
-    settings = config.mm_video_config or read_tower_config(name, "LanguageBindVideo")
-    return LanguageBindVideoTower(name, config.mm_vision_select_layer, settings)
+    return LanguageBindVideoTower(name, config.mm_vision_select_layer, config.mm_video_config or None)
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
