@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import PATCHES, chat, collate, pixels, tiny_llava
+from tiny import PATCHES, chat, collate, images_of, pixels, tiny_llava
 
 from llava.common.own_scores import own_score
 from llava.compression import CompressionConfig, V2VConfig, merge_visual_tokens
-from llava.model.trace import trace_batch
+from llava.model.trace import trace_compression
 
 DOCUMENT = (Path(__file__).resolve().parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
 MODULE = next(code for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL) if "def unlike" in code)
@@ -54,16 +54,15 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 
 def test_both_stages_keep_what_scores_of_another_package_rank_first() -> None:
-    model, images = tiny_llava(dtype=torch.float64), pixels(2)
+    model, rows = tiny_llava(dtype=torch.float64), [chat(0), chat(1)]
+    batch, images = collate(rows), images_of(rows, pixels(2))
     own = CompressionConfig.from_dict(OWN)
-    patches = model.get_vision_tower()(images)
-    for seed, seen in enumerate(patches):
-        image = images[seed : seed + 1]
-        trace = trace_batch(model, collate([chat(seed)]) | {"images": image}, list(image), own)
-        away = [float((patch - seen.mean(dim=0)).norm()) for patch in seen]
-        expected = sorted(range(PATCHES), key=lambda n, away=away: -away[n])[:5]
-        assert trace.merged.plan.dominant.tolist() == [expected], "CLS is the sixth"
-        assert trace.alive[2].tolist() == [[False] * 4 + [True] * 4], "the latest half of the eight that entered"
+    trace = trace_compression(model, batch["input_ids"], images, batch["attention_mask"], compression=own)
+    patches = model.get_vision_tower()(torch.cat([image.reshape(1, 3, *image.shape[-2:]) for image in images]))
+    for image, kept in zip(patches, trace.merged.plan.dominant, strict=True):
+        away = [float((patch - image.mean(dim=0)).norm()) for patch in image]
+        assert kept.tolist() == sorted(range(PATCHES), key=lambda n: -away[n])[:5], "CLS is the sixth"
+    assert trace.alive[2].tolist() == [[False] * 4 + [True] * 4] * 2, "the latest half of the eight that entered"
 
 
 def test_a_score_that_looks_at_the_attention_map_gets_it(register: Callable[..., None]) -> None:

@@ -28,20 +28,14 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     Args:
         named: tensors with their names, on any devices.
     """
-    looked = [(name, _local(tensor.detach())) for name, tensor in named if tensor.is_floating_point()]
-    looked = [(name, tensor) for name, tensor in looked if tensor.numel() and not tensor.is_meta]
-    finite = [torch.stack(torch.aminmax(_comparable(tensor))).isfinite().all() for _, tensor in looked]
-    results = [bool(one) for one in finite]  # read when all are under way: a GPU does not wait for each
-    return [name for (name, _), one in zip(looked, results, strict=True) if not one]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _comparable(tensor: Tensor) -> Tensor:
-    """Types of 8 bits have neither minimum nor maximum."""
-    return tensor if tensor.element_size() > 1 else tensor.float()
+    finite = {}
+    for name, whole in named:
+        held = whole.detach()
+        tensor = held.to_local() if isinstance(held, DTensor) else held
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            comparable = tensor if tensor.element_size() > 1 else tensor.float()  # 8 bits have no minimum or maximum
+            finite[name] = torch.stack(torch.aminmax(comparable)).isfinite().all()
+    return [name for name, one in finite.items() if not one]  # read when all are under way: no wait for each
 
 
 def require_finite_model(model: nn.Module, name: str) -> None:

@@ -211,17 +211,12 @@ def at_slots(plan: SplicePlan, spans: Sequence[VisualSpan]) -> SplicePlan:
     """
     if all(span.slots is None for span in spans):
         return plan
-    columns, device = plan.layout.input_columns(), plan.source.device
-    slots = torch.cat([_late_slots(span, device) for span in spans])  # [N]
+    columns = plan.layout.input_columns()
+    offsets = (columns.new_zeros(len(one.features)) if one.slots is None else one.slots.to(columns) for one in spans)
+    slots = torch.cat(list(offsets))  # [N]
     index = (plan.source - len(plan.ids)).clamp(min=0)  # [B, L]
     late = slots.index_select(0, index.flatten()).view(index.shape).masked_fill(~plan.layout.is_visual, 0)
     return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, columns=columns + late))
-
-
-def _late_slots(span: VisualSpan, device: torch.device) -> Tensor:
-    if span.slots is None:
-        return torch.zeros(len(span.features), dtype=torch.long, device=device)
-    return span.slots.to(device)
 
 
 def splice_embeddings(text: Tensor, features: Sequence[Tensor], plan: SplicePlan) -> Tensor:

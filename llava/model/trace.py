@@ -83,17 +83,11 @@ def trace_batch(
     units = [units_of(medium) for medium in media]
     merged = None if v2v is None else _merged(model, media, units, v2v)
     own = _tokens_of_units(model, media, units, compression, merged)
-    output = model(**inputs, compression=compression, use_cache=False, logits_to_keep=1)
-    layers = compression.t2v.layers if compression.t2v else ()
-    before, after = output.layouts[:-1], output.layouts[1:]
-    return CompressionTrace(
-        merged=merged,
-        alive={layer: layout.alive()[:, own] for layer, layout in zip(layers, after, strict=True)},
-        scores={
-            layer: layout.by_visual_index(scores, 0.0)[:, own]
-            for layer, layout, scores in zip(layers, before, output.scores, strict=True)
-            if scores is not None
-        },
+    trace = _traced(model, inputs, merged, compression)
+    return dataclasses.replace(
+        trace,
+        alive={layer: flags[:, own] for layer, flags in trace.alive.items()},
+        scores={layer: ranks[:, own] for layer, ranks in trace.scores.items()},
         entered=(len(own),),
     )
 
@@ -175,3 +169,46 @@ def _merged(model: Any, media: Sequence[Any], units: Sequence[list[Tensor]], v2v
     fields = {field.name: [getattr(plan, field.name) for plan in plans] for field in dataclasses.fields(plans[0])}
     plan = dataclasses.replace(plans[0], **{name: torch.cat(values) for name, values in fields.items()})
     return dataclasses.replace(results[0], tokens=torch.cat([result.tokens for result in results]), plan=plan)
+
+
+@torch.no_grad()
+def trace_compression(
+    model: Any,
+    input_ids: Tensor,
+    images: Tensor | Sequence[Tensor],
+    attention_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    compression: CompressionConfig | None = None,
+) -> CompressionTrace:
+    """Run one prefill of a LLaVA and say what became of every patch and visual token.
+
+    Args:
+        model: LLaVA.
+        input_ids, images, attention_mask, query_mask: as in the model's forward, one image for each placeholder.
+        compression: compression used instead of the model's own.
+    """
+    compression = compression or model.compression
+    merged = None
+    if compression.v2v is not None:
+        pixels = torch.cat([image if image.dim() == 4 else image[None] for image in images])
+        merged = model.get_vision_tower().merge(pixels, compression.v2v)
+    inputs = {"attention_mask": attention_mask, "images": images, "query_mask": query_mask}
+    return _traced(model, {"input_ids": input_ids.to(model.device), **inputs}, merged, compression)
+
+
+def _traced(
+    model: Any, inputs: Mapping[str, Any], merged: V2VResult | None, compression: CompressionConfig
+) -> CompressionTrace:
+    output = model(**inputs, compression=compression, use_cache=False, logits_to_keep=1)
+    layers = compression.t2v.layers if compression.t2v else ()
+    before, after = output.layouts[:-1], output.layouts[1:]
+    return CompressionTrace(
+        merged=merged,
+        alive={layer: layout.alive() for layer, layout in zip(layers, after, strict=True)},
+        scores={
+            layer: layout.by_visual_index(scores, 0.0)
+            for layer, layout, scores in zip(layers, before, output.scores, strict=True)
+            if scores is not None
+        },
+        entered=output.layouts[0].entered,
+    )
