@@ -221,6 +221,24 @@ def test_crop_takes_back_the_newest_tokens():
         cache.crop(2)
 
 
+def test_a_cache_that_a_call_left_halfway_is_not_gone_on_with():
+    """An interrupt or a lack of memory while layers run; positions had gone on, and some of the layers."""
+    model, token = tiny_llava(compression=tiny.DUET), torch.tensor([[5], [6], [7]])
+    for layer in (0, 1, 4):
+        left = filled_cache(model)
+
+        def end(*_) -> None:
+            raise KeyboardInterrupt
+
+        handle = model.model.layers[layer].register_forward_pre_hook(end)
+        with pytest.raises(KeyboardInterrupt):
+            model(token, past_key_values=left)
+        handle.remove()
+        with pytest.raises(ValueError, match="left by a call that ended halfway"):
+            model(token, past_key_values=left)
+    assert model(token, past_key_values=filled_cache(model)).logits.isfinite().all()
+
+
 def test_a_cache_is_not_cropped_to_where_its_layers_hold_different_tokens():
     """Text behind the image may go, and comes back the same; before it each layer would have lost something else."""
     model, image = tiny_llava(compression=tiny.DUET), IMAGES[:1]

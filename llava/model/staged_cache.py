@@ -23,11 +23,13 @@ class CachedStage:
         first_layer: first decoder layer of the stage.
         key_mask: bool [B, K] which cached positions are tokens, or None where all are.
         next_position: int64 [B, 1] rotary position of the next token of each row.
+        columns: K, which each of the layers holds unless a call ended halfway.
     """
 
     first_layer: int
     key_mask: Tensor | None
     next_position: Tensor
+    columns: int
 
 
 class StagedCache(DynamicCache):
@@ -69,7 +71,7 @@ class StagedCache(DynamicCache):
             is_text = (rows.valid & ~rows.is_visual).all(dim=0)  # [L]
             self._new, self._text_end = 0, is_text.flip(0).long().cumprod(dim=0).sum()
         key_mask = rows.valid if rows.is_padded else None
-        self.stages.append(CachedStage(first_layer, key_mask, rows.next_position()))
+        self.stages.append(CachedStage(first_layer, key_mask, rows.next_position(), rows.valid.shape[1]))
 
     def end_prompt(self) -> None:
         """All layers have cached the prompt; what comes next are new tokens."""
@@ -91,12 +93,24 @@ class StagedCache(DynamicCache):
         return key_states, value_states
 
     def expect(self, valid: Tensor | None) -> None:
-        """Say which of the tokens that come next, bool [B, n], are no padding; unsaid, all are tokens."""
+        """Say which of the tokens that come next, bool [B, n], are no padding; unsaid, all are tokens.
+
+        Raises:
+            ValueError: if layers do not hold what came before, because a call ended halfway.
+        """
+        ends = [stage.first_layer for stage in self.stages[1:]] + [len(self.layers)]
+        for stage, end in zip(self.stages, ends, strict=True):
+            if any(layer.get_seq_length() != stage.columns for layer in self.layers[stage.first_layer : end]):
+                raise ValueError(
+                    "past_key_values was left by a call that ended halfway: some layers hold its tokens, others do "
+                    "not. Give the whole conversation without past_key_values."
+                )
         self._expected = None if valid is None else valid.bool()
 
     def append(self, stage: CachedStage, count: int) -> Tensor:
         """Make room for `count` new tokens in every row of a stage; returns their positions, int64 [B, count]."""
         device = stage.next_position.device
+        length, stage.columns = stage.columns, stage.columns + count
         self._new += count if stage is self.stages[0] else 0
         if self._expected is None:
             positions = stage.next_position + torch.arange(count, device=device)  # [B, 1] -> [B, count]
@@ -105,7 +119,6 @@ class StagedCache(DynamicCache):
                 stage.key_mask = torch.cat([stage.key_mask, torch.ones_like(positions, dtype=torch.bool)], dim=1)
             return positions
         valid = self._expected.to(device)  # [B, count]
-        length = self.layers[stage.first_layer].get_seq_length()
         positions = stage.next_position + renumbered(valid)
         stage.next_position = stage.next_position + valid.sum(dim=1, keepdim=True)
         held = valid.new_ones(len(valid), length) if stage.key_mask is None else stage.key_mask  # [B, length]
@@ -131,8 +144,7 @@ class StagedCache(DynamicCache):
         if not rest.any():
             return
         for stage in self.stages:
-            length = self.layers[stage.first_layer].get_seq_length()
-            keep = torch.arange(length) < length - rest[:, None]
+            keep = torch.arange(stage.columns) < stage.columns - rest[:, None]
             keep = keep.to(stage.next_position.device)
             held = torch.ones_like(keep) if stage.key_mask is None else stage.key_mask
             stage.next_position = stage.next_position - (held & ~keep).sum(dim=1, keepdim=True)
@@ -159,6 +171,7 @@ class StagedCache(DynamicCache):
             self.reset()
         elif tokens_to_remove < 0:
             for stage in self.stages:
+                stage.columns += tokens_to_remove
                 gone: int | Tensor = -tokens_to_remove
                 if stage.key_mask is not None:
                     gone = stage.key_mask[:, tokens_to_remove:].sum(dim=1, keepdim=True)
