@@ -224,19 +224,26 @@ def test_crop_takes_back_the_newest_tokens():
 def test_a_cache_that_a_call_left_halfway_is_not_gone_on_with():
     """An interrupt or a lack of memory while layers run; positions had gone on, and some of the layers."""
     model, token = tiny_llava(compression=tiny.DUET), torch.tensor([[5], [6], [7]])
+
+    def end(*_) -> None:
+        raise KeyboardInterrupt
+
     for layer in (0, 1, 4):
         left = filled_cache(model)
-
-        def end(*_) -> None:
-            raise KeyboardInterrupt
-
         handle = model.model.layers[layer].register_forward_pre_hook(end)
         with pytest.raises(KeyboardInterrupt):
             model(token, past_key_values=left)
         handle.remove()
         with pytest.raises(ValueError, match="left by a call that ended halfway"):
             model(token, past_key_values=left)
-    assert model(token, past_key_values=filled_cache(model)).logits.isfinite().all()
+    empty = StagedCache(model.config)
+    handle = model.model.layers[0].register_forward_pre_hook(end)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.tensor([[1, 5, 6, 7]]), past_key_values=empty, use_cache=True)
+    handle.remove()
+    model(**collate(ROWS), images=IMAGES, past_key_values=empty, use_cache=True)
+    expected = model(token, past_key_values=filled_cache(model)).logits
+    torch.testing.assert_close(model(token, past_key_values=empty).logits, expected)
 
 
 def test_a_cache_is_not_cropped_to_where_its_layers_hold_different_tokens():

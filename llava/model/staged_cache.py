@@ -67,7 +67,8 @@ class StagedCache(DynamicCache):
     def begin_stage(self, first_layer: int, layout: TokenLayout) -> None:
         """Open a stage at prefill: `layout` says what the layers from `first_layer` on are about to cache."""
         rows, self._place = in_rows(layout) if layout.is_packed else (layout, None)
-        if not self.stages:
+        if first_layer == 0:
+            self.stages.clear()  # of a prompt that ended before a layer had cached it
             is_text = (rows.valid & ~rows.is_visual).all(dim=0)  # [L]
             self._new, self._text_end = 0, is_text.flip(0).long().cumprod(dim=0).sum()
         key_mask = rows.valid if rows.is_padded else None
