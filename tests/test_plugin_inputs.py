@@ -161,6 +161,7 @@ def test_ids_and_labels_of_another_kind_are_named(compressed: dict[str, Any], fa
         ({"input_ids": ids.bool()}, r"input_ids holds torch.bool"),
         ({"input_ids": ids.masked_fill(ids == ids[0, -1], 64)}, "holds 64, but the model has word embeddings for 0 to"),
         ({"input_ids": ids.masked_fill(ids == ids[0, -1], -7)}, "holds -7, but the model has word embeddings"),
+        ({"labels": ids.double()}, "labels is of torch.float64; give a tensor"),
         ({"labels": ids.tolist()}, r"labels is a list; give a tensor \[1, \d+\]"),
         ({"past_key_values": ((ids, ids),)}, "past_key_values is a tuple; it must be a StagedCache"),
     ):
@@ -177,6 +178,11 @@ def test_ids_and_labels_of_another_kind_are_named(compressed: dict[str, Any], fa
     with torch.no_grad():
         whole = model(**inputs | {"input_ids": ids.int()}, use_cache=True)
         assert torch.equal(whole.logits, model(**inputs).logits)
+        losses = [model(**inputs, labels=labels).loss for labels in (ids, ids.int())]
+        assert torch.equal(*losses)
+        text = batch([prompt(family, 3, ())])
+        losses = [model(**text, labels=text["input_ids"].to(kind)).loss for kind in (torch.long, torch.int)]
+        assert torch.equal(*losses)
         padded = {"input_ids": ids.masked_fill(mask == 0, -1), "attention_mask": mask}
         assert torch.equal(model(**inputs | padded).logits, model(**inputs).logits), "padding may hold any id"
     for new, words in (

@@ -137,10 +137,11 @@ def labels_given(inputs: Mapping[str, Any]) -> bool:
 
 
 def _check_labels(inputs: Mapping[str, Any], more: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Raise ValueError where labels are no tensor, or have another shape than the input, [B, T]."""
+    """Raise ValueError where labels are no whole numbers, or have another shape than the input, [B, T]."""
     for name, given in (("labels", inputs.get("labels")), ("shift_labels", more.get("shift_labels"))):
-        if given is not None and not isinstance(given, Tensor):
-            raise ValueError(f"{name} is a {type(given).__name__}; give a tensor {list(shape)} of whole numbers.")
+        if given is not None and (not isinstance(given, Tensor) or given.is_floating_point()):
+            kind = f"of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise ValueError(f"{name} is {kind}; give a tensor {list(shape)} of whole numbers.")
         if given is not None and tuple(given.shape) != shape:
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}, but the input has {shape}; give one label for each column, "

@@ -45,7 +45,7 @@ class Targets:
         """
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        return None if shift_labels is None else cls(shift_labels, int((shift_labels != IGNORE_INDEX).sum()))
+        return None if shift_labels is None else cls(shift_labels.long(), int((shift_labels != IGNORE_INDEX).sum()))
 
     def without(self, columns: Tensor) -> Targets:
         """The same, but some columns, bool [B, T], are nobody's target: placeholders, padding, what was cut off."""
