@@ -123,6 +123,13 @@ def test_small_steps_of_the_projector_beside_4_bits_are_not_lost_in_bfloat16(ass
     assert steps[large].mean() == pytest.approx(2e-5, rel=0.3)
 
 
+@pytest.mark.parametrize("bits", [16, 4])
+def test_biases_are_trained_in_float32(assets: Path, bits: int) -> None:
+    model, _ = build(assets, lora_bias="all", bf16=True, bits=bits, model_name_or_path=assets / "llava")
+    trained = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
+    assert sum(name.endswith("bias") for name in trained) > 20 and set(trained.values()) == {torch.float32}
+
+
 def test_what_does_not_go_together_is_said(assets: Path, tmp_path: Path) -> None:
     def refuse(**changes: object) -> str:
         with pytest.raises(ValueError) as caught:

@@ -143,18 +143,9 @@ def load_adapters(model: Any, folder: str | Path) -> None:
     held = {re.sub(r"\.(lora_[AB])\.", r".\1.default.", name): tensor for name, tensor in held.items()}
     adapters = [name for name, _ in _inside(model).named_parameters() if "lora_" in name]
     write_weights(_inside(model), held, files[0], adapters, "the base model with its adapters")
-    load_non_lora(model, folder)
-
-
-def load_non_lora(model: nn.Module, folder: str | Path) -> None:
-    """Read `non_lora_trainables.bin`, where there is one, into a LLaVA or peft's model around it.
-
-    Raises:
-        ValueError: if a weight does not fit the model; names it.
-    """
-    path = Path(folder) / NON_LORA_FILE
-    if path.is_file():
-        write_weights(_inside(model), _read(path, model), folder)
+    others = folder / NON_LORA_FILE
+    if others.is_file():
+        write_weights(_inside(model), _read(others, model), folder)
     else:
         logger.warning("%s has no %s; projector and embeddings stay those of the base model.", folder, NON_LORA_FILE)
 

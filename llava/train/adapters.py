@@ -136,7 +136,9 @@ def _require_maps(model: Any, args: TrainingArguments) -> None:
 def add_lora(model: Any, args: TrainingArguments) -> Any:
     """Put adapters around a model whose weights are frozen or trained as chosen already; returns peft's model.
 
-    The language model is frozen whatever was chosen; what else is trained (projector, tower) goes on to be.
+    The language model is frozen whatever was chosen; what else is trained (projector, tower) goes on to be. All that is
+    trained is float32 then, unless DeepSpeed keeps float32 copies: beside 4 or 8 bits projector and tower were read in
+    the data type of matrix products, and biases (`--lora_bias`) were stored in it while they were frozen.
 
     Raises:
         ValueError: if `--lora_target_modules` names a linear map that no layer of the language model has.
@@ -159,6 +161,9 @@ def add_lora(model: Any, args: TrainingArguments) -> Any:
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=not args.deepspeed)
     for weight in trained:
         weight.requires_grad_(True)
+    for weight in wrapped.parameters() if not args.deepspeed else ():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
     if args.lora_weight_path:
         load_adapters(wrapped, args.lora_weight_path)
         logger.info("Adapters go on from %s.", args.lora_weight_path)

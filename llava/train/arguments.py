@@ -34,8 +34,8 @@ from llava.train.workers import AS_MANY_AS_FIT, fitting_workers
 logger = logging.getLogger(__name__)
 
 
-def _flag(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 _ELSE = "What a checkpoint records takes the default's place."

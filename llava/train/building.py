@@ -196,7 +196,7 @@ def choose_trained(model: Any, model_args: ModelArguments, training_args: Traini
             "Everything is frozen; leave out --freeze_backbone or --freeze_mm_mlp_adapter, or give images."
         )
     if not training_args.deepspeed:
-        _store_weights(model, frozen=compute_dtype(training_args))
+        _store_frozen_weights_in(compute_dtype(training_args), model)
     if training_args.activation_checkpointing and not model.get_input_embeddings().weight.requires_grad:
         model.enable_input_require_grads()
 
@@ -286,14 +286,14 @@ def _stored_dtype(args: TrainingArguments) -> torch.dtype:
     return compute_dtype(args) if args.deepspeed or args.bits != 16 else torch.float32
 
 
-def _store_weights(model: nn.Module, frozen: torch.dtype) -> None:
-    """Halve the memory of frozen weights; trained ones are float32, also beside a model that was read in 4 or 8 bits.
+def _store_frozen_weights_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Halve the memory of frozen weights.
 
-    No engine keeps a float32 copy of them here, and a step of 2e-5 is lost in bfloat16.
+    Trained ones stay float32 where no engine keeps a float32 copy of them: a step of 2e-5 is lost in bfloat16.
     """
     for weight in model.parameters():
-        if weight.is_floating_point():
-            weight.data = weight.data.to(torch.float32 if weight.requires_grad else frozen)
+        if not weight.requires_grad and weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 def _repair_generation_config(model: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llava.common.shown import first_of
-from llava.model.collectives import of_all_ranks
+from llava.model.collectives import is_partitioned, of_all_ranks
 from llava.model.finite import not_finite
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def require_finite_start(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: names a weight.
     """
-    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+    if any(map(is_partitioned, model.parameters())):
         return
     broken = broken_weight(model, None, frozen=True)
     if broken is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llava.checkpoints.settings_files import read_config
 from llava.checkpoints.tokenizer import stop_at_end_mark
 from llava.conversation import SeparatorStyle, get_template, recorded_template
 from llava.data.end_marks import end_mark_warning
@@ -81,9 +81,7 @@ def record_template(model: Any, tokenizer: PreTrainedTokenizerBase, template: st
 
 
 def _recorded(config: Any, adapters: str | None) -> str | None:
+    """The template that the adapters, or else the checkpoint, were trained in; None where neither says."""
     path = Path(adapters or "") / "config.json"
-    if adapters and path.is_file():
-        found = recorded_template(json.loads(path.read_text(encoding="utf-8")))
-        if found is not None:
-            return found
-    return recorded_template(config)
+    beside = recorded_template(read_config(path)) if adapters and path.is_file() else None
+    return recorded_template(config) if beside is None else beside
