@@ -149,10 +149,12 @@ def arguments(output: Path, **given: Any) -> tuple[Any, Any, Any]:
     model = {
         "model_name_or_path": "a/b",
         "vision_tower": None,
+        "image_tower": None,
+        "video_tower": None,
         "pretrain_mm_mlp_adapter": None,
         "tune_mm_mlp_adapter": True,
     }
-    data = {"data_path": "data.json", "eval_data_path": None, "image_folder": None}
+    data = {"data_path": "data.json", "eval_data_path": None, "image_folder": None, "video_folder": None}
     training = {"output_dir": str(output), "lora_weight_path": ""}
     return tuple(
         SimpleNamespace(**{name: given.get(name, value) for name, value in group.items()})
