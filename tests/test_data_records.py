@@ -266,6 +266,17 @@ def test_turns_that_nobody_can_place_are_named(turns: Any, words: str) -> None:
         parse_record({"id": "a", "conversations": turns}, 0)
 
 
+def test_a_run_says_in_how_many_records_without_media_marks_are_read_as_text(tmp_path: Path) -> None:
+    prose = {"conversations": talk("How do I use the <video> element in HTML5?", "So.")}
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([prose, TEXT, SHOWN | {"image": "a.png"}, prose]))
+    for _ in range(2):  # read, and found in the cache
+        told = open_mix(path, tmp_path / "cache").describe()
+        assert "marks such as <image> are text in 2 records without media" in told
+    path.write_text(json.dumps([TEXT, SHOWN | {"image": "a.png"}]))
+    assert "marks" not in open_mix(path, tmp_path / "cache").describe()
+
+
 def weighed(**weights: Any) -> list[dict[str, Any]]:
     """A conversation whose turns have weights: of the `system`, the `human`, the `first` answer and the `last`."""
     roles = {"system": "system", "human": "human", "first": "gpt", "again": "human", "last": "gpt"}

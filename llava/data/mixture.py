@@ -107,8 +107,9 @@ class RecordMix(Sequence[Record]):
             folder = f", images in {printable(source.image_folder)}" if source.image_folder else ""
             folder += f", videos in {printable(source.video_folder)}" if source.video_folder else ""
             name = printable(source.name or source.path)
-            begun = int((table.column("left_out") > 0).sum())
+            begun, words = (int((table.column(name) > 0).sum()) for name in ("left_out", "marks_as_text"))
             folder += f"; the first turn of {begun:,} records is the assistant's and left out" if begun else ""
+            folder += f"; marks such as <image> are text in {words:,} records without media" if words else ""
             part = "" if source.part == ALL else f" ({source.part})"
             lines.append(f"{name}: {len(table):,} records{part} x {source.weight:g} = {count:,} samples{share}{folder}")
         return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 from llava.common.shown import shown
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.json_stream import Ambiguous, iterate_json, require_data_file
-from llava.data.media import check_marks, in_order_of_marks, read_media, with_video_marks
+from llava.data.media import check_marks, in_order_of_marks, marks_in, read_media, with_video_marks
 from llava.data.turns import RecordTurns, read_turns
 
 FAULTS_TO_SHOW = 5
@@ -54,6 +54,11 @@ class Record:
     def kinds(self) -> frozenset[str]:
         """Kinds of the files that are shown."""
         return frozenset(kind for kind, _ in self.media)
+
+    @property
+    def marks_as_text(self) -> list[str]:
+        """Marks of media in what the human and the system say that are read as text, in a record without media."""
+        return [] if self.media else marks_in([self.system or "", *self.turns[::2]])
 
     @property
     def num_words(self) -> int:

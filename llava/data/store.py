@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ class RecordTable:
         path: the file.
         content: digest of what it holds, wherever it lies and whatever its date.
         key: key of the table in the cache.
-        rows: columns `id`, `turns`, `images`, `videos`, `system`, `num_words`, `num_images`, `num_videos` and
-            `left_out`.
+        rows: columns `id`, `turns`, `images`, `videos`, `system`, `num_words`, `num_images`, `num_videos`, `left_out`
+            and `marks_as_text`, the number of these.
     """
 
     path: Path
@@ -66,7 +67,8 @@ def open_records(path: str | Path, cache_dir: str | Path | None = None) -> Recor
     json_stream.require_data_file(path, "check --data_path")
     with json_stream.reading(path):
         content = digest_file(path)
-    key = "records-" + digest_text([content, source_of(json_stream, media, media_keys, records, turns)])
+    code = source_of(json_stream, media, media_keys, records, turns, sys.modules[__name__])
+    key = "records-" + digest_text([content, code])
     return RecordTable(path, content, key, cached_table(cache_dir, key, lambda folder: _write(path, folder)))
 
 
@@ -101,8 +103,9 @@ def _write(path: Path, folder: Path) -> None:
     texts, number = List(Value("string")), Value("int32")
     kinds = {"id": Value("string"), "turns": texts, "images": texts, "videos": texts, "system": Value("string")}
     kinds |= {"num_words": number, "num_images": number, "num_videos": number, "left_out": number}
+    kinds["marks_as_text"] = number
     rows: Iterator[Record] = tqdm(iterate_records(path), desc=f"Reading {path.name}", unit=" records", disable=None)
     with ArrowWriter(path=str(folder / "records.arrow"), features=Features(kinds)) as writer:
         for record in rows:
-            writer.write(row_of(record))
+            writer.write(row_of(record) | {"marks_as_text": len(record.marks_as_text)})
         writer.finalize()

@@ -21,7 +21,6 @@ from llava.data.families.processor import OWN_TEMPLATE
 from llava.data.families.video_llava import VideoLlavaInputs
 from llava.data.frames import FrameSampling
 from llava.data.json_stream import Ambiguous
-from llava.data.media import marks_in
 from llava.data.records import Record, parse_record
 from llava.data.tokenization import EncodedText, kept_tokens, truncate
 from llava.data.tokens import RecordEncoder
@@ -181,9 +180,8 @@ def _look_at_words(record: Record, template: str) -> list[Finding]:
     marked = [number for number, turn in enumerate(record.turns) if number % 2 and DEFAULT_IMAGE_TOKEN in turn]
     if marked:
         findings.append(Finding("mark_in_answer", f"turn {', '.join(map(str, marked))}"))
-    prose = [] if record.media else marks_in([*filter(None, [record.system]), *record.turns[::2]])
-    if prose:
-        findings.append(Finding("mark_in_prose", ", ".join(dict.fromkeys(prose))))
+    if record.marks_as_text:
+        findings.append(Finding("mark_in_prose", ", ".join(dict.fromkeys(record.marks_as_text))))
     return findings
 
 
