@@ -67,6 +67,8 @@ def written(folder: Path, config: dict[str, Any]) -> str:
             of_transformers() | {"vision_config": CLIP | {"hidden_size": 30}},
             "describes no model .*hidden size \\(30\\)",
         ),
+        (of_transformers(text="qwen2_moe"), "a shared expert"),
+        (of_transformers() | {"vision_config": {**TOWER, "model_type": "pixtral"}}, "is of model_type 'pixtral'"),
         (of_transformers(vision_feature_layer=[-2, -3]), "features of layer \\[-2, -3\\]"),
         (of_transformers(vision_feature_layer=-40), "features of layer -40"),
         (

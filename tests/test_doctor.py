@@ -95,6 +95,8 @@ def test_batches_divide_what_a_device_has_to_do() -> None:
     assert batch_sizes(RECIPES["finetune"], 8) == [16, 8, 4, 2, 1]
     assert batch_sizes(RECIPES["finetune"], 64) == [2, 1]
     assert batch_sizes(replace(RECIPES["finetune"], global_batch=120), 8) == [15, 5, 3, 1]
+    huge = replace(RECIPES["finetune"], batch_size=2**31 - 1)
+    assert batch_sizes(huge, 8)[:2] == [16, 8] and batch_sizes(huge, 3)[:3] == [2**31 - 1, 128, 127]
     plan = best_plan(request(model="llava-1.5-13b"), RECIPES["finetune_lora"], room(devices=3, local=3))
     assert plan is not None and "MODEL=lmsys/vicuna-13b-v1.5" in plan.command
     assert f"ACCUMULATION={round(128 / (3 * plan.batch_size))}" in plan.command  # 128 is not a multiple of 3

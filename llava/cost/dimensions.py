@@ -39,8 +39,8 @@ class DecoderShape:
         """Read the dimensions from a transformers configuration of a Llama-like model.
 
         Raises:
-            ValueError: if heads do not divide the width, only some layers hold a mixture of experts, or it does not say
-                how many of them a token goes through.
+            ValueError: if heads do not divide the width, only some layers hold a mixture of experts, one is shared, or
+                it does not say how many of them a token goes through.
         """
         heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
         if not head_dim and config.hidden_size % heads:
@@ -90,6 +90,11 @@ def _experts_of(config: Any) -> tuple[int, int]:
         raise ValueError(
             "Only some layers of this language model hold a mixture of experts (mlp_only_layers or decoder_sparse_step "
             "in its configuration); costs are known of models whose layers are alike."
+        )
+    if getattr(config, "shared_expert_intermediate_size", None) or getattr(config, "n_shared_experts", None):
+        raise ValueError(
+            "Every token goes through a shared expert of this language model (shared_expert_intermediate_size or "
+            "n_shared_experts in its configuration); costs are known of mixtures without."
         )
     active = getattr(config, "num_experts_per_tok", None)
     if not isinstance(active, int) or not isinstance(experts, int) or not 0 < active <= experts:

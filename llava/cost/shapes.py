@@ -26,6 +26,8 @@ from llava.cost.weight_counts import weight_counts
 
 _OF_A_DECODER = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 _OF_A_TOWER = ("num_hidden_layers", "hidden_size", "intermediate_size", "image_size", "patch_size")
+_FIXED_SIZE = ("clip_vision_model", "siglip_vision_model")
+"""`model_type` of the towers of LLaVA and LLaVA-NeXT that bring all images to one size."""
 _MOST = 1 << 24  # of any dimension
 _MOST_LAYERS = 1_000
 
@@ -90,6 +92,12 @@ def config_of(name: str) -> dict[str, Any] | None:
         _need_counts(found.get("text_config") or found, _OF_A_DECODER, f"{path}: text_config")
     except (*DAMAGED, StrictDataclassError) as error:  # of transformers, for a setting that it does not expect
         raise ValueError(f"{str(path)!r} describes no model that is known: {in_short(error)}") from error
+    tower = str(found["vision_config"].get("model_type")) if "vision_config" in found else ""
+    if family_of(found) in ("llava-1.5", "llava-next") and tower not in _FIXED_SIZE:
+        raise ValueError(
+            f"vision_config in {str(path)!r} is of model_type {shown(tower)}; costs are known with "
+            f"{' or '.join(_FIXED_SIZE)}."
+        )
     return found | _limits_beside(path)
 
 

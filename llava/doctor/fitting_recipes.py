@@ -133,11 +133,12 @@ def batch_sizes(recipe: Recipe, devices: int) -> list[int]:
     """Batch sizes to try on one device, the largest first: those that the launcher takes.
 
     They divide what one device has to do of the global batch; where nothing does, an own `ACCUMULATION` makes the
-    global batch another one.
+    global batch another one. A batch larger than that is tried as it is, and then what is no larger.
     """
     share, remainder = divmod(recipe.global_batch, devices)
-    largest_first = range(recipe.batch_size, 0, -1)
-    return [batch for batch in largest_first if remainder or share % batch == 0]
+    if remainder:
+        return [recipe.batch_size, *range(min(recipe.batch_size - 1, recipe.global_batch), 0, -1)]
+    return [batch for batch in range(min(recipe.batch_size, share), 0, -1) if share % batch == 0]
 
 
 def _plan(
