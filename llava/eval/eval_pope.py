@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
@@ -58,18 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    counts, unread = _count(options.annotation_dir, options.question_file, options.result_file)
-    for split, confusion in counts.items():
-        print(report(split, confusion))
-    print(f"Average F1: {mean(confusion.f1 for confusion in counts.values())}")
-    unread.tell(POPE.unread_as)
-    return 0
-
-
-def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Confusion], Unread]:
-    present = split_names(annotation_dir)
-    questions = read_pope_questions(question_file, annotation_dir)
-    given = answers_by_id(result_file)
+    present = split_names(options.annotation_dir)
+    questions = read_pope_questions(options.question_file, options.annotation_dir)
+    given = answers_by_id(options.result_file)
     answers = [
         (question, str(given[str(question.question_id)]["text"]))
         for question in questions
@@ -77,10 +67,15 @@ def _count(annotation_dir: Path, question_file: Path, result_file: Path) -> tupl
     ]
     if not answers:
         raise ValueError(
-            f"{result_file} answers no question of {question_file} in the splits {', '.join(present)}; give the "
-            "answers to these questions."
+            f"{options.result_file} answers no question of {options.question_file} in the splits {', '.join(present)}; "
+            "give the answers to these questions."
         )
-    return pope_splits(annotation_dir, answers), Unread.count((text for _, text in answers), pope_reads)
+    counts = pope_splits(options.annotation_dir, answers)
+    for split, confusion in counts.items():
+        print(report(split, confusion))
+    print(f"Average F1: {mean(confusion.f1 for confusion in counts.values())}")
+    Unread.count((text for _, text in answers), pope_reads).tell(POPE.unread_as)
+    return 0
 
 
 if __name__ == "__main__":

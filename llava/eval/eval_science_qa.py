@@ -95,7 +95,9 @@ def _run(options: argparse.Namespace) -> int:
         [options.result_file, options.base_dir / "problems.json", options.base_dir / "pid_splits.json"],
     )
     problems = read_problems(options.base_dir, options.split, ScienceQA.name)
-    _check(problems, options)
+    most = max(problem["answer"] for problem in problems.values()) + 1
+    if most > len(options.options):
+        raise ValueError(f"--options has {len(options.options)} letters, but right answers need {most}; give more.")
     given = answers_by_id(options.result_file)
     analyses, results = analyse(problems, given, options.options)
     unread = _unread(problems, given, options.options)
@@ -119,12 +121,6 @@ def _unread(
         for number, text in texts.items()
     )
     return replace(counted, unreadable=unreadable)
-
-
-def _check(problems: Mapping[str, Any], options: argparse.Namespace) -> None:
-    most = max(problem["answer"] for problem in problems.values()) + 1
-    if most > len(options.options):
-        raise ValueError(f"--options has {len(options.options)} letters, but right answers need {most}; give more.")
 
 
 if __name__ == "__main__":

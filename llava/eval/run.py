@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ from llava.eval.runner.jobs import EvaluatedModel, Job
 from llava.eval.runner.result_files import BenchmarkFiles, folder_name, result_file
 from llava.eval.runner.scored import add_judge_flags, choose_judge, score_answers, summary_line, write_headlines
 from llava.eval.scoring.benchmark_result import Result
-from llava.inference.engine import ModelSpec
 from llava.inference.loading_flags import add_loading_flags, best_device
 
 PAPER = ("pope", "sqa", "textvqa", "mme", "gqa")
@@ -120,25 +119,16 @@ def run(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> tuple[l
         judged = [one for one in runs if isinstance(one.benchmark, JudgedBenchmark)]
         results: list[Result] = []
         whole = True
-        with workers_if_needed(evaluated.spec, devices, runs) as workers:
+        needed = any(one.job.left for one in runs)  # processes are started for nothing less
+        with workers_of(evaluated.spec, devices) if needed else nullcontext() as workers:
             for one in runs:
-                if one.job.left:
+                if workers is not None and one.job.left:
                     one.job.answer(workers, options.batch_size)
                 if one not in judged:
                     whole &= _score(one, root, None, results)
         for one in judged:
             whole &= _score(one, root, judge, results)
     return results, whole
-
-
-@contextmanager
-def workers_if_needed(spec: ModelSpec, devices: Sequence[str], runs: Sequence[BenchmarkRun]) -> Iterator[Any]:
-    """The workers while there is something to answer; processes are started for nothing less."""
-    if not any(one.job.left for one in runs):
-        yield None
-        return
-    with workers_of(spec, devices) as workers:
-        yield workers
 
 
 def _score(one: BenchmarkRun, root: Path, judge: Any, results: list[Result]) -> bool:

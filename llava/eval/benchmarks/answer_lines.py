@@ -80,13 +80,12 @@ def check_answer(line: Mapping[str, Any], place: str) -> None:
     Raises:
         ValueError: if one holds something else.
     """
-    for name, kinds in (("question_id", (str, int, float)), ("prompt", (str,)), ("text", (str, int, float))):
+    text_or_number = str | int | float
+    kinds = {"question_id": text_or_number, "prompt": str, "text": text_or_number, "answer_id": text_or_number | None}
+    for name, kind in kinds.items():
         value = line.get(name, "")
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, kind):
             raise ValueError(f"{place} has the {name} {as_json(value)}; it must be text. Remove the line or the file.")
-    if not isinstance(line.get("answer_id"), str | int | float | None):
-        said = as_json(line["answer_id"])
-        raise ValueError(f"{place} has the answer_id {said}; it must be text. Remove the line or the file.")
     metadata = line.get("metadata")
     if metadata is not None:
         need({"metadata": metadata}, "metadata", dict, place)
