@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,7 @@ from llava.serve.embeddings import (
 
 IMAGE_FORM = FORMS[0]
 INDEX, REQUESTS, TEMPLATE = "embeddings.jsonl", "requests.jsonl", "chat_template.jinja"
-Medium = TypeVar("Medium", Image.Image, Frames, Image.Image | Frames)
+Medium = TypeVar("Medium", Image.Image, Frames)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,20 +115,14 @@ class _Writer:
         if options.form == IMAGE_FORM:
             yield from self._images()
             return
-        readers: dict[Callable[[str], Image.Image | Frames], list[str]] = {
-            self._picture: options.image_file,
-            self._video: options.video_file,
-        }
-        for read, places in readers.items():
-            for place in places:
-                medium = self._read(read, place)
-                if medium is None:
-                    continue
-                made = prompt_embedding(self.engine, Prompt(options.question, (medium,)), self.budget)
-                request = prompt_request(
-                    options.form, self.name, made.values, options.max_new_tokens, options.temperature
-                )
-                yield place, made.values, made.visual, request
+        pictures = ((place, self._read(self._picture, place)) for place in options.image_file)
+        films = ((place, self._read(self._video, place)) for place in options.video_file)
+        for place, medium in chain(pictures, films):
+            if medium is None:
+                continue
+            made = prompt_embedding(self.engine, Prompt(options.question, (medium,)), self.budget)
+            request = prompt_request(options.form, self.name, made.values, options.max_new_tokens, options.temperature)
+            yield place, made.values, made.visual, request
 
     def _images(self) -> Iterator[tuple[str, torch.Tensor, int, dict[str, Any] | None]]:
         question, places, size = self.options.question, self.options.image_file, self.options.batch_size

@@ -19,12 +19,18 @@ class Measures:
         waiting: rows that wait for the model.
         answering: rows that it answers.
         alive: whether it can answer.
+
+    Attributes:
+        left: counts requests whose client left.
+        queued: takes the seconds that an answer waited.
+        first_piece: takes the seconds from a request to its first text.
+        batch: takes the rows of a batch when it begins.
     """
 
     def __init__(self, waiting: Callable[[], int], answering: Callable[[], int], alive: Callable[[], bool]) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter("llava_requests", "Requests, by their HTTP status.", ["status"], registry=registry)
-        self._left = Counter("llava_requests_left", "Requests whose client left.", registry=registry)
+        self.left = Counter("llava_requests_left", "Requests whose client left.", registry=registry)
         self._tokens = Counter(
             "llava_tokens",
             "Tokens, of prompts (visual ones as they enter the language model) and of answers.",
@@ -40,13 +46,13 @@ class Measures:
         self._seconds = Histogram(
             "llava_request_seconds", "Time from a request to its last token.", buckets=_SECONDS, registry=registry
         )
-        self._queued = Histogram(
+        self.queued = Histogram(
             "llava_queue_seconds", "Time that an answer waits for the model.", buckets=_SECONDS, registry=registry
         )
-        self._first = Histogram(
+        self.first_piece = Histogram(
             "llava_first_piece_seconds", "Time from a request to its first text.", buckets=_SECONDS, registry=registry
         )
-        self._batch = Histogram(
+        self.batch = Histogram(
             "llava_batch_rows", "Answers generated together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         gauges = (
@@ -62,22 +68,6 @@ class Measures:
         self._requests.labels(str(status)).inc()
         if status == 200:
             self._seconds.observe(seconds)
-
-    def left(self) -> None:
-        """A client left."""
-        self._left.inc()
-
-    def queued(self, seconds: float) -> None:
-        """An answer has waited."""
-        self._queued.observe(seconds)
-
-    def first_piece(self, seconds: float) -> None:
-        """The first text of a request was there."""
-        self._first.observe(seconds)
-
-    def batch(self, rows: int) -> None:
-        """A batch begins."""
-        self._batch.observe(rows)
 
     def prompt(self, answer: RowAnswer) -> None:
         """A prompt was answered, once for all its answers."""

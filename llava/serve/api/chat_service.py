@@ -73,7 +73,7 @@ class ChatService:
         self._coming = 0  # requests that are being read and prepared
         self._rows = WaitingRows(limits, lambda: self._coming)
         self.measures = Measures(lambda: len(self._rows), lambda: len(self.model.answering), lambda: not self.fault)
-        self.model = ModelThread(engine, self._rows, self.measures.batch, self._note_pace)
+        self.model = ModelThread(engine, self._rows, self.measures.batch.observe, self._note_pace)
         self._pool = ThreadPoolExecutor(_PREPARERS, "prepare")
         self._places = limits.batch_size + limits.waiting
         self._taken = 0
@@ -145,7 +145,7 @@ class ChatService:
                 first = await self._unless_left(request, exchange.next())
             except _ClientLeftError:
                 return self._client_left()
-            self.measures.first_piece(time.monotonic() - began)
+            self.measures.first_piece.observe(time.monotonic() - began)
             held.callback(self._note_end, exchange)
             return _EventStream(self._pieces(exchange, reply, first), held.pop_all(), ends + _LAST_WRITE_SECONDS)
 
@@ -254,13 +254,13 @@ class ChatService:
                 task.cancel()
 
     def _client_left(self) -> Response:
-        self.measures.left()
+        self.measures.left.inc()
         return Response(status_code=_LEFT)
 
     def _note_end(self, exchange: Exchange) -> None:
         """A stream has ended."""
         if not (exchange.is_over or exchange.has_failed):
-            self.measures.left()
+            self.measures.left.inc()
 
     async def _pieces(self, exchange: Exchange, reply: ReplyForm, first: RowEvent) -> AsyncIterator[str]:
         """The events of a stream."""

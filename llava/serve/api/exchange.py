@@ -135,7 +135,7 @@ class _Sink:
         self._since = time.monotonic()
 
     def began(self) -> None:
-        self._measures.queued(time.monotonic() - self._since)
+        self._measures.queued.observe(time.monotonic() - self._since)
 
     def shown(self, piece: str) -> None:
         self._exchange.put(RowEvent(self._index, piece))

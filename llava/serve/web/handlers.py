@@ -33,6 +33,9 @@ REFRESH = 0.08
 """Seconds between two updates of an answer that is being given."""
 MOST_TIMING = 1.5
 """Seconds after which prefills are not timed once more; slower ones are told as they were in the answer."""
+ANSWERED = ("chat_0", "chat_1", "status", "question", "pictures", "comparison", "view_0", "view_1")
+"""What a question changes: the conversations of both sides, what went wrong, the question, the pictures that wait, the
+comparison, and the views of patches of both sides."""
 _EXPECTED = (ValueError, OSError, RuntimeError, MemoryError)
 
 
@@ -102,8 +105,7 @@ class Handlers:
         """A question was asked.
 
         Yields:
-            the two conversations, what went wrong, the question, the pictures that wait, the comparison, and the two
-            views of patches; None for what stays as it is.
+            the values of `ANSWERED`; None for what stays as it is.
         """
         visitor.stopping = False
         count = 2 if compare else 1
@@ -113,7 +115,7 @@ class Handlers:
                 raise ValueError(f"The question has more than {LONGEST_QUESTION:,} characters; ask in fewer.")
             configs = [self.budgets.chosen(names[number], sliders[number]) for number in range(count)]
         except ValueError as error:
-            yield (None, None, wrong(error), None, None, None, None, None)
+            yield _changed(status=wrong(error))
             return
         note = ""
         if visitor.align(count):
@@ -123,7 +125,7 @@ class Handlers:
             view = None
             try:
                 for chat in self._answer(visitor, side, question, shown, config):
-                    yield (*_beside(conversation_html(chat), number), note, None, None, None, None, None)
+                    yield _changed(status=note, **{f"chat_{number}": conversation_html(chat)})
                 if side.measured is not None:
                     view = patch_view_html(FollowedPrompt.behind(side.chat), names[number])
             except _EXPECTED as error:
@@ -131,26 +133,20 @@ class Handlers:
             if visitor.sides is not held:  # a new conversation was begun meanwhile
                 return
             compared = comparison_html(names[:count], [one.measured for one in held[:count]])
-            yield (
-                *_beside(conversation_html(side.messages), number),
-                note,
-                None,
-                None,
-                compared,
-                *_beside(view, number),
-            )
+            answered = {f"chat_{number}": conversation_html(side.messages), f"view_{number}": view}
+            yield _changed(status=note, comparison=compared, **answered)
             if visitor.stopping:
                 break
         if any(side.messages for side in held[:count]):
             # What was added meanwhile waits for the next question.
             visitor.pending = [one for one in visitor.pending if all(one is not seen for seen in shown)]
-            yield (None, None, note, "", waiting_html(visitor.pending), None, None, None)
-        answered = [side for side in held[:count] if side.measured is not None]
-        quick = sum(side.measured.prefill_seconds for side in answered if side.measured) < MOST_TIMING
-        if len(answered) == count and quick and not visitor.stopping:
-            _time_again(answered)
-            compared = comparison_html(names[:count], [side.measured for side in answered])
-            yield (None, None, note, None, None, compared, None, None)
+            yield _changed(status=note, question="", pictures=waiting_html(visitor.pending))
+        measured = [side for side in held[:count] if side.measured is not None]
+        quick = sum(side.measured.prefill_seconds for side in measured if side.measured) < MOST_TIMING
+        if len(measured) == count and quick and not visitor.stopping:
+            _time_again(measured)
+            compared = comparison_html(names[:count], [side.measured for side in measured])
+            yield _changed(status=note, comparison=compared)
 
     def _answer(
         self, visitor: Visitor, side: Side, question: str, shown: Sequence[Shown], config: CompressionConfig
@@ -177,7 +173,17 @@ class Handlers:
         """A new conversation: everything as `ask` gives it, empty."""
         visitor.forget()
         empty, view = conversation_html(()), patch_view_html(None, "")
-        return empty, empty, "", "", waiting_html(()), comparison_html((), ()), view, view
+        compared = comparison_html((), ())
+        return _changed(
+            chat_0=empty,
+            chat_1=empty,
+            status="",
+            question="",
+            pictures=waiting_html(()),
+            comparison=compared,
+            view_0=view,
+            view_1=view,
+        )
 
 
 def _time_again(sides: Sequence[Side]) -> None:
@@ -201,6 +207,6 @@ def fits(sentence: str) -> str:
     return f'<p class="dv-fits" role="status">{escape(sentence)}</p>'
 
 
-def _beside(one: Any, number: int) -> tuple[Any, Any]:
-    """What belongs to a side in its place; the other stays as it is."""
-    return (one, None) if number == 0 else (None, one)
+def _changed(**values: Any) -> tuple[Any, ...]:
+    """Values in the order of `ANSWERED`; None, which leaves a component as it is, for those that are not given."""
+    return tuple(values.get(name) for name in ANSWERED)

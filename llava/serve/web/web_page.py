@@ -70,13 +70,15 @@ class WebPage:
 
     def launch_options(self) -> dict[str, Any]:
         """Options of `launch`: nothing is shared, served or fetched that the page does not need."""
+        from starlette.middleware import Middleware
+
         fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
         themes = self._gr.themes
         return {
             "theme": themes.Default(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]),
             "css": page_text("page.css") + _backgrounds(self.handlers.examples),
             "js": page_text("page.js"),
-            "app_kwargs": {"middleware": [_middleware()]},
+            "app_kwargs": {"middleware": [Middleware(ServesNoFiles)]},
             "max_file_size": MOST_UPLOAD_BYTES,
             "footer_links": [],
             "share": False,
@@ -237,12 +239,6 @@ def _ask(
 def page_text(name: str) -> str:
     """A file that lies beside this module."""
     return resources.files("llava.serve.web").joinpath(name).read_text("utf-8")
-
-
-def _middleware() -> Any:
-    from starlette.middleware import Middleware
-
-    return Middleware(ServesNoFiles)
 
 
 def _backgrounds(examples: Sequence[ExampleQuestion]) -> str:
