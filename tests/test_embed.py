@@ -221,6 +221,8 @@ def test_a_file_that_is_given_as_an_image_and_as_a_video_is_embedded_as_both(
     [
         ([], "nothing to embed"),
         (["--image-file", "{image}", "--question", " "], "--question is blank"),
+        (["--image-file", "{image}", "--question", "<image> or <image>?"], "write it once, or not at all"),
+        (["--image-file", "{image}", "--question", "Say \\<image>."], "write it once, or not at all"),
         (["--video-file", "{clip}"], "goes with whole prompts"),
         (["--image-file", "{image}", "--form", "input_embeds"], "--question"),
         (["--image-file", "{image}", "--compression", "no-such-budget"], "no-such-budget"),

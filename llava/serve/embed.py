@@ -26,8 +26,9 @@ from llava.common.number_flags import count, not_negative
 from llava.common.outside_files import in_words
 from llava.common.path_flags import FOLDER_TO_WRITE
 from llava.common.program import as_program
-from llava.common.shown import say
+from llava.common.shown import say, shown
 from llava.compression.config import CompressionConfig
+from llava.constants import DEFAULT_IMAGE_TOKEN, WRITTEN_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.data.frames import Frames
 from llava.inference.batches import Prompt
@@ -129,9 +130,9 @@ class _Writer:
         more = {"max_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
         for start in range(0, len(places), size):
             read = [(place, self._read(self._picture, place)) for place in places[start : start + size]]
-            shown = [(place, picture) for place, picture in read if picture is not None]
-            made = image_embeddings(self.engine, [picture for _, picture in shown], self.budget) if shown else []
-            for (place, _), image in zip(shown, made, strict=True):
+            there = [(place, picture) for place, picture in read if picture is not None]
+            made = image_embeddings(self.engine, [picture for _, picture in there], self.budget) if there else []
+            for (place, _), image in zip(there, made, strict=True):
                 request = chat_request(self.name, question, [image], more) if question else None
                 yield place, image, len(image), request
 
@@ -185,6 +186,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--form {options.form} embeds a whole prompt; give its question (--question).")
     if options.question:
         check_question(options.question, "--question")
+        marks, is_word = options.question.count(DEFAULT_IMAGE_TOKEN), WRITTEN_IMAGE_TOKEN in options.question
+        if options.form == IMAGE_FORM and (marks > 1 or is_word):
+            raise ValueError(
+                f"--question is {shown(options.question)}; vLLM takes each {DEFAULT_IMAGE_TOKEN} for the place of an "
+                "image, and a request has one: write it once, or not at all."
+            )
     if options.compression is not None:
         CompressionConfig.resolve(options.compression)
     for place in options.video_file:
