@@ -329,3 +329,13 @@ def test_projector_file_round_trip_and_what_does_not_fit(tmp_path):
         load_projector(tiny_llava(width=64, heads=8).model.mm_projector, str(path))
     with pytest.raises(ValueError, match="There is no weight file"):
         load_projector(model.model.mm_projector, str(tmp_path / "nothing.bin"))
+    name = "model.mm_projector.2.bias"
+    for broken, words in (
+        ({name: weights[name].index_fill(0, torch.tensor([1]), torch.nan)}, f"'{name}' in .* holds NaN, infinity or"),
+        ({name: weights[name].long()}, f"'{name}' in .* holds NaN, infinity or whole numbers, which no training"),
+        ({f"base_model.{name}": weights[name] * 0}, rf"holds the projector twice \(.*base_model.{name}\); keep one"),
+    ):
+        torch.save(weights | broken, path)
+        with pytest.raises(ValueError, match=words):
+            load_projector(model.model.mm_projector, str(path))
+    assert torch.equal(model.model.mm_projector[2].bias, weights[name]), "nothing of it was taken"

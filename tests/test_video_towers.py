@@ -293,6 +293,15 @@ def test_frames_of_different_sizes_are_refused() -> None:
         LanguageBindVideoProcessor(2).pixels([noise(30, 20), noise(31, 20)])
 
 
+def test_what_is_no_picture_is_named() -> None:
+    picture = Image.new("RGB", (40, 30))
+    for given in ("cat.png", np.zeros((30, 40, 3), np.uint8), torch.zeros(3, 28, 28)):
+        with pytest.raises(ValueError, match=f"is a {type(given).__name__}; give PIL images"):
+            LanguageBindImageProcessor(28).preprocess([picture, given])
+        with pytest.raises(ValueError, match=f"is a {type(given).__name__}; give PIL images"):
+            LanguageBindVideoProcessor(2, side=28).preprocess([picture, given])
+
+
 def test_frames_are_taken_from_the_first_to_the_last() -> None:
     for total in (1, 5, 8, 77, 1000):
         for count in (1, 4, 8):

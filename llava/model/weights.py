@@ -26,6 +26,7 @@ from llava.common.json_files import need, read_object
 from llava.common.outside_files import DAMAGED, in_words
 from llava.common.shown import shown
 from llava.model.collectives import gathered, whole_shape
+from llava.model.finite import not_finite
 from llava.model.parts import NEWLINE, paths_of, projector_weights
 
 logger = logging.getLogger(__name__)
@@ -251,10 +252,13 @@ def load_projector(projector: nn.Module, path: str | Path, newline: nn.Parameter
         newline: `image_newline` of the model, which the file may hold too; LLaVA's own programs leave it out.
 
     Raises:
-        ValueError: if a weight is missing, unknown or of another shape; names it.
+        ValueError: if a weight is missing, unknown, of another shape, there twice or no finite number; names it.
     """
-    held = read_state_dict(path)
-    weights = {name[name.index("mm_projector.") :]: held[name] for name in held if "mm_projector." in name}
+    held = _trained_weights(path)
+    named = [name for name in held if "mm_projector." in name]
+    weights = {name[name.index("mm_projector.") :]: held[name] for name in named}
+    if len(weights) < len(named):
+        raise ValueError(f"{str(path)!r} holds the projector twice ({', '.join(named)}); keep one of them.")
     own = nn.ModuleDict({"mm_projector": projector})
     needed = [name for name, _ in own.named_parameters()]
     if newline is not None:
@@ -279,7 +283,7 @@ def load_projectors(model: Any, path: str | Path) -> None:
         path: `mm_projector.bin` or a safetensors file, with LLaVA's names or those of the model.
 
     Raises:
-        ValueError: if a weight is missing, unknown or of another shape; names it.
+        ValueError: if a weight is missing, unknown, of another shape or no finite number; names it.
     """
     projectors = model.projectors()
     if paths_of(model, projectors)[0].endswith("mm_projector"):
@@ -287,8 +291,20 @@ def load_projectors(model: Any, path: str | Path) -> None:
         return
     needed = projector_weights(model)
     advice = "the file was trained with another model"
-    write_weights(model, read_state_dict(path), path, needed, "the model", advice)
+    write_weights(model, _trained_weights(path), path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(needed))
+
+
+def _trained_weights(path: str | Path) -> dict[str, Tensor]:
+    """`read_state_dict` of what training has left; ValueError for NaN, infinity and whole numbers."""
+    held = read_state_dict(path)
+    broken = not_finite(held.items()) + [name for name in held if not held[name].is_floating_point()]
+    if broken:
+        raise ValueError(
+            f"{broken[0]!r} in {str(path)!r} holds NaN, infinity or whole numbers{_more(broken)}, which no training "
+            "goes on from; give an earlier checkpoint's file, or pretrain anew."
+        )
+    return held
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:

@@ -87,7 +87,8 @@ class LanguageBindImageProcessor(_Pixels):
         self.antialias = antialias
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """float32 [3, side, side] of an image in RGB."""
+        """float32 [3, side, side] of an image in RGB; ValueError for anything but a PIL image."""
+        _require_pictures([picture])
         size = scaled_size(picture.height, picture.width, self.side)
         options: dict[str, Any] = {"mode": "bicubic", "align_corners": False, "antialias": self.antialias}
         planes = [functional.interpolate(plane[None, None], size, **options)[0, 0] for plane in _planes(picture)]
@@ -137,8 +138,9 @@ class LanguageBindVideoProcessor(_Pixels):
             mirrored: whether left and right change places; None draws lots, by `flip`.
 
         Raises:
-            ValueError: if there is no frame, or they differ in size.
+            ValueError: if there is no frame, one is no PIL image, or they differ in size.
         """
+        _require_pictures(frames)
         sizes = {frame.size for frame in frames}
         if len(sizes) != 1:
             raise ValueError(f"The frames of a video must be of one size; here they are {sorted(sizes) or 'none'}.")
@@ -164,6 +166,13 @@ class LanguageBindVideoProcessor(_Pixels):
         return BatchFeature({"pixel_values": torch.stack(clips)})
 
     __call__ = preprocess
+
+
+def _require_pictures(pictures: Sequence[Any]) -> None:
+    """Raise ValueError for what is no picture: a path, an array, pixels that were made already."""
+    for picture in pictures:
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"An image or frame is a {type(picture).__name__}; give PIL images, as Image.open does.")
 
 
 def _planes(picture: Image.Image) -> Iterator[Tensor]:
