@@ -108,6 +108,10 @@ def test_eval_pope_prints_llavas_lines(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert "0.667, 0.500, 0.500, 1.000, 1.000" in lines and "0.000, 0.500, 0.000, 0.000, 0.000" in lines
     assert float(lines[-1].removeprefix("Average F1: ")) == pytest.approx(5 / 9)
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text(results.read_text() + '{"question_id": 9999, "prompt": "?", "text": "Yes"}\n')
+    assert eval_pope.main([*flags, "--result-file", str(strange)]) == 2, "answers to another version of the questions"
+    assert "lacks 1 of 13 questions that were answered, such as 9999" in capsys.readouterr().err
     empty = write_answers(tmp_path / "empty.jsonl", [])
     assert eval_pope.main([*flags, "--result-file", str(empty)]) == 2
     assert "answers no question" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from statistics import mean
 
 from llava.common.path_flags import FILE_TO_READ, FOLDER_TO_READ
 from llava.common.program import as_program
+from llava.common.shown import shown
 from llava.eval.benchmarks.answer_lines import answers_by_id
 from llava.eval.benchmarks.pope import POPE, pope_splits, read_pope_questions, split_names
 from llava.eval.runner.exit_status import exit_status
@@ -69,6 +70,12 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{options.result_file} answers no question of {options.question_file} in the splits {', '.join(present)}; "
             "give the answers to these questions."
+        )
+    unknown = list(given.keys() - {str(question.question_id) for question in questions})
+    if unknown:
+        raise ValueError(
+            f"{options.question_file} lacks {len(unknown)} of {len(given)} questions that were answered, such as "
+            f"{shown(unknown[0])[1:-1]}; give the file of the questions that were asked."
         )
     counts = pope_splits(options.annotation_dir, answers)
     for split, confusion in counts.items():
