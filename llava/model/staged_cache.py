@@ -55,9 +55,7 @@ class StagedCache(DynamicCache):
         self._expected: Tensor | None = None
         self._place: Tensor | None = None
         self._new = 0  # columns behind the prompt
-        self._text_end: Tensor | None = (
-            None  # int64 scalar, columns at the end of the prompt that are text in every row
-        )
+        self._text_end: Tensor | None = None  # int64 scalar, columns that end the prompt and are text in every row
 
     @property
     def rows(self) -> int:
@@ -163,8 +161,8 @@ class StagedCache(DynamicCache):
         """Forget the newest `-tokens_to_remove` tokens (a negative number, as in transformers).
 
         Raises:
-            ValueError: if more are to go than stand behind the visual tokens, of which layers hold different numbers,
-                and behind the padding of rows that are padded on the right.
+            ValueError: if more are to go than stand behind visual tokens and padding. Layers may hold different numbers
+                of these, and Qwen's positions do not count visual tokens one by one.
         """
         self._require_alike(-tokens_to_remove)
         super().crop(tokens_to_remove)
@@ -189,9 +187,8 @@ class StagedCache(DynamicCache):
         most = self._new + (0 if self._text_end is None else int(self._text_end))
         if count > most:
             raise ValueError(
-                f"The newest {count} tokens of the cache cannot be forgotten, but {most}: visual tokens and padding "
-                "stand before these, of which layers hold different numbers. Give the whole conversation without "
-                "past_key_values."
+                f"The newest {count} tokens of the cache cannot be forgotten, but {most}: what stands before these is "
+                "visual or padding, or nothing. Give the whole conversation without past_key_values."
             )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
