@@ -254,7 +254,7 @@ def load_projector(projector: nn.Module, path: str | Path, newline: nn.Parameter
     Raises:
         ValueError: if a weight is missing, unknown, of another shape, there twice or no finite number; names it.
     """
-    held = _trained_weights(path)
+    held = read_state_dict(path)
     named = [name for name in held if "mm_projector." in name]
     weights = {name[name.index("mm_projector.") :]: held[name] for name in named}
     if len(weights) < len(named):
@@ -268,6 +268,7 @@ def load_projector(projector: nn.Module, path: str | Path, newline: nn.Parameter
             weights[NEWLINE] = held[name]
         else:
             logger.warning("%s holds no %s: it starts with random numbers.", path, NEWLINE)
+    _require_trained({name: held[name] for name in named}, path)
     if len(weights) < len(held):
         logger.warning("%s holds %d weights beside the projector's; they are not used.", path, len(held) - len(weights))
     advice = "the file belongs to another tower, language model or --mm_projector_type"
@@ -291,20 +292,20 @@ def load_projectors(model: Any, path: str | Path) -> None:
         return
     needed = projector_weights(model)
     advice = "the file was trained with another model"
-    write_weights(model, _trained_weights(path), path, needed, "the model", advice)
+    held = read_state_dict(path)
+    _require_trained(held, path)
+    write_weights(model, held, path, needed, "the model", advice)
     logger.info("Read the projector from %s (%d weights).", path, len(needed))
 
 
-def _trained_weights(path: str | Path) -> dict[str, Tensor]:
-    """`read_state_dict` of what training has left; ValueError for NaN, infinity and whole numbers."""
-    held = read_state_dict(path)
-    broken = not_finite(held.items()) + [name for name in held if not held[name].is_floating_point()]
+def _require_trained(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ValueError for weights of a file that no training goes on from: NaN, infinity and whole numbers."""
+    broken = not_finite(weights.items()) + [name for name in weights if not weights[name].is_floating_point()]
     if broken:
         raise ValueError(
             f"{broken[0]!r} in {str(path)!r} holds NaN, infinity or whole numbers{_more(broken)}, which no training "
             "goes on from; give an earlier checkpoint's file, or pretrain anew."
         )
-    return held
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:
