@@ -49,9 +49,7 @@ class DecoderShape:
                 "do not divide; correct one of the two in its configuration, or give a head_dim."
             )
         experts, active = _experts_of(config)
-        of_expert = (
-            getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-        )  # Mixtral says the latter
+        of_expert = getattr(config, "moe_intermediate_size", None) or config.intermediate_size  # the latter in Mixtral
         return cls(
             layers=config.num_hidden_layers,
             width=config.hidden_size,
