@@ -121,10 +121,8 @@ def processor_of(config: Any, *folders: Path) -> tuple[Any, PreTrainedTokenizerB
     processor, tokenizer = _processor_in(folder, config)
     first = next(filter(has_tokenizer, folders), folder)
     if first != folder:
-        own, templates = (
-            read_tokenizer(first),
-            (None, tokenizer.chat_template, getattr(processor, "chat_template", None)),
-        )
+        own = read_tokenizer(first)
+        templates = (None, tokenizer.chat_template, getattr(processor, "chat_template", None))
         if own.get_vocab() != tokenizer.get_vocab() or own.chat_template not in templates:
             raise ValueError(
                 f"{str(first)!r} has a tokenizer without a processor, and the processor in {str(folder)!r} has one "
