@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from llava.data.micro_batches import StepCollator, cut_by_tokens
 from llava.data.step_sampler import StepSampler
+from llava.model import weights as weight_files
 from llava.train import building
 from llava.train.arguments import parse_arguments
 from llava.train.train import train
@@ -208,7 +209,8 @@ def test_a_loss_that_is_not_finite_names_the_samples_of_its_micro_batch(
     weights = torch.load(tmp_path / "pre/mm_projector.bin", weights_only=True)
     weights["model.mm_projector.2.bias"][0] = float("nan")
     torch.save(weights, tmp_path / "nan.bin")
-    monkeypatch.setattr(building, "require_finite_start", lambda *arguments: None)
+    for module, check in ((weight_files, "_require_trained"), (building, "require_finite_start")):
+        monkeypatch.setattr(module, check, lambda *arguments: None)
     changes = options(assets, max_tokens_per_device=64, pretrain_mm_mlp_adapter=tmp_path / "nan.bin")
     with pytest.raises(FloatingPointError, match=r"The loss is nan in step 1.*Samples of the batch: '\w+-\d+-\d+'\."):
         train(flags(assets, tmp_path / "out", "finetune", **changes, compression="none"))

@@ -26,16 +26,16 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     numbers (meta device) are left out; of a tensor that is spread over devices each rank looks at its own part.
 
     Args:
-        named: tensors with their names, on any devices.
+        named: tensors with their names, on any devices; several may have the same.
     """
-    finite = {}
+    finite = []
     for name, whole in named:
         held = whole.detach()
         tensor = held.to_local() if isinstance(held, DTensor) else held
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             comparable = tensor if tensor.element_size() > 1 else tensor.float()  # 8 bits have no minimum or maximum
-            finite[name] = torch.stack(torch.aminmax(comparable)).isfinite().all()
-    return [name for name, one in finite.items() if not one]  # read when all are under way: no wait for each
+            finite.append((name, torch.stack(torch.aminmax(comparable)).isfinite().all()))
+    return [name for name, one in finite if not one]  # read when all are under way: no wait for each
 
 
 def require_finite_model(model: nn.Module, name: str) -> None:
