@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib.util import find_spec
+from inspect import unwrap
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -135,8 +136,13 @@ def _known_modules(decoder: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
 
 def _calls_rotary(attention: nn.Module) -> bool:
     """Whether the forward of an attention module is its class's own, and calls the function that is exchanged."""
-    code = getattr(type(attention).forward, "__code__", None)
+    code = getattr(_undecorated(attention), "__code__", None)
     return code is not None and _ROTARY in code.co_names and "forward" not in vars(attention)
+
+
+def _undecorated(attention: nn.Module) -> Any:
+    """The forward of the class itself: transformers 5.24 puts one around it that translates an argument's old name."""
+    return unwrap(type(attention).forward)
 
 
 def _rotate_by(rotary: Callable[..., Any], attention: nn.Module) -> None:
@@ -146,7 +152,7 @@ def _rotate_by(rotary: Callable[..., Any], attention: nn.Module) -> None:
         rotary: takes and returns what `apply_rotary_pos_emb` does; may write over queries and keys.
         attention: module whose class's forward calls `apply_rotary_pos_emb`.
     """
-    own = type(attention).forward
+    own = _undecorated(attention)
     names = {**own.__globals__, _ROTARY: rotary}
     forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
     forward.__kwdefaults__ = own.__kwdefaults__
