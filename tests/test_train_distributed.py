@@ -236,11 +236,11 @@ def test_fault_4_killed_at_a_random_step_and_started_again(assets: Path, tmp_pat
 
 def test_fault_4_told_to_stop_a_run_saves_and_says_so(assets: Path, tmp_path: Path) -> None:
     """SIGTERM to the whole process group, data loading included, as a cluster does it."""
-    changes = options(assets, max_steps=60, save_strategy="steps", save_steps=5, dataloader_num_workers=1)
+    changes = options(assets, max_steps=60, save_strategy="steps", save_steps=20, dataloader_num_workers=1)
     train(flags(assets, tmp_path / "whole", "finetune", **changes))
     arguments, log = flags(assets, tmp_path / "out", "finetune", **changes), tmp_path / "log"
     process = start("python", arguments, log)
-    wait_for(tmp_path / "out/checkpoint-5", process, log)
+    wait_for(tmp_path / "out/checkpoint-20", process, log)
     os.killpg(process.pid, signal.SIGTERM)
     assert wait(process, log) == 75, tail(log)
     note = json.loads((tmp_path / "out/preempted.json").read_text())
